@@ -1,0 +1,1 @@
+"""The FLAIR benchmark: central, federated and private federated training."""

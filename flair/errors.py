@@ -1,0 +1,5 @@
+"""The one exception a user's mistake ends in."""
+
+
+class FlairError(Exception):
+    """Something the user can mend: one line saying what was given, what was expected and what to do next."""

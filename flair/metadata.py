@@ -1,0 +1,242 @@
+"""`labels_and_metadata.json` and `label_relationship.txt`, read with every field checked."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flair.catalog import METADATA_FILE, PARTITIONS, SMALL_IMAGES_DIR, TAXONOMY_FILE
+from flair.errors import FlairError
+
+LABEL_SEPARATOR = "|"  # of the HDF5 label strings, so no label may contain it
+_FIELDS = ("user_id", "image_id", "labels", "fine_grained_labels", "partition")
+# Wider than Flickr's own forms, but never a path: no slash, no dot, no leading hyphen.
+_SAFE_ID = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9_@-]{0,127}")
+
+
+class Record(NamedTuple):
+    """One photo: its owner, its id, its labels (in file order) and its partition."""
+
+    user_id: str
+    image_id: str
+    labels: tuple[str, ...]
+    fine_grained_labels: tuple[str, ...]
+    partition: str
+
+
+class User(NamedTuple):
+    """One user with all of their photos, in file order; a user has exactly one partition."""
+
+    user_id: str
+    partition: str
+    records: tuple[Record, ...]
+
+
+def metadata_path(dataset_dir: str | Path) -> Path:
+    """Where `dataset_dir` keeps its metadata; a one-line error when it is no dataset directory."""
+    folder = Path(dataset_dir)
+    path = folder / METADATA_FILE
+    if not folder.is_dir():
+        raise FlairError(f"--dataset_dir={folder}: no such directory; make it with download_dataset.py")
+    if not path.is_file():
+        raise FlairError(
+            f"--dataset_dir={folder}: has no {METADATA_FILE}, so it is not a FLAIR dataset directory; "
+            "expected the folder that download_dataset.py wrote"
+        )
+    return path
+
+
+def photo_path(dataset_dir: str | Path, image_id: str) -> Path:
+    """Where `dataset_dir` keeps the small photo of `image_id`."""
+    return Path(dataset_dir) / SMALL_IMAGES_DIR / f"{image_id}.jpg"
+
+
+def load_records(dataset_dir: str | Path) -> list[Record]:
+    """Reads and checks every record of `dataset_dir/labels_and_metadata.json`, in file order.
+
+    Raises:
+      FlairError: the folder or file is missing, the file is no JSON list, a record lacks a field or has one of the
+        wrong type or form, an image id occurs twice, or a user occurs in two partitions.
+    """
+    path = metadata_path(dataset_dir)
+    records = [_parse_record(item, index, path) for index, item in enumerate(_read_json_list(path))]
+    _check_consistency(records, path)
+    return records
+
+
+def load_users(dataset_dir: str | Path) -> list[User]:
+    """Reads all users, in order of first appearance, each with their records in file order.
+
+    Raises:
+      FlairError: as `load_records`, or a partition has no photo.
+    """
+    users = group_by_user(load_records(dataset_dir))
+    present = {user.partition for user in users}
+    for partition in PARTITIONS:
+        if partition not in present:
+            raise FlairError(
+                f"{metadata_path(dataset_dir)}: partition {partition!r} is empty; "
+                f"expected photos in each of {', '.join(PARTITIONS)}"
+            )
+    return users
+
+
+def group_by_user(records: Iterable[Record]) -> list[User]:
+    """Groups records by user, in order of first appearance."""
+    grouped: dict[str, list[Record]] = {}
+    for record in records:
+        grouped.setdefault(record.user_id, []).append(record)
+    return [User(user_id, rows[0].partition, tuple(rows)) for user_id, rows in grouped.items()]
+
+
+def count_labels(records: Iterable[Record]) -> tuple[Counter[str], Counter[str]]:
+    """How many photos carry each coarse and each fine-grained label."""
+    coarse: Counter[str] = Counter()
+    fine: Counter[str] = Counter()
+    for record in records:
+        coarse.update(record.labels)
+        fine.update(record.fine_grained_labels)
+    return coarse, fine
+
+
+def label_index(labels: Iterable[str]) -> dict[str, int]:
+    """Label name -> column, names sorted: the order every record file and model of the toolkit uses.
+
+    >>> label_index(["plant", "art"])
+    {'art': 0, 'plant': 1}
+    """
+    return {name: index for index, name in enumerate(sorted(set(labels)))}
+
+
+def load_taxonomy(dataset_dir: str | Path) -> dict[str, frozenset[str]]:
+    """Reads `label_relationship.txt`: fine-grained label -> its coarse labels (a fine label may have several lines).
+
+    Raises:
+      FlairError: the file is missing or a line is not `fine -> coarse`.
+    """
+    path = Path(dataset_dir) / TAXONOMY_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FlairError(f"{path}: missing; download_dataset.py fetches it") from None
+    except UnicodeDecodeError as error:
+        raise FlairError(f"{path}: is not UTF-8 text (byte {error.start}); download it again") from None
+    taxonomy: dict[str, set[str]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fine, arrow, coarse = (part.strip() for part in line.partition("->"))
+        if not (fine and arrow and coarse):
+            raise FlairError(f"{path}, line {number}: expected 'fine -> coarse', found {line!r}; download it again")
+        taxonomy.setdefault(fine, set()).add(coarse)
+    return {fine: frozenset(coarse) for fine, coarse in taxonomy.items()}
+
+
+def record_to_json(record: Record) -> dict[str, Any]:
+    """The record in the official schema and key order."""
+    return {
+        "user_id": record.user_id,
+        "image_id": record.image_id,
+        "labels": list(record.labels),
+        "partition": record.partition,
+        "fine_grained_labels": list(record.fine_grained_labels),
+    }
+
+
+def check_id(value: str, what: str, where: str) -> str:
+    """Returns `value` if it is a harmless id (never a path), else raises a FlairError naming `what` and `where`."""
+    if not _SAFE_ID.fullmatch(value):
+        raise FlairError(
+            f"{where}: {what} {value!r} is not an id (letters, digits, '@', '_' and '-', at most 128); "
+            "refused, because ids become file names"
+        )
+    return value
+
+
+def _read_json_list(path: Path) -> list[Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except json.JSONDecodeError as error:
+        raise FlairError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}); the download may be incomplete, run it again"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise FlairError(f"{path}: is not UTF-8 text (byte {error.start}); download it again") from None
+    except RecursionError:
+        raise FlairError(f"{path}: nested too deeply to be FLAIR's metadata; download it again") from None
+    if not isinstance(content, list):
+        raise FlairError(f"{path}: expected a JSON list of records, found {type(content).__name__}")
+    if not content:
+        raise FlairError(f"{path}: the list of records is empty; expected one record a photo")
+    return content
+
+
+def _parse_record(item: Any, index: int, path: Path) -> Record:
+    if not isinstance(item, Mapping):
+        raise FlairError(f"{path}, record {index}: expected an object, found {type(item).__name__}")
+    for field in _FIELDS:
+        if field not in item:
+            raise FlairError(f"{_where(item, index, path)}: field {field!r} is missing")
+    for field in ("user_id", "image_id", "partition"):
+        if not isinstance(item[field], str):
+            raise FlairError(
+                f"{_where(item, index, path)}: field {field!r} must be a string, "
+                f"found {type(item[field]).__name__} {item[field]!r:.60}"
+            )
+    for field in ("user_id", "image_id"):
+        if not _SAFE_ID.fullmatch(item[field]):
+            check_id(item[field], field, f"{path}, record {index}")
+    if item["partition"] not in PARTITIONS:
+        raise FlairError(
+            f"{_where(item, index, path)}: field 'partition' must be one of {', '.join(PARTITIONS)}, "
+            f"found {item['partition']!r}"
+        )
+    intern = sys.intern
+    return Record(
+        intern(item["user_id"]),
+        item["image_id"],
+        _parse_labels(item, "labels", index, path),
+        _parse_labels(item, "fine_grained_labels", index, path),
+        intern(item["partition"]),
+    )
+
+
+def _parse_labels(item: Mapping[str, Any], field: str, index: int, path: Path) -> tuple[str, ...]:
+    labels = item[field]
+    if not isinstance(labels, list) or not labels:
+        raise FlairError(f"{_where(item, index, path)}: field {field!r} must be a non-empty list, found {labels!r:.60}")
+    for label in labels:
+        if not isinstance(label, str) or not label or LABEL_SEPARATOR in label or "\0" in label:
+            raise FlairError(
+                f"{_where(item, index, path)}: field {field!r} must hold label names without "
+                f"{LABEL_SEPARATOR!r}, found {label!r:.60}"
+            )
+    return tuple(map(sys.intern, dict.fromkeys(labels)))
+
+
+def _where(item: Mapping[str, Any], index: int, path: Path) -> str:
+    image_id = item.get("image_id")
+    return f"{path}, record {index}" + (f" (image {image_id})" if isinstance(image_id, str) else "")
+
+
+def _check_consistency(records: Sequence[Record], path: Path) -> None:
+    first_index: dict[str, int] = {}
+    partition_of: dict[str, str] = {}
+    for index, record in enumerate(records):
+        if first_index.setdefault(record.image_id, index) != index:
+            raise FlairError(
+                f"{path}, record {index}: image_id {record.image_id!r} was already used by record "
+                f"{first_index[record.image_id]}; every photo must occur once"
+            )
+        if partition_of.setdefault(record.user_id, record.partition) != record.partition:
+            raise FlairError(
+                f"{path}, record {index} (image {record.image_id}): user {record.user_id!r} is in partition "
+                f"{record.partition!r} here and in {partition_of[record.user_id]!r} before; "
+                "every user must be in one partition"
+            )
