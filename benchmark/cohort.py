@@ -1,0 +1,47 @@
+"""Which clients take part in a round: a function of (seed, round) alone, so that a resumed run equals an unbroken one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmark.seeds import derive_generator
+
+UNIFORM = "uniform"
+POISSON = "poisson"
+SAMPLINGS = (UNIFORM, POISSON)
+
+
+def sample_cohort(
+    client_ids: Sequence[str], *, seed: int, round_number: int, clients_per_round: int, sampling: str = UNIFORM
+) -> list[str]:
+    """The clients of one round.
+
+    Args:
+      client_ids: all clients, in an order that does not change between runs.
+      seed: of the run.
+      round_number: counted from 0.
+      clients_per_round: the size of the cohort (`uniform`) or its expectation (`poisson`).
+      sampling: `uniform` draws exactly `clients_per_round` clients without replacement; `poisson` includes every
+        client independently with probability clients_per_round / len(client_ids), which is what privacy accountants
+        assume (Mironov, Talwar, Zhang 2019, https://arxiv.org/abs/1908.10530), so a cohort may even be empty.
+
+    Returns:
+      Distinct client ids in training order.
+
+    >>> users = [f"user{i}" for i in range(1000)]
+    >>> sample_cohort(users, seed=0, round_number=3, clients_per_round=4)
+    ['user124', 'user928', 'user735', 'user217']
+    >>> len(sample_cohort(users, seed=0, round_number=3, clients_per_round=4, sampling="poisson"))
+    2
+    """
+    if not 1 <= clients_per_round <= len(client_ids):
+        raise ValueError(f"clients_per_round={clients_per_round} must be between 1 and {len(client_ids)} clients")
+    generator = derive_generator(seed, "cohort", sampling, round_number)
+    if sampling == UNIFORM:
+        chosen = generator.choice(len(client_ids), size=clients_per_round, replace=False)
+    elif sampling == POISSON:
+        chosen = (generator.random(len(client_ids)) < clients_per_round / len(client_ids)).nonzero()[0]
+        generator.shuffle(chosen)
+    else:
+        raise ValueError(f"sampling={sampling!r} must be one of {', '.join(SAMPLINGS)}")
+    return [client_ids[index] for index in chosen]
