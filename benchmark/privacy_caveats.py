@@ -1,0 +1,203 @@
+"""What a privacy statement does not cover: every caveat has a severity, a name and a text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from benchmark.privacy import Mechanism, PrivacyPlan, Sampling, clip_collapses
+
+WEAK_EPSILON = 10.0
+
+
+class Caveat(NamedTuple):
+    """One limit of the statement; severity "critical" (no such guarantee), "high", "medium" or "note"."""
+
+    severity: str
+    name: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What happened in a run, as far as its privacy goes."""
+
+    rounds_completed: int
+    clip_norms: Sequence[float]
+    """The L2 clip norm in force in each completed round, in order."""
+    target_unclipped_quantile: float | None = None
+    """None: the clip norm is fixed."""
+    clipped_count_stddev: float | None = None
+    """Standard deviation of the noise on the count of unclipped clients, in clients of the run; None: fixed clip."""
+    artificial_users: bool = False
+    """Users drawn across the split (--iid): the unit is then no person."""
+    restored_model: bool = False
+    """Training started from other weights (--restore_model_path)."""
+    seeded_noise: bool = True
+    """Noise and cohorts follow from --seed."""
+
+
+def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
+    """The limits of what `plan` promises about `run`, the gravest first."""
+    found = [*_about_accounting(plan, run), *_about_noise(plan, run), *_about_release(run)]
+    order = ("critical", "high", "medium", "note")
+    return sorted(found, key=lambda caveat: order.index(caveat.severity))
+
+
+def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
+    found = []
+    rounds = run.rounds_completed
+    if plan.simulated_cohort is not None:
+        found.append(
+            Caveat(
+                "critical",
+                "simulated cohort",
+                f"The epsilon stated is that of a run with {plan.simulated_cohort:,} clients a round; the run itself "
+                f"does NOT have this epsilon. It trained {plan.cohort:,} clients a round with noise multiplier "
+                f"{plan.run_noise_multiplier:.4g}: its own epsilon is {plan.own_epsilon_at(rounds):.4g}.",
+            )
+        )
+    if run.artificial_users:
+        found.append(
+            Caveat(
+                "critical",
+                "artificial users",
+                "Clients were drawn across the split (--iid): the photos of one person lie in many clients, so that "
+                "the epsilon protects an artificial client, not a person.",
+            )
+        )
+    if plan.sampling is Sampling.UNIFORM:
+        found.append(
+            Caveat(
+                "high",
+                "fixed-size sampling",
+                f"Each cohort was exactly {plan.cohort:,} users drawn without replacement, but the epsilon assumes "
+                "Poisson sampling; the two can differ widely (https://arxiv.org/abs/2405.20769). What is proved for "
+                f"this sampling is epsilon {plan.replace_one_epsilon_at(rounds):.4g} when one user is replaced by "
+                "another (RDP). "
+                "Use --client_sampling=poisson for the stated epsilon.",
+            )
+        )
+    if plan.sampling is Sampling.FIXED:
+        found.append(
+            Caveat(
+                "note",
+                "fixed cohort",
+                f"The same {plan.cohort:,} users trained every round: no amplification by sampling is claimed for "
+                "them, and the other users are not used.",
+            )
+        )
+    if plan.mechanism is Mechanism.TREE:
+        found.append(
+            Caveat(
+                "note",
+                "tree aggregation",
+                f"The epsilon holds because no user takes part twice within {plan.separation:,} rounds, which the "
+                "run's schedule ensures; adjacency is zeroing out one user's contributions.",
+            )
+        )
+    if plan.delta >= 1 / plan.num_users:
+        found.append(
+            Caveat(
+                "high",
+                "large delta",
+                f"delta {plan.delta:.3g} is not below 1/users = {1 / plan.num_users:.3g}: publishing one user's data "
+                "outright would satisfy it.",
+            )
+        )
+    if plan.epsilon_at(rounds) > WEAK_EPSILON:
+        found.append(
+            Caveat(
+                "high",
+                "weak guarantee",
+                f"An epsilon above {WEAK_EPSILON:g} promises little: use more noise, fewer rounds or more users.",
+            )
+        )
+    if plan.published_noise:
+        found.append(
+            Caveat(
+                "note",
+                "published noise",
+                f"The noise is ml-flair's for epsilon {plan.target_epsilon:g} (--published_noise), which counts "
+                "rounds * users / cohort releases where there are rounds: far more noise than that epsilon needs. The "
+                "epsilon stated here is what this noise really gives.",
+            )
+        )
+    return found
+
+
+def _about_noise(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
+    found = []
+    if run.seeded_noise:
+        found.append(
+            Caveat(
+                "high",
+                "seed",
+                "Noise and cohorts follow from the seed: whoever knows it, or has a checkpoint, can take the noise "
+                "away. The guarantee holds only while the seed is secret and hard to guess.",
+            )
+        )
+    if run.target_unclipped_quantile is not None and run.clipped_count_stddev is not None:
+        stddev, quantile = run.clipped_count_stddev, run.target_unclipped_quantile
+        if clip_collapses(plan.cohort, stddev, quantile):
+            found.append(
+                Caveat(
+                    "note",
+                    "collapsing clip",
+                    f"With {plan.cohort:,} clients the noise on the unclipped count ({stddev:.3g} clients) alone pushes "
+                    f"the fraction above the target {quantile:g}, so that the clip norm shrinks towards zero: private, "
+                    "but training stops. Use larger cohorts, a larger --target_unclipped_quantile, or a fixed clip (0).",
+                )
+            )
+    found.append(
+        Caveat(
+            "note",
+            "floating point",
+            "The proof is about real numbers; the noise is drawn in float32 by a generator that is not cryptographic. "
+            "Attacks on low-order bits (Mironov 2012) are out of its scope.",
+        )
+    )
+    return found
+
+
+def _about_release(run: RunRecord) -> list[Caveat]:
+    found = [
+        Caveat(
+            "high",
+            "un-noised measurements",
+            "Covered are the model after each round and the clip norms. Training loss and metrics, cohort sizes, "
+            "per-client metrics and debug measurements come from the training users without noise: keep them private.",
+        ),
+        Caveat(
+            "medium",
+            "tuning",
+            "Every further run on these users, such as trying hyper-parameters, costs epsilon of its own, and choosing "
+            "the best of several costs too (https://arxiv.org/abs/2110.03620).",
+        ),
+        Caveat(
+            "medium",
+            "evaluation users",
+            "Validation and test users are not protected: their metrics are exact and choose the best model.",
+        ),
+        Caveat(
+            "medium",
+            "unit",
+            "What is hidden is one user's photos and labels altogether; a person shown in other users' photos is not "
+            "protected.",
+        ),
+        Caveat(
+            "note",
+            "trusted server",
+            "This is central differential privacy: who runs the training sees every client's update.",
+        ),
+    ]
+    if run.restored_model:
+        found.append(
+            Caveat(
+                "medium",
+                "restored weights",
+                "Training started from other weights: the data that made them is not covered.",
+            )
+        )
+    return found

@@ -1,0 +1,202 @@
+"""The privacy statement of a run: one dict, written as privacy.json and, in words, as privacy.txt."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from benchmark.privacy import Mechanism, PrivacyPlan, Sampling, adaptive_noise
+from benchmark.privacy_caveats import RunRecord, caveats
+from flair import atomic
+
+FORMAT_VERSION = 1
+TEXT_WIDTH = 100
+CLIP_NORMS_IN_TEXT = 12
+_ADJACENCY = {
+    True: "one user's contributions replaced by zeros",
+    False: "one user added or removed",
+}
+_SAMPLING = {
+    Sampling.POISSON: "every user in each round with probability q, independently (Poisson)",
+    Sampling.UNIFORM: "exactly the cohort's number of users in each round, without replacement",
+    Sampling.CYCLIC: "cohorts of a fixed shuffled order, the same in every pass",
+    Sampling.FIXED: "the same cohort in every round",
+}
+_ASSUMED = {
+    Sampling.POISSON: "the same",
+    Sampling.UNIFORM: "every user in each round with probability q, independently (Poisson): NOT what was done",
+    Sampling.CYCLIC: "no randomness: a user takes part at most once a pass",
+    Sampling.FIXED: "no randomness: a user takes part in every round",
+}
+
+
+def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
+    """The statement as plain JSON values; an epsilon that is not finite is None.
+
+    Its keys are documented in docs/privacy.md.
+    """
+    rounds = run.rounds_completed
+    return {
+        "format": FORMAT_VERSION,
+        "unit": "artificial user" if run.artificial_users else "user",
+        "adjacency": _ADJACENCY[plan.separation is not None],
+        "users": plan.num_users,
+        "sampling": {
+            "used": _SAMPLING[plan.sampling],
+            "assumed": _ASSUMED[plan.sampling],
+            "probability": plan.sampling_probability,
+        },
+        "clients_per_round": plan.cohort,
+        "simulated_clients_per_round": plan.simulated_cohort,
+        "rounds": {"completed": rounds, "planned": plan.total_rounds},
+        "noise": _noise(plan, run),
+        "clipping": _clipping(run),
+        "delta": plan.delta,
+        "target_epsilon": plan.target_epsilon,
+        "accountant": {
+            "name": plan.accountant,
+            "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}",
+        },
+        "epsilon": {
+            "completed": {name: _finite(plan.epsilon_at(rounds, name)) for name in ("pld", "rdp")},
+            "planned": {"pld": _finite(plan.epsilon_pld), "rdp": _finite(plan.epsilon_rdp)},
+        },
+        "own_epsilon": None if plan.simulated_cohort is None else _finite(plan.own_epsilon_at(rounds)),
+        "replace_one_epsilon": _finite(plan.replace_one_epsilon_at(rounds)),
+        "caveats": [caveat._asdict() for caveat in caveats(plan, run)],
+    }
+
+
+def statement_text(statement: dict[str, Any]) -> str:
+    """The statement in words: a sentence, a table of its numbers (4 significant digits), and the caveats.
+
+    Made from the dict alone, so that privacy.txt and privacy.json cannot disagree.
+    """
+    lines = ["PRIVACY STATEMENT", "", *_wrapped(_headline(statement)), ""]
+    lines += [f"{label + ':':<36}{value}" for label, value in _rows(statement)]
+    lines += ["", "What this does not cover, or not in full:"]
+    for caveat in statement["caveats"]:
+        lines += _wrapped(f"[{caveat['severity']}] {caveat['name']}: {caveat['text']}", indent="    ")
+    return "\n".join(lines) + "\n"
+
+
+def write_statement(folder: str | os.PathLike[str], statement: dict[str, Any]) -> tuple[Path, Path]:
+    """Writes `privacy.txt` and `privacy.json` into `folder`, each whole or not at all; returns their paths."""
+    text, data = Path(folder, "privacy.txt"), Path(folder, "privacy.json")
+    atomic.write_text(text, statement_text(statement))
+    atomic.write_json(data, statement)
+    return text, data
+
+
+def _noise(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
+    total = plan.run_noise_multiplier
+    if run.clipped_count_stddev is None:
+        sum_noise = total
+    else:
+        sum_noise = adaptive_noise(total, run.clipped_count_stddev).sum_noise_multiplier
+    where = (
+        "fresh in every round" if plan.mechanism is Mechanism.GAUSSIAN else "on the nodes of a binary tree (DP-FTRL)"
+    )
+    return {
+        "where": where,
+        "noise_multiplier": plan.noise_multiplier,
+        "run_noise_multiplier": total,
+        "sum_noise_multiplier": sum_noise,
+        "clipped_count_stddev": run.clipped_count_stddev,
+        "published_formula": plan.published_noise,
+    }
+
+
+def _clipping(run: RunRecord) -> dict[str, Any]:
+    norms = [float(norm) for norm in run.clip_norms]
+    return {
+        "kind": "fixed" if run.target_unclipped_quantile is None else "adaptive",
+        "target_unclipped_quantile": run.target_unclipped_quantile,
+        "least": min(norms, default=None),
+        "most": max(norms, default=None),
+        "clip_norms": norms,
+    }
+
+
+def _headline(statement: dict[str, Any]) -> str:
+    rounds, name = statement["rounds"], statement["accountant"]["name"]
+    spent = _number(statement["epsilon"]["completed"][name])
+    delta = _number(statement["delta"])
+    done = f"{rounds['completed']:,} of {rounds['planned']:,} rounds"
+    guarantee = f"({spent}, {delta})-differential privacy"
+    if statement["simulated_clients_per_round"] is not None:
+        return (
+            f"After {done}, a run with {statement['simulated_clients_per_round']:,} clients a round would have "
+            f"{guarantee} for a {statement['unit']}. THIS RUN DOES NOT: it simulates that noise with "
+            f"{statement['clients_per_round']:,} clients, and its own epsilon is {_number(statement['own_epsilon'])}."
+        )
+    if statement["replace_one_epsilon"] is not None:
+        return (
+            f"After {done} the models would have {guarantee} for a {statement['unit']} HAD cohorts been drawn by "
+            "Poisson sampling. They were of fixed size, for which epsilon "
+            f"{_number(statement['replace_one_epsilon'])} is proved (one user replaced by another)."
+        )
+    return f"After {done} the models have {guarantee} for a {statement['unit']}, subject to the limits below."
+
+
+def _rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
+    noise, clipping, epsilon = statement["noise"], statement["clipping"], statement["epsilon"]
+    return [
+        ("unit of privacy", statement["unit"]),
+        ("adjacency", statement["adjacency"]),
+        ("users", _number(statement["users"])),
+        ("clients a round", _number(statement["clients_per_round"])),
+        ("simulated clients a round", _number(statement["simulated_clients_per_round"])),
+        ("cohorts drawn", statement["sampling"]["used"]),
+        ("cohorts assumed in accounting", statement["sampling"]["assumed"]),
+        ("sampling probability q", _number(statement["sampling"]["probability"])),
+        ("rounds completed", _number(statement["rounds"]["completed"])),
+        ("rounds planned", _number(statement["rounds"]["planned"])),
+        ("noise", noise["where"]),
+        ("noise multiplier, total", _number(noise["noise_multiplier"])),
+        ("  given to the aggregator", _number(noise["run_noise_multiplier"])),
+        ("  on the sum of updates", _number(noise["sum_noise_multiplier"])),
+        ("  on the unclipped count (clients)", _number(noise["clipped_count_stddev"])),
+        ("noise by ml-flair's formula", "yes" if noise["published_formula"] else "no"),
+        ("clipping", clipping["kind"]),
+        ("target unclipped quantile", _number(clipping["target_unclipped_quantile"])),
+        ("clip norm, least and most", f"{_number(clipping['least'])} and {_number(clipping['most'])}"),
+        ("clip norm over the rounds", _path(clipping["clip_norms"])),
+        ("delta", _number(statement["delta"])),
+        ("accountant", f"{statement['accountant']['name']} ({statement['accountant']['library']})"),
+        ("epsilon asked for", _number(statement["target_epsilon"])),
+        ("epsilon, rounds completed, PLD", _number(epsilon["completed"]["pld"])),
+        ("epsilon, rounds completed, RDP", _number(epsilon["completed"]["rdp"])),
+        ("epsilon, rounds planned, PLD", _number(epsilon["planned"]["pld"])),
+        ("epsilon, rounds planned, RDP", _number(epsilon["planned"]["rdp"])),
+        ("the run's own epsilon (simulated)", _number(statement["own_epsilon"])),
+        ("epsilon proved, one replaced, RDP", _number(statement["replace_one_epsilon"])),
+    ]
+
+
+def _path(norms: list[float]) -> str:
+    """At most a dozen of the norms, evenly spaced, the first and the last among them."""
+    if len(norms) <= CLIP_NORMS_IN_TEXT:
+        shown = norms
+    else:
+        last = len(norms) - 1
+        shown = [norms[round(i * last / (CLIP_NORMS_IN_TEXT - 1))] for i in range(CLIP_NORMS_IN_TEXT)]
+    return " ".join(map(_number, shown)) or "-"
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, TEXT_WIDTH, subsequent_indent=indent, break_long_words=False)
