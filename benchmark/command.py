@@ -1,0 +1,83 @@
+"""The front end of every absl program: typed flags, a `--help` that exits 0, one-line refusals, quiet TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+import flair.command
+
+_HELP_FLAGS = ("--help", "-help", "-h", "--helpfull", "--helpshort", "-?")
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses `sys.argv` into absl's FLAGS, calls `main()` and exits as `flair.command.run` does.
+
+    An unknown flag, a value of the wrong type or a missing required flag exits 2 with one line on stderr; `--help`
+    prints every flag of the program with its default and exits 0 without importing anything heavy.
+    """
+    # Must stand before the first import of TensorFlow, which prints forty lines about CUDA otherwise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    program = program_name()
+    before_separator = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    if any(argument in _HELP_FLAGS for argument in before_separator):
+        print(help_text(program, sys.modules["__main__"].__doc__ or ""))
+        sys.exit(flair.command.EXIT_OK)
+    try:
+        positional = flags.FLAGS(sys.argv)[1:]
+        if positional:
+            raise flags.Error(f"takes flags only, found {positional[0]!r}")
+    except (flags.Error, OSError) as error:
+        print(f"{program}: {_one_line(error)}; --help lists the flags", file=sys.stderr)
+        sys.exit(flair.command.EXIT_USAGE)
+    flair.command.run(lambda _argv: main())
+
+
+def program_name() -> str:
+    """What the user typed after `python`: `-m benchmark.central_main` runs as `benchmark.central_main`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec is not None else os.path.basename(sys.argv[0])
+
+
+def help_text(program: str, description: str) -> str:
+    """Every flag of this program's own modules, grouped as they were defined, with type and default."""
+    lines = [f"usage: python -m {program} [--flag=value ...]", "", description.strip(), ""]
+    for module, module_flags in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("absl."):
+            continue
+        for flag in module_flags:
+            lines.extend(_flag_lines(flag))
+    lines.append("  --flagfile=FILE")
+    lines.append("      read flags from FILE, one a line; '#' starts a comment line")
+    return "\n".join(lines)
+
+
+def own_flags() -> dict[str, object]:
+    """Name -> value of every flag of this program's own modules, sorted: what a run folder records."""
+    return {
+        flag.name: flag.value
+        for module, module_flags in sorted(flags.FLAGS.flags_by_module_dict().items())
+        if _is_own(module)
+        for flag in module_flags
+    }
+
+
+def _is_own(module: str) -> bool:
+    return module.startswith("benchmark.") or module in (sys.argv[0], "__main__")
+
+
+def _flag_lines(flag: flags.Flag) -> Sequence[str]:
+    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+    choices = getattr(flag.parser, "enum_values", None)
+    value = "" if flag.boolean else f"={{{','.join(choices)}}}" if choices else f"={flag.flag_type()}"
+    default = "none" if flag.default is None else flag.default_as_str.strip("'")
+    text = f"{flag.help} (default: {default})"
+    return [f"  {name}{value}", textwrap.fill(text, 110, initial_indent="      ", subsequent_indent="      ")]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

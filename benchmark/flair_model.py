@@ -1,0 +1,212 @@
+"""ResNet-18 with the published layer names, a small CNN for laptops, and loading weights by layer name."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import tensorflow as tf
+
+from benchmark.normalization import FrozenBatchNormalization, GroupNormalization, PixelStandardization
+from flair import atomic
+from flair.errors import FlairError
+
+EPSILON = 1e-5
+RESNET_GROUPS = 32
+CNN_GROUPS = 8
+CNN_FILTERS = (32, 64, 128, 128)
+_layers = tf.keras.layers
+
+
+class LoadReport(NamedTuple):
+    """Which layers took weights from a file, and why each other one did not."""
+
+    loaded: list[str]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        text = f"loaded {len(self.loaded)} layers"
+        if self.skipped:
+            text += "; skipped " + ", ".join(f"{name} ({reason})" for name, reason in self.skipped.items())
+        return text
+
+
+def build_model(
+    name: str,
+    input_shape: tuple[int, int, int],
+    num_outputs: int,
+    pretrained_norm: bool = False,
+    seed: int = 0,
+    compute_dtype: str = "float32",
+) -> tf.keras.Model:
+    """A model from pixels `[b, height, width, 3]` (0 to 255, uint8 or float32) to logits float32 `[b, num_outputs]`.
+
+    Args:
+      name: `resnet18` or `cnn`.
+      input_shape: (height, width, 3).
+      num_outputs: number of labels.
+      pretrained_norm: frozen batch normalization instead of group normalization.
+      seed: of the initial weights; every layer draws its own.
+      compute_dtype: `float32` or `bfloat16`; variables and logits are float32 either way.
+
+    >>> build_model("resnet18", (224, 224, 3), 17).count_params()
+    11185233
+    """
+    policy = tf.keras.mixed_precision.Policy("float32" if compute_dtype == "float32" else f"mixed_{compute_dtype}")
+    builders = {"resnet18": _resnet18, "cnn": _cnn}
+    if name not in builders:
+        raise FlairError(f"--model={name}: no such model; the models are {', '.join(builders)}")
+    parts = _Parts(itertools.count(seed * 1000), policy, pretrained_norm)
+    pixels = tf.keras.Input(input_shape, name="pixels")
+    features = builders[name](PixelStandardization(name="standardization", dtype=policy)(pixels), parts)
+    pooled = _layers.GlobalAveragePooling2D(name="global_pooling", dtype=policy)(features)
+    # A float32 head: logits in bfloat16 would give the loss and the metrics only eight bits.
+    logits = _layers.Dense(
+        num_outputs,
+        name="classifier",
+        dtype="float32",
+        kernel_initializer=tf.keras.initializers.GlorotUniform(next(parts.seeds)),
+    )(pooled)
+    return tf.keras.Model(pixels, logits, name=name)
+
+
+class _Parts(NamedTuple):
+    seeds: Iterator[int]
+    policy: tf.keras.mixed_precision.Policy
+    pretrained_norm: bool
+
+    def conv(self, x: tf.Tensor, name: str, filters: int, size: int, stride: int = 1) -> tf.Tensor:
+        return _layers.Conv2D(
+            filters,
+            size,
+            stride,
+            use_bias=False,
+            name=name,
+            dtype=self.policy,
+            kernel_initializer=tf.keras.initializers.HeNormal(next(self.seeds)),
+        )(x)
+
+    def padding(self, x: tf.Tensor, name: str, pixels: int) -> tf.Tensor:
+        return _layers.ZeroPadding2D(pixels, name=name, dtype=self.policy)(x)
+
+    def norm(self, x: tf.Tensor, name: str, groups: int) -> tf.Tensor:
+        if self.pretrained_norm:
+            return FrozenBatchNormalization(EPSILON, name=name, dtype=self.policy)(x)
+        return GroupNormalization(groups, EPSILON, name=name, dtype=self.policy)(x)
+
+    def relu(self, x: tf.Tensor, name: str) -> tf.Tensor:
+        return _layers.ReLU(name=name, dtype=self.policy)(x)
+
+
+def _resnet18(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
+    x = parts.padding(x, "initial_padding", 3)
+    x = parts.conv(x, "initial_conv", 64, 7, 2)
+    x = parts.relu(parts.norm(x, "initial_norm", RESNET_GROUPS), "initial_relu")
+    x = parts.padding(x, "pooling_padding", 1)
+    x = _layers.MaxPooling2D(3, 2, name="initial_pooling", dtype=parts.policy)(x)
+    for stage, filters in enumerate((64, 128, 256, 512), start=1):
+        x = _block(x, f"layer{stage}_block1", filters, 1 if stage == 1 else 2, parts, f"layer{stage}_downsample")
+        x = _block(x, f"layer{stage}_block2", filters, 1, parts, None)
+    return x
+
+
+def _block(x: tf.Tensor, name: str, filters: int, stride: int, parts: _Parts, downsample: str | None) -> tf.Tensor:
+    out = parts.padding(x, f"{name}_conv1_padding", 1)
+    out = parts.conv(out, f"{name}_conv1_3x3", filters, 3, stride)
+    out = parts.relu(parts.norm(out, f"{name}_norm1", RESNET_GROUPS), f"{name}_relu1")
+    out = parts.padding(out, f"{name}_conv2_padding", 1)
+    out = parts.conv(out, f"{name}_conv2_3x3", filters, 3)
+    out = parts.norm(out, f"{name}_norm2", RESNET_GROUPS)
+    if downsample is not None and stride != 1:
+        x = parts.conv(x, f"{downsample}_conv_1x1", filters, 1, stride)
+        x = parts.norm(x, f"{downsample}_norm", RESNET_GROUPS)
+    return parts.relu(_layers.Add(name=f"{name}_add", dtype=parts.policy)([out, x]), f"{name}_relu2")
+
+
+def _cnn(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
+    for index, filters in enumerate(CNN_FILTERS, start=1):
+        x = parts.padding(x, f"conv{index}_padding", 1)
+        x = parts.conv(x, f"conv{index}", filters, 3, 2)
+        x = parts.relu(parts.norm(x, f"norm{index}", CNN_GROUPS), f"relu{index}")
+    return x
+
+
+def wants_batch_normalization(path: str | Path) -> bool:
+    """Whether a weights file has batch statistics, so that it needs frozen batch normalization."""
+    return any("moving_mean" in weight for weights in _read_weights(path).values() for weight in weights)
+
+
+def load_by_name(model: tf.keras.Model, path: str | Path) -> LoadReport:
+    """Loads a Keras .h5 file (weights or whole model) into the layers of equal name and shapes.
+
+    Raises:
+      FlairError: the file is no Keras HDF5 file, or not one layer fits.
+    """
+    stored = _read_weights(path)
+    loaded, skipped = [], {}
+    for layer in model.layers:
+        variables = layer.trainable_weights + layer.non_trainable_weights
+        if not variables:
+            continue
+        values = list(stored.get(layer.name, {}).values())
+        reason = _mismatch(variables, values)
+        if reason is None:
+            tf.keras.backend.batch_set_value(list(zip(variables, values, strict=True)))
+            loaded.append(layer.name)
+        else:
+            skipped[layer.name] = reason
+    for name in stored:
+        if stored[name] and name not in loaded and name not in skipped:
+            skipped[name] = "not in the model"
+    if not loaded:
+        raise FlairError(
+            f"{path}: none of its layers ({', '.join(list(stored)[:5]) or 'none at all'}, ...) fits the model "
+            f"{model.name}; expected layer names such as {', '.join(_weighted_names(model)[:3])}"
+        )
+    return LoadReport(loaded, skipped)
+
+
+def save_weights(model: tf.keras.Model, path: str | Path) -> None:
+    """Writes the model's weights as Keras .h5, whole or not at all."""
+    with atomic.replacing(path) as temporary:
+        model.save_weights(str(temporary), save_format="h5")
+
+
+def _weighted_names(model: tf.keras.Model) -> list[str]:
+    return [layer.name for layer in model.layers if layer.weights]
+
+
+def _mismatch(variables: list[tf.Variable], values: list[np.ndarray]) -> str | None:
+    if not values:
+        return "not in the file"
+    wanted, found = [tuple(v.shape) for v in variables], [value.shape for value in values]
+    return None if wanted == found else f"has shapes {found}, needs {wanted}"
+
+
+def _read_weights(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
+    try:
+        with h5py.File(path, "r") as file:
+            root = file.get("model_weights", file)
+            names = _read_names(root.attrs, "layer_names")
+            if not names:
+                raise FlairError(f"{path}: is HDF5 but holds no Keras weights (no attribute layer_names)")
+            return {name: _read_layer(root[name]) for name in names}
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise FlairError(f"{path}: is not a Keras .h5 weights file ({error})") from None
+
+
+def _read_layer(group: h5py.Group) -> dict[str, np.ndarray]:
+    return {name: np.asarray(group[name]) for name in _read_names(group.attrs, "weight_names")}
+
+
+def _read_names(attributes: h5py.AttributeManager, key: str) -> list[str]:
+    if key in attributes:
+        names = list(attributes[key])
+    else:  # Keras splits an attribute over 64 kB into numbered chunks.
+        chunks = itertools.takewhile(attributes.__contains__, (f"{key}{i}" for i in itertools.count()))
+        names = [name for chunk in chunks for name in attributes[chunk]]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]

@@ -1,0 +1,321 @@
+"""Opening prepared FLAIR records without TensorFlow: which users there are, and where each photo lies.
+
+Two layouts of TFRecord files are read (docs/formats.md): one file a user, `<partition>/<user_id>.tfrecords`, and
+shards of many users with a `<partition>/user_index.json`. The folder of the validation partition may be called `dev`
+or `val`, the label file `label_index.json` or `label_to_index.json`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from flair.errors import FlairError
+
+LABEL_FILES = ("label_index.json", "label_to_index.json")
+PARTITION_FOLDERS = {"train": ("train",), "val": ("dev", "val"), "test": ("test",)}
+USER_INDEX_FILE = "user_index.json"
+_SUFFIX = ".tfrecords"
+_HEADER = struct.Struct("<QI")  # length of the record, masked CRC-32C of these eight bytes
+_FOOTER_BYTES = 4  # masked CRC-32C of the record
+_MAX_RECORD_BYTES = 1 << 30
+
+
+class Span(NamedTuple):
+    """Where one user's records lie: `length` bytes from `offset` of `path` (None: to its end).
+
+    `skip` is the number of records before them in the file and `count` their own (None: not indexed).
+    """
+
+    path: Path
+    offset: int
+    length: int | None
+    skip: int
+    count: int | None
+
+
+class PhotoIndex(NamedTuple):
+    """One row a photo, users in sorted order, photos of a user in file order."""
+
+    users: list[str]
+    paths: list[Path]
+    user: np.ndarray  # int32 [n], row of `users`
+    path: np.ndarray  # int32 [n], row of `paths`
+    offset: np.ndarray  # int64 [n], of the serialized example, after its frame header
+    length: np.ndarray  # int64 [n], bytes of the serialized example
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model predicts: the columns of its output.
+
+    `feature` is the kind of labels in the records, `num_columns` how many of that kind exist, and `binary_index`
+    the one column that is predicted alone (None: all are).
+    """
+
+    feature: str
+    label_names: tuple[str, ...]
+    num_columns: int
+    binary_index: int | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of the model's outputs: 1 for a binary label."""
+        return len(self.label_names)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether metrics carry their bare names (`loss`, `precision`, ...)."""
+        return self.binary_index is not None
+
+
+class Records:
+    """Prepared records of one folder.
+
+    Attributes:
+      root: the folder.
+      labels, fine_grained_labels: label name -> column, as the label file has it.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise FlairError(f"--tfrecords_dir={root}: no such directory; make it with prepare_tfrecords.py")
+        self._label_file = _first_existing(self.root, LABEL_FILES)
+        if self._label_file is None:
+            raise FlairError(
+                f"--tfrecords_dir={root}: has no {LABEL_FILES[0]}; expected the folder that prepare_tfrecords.py wrote"
+            )
+        self.labels, self.fine_grained_labels = _read_label_file(self._label_file)
+        self._spans: dict[str, dict[str, Span]] = {}
+        self._indexes: dict[str, PhotoIndex] = {}
+
+    def users(self, partition: str) -> list[str]:
+        """Ids of the partition's users, sorted."""
+        return list(self._partition(partition))
+
+    def span(self, partition: str, user_id: str) -> Span:
+        """Where the records of one user lie."""
+        try:
+            return self._partition(partition)[user_id]
+        except KeyError:
+            raise FlairError(f"{self.root}: partition {partition!r} has no user {user_id!r}") from None
+
+    def read_user(self, partition: str, user_id: str) -> list[bytes]:
+        """Serialized examples of one user, in file order, each checked against its CRC-32C."""
+        span = self.span(partition, user_id)
+        with open(span.path, "rb") as file:
+            file.seek(span.offset)
+            data = file.read() if span.length is None else file.read(span.length)
+        if span.length is not None and len(data) != span.length:
+            raise _damaged(span.path, span.offset + len(data), "the file ends early")
+        return _split_frames(data, span.path, span.offset)
+
+    def photo_index(self, partition: str) -> PhotoIndex:
+        """Where every photo of the partition lies; found by reading the frame headers once."""
+        if partition not in self._indexes:
+            self._indexes[partition] = _scan(self._partition(partition))
+        return self._indexes[partition]
+
+    def num_photos(self, partition: str) -> int:
+        """Number of photos of the partition."""
+        counts = [span.count for span in self._partition(partition).values()]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else len(self.photo_index(partition).offset)
+
+    def read_photos(self, partition: str, rows: Iterable[int]) -> list[bytes]:
+        """Serialized examples of these rows of `photo_index(partition)`, each checked against its CRC-32C."""
+        index = self.photo_index(partition)
+        return [_read_one(index.paths[index.path[r]], int(index.offset[r]), int(index.length[r])) for r in rows]
+
+    def digest(self) -> str:
+        """SHA-256 over the label columns and, per file, its partition, name and size: names the data, not its bytes."""
+        sha = hashlib.sha256(json.dumps([self.labels, self.fine_grained_labels], sort_keys=True).encode())
+        for partition in PARTITION_FOLDERS:
+            if any((self.root / folder).is_dir() for folder in PARTITION_FOLDERS[partition]):
+                for path in sorted({span.path for span in self._partition(partition).values()}):
+                    sha.update(f"{partition}/{path.name}:{path.stat().st_size}\n".encode())
+        return sha.hexdigest()
+
+    def _partition(self, partition: str) -> dict[str, Span]:
+        if partition not in self._spans:
+            self._spans[partition] = self._open_partition(partition)
+        return self._spans[partition]
+
+    def _open_partition(self, partition: str) -> dict[str, Span]:
+        folder = _first_existing(self.root, PARTITION_FOLDERS[partition])
+        if folder is None:
+            raise FlairError(
+                f"--tfrecords_dir={self.root}: has no folder {' or '.join(PARTITION_FOLDERS[partition])}; "
+                "expected the folder that prepare_tfrecords.py wrote"
+            )
+        spans = _indexed_spans(folder) if (folder / USER_INDEX_FILE).is_file() else _per_user_spans(folder)
+        if not spans:
+            raise FlairError(f"{folder}: partition {partition!r} is empty; expected one {_SUFFIX} file a user")
+        return dict(sorted(spans.items()))
+
+
+def open_records(tfrecords_dir: str | os.PathLike[str]) -> Records:
+    """Opens a folder of prepared records.
+
+    Raises:
+      FlairError: it is no such folder, or its label file is damaged.
+    """
+    return Records(tfrecords_dir)
+
+
+def make_task(records: Records, use_fine_grained_labels: bool, binary_label: str | None) -> Task:
+    """The columns to predict.
+
+    Raises:
+      FlairError: there is no such label (the known ones are listed), or no labels at all.
+    """
+    feature = "fine_grained_labels" if use_fine_grained_labels else "labels"
+    columns = records.fine_grained_labels if use_fine_grained_labels else records.labels
+    names = tuple(sorted(columns, key=columns.__getitem__))
+    if not names:
+        raise FlairError(f"{records.root}: its label file lists no {feature}; prepare the records again")
+    if binary_label is None:
+        return Task(feature, names, len(names))
+    if binary_label not in columns:
+        known = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
+        kind = "fine-grained" if use_fine_grained_labels else "coarse"
+        raise FlairError(f"--binary_label={binary_label}: no such {kind} label; the labels are {known}")
+    return Task(feature, (binary_label,), len(names), columns[binary_label])
+
+
+def _first_existing(root: Path, names: Sequence[str]) -> Path | None:
+    return next((root / name for name in names if (root / name).exists()), None)
+
+
+def _read_label_file(path: Path) -> tuple[dict[str, int], dict[str, int]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        columns = [content["labels"], content.get("fine_grained_labels", {})]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise FlairError(f"{path}: is not a label file; prepare the records again") from None
+    for mapping in columns:
+        values = sorted(mapping.values()) if isinstance(mapping, dict) else None
+        if values != list(range(len(mapping))):
+            raise FlairError(f"{path}: label columns must be 0, 1, 2, ... once each; prepare the records again")
+    return columns[0], columns[1]
+
+
+def _per_user_spans(folder: Path) -> dict[str, Span]:
+    return {
+        entry.name[: -len(_SUFFIX)]: Span(Path(entry.path), 0, None, 0, None)
+        for entry in os.scandir(folder)
+        if entry.name.endswith(_SUFFIX) and not entry.name.startswith(".")
+    }
+
+
+def _indexed_spans(folder: Path) -> dict[str, Span]:
+    path = folder / USER_INDEX_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        located = sorted(
+            (str(shard), int(offset), int(length), int(count), user)
+            for user, (shard, offset, length, count) in content.items()
+        )
+    except (ValueError, TypeError, AttributeError):
+        raise FlairError(f"{path}: is not an index of users; prepare the records again") from None
+    spans, skipped = {}, {}
+    for shard, offset, length, count, user in located:
+        if Path(shard).name != shard:
+            raise FlairError(f"{path}: user {user!r} is in {shard!r}, which is not a file of that folder")
+        skip = skipped.get(shard, 0)
+        spans[user] = Span(folder / shard, offset, length, skip, count)
+        skipped[shard] = skip + count
+    return spans
+
+
+def _scan(spans: dict[str, Span]) -> PhotoIndex:
+    paths = sorted({span.path for span in spans.values()})
+    path_row = {path: row for row, path in enumerate(paths)}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(_scan_span, spans.values(), chunksize=64))
+    counts = [len(frames) for frames in found]
+    frames = np.array([frame for frames in found for frame in frames], np.int64).reshape(-1, 2)
+    return PhotoIndex(
+        users=list(spans),
+        paths=paths,
+        user=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        path=np.repeat(np.array([path_row[span.path] for span in spans.values()], np.int32), counts),
+        offset=frames[:, 0],
+        length=frames[:, 1],
+    )
+
+
+def _scan_span(span: Span) -> list[tuple[int, int]]:
+    frames = []
+    descriptor = os.open(span.path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        position, end = span.offset, size if span.length is None else span.offset + span.length
+        while position < end:
+            header = os.pread(descriptor, _HEADER.size, position)
+            length = _checked_length(header, span.path, position)
+            following = position + _HEADER.size + length + _FOOTER_BYTES
+            if following > min(end, size):
+                raise _damaged(span.path, position, "the file ends early")
+            frames.append((position + _HEADER.size, length))
+            position = following
+    finally:
+        os.close(descriptor)
+    return frames
+
+
+def _read_one(path: Path, offset: int, length: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        data = os.pread(descriptor, length + _FOOTER_BYTES, offset)
+    finally:
+        os.close(descriptor)
+    return _checked_record(data, length, path, offset)
+
+
+def _split_frames(data: bytes, path: Path, base: int) -> list[bytes]:
+    examples, position = [], 0
+    while position < len(data):
+        length = _checked_length(data[position : position + _HEADER.size], path, base + position)
+        start = position + _HEADER.size
+        position = start + length + _FOOTER_BYTES
+        examples.append(_checked_record(data[start:position], length, path, base + start))
+    return examples
+
+
+def _checked_length(header: bytes, path: Path, position: int) -> int:
+    if len(header) < _HEADER.size:
+        raise _damaged(path, position, "the file ends early")
+    length, crc = _HEADER.unpack(header)
+    if crc != _masked_crc(header[:8]) or length > _MAX_RECORD_BYTES:
+        raise _damaged(path, position, "the length of a record does not match its checksum")
+    return int(length)
+
+
+def _checked_record(data: bytes, length: int, path: Path, offset: int) -> bytes:
+    if len(data) != length + _FOOTER_BYTES:
+        raise _damaged(path, offset, "the file ends early")
+    example = data[:length]
+    if int.from_bytes(data[length:], "little") != _masked_crc(example):
+        raise _damaged(path, offset, "a record does not match its checksum")
+    return example
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _damaged(path: Path, position: int, reason: str) -> FlairError:
+    return FlairError(f"{path}: damaged at byte {position}: {reason}; prepare the records again")

@@ -1,0 +1,154 @@
+"""The published metrics from one histogram of scores a label.
+
+Precision, recall and F1 at threshold 0.5 (a score counts as positive when strictly above) and averaged precision,
+AP = sum_i (R_i - R_{i+1}) P_i over the 200 thresholds of `keras.metrics.AUC`: -1e-7, 1/199, ..., 198/199, 1 + 1e-7.
+`macro_` averages over labels, a label without positives counting 0; `micro_` pools all decisions. Macro F1 is the
+harmonic mean of macro precision and macro recall. 0/0 is 0.
+
+The published code computes them by nine AUC objects, each O(examples x labels x 200) or nearly; here every score
+falls into one bucket once. The histogram is a plain array of counts, so histograms of disjoint photos add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+NUM_THRESHOLDS = 200
+# 199 buckets between the 200 thresholds; 0.5 is no threshold, so the bucket that holds it is cut in two.
+NUM_BUCKETS = NUM_THRESHOLDS
+FIRST_BUCKET_ABOVE_HALF = 100
+_DECISIONS = ("precision", "recall", "f1")
+
+
+def bucket_of(scores: np.ndarray) -> np.ndarray:
+    """The bucket of each score: how many of the interior thresholds, 0.5 included, lie strictly below it.
+
+    Args:
+      scores: float32 of any shape, 0 to 1.
+
+    >>> bucket_of(np.float32([0, 1 / 199, 0.5, 0.501, 1])).tolist()
+    [0, 0, 99, 100, 199]
+    """
+    scores = np.asarray(scores, np.float32)
+    bucket = np.maximum(np.ceil(scores * np.float32(NUM_THRESHOLDS - 1)) - 1, 0)
+    return (bucket + (scores > 0.5)).astype(np.int64)
+
+
+def histogram(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Counts int64 [labels, 2, 200]: photos without and with the label, by bucket of their score.
+
+    Args:
+      scores: float32 [photos, labels], 0 to 1.
+      labels: [photos, labels], 0 or 1.
+    """
+    num_labels = scores.shape[1]
+    row = np.arange(num_labels, dtype=np.int64) * 2 + (np.asarray(labels) > 0.5)
+    flat = row * NUM_BUCKETS + bucket_of(scores)
+    counts = np.bincount(flat.ravel(), minlength=num_labels * 2 * NUM_BUCKETS)
+    return counts.reshape(num_labels, 2, NUM_BUCKETS)
+
+
+def finalize(
+    counts: np.ndarray, loss_sum: float | None = None, num_photos: float | None = None, is_binary: bool = False
+) -> dict[str, float]:
+    """All metrics from a histogram, in the published order and with the published names.
+
+    Args:
+      counts: [labels, 2, 200], as `histogram` or a sum of such.
+      loss_sum: sum over photos of the mean over labels of the binary cross-entropy (None: no `loss`).
+      num_photos: by which it is divided.
+      is_binary: bare names (`precision`); needs exactly one label.
+    """
+    counts = np.asarray(counts, np.float64)
+    if is_binary and counts.shape[0] != 1:
+        raise ValueError(f"bare metric names need one label, found {counts.shape[0]}")
+    by_label, pooled = _curves(counts), _curves(counts.sum(axis=0, keepdims=True))
+    macro = {name: float(np.mean(by_label[name])) for name in ("precision", "recall", "averaged_precision")}
+    micro = {name: float(pooled[name][0]) for name in ("precision", "recall", "averaged_precision")}
+    macro["f1"], micro["f1"] = (_harmonic_mean(m["precision"], m["recall"]) for m in (macro, micro))
+    result = {}
+    if loss_sum is not None:
+        result["loss"] = float(loss_sum) / num_photos if num_photos else 0.0
+    for name in (*_DECISIONS, "averaged_precision"):
+        if is_binary:
+            result[name] = micro[name]
+        else:
+            result[f"macro_{name}"], result[f"micro_{name}"] = macro[name], micro[name]
+    return result
+
+
+def averaged_precision_by_label(counts: np.ndarray) -> np.ndarray:
+    """Averaged precision float64 [labels] over the 200 thresholds; 0 for a label without positives."""
+    return _curves(np.asarray(counts, np.float64))["averaged_precision"]
+
+
+def exact_average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Average precision of each label over every distinct score, as scikit-learn's `average_precision_score`.
+
+    Args:
+      scores: [photos, labels]; any monotone function of the probability.
+      labels: [photos, labels], 0 or 1.
+
+    Returns:
+      float64 [labels]; 0 for a label without positives.
+
+    >>> exact_average_precision(np.array([[.1], [.4], [.35], [.8]]), np.array([[0], [0], [1], [1]])).round(4).tolist()
+    [0.8333]
+    """
+    labels = np.asarray(labels) > 0.5
+    return np.array([_exact_one(scores[:, column], labels[:, column]) for column in range(labels.shape[1])])
+
+
+def exact_metrics(scores: np.ndarray, labels: np.ndarray, is_binary: bool = False) -> dict[str, float]:
+    """Exact average precision under names that tell it from the published one: `macro_exact_average_precision`, ..."""
+    micro = float(exact_average_precision(np.reshape(scores, (-1, 1)), np.reshape(labels, (-1, 1)))[0])
+    if is_binary:
+        return {"exact_average_precision": micro}
+    macro = float(np.mean(exact_average_precision(scores, labels)))
+    return {"macro_exact_average_precision": macro, "micro_exact_average_precision": micro}
+
+
+def know_nothing_macro_precision(labels_per_column: np.ndarray, num_photos: int) -> float:
+    """Macro averaged precision of a scorer that knows nothing: the mean frequency of the labels."""
+    return float(np.mean(np.asarray(labels_per_column) / max(num_photos, 1)))
+
+
+def format_metrics(metrics: Mapping[str, float], prefix: str = "") -> str:
+    """One line a metric, as the published code prints them."""
+    return "\n".join(f"    {prefix + name:<50}: {value:.6f}" for name, value in metrics.items())
+
+
+def _curves(counts: np.ndarray) -> dict[str, np.ndarray]:
+    above = np.cumsum(counts[:, :, ::-1], axis=2)[:, :, ::-1]  # photos scored above the lower edge of each bucket
+    negatives, positives = above[:, 0], above[:, 1]
+    totals = positives[:, :1]
+    precision = _divide(positives, positives + negatives)
+    recall = _divide(positives, np.broadcast_to(totals, positives.shape))
+    # Averaged precision knows only Keras's thresholds, so the cut at 0.5 is left out again.
+    kept = np.delete(np.arange(NUM_BUCKETS), FIRST_BUCKET_ABOVE_HALF)
+    steps = recall[:, kept] - np.append(recall[:, kept[1:]], np.zeros_like(totals), axis=1)
+    return {
+        "precision": precision[:, FIRST_BUCKET_ABOVE_HALF],
+        "recall": recall[:, FIRST_BUCKET_ABOVE_HALF],
+        "averaged_precision": np.sum(steps * precision[:, kept], axis=1),
+    }
+
+
+def _exact_one(scores: np.ndarray, labels: np.ndarray) -> float:
+    if not labels.any():
+        return 0.0
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(labels[order])
+    last_of_tie = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    precision = hits[last_of_tie] / (last_of_tie + 1.0)
+    return float(np.sum(np.diff(hits[last_of_tie], prepend=0) * precision) / hits[-1])
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+
+
+def _harmonic_mean(a: float, b: float) -> float:
+    return 2 * a * b / (a + b) if a + b > 0 else 0.0
