@@ -39,7 +39,10 @@ _SCENES: Final = (
     (0.130, {"outdoor": 0.95, "plant": 0.75, "structure": 0.40, "liquid": 0.30, "material": 0.20}),
     (0.065, {"liquid": 0.90, "outdoor": 0.85, "structure": 0.40, "equipment": 0.35, "material": 0.20}),
     (0.070, {"plant": 0.95, "outdoor": 0.40, "structure": 0.35, "material": 0.30, "food": 0.10}),
-    (0.080, {"interior_room": 0.65, "structure": 0.85, "equipment": 0.75, "material": 0.60, "light": 0.12, "art": 0.15}),
+    (
+        0.080,
+        {"interior_room": 0.65, "structure": 0.85, "equipment": 0.75, "material": 0.60, "light": 0.12, "art": 0.15},
+    ),
     (0.055, {"art": 0.90, "structure": 0.50, "material": 0.50, "equipment": 0.30}),
     (0.040, {"equipment": 0.95, "material": 0.70, "structure": 0.30}),
     (0.016, {"celebration": 0.35, "food": 0.60, "equipment": 0.60, "fire": 0.12, "light": 0.15, "liquid": 0.30}),
@@ -259,9 +262,7 @@ def _fine_labels(
     return photo[order], fine[order]
 
 
-def _partitions(
-    sizes: Integers, coarse: npt.NDArray[np.bool_], owner: Integers, rng: np.random.Generator
-) -> list[str]:
+def _partitions(sizes: Integers, coarse: npt.NDArray[np.bool_], owner: Integers, rng: np.random.Generator) -> list[str]:
     """8:1:1 by user, a val and a test user out of every ten of like size.
 
     With few users one split in 32 is taken: every partition with several labels, then shares of photos near FLAIR's.

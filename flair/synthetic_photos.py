@@ -1,0 +1,225 @@
+"""The photos of the miniature: drawn, not taken, but they show their labels and betray who took them."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import io
+import math
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from flair.catalog import IMAGE_SIZE
+from flair.metadata import Record
+from flair.synthetic_motifs import MOTIF_SIZE, NUM_VARIANTS, motif
+from flair.synthetic_taxonomy import FineLabel
+
+JPEG_QUALITY: Final = 75
+_MAX_MOTIFS = 14  # drawn in a photo, each coarse label at least once
+_TEXTURE_SIZE = 512
+_TEXTURE_SCALES = ((3, 24.0), (12, 18.0), (48, 12.0), (160, 6.0))  # (cells a side, standard deviation) of each octave
+_NUM_TEXTURES = 6
+_PHOTO_STREAM, _STYLE_STREAM, _TEXTURE_STREAM = 1, 2, 3
+_RANDOM_NUMBERS = 320  # enough for the busiest photo
+
+# Hue (0..1), saturation and brightness of each label's motif. A photo's owner turns all hues a little.
+_COLOURS: Final = {
+    "animal": (0.08, 0.60, 0.55),
+    "art": (0.83, 0.60, 0.75),
+    "celebration": (0.92, 0.65, 0.90),
+    "equipment": (0.60, 0.15, 0.45),
+    "fire": (0.05, 0.95, 0.95),
+    "food": (0.11, 0.45, 0.90),
+    "games": (0.00, 0.05, 0.85),
+    "interior_room": (0.10, 0.30, 0.70),
+    "light": (0.15, 0.65, 1.00),
+    "liquid": (0.57, 0.65, 0.80),
+    "material": (0.07, 0.40, 0.60),
+    "music": (0.75, 0.50, 0.35),
+    "outdoor": (0.50, 0.30, 0.70),
+    "plant": (0.30, 0.65, 0.55),
+    "recreation": (0.97, 0.55, 0.85),
+    "religion": (0.13, 0.60, 0.70),
+    "structure": (0.02, 0.45, 0.60),
+}
+
+
+class Style(NamedTuple):
+    """How one user's photos look, whatever is in them."""
+
+    background: tuple[tuple[int, int, int], tuple[int, int, int]]  # the colours at the two ends of the texture
+    texture: int  # index of the texture they stand in front of
+    hue_turn: float  # added to the hue (0..1) of every motif
+    cast: tuple[float, float, float]  # gain of red, green, blue
+    contrast: float  # 1 = as drawn
+    brightness: float  # added to 0..255
+    grain: float  # strength of sensor noise, 0..1
+    blur: float  # radius in pixels
+    scale: float  # of all motifs
+    frame: int  # pixels of the dark border
+
+
+class Painter:
+    """Draws any photo of one dataset from its record alone, so that order and number of workers do not matter.
+
+    Every coarse label shows as its own motif at a random place, size and angle; the fine-grained label sets its inner
+    drawing and shade. Background, colour cast, contrast, sharpness, grain, size of things and frame are the user's.
+    """
+
+    def __init__(self, taxonomy: list[FineLabel], seed: int) -> None:
+        self._labels = {label.name: label for label in taxonomy}
+        self._seed = seed
+        self._style = functools.lru_cache(maxsize=1)(self.style)
+
+    def style(self, user_id: str) -> Style:
+        """The style of a user, a function of the seed and the id."""
+        rng = np.random.default_rng([self._seed, _STYLE_STREAM, *user_id.encode()])
+        hue = rng.random()
+        brightness = rng.uniform(0.35, 0.95)
+        first = colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.6), brightness)
+        second = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.12)) % 1, rng.uniform(0.1, 0.6), brightness * 0.55)
+        return Style(
+            background=(_bytes_of(first), _bytes_of(second)),
+            texture=int(rng.integers(_NUM_TEXTURES)),
+            hue_turn=rng.normal(0, 0.05),
+            cast=tuple(rng.uniform(0.8, 1.15, size=3)),
+            contrast=rng.uniform(0.65, 1.2),
+            brightness=rng.normal(0, 14),
+            grain=rng.beta(1.2, 4),
+            blur=float(rng.choice([0, 0, 0, 0.8, 1.4])),
+            scale=rng.uniform(0.8, 1.25),
+            frame=int(rng.choice([0, 0, 0, 0, 6, 12])),
+        )
+
+    def paint(self, record: Record) -> Image.Image:
+        """The photo of `record`: 256x256, RGB."""
+        style = self._style(record.user_id)
+        rng = np.random.default_rng([self._seed, _PHOTO_STREAM, int(record.image_id)])
+        chance = iter(rng.random(_RANDOM_NUMBERS).tolist())
+        photo = _background(style, chance)
+        _clutter(photo, chance)
+        visible = self._visible(record)
+        for label in visible:
+            _place(photo, label, style, chance, len(visible))
+        return _develop(photo, style, chance)
+
+    def jpeg(self, record: Record) -> bytes:
+        """The photo of `record` as the real ones are stored: baseline JPEG, quality 75, 4:2:0, no EXIF."""
+        buffer = io.BytesIO()
+        self.paint(record).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
+        return buffer.getvalue()
+
+    def _visible(self, record: Record) -> list[FineLabel]:
+        """What to draw, later ones in front: one fine label for each coarse one is never left out and is drawn last."""
+        labels = [self._labels[name] for name in record.fine_grained_labels]
+        by_parent = {label.parent: label for label in reversed(labels)}
+        others = [label for label in labels if by_parent[label.parent] is not label]
+        return others[: _MAX_MOTIFS - len(by_parent)] + list(by_parent.values())
+
+
+def _background(style: Style, chance: Iterator[float]) -> Image.Image:
+    """The user's texture, a random piece of it, between the user's two colours."""
+    left, top = (int(next(chance) * (_TEXTURE_SIZE - IMAGE_SIZE)) for _ in range(2))
+    texture = _textures()[style.texture].crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
+    shift = 60 * (next(chance) - 0.5)
+    return Image.merge("RGB", [texture.point(_ramp(a + shift, b + shift)) for a, b in zip(*style.background)])
+
+
+def _clutter(photo: Image.Image, chance: Iterator[float]) -> None:
+    """Up to four plain ellipses, boxes and strokes that stand for no label."""
+    pen = ImageDraw.Draw(photo)
+    for _ in range(int(next(chance) * 5)):
+        x, y, width, height = (next(chance) * size for size in (IMAGE_SIZE, IMAGE_SIZE, 90, 90))
+        colour = _bytes_of(colorsys.hsv_to_rgb(next(chance), 0.5 * next(chance), 0.2 + 0.7 * next(chance)))
+        box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        kind = int(next(chance) * 3)
+        if kind == 0:
+            pen.ellipse(box, fill=colour)
+        elif kind == 1:
+            pen.rectangle(box, fill=colour)
+        else:
+            pen.line(box, fill=colour, width=6)
+
+
+def _place(photo: Image.Image, label: FineLabel, style: Style, chance: Iterator[float], crowd: int) -> None:
+    """Puts the motif of `label` somewhere; the more motifs (`crowd`), the smaller."""
+    size = IMAGE_SIZE * (0.26 + 0.26 * next(chance)) * style.scale * (1 - 0.025 * crowd)
+    angle = math.radians(80 * (next(chance) - 0.5))
+    side = int(size * 1.3)
+    zoom = MOTIF_SIZE / size
+    cos, sin = math.cos(angle) * zoom, math.sin(angle) * zoom
+    offset_x = MOTIF_SIZE / 2 - (cos + sin) * side / 2
+    offset_y = MOTIF_SIZE / 2 - (cos - sin) * side / 2
+    affine = (cos, sin, offset_x, -sin, cos, offset_y)
+    left, top = (int(IMAGE_SIZE * (0.12 + 0.76 * next(chance)) - side / 2) for _ in range(2))
+
+    hue, saturation, value = _COLOURS[label.parent]
+    hue += style.hue_turn + 0.08 * (next(chance) - 0.5) + 0.08 * ((label.rank * 0.382) % 1 - 0.5)
+    saturation = min(1.0, saturation * (0.6 + 0.7 * next(chance)))
+    value = min(1.0, value * (0.75 + 0.45 * next(chance)))
+    body = colorsys.hsv_to_rgb(hue % 1, saturation, value)
+    detail = colorsys.hsv_to_rgb(label.rank * 0.618 % 1, 0.35, value - 0.5 if value > 0.55 else value + 0.45)
+    shape = motif(label.parent, label.rank % NUM_VARIANTS)
+    for mask, colour in ((shape.body, body), (shape.detail, detail)):
+        pasted = mask.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+        photo.paste(_bytes_of(colour), (left, top), pasted)
+
+
+def _develop(photo: Image.Image, style: Style, chance: Iterator[float]) -> Image.Image:
+    """The user's camera and habits: blur, contrast, colour cast, grain, frame."""
+    if style.blur:
+        photo = photo.filter(ImageFilter.BoxBlur(style.blur))
+    exposure = style.brightness + 24 * (next(chance) - 0.5)
+    curves = [
+        _clipped(128 + ((value - 128) * style.contrast + exposure) * gain)
+        for gain in style.cast
+        for value in range(256)
+    ]
+    photo = photo.point(curves)
+    left, top = (int(next(chance) * (_TEXTURE_SIZE - IMAGE_SIZE)) for _ in range(2))
+    grain = _grain().crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
+    photo = Image.blend(photo, grain, 0.02 + 0.22 * style.grain)
+    if style.frame:
+        ImageDraw.Draw(photo).rectangle((0, 0, IMAGE_SIZE - 1, IMAGE_SIZE - 1), outline=(24, 22, 20), width=style.frame)
+    return photo
+
+
+@functools.lru_cache(maxsize=1)
+def _textures() -> list[Image.Image]:
+    """Cloudy grey noise, some of it drawn out sideways or upwards: PIL mode "L", 512x512."""
+    rng = np.random.default_rng(_TEXTURE_STREAM)
+    textures = []
+    for stretch in (1, 1, 4, 0.25, 2, 0.5):
+        total = np.full((_TEXTURE_SIZE, _TEXTURE_SIZE), 128.0, dtype=np.float32)
+        for cells, deviation in _TEXTURE_SCALES:
+            across, down = max(2, int(cells / stretch)), max(2, int(cells * stretch))
+            noise = Image.fromarray(rng.standard_normal((min(down, 400), min(across, 400)), dtype=np.float32))
+            total += (
+                deviation
+                * rng.uniform(0.5, 1.5)
+                * np.asarray(noise.resize((_TEXTURE_SIZE, _TEXTURE_SIZE), Image.Resampling.BICUBIC))
+            )
+        textures.append(Image.fromarray(np.clip(total, 0, 255).astype(np.uint8)))
+    return textures
+
+
+@functools.lru_cache(maxsize=1)
+def _grain() -> Image.Image:
+    noise = np.random.default_rng(_TEXTURE_STREAM + 1).normal(128, 45, size=(_TEXTURE_SIZE, _TEXTURE_SIZE))
+    return Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _ramp(first: float, second: float) -> list[int]:
+    return [_clipped(first + (second - first) * value / 255) for value in range(256)]
+
+
+def _bytes_of(rgb: tuple[float, float, float]) -> tuple[int, int, int]:
+    red, green, blue = (_clipped(255 * channel) for channel in rgb)
+    return red, green, blue
+
+
+def _clipped(value: float) -> int:
+    return 0 if value < 0 else 255 if value > 255 else int(value)

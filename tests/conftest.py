@@ -1,0 +1,38 @@
+"""Data for all tests: a miniature made once a session, and the shared photos where this machine has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flair.synthetic import make_dataset
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic dataset_dir of 160 photos of 40 users, at least 4 users and 6 coarse labels a partition. Read only."""
+    folder = tmp_path_factory.mktemp("miniature") / "dataset"
+    make_dataset(folder, num_users=40, num_images=160, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flair_sample() -> Path:
+    """35 real FLAIR photos of 15 users, as a dataset_dir. Read only."""
+    return _shared("flair_sample")
+
+
+@pytest.fixture(scope="session")
+def coco256() -> Path:
+    """256 COCO photos of 47 simulated users, as a dataset_dir. Read only."""
+    return _shared("coco256")
+
+
+def _shared(name: str) -> Path:
+    folder = SHARED_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not on this machine")
+    return folder
