@@ -94,6 +94,26 @@ def group_by_user(records: Iterable[Record]) -> list[User]:
     return [User(user_id, rows[0].partition, tuple(rows)) for user_id, rows in grouped.items()]
 
 
+def limit_users(users: Sequence[User], limit: int) -> list[User]:
+    """The first users of each partition, `limit` in all, partitions in their proportions and none of them empty.
+
+    Users keep their order, and a smaller subset is part of a larger one.
+
+    Raises:
+      FlairError: `limit` is too small for one user a partition.
+    """
+    sizes = Counter(user.partition for user in users)
+    if limit < len(sizes):
+        raise FlairError(f"--limit_users={limit}: expected at least {len(sizes)}, one user for each partition")
+    seen: Counter[str] = Counter()
+    ranked: list[tuple[float, int]] = []
+    for index, user in enumerate(users):
+        position = seen[user.partition]
+        seen[user.partition] += 1
+        ranked.append(((position + 0.5) / sizes[user.partition] if position else 0.0, index))
+    return [users[index] for index in sorted(index for _, index in sorted(ranked)[:limit])]
+
+
 def count_labels(records: Iterable[Record]) -> tuple[Counter[str], Counter[str]]:
     """How many photos carry each coarse and each fine-grained label."""
     coarse: Counter[str] = Counter()

@@ -1,0 +1,165 @@
+"""One photo of `small_images`: read, checked, and turned into what the record files store.
+
+A photo is refused unless it is a whole 256x256 JPEG in RGB or grayscale. Its dimensions are read from the header and
+checked before anything is decoded, so a decompression bomb costs no memory. Grayscale becomes RGB, because readers of
+the record files reshape every photo to [256, 256, 3].
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.JpegImagePlugin import JpegImageFile
+
+from flair.catalog import IMAGE_SIZE
+from flair.errors import FlairError
+from flair.metadata import Record, photo_path
+
+PIXELS_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
+PIXELS_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
+MAX_JPEG_BYTES = 4 * 1024 * 1024  # FLAIR's photos have 3 to 22 KB; uncompressed they have 192 KiB
+CONVERTED_QUALITY = 95  # of a grayscale photo stored as an RGB JPEG
+_END_OF_IMAGE = b"\xff\xd9"
+_DRAFT_SIZE = (IMAGE_SIZE // 8, IMAGE_SIZE // 8)
+
+
+class PhotoError(FlairError):
+    """A photo cannot be used; one subclass a reason."""
+
+
+class MissingPhoto(PhotoError):
+    """The file does not exist, or is no file."""
+
+
+class BrokenPhoto(PhotoError):
+    """The file is no JPEG, or does not decode to its end."""
+
+
+class WrongSize(PhotoError):
+    """The photo is not 256x256."""
+
+
+class WrongColors(PhotoError):
+    """The photo is neither RGB nor grayscale (CMYK, for example)."""
+
+
+class Jpeg(NamedTuple):
+    """A checked photo as JPEG bytes; `converted` tells that it was grayscale and is re-encoded as RGB."""
+
+    data: bytes
+    converted: bool
+
+
+class Pixels(NamedTuple):
+    """A checked photo as uint8 [256, 256, 3]; `converted` tells that it was grayscale."""
+
+    data: NDArray[np.uint8]
+    converted: bool
+
+
+def read_jpeg(dataset_dir: str | Path, record: Record) -> Jpeg:
+    """Reads and checks the photo of `record`; an RGB photo's bytes are returned untouched.
+
+    Raises:
+      PhotoError: one line naming the file, the image and the user, and what is wrong.
+    """
+    where = _where(dataset_dir, record)
+    return checked_jpeg(_read(photo_path(dataset_dir, record.image_id), where), where)
+
+
+def read_pixels(dataset_dir: str | Path, record: Record) -> Pixels:
+    """Reads, checks and decodes the photo of `record`.
+
+    Raises:
+      PhotoError: one line naming the file, the image and the user, and what is wrong.
+    """
+    where = _where(dataset_dir, record)
+    return decode(_read(photo_path(dataset_dir, record.image_id), where), where)
+
+
+def checked_jpeg(data: bytes, where: str) -> Jpeg:
+    """Checks a JPEG to its last coded byte, at an eighth of the resolution (which costs half); see `read_jpeg`."""
+    image = _open(data, where)
+    if image.mode == "L":
+        return Jpeg(_encode_rgb(image, data, where), True)
+    image.draft("RGB", _DRAFT_SIZE)
+    _load(image, data, where)
+    return Jpeg(data, False)
+
+
+def decode(data: bytes, where: str) -> Pixels:
+    """Decodes JPEG bytes to RGB; `where` begins the message of the PhotoError that a bad photo ends in."""
+    image = _open(data, where)
+    _load(image, data, where)
+    converted = image.mode == "L"
+    return Pixels(np.asarray(image.convert("RGB") if converted else image), converted)
+
+
+def is_grayscale(data: bytes, where: str) -> bool:
+    """Whether a JPEG of the right size is grayscale, from its header alone."""
+    return _open(data, where).mode == "L"
+
+
+def total_size(dataset_dir: str | Path, records: Iterable[Record]) -> int:
+    """Bytes of all photos of `records`; raises MissingPhoto for the first that is not there."""
+    return sum(_size(photo_path(dataset_dir, record.image_id), _where(dataset_dir, record)) for record in records)
+
+
+def _where(dataset_dir: str | Path, record: Record) -> str:
+    return f"{photo_path(dataset_dir, record.image_id)} (image {record.image_id} of user {record.user_id})"
+
+
+def _size(path: Path, where: str) -> int:
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingPhoto(f"{where}: the photo is missing; run download_dataset.py again") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise MissingPhoto(f"{where}: is no regular file; run download_dataset.py again")
+    return status.st_size
+
+
+def _read(path: Path, where: str) -> bytes:
+    size = _size(path, where)
+    if size > MAX_JPEG_BYTES:
+        raise BrokenPhoto(f"{where}: has {size:,} bytes, far more than a {IMAGE_SIZE}x{IMAGE_SIZE} JPEG; download it again")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _open(data: bytes, where: str) -> JpegImageFile:
+    try:
+        image = JpegImageFile(io.BytesIO(data))
+    except (SyntaxError, OSError, ValueError):
+        reason = "is empty" if not data else "is not a JPEG that can be read"
+        raise BrokenPhoto(f"{where}: {reason}; download it again") from None
+    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+        width, height = image.size
+        raise WrongSize(f"{where}: is {width}x{height} pixels, expected {IMAGE_SIZE}x{IMAGE_SIZE}; download it again")
+    if image.mode not in ("RGB", "L"):
+        raise WrongColors(f"{where}: its colors are {image.mode}, expected RGB; convert it or download it again")
+    return image
+
+
+def _load(image: JpegImageFile, data: bytes, where: str) -> None:
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError):
+        raise BrokenPhoto(f"{where}: is truncated or damaged: it does not decode to its end; download it again") from None
+    # A file that lacks nothing but its end marker decodes; it is truncated all the same.
+    if _END_OF_IMAGE not in data[-1024:]:
+        raise BrokenPhoto(f"{where}: is truncated: it has no end-of-image marker; download it again")
+
+
+def _encode_rgb(image: JpegImageFile, data: bytes, where: str) -> bytes:
+    _load(image, data, where)
+    encoded = io.BytesIO()
+    image.convert("RGB").save(encoded, "JPEG", quality=CONVERTED_QUALITY, subsampling=0)
+    return encoded.getvalue()

@@ -1,0 +1,139 @@
+"""What prepare_dataset and prepare_tfrecords share: the parameters of an output, and the place of an unfinished one.
+
+Work goes on in a hidden folder, `.unfinished`, beside or inside the final place; it holds the parameters of the run,
+so that the same command continues it and a different one is told so. Only finished work gets its final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flair import checked_json
+from flair.errors import FlairError
+from flair.metadata import User, limit_users, load_users, metadata_path
+
+PARAMETERS_FILE = "prepare_info.json"
+
+
+class Selection(NamedTuple):
+    """The users to prepare, of all users of the dataset, and what identifies them."""
+
+    users: list[User]
+    all_users: list[User]
+    parameters: dict[str, Any]
+
+
+class Outcome(NamedTuple):
+    """What a preparation did, in photos, users and bytes; `skipped_images` were finished by an earlier run."""
+
+    num_images: int
+    num_users: int
+    num_bytes: int
+    skipped_images: int
+    converted: tuple[str, ...]  # image ids of grayscale photos stored as RGB
+    already_complete: bool = False
+
+    def warnings(self) -> list[str]:
+        """A line on the photos that were converted, if any."""
+        if not self.converted:
+            return []
+        first = ", ".join(self.converted[:5]) + (", ..." if len(self.converted) > 5 else "")
+        return [f"Warning: {len(self.converted):,} grayscale photos were stored as RGB: {first}"]
+
+
+def select(dataset_dir: str | Path, limit: int | None) -> Selection:
+    """Reads the metadata and takes all users, or a consistent subset of `limit` (see `flair.metadata.limit_users`)."""
+    path = metadata_path(dataset_dir)
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    all_users = load_users(dataset_dir)
+    users = all_users if limit is None else limit_users(all_users, limit)
+    parameters = {
+        "metadata_sha256": digest.hexdigest(),
+        "num_users": len(users),
+        "num_images": sum(len(user.records) for user in users),
+        "limit_users": None if len(users) == len(all_users) else limit,
+    }
+    return Selection(users, all_users, parameters)
+
+
+def check_same(parameters: Mapping[str, Any], found: Mapping[str, Any], what: str) -> None:
+    """Raises a FlairError naming each parameter in which `what`, found on disk, differs from this run's."""
+    names = [name for name in {**parameters, **found} if parameters.get(name) != found.get(name)]
+    if names:
+        differences = ", ".join(f"{name}={_short(found.get(name))} there, {_short(parameters.get(name))} now" for name in names)
+        raise FlairError(
+            f"{what} was made from other data or with other flags ({differences}); "
+            "repeat those flags, choose another place, or add --overwrite to replace it"
+        )
+
+
+@contextlib.contextmanager
+def unfinished_folder(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> Iterator[bool]:
+    """Makes or reopens the folder of unfinished work and holds it against a second run; yields whether work is continued.
+
+    Raises:
+      FlairError: another process works there, or the work there has other parameters and `overwrite` is false.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder)
+        yield _continues(folder, parameters, overwrite)
+    finally:
+        os.close(descriptor)
+
+
+def require_free_space(folder: Path, needed: int) -> None:
+    """Raises a FlairError when the disk of `folder` has fewer than `needed` bytes free."""
+    from flair.progress import size
+
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise FlairError(
+            f"{folder}: {size(needed)} are needed and {size(free)} free; free some space or choose another disk"
+        )
+
+
+def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> bool:
+    path = folder / PARAMETERS_FILE
+    if overwrite:
+        _empty(folder)
+    elif path.exists():
+        check_same(parameters, checked_json.read(path), f"{folder}: the unfinished work there")
+        return True
+    elif any(folder.iterdir()):
+        _empty(folder)  # killed before the parameters were written: nothing was done yet
+    checked_json.write(path, parameters)
+    return False
+
+
+def _empty(folder: Path) -> None:
+    for entry in list(folder.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise FlairError(f"{folder}: another process is preparing this output; wait for it or stop it") from None
+        # Some network file systems have no locks; going without is better than not going.
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 20 else str(value)

@@ -1,0 +1,83 @@
+"""Work spread over processes: results in the order of the tasks, a bounded number of them in memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
+
+from flair.errors import FlairError
+
+Context = TypeVar("Context")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+TASKS_PER_WORKER = 3  # in flight: one at work, the others so that nobody waits
+
+_context: Any = None
+
+
+def default_num_workers() -> int:
+    """The processor cores this process may use, at most 16."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+
+
+def map_in_order(
+    function: Callable[[Context, Task], Result], context: Context, tasks: Iterable[Task], num_workers: int
+) -> Iterator[Result]:
+    """Yields `function(context, task)` for each task, in order, computed by `num_workers` processes (1: by this one).
+
+    The result does not depend on `num_workers`. `context` is sent to each process once. An error of a task is raised
+    when its turn comes; after it, or after Ctrl-C, tasks at work are finished and the others dropped.
+
+    Raises:
+      FlairError: a process died (killed for memory, or by a crash in a library).
+    """
+    if num_workers <= 1:
+        for task in tasks:
+            yield function(context, task)
+        return
+    # Spawned processes share no memory, locks or threads with this one, whatever it has imported or loaded.
+    executor = ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context("spawn"), _initialize, (context,)
+    )
+    pending: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            pending.append(executor.submit(_call, function, task))
+            if len(pending) >= num_workers * TASKS_PER_WORKER:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise FlairError(
+            "a worker process died, most likely for lack of memory; run the same command again with fewer --num_workers"
+        ) from None
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _initialize(context: Any) -> None:
+    global _context
+    _context = context
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    # A killed parent closes nothing: both ends of the executor's pipes are open in the workers.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _call(function: Callable[[Any, Any], Any], task: Any) -> Any:
+    return function(_context, task)
