@@ -26,7 +26,9 @@ MIN_NOISE_MULTIPLIER = 0.05
 COARSEST_INTERVAL = 1e-3
 FINEST_INTERVAL = 1e-9
 MAX_LOSS_BUCKETS = 200_000
+MAX_ROUNDS = 10**9
 RELATIVE_TOLERANCE = 1e-4
+PUBLISHED_TOLERANCE = 1e-7
 PUBLISHED_ORDERS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 4.5, *map(float, range(5, 64)), 128.0, 256.0, 512.0)
 
 
@@ -42,6 +44,7 @@ def rdp_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
     return _epsilon_of_rdp(orders, rounds * rdp, delta)
 
 
+@functools.lru_cache(maxsize=4096)
 def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:
     """Epsilon after `rounds` rounds by the privacy loss distribution, adjacency add or remove one user; about 50 ms.
 
@@ -59,8 +62,9 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
 
 def epsilon(accountant: str, noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:
     """Epsilon after `rounds` rounds by the named accountant ("pld" or "rdp")."""
-    account = pld_epsilon if accountant == "pld" else rdp_epsilon
-    return account(noise_multiplier, sampling_probability, rounds, delta)
+    if accountant == "pld":
+        return pld_epsilon(noise_multiplier, sampling_probability, rounds, delta)
+    return rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
 
 
 @functools.lru_cache(maxsize=64)
@@ -75,46 +79,41 @@ def noise_multiplier_for(
     1.024
     """
 
-    def excess(noise_multiplier: float) -> float:
-        return epsilon(accountant, noise_multiplier, sampling_probability, rounds, delta) - target
+    def cost(noise_multiplier: float) -> float:
+        return epsilon(accountant, noise_multiplier, sampling_probability, rounds, delta)
 
-    start = 1.0
+    start, step = 1.0, 2.0
     if accountant == "pld":
-        # From a low guess the PLD search asks for tens of gigabytes: RDP, always the larger, brackets it.
+        # From a low guess the PLD search asks for tens of gigabytes: RDP, nearly always the larger, comes first.
+        step = 1.25
         try:
             start = noise_multiplier_for("rdp", target, sampling_probability, rounds, delta)
         except FlairError:
             start = MAX_NOISE_MULTIPLIER
-    if excess(MAX_NOISE_MULTIPLIER) > 0:
-        least = excess(MAX_NOISE_MULTIPLIER) + target
+    found = _least_noise(cost, target, start, step)
+    if found is None:
         raise FlairError(
             f"--epsilon={target:g} cannot be reached: even with a noise multiplier of {MAX_NOISE_MULTIPLIER:,.0f} "
-            f"{rounds:,} rounds cost epsilon {least:.3g} by the {accountant} accountant; "
+            f"{rounds:,} rounds cost epsilon {cost(MAX_NOISE_MULTIPLIER):.3g} by the {accountant} accountant; "
             "ask for more, or use a smaller --clients_per_round or --total_rounds, or --accountant=pld"
         )
-    return _least_root(excess, start)
+    return found
 
 
-def rounds_affordable(
-    accountant: str, target: float, noise_multiplier: float, sampling_probability: float, delta: float
-) -> int:
-    """The most rounds that cost at most epsilon `target` with this noise; 0 when the first is already too dear.
+def rounds_affordable(cost: Callable[[int], float], target: float, guess: int = 1) -> int:
+    """The most rounds whose `cost` (epsilon, not falling with the rounds) is at most `target`; 0 when none is.
 
-    >>> rounds_affordable("rdp", 2.0, 1.025, 200 / 41131, 8.40e-6)
+    `guess` (at least 1) saves evaluations when it is near. Stops looking at a billion rounds.
+
+    >>> rounds_affordable(lambda rounds: rdp_epsilon(1.025, 200 / 41131, rounds, 8.40e-6), target=2.0)
     5024
     """
-
-    def affordable(rounds: int) -> bool:
-        return epsilon(accountant, noise_multiplier, sampling_probability, rounds, delta) <= target
-
-    low, high = 0, 1
-    while affordable(high):
-        if high > 10**9:
-            return high
+    low, high = 0, guess
+    while cost(high) <= target and high < MAX_ROUNDS:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if affordable(middle) else (low, middle)
+        low, high = (middle, high) if cost(middle) <= target else (low, middle)
     return low
 
 
@@ -130,16 +129,17 @@ def published_noise_multiplier(target: float, num_users: int, cohort: int, total
     """
     compositions = math.ceil(total_rounds * num_users / cohort)
 
-    def excess(noise_multiplier: float) -> float:
+    def cost(noise_multiplier: float) -> float:
         orders, rdp = _one_round_rdp(noise_multiplier, cohort / num_users, PUBLISHED_ORDERS)
-        return _epsilon_of_rdp(orders, compositions * rdp, delta) - target
+        return _epsilon_of_rdp(orders, compositions * rdp, delta)
 
-    if excess(MAX_NOISE_MULTIPLIER) > 0:
+    found = _least_noise(cost, target, start=10.0, step=2.0, tolerance=PUBLISHED_TOLERANCE)
+    if found is None:
         raise FlairError(
             f"--epsilon={target:g} cannot be reached by the published noise formula, which counts "
             f"{compositions:,} rounds for {total_rounds:,}; leave out --published_noise"
         )
-    return _least_root(excess, 10.0)
+    return found
 
 
 def replace_one_epsilon(noise_multiplier: float, num_users: int, cohort: int, rounds: int, delta: float) -> float:
@@ -158,21 +158,30 @@ def replace_one_epsilon(noise_multiplier: float, num_users: int, cohort: int, ro
     return _epsilon_of_rdp(orders, rounds * rdp, delta)
 
 
-def _least_root(excess: Callable[[float], float], start: float) -> float:
+def _least_noise(
+    cost: Callable[[float], float], target: float, start: float, step: float, tolerance: float = RELATIVE_TOLERANCE
+) -> float | None:
+    """The least noise multiplier whose `cost` is at most `target`, never below and at most `tolerance` above it."""
     from scipy import optimize
 
-    high = start
+    def excess(log_noise: float) -> float:
+        # Logarithms because epsilon is nearly a power of the noise, which halves the evaluations.
+        return math.log(max(cost(math.exp(log_noise)), 1e-300) / target)
+
+    width, least, most = math.log(step), math.log(MIN_NOISE_MULTIPLIER), math.log(MAX_NOISE_MULTIPLIER)
+    low = high = math.log(start)
     while excess(high) > 0:
-        high = min(2 * high, MAX_NOISE_MULTIPLIER)
-    low = high
-    while low > MIN_NOISE_MULTIPLIER and excess(low) <= 0:
-        low, high = 0.8 * low, low
-    if excess(low) <= 0:
-        return low
-    root = float(optimize.brentq(excess, low, high, rtol=RELATIVE_TOLERANCE))
+        if high >= most:
+            return None
+        low, high, width = high, min(high + width, most), 2 * width
+    while excess(low) <= 0:
+        if low <= least:
+            return math.exp(low)
+        low, high, width = low - width, low, 2 * width
+    root = float(optimize.brentq(excess, low, high, xtol=tolerance))
     while excess(root) > 0:
-        root *= 1 + RELATIVE_TOLERANCE
-    return root
+        root += tolerance
+    return math.exp(root)
 
 
 def _epsilon_of_rdp(orders: np.ndarray, rdp: np.ndarray, delta: float) -> float:

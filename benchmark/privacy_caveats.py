@@ -145,9 +145,10 @@ def _about_noise(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
                 Caveat(
                     "note",
                     "collapsing clip",
-                    f"With {plan.cohort:,} clients the noise on the unclipped count ({stddev:.3g} clients) alone pushes "
-                    f"the fraction above the target {quantile:g}, so that the clip norm shrinks towards zero: private, "
-                    "but training stops. Use larger cohorts, a larger --target_unclipped_quantile, or a fixed clip (0).",
+                    f"With {plan.cohort:,} clients the noise on the unclipped count ({stddev:.3g} clients) alone "
+                    f"pushes the fraction above the target {quantile:g}, so that the clip norm shrinks towards zero: "
+                    "private, but training stops. Use larger cohorts, a larger --target_unclipped_quantile, or a "
+                    "fixed clip (0).",
                 )
             )
     found.append(
