@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 
-from flair import command
+from flair import command, preparation_flags
 
 DESCRIPTION = """\
 Turns the folder that download_dataset.py wrote into TFRecords for training.
 
 The result has label_index.json and the folders train, dev and test, and the symlinks label_to_index.json and val for
-code that expects the older names. It appears in --tfrecords_dir only when all of it is there; a run that was stopped
-continues when the same command is given again."""
+code that expects those names. It appears in --tfrecords_dir when all of it is there; a run that was stopped continues
+when the same command is given again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, writes the records, prints what was made; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="prepare_tfrecords.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset_dir", required=True, help="folder with labels_and_metadata.json and small_images")
+    parser = preparation_flags.make_parser("prepare_tfrecords.py", DESCRIPTION)
     parser.add_argument("--tfrecords_dir", required=True, help="folder to write to")
     parser.add_argument(
         "--layout",
         choices=("per_user", "sharded"),
         default="per_user",
         help="per_user: one <user_id>.tfrecords a user, as published. sharded: a few hundred files with an index, "
-        "easier on file systems and faster to copy (default: per_user)",
+        "easier on file systems and quicker to copy (default: per_user)",
     )
     parser.add_argument(
         "--images_per_shard",
-        type=command_positive_int,
+        type=preparation_flags.positive_int,
         default=2000,
-        help="photos after which a shard is closed, with --layout=sharded; a user is never split (default: 2000)",
+        metavar="N",
+        help="with --layout=sharded, close a shard after N photos; a user is never split (default: 2000)",
     )
-    parser.add_argument(
-        "--limit_users",
-        type=command_positive_int,
-        help="write this many users only, whole, from all partitions (default: all)",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=command_positive_int,
-        help="processes; the result does not depend on it (default: the processor cores, at most 16)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace other output, finished or not (default: refuse)"
-    )
+    preparation_flags.add_shared_flags(parser)
     flags = parser.parse_args(argv)
 
-    from flair.progress import duration, size
     from flair.tfrecord_writer import write_tfrecords
 
     start = time.monotonic()
@@ -64,27 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_workers=flags.num_workers,
         overwrite=flags.overwrite,
     )
-    elapsed = time.monotonic() - start
-    what = f"{outcome.num_images:,} photos of {outcome.num_users:,} users, {size(outcome.num_bytes)}"
-    if outcome.already_complete:
-        print(f"{flags.tfrecords_dir}: is complete already: {what}; --overwrite makes it again")
-    else:
-        if outcome.skipped_images:
-            print(f"Kept {outcome.skipped_images:,} photos that an earlier run had finished.")
-        for line in outcome.warnings():
-            print(line)
-        print(f"Wrote {what} to {flags.tfrecords_dir} in {duration(elapsed)}.")
+    print(*outcome.summary(flags.tfrecords_dir, time.monotonic() - start), sep="\n")
     print(f"Next: python -m benchmark.central_main --tfrecords_dir={flags.tfrecords_dir}")
     print(f"  or: python -m flair.verify --dataset_dir={flags.dataset_dir} --tfrecords_dir={flags.tfrecords_dir}")
     return command.EXIT_OK
-
-
-def command_positive_int(text: str) -> int:
-    """A flag's value as a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from flair import checked_json
 from flair.errors import FlairError
 from flair.metadata import User, limit_users, load_users, metadata_path
+from flair.progress import duration, size
 
 PARAMETERS_FILE = "prepare_info.json"
 
@@ -41,12 +42,19 @@ class Outcome(NamedTuple):
     converted: tuple[str, ...]  # image ids of grayscale photos stored as RGB
     already_complete: bool = False
 
-    def warnings(self) -> list[str]:
-        """A line on the photos that were converted, if any."""
-        if not self.converted:
-            return []
-        first = ", ".join(self.converted[:5]) + (", ..." if len(self.converted) > 5 else "")
-        return [f"Warning: {len(self.converted):,} grayscale photos were stored as RGB: {first}"]
+    def summary(self, place: str, seconds: float) -> list[str]:
+        """Lines that tell what was made, where and how fast."""
+        what = f"{self.num_images:,} photos of {self.num_users:,} users, {size(self.num_bytes)}"
+        if self.already_complete:
+            return [f"{place} is complete already: {what}. To make it again, add --overwrite."]
+        lines = []
+        if self.converted:
+            first = ", ".join(self.converted[:5]) + (", ..." if len(self.converted) > 5 else "")
+            lines.append(f"Warning: {len(self.converted):,} grayscale photos were stored as RGB: {first}")
+        if self.skipped_images:
+            lines.append(f"Kept {self.skipped_images:,} photos that an earlier run had finished.")
+        rate = (self.num_images - self.skipped_images) / max(seconds, 1e-9)
+        return [*lines, f"Wrote {what} to {place} in {duration(seconds)} ({rate:,.0f} photos/s)."]
 
 
 def select(dataset_dir: str | Path, limit: int | None) -> Selection:
@@ -96,8 +104,6 @@ def unfinished_folder(folder: Path, parameters: Mapping[str, Any], overwrite: bo
 
 def require_free_space(folder: Path, needed: int) -> None:
     """Raises a FlairError when the disk of `folder` has fewer than `needed` bytes free."""
-    from flair.progress import size
-
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise FlairError(

@@ -1,0 +1,231 @@
+"""A FLAIR dataset directory turned into one HDF5 file, by any number of processes, continued after a kill.
+
+First a skeleton is written that has everything but the photos (`flair.hdf5_skeleton`), then photos and checksums go to
+their places in it. All of it happens in `.<name>.unfinished` beside the output file, which appears when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flair import global_heap, images
+from flair.errors import FlairError
+from flair.hdf5 import CHECKSUM_DTYPE, HDF5File, record_checksum
+from flair.hdf5_skeleton import Format, groups_of, write_skeleton
+from flair.journal import Journal, Position
+from flair.metadata import Record
+from flair.preparation import Outcome, Selection, check_same, require_free_space, select, unfinished_folder
+from flair.progress import Progress
+from flair.workers import default_num_workers, map_in_order
+
+_DATA_FILE = "data.hdf5"
+_PLACES_FILE = "places.npy"
+_JOURNAL_FILE = "journal"
+_IMAGES_PER_TASK = 128
+_OVERHEAD_BYTES = 2000  # of a photo's ids, labels, group and padding, generously
+
+
+class _Context(NamedTuple):
+    dataset_dir: Path
+    data_file: Path
+    image_format: str
+
+
+class _Piece(NamedTuple):
+    records: tuple[Record, ...]
+    image_place: int  # of the first record
+    checksum_place: int
+
+
+class _Stored(NamedTuple):
+    converted: list[str]
+    num_images: int
+    heap: bytes  # of jpeg photos: the collections to append to the file
+    references: list[tuple[int, list[tuple[int, int]]]]  # place, and for each photo its size and address in `heap`
+
+
+def write_hdf5(
+    dataset_dir: str | Path,
+    output_file: str | Path,
+    *,
+    by_user: bool = True,
+    image_format: str = "raw",
+    label_format: str = "names",
+    limit_users: int | None = None,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Writes all photos of `dataset_dir` (or a consistent subset of `limit_users` users) to one HDF5 file.
+
+    The bytes written depend on the dataset and the flags, never on `num_workers` or on interruptions.
+
+    Raises:
+      FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
+    """
+    source, final = Path(dataset_dir), Path(output_file)
+    layout = Format(image_format, label_format, by_user)
+    selection = select(source, limit_users)
+    parameters = {"format": "flair-hdf5", "format_version": 1, **layout._asdict(), **selection.parameters}
+    unfinished = final.with_name(f".{final.name}.unfinished")
+    num_images = selection.parameters["num_images"]
+    if not overwrite and _is_complete(final, parameters):
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        return Outcome(num_images, len(selection.users), final.stat().st_size, 0, (), True)
+    num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
+    if image_format == "raw":
+        num_bytes = num_images * images.PIXELS_BYTES
+    with unfinished_folder(unfinished, parameters, overwrite) as continued:
+        data_file, places_file = unfinished / _DATA_FILE, unfinished / _PLACES_FILE
+        if not data_file.exists():
+            require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_images)
+            temporary = unfinished / "skeleton.hdf5"
+            np.save(places_file, write_skeleton(temporary, selection, layout, parameters))
+            os.replace(temporary, data_file)
+        places = np.load(places_file, allow_pickle=False)
+        skipped, converted = _store_photos(
+            _Context(source, data_file, image_format), selection, layout, places, num_workers or default_num_workers()
+        )
+        os.replace(data_file, final)
+        shutil.rmtree(unfinished)
+    return Outcome(num_images, len(selection.users), final.stat().st_size, skipped, tuple(converted))
+
+
+def _store_photos(
+    context: _Context, selection: Selection, layout: Format, places: NDArray[np.int64], num_workers: int
+) -> tuple[int, list[str]]:
+    tasks = list(_tasks(groups_of(selection.users, layout), places, _image_bytes(layout)))
+    num_images = [sum(len(piece.records) for piece in task) for task in tasks]
+    converted: list[str] = []
+    descriptor = os.open(context.data_file, os.O_RDWR)
+    journal = Journal(context.data_file.with_name(_JOURNAL_FILE), descriptor, Position(0, os.fstat(descriptor).st_size))
+    try:
+        done = journal.position.tasks
+        end = journal.position.end
+        os.ftruncate(descriptor, end)
+        skipped = sum(num_images[:done])
+        with Progress(sum(num_images), "HDF5", "photo", done=skipped) as progress:
+            results = map_in_order(_store_task, context, tasks[done:], min(num_workers, len(tasks) - done))
+            for index, stored in enumerate(results, start=done + 1):
+                end = _append(descriptor, end, stored)
+                journal.add(Position(index, end))
+                converted += stored.converted
+                progress.add(stored.num_images)
+        if layout.image_format == "jpeg":
+            global_heap.set_end_of_file(descriptor, end)
+        os.fsync(descriptor)
+    finally:
+        journal.close()
+        os.close(descriptor)
+    return skipped, converted
+
+
+def _image_bytes(layout: Format) -> int:
+    return images.PIXELS_BYTES if layout.image_format == "raw" else global_heap.REFERENCE_BYTES
+
+
+def _tasks(
+    groups: Sequence[tuple[Record, ...]], places: NDArray[np.int64], image_bytes: int
+) -> Iterator[list[_Piece]]:
+    task: list[_Piece] = []
+    room = _IMAGES_PER_TASK
+    for records, (image_place, checksum_place) in zip(groups, places.tolist(), strict=True):
+        first = 0
+        while first < len(records):
+            part = records[first : first + room]
+            task.append(
+                _Piece(part, image_place + first * image_bytes, checksum_place + first * CHECKSUM_DTYPE.itemsize)
+            )
+            first += len(part)
+            room -= len(part)
+            if room == 0:
+                yield task
+                task, room = [], _IMAGES_PER_TASK
+    if task:
+        yield task
+
+
+def _store_task(context: _Context, task: list[_Piece]) -> _Stored:
+    descriptor = os.open(context.data_file, os.O_RDWR)
+    try:
+        return (_store_raw if context.image_format == "raw" else _store_jpeg)(context, descriptor, task)
+    finally:
+        os.close(descriptor)
+
+
+def _store_raw(context: _Context, descriptor: int, task: list[_Piece]) -> _Stored:
+    converted: list[str] = []
+    for piece in task:
+        checksums = []
+        for index, record in enumerate(piece.records):
+            pixels = images.read_pixels(context.dataset_dir, record)
+            data = pixels.data.tobytes()
+            _write_at(descriptor, data, piece.image_place + index * images.PIXELS_BYTES)
+            checksums.append(record_checksum(record, data))
+            if pixels.converted:
+                converted.append(record.image_id)
+        _write_at(descriptor, np.array(checksums, CHECKSUM_DTYPE).tobytes(), piece.checksum_place)
+    return _Stored(converted, sum(len(piece.records) for piece in task), b"", [])
+
+
+def _store_jpeg(context: _Context, descriptor: int, task: list[_Piece]) -> _Stored:
+    converted: list[str] = []
+    references: list[tuple[int, list[tuple[int, int]]]] = []
+    heap = bytearray()
+    for piece in task:
+        checksums, entries = [], []
+        for record in piece.records:
+            jpeg = images.read_jpeg(context.dataset_dir, record)
+            entries.append((len(jpeg.data), len(heap)))
+            heap += global_heap.collection(jpeg.data)
+            checksums.append(record_checksum(record, jpeg.data))
+            if jpeg.converted:
+                converted.append(record.image_id)
+        _write_at(descriptor, np.array(checksums, CHECKSUM_DTYPE).tobytes(), piece.checksum_place)
+        references.append((piece.image_place, entries))
+    return _Stored(converted, sum(len(piece.records) for piece in task), bytes(heap), references)
+
+
+def _append(descriptor: int, end: int, stored: _Stored) -> int:
+    """Appends heap collections at `end` and points their datasets to them; returns the new end."""
+    start = -(-end // 8) * 8
+    if not stored.heap:
+        return end
+    _write_at(descriptor, stored.heap, start)
+    for place, entries in stored.references:
+        data = b"".join(global_heap.reference(size, start + address) for size, address in entries)
+        _write_at(descriptor, data, place)
+    return start + len(stored.heap)
+
+
+def _write_at(descriptor: int, data: bytes, place: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, place)
+        view, place = view[written:], place + written
+
+
+def _is_complete(final: Path, parameters: dict[str, object]) -> bool:
+    if not os.path.lexists(final):
+        return False
+    if not final.is_file():
+        raise FlairError(f"--output_file={final}: exists and is no file; choose another name")
+    try:
+        with HDF5File(final) as file:
+            found = file.parameters
+    except FlairError:
+        found = {}
+    if not found:
+        raise FlairError(
+            f"--output_file={final}: already exists and was not made by this version of this command; "
+            "choose another name, or add --overwrite to replace it"
+        )
+    check_same(parameters, found, f"--output_file={final}: the file there")
+    return True

@@ -1,0 +1,43 @@
+"""Flags that prepare_dataset and prepare_tfrecords share; imports nothing heavy, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser that keeps the line breaks of `description`, with the flag for the source."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset_dir", required=True, help="folder with labels_and_metadata.json and small_images")
+    return parser
+
+
+def add_shared_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --limit_users, --num_workers and --overwrite."""
+    parser.add_argument(
+        "--limit_users",
+        type=positive_int,
+        metavar="N",
+        help="write N users only, whole, from all partitions in their proportions, at least 3 (default: all users)",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=positive_int,
+        metavar="N",
+        help="work with N processes; the result does not depend on it (default: the processor cores, at most 16)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what is there, once the new output is complete (default: refuse to)",
+    )
+
+
+def positive_int(text: str) -> int:
+    """The value of a flag that is a whole number of at least 1."""
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return value

@@ -1,0 +1,64 @@
+"""Turns a FLAIR dataset directory into one HDF5 file; see docs/formats.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from flair import command, preparation_flags
+
+DESCRIPTION = """\
+Turns the folder that download_dataset.py wrote into one HDF5 file.
+
+Photos are grouped by partition and user (for federated learning), or by partition only. The file appears when all of it
+is there; a run that was stopped continues when the same command is given again."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags, writes the file, prints what was made; returns the exit code."""
+    parser = preparation_flags.make_parser("prepare_dataset.py", DESCRIPTION)
+    parser.add_argument("--output_file", required=True, help="HDF5 file to write")
+    parser.add_argument(
+        "--not_group_data_by_user",
+        action="store_true",
+        help="group photos by partition only, for centralized training (default: by partition and user)",
+    )
+    parser.add_argument(
+        "--image_format",
+        choices=("raw", "jpeg"),
+        default="raw",
+        help="raw: pixels, as published; 84 GB for the full dataset. jpeg: the photos' own bytes, 6 GB; "
+        "flair.hdf5 reads either as arrays (default: raw)",
+    )
+    parser.add_argument(
+        "--label_format",
+        choices=("names", "indices"),
+        default="names",
+        help="names: strings joined by '|', as published. indices: rows and columns, as pfl-research reads them "
+        "(default: names)",
+    )
+    preparation_flags.add_shared_flags(parser)
+    flags = parser.parse_args(argv)
+    if flags.label_format == "indices" and flags.not_group_data_by_user:
+        parser.error("--label_format=indices is a layout by user; leave out --not_group_data_by_user")
+
+    from flair.hdf5_writer import write_hdf5
+
+    start = time.monotonic()
+    outcome = write_hdf5(
+        flags.dataset_dir,
+        flags.output_file,
+        by_user=not flags.not_group_data_by_user,
+        image_format=flags.image_format,
+        label_format=flags.label_format,
+        limit_users=flags.limit_users,
+        num_workers=flags.num_workers,
+        overwrite=flags.overwrite,
+    )
+    print(*outcome.summary(flags.output_file, time.monotonic() - start), sep="\n")
+    print(f"Next: python -m flair.verify --dataset_dir={flags.dataset_dir} --hdf5_file={flags.output_file}")
+    return command.EXIT_OK
+
+
+if __name__ == "__main__":
+    command.run(main)
