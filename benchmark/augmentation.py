@@ -53,10 +53,15 @@ def decode_training(
     return tf.ensure_shape(image, (*image_size, 3))
 
 
+def decode_evaluation(jpeg: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+    """One JPEG to the whole photo scaled to the input size: float32 `[height, width, 3]`, 0 to 255."""
+    return resize(decode(jpeg)[tf.newaxis], image_size)[0]
+
+
 def decode_whole(jpeg: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     """One JPEG to its largest central window of the model's aspect ratio, scaled: uint8 `[height, width, 3]`.
 
-    Rounded to whole grey levels; `decode_evaluation` and `resize` keep the fractions.
+    Rounded to whole grey levels; `decode_evaluation` keeps the fractions.
     """
     return tf.cast(tf.round(resize(decode(jpeg)[tf.newaxis], image_size)[0]), tf.uint8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from absl import flags
 
 import flair.command
 
+_ENUM_PREFIX = re.compile(r"^<[^>]*>: ")  # absl puts the choices there; they are in the usage already
 _HELP_FLAGS = ("--help", "-help", "-h", "--helpfull", "--helpshort", "-?")
 
 
@@ -56,14 +58,17 @@ def help_text(program: str, description: str) -> str:
     return "\n".join(lines)
 
 
-def own_flags() -> dict[str, object]:
-    """Name -> value of every flag of this program's own modules, sorted: what a run folder records."""
-    return {
-        flag.name: flag.value
-        for module, module_flags in sorted(flags.FLAGS.flags_by_module_dict().items())
-        if _is_own(module)
-        for flag in module_flags
-    }
+def flag_lines() -> list[str]:
+    """`--name=value` of every set flag of this program's own modules, sorted by name: a file for --flagfile."""
+    lines = []
+    for module, module_flags in flags.FLAGS.flags_by_module_dict().items():
+        if not _is_own(module):
+            continue
+        for flag in module_flags:
+            if flag.value is not None:
+                value = str(flag.value).lower() if flag.boolean else flag.serialize().partition("=")[2]
+                lines.append(f"--{flag.name}={value}")
+    return sorted(lines)
 
 
 def _is_own(module: str) -> bool:
@@ -75,7 +80,7 @@ def _flag_lines(flag: flags.Flag) -> Sequence[str]:
     choices = getattr(flag.parser, "enum_values", None)
     value = "" if flag.boolean else f"={{{','.join(choices)}}}" if choices else f"={flag.flag_type()}"
     default = "none" if flag.default is None else flag.default_as_str.strip("'")
-    text = f"{flag.help} (default: {default})"
+    text = f"{_ENUM_PREFIX.sub('', flag.help)} (default: {default})"
     return [f"  {name}{value}", textwrap.fill(text, 110, initial_indent="      ", subsequent_indent="      ")]
 
 

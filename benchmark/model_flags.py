@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from benchmark.records import Records, Task, make_task, open_records
 from flair.catalog import IMAGE_SIZE
 from flair.errors import FlairError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from benchmark.flair_model import LoadReport
 
 MODELS = ("resnet18", "cnn")
 NORMALIZATIONS = ("auto", "group", "frozen_batch")
@@ -71,6 +77,19 @@ def open_task() -> tuple[Records, Task]:
     """Opens `--tfrecords_dir` and looks up the labels to predict; imports no TensorFlow."""
     records = open_records(FLAGS.tfrecords_dir)
     return records, make_task(records, FLAGS.use_fine_grained_labels, FLAGS.binary_label)
+
+
+def build_model_from_flags(num_outputs: int) -> tuple[tf.keras.Model, LoadReport | None]:
+    """The model of the flags, restored from `--restore_model_path` if given, and what was loaded from there."""
+    from benchmark import flair_model
+
+    restore = FLAGS.restore_model_path
+    frozen = FLAGS.normalization == "frozen_batch" or (
+        FLAGS.normalization == "auto" and restore is not None and flair_model.wants_batch_normalization(restore)
+    )
+    shape = (*image_size(), 3)
+    model = flair_model.build_model(FLAGS.model, shape, num_outputs, frozen, FLAGS.seed, FLAGS.compute_dtype)
+    return model, None if restore is None else flair_model.load_by_name(model, restore)
 
 
 def model_file_name(setting: str, num_outputs: int) -> str:

@@ -17,18 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import google_crc32c
 import numpy as np
 
 from flair.errors import FlairError
+from flair.tfrecord import FRAME_BYTES, DamagedRecord, masked_crc32c, read_payloads
 
 LABEL_FILES = ("label_index.json", "label_to_index.json")
 PARTITION_FOLDERS = {"train": ("train",), "val": ("dev", "val"), "test": ("test",)}
 USER_INDEX_FILE = "user_index.json"
 _SUFFIX = ".tfrecords"
 _HEADER = struct.Struct("<QI")  # length of the record, masked CRC-32C of these eight bytes
-_FOOTER_BYTES = 4  # masked CRC-32C of the record
-_MAX_RECORD_BYTES = 1 << 30
 
 
 class Span(NamedTuple):
@@ -51,8 +49,8 @@ class PhotoIndex(NamedTuple):
     paths: list[Path]
     user: np.ndarray  # int32 [n], row of `users`
     path: np.ndarray  # int32 [n], row of `paths`
-    offset: np.ndarray  # int64 [n], of the serialized example, after its frame header
-    length: np.ndarray  # int64 [n], bytes of the serialized example
+    offset: np.ndarray  # int64 [n], of the framed record in its file
+    length: np.ndarray  # int64 [n], bytes of the framed record
 
 
 @dataclass(frozen=True)
@@ -114,12 +112,7 @@ class Records:
     def read_user(self, partition: str, user_id: str) -> list[bytes]:
         """Serialized examples of one user, in file order, each checked against its CRC-32C."""
         span = self.span(partition, user_id)
-        with open(span.path, "rb") as file:
-            file.seek(span.offset)
-            data = file.read() if span.length is None else file.read(span.length)
-        if span.length is not None and len(data) != span.length:
-            raise _damaged(span.path, span.offset + len(data), "the file ends early")
-        return _split_frames(data, span.path, span.offset)
+        return list(read_payloads(span.path, span.offset, span.length))
 
     def photo_index(self, partition: str) -> PhotoIndex:
         """Where every photo of the partition lies; found by reading the frame headers once."""
@@ -136,7 +129,8 @@ class Records:
     def read_photos(self, partition: str, rows: Iterable[int]) -> list[bytes]:
         """Serialized examples of these rows of `photo_index(partition)`, each checked against its CRC-32C."""
         index = self.photo_index(partition)
-        return [_read_one(index.paths[index.path[r]], int(index.offset[r]), int(index.length[r])) for r in rows]
+        places = ((index.paths[index.path[row]], int(index.offset[row]), int(index.length[row])) for row in rows)
+        return [payload for place in places for payload in read_payloads(*place)]
 
     def digest(self) -> str:
         """SHA-256 over the label columns and, per file, its partition, name and size: names the data, not its bytes."""
@@ -264,58 +258,13 @@ def _scan_span(span: Span) -> list[tuple[int, int]]:
         position, end = span.offset, size if span.length is None else span.offset + span.length
         while position < end:
             header = os.pread(descriptor, _HEADER.size, position)
-            length = _checked_length(header, span.path, position)
-            following = position + _HEADER.size + length + _FOOTER_BYTES
-            if following > min(end, size):
-                raise _damaged(span.path, position, "the file ends early")
-            frames.append((position + _HEADER.size, length))
-            position = following
+            if len(header) < _HEADER.size or _HEADER.unpack(header)[1] != masked_crc32c(header[:8]):
+                raise DamagedRecord(f"{span.path}: damaged record at byte {position:,}; prepare it again")
+            length = _HEADER.unpack(header)[0] + FRAME_BYTES
+            if position + length > min(end, size):
+                raise DamagedRecord(f"{span.path}: ends inside the record at byte {position:,}; prepare it again")
+            frames.append((position, length))
+            position += length
     finally:
         os.close(descriptor)
     return frames
-
-
-def _read_one(path: Path, offset: int, length: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        data = os.pread(descriptor, length + _FOOTER_BYTES, offset)
-    finally:
-        os.close(descriptor)
-    return _checked_record(data, length, path, offset)
-
-
-def _split_frames(data: bytes, path: Path, base: int) -> list[bytes]:
-    examples, position = [], 0
-    while position < len(data):
-        length = _checked_length(data[position : position + _HEADER.size], path, base + position)
-        start = position + _HEADER.size
-        position = start + length + _FOOTER_BYTES
-        examples.append(_checked_record(data[start:position], length, path, base + start))
-    return examples
-
-
-def _checked_length(header: bytes, path: Path, position: int) -> int:
-    if len(header) < _HEADER.size:
-        raise _damaged(path, position, "the file ends early")
-    length, crc = _HEADER.unpack(header)
-    if crc != _masked_crc(header[:8]) or length > _MAX_RECORD_BYTES:
-        raise _damaged(path, position, "the length of a record does not match its checksum")
-    return int(length)
-
-
-def _checked_record(data: bytes, length: int, path: Path, offset: int) -> bytes:
-    if len(data) != length + _FOOTER_BYTES:
-        raise _damaged(path, offset, "the file ends early")
-    example = data[:length]
-    if int.from_bytes(data[length:], "little") != _masked_crc(example):
-        raise _damaged(path, offset, "a record does not match its checksum")
-    return example
-
-
-def _masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _damaged(path: Path, position: int, reason: str) -> FlairError:
-    return FlairError(f"{path}: damaged at byte {position}: {reason}; prepare the records again")

@@ -79,6 +79,18 @@ def finalize(
     return result
 
 
+def metric_names(is_binary: bool) -> list[str]:
+    """Names of the published metrics, in order.
+
+    >>> metric_names(is_binary=True)
+    ['loss', 'precision', 'recall', 'f1', 'averaged_precision']
+    """
+    bare = [*_DECISIONS, "averaged_precision"]
+    return (
+        ["loss", *bare] if is_binary else ["loss", *(f"{mean}_{name}" for name in bare for mean in ("macro", "micro"))]
+    )
+
+
 def averaged_precision_by_label(counts: np.ndarray) -> np.ndarray:
     """Averaged precision float64 [labels] over the 200 thresholds; 0 for a label without positives."""
     return _curves(np.asarray(counts, np.float64))["averaged_precision"]

@@ -1,0 +1,145 @@
+"""Trains FLAIR's benchmark model on the pooled photos of all users.
+
+Writes the best model (by validation loss, unless --best_metric says otherwise) to --save_model_dir and everything else
+to a run folder. The same command continues an interrupted run, with the result of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from benchmark import command, model_flags
+from benchmark.records import Records, Task
+from benchmark.run_folder import RunFolder
+from benchmark.schedules import SCHEDULES, learning_rates
+from flair.errors import FlairError
+from flair.progress import duration
+
+flags.DEFINE_float("learning_rate", 1e-4, "Learning rate of Adam.", lower_bound=0)
+flags.DEFINE_float(
+    "clipnorm", 10.0, "Bound on the L2 norm of the gradient of each weight; 0 turns clipping off.", lower_bound=0
+)
+flags.DEFINE_integer("train_batch_size", 512, "Photos a training step, over all devices.", lower_bound=1)
+flags.DEFINE_integer("num_epochs", 100, "Passes over the training photos.", lower_bound=1)
+flags.DEFINE_enum("learning_rate_schedule", "constant", SCHEDULES, "How the learning rate falls after the warm-up.")
+flags.DEFINE_float("warmup_epochs", 0.0, "Epochs over which the learning rate rises from zero.", lower_bound=0)
+flags.DEFINE_string(
+    "best_metric", "loss", "Validation metric that chooses the best model; loss is minimized, any other maximized."
+)
+flags.DEFINE_integer(
+    "early_stopping", 0, "Epochs without a better model after which training stops; 0 never stops early.", lower_bound=0
+)
+flags.DEFINE_string("run_dir", None, "Folder of this run; none: the saved model's path without .h5.")
+flags.DEFINE_boolean("overwrite", False, "Start over, forgetting the run that --run_dir holds.")
+flags.DEFINE_float("minutes_per_checkpoint", 10.0, "Minutes between checkpoints inside an epoch.", lower_bound=0)
+
+FLAGS = flags.FLAGS
+# Flags that a continued run may change without changing its result so far.
+_CHANGEABLE = ("overwrite", "minutes_per_checkpoint", "run_dir", "flagfile")
+
+
+def main() -> None:
+    """Checks the flags and the data, then trains; TensorFlow is imported only after the checks."""
+    model_flags.check_model_flags()
+    records, task = model_flags.open_task()
+    users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
+    _check_best_metric(task)
+    saved_model = Path(FLAGS.save_model_dir) / model_flags.model_file_name("central", task.num_outputs)
+    run_dir = Path(FLAGS.run_dir) if FLAGS.run_dir else saved_model.with_suffix("")
+    # A longer run with a constant learning rate is the shorter one, continued.
+    changeable = (*_CHANGEABLE, "num_epochs") if FLAGS.learning_rate_schedule == "constant" else _CHANGEABLE
+    flag_lines = [line for line in command.flag_lines() if not line.startswith("--overwrite=")]
+    with RunFolder(run_dir, flag_lines, "epoch", changeable, FLAGS.overwrite) as run:
+        summary = run.summary
+        if summary is not None and FLAGS.num_epochs <= summary["num_epochs"]:
+            print(f"{run.path}: complete already, after {summary['epochs']} epochs; --overwrite starts over")
+        else:
+            run.reopen()
+            summary = _train(records, task, users, run, saved_model)
+            run.finish(summary)
+    _report(summary, run_dir, saved_model)
+
+
+def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path) -> dict[str, Any]:
+    started = time.monotonic()
+    photos = {partition: records.num_photos(partition) for partition in users}
+    print(
+        f"{photos['train']:,} photos of {users['train']:,} users to train, {photos['val']:,} of {users['val']:,} to "
+        f"validate, {photos['test']:,} of {users['test']:,} to test; {task.num_outputs} labels",
+        flush=True,
+    )
+    run.describe(
+        data={"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest(), "users": users, "photos": photos},
+        labels=list(task.label_names),
+        seed=FLAGS.seed,
+    )
+    from benchmark import evaluation, flair_model
+    from benchmark.central_training import BEST_FILE, CentralTrainer, Options, train
+    from benchmark.flair_data import TrainingData, evaluation_dataset
+    from benchmark.interruption import SafePoints
+
+    model, load_report = model_flags.build_model_from_flags(task.num_outputs)
+    if load_report is not None:
+        print(f"{FLAGS.restore_model_path}: {load_report}", flush=True)
+    size = model_flags.image_size()
+    training = TrainingData(records, "train", task, FLAGS.train_batch_size, size, FLAGS.seed)
+    validation, test = (evaluation_dataset(records, p, task, size, FLAGS.eval_batch_size) for p in ("val", "test"))
+    steps = training.steps_per_epoch
+    options = Options(
+        num_epochs=FLAGS.num_epochs,
+        learning_rates=learning_rates(
+            FLAGS.learning_rate,
+            FLAGS.num_epochs * steps,
+            FLAGS.learning_rate_schedule,
+            round(FLAGS.warmup_epochs * steps),
+        ),
+        clipnorm=FLAGS.clipnorm,
+        best_metric=FLAGS.best_metric,
+        early_stopping=FLAGS.early_stopping,
+        seconds_per_checkpoint=60 * FLAGS.minutes_per_checkpoint,
+    )
+    with SafePoints("step") as safe_points:
+        position = train(CentralTrainer(model, task, FLAGS.clipnorm), training, validation, run, options, safe_points)
+    flair_model.load_by_name(model, run.path / BEST_FILE)
+    saved_model.parent.mkdir(parents=True, exist_ok=True)
+    flair_model.save_weights(model, saved_model)
+    return {
+        "setting": "central",
+        "model": FLAGS.model,
+        "parameters": model.count_params(),
+        "num_epochs": FLAGS.num_epochs,
+        "epochs": position.epoch,
+        "best_epoch": position.best_epoch,
+        "val": evaluation.evaluate(model, validation, task),
+        "test": evaluation.evaluate(model, test, task),
+        "training_seconds": round(position.seconds, 3),
+        "seconds": round(time.monotonic() - started, 3),
+        "saved_model": str(saved_model),
+    }
+
+
+def _check_best_metric(task: Task) -> None:
+    from benchmark.score_histogram import metric_names
+
+    known = metric_names(task.is_binary)
+    if FLAGS.best_metric not in known:
+        raise FlairError(f"--best_metric={FLAGS.best_metric}: no such metric; the metrics are {', '.join(known)}")
+
+
+def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
+    for partition in ("val", "test"):
+        print(f"final {partition} metrics of the best model (epoch {summary['best_epoch']}):")
+        for name, value in summary[partition].items():
+            print(f"    {name:<30} {value:.6f}")
+    print(f"best model: {saved_model}")
+    print(f"run folder: {run_dir}")
+    print(f"{summary['epochs']} epochs in {duration(summary['training_seconds'])} of training")
+    print(f"next: tensorboard --logdir={run_dir}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,232 @@
+"""The folder of one training run: enough to watch it, to continue it and to repeat it.
+
+flags.txt      every flag, reusable with --flagfile
+run.json       versions, machine, git revision, data digest, seeds, when it started and continued
+metrics.csv    one row an epoch or round; equal for equal flags, however often the run was interrupted
+times.csv      seconds of training by the end of each row
+tensorboard/   the same numbers as TensorBoard events
+checkpoints/   what a resumed run starts from
+summary.json   the result; its presence means that the run is complete
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmark import event_file
+from benchmark.checkpoint import Checkpoints
+from flair import __version__, atomic
+from flair.errors import FlairError
+
+FLAGS_FILE, RUN_FILE, METRICS_FILE, TIMES_FILE = "flags.txt", "run.json", "metrics.csv", "times.csv"
+SUMMARY_FILE, LOCK_FILE, TENSORBOARD_DIR, CHECKPOINTS_DIR = "summary.json", "run.lock", "tensorboard", "checkpoints"
+_PACKAGES = ("numpy", "tensorflow", "tensorflow-federated", "tensorflow-privacy", "dp-accounting", "ray")
+
+
+class RunFolder:
+    """A run folder, locked against a second process while entered.
+
+    Args:
+      path: made when missing.
+      flag_lines: `--name=value` of every flag, as `command.flag_lines` has them.
+      step_name: first column of metrics.csv, `epoch` or `round`.
+      changeable: names of flags that a continued run may change.
+      overwrite: forget what an earlier run left here.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        flag_lines: list[str],
+        step_name: str,
+        changeable: Iterable[str] = (),
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.step_name = step_name
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS_DIR)
+        self.rows: dict[int, dict[str, float]] = {}
+        self._seconds: dict[int, float] = {}
+        self._flag_lines, self._changeable, self._overwrite = flag_lines, frozenset(changeable), overwrite
+        self._lock: io.TextIOWrapper | None = None
+
+    def __enter__(self) -> RunFolder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / LOCK_FILE, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise FlairError(f"{self.path}: another run is writing to this folder; choose another --run_dir") from None
+        try:
+            self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The result of a complete run, None before."""
+        path = self.path / SUMMARY_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training by the end of the last row, over all processes of the run."""
+        return max(self._seconds.values(), default=0.0)
+
+    def describe(self, **facts: Any) -> None:
+        """Writes run.json: versions, machine, `facts`; a continued run keeps its start and adds when it went on."""
+        path = self.path / RUN_FILE
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.rows else {"started": now}
+        continued = [*known.get("continued", []), now] if self.rows else []
+        atomic.write_json(path, {"started": known["started"], "continued": continued, **environment(), **facts})
+
+    def start_at(self, step: int) -> None:
+        """Forgets every row after `step`: the run goes on from there."""
+        self.rows = {row: values for row, values in self.rows.items() if row <= step}
+        self._seconds = {row: seconds for row, seconds in self._seconds.items() if row <= step}
+        self._write_csv()
+        event_file.write(self.path / TENSORBOARD_DIR, self.rows)
+
+    def add_row(self, step: int, values: Mapping[str, float], seconds: float) -> None:
+        """Adds one row to metrics.csv, times.csv and the TensorBoard events; `seconds` is the run's training time."""
+        known = self._columns()
+        self.rows[step], self._seconds[step] = dict(values), seconds
+        if self._columns() != known:
+            self._write_csv()
+        else:
+            _append(self.path / METRICS_FILE, [step, *(_cell(values.get(name)) for name in known)])
+            _append(self.path / TIMES_FILE, [step, f"{seconds:.3f}"])
+        event_file.append(self.path / TENSORBOARD_DIR, step, values)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json, which marks the run complete."""
+        atomic.write_json(self.path / SUMMARY_FILE, summary)
+
+    def reopen(self) -> None:
+        """Takes the mark of completeness away, to train on."""
+        (self.path / SUMMARY_FILE).unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        if self._overwrite:
+            for name in (FLAGS_FILE, RUN_FILE, METRICS_FILE, TIMES_FILE, SUMMARY_FILE):
+                (self.path / name).unlink(missing_ok=True)
+            for name in (TENSORBOARD_DIR, CHECKPOINTS_DIR):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+        for folder in (self.path, self.path / TENSORBOARD_DIR):
+            folder.mkdir(exist_ok=True)
+            atomic.remove_leftovers(folder)
+        self._check_flags()
+        self.rows = _read_csv(self.path / METRICS_FILE)
+        self._seconds = {step: row["seconds"] for step, row in _read_csv(self.path / TIMES_FILE).items()}
+
+    def _check_flags(self) -> None:
+        path = self.path / FLAGS_FILE
+        if path.is_file():
+            before, now = _flag_values(path.read_text("utf-8").splitlines()), _flag_values(self._flag_lines)
+            different = [n for n in sorted({*before, *now} - self._changeable) if before.get(n) != now.get(n)]
+            if different:
+                changes = ", ".join(f"--{n} was {before.get(n)} and is {now.get(n)}" for n in different)
+                raise FlairError(
+                    f"{self.path}: holds a run with other flags ({changes}); "
+                    "give the same flags to continue it, another --run_dir, or --overwrite"
+                )
+        atomic.write_text(path, "".join(f"{line}\n" for line in self._flag_lines))
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(name for row in self.rows.values() for name in row))
+
+    def _write_csv(self) -> None:
+        columns = self._columns()
+        metrics = [[step, *(_cell(row.get(name)) for name in columns)] for step, row in self.rows.items()]
+        _write(self.path / METRICS_FILE, [[self.step_name, *columns], *metrics])
+        times = [[step, f"{seconds:.3f}"] for step, seconds in self._seconds.items()]
+        _write(self.path / TIMES_FILE, [[self.step_name, "seconds"], *times])
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine: toolkit, Python, packages, processor, git revision, command line."""
+    versions = {"flair-toolkit": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": sys.argv,
+        "versions": versions,
+        "machine": {"platform": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
+        "git_revision": _git_revision(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _git_revision() -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _flag_values(lines: Iterable[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (line.strip().removeprefix("--").partition("=") for line in lines)}
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def _write(path: Path, rows: list[list[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    atomic.write_text(path, text.getvalue())
+
+
+def _append(path: Path, row: list[Any]) -> None:
+    with open(path, "a", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerow(row)
+
+
+def _read_csv(path: Path) -> dict[int, dict[str, float]]:
+    if not path.is_file():
+        return {}
+    rows: dict[int, dict[str, float]] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        header, *body = list(csv.reader(file)) or [[]]
+    for cells in body:
+        if len(cells) != len(header):  # the last line of a killed process
+            break
+        rows[int(cells[0])] = {n: float(c) for n, c in zip(header[1:], cells[1:], strict=True) if c}
+    return rows
