@@ -1,0 +1,48 @@
+# Every target makes the environment it needs in .venv first (requirements/environment.sh); nothing needs root or an
+# activated environment. PYTHON=/path/to/python3.11 chooses the interpreter; else a 3.11 or 3.10 is searched for.
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow check format lock environment clean
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+export PYTHON
+
+environment := sh requirements/environment.sh
+run := .venv/bin/python -m
+
+help: ## Show this list
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+
+demo: ## From nothing to a trained private model on miniature data, in minutes
+	@$(environment)
+	@$(run) benchmark.demo_main
+
+test: ## Run the tests, save the slow ones
+	@$(environment) dev
+	@$(run) pytest -m "not slow"
+
+slow: ## Run the slow tests, those that train
+	@$(environment) dev
+	@$(run) pytest -m slow --timeout=1800
+
+check: ## Check style, types, and that the pins agree with pyproject.toml
+	@$(environment) dev
+	$(run) ruff check
+	$(run) ruff format --check
+	$(run) mypy
+	.venv/bin/python requirements/lock.py --check
+
+format: ## Put the code into its standard form
+	@$(environment) dev
+	$(run) ruff check --fix
+	$(run) ruff format
+
+lock: ## Pin what pyproject.toml asks for; UPGRADE=--upgrade takes the newest of everything
+	@$(environment) dev
+	.venv/bin/python requirements/lock.py $(UPGRADE)
+
+environment: ## Make .venv; EXTRAS="huggingface ray" adds what these optional parts need
+	@$(environment) $(EXTRAS)
+
+clean: ## Remove .venv, the demo and all caches
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find flair benchmark tests requirements -name __pycache__ -type d -prune -exec rm -rf {} +
