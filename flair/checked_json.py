@@ -54,7 +54,5 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def _spell(value: Mapping[str, Any]) -> bytes:
-    lines = (
-        f"{json.dumps(key)}: {json.dumps(item, separators=(',', ':'), ensure_ascii=False)}" for key, item in value.items()
-    )
+    lines = (f"{json.dumps(key)}: {json.dumps(item, separators=(',', ':'))}" for key, item in value.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()

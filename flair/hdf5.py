@@ -154,9 +154,7 @@ class HDF5File:
         self, entry: h5py.Group, group: str
     ) -> tuple[list[str], list[str], list[tuple[str, ...]], list[tuple[str, ...]]]:
         if not self.by_user:
-            user_id, labels, fine = (
-                entry[key].asstr()[()] for key in ("user_id", "labels", "fine_grained_labels")
-            )
+            user_id, labels, fine = (entry[key].asstr()[()] for key in ("user_id", "labels", "fine_grained_labels"))
             return [group], [user_id], [_split(labels)], [_split(fine)]
         image_ids = [value.decode() for value in entry["image_ids"][()]]
         both = [self._labels_of(entry, key, len(image_ids)) for key in ("labels", "fine_grained_labels")]

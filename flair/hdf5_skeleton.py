@@ -33,8 +33,10 @@ class Format(NamedTuple):
     by_user: bool
 
 
-def write_skeleton(path: Path, selection: Selection, layout: Format, parameters: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Writes the skeleton to `path`; returns int64 [groups, 2]: where each group's photos and checksums belong, in bytes.
+def write_skeleton(
+    path: Path, selection: Selection, layout: Format, parameters: Mapping[str, Any]
+) -> NDArray[np.int64]:
+    """Writes the skeleton to `path`; returns int64 [groups, 2]: the byte where photos and checksums of a group begin.
 
     The groups are those of `groups_of`, in that order.
     """
@@ -46,7 +48,8 @@ def write_skeleton(path: Path, selection: Selection, layout: Format, parameters:
         _check_indices_fit(selection.users, labels, fine)
     groups = groups_of(selection.users, layout)
     places = np.empty((len(groups), 2), np.int64)
-    with h5py.File(path, "w", libver=("earliest", "v110")) as file, Progress(len(groups), "Groups", "group") as progress:
+    progress = Progress(len(groups), "Groups", "group")
+    with progress, h5py.File(path, "w", libver=("earliest", "v110")) as file:
         builder = _Builder()
         partitions: dict[str, h5g.GroupID] = {}
         for index, records in enumerate(groups):

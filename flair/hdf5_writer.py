@@ -7,7 +7,6 @@ their places in it. All of it happens in `.<name>.unfinished` beside the output 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from flair.hdf5 import CHECKSUM_DTYPE, HDF5File, record_checksum
 from flair.hdf5_skeleton import Format, groups_of, write_skeleton
 from flair.journal import Journal, Position
 from flair.metadata import Record
-from flair.preparation import Outcome, Selection, check_same, require_free_space, select, unfinished_folder
+from flair.preparation import Outcome, Selection, check_same, discard, require_free_space, select, unfinished_folder
 from flair.progress import Progress
 from flair.workers import default_num_workers, map_in_order
 
@@ -74,15 +73,14 @@ def write_hdf5(
     selection = select(source, limit_users)
     parameters = {"format": "flair-hdf5", "format_version": 1, **layout._asdict(), **selection.parameters}
     unfinished = final.with_name(f".{final.name}.unfinished")
-    num_images = selection.parameters["num_images"]
+    num_images = selection.num_images
     if not overwrite and _is_complete(final, parameters):
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
+        discard(unfinished)
         return Outcome(num_images, len(selection.users), final.stat().st_size, 0, (), True)
     num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
     if image_format == "raw":
         num_bytes = num_images * images.PIXELS_BYTES
-    with unfinished_folder(unfinished, parameters, overwrite) as continued:
+    with unfinished_folder(unfinished, parameters, overwrite):
         data_file, places_file = unfinished / _DATA_FILE, unfinished / _PLACES_FILE
         if not data_file.exists():
             require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_images)
@@ -94,7 +92,7 @@ def write_hdf5(
             _Context(source, data_file, image_format), selection, layout, places, num_workers or default_num_workers()
         )
         os.replace(data_file, final)
-        shutil.rmtree(unfinished)
+        discard(unfinished)
     return Outcome(num_images, len(selection.users), final.stat().st_size, skipped, tuple(converted))
 
 
@@ -131,9 +129,7 @@ def _image_bytes(layout: Format) -> int:
     return images.PIXELS_BYTES if layout.image_format == "raw" else global_heap.REFERENCE_BYTES
 
 
-def _tasks(
-    groups: Sequence[tuple[Record, ...]], places: NDArray[np.int64], image_bytes: int
-) -> Iterator[list[_Piece]]:
+def _tasks(groups: Sequence[tuple[Record, ...]], places: NDArray[np.int64], image_bytes: int) -> Iterator[list[_Piece]]:
     task: list[_Piece] = []
     room = _IMAGES_PER_TASK
     for records, (image_place, checksum_place) in zip(groups, places.tolist(), strict=True):

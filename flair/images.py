@@ -129,7 +129,7 @@ def _size(path: Path, where: str) -> int:
 def _read(path: Path, where: str) -> bytes:
     size = _size(path, where)
     if size > MAX_JPEG_BYTES:
-        raise BrokenPhoto(f"{where}: has {size:,} bytes, far more than a {IMAGE_SIZE}x{IMAGE_SIZE} JPEG; download it again")
+        raise BrokenPhoto(f"{where}: has {size:,} bytes, far more than a photo of that size; download it again")
     with open(path, "rb") as file:
         return file.read()
 
@@ -152,7 +152,7 @@ def _load(image: JpegImageFile, data: bytes, where: str) -> None:
     try:
         image.load()
     except (OSError, SyntaxError, ValueError):
-        raise BrokenPhoto(f"{where}: is truncated or damaged: it does not decode to its end; download it again") from None
+        raise BrokenPhoto(f"{where}: is truncated: it does not decode to its end; download it again") from None
     # A file that lacks nothing but its end marker decodes; it is truncated all the same.
     if _END_OF_IMAGE not in data[-1024:]:
         raise BrokenPhoto(f"{where}: is truncated: it has no end-of-image marker; download it again")

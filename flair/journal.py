@@ -80,4 +80,4 @@ def _read(path: Path, start: Position) -> Position:
 
 def _boot_id() -> str:
     # Elsewhere than on Linux an id that never recurs: only flushed positions are trusted.
-    return _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else f"unknown-{os.getpid()}-{time.time_ns()}"
+    return _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else f"{os.getpid()}-{time.time_ns()}"

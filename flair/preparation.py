@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,11 @@ class Selection(NamedTuple):
     users: list[User]
     all_users: list[User]
     parameters: dict[str, Any]
+
+    @property
+    def num_images(self) -> int:
+        """Photos of the users to prepare."""
+        return sum(len(user.records) for user in self.users)
 
 
 class Outcome(NamedTuple):
@@ -69,7 +74,6 @@ def select(dataset_dir: str | Path, limit: int | None) -> Selection:
     parameters = {
         "metadata_sha256": digest.hexdigest(),
         "num_users": len(users),
-        "num_images": sum(len(user.records) for user in users),
         "limit_users": None if len(users) == len(all_users) else limit,
     }
     return Selection(users, all_users, parameters)
@@ -79,7 +83,9 @@ def check_same(parameters: Mapping[str, Any], found: Mapping[str, Any], what: st
     """Raises a FlairError naming each parameter in which `what`, found on disk, differs from this run's."""
     names = [name for name in {**parameters, **found} if parameters.get(name) != found.get(name)]
     if names:
-        differences = ", ".join(f"{name}={_short(found.get(name))} there, {_short(parameters.get(name))} now" for name in names)
+        differences = ", ".join(
+            f"{name}={_short(found.get(name))} there, {_short(parameters.get(name))} now" for name in names
+        )
         raise FlairError(
             f"{what} was made from other data or with other flags ({differences}); "
             "repeat those flags, choose another place, or add --overwrite to replace it"
@@ -88,18 +94,20 @@ def check_same(parameters: Mapping[str, Any], found: Mapping[str, Any], what: st
 
 @contextlib.contextmanager
 def unfinished_folder(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> Iterator[bool]:
-    """Makes or reopens the folder of unfinished work and holds it against a second run; yields whether work is continued.
+    """Makes or reopens the folder of unfinished work, locked against a second run; yields whether work is continued.
 
     Raises:
       FlairError: another process works there, or the work there has other parameters and `overwrite` is false.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder)
+    with _locked(folder):
         yield _continues(folder, parameters, overwrite)
-    finally:
-        os.close(descriptor)
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder of unfinished work, if it is there."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
 
 
 def require_free_space(folder: Path, needed: int) -> None:
@@ -113,32 +121,40 @@ def require_free_space(folder: Path, needed: int) -> None:
 
 def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> bool:
     path = folder / PARAMETERS_FILE
-    if overwrite:
-        _empty(folder)
-    elif path.exists():
-        check_same(parameters, checked_json.read(path), f"{folder}: the unfinished work there")
-        return True
-    elif any(folder.iterdir()):
-        _empty(folder)  # killed before the parameters were written: nothing was done yet
-    checked_json.write(path, parameters)
-    return False
-
-
-def _empty(folder: Path) -> None:
+    try:
+        found = checked_json.read(path)
+        if found == parameters:
+            return True
+        if not overwrite:
+            check_same(parameters, found, f"{folder}: the unfinished work there")
+    except FileNotFoundError:
+        pass  # killed before anything was done, or new
+    except checked_json.DamagedIndex:
+        if not overwrite:
+            raise
     for entry in list(folder.iterdir()):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
+    checked_json.write(path, parameters)
+    return False
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise FlairError(f"{folder}: another process is preparing this output; wait for it or stop it") from None
         # Some network file systems have no locks; going without is better than not going.
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(descriptor)
+            raise FlairError(f"{folder}: another process is preparing this output; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""TFRecord framing, without TensorFlow: each record is length, checksum of the length, payload, checksum of the payload.
+"""TFRecord framing, without TensorFlow: a record is a length, its checksum, a payload, its checksum.
 
 Source of the format: https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 """
@@ -42,13 +42,11 @@ def frame(payload: bytes) -> bytes:
     19
     """
     length = _LENGTH.pack(len(payload))
-    return b"".join(
-        (length, _CHECKSUM.pack(masked_crc32c(length)), payload, _CHECKSUM.pack(masked_crc32c(payload)))
-    )
+    return b"".join((length, _CHECKSUM.pack(masked_crc32c(length)), payload, _CHECKSUM.pack(masked_crc32c(payload))))
 
 
 def read_payloads(path: str | Path, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-    """Yields the payloads of the records in `length` bytes of `path` from `offset` (one seek); all of the file by default.
+    """Yields the payloads of the records in `length` bytes of `path` from `offset`, with one seek (None: to its end).
 
     Raises:
       DamagedRecord: a checksum is wrong, or the bytes end inside a record; one line naming the file and the offset.

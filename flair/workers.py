@@ -45,9 +45,7 @@ def map_in_order(
             yield function(context, task)
         return
     # Spawned processes share no memory, locks or threads with this one, whatever it has imported or loaded.
-    executor = ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context("spawn"), _initialize, (context,)
-    )
+    executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _initialize, (context,))
     pending: deque[Future[Result]] = deque()
     try:
         for task in tasks:

@@ -1,0 +1,118 @@
+"""Reading a folder of FLAIR TFRecords without TensorFlow: ours in both layouts, ml-flair's and TFF's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+
+from flair import checked_json
+from flair.errors import FlairError
+from flair.example import Example, MalformedExample, decode
+from flair.metadata import label_index
+from flair.preparation import PARAMETERS_FILE
+from flair.tfrecord import DamagedRecord, read_payloads
+from flair.tfrecord_layout import (
+    LABEL_INDEX_FILE,
+    LINKS,
+    PARTITION_FOLDERS,
+    SUFFIX,
+    USER_INDEX_FILE,
+    LabelColumns,
+    Location,
+    parse_user_index,
+)
+
+
+class Span(NamedTuple):
+    """A user's file, and where in it; None: the whole file is this user's."""
+
+    path: Path
+    location: Location | None
+
+
+class TFRecords:
+    """A folder that prepare_tfrecords.py, ml-flair's script of that name or TFF's FLAIR loader wrote.
+
+    Attributes:
+      folder: where it is.
+      parameters: how prepare_tfrecords.py made it; empty for folders of other writers.
+      columns: label name -> column; None where the writer left no label file (TFF).
+
+    Raises (all methods):
+      FlairError: something is missing, was changed since it was written, or fails a checksum; one line naming it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FlairError(f"{folder}: no such directory; make it with prepare_tfrecords.py")
+        try:
+            self.parameters: Mapping[str, Any] = checked_json.read(self.folder / PARAMETERS_FILE)
+        except FileNotFoundError:
+            self.parameters = {}
+        self.columns = self._read_columns()
+
+    def partition_folder(self, partition: str) -> Path:
+        """The folder of a partition; that of `val` may be called `dev`."""
+        for name in (PARTITION_FOLDERS[partition], partition):
+            if (self.folder / name).is_dir():
+                return self.folder / name
+        raise FlairError(f"{self.folder}: has no folder {PARTITION_FOLDERS[partition]}; prepare it again")
+
+    def users(self, partition: str) -> dict[str, Span]:
+        """The users of a partition and where their records are."""
+        folder = self.partition_folder(partition)
+        if not (folder / USER_INDEX_FILE).exists():
+            return {path.name.removesuffix(SUFFIX): Span(path, None) for path in sorted(folder.glob(f"[!.]*{SUFFIX}"))}
+        text = self._read_index(folder / USER_INDEX_FILE)
+        try:
+            index = parse_user_index(text)
+        except ValueError as error:
+            raise DamagedRecord(
+                f"{folder / USER_INDEX_FILE}: is no index of users: {error}; prepare it again"
+            ) from None
+        return {user_id: Span(folder / name, location) for user_id, (name, location) in index.items()}
+
+    def read_user(self, span: Span) -> list[Example]:
+        """All photos of a user, in order, with one seek."""
+        offset, num_bytes, count = span.location or (0, None, None)
+        try:
+            examples = [decode(payload) for payload in read_payloads(span.path, offset, num_bytes)]
+        except MalformedExample as error:
+            raise DamagedRecord(f"{span.path}: {error}") from None
+        except FileNotFoundError:
+            raise DamagedRecord(f"{span.path}: missing; prepare it again") from None
+        if count is not None and len(examples) != count:
+            raise DamagedRecord(f"{span.path}: {len(examples)} photos at byte {offset:,}, the index says {count}")
+        return examples
+
+    def _read_columns(self) -> LabelColumns | None:
+        for name in (LABEL_INDEX_FILE, *LINKS):
+            path = self.folder / name
+            if not path.is_file():
+                continue
+            try:
+                content = json.loads(self._read_index(path))
+                columns = LabelColumns(content["labels"], content["fine_grained_labels"])
+                valid = all(label_index(mapping) == mapping for mapping in columns)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                valid = False
+            if not valid:
+                raise DamagedRecord(f"{path}: is not an index of sorted labels; prepare it again")
+            return columns
+        return None
+
+    def _read_index(self, path: Path) -> str:
+        data = path.read_bytes()
+        name = str(path.relative_to(self.folder))
+        expected = self.parameters.get("index_crc32c", {}).get(name)
+        if expected not in (None, f"{google_crc32c.value(data):08x}"):
+            raise DamagedRecord(f"{path}: damaged: its checksum is not the one in {PARAMETERS_FILE}; prepare it again")
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise DamagedRecord(f"{path}: is not UTF-8 text; prepare it again") from None
