@@ -1,0 +1,159 @@
+"""Downloads FLAIR: photos, labels and metadata, from Apple's server, a mirror of it, or Hugging Face."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flair import catalog, command
+from flair.errors import FlairError
+
+EPILOG = """\
+Stopped or failed, the same command continues at the byte where it was; what is finished is not fetched again.
+
+exit codes:
+  0    everything that was asked for is there
+  1    something failed; standard error says what and why
+  2    wrong usage
+  130  interrupted by Ctrl-C (143 by SIGTERM)
+
+environment:
+  HTTP_PROXY, HTTPS_PROXY, NO_PROXY   proxies
+  REQUESTS_CA_BUNDLE                  certificates to trust in place of the public ones
+  HF_ENDPOINT                         a mirror of the hub, for --source=huggingface
+
+The annotations are licensed CC-BY-NC 4.0 by Apple; every photo belongs to its owner.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags, downloads, and tells what came of it."""
+    flags = _parse(argv)
+
+    from flair import download, huggingface
+    from flair.client import Patience
+    from flair.download_plan import Options
+    from flair.source import AppleSource, Source
+
+    source: Source
+    if flags.source == "huggingface":
+        huggingface.check_pyarrow()
+        source = huggingface.HuggingFaceSource(os.environ.get("HF_ENDPOINT") or catalog.HUGGINGFACE_ENDPOINT)
+    else:
+        source = AppleSource(flags.base_url)
+    options = Options(
+        flags.dataset_dir,
+        num_workers=flags.num_workers,
+        only_metadata=flags.only == "metadata",
+        limit_archives=flags.limit_archives,
+        raw=flags.download_raw,
+        keep_archives=flags.keep_archive_after_decompress,
+        patience=Patience(retries=flags.retries, timeout=flags.timeout),
+    )
+    if options.dataset_dir.exists() and not options.dataset_dir.is_dir():
+        raise FlairError(f"--dataset_dir={options.dataset_dir}: is a file; expected a directory, or a new name")
+    outcome = download.download(source, options)
+    download.print_summary(outcome, source, options)
+    return command.EXIT_FAILED if outcome.failed else command.EXIT_OK
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="download_dataset.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--dataset_dir", required=True, type=Path, help="folder to put the dataset in; made when missing (required)")
+    add(
+        "--download_raw",
+        action="store_true",
+        help="also download the photos in their original size, about 1.2 TB (default: only 256x256 pixels, about 6 GB)",
+    )
+    add(
+        "--keep_archive_after_decompress",
+        action="store_true",
+        help="keep the archives in --dataset_dir once they are unpacked (default: delete them)",
+    )
+    add(
+        "--source",
+        choices=("apple", "huggingface"),
+        default="apple",
+        help="where from; huggingface needs pyarrow and has no raw photos (default: apple)",
+    )
+    add(
+        "--base_url",
+        default=None,
+        type=_http_url,
+        help=f"address of a mirror of Apple's server (default: {catalog.APPLE_BASE_URL})",
+    )
+    add("--num_workers", default=4, type=_at_least(1), help="archives at a time (default: 4)")
+    add("--only", choices=("metadata",), default=None, help="labels and metadata, no photos (default: everything)")
+    add(
+        "--limit_archives",
+        default=None,
+        type=_at_least(1),
+        metavar="N",
+        help="only the first N archives, for a first taste (default: all)",
+    )
+    add(
+        "--retries",
+        default=6,
+        type=_at_least(0),
+        help="tries in a row that bring nothing new before a file is given up; waits double from 1 s to 60 s "
+        "(default: 6)",
+    )
+    add(
+        "--timeout",
+        default=60.0,
+        type=_seconds,
+        help="seconds without a byte, or with less than 1 kB/s, after which a connection is given up (default: 60)",
+    )
+    flags = parser.parse_args(argv)
+    if flags.source == "huggingface":
+        if flags.base_url is not None:
+            parser.error("--base_url is for --source=apple; for --source=huggingface set HF_ENDPOINT")
+        if flags.download_raw:
+            parser.error("--download_raw needs --source=apple: Hugging Face has the small photos only")
+    if flags.only == "metadata" and (flags.limit_archives or flags.download_raw):
+        parser.error("--only=metadata fetches no photos, so --limit_archives and --download_raw mean nothing with it")
+    flags.base_url = flags.base_url or catalog.APPLE_BASE_URL
+    return flags
+
+
+def _at_least(least: int):  # type: ignore[no-untyped-def]
+    def whole_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return value
+
+    return whole_number
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 86_400:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0 and less than a day, got {text!r}")
+    return value
+
+
+def _http_url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"expected an http:// or https:// address, got {text!r}")
+    return text
+
+
+if __name__ == "__main__":
+    command.run(main, sys.argv[1:])

@@ -1,0 +1,296 @@
+"""The whole download: what is missing, archives in parallel, unpacked as they land, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from flair import atomic, catalog, huggingface, threads, transfer
+from flair.client import Client, NotThere
+from flair.download_plan import Options, Plan, file_sha256, is_same_file, make_plan, require_disk
+from flair.download_state import DownloadState, Entry, exclusive, scan_photos
+from flair.errors import FlairError
+from flair.metadata import load_records, load_taxonomy
+from flair.progress import Progress, duration
+from flair.progress import size as say_size
+from flair.source import MAX_PHOTO_BYTES, Archive, LabelFile, Source
+from flair.staging import Unpacked, UnpackError
+from flair.transfer import Fetched, WrongContent
+from flair.unpacking import Job, unpack
+
+
+class Outcome(NamedTuple):
+    """What a download did: a line for every file that failed, archives here of all there are, photos by folder."""
+
+    failed: list[str]
+    notes: list[str]
+    archives: int
+    all_archives: int
+    fetched_archives: int
+    photos: dict[str, tuple[int, int]]  # folder -> number, bytes
+    fetched_bytes: int
+    retries: int
+    seconds: float
+
+
+def download(source: Source, options: Options) -> Outcome:
+    """Brings the dataset from `source` into `options.dataset_dir`, continuing what an earlier run left.
+
+    Raises:
+      FlairError: nothing can be done: no metadata, too little disk, another download in the same folder.
+      OSError: the dataset folder cannot be written.
+      KeyboardInterrupt: what has arrived stays, and the same call continues there.
+    """
+    with exclusive(options.dataset_dir, _log) as lock:
+        return _Download(source, options, lock).run()
+
+
+class _Download:
+    def __init__(self, source: Source, options: Options, lock: int) -> None:
+        self.source, self.options, self.folder, self.lock = source, options, options.dataset_dir, lock
+        self.state = DownloadState(self.folder)
+        self.labels_work = self.state.folder / "labels"
+        self.stop = threading.Event()
+        self.client = Client(options.patience, stop=self.stop, log=_log)
+        self.notes: list[str] = []
+
+    def run(self) -> Outcome:
+        """All of it, in order: plan, labels, photos, check."""
+        start = time.monotonic()
+        self._remove_leftovers()
+        plan = make_plan(self.source, self.options, self.state, self.client, self.stop)
+        self._finish_finished(plan)
+        require_disk(plan, self.options, self.state)
+        self.bytes = _ByteProgress(plan, self.state)
+        try:
+            image_ids = self._bring_labels(plan)
+            broken = threads.run(self._bring_archive, plan.pending, self.options.num_workers, self.stop)
+        finally:
+            self.bytes.close()
+        failed = [f"{archive.name}: {error}" for archive, error in broken]
+        if not failed and not self.options.only_metadata and self.options.limit_archives is None:
+            self._remove_parts()
+            failed = self._missing_photos(image_ids)
+        broken_names = {archive.name for archive, _ in broken}
+        here = [archive for archive in (*plan.finished, *plan.pending) if archive.name not in broken_names]
+        return Outcome(
+            failed,
+            self.notes,
+            archives=len(here),
+            all_archives=plan.all_archives,
+            fetched_archives=len(plan.pending) - len(broken),
+            photos=self._count_photos(here),
+            fetched_bytes=self.bytes.fetched,
+            retries=self.client.retried,
+            seconds=time.monotonic() - start,
+        )
+
+    def _bring_labels(self, plan: Plan) -> list[str]:
+        """Fetches the files beside the photos, checks them, puts them in place; returns all image ids."""
+        self.labels_work.mkdir(exist_ok=True)
+        urls = {file.name: file.url for file in plan.labels if self._bring_label_file(file)}
+        if isinstance(self.source, huggingface.HuggingFaceSource) and not is_same_file(
+            self.folder / catalog.METADATA_FILE, self.state, catalog.METADATA_FILE, self.source.place
+        ):
+            _log(f"{catalog.METADATA_FILE}: reading the labels out of the shards")
+            self.source.write_metadata(
+                self.client, self.state.folder, self.labels_work, self.options.num_workers, self.stop
+            )
+            urls[catalog.METADATA_FILE] = self.source.place
+        image_ids = [record.image_id for record in load_records(self._newest(catalog.METADATA_FILE))]
+        load_taxonomy(self._newest(catalog.TAXONOMY_FILE))
+        for name, url in urls.items():
+            new = self.labels_work / name
+            entry = Entry(url, file_sha256(new), new.stat().st_size)
+            os.replace(new, self.folder / name)
+            self.state.record(name, entry)
+        shutil.rmtree(self.labels_work)
+        return image_ids
+
+    def _bring_label_file(self, file: LabelFile) -> bool:
+        part = self.state.part(file.name)
+        try:
+            transfer.fetch(self.client, file.url, part, on_bytes=self.bytes.counter(part))
+        except NotThere as error:
+            if not file.optional:
+                raise FlairError(f"{file.name}: {error}; check --base_url") from None
+            self.notes.append(
+                f"{file.name} (the licences of the photos) is not on this server; Hugging Face has it: "
+                f"{huggingface.HuggingFaceSource().place}/{file.name}"
+            )
+            return False
+        except FlairError as error:
+            raise FlairError(f"{file.name}: {error}") from None
+        transfer.take(part, self.labels_work / file.name)
+        return True
+
+    def _newest(self, name: str) -> Path:
+        return self.labels_work if (self.labels_work / name).exists() else self.folder
+
+    def _bring_archive(self, archive: Archive) -> None:
+        """Fetches, unpacks and records one archive; a damaged one is fetched a second time."""
+        part = self.state.part(archive.name)
+        count = self.bytes.counter(part)
+        for last_try in (False, True):
+            try:
+                fetched = self._kept(archive) or transfer.fetch(
+                    self.client, archive.url, part,
+                    expect=archive.kind, size=archive.size, sha256=archive.sha256, on_bytes=count,
+                )  # fmt: skip
+                unpacked = self._unpack(archive, fetched)
+                break
+            except (WrongContent, UnpackError) as error:
+                if part.exists():
+                    count(-part.stat().st_size)
+                transfer.discard(part)
+                if isinstance(error, UnpackError) and not error.corrupt:
+                    raise
+                if last_try:
+                    raise FlairError(f"{error}; fetched twice, wrong both times, so the server's copy is bad") from None
+                _log(f"{archive.name}: {error}; fetching it once more")
+        self.state.record(
+            archive.name, Entry(archive.url, fetched.sha256, fetched.size, unpacked.photos, unpacked.photo_bytes)
+        )
+        if fetched.path == part:
+            self._finish(archive)
+
+    def _unpack(self, archive: Archive, fetched: Fetched) -> Unpacked:
+        photos_dir = self.folder / archive.folder
+        listing = self.state.listing(archive.name)
+        job = Job(
+            archive.kind, str(fetched.path), archive.name, str(photos_dir), str(listing),
+            MAX_PHOTO_BYTES[archive.folder],
+        )  # fmt: skip
+        unpacked = unpack(job, self.lock, self.stop)
+        if archive.photos is not None and unpacked.photos != archive.photos:
+            raise UnpackError(f"holds {unpacked.photos:,} photos, but {archive.photos:,} are published")
+        if unpacked.ignored:
+            self.notes.append(
+                f"{archive.name}: left out {unpacked.ignored:,} members that are no photos, such as "
+                f"{unpacked.first_ignored!r}"
+            )
+        return unpacked
+
+    def _kept(self, archive: Archive) -> Fetched | None:
+        """The archive as an earlier run kept it, if it is still the right one."""
+        path, entry = self.folder / archive.name, self.state.get(archive.name)
+        if entry is None or not path.is_file() or path.stat().st_size != entry.size:
+            return None
+        trusted = archive.sha256 or (entry.sha256 if entry.url == archive.url else None)
+        return Fetched(path, entry.size, entry.sha256, entry.size) if file_sha256(path) == trusted else None
+
+    def _finish(self, archive: Archive) -> None:
+        part = self.state.part(archive.name)
+        if self.options.keep_archives and transfer.is_whole(part):
+            transfer.take(part, self.folder / archive.name)
+        else:
+            transfer.discard(part)
+
+    def _finish_finished(self, plan: Plan) -> None:
+        """Ends the parts of archives that were recorded right before the kill."""
+        for archive in plan.finished:
+            self._finish(archive)
+
+    def _missing_photos(self, image_ids: list[str]) -> list[str]:
+        """A line for each folder that lacks photos of the metadata."""
+        failed = []
+        for folder in [catalog.SMALL_IMAGES_DIR] + [catalog.RAW_IMAGES_DIR] * self.options.raw:
+            present = scan_photos(self.folder / folder)
+            missing = [image_id for image_id in image_ids if not present.get(image_id)]
+            if missing:
+                failed.append(
+                    f"{folder}: {len(missing):,} of {len(image_ids):,} photos of the metadata are in no archive, "
+                    f"for example {', '.join(missing[:3])}"
+                )
+        return failed
+
+    def _count_photos(self, archives: list[Archive]) -> dict[str, tuple[int, int]]:
+        counts: dict[str, tuple[int, int]] = {}
+        for archive in archives:
+            entry = self.state.get(archive.name)
+            if entry is not None:
+                photos, photo_bytes = counts.get(archive.folder, (0, 0))
+                counts[archive.folder] = (photos + (entry.photos or 0), photo_bytes + (entry.photo_bytes or 0))
+        return counts
+
+    def _remove_leftovers(self) -> None:
+        """What a killed run left half done; its parts stay."""
+        atomic.remove_leftovers(self.state.folder)
+        shutil.rmtree(self.labels_work, ignore_errors=True)
+        for folder in (catalog.SMALL_IMAGES_DIR, catalog.RAW_IMAGES_DIR):
+            for leftover in (self.folder / folder).glob(".*.tmp"):
+                shutil.rmtree(leftover)
+
+    def _remove_parts(self) -> None:
+        """With every archive in place no part is worth anything: not one of another source either."""
+        for part in self.state.folder.glob("*.part"):
+            transfer.discard(part)
+
+
+class _ByteProgress:
+    """One progress line, in bytes, of all files; safe to share among threads."""
+
+    def __init__(self, plan: Plan, state: DownloadState) -> None:
+        self.fetched = 0
+        self._lock = threading.Lock()
+        names = [file.name for file in plan.labels] + [archive.name for archive in plan.pending]
+        parts = [state.part(name) for name in names]
+        self._here = {part: transfer.arrived_bytes(part) for part in parts}
+        known = len(plan.sizes) == len(parts)
+        self._progress = Progress(
+            sum(plan.sizes.values()) if known else None, "downloading", "B", scale=True, done=sum(self._here.values())
+        )
+
+    def counter(self, part: Path) -> Callable[[int], None]:
+        """Counts the bytes of one file; those of an earlier run were counted at the start."""
+        here = self._here.get(part, 0)
+
+        def count(new: int) -> None:
+            nonlocal here
+            known = max(0, min(here, new))
+            here -= known
+            with self._lock:
+                self.fetched += max(0, new - known)
+                self._progress.add(new - known)
+
+        return count
+
+    def close(self) -> None:
+        """Takes the line off the screen."""
+        self._progress.close()
+
+
+def _log(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
+
+
+def print_summary(outcome: Outcome, source: Source, options: Options) -> None:
+    """Says what is where, what it took, what failed and what to type next."""
+    folder = options.dataset_dir
+    for name, (photos, photo_bytes) in outcome.photos.items():
+        print(f"{folder / name}: {photos:,} photos, {say_size(photo_bytes)}")
+    print(f"{folder / catalog.METADATA_FILE}, {catalog.TAXONOMY_FILE}: from {source.place}")
+    for note in outcome.notes:
+        print(f"Note: {note}")
+    if not options.only_metadata:
+        print(
+            f"{outcome.archives} of {outcome.all_archives} archives are here, {outcome.fetched_archives} new; "
+            f"{say_size(outcome.fetched_bytes)} fetched in {duration(outcome.seconds)} with {outcome.retries} retries"
+        )
+    for line in outcome.failed:
+        print(f"FAILED {line}", file=sys.stderr)
+    if outcome.failed:
+        print(f"{len(outcome.failed)} failed; the same command tries them again", file=sys.stderr)
+    elif outcome.archives < outcome.all_archives:
+        without = "--only" if options.only_metadata else "--limit_archives"
+        print(f"Next: the same command without {without} for all photos")
+    else:
+        print(f"Next: python3 prepare_tfrecords.py --dataset_dir={folder} --tfrecords_dir=DIR")

@@ -1,0 +1,248 @@
+"""The Hugging Face copy of FLAIR: parquet shards of one pinned revision, turned into the official dataset folder.
+
+The photos' bytes go to disk untouched. Hugging Face has no `labels_and_metadata.json`: it is put together from the
+other columns, which are read out of the shards with Range requests before any photo is fetched.
+Columns: https://huggingface.co/datasets/apple/flair.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flair import atomic, catalog, threads, transfer
+from flair.client import Client, NotThere, RangeIgnored
+from flair.errors import FlairError
+from flair.metadata import Record, check_id, record_to_json
+from flair.source import Archive, LabelFile
+from flair.staging import Staging, Unpacked, UnpackError
+
+_RECORD_COLUMNS = ["user_id", "image_id", "labels", "partition", "fine_grained_labels"]
+_PHOTOS_A_BATCH = 128
+_RECORDS_A_BATCH = 4096
+
+
+class HuggingFaceSource:
+    """The pinned revision of the dataset on `endpoint` (HF_ENDPOINT names a mirror of the whole hub)."""
+
+    def __init__(
+        self, endpoint: str = catalog.HUGGINGFACE_ENDPOINT, revision: str = catalog.HUGGINGFACE_REVISION
+    ) -> None:
+        self.base_url = f"{endpoint.rstrip('/')}/datasets/{catalog.HUGGINGFACE_DATASET}/resolve/{revision}"
+        self.place = self.base_url
+
+    def label_files(self) -> list[LabelFile]:
+        """The taxonomy and the photos' licences; the metadata is made by `write_metadata`."""
+        names = (catalog.TAXONOMY_FILE, catalog.ATTRIBUTION_FILE)
+        return [LabelFile(name, f"{self.base_url}/{name}") for name in names]
+
+    def archives(self, client: Client, work: Path, raw: bool) -> list[Archive]:
+        """The 14 shards, train first; the hub publishes sizes and checksums when asked."""
+        paths = [
+            catalog.huggingface_shard(partition, index)
+            for partition, count in catalog.HUGGINGFACE_SHARDS.items()
+            for index in range(count)
+        ]
+        return [
+            Archive(path.rpartition("/")[2], f"{self.base_url}/{path}", catalog.SMALL_IMAGES_DIR, "parquet")
+            for path in paths
+        ]
+
+    def write_metadata(
+        self, client: Client, work: Path, labels_dir: Path, num_workers: int, stop: threading.Event
+    ) -> None:
+        """Writes the metadata of all shards to `labels_dir`."""
+        shards = self.archives(client, work, raw=False)
+        write_metadata(client, shards, work, labels_dir / catalog.METADATA_FILE, num_workers, stop)
+
+
+def check_pyarrow() -> None:
+    """Says how to install pyarrow when it is missing."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise FlairError(
+            "--source=huggingface needs pyarrow, which is not installed; install it with "
+            "`python3 -m pip install --no-deps -r requirements/huggingface.txt`"
+        )
+
+
+def write_metadata(
+    client: Client, shards: list[Archive], work: Path, target: Path, num_workers: int, stop: threading.Event
+) -> None:
+    """Writes `labels_and_metadata.json` in the official schema, records in the order of the shards.
+
+    Each shard's records wait in `work`, so that a killed run asks for no shard again. A server that ignores Range
+    sends the whole shard, which stays as a finished part for its photos.
+
+    Raises:
+      FlairError: a shard cannot be read, or one of its records is not FLAIR's.
+    """
+
+    def extract(shard: Archive) -> None:
+        records = _records_path(work, shard)
+        if records.exists():
+            return
+        with (
+            _open_shard(client, shard, work) as file,
+            atomic.replacing(records) as temporary,
+            open(temporary, "w", encoding="utf-8") as output,
+        ):
+            for record in read_records(file, shard.name):
+                item = json.dumps(record_to_json(record), indent=4, ensure_ascii=False)
+                output.write(textwrap.indent(item, "    ") + ",\n")
+
+    for shard, error in threads.run(extract, shards, num_workers, stop):
+        raise FlairError(f"{catalog.METADATA_FILE}: cannot read the labels of {shard.name}: {error}") from None
+    with atomic.replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as output:
+        output.write("[\n")
+        for shard in shards:
+            text = _records_path(work, shard).read_text(encoding="utf-8")
+            output.write(text.removesuffix(",\n") + "\n" if shard is shards[-1] else text)
+        output.write("]\n")
+    for shard in shards:
+        _records_path(work, shard).unlink()
+
+
+def read_records(file: io.RawIOBase | io.BufferedReader, name: str) -> Iterator[Record]:
+    """The records of one shard, read without its photos.
+
+    Raises:
+      FlairError: it is no parquet file, or a column is missing or of another type.
+    """
+    rows = _batches(file, name, _RECORD_COLUMNS, _RECORDS_A_BATCH)
+    for number, row in enumerate(rows):
+        where = f"{name}, row {number}"
+        for column in ("labels", "fine_grained_labels"):
+            if not isinstance(row[column], list) or not all(isinstance(label, str) for label in row[column]):
+                raise FlairError(f"{where}: column {column!r} must be a list of names, found {row[column]!r:.60}")
+        for column in ("user_id", "partition"):
+            if not isinstance(row[column], str):
+                raise FlairError(f"{where}: column {column!r} must be a string, found {row[column]!r:.60}")
+        yield Record(
+            row["user_id"],
+            _image_id(row["image_id"], where),
+            tuple(row["labels"]),
+            tuple(row["fine_grained_labels"]),
+            row["partition"],
+        )
+
+
+def unpack(archive: Path, photos_dir: Path, name: str, listing: Path, max_photo_bytes: int) -> Unpacked:
+    """Writes the photos of one shard to `photos_dir`, all or none, then `listing` (see `flair.staging`).
+
+    Raises:
+      UnpackError: the shard is damaged (`corrupt`) or refused; nothing of it is in `photos_dir`.
+    """
+    staging = Staging(photos_dir, name, max_photo_bytes)
+    try:
+        with open(archive, "rb") as file:
+            for number, row in enumerate(_batches(file, name, ["image_id", "image"], _PHOTOS_A_BATCH)):
+                image = row["image"]
+                data = image.get("bytes") if isinstance(image, dict) else None
+                if not isinstance(data, bytes):
+                    raise UnpackError(f"row {number} has no photo in column 'image'; refused")
+                staging.add(_image_id(row["image_id"], f"{name}, row {number}"), data)
+        staging.commit(listing)
+    except UnpackError:
+        staging.discard()
+        raise
+    except FlairError as error:
+        staging.discard()
+        raise UnpackError(str(error), corrupt=isinstance(error, _DamagedShard)) from None
+    except BaseException:
+        staging.discard()
+        raise
+    return staging.unpacked()
+
+
+class _DamagedShard(FlairError):
+    """Not a parquet file, or not all of one."""
+
+
+def _batches(
+    file: io.RawIOBase | io.BufferedReader, name: str, columns: list[str], batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """The rows of some columns, a bounded number of them in memory."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # For photos, a small buffer in place of whole column chunks: one row group may be half a gigabyte. For a file
+        # behind HTTP, the few small columns of a row group in one request.
+        remote = isinstance(file, _RangeFile)
+        shard = pyarrow.parquet.ParquetFile(file, pre_buffer=remote, buffer_size=0 if remote else 1 << 20)
+        missing = set(columns) - set(shard.schema_arrow.names)
+        if missing:
+            raise FlairError(f"{name}: has no column {', '.join(sorted(missing))}; expected FLAIR's parquet files")
+        for batch in shard.iter_batches(batch_size, columns=columns, use_threads=False):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise _DamagedShard(f"{name}: is no parquet file, or damaged: {' '.join(str(error).split())[:200]}") from None
+
+
+def _image_id(value: Any, where: str) -> str:
+    if type(value) is not int:
+        raise FlairError(f"{where}: column 'image_id' must be a whole number, found {value!r:.60}")
+    return check_id(str(value), "image_id", where)
+
+
+def _records_path(work: Path, shard: Archive) -> Path:
+    return work / f"{shard.name}.records"
+
+
+def _open_shard(client: Client, shard: Archive, work: Path) -> io.RawIOBase | io.BufferedReader:
+    """The shard on this disk if all of it is here, else behind Range requests, else fetched."""
+    part = work / f"{shard.name}.part"
+    if not transfer.is_whole(part):
+        try:
+            return _RangeFile(client, shard.url)
+        except RangeIgnored as error:
+            client.log(f"{shard.name}: {error}; fetching all of it")
+            transfer.fetch(client, shard.url, part, expect="parquet", size=shard.size, sha256=shard.sha256)
+    return open(part, "rb")
+
+
+class _RangeFile(io.RawIOBase):
+    """A file on a server, read where pyarrow wants to."""
+
+    def __init__(self, client: Client, url: str) -> None:
+        self._client, self._url, self._position = client, url, 0
+        self._resolve()
+        client.read_range(self._address, self._size - 1, 1)  # raises RangeIgnored here, not inside pyarrow
+
+    def _resolve(self) -> None:
+        remote = self._client.ask(self._url)
+        if not remote.size:
+            raise RangeIgnored(f"the server does not tell the size of {self._url}")
+        # The hub redirects to a signed address, good for a while: asking it directly halves the requests.
+        self._address, self._size = remote.url, remote.size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._size - self._position))
+        if length:
+            try:
+                data = self._client.read_range(self._address, self._position, length)
+            except NotThere:
+                self._resolve()  # the signed address has expired
+                data = self._client.read_range(self._address, self._position, length)
+            buffer[:length] = data
+            self._position += length
+        return length

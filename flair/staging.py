@@ -1,0 +1,106 @@
+"""Photos on their way into a dataset folder: the photos of an archive appear all together, once it proved whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from flair import atomic
+from flair.errors import FlairError
+
+MAX_PHOTOS = 1_000_000  # in one archive; FLAIR's hold about 10,000
+
+
+class UnpackError(FlairError):
+    """What is wrong with an archive; `corrupt` when fetching it again may help."""
+
+    def __init__(self, reason: str, *, corrupt: bool = False) -> None:
+        super().__init__(reason)
+        self.corrupt = corrupt
+
+
+class Unpacked(NamedTuple):
+    """What an archive held, in photos and bytes; `ignored` members were no photos, `first_ignored` names one."""
+
+    photos: int
+    photo_bytes: int
+    ignored: int = 0
+    first_ignored: str = ""
+
+
+class Staging:
+    """A hidden folder inside `photos_dir` (so on the same file system) that `commit` empties into it.
+
+    A leftover of a killed process, of the same name, is removed first.
+    """
+
+    def __init__(self, photos_dir: Path, name: str, max_photo_bytes: int) -> None:
+        self.photos_dir, self.max_photo_bytes = photos_dir, max_photo_bytes
+        self.folder = staging_folder(photos_dir, name)
+        self.sizes: dict[str, int] = {}
+        photos_dir.mkdir(parents=True, exist_ok=True)
+        self.discard()
+        self.folder.mkdir()
+        self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    def check_size(self, image_id: str, size: int) -> None:
+        """Refuses a photo that is larger than any of FLAIR's, before it is read."""
+        if size > self.max_photo_bytes:
+            raise UnpackError(
+                f"photo {image_id!r} would have {size:,} bytes, more than the {self.max_photo_bytes:,} that are "
+                f"plausible; refused"
+            )
+        if len(self.sizes) >= MAX_PHOTOS:
+            raise UnpackError(f"holds more than {MAX_PHOTOS:,} photos; refused")
+
+    def add(self, image_id: str, data: bytes) -> None:
+        """Writes one photo; `image_id` is a checked id."""
+        self.check_size(image_id, len(data))
+        if image_id in self.sizes:
+            raise UnpackError(f"holds photo {image_id!r} twice; refused")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        file = os.open(f"{image_id}.jpg", flags, 0o666, dir_fd=self._descriptor)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(file, view) :]
+        finally:
+            os.close(file)
+        self.sizes[image_id] = len(data)
+
+    def commit(self, listing: Path) -> None:
+        """Moves every photo into place, then writes `listing`: one line `<image_id> <bytes>` a photo."""
+        target = os.open(self.photos_dir, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for image_id in self.sizes:
+                name = f"{image_id}.jpg"
+                os.rename(name, name, src_dir_fd=self._descriptor, dst_dir_fd=target)
+        finally:
+            os.close(target)
+        atomic.write_text(listing, "".join(f"{image_id} {size}\n" for image_id, size in self.sizes.items()))
+        self.discard()
+
+    def unpacked(self, ignored: int = 0, first_ignored: str = "") -> Unpacked:
+        """What came through here."""
+        return Unpacked(len(self.sizes), sum(self.sizes.values()), ignored, first_ignored)
+
+    def discard(self) -> None:
+        """Removes the hidden folder and what is in it."""
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
+
+
+def staging_folder(photos_dir: Path, name: str) -> Path:
+    """Where the photos of the archive `name` wait."""
+    return photos_dir / f".{name}.tmp"
+
+
+def read_listing(listing: Path) -> dict[str, int]:
+    """Image id -> bytes, as `Staging.commit` wrote it."""
+    sizes = {}
+    for line in listing.read_text(encoding="utf-8").splitlines():
+        image_id, _, size = line.partition(" ")
+        sizes[image_id] = int(size)
+    return sizes

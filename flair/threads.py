@@ -1,0 +1,65 @@
+"""A few threads that share a list of work and stop together."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from flair.errors import FlairError
+
+Item = TypeVar("Item")
+STOP_SECONDS = 5.0  # for threads to notice; whoever waits for a silent server is left behind
+
+
+class Stopped(Exception):
+    """The command is being interrupted; what has arrived stays for the next run."""
+
+
+def run(
+    work: Callable[[Item], object], items: Iterable[Item], num_threads: int, stop: threading.Event
+) -> list[tuple[Item, FlairError]]:
+    """Calls `work` once an item, `num_threads` at a time; returns the items that failed with a FlairError, and why.
+
+    Any other exception, and Ctrl-C, sets `stop`, waits a moment for the threads and is raised here.
+    """
+    waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    for item in items:
+        waiting.put(item)
+    failed: list[tuple[Item, FlairError]] = []
+    broken: list[BaseException] = []
+
+    def labour() -> None:
+        while not stop.is_set() and not broken:
+            try:
+                item = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                work(item)
+            except FlairError as error:
+                failed.append((item, error))
+            except Stopped:
+                return
+            except BaseException as error:  # noqa: BLE001 (raised again by the main thread)
+                broken.append(error)
+                stop.set()
+
+    # Daemons: a thread that waits for a silent server must not keep an interrupted command alive.
+    threads = [threading.Thread(target=labour, daemon=True) for _ in range(num_threads)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)
+    except BaseException:
+        stop.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(STOP_SECONDS)
+        raise
+    if broken:
+        raise broken[0]
+    return failed

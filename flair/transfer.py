@@ -1,0 +1,250 @@
+"""One file over HTTP, resumed at the byte, hashed on the way.
+
+A file grows as `<name>.part`; beside it `<name>.part.json` remembers which version of the file the bytes belong to
+(its ETag or Last-Modified, asked for again with If-Range, RFC 9110 section 13.1.5). After a kill the next call
+continues behind the last byte; when the server has another version by then, or ignores Range, the file starts over.
+A finished part keeps its name: the caller checks what is inside, then ends it with `take` or `discard`, so a kill
+between the two costs no second transfer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import requests
+
+from flair import atomic
+from flair.client import Client, TransferError, TryAgain, content_range, file_name, header_int
+from flair.progress import size as say_size
+from flair.threads import Stopped
+
+_START_BYTES = 64  # enough to tell a web page from an archive
+_MAGIC = {"gzip": b"\x1f\x8b", "parquet": b"PAR1"}
+
+
+class WrongContent(TransferError):
+    """Everything arrived, but it is not what was published."""
+
+
+class Fetched(NamedTuple):
+    """A whole file that arrived; `resumed` bytes of it were there before this call."""
+
+    path: Path
+    size: int
+    sha256: str
+    resumed: int
+
+
+def fetch(
+    client: Client,
+    url: str,
+    part: Path,
+    *,
+    expect: str = "text",
+    size: int | None = None,
+    sha256: str | None = None,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> Fetched:
+    """Brings all of `url` to `part`, continuing what is already there.
+
+    Args:
+      client: sends the requests.
+      url: http or https address.
+      part: the growing file; its name ends in `.part`.
+      expect: "gzip", "parquet" or "text"; another start than theirs, or a web page, is refused.
+      size: published size in bytes, checked; None when nobody publishes it.
+      sha256: published checksum, checked; None when nobody publishes it.
+      on_bytes: told of every byte (those of an earlier run at once; a negative number when the file starts over).
+
+    Raises:
+      NotThere: the server has no such file.
+      WrongContent: all arrived, and `size` or `sha256` is not the published one; the part is gone.
+      TransferError: given up, with the last reason; the part stays for the next run.
+      Stopped: the command is being interrupted; the part stays.
+    """
+    transfer = _Transfer(client, url, part, expect, size, on_bytes)
+    client.retry(file_name(url), transfer.attempt, lambda: transfer.furthest)
+    got_size, got_sha256 = transfer.position, transfer.hash.hexdigest()
+    if size is not None and got_size != size:
+        transfer.start_over()
+        raise WrongContent(f"has {got_size:,} bytes, but {size:,} are published")
+    if sha256 is not None and got_sha256 != sha256:
+        transfer.start_over()
+        raise WrongContent(f"has the sha256 {got_sha256}, but {sha256} is published")
+    return Fetched(part, got_size, got_sha256, transfer.resumed)
+
+
+def arrived_bytes(part: Path) -> int:
+    """How many bytes of a file are here from an earlier run."""
+    return part.stat().st_size if _read_version(part) is not None else 0
+
+
+def is_whole(part: Path) -> bool:
+    """Whether an earlier run brought all of it."""
+    version = _read_version(part)
+    return version is not None and version.get("total") == part.stat().st_size
+
+
+def take(part: Path, final: Path) -> None:
+    """Gives a finished part its final name."""
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, final)
+    discard(part)
+
+
+def discard(part: Path) -> None:
+    """Removes a part and what is remembered of it."""
+    _version_path(part).unlink(missing_ok=True)
+    part.unlink(missing_ok=True)
+
+
+class _Transfer:
+    """One file between tries: how far it is, its running hash, and which version of it this is."""
+
+    def __init__(
+        self, client: Client, url: str, part: Path, expect: str, size: int | None, on_bytes: Callable[[int], None]
+    ) -> None:
+        self.client, self.url, self.part = client, url, part
+        self.expect, self.size, self.on_bytes = expect, size, on_bytes
+        self.hash = hashlib.sha256()
+        self.position = self.furthest = self.resumed = 0
+        self.start = b""
+        self.version = _read_version(part, url)
+        if self.version is not None:
+            self._load()
+
+    def attempt(self) -> None:
+        """One request; returns when the file is whole."""
+        if self.position and self.position == self._total():
+            return
+        headers = {}
+        if self.position:
+            headers["Range"] = f"bytes={self.position}-"
+            if validator := _validator(self.version or {}):
+                headers["If-Range"] = validator
+        with self.client.get(self.url, headers) as response:
+            if response.status_code == 416:
+                self._accept_end(response)
+            elif response.status_code == 206:
+                self._continue(response)
+                self._receive(response)
+            else:
+                self._begin(response)
+                self._receive(response)
+        self._check_start()
+        if self._total() is None:
+            self._remember({**(self.version or {}), "total": self.position})
+
+    def start_over(self) -> None:
+        """Forgets all that has arrived."""
+        self.on_bytes(-self.position)
+        self.hash, self.position, self.start, self.version, self.resumed = hashlib.sha256(), 0, b"", None, 0
+        discard(self.part)
+
+    def _load(self) -> None:
+        with open(self.part, "rb") as file:
+            while chunk := file.read(1 << 20):
+                if self.client.stop.is_set():
+                    raise Stopped
+                self._count(chunk)
+        self.resumed = self.position
+
+    def _count(self, chunk: bytes) -> None:
+        self.hash.update(chunk)
+        self.start += chunk[: _START_BYTES - len(self.start)]
+        self.position += len(chunk)
+        self.furthest = max(self.furthest, self.position)
+        self.on_bytes(len(chunk))
+
+    def _total(self) -> int | None:
+        return self.version.get("total") if self.version else None
+
+    def _accept_end(self, response: requests.Response) -> None:
+        """416 where the part is as long as the file: the length promised before was wrong, and the part is whole."""
+        if content_range(response)[2] != self.position:
+            self.start_over()
+            raise TryAgain("the file on the server is shorter than what has arrived of it; starting over")
+        self._remember({**(self.version or {}), "total": self.position})
+
+    def _begin(self, response: requests.Response) -> None:
+        if self.position:
+            name = file_name(self.url)
+            self.client.log(f"{name}: the server sends it whole again (changed there, or Range ignored); starting over")
+        self.start_over()
+        total = None if "Transfer-Encoding" in response.headers else header_int(response.headers, "Content-Length")
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind in ("text/html", "application/xhtml+xml"):
+            raise TryAgain(f"the server sent a web page ({kind}) in place of the file: a proxy or a login page?")
+        if self.size is not None and total is not None and total != self.size:
+            raise TryAgain(f"the server promises {total:,} bytes, but {self.size:,} are published")
+        etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+        self._remember({"url": self.url, "etag": etag, "last_modified": last_modified, "total": total})
+
+    def _continue(self, response: requests.Response) -> None:
+        first, _, total = content_range(response)
+        version = self.version or {}
+        same = all(
+            version.get(key) is None or response.headers.get(header) in (None, version[key])
+            for key, header in (("etag", "ETag"), ("last_modified", "Last-Modified"))
+        )
+        same_total = total is None or version.get("total") in (None, total)
+        if self.version is None or first != self.position or not same or not same_total:
+            self.start_over()
+            raise TryAgain("the file changed on the server; starting over")
+
+    def _receive(self, response: requests.Response) -> None:
+        end = self._total()
+        with open(self.part, "ab", buffering=0) as file:
+            for chunk in self.client.chunks(response, None if end is None else end - self.position):
+                file.write(chunk)
+                self._count(chunk)
+                if len(self.start) == _START_BYTES:
+                    self._check_start()
+        if end is not None and self.position < end:
+            raise TryAgain(f"the connection broke after {say_size(self.position)} of {say_size(end)}")
+
+    def _check_start(self) -> None:
+        page = re.match(rb"\s*(?:<!doctype\s+html|<html)", self.start, re.IGNORECASE)
+        if self.start.startswith(_MAGIC.get(self.expect, b"")) and not page:
+            return
+        shown = "a web page" if page else f"{self.start[:12]!r}"
+        self.start_over()
+        raise TryAgain(f"the server sent {shown} in place of {self.expect}")
+
+    def _remember(self, version: dict[str, Any]) -> None:
+        self.version = version
+        atomic.write_json(_version_path(self.part), version)
+
+
+def _version_path(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_version(part: Path, url: str | None = None) -> dict[str, Any] | None:
+    """Which version of the file the bytes of `part` belong to; None when nobody knows."""
+    if not part.is_file():
+        return None
+    try:
+        version = json.loads(_version_path(part).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None  # bytes of unknown origin are worth nothing
+    if not isinstance(version, dict):
+        return None
+    if url is not None and _validator(version) is None and version.get("url") != url:
+        return None
+    return version
+
+
+def _validator(version: dict[str, Any]) -> str | None:
+    """What If-Range may carry: a strong ETag, else the date."""
+    etag, last_modified = version.get("etag"), version.get("last_modified")
+    if isinstance(etag, str) and not etag.startswith("W/"):
+        return etag
+    return last_modified if isinstance(last_modified, str) else None
