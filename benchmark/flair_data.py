@@ -1,4 +1,4 @@
-"""Input pipelines: shuffled training batches, evaluation batches in a fixed order, and one client's photos.
+"""Input pipelines: shuffled training batches and evaluation batches in a fixed order.
 
 Training draws a fresh permutation of *all* photos of the partition each epoch, so batches are not correlated by user
 and nothing is dropped; only positions are permuted, so no buffer of photos exists. Everything random comes from
@@ -7,14 +7,14 @@ and nothing is dropped; only positions are permuted, so no buffer of photos exis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from benchmark import augmentation
 from benchmark.augmentation import decode_training_batch
-from benchmark.records import PhotoIndex, Records, Span, Task, make_task, open_records
+from benchmark.records import PhotoIndex, Records, Task, make_task, open_records
 from benchmark.seeds import derive_generator, derive_seed
 from flair import example
 from flair.errors import FlairError
@@ -25,7 +25,6 @@ __all__ = [
     "Records",
     "Task",
     "TrainingData",
-    "client_dataset_fn",
     "decode_training_batch",
     "evaluation_dataset",
     "make_task",
@@ -163,38 +162,6 @@ def evaluation_rows(records: Records, partition: str, users: Sequence[str] | Non
     if unknown:
         raise FlairError(f"{records.root}: partition {partition!r} has no user {unknown[0]!r}")
     return np.flatnonzero(np.isin(index.user, [row_of[user] for user in users]))
-
-
-def client_dataset_fn(
-    task: Task,
-    image_size: tuple[int, int],
-    batch_size: int,
-    max_elements: int,
-    epochs: int,
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.data.Dataset]:
-    """A function (path, skip, count, seed) -> one client's training batches, made of TensorFlow operations only.
-
-    For TFF's own runtime, where a client is a struct of scalars: the file, how many records of it come before the
-    user's own, how many are the user's (-1: all to the end) and an int64 seed for order and augmentation.
-    """
-
-    def dataset(path: tf.Tensor, skip: tf.Tensor, count: tf.Tensor, seed: tf.Tensor) -> tf.data.Dataset:
-        photos = tf.data.TFRecordDataset(path).skip(skip).take(count)
-        photos = photos.shuffle(max_elements, seed=seed, reshuffle_each_iteration=False).take(max_elements)
-        photos = photos.repeat(epochs).enumerate()
-
-        def decode(position: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            jpeg, labels = augmentation.parse(serialized, task)
-            return augmentation.decode_training(jpeg, tf.stack([seed, position]), image_size), labels
-
-        return photos.map(decode, tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
-
-    return dataset
-
-
-def client_arguments(span: Span) -> tuple[str, int, int]:
-    """(path, skip, count) of one user for the function that `client_dataset_fn` makes."""
-    return str(span.path), span.skip, -1 if span.count is None else span.count
 
 
 class _Reader:
