@@ -27,6 +27,7 @@ COARSEST_INTERVAL = 1e-3
 FINEST_INTERVAL = 1e-9
 MAX_LOSS_BUCKETS = 200_000
 MAX_ROUNDS = 10**9
+RDP_ROUNDING = 3e-14
 RELATIVE_TOLERANCE = 1e-4
 PUBLISHED_TOLERANCE = 1e-7
 PUBLISHED_ORDERS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 4.5, *map(float, range(5, 64)), 128.0, 256.0, 512.0)
@@ -41,7 +42,8 @@ def rdp_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
     if rounds == 0:
         return 0.0
     orders, rdp = _one_round_rdp(noise_multiplier, sampling_probability)
-    return _epsilon_of_rdp(orders, rounds * rdp, delta)
+    # Where a round costs less than double precision resolves, dp_accounting says 0, which no noise earns.
+    return _epsilon_of_rdp(orders, rounds * (rdp + RDP_ROUNDING / (orders - 1)), delta)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -92,10 +94,11 @@ def noise_multiplier_for(
             start = MAX_NOISE_MULTIPLIER
     found = _least_noise(cost, target, start, step)
     if found is None:
+        other = " or --accountant=pld" if accountant == "rdp" else " or a larger --delta"
         raise FlairError(
             f"--epsilon={target:g} cannot be reached: even with a noise multiplier of {MAX_NOISE_MULTIPLIER:,.0f} "
             f"{rounds:,} rounds cost epsilon {cost(MAX_NOISE_MULTIPLIER):.3g} by the {accountant} accountant; "
-            "ask for more, or use a smaller --clients_per_round or --total_rounds, or --accountant=pld"
+            f"ask for more, or use a smaller --clients_per_round or --total_rounds{other}"
         )
     return found
 
@@ -166,7 +169,7 @@ def _least_noise(
 
     def excess(log_noise: float) -> float:
         # Logarithms because epsilon is nearly a power of the noise, which halves the evaluations.
-        return math.log(max(cost(math.exp(log_noise)), 1e-300) / target)
+        return math.log(min(max(cost(math.exp(log_noise)), 1e-300), 1e300) / target)
 
     width, least, most = math.log(step), math.log(MIN_NOISE_MULTIPLIER), math.log(MAX_NOISE_MULTIPLIER)
     low = high = math.log(start)
@@ -199,7 +202,7 @@ def _one_round_rdp(
     accountant = dp_accounting.rdp.RdpAccountant(orders)
     gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
     accountant.compose(dp_accounting.PoissonSampledDpEvent(sampling_probability, gaussian))
-    return accountant.orders, accountant.rdp
+    return accountant.orders, accountant.rdp.clip(min=0)
 
 
 @functools.lru_cache(maxsize=64)
