@@ -1,0 +1,131 @@
+"""The planner on the command line and its answers."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from benchmark import privacy_planner
+from benchmark.privacy import Mechanism, Sampling, make_plan
+from benchmark.privacy_planner import Question
+from flair.errors import FlairError
+
+SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
+
+
+def _run(*arguments):
+    command = [sys.executable, "-m", "benchmark.privacy_main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_noise_for_an_epsilon_as_the_readme_asks():
+    done = _run("--epsilon=2", "--num_users=41131", "--clients_per_round=200", "--total_rounds=5000")
+    assert (done.returncode, done.stderr) == (0, "")
+    pld, rdp = re.search(r"^noise multiplier \(sigma\)\s+(\S+)\s+(\S+)$", done.stdout, re.MULTILINE).groups()
+    assert float(pld) == pytest.approx(0.975, rel=2e-3)
+    assert float(rdp) == pytest.approx(1.025, rel=2e-3)
+    assert "delta 8.403e-06" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("next: python -m benchmark.federated_main --tfrecords_dir=DIR --eps")
+
+
+def test_json_on_the_command_line_is_the_planners_answer():
+    done = _run("--noise_multiplier=1.5", "--num_users=500", "--clients_per_round=20", "--total_rounds=40", "--json")
+    assert json.loads(done.stdout) == privacy_planner.answer(Question(**SMALL, noise_multiplier=1.5))
+
+
+def test_table_on_the_command_line_has_a_line_for_each_cohort():
+    done = _run("--noise_multiplier=2", "--num_users=500", "--clients_per_round=30", "--total_rounds=10", "--table")
+    assert done.returncode == 0
+    lines = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert [int(line[0]) for line in lines] == [1, 2, 5, 10, 20, 30, 50, 100, 200, 500]
+    epsilons = [float(line[2]) for line in lines]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[-1] == pytest.approx(
+        make_plan(num_users=500, cohort=500, total_rounds=10, noise_multiplier=2.0).epsilon_pld, rel=1e-3
+    )
+
+
+def test_help_exits_0_and_names_the_flags():
+    done = _run("--help")
+    assert done.returncode == 0
+    for flag in ("--epsilon", "--noise_multiplier", "--total_rounds", "--[no]table", "--[no]json", "--delta"):
+        assert flag in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epsilon=0"], "--epsilon=0: "),
+        (["--epsilon=2", "--delta=1"], "--delta=1: "),
+        (
+            ["--epsilon=2", "--num_users=10", "--clients_per_round=11"],
+            "--clients_per_round=11: there are only 10 users",
+        ),
+        (["--epsilon=2", "--total_rounds=0"], "--total_rounds=0: "),
+        (["--epsilon=2", "--noise_multiplier=-1"], "--noise_multiplier=-1: "),
+        (["--epsilon=2", "--mechanism=tree"], "--client_sampling=cyclic"),
+        (["--epsilon=2", "--simulated_clients_per_round=900", "--table"], "--table varies the cohort"),
+        ([], "needs --epsilon"),
+    ],
+)
+def test_refusals_are_one_line_and_exit_1(arguments, message):
+    done = _run(*arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_wrong_usage_exits_2():
+    assert _run("--epsilon=plenty").returncode == 2
+    assert _run("--client_sampling=lottery").returncode == 2
+
+
+def test_rounds_affordable_are_the_last_that_fit():
+    found = privacy_planner.answer(Question(**SMALL, epsilon=3.0, noise_multiplier=1.2))
+    for name in ("pld", "rdp"):
+        rounds = found["by"][name]["rounds"]
+        plan = make_plan(**{**SMALL, "total_rounds": rounds}, noise_multiplier=1.2)
+        assert plan.epsilon_at(rounds, name) <= 3.0 < plan.epsilon_at(rounds + 1, name)
+    assert found["by"]["pld"]["rounds"] > found["by"]["rdp"]["rounds"]
+
+
+def test_not_one_round_affordable_is_said():
+    found = privacy_planner.answer(Question(**SMALL, epsilon=0.01, noise_multiplier=0.5))
+    assert found["by"]["pld"]["rounds"] == 0
+    assert "Not even one round is affordable" in privacy_planner.answer_text(found)
+
+
+def test_simulated_cohorts_and_fixed_sizes_carry_their_warnings():
+    simulated = privacy_planner.answer(Question(**SMALL, epsilon=4.0, simulated_cohort=100))
+    assert simulated["by"]["pld"]["own_epsilon"] > 4.0 >= simulated["by"]["pld"]["epsilon"]
+    assert "does NOT have the stated epsilon" in privacy_planner.answer_text(simulated)
+    uniform = privacy_planner.answer(Question(**SMALL, epsilon=4.0, sampling=Sampling.UNIFORM))
+    assert uniform["by"]["rdp"]["replace_one_epsilon"] > 4.0
+    assert "assumes Poisson sampling, which fixed-size cohorts are not" in privacy_planner.answer_text(uniform)
+
+
+def test_tree_planning_answers_all_three_questions():
+    tree = {**SMALL, "sampling": Sampling.CYCLIC, "mechanism": Mechanism.TREE}
+    noise = privacy_planner.answer(Question(**tree, epsilon=4.0))["by"]["pld"]["noise_multiplier"]
+    assert privacy_planner.answer(Question(**tree, noise_multiplier=noise))["by"]["pld"]["epsilon"] <= 4.0
+    both = privacy_planner.answer(Question(**tree, epsilon=4.0, noise_multiplier=noise))
+    assert both["by"]["pld"]["rounds"] >= 40
+    assert "--client_sampling=cyclic --aggregator=tree" in privacy_planner.answer_text(both)
+
+
+def test_an_epsilon_that_only_pld_reaches_leaves_the_other_column_empty():
+    found = privacy_planner.answer(Question(num_users=41_131, cohort=200, total_rounds=5000, epsilon=0.002))
+    assert found["by"]["pld"]["epsilon"] <= 0.002
+    assert set(found["by"]["rdp"].values()) == {None}
+    assert "RDP cannot state an epsilon that low" in privacy_planner.answer_text(found)
+
+
+def test_published_noise_is_disclosed():
+    found = privacy_planner.answer(Question(**SMALL, epsilon=4.0, published_noise=True))
+    right = privacy_planner.answer(Question(**SMALL, epsilon=4.0))
+    assert found["by"]["pld"]["noise_multiplier"] > 2 * right["by"]["pld"]["noise_multiplier"]
+    assert "The noise is ml-flair's for epsilon 4" in privacy_planner.answer_text(found)
+    with pytest.raises(FlairError, match="--published_noise sets the noise multiplier"):
+        privacy_planner.answer(Question(**SMALL, epsilon=4.0, noise_multiplier=1.0, published_noise=True))

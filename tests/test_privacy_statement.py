@@ -1,0 +1,185 @@
+"""The statement says everything it must, warns where it must, and its text and JSON say the same."""
+
+import json
+import re
+
+import pytest
+
+from benchmark.privacy import Mechanism, Sampling, clipped_count_stddev, make_plan
+from benchmark.privacy_caveats import RunRecord, caveats
+from benchmark.privacy_statement import make_statement, statement_text, write_statement
+
+SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
+CLIPS = [0.1 * 1.01**i for i in range(30)]
+
+
+def _adaptive(plan, **change):
+    stddev = clipped_count_stddev(plan.cohort, plan.run_noise_multiplier)
+    return RunRecord(
+        **{
+            "rounds_completed": 30,
+            "clip_norms": CLIPS,
+            "target_unclipped_quantile": 0.4,
+            "clipped_count_stddev": stddev,
+            **change,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return {
+        "poisson": make_plan(**SMALL, epsilon=4.0),
+        "uniform": make_plan(**SMALL, epsilon=4.0, sampling=Sampling.UNIFORM),
+        "simulated": make_plan(**SMALL, epsilon=4.0, simulated_cohort=100),
+        "published": make_plan(**SMALL, epsilon=4.0, published_noise=True),
+        "fixed cohort": make_plan(**SMALL, noise_multiplier=9.0, sampling=Sampling.FIXED),
+        "tree": make_plan(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE),
+        "weak": make_plan(**SMALL, noise_multiplier=0.4),
+        "large delta": make_plan(**SMALL, epsilon=4.0, delta=0.01),
+    }
+
+
+def _numbers(value):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in ("caveats", "clip_norms", "format"):
+                yield from _numbers(inner)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _names(plan, run):
+    return {caveat.name for caveat in caveats(plan, run)}
+
+
+def test_statement_has_every_fact_of_the_run(plans):
+    plan = plans["poisson"]
+    statement = make_statement(plan, _adaptive(plan))
+    assert statement["unit"] == "user"
+    assert statement["adjacency"] == "one user added or removed"
+    assert statement["sampling"]["assumed"] == "the same"
+    assert statement["sampling"]["probability"] == 20 / 500
+    assert (statement["users"], statement["clients_per_round"]) == (500, 20)
+    assert statement["rounds"] == {"completed": 30, "planned": 40}
+    assert statement["delta"] == 500**-1.1
+    assert statement["target_epsilon"] == 4.0
+    assert statement["accountant"]["name"] == "pld"
+    assert re.fullmatch(r"dp-accounting \d+\.\d+(\.\d+)?", statement["accountant"]["library"])
+    assert statement["epsilon"] == {
+        "completed": {"pld": plan.epsilon_at(30, "pld"), "rdp": plan.epsilon_at(30, "rdp")},
+        "planned": {"pld": plan.epsilon_pld, "rdp": plan.epsilon_rdp},
+    }
+    assert statement["epsilon"]["completed"]["pld"] < statement["epsilon"]["planned"]["pld"] <= 4.0
+    assert statement["clipping"]["clip_norms"] == CLIPS
+    noise = statement["noise"]
+    composed = noise["sum_noise_multiplier"] ** -2 + (2 * noise["clipped_count_stddev"]) ** -2
+    assert composed**-0.5 == pytest.approx(noise["run_noise_multiplier"])
+
+
+@pytest.mark.parametrize(
+    "name", ["poisson", "uniform", "simulated", "published", "fixed cohort", "tree", "weak", "large delta"]
+)
+def test_text_has_every_number_and_every_caveat_of_the_json(plans, name):
+    plan = plans[name]
+    run = RunRecord(30, CLIPS) if plan.mechanism is Mechanism.TREE else _adaptive(plan)
+    statement = json.loads(json.dumps(make_statement(plan, run), allow_nan=False))
+    text = statement_text(statement)
+    shown = set(re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?![\w-])", text))
+    missing = [n for n in _numbers(statement) if (f"{n:,}" if isinstance(n, int) else f"{n:.4g}") not in shown]
+    assert missing == []
+    squeezed = " ".join(text.split())
+    for caveat in statement["caveats"]:
+        assert f"[{caveat['severity']}] {caveat['name']}: {caveat['text']}" in squeezed
+    rows = dict(re.findall(r"^(\S.*?):\s{2,}(.*)$", text, re.MULTILINE))
+    assert rows["epsilon, rounds completed, PLD"] == f"{statement['epsilon']['completed']['pld']:.4g}"
+    assert rows["cohorts drawn"] == statement["sampling"]["used"]
+    assert rows["adjacency"] == statement["adjacency"]
+    assert rows["accountant"] == "pld (" + statement["accountant"]["library"] + ")"
+
+
+def test_simulated_cohort_denies_the_epsilon_first_of_all(plans):
+    plan = plans["simulated"]
+    statement = make_statement(plan, _adaptive(plan))
+    assert statement["own_epsilon"] == plan.own_epsilon_at(30) > statement["epsilon"]["completed"]["pld"]
+    assert statement["caveats"][0]["severity"] == "critical"
+    assert statement["caveats"][0]["name"] == "simulated cohort"
+    headline = " ".join(statement_text(statement).split("\n\n")[1].split())
+    assert "THIS RUN DOES NOT" in headline
+    assert f"its own epsilon is {statement['own_epsilon']:.4g}" in headline
+
+
+def test_fixed_size_sampling_says_what_is_assumed_and_what_is_proved(plans):
+    plan = plans["uniform"]
+    statement = make_statement(plan, _adaptive(plan))
+    assert "NOT what was done" in statement["sampling"]["assumed"]
+    assert statement["replace_one_epsilon"] == plan.replace_one_epsilon_at(30) > plan.epsilon_at(30)
+    assert "fixed-size sampling" in _names(plan, _adaptive(plan))
+    headline = " ".join(statement_text(statement).split("\n\n")[1].split())
+    assert "HAD cohorts been drawn by Poisson" in headline
+
+
+def test_a_plain_run_carries_what_no_run_covers_and_nothing_else(plans):
+    assert _names(plans["poisson"], _adaptive(plans["poisson"], seeded_noise=False)) == {
+        "un-noised measurements",
+        "tuning",
+        "evaluation users",
+        "unit",
+        "trusted server",
+        "floating point",
+    }
+
+
+@pytest.mark.parametrize(
+    ("plan", "change", "name"),
+    [
+        ("published", {}, "published noise"),
+        ("fixed cohort", {}, "fixed cohort"),
+        ("weak", {}, "weak guarantee"),
+        ("large delta", {}, "large delta"),
+        ("poisson", {"artificial_users": True}, "artificial users"),
+        ("poisson", {"restored_model": True}, "restored weights"),
+        ("poisson", {"seeded_noise": True}, "seed"),
+        ("poisson", {"target_unclipped_quantile": 0.01}, "collapsing clip"),
+    ],
+)
+def test_caveats_come_where_they_belong(plans, plan, change, name):
+    assert name in _names(plans[plan], _adaptive(plans[plan], **change))
+    plain = _adaptive(plans["poisson"], seeded_noise=False)
+    assert name not in _names(plans["poisson"], plain)
+
+
+def test_tree_statement_is_about_zeroing_out(plans):
+    statement = make_statement(plans["tree"], RunRecord(30, [0.1] * 30))
+    assert statement["adjacency"] == "one user's contributions replaced by zeros"
+    assert "tree" in statement["noise"]["where"]
+    assert "tree aggregation" in _names(plans["tree"], RunRecord(30, []))
+
+
+def test_caveats_are_sorted_by_severity(plans):
+    order = ["critical", "high", "medium", "note"]
+    found = [order.index(c.severity) for c in caveats(plans["simulated"], _adaptive(plans["simulated"]))]
+    assert found == sorted(found)
+
+
+def test_fixed_clip_and_no_rounds_yet(plans):
+    statement = make_statement(plans["poisson"], RunRecord(0, []))
+    assert statement["clipping"]["kind"] == "fixed"
+    assert statement["epsilon"]["completed"] == {"pld": 0.0, "rdp": 0.0}
+    assert "clip norm over the rounds:          -" in statement_text(statement)
+
+
+def test_an_infinite_epsilon_is_null():
+    plan = make_plan(**SMALL, noise_multiplier=1.0, delta=1e-18)
+    statement = make_statement(plan, RunRecord(30, CLIPS))
+    assert statement["epsilon"]["planned"]["pld"] is None
+    assert statement["epsilon"]["planned"]["rdp"] > 0
+    json.dumps(statement, allow_nan=False)
+
+
+def test_statement_is_written_as_text_and_json(plans, tmp_path):
+    statement = make_statement(plans["poisson"], RunRecord(30, CLIPS))
+    text, data = write_statement(tmp_path, statement)
+    assert text.read_text() == statement_text(statement)
+    assert json.loads(data.read_text()) == statement
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["privacy.json", "privacy.txt"]
