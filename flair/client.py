@@ -26,6 +26,7 @@ CHUNK_BYTES = 1 << 18
 # A try that brought fewer new bytes than this counts as one more failure in a row.
 WORTHWHILE_BYTES = 1 << 18
 LONGEST_RETRY_AFTER_SECONDS = 600.0
+_A_MONTH = 30 * 86_400.0
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
 _ABSENT_STATUS = frozenset({403, 404, 410})  # 403 is how object stores say it of a file that nobody may list
 
@@ -256,14 +257,14 @@ def retry_after(value: str, now: float) -> float:
     (120.0, 45.0, 0.0)
     """
     if value.strip().isdecimal():
-        return float(value)
+        return min(float(value), _A_MONTH)
     try:
         date = email.utils.parsedate_to_datetime(value)
     except ValueError:
         return 0.0  # a header nobody can read asks for nothing
     if date.tzinfo is None:
         date = date.replace(tzinfo=datetime.timezone.utc)
-    return max(0.0, date.timestamp() - now)
+    return min(max(0.0, date.timestamp() - now), _A_MONTH)
 
 
 def content_range(response: requests.Response) -> tuple[int | None, int | None, int | None]:
