@@ -148,7 +148,10 @@ def test_tree_plan_reaches_its_epsilon_by_the_tree_accounting(restarts):
         ({"accountant": "gdp"}, "--accountant=gdp: expected one of pld, rdp"),
         ({"mechanism": Mechanism.TREE}, "tree aggregation with --client_sampling=poisson.*--client_sampling=cyclic"),
         ({"published_noise": True, "epsilon": None, "noise_multiplier": 1.0}, "--published_noise repeats"),
-        ({"epsilon": 1e-4, "delta": 1e-9}, r"--epsilon=0\.0001 cannot be reached.*cost epsilon 0\.00\d"),
+        (
+            {"epsilon": 1e-3, "delta": 1e-9, "accountant": "rdp", "cohort": 500},
+            r"--epsilon=0\.001 cannot be reached.*cost epsilon 0\.01\d",
+        ),
     ],
 )
 def test_refusals_are_one_line_naming_the_flag(change, message):
