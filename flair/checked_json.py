@@ -23,7 +23,7 @@ def encode(value: Mapping[str, Any]) -> bytes:
     """The bytes of `value`, its field `crc32c` added: CRC-32C, in hexadecimal, of the same spelling without that field.
 
     >>> encode({"a": [1, 2]})
-    b'{\\n"a": [1,2],\\n"crc32c": "fd14391d"\\n}\\n'
+    b'{\\n"a": [1,2],\\n"crc32c": "c02dff80"\\n}\\n'
     """
     body = _spell(value)
     return _spell({**value, _CHECKSUM: f"{google_crc32c.value(body):08x}"})

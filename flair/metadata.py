@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from flair.catalog import METADATA_FILE, PARTITIONS, SMALL_IMAGES_DIR, TAXONOMY_FILE
 from flair.errors import FlairError
+from flair.json_list import JsonList, NotJsonList
 
 LABEL_SEPARATOR = "|"  # of the HDF5 label strings, so no label may contain it
 _FIELDS = ("user_id", "image_id", "labels", "fine_grained_labels", "partition")
 # Wider than Flickr's own forms, but never a path: no slash, no dot, no leading hyphen.
-_BLOCK_CHARACTERS = 1 << 20
-_DECODER = json.JSONDecoder()
-_WHITESPACE = re.compile(r"[ \t\n\r]*")
 _SAFE_ID = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9_@-]{0,127}")
 
 
@@ -73,6 +70,8 @@ def load_records(dataset_dir: str | Path) -> list[Record]:
     gc.disable()
     try:
         records = [parse_record(item, index, path) for index, item in enumerate(read_items(dataset_dir))]
+        if not records:
+            raise FlairError(f"{path}: the list of records is empty; expected one record a photo")
         _check_consistency(records, path)
     finally:
         if collects:
@@ -198,65 +197,13 @@ def read_items(dataset_dir: str | Path) -> Iterator[Any]:
     path = metadata_path(dataset_dir)
     try:
         with open(path, encoding="utf-8") as file:
-            yield from _JsonList(file, path)
+            yield from JsonList(file)
     except UnicodeDecodeError:
         raise FlairError(f"{path}: is not UTF-8 text; download it again") from None
     except RecursionError:
         raise FlairError(f"{path}: nested too deeply to be FLAIR's metadata; download it again") from None
-
-
-class _JsonList:
-    """The items of a JSON list, read in blocks; an item that a block cuts is read again with the next one."""
-
-    def __init__(self, file: TextIO, path: Path) -> None:
-        self._file, self._path = file, path
-        self._text, self._position, self._lines_before = "", 0, 0
-        self._block = _BLOCK_CHARACTERS
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._next_character() != "[":
-            raise FlairError(f"{self._path}: expected a JSON list of records; the download may be incomplete")
-        self._position += 1
-        if self._next_character() == "]":
-            raise FlairError(f"{self._path}: the list of records is empty; expected one record a photo")
-        while True:
-            yield self._next_item()
-            separator = self._next_character()
-            self._position += 1
-            if separator == "]" and not self._next_character():
-                return
-            if separator != ",":
-                raise self._not_json("expected ',' or ']' after a record")
-
-    def _next_item(self) -> Any:
-        while True:
-            self._next_character()
-            try:
-                item, self._position = _DECODER.raw_decode(self._text, self._position)
-            except json.JSONDecodeError as error:
-                if not self._read_more():
-                    self._position = error.pos
-                    raise self._not_json(error.msg) from None
-            else:
-                self._block = _BLOCK_CHARACTERS
-                return item
-
-    def _next_character(self) -> str:
-        while True:
-            self._position = _WHITESPACE.match(self._text, self._position).end()  # type: ignore[union-attr]
-            if self._position < len(self._text) or not self._read_more():
-                return self._text[self._position : self._position + 1]
-
-    def _read_more(self) -> bool:
-        more = self._file.read(self._block)
-        self._block *= 2  # so that a broken record costs no more than twice the rest of the file
-        self._lines_before += self._text.count("\n", 0, self._position)
-        self._text, self._position = self._text[self._position :] + more, 0
-        return bool(more)
-
-    def _not_json(self, reason: str) -> FlairError:
-        line = self._lines_before + self._text.count("\n", 0, self._position) + 1
-        return FlairError(f"{self._path}, line {line}: not JSON ({reason}); the download may be incomplete, repeat it")
+    except NotJsonList as error:
+        raise FlairError(f"{path}, {error}; the download may be incomplete, run it again") from None
 
 
 def parse_record(item: Any, index: int, path: Path) -> Record:

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,13 +70,18 @@ def select(dataset_dir: str | Path, limit: int | None) -> Selection:
         while block := file.read(1 << 20):
             digest.update(block)
     all_users = load_users(dataset_dir)
-    users = all_users if limit is None else limit_users(all_users, limit)
+    users = subset(all_users, limit)
     parameters = {
         "metadata_sha256": digest.hexdigest(),
         "num_users": len(users),
         "limit_users": None if len(users) == len(all_users) else limit,
     }
     return Selection(users, all_users, parameters)
+
+
+def subset(users: Sequence[User], limit: int | None) -> list[User]:
+    """The users that `--limit_users` leaves; all of them where it is not given."""
+    return list(users) if limit is None else limit_users(users, limit)
 
 
 def check_same(parameters: Mapping[str, Any], found: Mapping[str, Any], what: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from flair.catalog import PARTITIONS
 from flair.metadata import Record, User
+from flair.workers import batches
 
 LAYOUTS = ("per_user", "sharded")
 DEFAULT_IMAGES_PER_SHARD = 2000  # 28 MB; some 210 files for the full dataset
@@ -61,9 +62,9 @@ def plan(users: Sequence[User], layout: str, images_per_shard: int) -> list[Reco
         if layout == "per_user":
             files += [RecordFile(f"{folder}/{user.user_id}{SUFFIX}", (user,)) for user in members]
         else:
-            shards = list(_shards(members, images_per_shard))
+            shards = list(batches(members, images_per_shard, lambda user: len(user.records)))
             files += [
-                RecordFile(f"{folder}/shard-{number:05d}-of-{len(shards):05d}{SUFFIX}", shard)
+                RecordFile(f"{folder}/shard-{number:05d}-of-{len(shards):05d}{SUFFIX}", tuple(shard))
                 for number, shard in enumerate(shards)
             ]
     return files
@@ -109,16 +110,3 @@ def _is_entry(entry: object) -> bool:
         and "/" not in entry[0]
         and min(entry[1:]) >= 0
     )
-
-
-def _shards(users: Sequence[User], num_images: int) -> Iterator[tuple[User, ...]]:
-    shard: list[User] = []
-    count = 0
-    for user in users:
-        shard.append(user)
-        count += len(user.records)
-        if count >= num_images:
-            yield tuple(shard)
-            shard, count = [], 0
-    if shard:
-        yield tuple(shard)

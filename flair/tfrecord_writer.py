@@ -8,7 +8,7 @@ earlier one reads them to their end and keeps those that are intact.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ from flair.tfrecord_layout import (
     user_index_text,
 )
 from flair.tfrecord_output import FINISHED_FILE, TFRecordOutput
-from flair.workers import default_num_workers, map_in_order
+from flair.workers import batches, default_num_workers, map_in_order
 
 _IMAGES_PER_TASK = 256
 _OVERHEAD_BYTES = 300  # of a record beside its JPEG, generously
@@ -122,26 +122,13 @@ def _write_files(context: _Context, files: Sequence[RecordFile], num_workers: in
     for folder in PARTITION_FOLDERS.values():
         (context.folder / folder).mkdir(exist_ok=True)
         remove_leftovers(context.folder / folder)
-    tasks = list(_tasks(files))
+    tasks = list(batches(files, _IMAGES_PER_TASK, lambda file: file.num_images))
     written: list[_Written] = []
     with Progress(sum(file.num_images for file in files), "TFRecords", "photo") as progress:
         for results in map_in_order(_write_task, context, tasks, min(num_workers, len(tasks))):
             written += results
             progress.add(sum(result.num_images for result in results))
     return written
-
-
-def _tasks(files: Sequence[RecordFile]) -> Iterator[list[RecordFile]]:
-    task: list[RecordFile] = []
-    count = 0
-    for file in files:
-        task.append(file)
-        count += file.num_images
-        if count >= _IMAGES_PER_TASK:
-            yield task
-            task, count = [], 0
-    if task:
-        yield task
 
 
 def _write_task(context: _Context, task: list[RecordFile]) -> list[_Written]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from flair.errors import FlairError
 
 Context = TypeVar("Context")
+Item = TypeVar("Item")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -60,6 +61,24 @@ def map_in_order(
         ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def batches(items: Iterable[Item], size: int, weight: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Groups items, in order, into lists whose weights sum to `size` or just more.
+
+    >>> list(batches(["aa", "b", "cccc", "d"], 3, len))
+    [['aa', 'b'], ['cccc'], ['d']]
+    """
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += weight(item)
+        if total >= size:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def _initialize(context: Any) -> None:

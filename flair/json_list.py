@@ -1,0 +1,87 @@
+"""A JSON list too long to be held as one tree: its items, one after the other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+_DECODER = json.JSONDecoder()
+_WHITESPACE = re.compile(r"[ \t\n\r]*")
+
+
+class NotJsonList(ValueError):
+    """The text is not a JSON list; the message begins with the line."""
+
+
+class JsonList:
+    """The items of the JSON list in a text file, one at a time; an item that a block cuts is read again with the next.
+
+    >>> import io
+    >>> list(JsonList(io.StringIO('[{"a": 1}, 2]')))
+    [{'a': 1}, 2]
+
+    Raises:
+      NotJsonList: while iterating, at the first thing that is not JSON, or if the text is no list.
+    """
+
+    def __init__(self, file: TextIO, block: int = 1 << 20) -> None:
+        self._file = file
+        self._text, self._position, self._lines_before = "", 0, 0
+        self._block = self._first_block = block  # in characters
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._next_character() != "[":
+            raise self._error("expected a JSON list")
+        self._position += 1
+        if self._next_character() == "]":
+            self._position += 1
+            self._check_end()
+            return
+        while True:
+            yield self._next_item()
+            separator = self._next_character()
+            self._position += 1
+            if separator == "]":
+                return self._check_end()
+            if separator != ",":
+                raise self._error("not JSON: expected ',' or ']' after an item")
+
+    def _check_end(self) -> None:
+        if self._next_character():
+            raise self._error("not JSON: expected nothing after the list")
+
+    def _next_item(self) -> Any:
+        while True:
+            self._next_character()
+            start = self._position
+            try:
+                item, end = _DECODER.raw_decode(self._text, self._position)
+            except json.JSONDecodeError as error:
+                if not self._read_more():
+                    self._position = error.pos - start
+                    raise self._error(f"not JSON: {error.msg}") from None
+                continue
+            # A number at the end of a block may go on in the next one.
+            if end < len(self._text) or not self._read_more():
+                self._position += end - start
+                self._block = self._first_block
+                return item
+
+    def _next_character(self) -> str:
+        while True:
+            self._position = _WHITESPACE.match(self._text, self._position).end()  # type: ignore[union-attr]
+            if self._position < len(self._text) or not self._read_more():
+                return self._text[self._position : self._position + 1]
+
+    def _read_more(self) -> bool:
+        more = self._file.read(self._block)
+        self._block *= 2  # so that a broken record costs no more than twice the rest of the file
+        self._lines_before += self._text.count("\n", 0, self._position)
+        self._text, self._position = self._text[self._position :] + more, 0
+        return bool(more)
+
+    def _error(self, reason: str) -> NotJsonList:
+        line = self._lines_before + self._text.count("\n", 0, self._position) + 1
+        return NotJsonList(f"line {line}: {reason}")

@@ -1,0 +1,109 @@
+"""`python -m flair.verify`: is a dataset directory whole, and do record files hold exactly what is in it?"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flair import command
+from flair.preparation_flags import make_parser, positive_int
+
+if TYPE_CHECKING:
+    from flair.findings import Check
+
+DESCRIPTION = """\
+Checks the folder that download_dataset.py wrote, and record files made from it, and prints a line a check: OK, or FAIL
+with a count and the first examples. It looks at everything and stops at nothing; it exits 1 if any check failed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags, runs the checks, prints them; returns 0 if all are OK, else 1."""
+    flags = _parse(argv)
+
+    from flair import atomic
+    from flair.progress import duration
+    from flair.workers import default_num_workers
+
+    start = time.monotonic()
+    checks = []
+    for check in run_checks(
+        Path(flags.dataset_dir),
+        tfrecords_dir=Path(flags.tfrecords_dir) if flags.tfrecords_dir else None,
+        hdf5_file=Path(flags.hdf5_file) if flags.hdf5_file else None,
+        expected=flags.expected,
+        num_workers=flags.num_workers or default_num_workers(),
+    ):
+        print(check.line(), flush=True)
+        checks.append(check)
+    failed = sum(not check.ok for check in checks)
+    if flags.report:
+        report = {
+            "dataset_dir": flags.dataset_dir,
+            "tfrecords_dir": flags.tfrecords_dir,
+            "hdf5_file": flags.hdf5_file,
+            "expected": flags.expected,
+            "failed_checks": failed,
+            "checks": [check.to_json() for check in checks],
+        }
+        atomic.write_json(flags.report, report)
+        print(f"Report: {flags.report}")
+    print(f"{failed} failed checks of {len(checks)}, in {duration(time.monotonic() - start)}")
+    return command.EXIT_FAILED if failed else command.EXIT_OK
+
+
+def run_checks(
+    dataset_dir: Path,
+    *,
+    tfrecords_dir: Path | None = None,
+    hdf5_file: Path | None = None,
+    expected: str | None = None,
+    num_workers: int = 1,
+) -> Iterator[Check]:
+    """Yields the checks of a dataset directory, and of record files made from it, each when it is done."""
+    from flair.metadata import group_by_user
+    from flair.verify_metadata import check_labels, check_published_numbers, check_records
+    from flair.verify_photos import check_photos
+
+    record_checks, metadata = check_records(dataset_dir)
+    yield from record_checks
+    if metadata is None:
+        return
+    yield from check_labels(dataset_dir, metadata.records)
+    if expected == "flair":
+        yield from check_published_numbers(dataset_dir, metadata.records)
+    yield from check_photos(dataset_dir, metadata, num_workers)
+    users = group_by_user(metadata.records)
+    if tfrecords_dir is not None:
+        from flair.verify_tfrecords import check_tfrecords
+
+        yield from check_tfrecords(dataset_dir, tfrecords_dir, users, num_workers)
+    if hdf5_file is not None:
+        from flair.verify_hdf5 import check_hdf5
+
+        yield from check_hdf5(dataset_dir, hdf5_file, users, num_workers)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("python -m flair.verify", DESCRIPTION)
+    parser.add_argument("--tfrecords_dir", help="also check this folder of TFRecords (default: none)")
+    parser.add_argument("--hdf5_file", help="also check this HDF5 file (default: none)")
+    parser.add_argument(
+        "--expected",
+        choices=("flair",),
+        help="also compare with the published numbers of the full dataset (default: do not)",
+    )
+    parser.add_argument("--report", metavar="FILE.json", help="also write the checks to this file (default: none)")
+    parser.add_argument(
+        "--num_workers",
+        type=positive_int,
+        metavar="N",
+        help="work with N processes (default: the processor cores, at most 16)",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    command.run(main)
