@@ -30,7 +30,6 @@ class Options:
     Attributes:
       num_epochs: passes over the training photos.
       learning_rates: float32 [num_epochs * steps_per_epoch], of each step.
-      clipnorm: bound on the L2 norm of the gradient of each weight; 0 turns clipping off.
       best_metric: name of the validation metric that chooses the best model; `loss` is minimized, others maximized.
       early_stopping: epochs without a better model after which training stops; 0 never stops early.
       seconds_per_checkpoint: time between checkpoints inside an epoch; every epoch ends with one.
@@ -38,7 +37,6 @@ class Options:
 
     num_epochs: int
     learning_rates: np.ndarray
-    clipnorm: float
     best_metric: str = "loss"
     early_stopping: int = 0
     seconds_per_checkpoint: float = 600.0
@@ -69,7 +67,7 @@ class CentralTrainer:
         # The new Keras optimizers take a dozen passes over the weights a step where this one takes one fused pass.
         self.optimizer = tf.keras.optimizers.legacy.Adam()
         self.histogram = ScoreHistogram(task.num_outputs, task.is_binary)
-        self._create_optimizer_variables()
+        tf.function(self._create_optimizer_variables).get_concrete_function()
 
     def step(self, images: tf.Tensor, labels: tf.Tensor, learning_rate: float) -> None:
         """One Adam step on a batch; its photos are scored before the step, into `histogram`."""
@@ -100,12 +98,10 @@ class CentralTrainer:
             for index, variable in enumerate(variables):
                 yield f"{kind}/{index:03d}/{variable.name}", variable
 
-    @tf.function
     def _create_optimizer_variables(self) -> None:
-        # Slots appear on first use; a step of zero gradients would count, so only its trace is made.
-        if self.optimizer.iterations < 0:
-            gradients = [tf.zeros_like(variable) for variable in self.model.trainable_variables]
-            self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
+        # The optimizer makes its variables when first used. A step would count, so it is traced and never run.
+        gradients = [tf.zeros_like(variable) for variable in self.model.trainable_variables]
+        self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
 
     @tf.function(reduce_retracing=True)
     def _step(self, images: tf.Tensor, labels: tf.Tensor) -> None:

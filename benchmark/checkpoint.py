@@ -64,7 +64,7 @@ class Checkpoints:
 
 
 def _read(path: Path) -> Checkpoint:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
         state = json.loads(file[_STATE].tobytes())
         arrays = {name.removeprefix("array/"): file[name] for name in file.files if name != _STATE}
     return Checkpoint(int(path.stem.removeprefix("checkpoint-")), arrays, state)

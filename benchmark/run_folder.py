@@ -27,7 +27,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmark import event_file
 from benchmark.checkpoint import Checkpoints
 from flair import __version__, atomic
 from flair.errors import FlairError
@@ -108,11 +107,15 @@ class RunFolder:
         """Forgets every row after `step`: the run goes on from there."""
         self.rows = {row: values for row, values in self.rows.items() if row <= step}
         self._seconds = {row: seconds for row, seconds in self._seconds.items() if row <= step}
+        from benchmark import event_file
+
         self._write_csv()
         event_file.write(self.path / TENSORBOARD_DIR, self.rows)
 
     def add_row(self, step: int, values: Mapping[str, float], seconds: float) -> None:
         """Adds one row to metrics.csv, times.csv and the TensorBoard events; `seconds` is the run's training time."""
+        from benchmark import event_file  # protobuf would slow every --help down
+
         known = self._columns()
         self.rows[step], self._seconds[step] = dict(values), seconds
         if self._columns() != known:

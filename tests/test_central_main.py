@@ -1,0 +1,324 @@
+"""Central training: the step against Keras, the command line, resuming, stopping, refusing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmark import evaluation, flair_model
+from benchmark.central_training import CentralTrainer, Options, train
+from benchmark.flair_data import TrainingData, evaluation_dataset, make_task, open_records
+from benchmark.interruption import SafePoints
+from benchmark.run_folder import RunFolder
+from flair.errors import FlairError
+from flair.tfrecord_writer import write_tfrecords
+
+SIZE = (32, 32)
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(scope="module")
+def folder(miniature, tmp_path_factory):
+    path = tmp_path_factory.mktemp("records") / "records"
+    write_tfrecords(miniature, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def records(folder):
+    return open_records(folder)
+
+
+@pytest.fixture(scope="module")
+def task(records):
+    return make_task(records, False, None)
+
+
+def _command(*flags):
+    return [sys.executable, "-m", "benchmark.central_main", *flags]
+
+
+def _run(*flags, check=True):
+    done = subprocess.run(_command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def _weights(path):
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def _assert_equal_weights(one, other):
+    one, other = _weights(one), _weights(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """A complete run of two epochs through the command line, and what it printed."""
+    out = tmp_path_factory.mktemp("finished")
+    done = _run(
+        f"--tfrecords_dir={folder}",
+        f"--save_model_dir={out}",
+        "--model=cnn",
+        "--image_height=32",
+        "--image_width=48",
+        "--train_batch_size=16",
+        "--num_epochs=2",
+        "--learning_rate=0.01",
+        "--seed=3",
+    )
+    return out, done
+
+
+def test_a_run_leaves_a_model_and_a_complete_run_folder(finished, folder, records, task):
+    out, done = finished
+    name = f"cnn_central_{task.num_outputs}labels"
+    run = out / name
+    assert sorted(path.name for path in out.iterdir()) == [name, f"{name}.h5"]
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert {"train_loss", "val_loss", "val_macro_averaged_precision", "learning_rate"} <= set(rows[0])
+    assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["epochs"] == 2
+    assert summary["val"]["loss"] == pytest.approx(min(float(row["val_loss"]) for row in rows))
+    described = json.loads((run / "run.json").read_text())
+    assert described["data"]["digest"] == records.digest()
+    assert described["data"]["photos"]["train"] == records.num_photos("train")
+    assert described["seed"] == 3
+    for text in (str(out / f"{name}.h5"), str(run), "next: "):
+        assert text in done.stdout
+    assert "Traceback" not in done.stderr
+
+    model = flair_model.build_model("cnn", (32, 48, 3), task.num_outputs, seed=9)
+    assert not flair_model.load_by_name(model, out / f"{name}.h5").skipped
+    again = evaluation.evaluate(model, evaluation_dataset(records, "test", task, (32, 48), 8), task)
+    assert again == pytest.approx(summary["test"], abs=1e-6)
+
+
+def test_the_same_command_again_changes_nothing(finished, folder):
+    out, _ = finished
+    run = next(path for path in out.iterdir() if path.is_dir())
+    before = {path: path.stat().st_mtime_ns for path in out.glob("**/*.h5")}
+    done = _run(f"--flagfile={run / 'flags.txt'}")
+    assert "complete already" in done.stdout
+    assert "final test metrics" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.glob("**/*.h5")} == before
+    other = _run(f"--flagfile={run / 'flags.txt'}", "--learning_rate=0.5", check=False)
+    assert other.returncode == 1
+    assert "--learning_rate was 0.01 and is 0.5" in other.stderr
+
+
+def test_killed_at_any_time_and_continued_it_equals_the_unbroken_run(finished, tmp_path):
+    out, _ = finished
+    unbroken = next(path for path in out.iterdir() if path.is_dir())
+    flags = [f"--flagfile={unbroken / 'flags.txt'}", f"--run_dir={tmp_path / 'run'}", "--minutes_per_checkpoint=0"]
+    flags.append(f"--save_model_dir={tmp_path}")
+    process = subprocess.Popen(_command(*flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while len(list((tmp_path / "run" / "checkpoints").glob("*.npz"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    done = _run(*flags)
+    assert "continuing after" in done.stdout
+    assert (tmp_path / "run" / "metrics.csv").read_text() == (unbroken / "metrics.csv").read_text()
+    for name in ("best.h5", "last.h5"):
+        _assert_equal_weights(tmp_path / "run" / name, unbroken / name)
+    _assert_equal_weights(next(tmp_path.glob("*.h5")), next(out.glob("*.h5")))
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        ([], 2, "--tfrecords_dir"),
+        (["--tfrecords_dir={folder}", "--nonsense=1"], 2, "nonsense"),
+        (["--tfrecords_dir={folder}", "--num_epochs=0"], 2, "num_epochs"),
+        (["--tfrecords_dir={folder}", "--compute_dtype=float16"], 2, "compute_dtype"),
+        (["--tfrecords_dir={folder}", "extra"], 2, "takes flags only, found 'extra'"),
+        (["--tfrecords_dir={folder}/train"], 1, "has no label_index.json"),
+        (["--tfrecords_dir={folder}", "--binary_label=dragon"], 1, "the labels are animal"),
+        (["--tfrecords_dir={folder}", "--best_metric=accuracy"], 1, "the metrics are loss, macro_precision"),
+        (["--tfrecords_dir={folder}", "--restore_model_path=/none.h5"], 1, "--restore_model_path=/none.h5: no such"),
+        (["--tfrecords_dir={folder}", "--save_model_dir=/proc/none"], 1, "/proc/none"),
+    ],
+)
+def test_refusals_are_one_line_and_come_before_tensorflow(folder, tmp_path, flags, code, message):
+    command = _command(*(flag.format(folder=folder) for flag in flags))
+    # A TensorFlow that fails on import proves that none is imported.
+    (tmp_path / "tensorflow.py").write_text("raise RuntimeError('imported')")
+    path = os.pathsep.join([str(tmp_path), ROOT])
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False
+    )
+    assert done.returncode == code
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_help_shows_every_flag_with_its_default():
+    done = _run("--help")
+    for flag, default in (("learning_rate", "0.0001"), ("train_batch_size", "512"), ("image_height", "224")):
+        text = done.stdout.split(f"--{flag}=")[1]
+        assert f"(default: {default})" in " ".join(text.split())[:250]
+    for flag in ("clipnorm", "restore_model_path", "binary_label", "compute_dtype", "seed", "early_stopping"):
+        assert f"--{flag}" in done.stdout
+
+
+def test_one_step_equals_keras_adam(task):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, *SIZE, 3)).astype(np.uint8)
+    labels = (np.random.default_rng(1).random((6, task.num_outputs)) < 0.3).astype(np.float32)
+    ours, keras = (flair_model.build_model("cnn", (*SIZE, 3), task.num_outputs, seed=2) for _ in range(2))
+    trainer = CentralTrainer(ours, task, clipnorm=0.05)
+    keras.compile(
+        optimizer=tf.keras.optimizers.Adam(0.01, clipnorm=0.05),
+        loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
+    )
+    for _ in range(3):
+        loss = keras.train_on_batch(pixels, labels)
+        trainer.histogram.reset_state()
+        trainer.step(tf.constant(pixels), tf.constant(labels), 0.01)
+        assert trainer.mean_loss() == pytest.approx(loss, rel=1e-5)
+    for found, wanted in zip(ours.get_weights(), keras.get_weights(), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def _train(records, task, run_dir, seed=0, num_epochs=2, learning_rate=0.01, safe_points=None, size=SIZE, **options):
+    model = flair_model.build_model("cnn", (*size, 3), task.num_outputs, seed=seed)
+    training = TrainingData(records, "train", task, 16, size, seed)
+    validation = evaluation_dataset(records, "val", task, size, 16)
+    rates = np.full(num_epochs * training.steps_per_epoch, learning_rate, np.float32)
+    trainer = CentralTrainer(model, task, 10.0)
+    with RunFolder(run_dir, [], "epoch") as run:
+        position = train(
+            trainer, training, validation, run, Options(num_epochs, rates, **options), safe_points or SafePoints("step")
+        )
+    return model, position
+
+
+def test_the_same_seed_twice_gives_the_same_weights(records, task, tmp_path):
+    one, same, other = (
+        _train(records, task, tmp_path / str(i), seed, num_epochs=1)[0] for i, seed in enumerate((5, 5, 6))
+    )
+    for a, b in zip(one.get_weights(), same.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(one.get_weights()[0], other.get_weights()[0])
+
+
+def test_ctrl_c_saves_after_the_running_step_and_the_run_goes_on(records, task, tmp_path):
+    unbroken, _ = _train(records, task, tmp_path / "unbroken")
+    with SafePoints("step") as safe_points:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            _train(records, task, tmp_path / "run", safe_points=safe_points)
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+    continued, position = _train(records, task, tmp_path / "run")
+    assert position.epoch == 2
+    for a, b in zip(unbroken.get_weights(), continued.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (tmp_path / "run" / "metrics.csv").read_text() == (tmp_path / "unbroken" / "metrics.csv").read_text()
+
+
+def test_a_loss_that_is_no_number_stops_training(records, task, tmp_path):
+    with pytest.raises(FlairError, match=r"epoch 1, step .*the loss is no finite number any more.*--learning_rate"):
+        _train(records, task, tmp_path, learning_rate=1e38)
+
+
+def test_early_stopping_keeps_the_best_epoch(records, task, tmp_path):
+    _, position = _train(
+        records, task, tmp_path, num_epochs=12, learning_rate=0.3, early_stopping=1, best_metric="micro_recall"
+    )
+    assert position.epoch < 12
+    assert position.best_epoch == position.epoch - 1
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        values = [float(row["val_micro_recall"]) for row in csv.DictReader(file)]
+    assert max(values) == values[position.best_epoch - 1] == -position.best_value
+
+
+def test_the_learning_rate_of_every_step_is_followed(records, task, tmp_path):
+    model, _ = _train(records, task, tmp_path / "none", num_epochs=1, learning_rate=0.0)
+    untrained = flair_model.build_model("cnn", (*SIZE, 3), task.num_outputs, seed=0)
+    for found, wanted in zip(model.get_weights(), untrained.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_real_photos_train(flair_sample, tmp_path):
+    write_tfrecords(flair_sample, tmp_path / "records")
+    flags = [f"--tfrecords_dir={tmp_path / 'records'}", f"--save_model_dir={tmp_path}", "--num_epochs=1"]
+    flags += ["--train_batch_size=8", "--image_height=64", "--image_width=64", "--use_fine_grained_labels"]
+    done = _run(*flags)
+    assert "23 photos of 11 users to train, 6 of 2 to validate, 6 of 2 to test" in done.stdout
+    assert len(list(tmp_path.glob("resnet18_central_*labels.h5"))) == 1
+    restored = [f"--restore_model_path={next(tmp_path.glob('*.h5'))}", f"--save_model_dir={tmp_path / 'binary'}"]
+    done = _run(*flags[:1], *flags[2:5], *restored, "--binary_label=structure")
+    assert "loaded 40 layers; skipped classifier" in done.stdout
+    assert (tmp_path / "binary" / "resnet18_central_1labels.h5").is_file()
+    assert "    averaged_precision " in done.stdout
+
+
+@pytest.mark.slow
+def test_many_epochs_add_no_memory(folder, tmp_path):
+    code = (
+        "import resource, sys; from absl import flags; from benchmark import central_main, command;"
+        "from benchmark.run_folder import RunFolder; add = RunFolder.add_row;"
+        "def row(self, step, *rest):\n"
+        " print('rss', open('/proc/self/statm').read().split()[1]); add(self, step, *rest)\n"
+        "RunFolder.add_row = row; flags.FLAGS(sys.argv); central_main.main()"
+    )
+    script = tmp_path / "watched.py"
+    script.write_text(code.replace("; ", "\n").replace(";", "\n"))
+    flags = [f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", "--model=cnn", "--num_epochs=25"]
+    flags += ["--image_height=32", "--image_width=32", "--train_batch_size=16"]
+    done = subprocess.run(
+        [sys.executable, str(script), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": ROOT},
+    )
+    assert done.returncode == 0, done.stderr
+    pages = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("rss ")]
+    assert len(pages) == 25
+    assert pages[-1] <= 1.02 * pages[4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [0.2, 0.5, 0.8])
+def test_killed_in_any_epoch_it_equals_the_unbroken_run(finished, tmp_path, moment):
+    out, _ = finished
+    unbroken = next(path for path in out.iterdir() if path.is_dir())
+    steps = 2 * -(-json.loads((unbroken / "run.json").read_text())["data"]["photos"]["train"] // 16)
+    flags = [f"--flagfile={unbroken / 'flags.txt'}", f"--run_dir={tmp_path / 'run'}", "--minutes_per_checkpoint=0"]
+    flags.append(f"--save_model_dir={tmp_path}")
+    process = subprocess.Popen(_command(*flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wanted = f"checkpoint-{round(moment * steps):010d}.npz"
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run" / "checkpoints" / wanted).exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    _run(*flags)
+    assert (tmp_path / "run" / "metrics.csv").read_text() == (unbroken / "metrics.csv").read_text()
+    _assert_equal_weights(tmp_path / "run" / "last.h5", unbroken / "last.h5")
+    shutil.rmtree(tmp_path / "run")
