@@ -70,9 +70,7 @@ venv_works() {
     [ ! -e "$cut_off" ] && "$venv/bin/python" -c '
 import sys
 assert sys.prefix != sys.base_prefix and sys.version_info[:2] in ((3, 10), (3, 11))' >/dev/null 2>&1 || return 1
-    [ -z "${PYTHON:-}" ] || [ "$(version "$PYTHON")" = "$(version "$venv/bin/python")" ] || return 1
-    [ -d "$venv/pinned" ] || has_uv || "$venv/bin/python" -m pip --version >/dev/null 2>&1 ||
-        "$venv/bin/python" -m ensurepip >/dev/null 2>&1
+    [ -z "${PYTHON:-}" ] || [ "$(version "$PYTHON")" = "$(version "$venv/bin/python")" ]
 }
 
 version() {
@@ -84,6 +82,7 @@ install() {
         UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300} UV_HTTP_RETRIES=${UV_HTTP_RETRIES:-10} UV_PYTHON_DOWNLOADS=never \
             uv pip install --python "$venv/bin/python" --no-deps --require-hashes "$@"
     else
+        "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null || return 1
         PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-120} PIP_RETRIES=${PIP_RETRIES:-10} PIP_USER=0 \
             "$venv/bin/python" -m pip --no-input --disable-pip-version-check install --no-deps --require-hashes "$@"
     fi
@@ -91,6 +90,15 @@ install() {
 
 [ "$(uname -s) $(uname -m)" = "Linux x86_64" ] ||
     fail "TensorFlow Federated 0.87 runs on Linux x86-64 only, this is $(uname -s) $(uname -m); use a Linux machine or container"
+
+# Two runs at once take turns.
+exec 9<requirements.txt
+! command -v flock >/dev/null 2>&1 || flock 9
+
+for extra in "$@"; do
+    [ -f "requirements/$extra.txt" ] ||
+        fail "no extra is named '$extra'; there are: $(cd requirements && echo *.txt | sed 's/\.txt//g')"
+done
 
 if ! venv_works; then
     find_python
@@ -102,7 +110,6 @@ fi
 wanted=
 for extra in "" "$@"; do
     file=requirements${extra:+/$extra}.txt
-    [ -f "$file" ] || fail "no extra is named '$extra'; there are: $(cd requirements && echo *.txt | sed 's/\.txt//g')"
     cmp -s "$file" "$venv/pinned/${file##*/}" || wanted="$wanted -r $file"
 done
 [ -n "$wanted" ] || exit 0
@@ -120,4 +127,4 @@ mkdir -p "$venv/pinned"
 for file in $wanted; do
     [ "$file" = -r ] || cp "$file" "$venv/pinned/${file##*/}"
 done
-rm "$cut_off"
+rm -f "$cut_off"
