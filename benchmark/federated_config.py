@@ -1,0 +1,85 @@
+"""What a federated run is: algorithm, optimizers, aggregator and noise, as plain data that imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FED_AVG = "fed_avg"
+FED_PROX = "fed_prox"
+FED_SGD = "fed_sgd"
+MIME_LITE = "mime_lite"
+ALGORITHMS = (FED_AVG, FED_PROX, FED_SGD, MIME_LITE)
+
+SERVER_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum", "yogi", "adagrad")
+AGGREGATORS = ("mean", "clipping", "zeroing", "robust", "compression")
+
+GAUSSIAN = "gaussian"
+TREE = "tree"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """A server optimizer with its learning rate a round (float list of one a round, or one number for all)."""
+
+    name: str = "adam"
+    learning_rates: tuple[float, ...] = (0.1,)
+    momentum: float = 0.9
+    epsilon: float = 0.01
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """What a client does with its photos.
+
+    Attributes:
+      algorithm: one of `ALGORITHMS`.
+      learning_rates: of the client's SGD, one a round or one for all.
+      clipnorm: bound on the L2 norm of the gradient, per weight tensor (as Keras's `clipnorm`) or, with
+        `global_clipnorm`, of all of them together; 0 turns clipping off.
+      proximal_strength: FedProx's mu; the gradient gains mu * (weights - global weights).
+      weighted: a client counts by its examples, else each counts once.
+    """
+
+    algorithm: str = FED_AVG
+    learning_rates: tuple[float, ...] = (0.1,)
+    clipnorm: float = 10.0
+    global_clipnorm: bool = False
+    proximal_strength: float = 0.0
+    weighted: bool = True
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Clipping and noise of the aggregate, in the terms of TFF's `DifferentiallyPrivateFactory`.
+
+    Attributes:
+      mechanism: `gaussian` (fresh noise a round) or `tree` (DP-FTRL).
+      noise_multiplier: effective total, relative to the clipping norm, for the sum over the cohort.
+      clients_per_round: expected cohort; the sum is divided by it whoever takes part.
+      l2_norm_clip: bound on a client's update, or where the adaptive bound starts.
+      target_unclipped_quantile: of the adaptive bound; 0 keeps the bound fixed.
+      clipped_count_stddev: noise of the count that adapts the bound, in clients.
+      restart_warmup, restart_frequency: rounds at which adaptive tree aggregation starts a new tree.
+    """
+
+    mechanism: str
+    noise_multiplier: float
+    clients_per_round: float
+    l2_norm_clip: float
+    target_unclipped_quantile: float = 0.0
+    clipped_count_stddev: float | None = None
+    clip_learning_rate: float = 0.2
+    noise_seed: int = 0
+    restart_warmup: int = 128
+    restart_frequency: int = 1024
+
+
+@dataclass(frozen=True)
+class FederatedConfig:
+    """A federated algorithm: client work, aggregation, server step."""
+
+    client: ClientConfig = ClientConfig()
+    server_optimizer: OptimizerConfig = OptimizerConfig()
+    aggregator: str = "mean"
+    noise: NoiseConfig | None = None
+    debug_measurements: bool = False

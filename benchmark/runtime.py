@@ -1,0 +1,60 @@
+"""What every runtime offers to `federated_main`: rounds, the global weights, and a state that can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One round as it went.
+
+    Attributes:
+      metrics: training metrics over the cohort, each batch scored before its step (`loss`, `macro_precision`, ...).
+      measurements: of aggregator and server optimizer, by slash-joined name (clipping norm, ...).
+      num_examples: photos shown, epochs counted.
+      non_finite_clients: clients whose update was not finite and therefore left out, where the runtime can tell.
+    """
+
+    metrics: dict[str, float]
+    measurements: dict[str, float]
+    num_examples: int
+    non_finite_clients: tuple[str, ...] = field(default=())
+
+    @property
+    def update_rejected(self) -> bool:
+        """Whether the server optimizer refused a non-finite aggregate."""
+        return self.measurements.get("finalizer/update_non_finite", 0.0) > 0
+
+
+class Runtime(Protocol):
+    """Executes rounds of a federated algorithm."""
+
+    def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
+        """Trains the cohort from the current global weights and updates them."""
+        ...
+
+    def weights(self) -> list[np.ndarray]:
+        """The global weights, trainable ones first, in the Keras model's order."""
+        ...
+
+    def state(self) -> list[np.ndarray]:
+        """Everything that the next round depends on besides seed and data."""
+        ...
+
+    def restore(self, state: Sequence[np.ndarray]) -> None:
+        """Continues from `state()` of another process."""
+        ...
+
+    def close(self) -> None:
+        """Ends whatever the runtime started."""
+        ...
+
+
+def clipping_norm(measurements: dict[str, float]) -> float | None:
+    """The clipping norm that the aggregator will use next, if it clips."""
+    return next((value for name, value in measurements.items() if name.endswith(("/clip", "/clipping_norm"))), None)

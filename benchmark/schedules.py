@@ -1,0 +1,28 @@
+"""Learning rates over rounds or epochs: a table, so that Python, TensorFlow and TFF read the same numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def learning_rates(base: float, total: int, schedule: str = "constant", warmup: int = 0) -> np.ndarray:
+    """The learning rate of each of `total` rounds, float32 [total].
+
+    The first `warmup` rounds rise linearly and reach `base` in the last of them; after that the rate stays (`constant`)
+    or falls to zero at round `total`, in a straight line (`linear`) or along half a cosine (`cosine`, Loshchilov and
+    Hutter 2017, https://arxiv.org/abs/1608.03983).
+
+    >>> learning_rates(0.1, 4, "linear").round(3).tolist()
+    [0.10000000149011612, 0.07500000298023224, 0.05000000074505806, 0.02500000037252903]
+    >>> learning_rates(1.0, 4, warmup=2).tolist()
+    [0.5, 1.0, 1.0, 1.0]
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
+    step = np.arange(total, dtype=np.float64)
+    progress = np.clip((step - warmup) / max(total - warmup, 1), 0, 1)
+    decay = {"constant": np.ones_like(step), "linear": 1 - progress, "cosine": (1 + np.cos(np.pi * progress)) / 2}
+    rise = np.minimum((step + 1) / warmup, 1) if warmup > 0 else 1.0
+    return (base * rise * decay[schedule]).astype(np.float32)
