@@ -26,6 +26,17 @@ PARAMETERS_ATTRIBUTE = "flair_parameters"  # of the group /metadata
 CHECKSUM_DTYPE = np.dtype("<u4")
 IMAGE_FORMATS = ("raw", "jpeg")
 LABEL_FORMATS = ("names", "indices")
+# What h5py raises for damaged files, depending on where the damage is.
+_LIBRARY_ERRORS = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class DamagedFile(FlairError):
@@ -127,7 +138,7 @@ class HDF5File:
     def _guarded(self, where: str) -> Iterator[None]:
         try:
             yield
-        except (KeyError, OSError, ValueError, TypeError, RuntimeError, IndexError, MemoryError) as error:
+        except _LIBRARY_ERRORS as error:
             reason = " ".join(str(error).split())
             raise DamagedFile(f"{self.path}: damaged or of an unknown layout at /{where}: {reason}") from None
 
