@@ -59,7 +59,7 @@ class Mirror(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serve(folder: str | Path, port: int = 0) -> Iterator[Mirror]:
-    """Serves `folder` on the loopback interface from a thread of this process until the block ends; port 0 is any free one.
+    """Serves `folder` on the loopback interface from a thread, until the block ends; port 0 is any free one.
 
     Raises:
       FlairError: no such folder, or the port is taken.
@@ -88,15 +88,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = self._local_path()
-        try:
-            file = open(path, "rb") if path is not None else None
-        except OSError:
-            file = None
-        if file is None:
+        if path is None:
             self._send_error_text(HTTPStatus.NOT_FOUND, body)
             return
-        with file:
-            self._answer_with(file, body)
+        try:
+            with open(path, "rb") as file:
+                self._answer_with(file, body)
+        except PermissionError:
+            self._send_error_text(HTTPStatus.FORBIDDEN, body)
 
     def _local_path(self) -> Path | None:
         """The file asked for, or None where there is none inside the folder."""

@@ -6,6 +6,7 @@ import gzip
 import shutil
 import tarfile
 from pathlib import Path
+from typing import IO, cast
 
 from flair import atomic, catalog
 from flair.errors import FlairError
@@ -20,7 +21,8 @@ def pack(dataset_dir: str | Path, archives_dir: str | Path, num_archives: int, *
 
     Two label files, and `num_archives` of the form `images/small/small_images-00.tar.gz`, whose members are
     `small_images/<image_id>.jpg`. The photos are dealt out in file order, as evenly as can be. With `raw`, the same
-    photos once more as `images/raw/images-00.tar.gz` with members `raw_images/<image_id>.jpg`. Same dataset, same bytes.
+    photos once more as `images/raw/images-00.tar.gz` with members `raw_images/<image_id>.jpg`. The same dataset gives
+    the same bytes.
 
     Raises:
       FlairError: fewer than 1 archive, or more archives than photos, or a photo is missing.
@@ -56,7 +58,7 @@ def _write_archive(path: Path, dataset_dir: Path, top: str, image_ids: list[str]
     with (
         open(path, "wb") as file,
         gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as compressed,
-        tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        tarfile.open(fileobj=cast(IO[bytes], compressed), mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         folder = tarfile.TarInfo(top)
         folder.type, folder.mode = tarfile.DIRTYPE, 0o755

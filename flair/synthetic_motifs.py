@@ -27,7 +27,7 @@ class _Pens(NamedTuple):
     detail: ImageDraw.ImageDraw
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def motif(coarse_label: str, variant: int) -> Motif:
     """The shape of one of the 17 coarse labels, `variant` below `NUM_VARIANTS`; raises KeyError for other labels."""
     canvases = [Image.new("L", (_CANVAS, _CANVAS)) for _ in range(2)]
@@ -47,7 +47,7 @@ def _around(count: int, radius: float, turn: float = 0.0, x: float = 96, y: floa
 
 def _star(points: int, outer: float, inner: float) -> list[tuple[float, float]]:
     tips, dents = _around(points, outer), _around(points, inner, math.pi / points)
-    return [corner for pair in zip(tips, dents) for corner in pair]
+    return [corner for pair in zip(tips, dents, strict=True) for corner in pair]
 
 
 def _animal(pens: _Pens, variant: int) -> None:
@@ -112,15 +112,15 @@ def _games(pens: _Pens, variant: int) -> None:
 
 
 def _interior_room(pens: _Pens, variant: int) -> None:
-    pens.body.rectangle((8, 20, 184, 172), fill=_INK)
-    for corner, inner in zip(((8, 20), (184, 20), (184, 172), (8, 172)), ((66, 66), (126, 66), (126, 120), (66, 120))):
-        pens.detail.line([corner, inner], fill=_INK, width=7)
-    pens.detail.rectangle((66, 66, 126, 120), outline=_INK, width=7)
-    pens.detail.rectangle((80, 120 - 12 * (variant + 1), 104, 120), fill=_INK)
+    corners = _around(6, 92)
+    pens.body.polygon(corners, fill=_INK)
+    for x, y in corners[1::2]:
+        pens.detail.line([(96, 96), (x, y)], fill=_INK, width=8)
+    pens.detail.polygon([(120, 108), (146, 94), (146, 140 - 8 * variant), (120, 154 - 8 * variant)], fill=_INK)
 
 
 def _light(pens: _Pens, variant: int) -> None:
-    pens.body.polygon(_star(12, 94, 34), fill=_INK)
+    pens.body.polygon(_star(12, 95, 48), fill=_INK)
     _disc(pens.detail, 96, 96, 18 + 5 * variant)
 
 
@@ -174,7 +174,7 @@ def _plant(pens: _Pens, variant: int) -> None:
 def _recreation(pens: _Pens, variant: int) -> None:
     _disc(pens.body, 96, 96, 82)
     pens.detail.polygon(_around(5, 28 + 3 * variant), fill=_INK)
-    for (x0, y0), (x1, y1) in zip(_around(5, 28), _around(5, 82)):
+    for (x0, y0), (x1, y1) in zip(_around(5, 28), _around(5, 82), strict=True):
         pens.detail.line([(x0, y0), (x1, y1)], fill=_INK, width=8)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from flair.catalog import IMAGE_SIZE
@@ -20,7 +21,7 @@ from flair.synthetic_taxonomy import FineLabel
 JPEG_QUALITY: Final = 75
 _MAX_MOTIFS = 14  # drawn in a photo, each coarse label at least once
 _TEXTURE_SIZE = 512
-_TEXTURE_SCALES = ((3, 24.0), (12, 18.0), (48, 12.0), (160, 6.0))  # (cells a side, standard deviation) of each octave
+_TEXTURE_SCALES = ((3, 24.0), (12, 18.0), (48, 13.0), (200, 13.0))  # (cells a side, standard deviation) of each octave
 _NUM_TEXTURES = 6
 _PHOTO_STREAM, _STYLE_STREAM, _TEXTURE_STREAM = 1, 2, 3
 _RANDOM_NUMBERS = 320  # enough for the busiest photo
@@ -34,7 +35,7 @@ _COLOURS: Final = {
     "fire": (0.05, 0.95, 0.95),
     "food": (0.11, 0.45, 0.90),
     "games": (0.00, 0.05, 0.85),
-    "interior_room": (0.10, 0.30, 0.70),
+    "interior_room": (0.17, 0.22, 0.92),
     "light": (0.15, 0.65, 1.00),
     "liquid": (0.57, 0.65, 0.80),
     "material": (0.07, 0.40, 0.60),
@@ -62,32 +63,44 @@ class Style(NamedTuple):
     frame: int  # pixels of the dark border
 
 
+_PLAIN = Style(((150, 150, 140), (80, 80, 90)), 0, 0.0, (1.0, 1.0, 1.0), 1.0, 0.0, 0.2, 0.0, 1.0, 0)
+
+
 class Painter:
     """Draws any photo of one dataset from its record alone, so that order and number of workers do not matter.
 
     Every coarse label shows as its own motif at a random place, size and angle; the fine-grained label sets its inner
-    drawing and shade. Background, colour cast, contrast, sharpness, grain, size of things and frame are the user's.
+    drawing and shade. Background, colours, contrast, sharpness, grain, size of things and frame are the user's. At
+    `style_strength` 0 all users share one look; far above 1 a user's colours say nothing about another's.
     """
 
-    def __init__(self, taxonomy: list[FineLabel], seed: int) -> None:
+    def __init__(self, taxonomy: list[FineLabel], seed: int, style_strength: float = 1.0) -> None:
         self._labels = {label.name: label for label in taxonomy}
         self._seed = seed
-        self._style = functools.lru_cache(maxsize=1)(self.style)
+        self._strength = style_strength
+        self._last_style: tuple[str, Style] | None = None
 
     def style(self, user_id: str) -> Style:
         """The style of a user, a function of the seed and the id."""
+        if self._last_style is None or self._last_style[0] != user_id:
+            self._last_style = user_id, self._make_style(user_id)
+        return self._last_style[1]
+
+    def _make_style(self, user_id: str) -> Style:
         rng = np.random.default_rng([self._seed, _STYLE_STREAM, *user_id.encode()])
-        hue = rng.random()
-        brightness = rng.uniform(0.35, 0.95)
-        first = colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.6), brightness)
-        second = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.12)) % 1, rng.uniform(0.1, 0.6), brightness * 0.55)
+        strength = self._strength
+        if strength == 0:
+            return _PLAIN
+        hue, value = rng.random(), rng.uniform(0.35, 0.95)
+        first = colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.6), value)
+        second = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.12)) % 1, rng.uniform(0.1, 0.6), value * 0.55)
         return Style(
             background=(_bytes_of(first), _bytes_of(second)),
             texture=int(rng.integers(_NUM_TEXTURES)),
-            hue_turn=rng.normal(0, 0.05),
-            cast=tuple(rng.uniform(0.8, 1.15, size=3)),
-            contrast=rng.uniform(0.65, 1.2),
-            brightness=rng.normal(0, 14),
+            hue_turn=strength * rng.normal(0, 0.035),
+            cast=tuple(1 + min(strength, 4) * rng.uniform(-0.1, 0.1, size=3)),
+            contrast=rng.uniform(0.75, 1.2) ** min(strength, 3),
+            brightness=min(strength, 3) * rng.normal(0, 14),
             grain=rng.beta(1.2, 4),
             blur=float(rng.choice([0, 0, 0, 0.8, 1.4])),
             scale=rng.uniform(0.8, 1.25),
@@ -96,14 +109,15 @@ class Painter:
 
     def paint(self, record: Record) -> Image.Image:
         """The photo of `record`: 256x256, RGB."""
-        style = self._style(record.user_id)
+        style = self.style(record.user_id)
         rng = np.random.default_rng([self._seed, _PHOTO_STREAM, int(record.image_id)])
         chance = iter(rng.random(_RANDOM_NUMBERS).tolist())
         photo = _background(style, chance)
         _clutter(photo, chance)
         visible = self._visible(record)
+        taken: list[tuple[float, float]] = []
         for label in visible:
-            _place(photo, label, style, chance, len(visible))
+            _place(photo, label, style, chance, len(visible), taken)
         return _develop(photo, style, chance)
 
     def jpeg(self, record: Record) -> bytes:
@@ -125,7 +139,9 @@ def _background(style: Style, chance: Iterator[float]) -> Image.Image:
     left, top = (int(next(chance) * (_TEXTURE_SIZE - IMAGE_SIZE)) for _ in range(2))
     texture = _textures()[style.texture].crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
     shift = 60 * (next(chance) - 0.5)
-    return Image.merge("RGB", [texture.point(_ramp(a + shift, b + shift)) for a, b in zip(*style.background)])
+    return Image.merge(
+        "RGB", [texture.point(_ramp(a + shift, b + shift)) for a, b in zip(*style.background, strict=True)]
+    )
 
 
 def _clutter(photo: Image.Image, chance: Iterator[float]) -> None:
@@ -144,9 +160,16 @@ def _clutter(photo: Image.Image, chance: Iterator[float]) -> None:
             pen.line(box, fill=colour, width=6)
 
 
-def _place(photo: Image.Image, label: FineLabel, style: Style, chance: Iterator[float], crowd: int) -> None:
-    """Puts the motif of `label` somewhere; the more motifs (`crowd`), the smaller."""
-    size = IMAGE_SIZE * (0.26 + 0.26 * next(chance)) * style.scale * (1 - 0.025 * crowd)
+def _place(
+    photo: Image.Image,
+    label: FineLabel,
+    style: Style,
+    chance: Iterator[float],
+    crowd: int,
+    taken: list[tuple[float, float]],
+) -> None:
+    """Puts the motif of `label` somewhere away from those at `taken`; the more there will be (`crowd`), the smaller."""
+    size = IMAGE_SIZE * (0.30 + 0.26 * next(chance)) * style.scale * (1 - 0.025 * crowd)
     angle = math.radians(80 * (next(chance) - 0.5))
     side = int(size * 1.3)
     zoom = MOTIF_SIZE / size
@@ -154,7 +177,9 @@ def _place(photo: Image.Image, label: FineLabel, style: Style, chance: Iterator[
     offset_x = MOTIF_SIZE / 2 - (cos + sin) * side / 2
     offset_y = MOTIF_SIZE / 2 - (cos - sin) * side / 2
     affine = (cos, sin, offset_x, -sin, cos, offset_y)
-    left, top = (int(IMAGE_SIZE * (0.12 + 0.76 * next(chance)) - side / 2) for _ in range(2))
+    centre = _free_spot(taken, chance)
+    taken.append(centre)
+    left, top = (int(coordinate - side / 2) for coordinate in centre)
 
     hue, saturation, value = _COLOURS[label.parent]
     hue += style.hue_turn + 0.08 * (next(chance) - 0.5) + 0.08 * ((label.rank * 0.382) % 1 - 0.5)
@@ -168,20 +193,23 @@ def _place(photo: Image.Image, label: FineLabel, style: Style, chance: Iterator[
         photo.paste(_bytes_of(colour), (left, top), pasted)
 
 
+def _free_spot(taken: list[tuple[float, float]], chance: Iterator[float]) -> tuple[float, float]:
+    """Of three random places in pixels the one farthest from what is there."""
+    places = [(IMAGE_SIZE * (0.14 + 0.72 * next(chance)), IMAGE_SIZE * (0.14 + 0.72 * next(chance))) for _ in range(3)]
+    return max(places, key=lambda place: min((math.dist(place, other) for other in taken), default=0.0))
+
+
 def _develop(photo: Image.Image, style: Style, chance: Iterator[float]) -> Image.Image:
     """The user's camera and habits: blur, contrast, colour cast, grain, frame."""
     if style.blur:
         photo = photo.filter(ImageFilter.BoxBlur(style.blur))
     exposure = style.brightness + 24 * (next(chance) - 0.5)
-    curves = [
-        _clipped(128 + ((value - 128) * style.contrast + exposure) * gain)
-        for gain in style.cast
-        for value in range(256)
-    ]
+    tone = 128 + (np.arange(256) - 128) * style.contrast + exposure
+    curves = _levels(np.multiply.outer(style.cast, tone).ravel())
     photo = photo.point(curves)
     left, top = (int(next(chance) * (_TEXTURE_SIZE - IMAGE_SIZE)) for _ in range(2))
     grain = _grain().crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
-    photo = Image.blend(photo, grain, 0.02 + 0.22 * style.grain)
+    photo = Image.blend(photo, grain, 0.04 + 0.28 * style.grain)
     if style.frame:
         ImageDraw.Draw(photo).rectangle((0, 0, IMAGE_SIZE - 1, IMAGE_SIZE - 1), outline=(24, 22, 20), width=style.frame)
     return photo
@@ -196,7 +224,9 @@ def _textures() -> list[Image.Image]:
         total = np.full((_TEXTURE_SIZE, _TEXTURE_SIZE), 128.0, dtype=np.float32)
         for cells, deviation in _TEXTURE_SCALES:
             across, down = max(2, int(cells / stretch)), max(2, int(cells * stretch))
-            noise = Image.fromarray(rng.standard_normal((min(down, 400), min(across, 400)), dtype=np.float32))
+            noise = Image.fromarray(
+                rng.standard_normal((min(down, _TEXTURE_SIZE), min(across, _TEXTURE_SIZE)), dtype=np.float32)
+            )
             total += (
                 deviation
                 * rng.uniform(0.5, 1.5)
@@ -208,18 +238,19 @@ def _textures() -> list[Image.Image]:
 
 @functools.lru_cache(maxsize=1)
 def _grain() -> Image.Image:
-    noise = np.random.default_rng(_TEXTURE_STREAM + 1).normal(128, 45, size=(_TEXTURE_SIZE, _TEXTURE_SIZE))
+    noise = np.random.default_rng(_TEXTURE_STREAM + 1).normal(128, 55, size=(_TEXTURE_SIZE, _TEXTURE_SIZE))
     return Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _ramp(first: float, second: float) -> list[int]:
-    return [_clipped(first + (second - first) * value / 255) for value in range(256)]
+    return _levels(np.linspace(first, second, 256))
+
+
+def _levels(values: npt.NDArray[np.float64]) -> list[int]:
+    levels: list[int] = np.clip(values, 0, 255).astype(np.uint8).tolist()
+    return levels
 
 
 def _bytes_of(rgb: tuple[float, float, float]) -> tuple[int, int, int]:
-    red, green, blue = (_clipped(255 * channel) for channel in rgb)
+    red, green, blue = (int(255 * channel) for channel in rgb)
     return red, green, blue
-
-
-def _clipped(value: float) -> int:
-    return 0 if value < 0 else 255 if value > 255 else int(value)

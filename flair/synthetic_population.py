@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Final
 
 import numpy as np
@@ -23,7 +24,6 @@ _SIZE_A, _SIZE_B, _SIZE_C = 1.1138, 1.7539, 1693.4
 MIN_USERS: Final = len(catalog.PARTITIONS)
 MAX_LABELS: Final = 9  # [counted] coarse labels of a photo
 _MAX_FINE_LABELS: Final = 36  # [counted]
-_TASTE_CONCENTRATION = 3.0  # Dirichlet: a typical user photographs two or three kinds of scene
 _FINE_TASTE_SD = 1.5  # of a user's log preference for a fine label among its siblings
 _PARTITION_TRIES = 32
 _ENOUGH_LABELS = 6  # coarse labels that a partition should hold
@@ -83,15 +83,17 @@ def user_sizes(num_users: int | None, num_images: int | None) -> Integers:
     return _scaled(sizes, num_images)
 
 
-def make_users(sizes: Integers, taxonomy: list[FineLabel], seed: int) -> list[User]:
+def make_users(sizes: Integers, taxonomy: list[FineLabel], seed: int, taste_concentration: float = 3.0) -> list[User]:
     """One user for every size, in random order, with labels, partition and ids.
 
-    Coarse labels come from a mixture of 16 scenes (a meal, a street, a pet, a concert ...). A scene proposes every label
-    independently; the shares over all photos are FLAIR's published ones. How often *pairs* of labels occur together is
-    not published as numbers: here it follows from the scenes, which are common sense (food with equipment and liquid,
-    plant with outdoor and structure). Each user has a taste, a Dirichlet draw over the scenes (concentration 3), tilted
-    so that all tastes weighted by photos still average to the published shares; and a preference for some of the fine
-    labels below each coarse one (log-normal, sd 1.5). Partitions are 8:1:1 by user, stratified by size.
+    Coarse labels come from a mixture of 16 scenes (a meal, a street, a pet, a concert ...). A scene proposes every
+    label independently; the shares over all photos are FLAIR's published ones. How often *pairs* of labels occur
+    together is not published as numbers: here it follows from the scenes, which are common sense (food with equipment
+    and liquid, plant with outdoor and structure). Each user has a taste, a Dirichlet draw over the scenes (at the
+    default concentration two or three kinds of scene make up most of a user's photos), tilted so that all tastes
+    weighted by photos still average to the published shares; and a preference for some of the fine labels below each
+    coarse one (log-normal, sd 1.5; this one does not depend on the concentration). Partitions are 8:1:1 by user,
+    stratified by size.
 
     The same arguments give the same users; nothing else is read.
     """
@@ -99,18 +101,19 @@ def make_users(sizes: Integers, taxonomy: list[FineLabel], seed: int) -> list[Us
     sizes = stream("order").permutation(sizes)
     owner = np.repeat(np.arange(len(sizes)), sizes)
     weights, probabilities = _calibrated_scenes()
-    tastes = _tastes(sizes, weights, stream("taste"))
+    tastes = _tastes(sizes, weights, taste_concentration, stream("taste"))
     coarse = _coarse_labels(tastes, owner, probabilities, stream("coarse"))
     fine = _fine_labels(coarse, owner, taxonomy, stream("fine"))
     partitions = _partitions(sizes, coarse, owner, stream("partition"))
     user_ids = _user_ids(len(sizes), stream("user_id"))
     image_ids = _image_ids(owner, sizes, stream("image_id"))
 
-    coarse_names = _names_of(*np.nonzero(coarse), list(catalog.COARSE_LABELS), len(owner))
+    photo, label = np.nonzero(coarse)
+    coarse_names = _names_of(photo, label, list(catalog.COARSE_LABELS), len(owner))
     fine_names = _names_of(*fine, [label.name for label in taxonomy], len(owner))
     users = []
     start = 0
-    for user_id, partition, size in zip(user_ids, partitions, sizes.tolist()):
+    for user_id, partition, size in zip(user_ids, partitions, sizes.tolist(), strict=True):
         rows = range(start, start + size)
         records = tuple(Record(user_id, image_ids[i], coarse_names[i], fine_names[i], partition) for i in rows)
         users.append(User(user_id, partition, records))
@@ -158,7 +161,7 @@ def _scaled(sizes: Integers, total: int) -> Integers:
 
 @functools.lru_cache(maxsize=1)
 def _calibrated_scenes() -> tuple[Floats, Floats]:
-    """Scene shares [scenes] and label probabilities [scenes, 17], given which every photo with 1 to 9 labels has FLAIR's."""
+    """Scene shares [scenes] and label probabilities [scenes, 17] that give photos of 1 to 9 labels FLAIR's shares."""
     shares = np.array([catalog.COARSE_LABEL_COUNTS[label] for label in catalog.COARSE_LABELS], dtype=np.float64)
     shares /= sum(catalog.NUM_IMAGES.values())
     weights = np.array([weight for weight, _ in _SCENES])
@@ -197,9 +200,9 @@ def _count_distribution(probabilities: Floats) -> Floats:
     return counts
 
 
-def _tastes(sizes: Integers, weights: Floats, rng: np.random.Generator) -> Floats:
+def _tastes(sizes: Integers, weights: Floats, concentration: float, rng: np.random.Generator) -> Floats:
     """Each user's scene shares [users, scenes], Dirichlet, raked so that their mean over photos is `weights`."""
-    tastes = rng.gamma(_TASTE_CONCENTRATION * weights, size=(len(sizes), len(weights))) + 1e-9
+    tastes = rng.gamma(concentration * weights, size=(len(sizes), len(weights))) + 1e-9
     for _ in range(100):
         tastes /= tastes.sum(axis=1, keepdims=True)
         tastes *= weights * sizes.sum() / (sizes @ tastes)
@@ -298,7 +301,10 @@ def _user_ids(count: int, rng: np.random.Generator) -> list[str]:
     numbers: dict[int, None] = {}
     while len(numbers) < count:
         numbers.update(dict.fromkeys((10 ** rng.uniform(7, 9, size=count)).astype(np.int64).tolist()))
-    return [f"{number}@N{suffix:02d}" for number, suffix in zip(numbers, rng.integers(0, 9, size=count).tolist())]
+    return [
+        f"{number}@N{suffix:02d}"
+        for number, suffix in zip(numbers, rng.integers(0, 9, size=count).tolist(), strict=False)
+    ]
 
 
 def _image_ids(owner: Integers, sizes: Integers, rng: np.random.Generator) -> list[str]:
@@ -318,4 +324,4 @@ def _names_of(rows: Integers, columns: Integers, names: list[str], num_rows: int
     """The names of each row, given (row, column) pairs in row order."""
     flat = np.array(names, dtype=object)[columns].tolist()
     ends = np.searchsorted(rows, np.arange(num_rows + 1)).tolist()
-    return [tuple(flat[start:end]) for start, end in zip(ends, ends[1:])]
+    return [tuple(flat[start:end]) for start, end in itertools.pairwise(ends)]

@@ -13,7 +13,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic dataset_dir of 160 photos of 40 users, at least 4 users and 6 coarse labels a partition. Read only."""
+    """A synthetic dataset_dir: 160 photos of 40 users; 32/4/4 users, several coarse labels a partition. Read only."""
     folder = tmp_path_factory.mktemp("miniature") / "dataset"
     make_dataset(folder, num_users=40, num_images=160, seed=1)
     return folder
