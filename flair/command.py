@@ -30,6 +30,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         program = getattr(sys.modules["__main__"].__spec__, "name", program)
     try:
         code = main(sys.argv[1:] if argv is None else argv) or EXIT_OK
+        sys.stdout.flush()
     except FlairError as error:
         print(f"{program}: {error}", file=sys.stderr)
         code = EXIT_FAILED
@@ -40,17 +41,22 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         print(f"{program}: terminated; the same command continues where it stopped", file=sys.stderr)
         code = EXIT_TERMINATED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_FAILED
     except OSError as error:
         print(f"{program}: {explain_os_error(error)}", file=sys.stderr)
         code = EXIT_FAILED
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python flushes once more as it ends: into the void, or that would fail with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def explain_os_error(error: OSError) -> str:
     """One line for an operating-system error: which file, what went wrong, what to do next."""
+    if error.errno is None:
+        return str(error)
     where = f" {error.filename!r}" if error.filename else ""
     advice = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -62,9 +68,8 @@ def explain_os_error(error: OSError) -> str:
         errno.ENOTDIR: "a part of the path is not a directory; check the path",
         errno.EISDIR: "is a directory; a file was expected",
         errno.EMFILE: "too many open files; raise the limit with `ulimit -n`",
-    }.get(error.errno or 0)
-    reason = advice or (os.strerror(error.errno) if error.errno else str(error))
-    return f"cannot read or write{where}: {reason}" if where else f"{error}: {reason}"
+    }.get(error.errno)
+    return f"cannot read or write{where}: {advice or error.strerror}"
 
 
 def _terminate(_signum: int, _frame: object) -> None:
