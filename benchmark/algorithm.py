@@ -55,8 +55,8 @@ class ClippedOptimizer(tff.learning.optimizers.Optimizer):
 class ProximalOptimizer(tff.learning.optimizers.Optimizer):
     """FedProx as a client optimizer: adds mu * (weights - initial weights) to the gradient, then calls another one.
 
-    TFF 0.87's own `build_weighted_fed_prox` adds mu * (initial weights - weights) for Keras models, which drives clients
-    away from the global model instead of holding them (the reverse of Li et al. 2020, eq. 2,
+    TFF 0.87's own `build_weighted_fed_prox` adds mu * (initial weights - weights) for Keras models, which drives
+    clients away from the global model instead of holding them (the reverse of Li et al. 2020, eq. 2,
     https://arxiv.org/abs/1812.06127), so FedProx is FedAvg with this optimizer here. The initial weights are the ones
     that the first step sees.
     """

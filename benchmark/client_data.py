@@ -177,7 +177,7 @@ def prefetched(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
                 if not put((True, item)):
                     return
             put((False, None))
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # noqa: BLE001, the consumer raises it
             put((False, error))
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)

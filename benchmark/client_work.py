@@ -22,7 +22,7 @@ OptimizerStep = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor], Sequence[tf.
 
 
 class ClientOutcome(NamedTuple):
-    """What the server keeps of one client: the aggregate with it in, its examples, and whether its update was finite."""
+    """What is kept of one client: the aggregate with it in, its examples, and whether its update was finite."""
 
     aggregate: list[tf.Tensor]
     num_examples: int
@@ -118,7 +118,7 @@ class ClientTrainer:
 
     def round_metrics(self) -> dict[str, float]:
         """Training metrics over all clients since `start_round`, each batch scored before its step."""
-        return {name: float(value) for name, value in self._round_metrics.result().items()}
+        return self._round_metrics.summary()
 
     @tf.function
     def _begin(self, weights: Sequence[tf.Tensor]) -> None:

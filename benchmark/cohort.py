@@ -1,4 +1,4 @@
-"""Which clients take part in a round: a function of (seed, round) alone, so that a resumed run equals an unbroken one."""
+"""Which clients take part in a round: a function of (seed, round) alone, so a resumed run equals an unbroken one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from benchmark.seeds import derive_generator
 
 UNIFORM = "uniform"
 POISSON = "poisson"
-SAMPLINGS = (UNIFORM, POISSON)
+CYCLIC = "cyclic"
+FIXED = "fixed"
+SAMPLINGS = (UNIFORM, POISSON, CYCLIC, FIXED)
 
 
 def sample_cohort(
@@ -23,7 +25,9 @@ def sample_cohort(
       clients_per_round: the size of the cohort (`uniform`) or its expectation (`poisson`).
       sampling: `uniform` draws exactly `clients_per_round` clients without replacement; `poisson` includes every
         client independently with probability clients_per_round / len(client_ids), which is what privacy accountants
-        assume (Mironov, Talwar, Zhang 2019, https://arxiv.org/abs/1908.10530), so a cohort may even be empty.
+        assume (Mironov, Talwar, Zhang 2019, https://arxiv.org/abs/1908.10530), so a cohort may even be empty; `cyclic`
+        shuffles the clients once and visits them in that order, pass after pass, the last cohort of a pass maybe
+        smaller; `fixed` takes the same clients in every round.
 
     Returns:
       Distinct client ids in training order.
@@ -42,6 +46,12 @@ def sample_cohort(
     elif sampling == POISSON:
         chosen = (generator.random(len(client_ids)) < clients_per_round / len(client_ids)).nonzero()[0]
         generator.shuffle(chosen)
+    elif sampling == CYCLIC:
+        order = derive_generator(seed, "cohort", sampling).permutation(len(client_ids))
+        start = round_number % -(-len(client_ids) // clients_per_round) * clients_per_round
+        chosen = order[start : start + clients_per_round]
+    elif sampling == FIXED:
+        chosen = derive_generator(seed, "cohort", sampling).choice(len(client_ids), clients_per_round, replace=False)
     else:
         raise ValueError(f"sampling={sampling!r} must be one of {', '.join(SAMPLINGS)}")
     return [client_ids[index] for index in chosen]

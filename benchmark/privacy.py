@@ -13,7 +13,7 @@ import math
 
 from benchmark import privacy_accounting
 from benchmark.privacy_accounting import published_noise_multiplier
-from benchmark.privacy_clipping import adaptive_noise, check_event, clip_collapses, clipped_count_stddev
+from benchmark.privacy_clipping import adaptive_noise, check_event, check_noise, clip_collapses, clipped_count_stddev
 from benchmark.privacy_tree import Restarts, tree_epsilon, tree_noise_multiplier, tree_squared_sensitivity
 from flair.errors import FlairError
 
@@ -25,6 +25,7 @@ __all__ = [
     "adaptive_noise",
     "check_event",
     "check_flags",
+    "check_noise",
     "clip_collapses",
     "clipped_count_stddev",
     "default_delta",

@@ -99,8 +99,13 @@ def noise_multiplier_of_event(event: Any) -> float:
 
 
 def check_event(event: Any, run_noise_multiplier: float) -> None:
-    """Raises FlairError unless the round that happened had the noise that is accounted for (to 1e-4: float32)."""
-    happened = noise_multiplier_of_event(event)
+    """`check_noise` for one round's DpEvent."""
+    check_noise([noise_multiplier_of_event(event)], run_noise_multiplier)
+
+
+def check_noise(noise_multipliers: list[float], run_noise_multiplier: float) -> None:
+    """Raises FlairError unless the queries of a round had the noise that is accounted for (to 1e-4: float32)."""
+    happened = effective_noise_multiplier(noise_multipliers)
     if not math.isclose(happened, run_noise_multiplier, rel_tol=EVENT_TOLERANCE):
         raise FlairError(
             f"the aggregator added noise of multiplier {happened:.6g} where {run_noise_multiplier:.6g} is accounted "

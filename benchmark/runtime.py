@@ -17,12 +17,14 @@ class RoundResult:
       metrics: training metrics over the cohort, each batch scored before its step (`loss`, `macro_precision`, ...).
       measurements: of aggregator and server optimizer, by slash-joined name (clipping norm, ...).
       num_examples: photos shown, epochs counted.
+      noise_multipliers: of the Gaussian queries that the aggregator answered, from TFF's record of the round.
       non_finite_clients: clients whose update was not finite and therefore left out, where the runtime can tell.
     """
 
     metrics: dict[str, float]
     measurements: dict[str, float]
     num_examples: int
+    noise_multipliers: tuple[float, ...] = field(default=())
     non_finite_clients: tuple[str, ...] = field(default=())
 
     @property
@@ -56,5 +58,6 @@ class Runtime(Protocol):
 
 
 def clipping_norm(measurements: dict[str, float]) -> float | None:
-    """The clipping norm that the aggregator will use next, if it clips."""
-    return next((value for name, value in measurements.items() if name.endswith(("/clip", "/clipping_norm"))), None)
+    """The clipping norm that the aggregator will use in the next round, if it says so."""
+    endings = ("/clip", "/current_clip", "/tree_agg_dpftrl_clip", "/clipping_norm")
+    return next((value for name, value in measurements.items() if name.endswith(endings)), None)

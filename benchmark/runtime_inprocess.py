@@ -91,7 +91,9 @@ class InProcessRuntime:
                 non_finite.append(client_id)
         noise_seed = tf.constant(derive_seed(self._seed, "noise", round_number))
         self._state, measurements = self._server.finish(self._state, aggregate, noise_seed)
-        return RoundResult(self._trainer.round_metrics(), measurements, num_examples, tuple(non_finite))
+        return RoundResult(
+            self._trainer.round_metrics(), measurements, num_examples, self._noise_multipliers(), tuple(non_finite)
+        )
 
     def weights(self) -> list[np.ndarray]:
         """The global weights, trainable ones first."""
@@ -106,6 +108,14 @@ class InProcessRuntime:
         if len(state) != len(self._state):
             raise ValueError(f"expected a state of {len(self._state)} arrays, got {len(state)}")
         self._state = [tf.constant(array, tensor.dtype) for array, tensor in zip(state, self._state, strict=True)]
+
+    def _noise_multipliers(self) -> tuple[float, ...]:
+        named = zip(self._server.spec.state_names, self._state, strict=True)
+        return tuple(
+            float(value)
+            for name, value in named
+            if name.startswith("aggregator/dp_event/") and name.endswith("noise_multiplier")
+        )
 
     def close(self) -> None:
         """Nothing to end."""

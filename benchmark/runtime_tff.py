@@ -56,8 +56,8 @@ class TffRuntime:
 
         composed = tff.simulation.compose_dataset_computation_with_learning_process(dataset_of, process)
         self._next = composed.next
-        # Keras swaps the base classes of layers built inside TFF's graphs for their TF1 forms, in place; building a model
-        # outside swaps them back, without which every model of this process would refuse to run.
+        # Keras swaps the base classes of layers built inside TFF's graphs for their TF1 forms, in place; building a
+        # model outside swaps them back, without which every model of this process would refuse to run.
         _tff_model(model_fn(), plan)
         self._state = process.set_model_weights(composed.initialize(), weights)
 
@@ -80,7 +80,7 @@ class TffRuntime:
             for part in ("aggregator", "finalizer")
             for name, value in _flatten(output.metrics.get(part), part)
         }
-        return RoundResult(metrics, measurements, int(train["num_examples"]))
+        return RoundResult(metrics, measurements, int(train["num_examples"]), self._noise_multipliers())
 
     def weights(self) -> list[np.ndarray]:
         """The global weights, trainable ones first."""
@@ -94,6 +94,13 @@ class TffRuntime:
     def restore(self, state: Sequence[np.ndarray]) -> None:
         """Continues from a saved `state()`."""
         self._state = tf.nest.pack_sequence_as(self._state, list(state))
+
+    def _noise_multipliers(self) -> tuple[float, ...]:
+        if not hasattr(self._state.aggregator, "dp_event"):
+            return ()
+        event = tff.aggregators.differential_privacy.extract_dp_event_from_state(self._state.aggregator)
+        events = getattr(event, "events", [event])
+        return tuple(float(one.noise_multiplier) for one in events if hasattr(one, "noise_multiplier"))
 
     def close(self) -> None:
         """Ends the worker process."""

@@ -1,0 +1,200 @@
+"""Trains FLAIR's benchmark model federated, with user-level differential privacy if asked.
+
+Writes the best model (by validation loss, unless --best_metric says otherwise) to --save_model_dir and everything else
+to a run folder, with a privacy statement where there is privacy. The same command continues an interrupted run, with
+the result of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark import command, federated_flags, model_flags
+from benchmark.cohort import sample_cohort
+from benchmark.federated_flags import FLAGS
+from benchmark.privacy import PrivacyPlan
+from benchmark.records import Records, Task
+from benchmark.run_folder import RunFolder
+from flair.progress import duration
+
+if TYPE_CHECKING:
+    from benchmark.client_data import ClientData
+    from benchmark.federated_training import Position
+    from benchmark.runtime import Runtime
+
+# Flags that a continued run may change without changing its result so far.
+_CHANGEABLE = ("overwrite", "run_dir", "flagfile", "rounds_per_checkpoint", "clients_per_thread")
+
+
+def main() -> None:
+    """Checks the flags and the data, then trains; TensorFlow is imported only after the checks."""
+    model_flags.check_model_flags()
+    federated_flags.check_federated_flags()
+    records, task = model_flags.open_task()
+    users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
+    federated_flags.check_best_metric(task)
+    if not FLAGS.iid:
+        federated_flags.check_cohort(users["train"])
+    saved_model = Path(FLAGS.save_model_dir) / model_flags.model_file_name("federated", task.num_outputs)
+    run_dir = Path(FLAGS.run_dir) if FLAGS.run_dir else saved_model.with_suffix("")
+    flag_lines = [line for line in command.flag_lines() if not line.startswith("--overwrite=")]
+    with RunFolder(run_dir, flag_lines, "round", _CHANGEABLE, FLAGS.overwrite) as run:
+        summary = run.summary
+        if summary is not None:
+            print(f"{run.path}: complete already, after {summary['rounds']} rounds; --overwrite starts over")
+        else:
+            summary = _train(records, task, users, run, saved_model)
+            run.finish(summary)
+    _report(summary, run_dir, saved_model)
+
+
+def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path) -> dict[str, Any]:
+    started = time.monotonic()
+    from benchmark import evaluation, federated_training, flair_model
+    from benchmark.flair_data import evaluation_dataset
+    from benchmark.interruption import SafePoints
+
+    data = _client_data(records)
+    federated_flags.check_cohort(len(data.client_ids))
+    plan = federated_flags.make_privacy_plan(len(data.client_ids))
+    print(
+        f"{len(data.client_ids):,} clients to train on, {users['val']:,} users to validate on, {users['test']:,} to "
+        f"test on; {task.num_outputs} labels",
+        flush=True,
+    )
+    run.describe(
+        data={"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest(), "users": users},
+        clients=len(data.client_ids),
+        labels=list(task.label_names),
+        seed=FLAGS.seed,
+    )
+    if plan is not None:
+        _announce(plan)
+    size = model_flags.image_size()
+    runtime, model = _build_runtime(task, data, plan)
+    validation, test = (evaluation_dataset(records, p, task, size, FLAGS.eval_batch_size) for p in ("val", "test"))
+    options = federated_training.Options(
+        total_rounds=FLAGS.total_rounds,
+        rounds_per_eval=FLAGS.rounds_per_eval,
+        rounds_per_checkpoint=FLAGS.rounds_per_checkpoint,
+        best_metric=FLAGS.best_metric,
+        initial_clip=None if plan is None else FLAGS.l2_norm_clip,
+    )
+    try:
+        with SafePoints("round") as safe_points:
+            position = federated_training.train(
+                runtime, model, task, validation, _cohort_function(data), plan, run, options, safe_points
+            )
+    finally:
+        runtime.close()
+    flair_model.load_by_name(model, run.path / federated_training.BEST_FILE)
+    saved_model.parent.mkdir(parents=True, exist_ok=True)
+    flair_model.save_weights(model, saved_model)
+    summary = {
+        "setting": "federated" if plan is None else "federated, private",
+        "model": FLAGS.model,
+        "parameters": model.count_params(),
+        "rounds": position.round,
+        "best_round": position.best_round,
+        "val": evaluation.evaluate(model, validation, task),
+        "test": evaluation.evaluate(model, test, task),
+        "training_seconds": round(position.seconds, 3),
+        "seconds": round(time.monotonic() - started, 3),
+        "saved_model": str(saved_model),
+    }
+    if plan is not None:
+        summary["epsilon"] = _write_privacy(plan, position, run)
+    return summary
+
+
+def _client_data(records: Records) -> ClientData:
+    from benchmark.client_data import IidClients, UserClients
+
+    if FLAGS.iid:
+        return IidClients(records, "train", FLAGS.seed, FLAGS.mean_datapoints_per_user)
+    return UserClients(records, "train")
+
+
+def _cohort_function(data: ClientData) -> Any:
+    def cohort_of(round_number: int) -> list[str]:
+        return sample_cohort(
+            data.client_ids,
+            seed=federated_flags.cohort_seed(),
+            round_number=round_number,
+            clients_per_round=FLAGS.clients_per_round,
+            sampling=federated_flags.sampling(),
+        )
+
+    return cohort_of
+
+
+def _build_runtime(task: Task, data: ClientData, plan: PrivacyPlan | None) -> tuple[Runtime, Any]:
+    from benchmark.client_data import BatchPlan
+
+    batches = BatchPlan(
+        task,
+        model_flags.image_size(),
+        FLAGS.client_batch_size,
+        FLAGS.client_epochs_per_round,
+        FLAGS.max_elements_per_client,
+    )
+    config = federated_flags.federated_config(plan)
+    model, load_report = model_flags.build_model_from_flags(task.num_outputs)
+    if load_report is not None:
+        print(f"{FLAGS.restore_model_path}: {load_report}", flush=True)
+    if FLAGS.runtime == federated_flags.TFF:
+        from benchmark.runtime_tff import TffRuntime
+
+        build = functools.partial(model_flags.build_model_from_flags, task.num_outputs)
+        return TffRuntime(lambda: build()[0], config, data, batches, FLAGS.seed), model
+    from benchmark.runtime_inprocess import InProcessRuntime
+
+    return InProcessRuntime(model, config, data, batches, FLAGS.seed), model
+
+
+def _announce(plan: PrivacyPlan) -> None:
+    print(
+        f"differential privacy: epsilon {plan.epsilon:.4g} at delta {plan.delta:.3g} after {plan.total_rounds:,} "
+        f"rounds ({plan.accountant.upper()}), noise multiplier {plan.noise_multiplier:.4g}, "
+        f"{plan.sampling.value} sampling of {plan.cohort:,} of {plan.num_users:,} clients a round",
+        flush=True,
+    )
+
+
+def _write_privacy(plan: PrivacyPlan, position: Position, run: RunFolder) -> float:
+    from benchmark.privacy_caveats import RunRecord
+    from benchmark.privacy_statement import make_statement, write_statement
+
+    noise = federated_flags.federated_config(plan).noise
+    assert noise is not None
+    adaptive = noise.target_unclipped_quantile > 0
+    record = RunRecord(
+        rounds_completed=position.round,
+        clip_norms=position.clip_norms,
+        target_unclipped_quantile=noise.target_unclipped_quantile if adaptive else None,
+        clipped_count_stddev=noise.clipped_count_stddev,
+        artificial_users=FLAGS.iid,
+        restored_model=FLAGS.restore_model_path is not None,
+    )
+    write_statement(run.path, make_statement(plan, record))
+    return plan.epsilon_at(position.round)
+
+
+def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
+    for partition in ("val", "test"):
+        print(f"final {partition} metrics of the best model (round {summary['best_round']}):")
+        for name, value in summary[partition].items():
+            print(f"    {name:<30} {value:.6f}")
+    print(f"best model: {saved_model}")
+    print(f"run folder: {run_dir}")
+    if "epsilon" in summary:
+        print(f"epsilon: {summary['epsilon']:.4g}; read {run_dir / 'privacy.txt'} for what that means")
+    print(f"{summary['rounds']} rounds in {duration(summary['training_seconds'])} of training")
+    print(f"next: tensorboard --logdir={run_dir}")
+
+
+if __name__ == "__main__":
+    command.run(main)

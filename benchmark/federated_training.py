@@ -1,0 +1,187 @@
+"""The loop over rounds: cohort, round, evaluation, checkpoint; the same for every runtime."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from benchmark import evaluation, flair_model, privacy
+from benchmark.flair_data import EvaluationData
+from benchmark.interruption import SafePoints
+from benchmark.records import Task
+from benchmark.run_folder import RunFolder
+from benchmark.runtime import RoundResult, Runtime, clipping_norm
+from flair.errors import FlairError
+from flair.progress import Progress
+
+BEST_FILE, LAST_FILE = "best.h5", "last.h5"
+
+
+@dataclass(frozen=True)
+class Options:
+    """When to evaluate and to save, and what counts as best."""
+
+    total_rounds: int
+    rounds_per_eval: int
+    rounds_per_checkpoint: int
+    best_metric: str
+    initial_clip: float | None
+
+
+@dataclass
+class Position:
+    """How far a run has come: rounds done, training seconds, the best model so far, the clipping norm of each round."""
+
+    round: int = 0
+    seconds: float = 0.0
+    best_value: float = math.inf
+    best_round: int = 0
+    clip_norms: list[float] = field(default_factory=list)
+    next_clip: float | None = None
+
+
+def train(
+    runtime: Runtime,
+    model: tf.keras.Model,
+    task: Task,
+    validation: EvaluationData,
+    cohort_of: Callable[[int], Sequence[str]],
+    plan: privacy.PrivacyPlan | None,
+    run: RunFolder,
+    options: Options,
+    safe_points: SafePoints,
+) -> Position:
+    """Runs all rounds, from the run folder's newest checkpoint if there is one.
+
+    Args:
+      model: evaluates the global weights.
+      cohort_of: round number -> client ids.
+      plan: the privacy of the run, None without.
+
+    Raises:
+      FlairError: training has diverged, or the noise was not what the privacy statement says.
+    """
+    position = _resume(runtime, run, options)
+    started, before = time.monotonic(), position.seconds
+    with Progress(options.total_rounds, "training", "round", done=position.round) as progress:
+        while position.round < options.total_rounds:
+            cohort = cohort_of(position.round)
+            result = runtime.run_round(position.round, cohort)
+            _check_round(position.round, cohort, result, plan)
+            _note_clip(position, result, options)
+            position.round += 1
+            row = _row(position, cohort, result, plan)
+            is_last = position.round == options.total_rounds
+            if is_last or position.round % options.rounds_per_eval == 0:
+                row |= _evaluate(runtime, model, task, validation, position, run, options)
+                if plan is not None:
+                    row["epsilon"] = plan.epsilon_at(position.round)
+                print(_line(position, options, row), flush=True)
+            position.seconds = before + time.monotonic() - started
+            run.add_row(position.round, row, position.seconds)
+            if is_last or safe_points.requested or position.round % options.rounds_per_checkpoint == 0:
+                _save(runtime, run, position)
+            safe_points.stop()
+            progress.add(1, _note(row))
+    assign_weights(model, runtime.weights())
+    flair_model.save_weights(model, run.path / LAST_FILE)
+    return position
+
+
+def assign_weights(model: tf.keras.Model, weights: Sequence[np.ndarray]) -> None:
+    """Sets a Keras model's weights from a runtime's: trainable ones first."""
+    variables = [*model.trainable_variables, *model.non_trainable_variables]
+    for variable, weight in zip(variables, weights, strict=True):
+        variable.assign(weight)
+
+
+def _row(
+    position: Position, cohort: Sequence[str], result: RoundResult, plan: privacy.PrivacyPlan | None
+) -> dict[str, float]:
+    row = {f"train_{name}": value for name, value in result.metrics.items()}
+    row |= {"clients": float(len(cohort)), "photos": float(result.num_examples)}
+    if position.clip_norms:
+        row["clip_norm"] = position.clip_norms[-1]
+    row |= {name.removeprefix("aggregator/"): value for name, value in result.measurements.items()}
+    return row
+
+
+def _evaluate(
+    runtime: Runtime,
+    model: tf.keras.Model,
+    task: Task,
+    validation: EvaluationData,
+    position: Position,
+    run: RunFolder,
+    options: Options,
+) -> dict[str, float]:
+    assign_weights(model, runtime.weights())
+    with Progress(validation.num_photos, f"validating round {position.round}", "photo") as progress:
+        metrics = evaluation.evaluate(model, validation, task, progress)
+    value = metrics[options.best_metric] * (1.0 if options.best_metric == "loss" else -1.0)
+    if value < position.best_value:
+        position.best_value, position.best_round = value, position.round
+        flair_model.save_weights(model, run.path / BEST_FILE)
+    return {f"val_{name}": value for name, value in metrics.items()}
+
+
+def _check_round(
+    round_number: int, cohort: Sequence[str], result: RoundResult, plan: privacy.PrivacyPlan | None
+) -> None:
+    diverged = list(result.non_finite_clients)
+    all_lost = bool(cohort) and len(diverged) == len(cohort)
+    if all_lost or result.update_rejected or not math.isfinite(result.metrics["loss"]):
+        named = f"clients {', '.join(diverged[:5])}" if diverged else f"cohort {', '.join(cohort[:5])}"
+        more = f" and {len(diverged or cohort) - 5} more" if len(diverged or cohort) > 5 else ""
+        raise FlairError(
+            f"round {round_number + 1}: training has diverged, the numbers are no longer finite ({named}{more}); "
+            "lower --client_learning_rate or --client_clipnorm, and start in another --run_dir"
+        )
+    if diverged:
+        shown = ", ".join(diverged[:5])
+        print(f"round {round_number + 1}: left out {len(diverged)} clients whose update is not finite: {shown}")
+    if plan is not None and result.noise_multipliers:
+        privacy.check_noise(list(result.noise_multipliers), plan.run_noise_multiplier)
+
+
+def _note_clip(position: Position, result: RoundResult, options: Options) -> None:
+    if options.initial_clip is None:
+        return
+    position.clip_norms.append(position.next_clip or options.initial_clip)
+    position.next_clip = clipping_norm(result.measurements)
+
+
+def _resume(runtime: Runtime, run: RunFolder, options: Options) -> Position:
+    checkpoint = run.checkpoints.latest()
+    if checkpoint is None:
+        run.start_at(0)
+        return Position()
+    runtime.restore([checkpoint.arrays[name] for name in sorted(checkpoint.arrays)])
+    position = Position(**checkpoint.state)
+    run.start_at(position.round)
+    print(f"continuing after round {position.round} of {options.total_rounds}", flush=True)
+    return position
+
+
+def _save(runtime: Runtime, run: RunFolder, position: Position) -> None:
+    arrays = {f"{index:05d}": array for index, array in enumerate(runtime.state())}
+    run.checkpoints.save(position.round, arrays, asdict(position))
+
+
+def _note(row: dict[str, Any]) -> str:
+    shown = {"loss": "train_loss", "clip": "clip_norm", "epsilon": "epsilon"}
+    return ", ".join(f"{name} {row[key]:.4g}" for name, key in shown.items() if key in row)
+
+
+def _line(position: Position, options: Options, row: dict[str, float]) -> str:
+    parts = [f"round {position.round} of {options.total_rounds}: train_loss {row['train_loss']:.4f}"]
+    parts += [f"val_loss {row['val_loss']:.4f}"]
+    parts += [f"{n} {v:.4f}" for n, v in row.items() if n.startswith("val_") and n.endswith("averaged_precision")]
+    parts += [f"{name} {row[name]:.4g}" for name in ("clip_norm", "epsilon") if name in row]
+    return ", ".join(parts) + (" (best so far)" if position.best_round == position.round else "")
