@@ -10,7 +10,7 @@ run := .venv/bin/python -m
 
 help: ## Show this list
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z]*\): ## \(.*\)/  \1                \2/; s/^\(  [a-z ]\{14\}\) */\1/p' Makefile
 
 demo: ## From nothing to a trained private model on miniature data, in minutes
 	@$(environment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def machine(tmp_path: Path) -> Machine:
         shutil.copy(ROOT / path, root / path)
     for path in ("requirements.txt", *(f"requirements/{extra}.txt" for extra in EXTRAS)):
         (root / path).write_text("# nothing\n")
-    usual = "basename cat cmp cp dirname expand flock kill make mkdir rm sed sh tail touch uname"
+    usual = "basename cat cmp cp dirname flock kill make mkdir rm sed sh tail touch uname"
     for name in usual.split():
         found = shutil.which(name)
         if found is not None:
@@ -98,7 +99,7 @@ def test_unsuitable_pythons_are_named_with_the_reason(machine: Machine) -> None:
     line = machine.complaint()
     assert "python3 is Python 3.12" in line
     assert f"python3.11 lacks the module ensurepip (on Debian and Ubuntu: apt install {version}-venv)" in line
-    assert "python3.10" not in line
+    assert "pyenv" not in line
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def tiny_wheel(folder: Path, version: str) -> str:
 
 
 def test_make_alone_lists_every_target(machine: Machine) -> None:
-    targets = {line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ": ##" in line}
+    targets = set(re.findall(r"^([a-z]+): ##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     ended = subprocess.run(["make"], cwd=machine.root, capture_output=True, text=True, check=True)
     assert {line.split()[0] for line in ended.stdout.splitlines()[1:]} == targets
     assert targets >= {"help", "demo", "test", "slow", "check", "format", "lock", "clean"}
