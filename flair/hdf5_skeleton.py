@@ -23,6 +23,7 @@ from flair.images import PIXELS_SHAPE
 from flair.metadata import LABEL_SEPARATOR, Record, User, count_labels, label_index
 from flair.preparation import Selection
 from flair.progress import Progress
+from flair.soft_file import SoftFile
 
 
 class Format(NamedTuple):
@@ -48,22 +49,24 @@ def write_skeleton(
         _check_indices_fit(selection.users, labels, fine)
     groups = groups_of(selection.users, layout)
     places = np.empty((len(groups), 2), np.int64)
-    progress = Progress(len(groups), "Groups", "group")
-    with progress, h5py.File(path, "w", libver=("earliest", "v110")) as file:
-        builder = _Builder()
-        partitions: dict[str, h5g.GroupID] = {}
-        for index, records in enumerate(groups):
-            partition = records[0].partition
-            if partition not in partitions:
-                partitions[partition] = h5g.create(file.id, partition.encode())
-            name = records[0].user_id if layout.by_user else records[0].image_id
-            group = h5g.create(partitions[partition], name.encode())
-            places[index] = _fill_group(builder, group, records, layout, labels, fine)
-            progress.add()
-        metadata = file.create_group("metadata")
-        for name, text in _metadata(selection, layout, labels, fine).items():
-            builder.put_text(metadata.id, name, text)
-        metadata.attrs[PARAMETERS_ATTRIBUTE] = json.dumps(parameters)
+    with Progress(len(groups), "Groups", "group") as progress, SoftFile(path) as output:
+        with h5py.File(output, "w", libver=("earliest", "v110")) as file:
+            builder = _Builder()
+            partitions: dict[str, h5g.GroupID] = {}
+            for index, records in enumerate(groups):
+                partition = records[0].partition
+                if partition not in partitions:
+                    partitions[partition] = h5g.create(file.id, partition.encode())
+                name = records[0].user_id if layout.by_user else records[0].image_id
+                group = h5g.create(partitions[partition], name.encode())
+                places[index] = _fill_group(builder, group, records, layout, labels, fine)
+                output.check()
+                progress.add()
+            metadata = file.create_group("metadata")
+            for name, text in _metadata(selection, layout, labels, fine).items():
+                builder.put_text(metadata.id, name, text)
+            metadata.attrs[PARAMETERS_ATTRIBUTE] = json.dumps(parameters)
+        output.check()
     return places
 
 

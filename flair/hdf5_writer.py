@@ -15,12 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair import global_heap, images
+from flair.atomic import replacing
 from flair.errors import FlairError
 from flair.hdf5 import CHECKSUM_DTYPE, HDF5File, record_checksum
 from flair.hdf5_skeleton import Format, groups_of, write_skeleton
 from flair.journal import Journal, Position
 from flair.metadata import Record
-from flair.preparation import Outcome, Selection, check_same, discard, require_free_space, select, unfinished_folder
+from flair.preparation import (
+    Outcome,
+    Selection,
+    check_same,
+    discard,
+    naming,
+    require_free_space,
+    select,
+    unfinished_folder,
+)
 from flair.progress import Progress
 from flair.workers import default_num_workers, map_in_order
 
@@ -84,9 +94,7 @@ def write_hdf5(
         data_file, places_file = unfinished / _DATA_FILE, unfinished / _PLACES_FILE
         if not data_file.exists():
             require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_images)
-            temporary = unfinished / "skeleton.hdf5"
-            np.save(places_file, write_skeleton(temporary, selection, layout, parameters))
-            os.replace(temporary, data_file)
+            _make_skeleton(data_file, places_file, selection, layout, parameters)
         places = np.load(places_file, allow_pickle=False)
         skipped, converted = _store_photos(
             _Context(source, data_file, image_format), selection, layout, places, num_workers or default_num_workers()
@@ -96,6 +104,16 @@ def write_hdf5(
     return Outcome(num_images, len(selection.users), final.stat().st_size, skipped, tuple(converted))
 
 
+def _make_skeleton(
+    data_file: Path, places_file: Path, selection: Selection, layout: Format, parameters: dict[str, object]
+) -> None:
+    with replacing(data_file) as temporary:
+        places = write_skeleton(temporary, selection, layout, parameters)
+        with replacing(places_file) as temporary_places, open(temporary_places, "wb") as file:
+            np.save(file, places)
+        Journal.create(data_file.with_name(_JOURNAL_FILE), Position(0, temporary.stat().st_size))
+
+
 def _store_photos(
     context: _Context, selection: Selection, layout: Format, places: NDArray[np.int64], num_workers: int
 ) -> tuple[int, list[str]]:
@@ -103,7 +121,7 @@ def _store_photos(
     num_images = [sum(len(piece.records) for piece in task) for task in tasks]
     converted: list[str] = []
     descriptor = os.open(context.data_file, os.O_RDWR)
-    journal = Journal(context.data_file.with_name(_JOURNAL_FILE), descriptor, Position(0, os.fstat(descriptor).st_size))
+    journal = Journal(context.data_file.with_name(_JOURNAL_FILE), descriptor)
     try:
         done = journal.position.tasks
         end = journal.position.end
@@ -112,7 +130,8 @@ def _store_photos(
         with Progress(sum(num_images), "HDF5", "photo", done=skipped) as progress:
             results = map_in_order(_store_task, context, tasks[done:], min(num_workers, len(tasks) - done))
             for index, stored in enumerate(results, start=done + 1):
-                end = _append(descriptor, end, stored)
+                with naming(context.data_file):
+                    end = _append(descriptor, end, stored)
                 journal.add(Position(index, end))
                 converted += stored.converted
                 progress.add(stored.num_images)
@@ -151,7 +170,8 @@ def _tasks(groups: Sequence[tuple[Record, ...]], places: NDArray[np.int64], imag
 def _store_task(context: _Context, task: list[_Piece]) -> _Stored:
     descriptor = os.open(context.data_file, os.O_RDWR)
     try:
-        return (_store_raw if context.image_format == "raw" else _store_jpeg)(context, descriptor, task)
+        with naming(context.data_file):
+            return (_store_raw if context.image_format == "raw" else _store_jpeg)(context, descriptor, task)
     finally:
         os.close(descriptor)
 

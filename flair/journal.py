@@ -1,7 +1,8 @@
 """How far a long piece of work has come, so that a killed run is continued and a crashed machine is not trusted.
 
-A line is appended for each finished task, and flushed to disk now and then, after the data it speaks of. What a killed
-process wrote is safe in the operating system's memory; after a crash of the machine only what was flushed counts.
+A line is appended for each finished task, and another now and then when all data up to there are flushed to disk. What
+a killed process wrote is safe in the operating system's memory; after a crash of the machine only what was flushed
+counts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from flair.atomic import write_text
+from flair.errors import FlairError
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_WORDS = ("written", "flushed")
 FLUSH_INTERVAL_SECONDS = 10.0
 
 
@@ -23,16 +28,21 @@ class Position(NamedTuple):
 
 
 class Journal:
-    """Appends positions to `path`; `position` is the last one that can be trusted, of this run or an earlier one."""
+    """Appends positions to a file made by `create`; `position` is the last that can be trusted, of any run."""
 
-    def __init__(self, path: Path, data_descriptor: int, start: Position) -> None:
+    def __init__(self, path: Path, data_descriptor: int) -> None:
         self._data = data_descriptor
-        self.position = _read(path, start)
-        # Rewritten, because a killed process may have left half a line at the end.
-        lines = [f"boot {_boot_id()}", _line("written", self.position)]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+        self.position = _read(path)
         self._file = open(path, "a", encoding="ascii")  # noqa: SIM115 - closed by close()
+        # A killed process may have left half a line; the mark keeps it from being read as a whole one.
+        self._file.write(f"~\nboot {_boot_id()}\n")
+        self._append("written")
         self._last_flush = time.monotonic()
+
+    @staticmethod
+    def create(path: Path, start: Position) -> None:
+        """Makes a journal of work not yet begun, whose data file is on disk as it is."""
+        write_text(path, f"{_line('flushed', start)}\n")
 
     def add(self, position: Position) -> None:
         """Records that the data of `position` have been written."""
@@ -61,20 +71,17 @@ def _line(word: str, position: Position) -> str:
     return f"{word} {position.tasks} {position.end}"
 
 
-def _read(path: Path, start: Position) -> Position:
-    written = flushed = start
-    boot_id = None
-    try:
-        lines = path.read_text(encoding="ascii").split("\n")[:-1]
-    except (FileNotFoundError, UnicodeDecodeError):
-        return start
-    for line in lines:
-        word, *rest = line.split(" ")
-        if word == "boot":
-            boot_id = rest[0]
-        elif word in ("written", "flushed") and len(rest) == 2 and all(part.isdigit() for part in rest):
-            written = Position(int(rest[0]), int(rest[1]))
-            flushed = written if word == "flushed" else flushed
+def _read(path: Path) -> Position:
+    written = flushed = boot_id = None
+    for line in path.read_text(encoding="ascii", errors="replace").split("\n")[:-1]:
+        match line.split(" "):
+            case ["boot", name]:
+                boot_id = name
+            case [word, tasks, end] if word in _WORDS and tasks.isdecimal() and end.isdecimal():
+                written = Position(int(tasks), int(end))
+                flushed = written if word == "flushed" else flushed
+    if written is None or flushed is None:
+        raise FlairError(f"{path}: is damaged; add --overwrite to start over")
     return written if boot_id == _boot_id() else flushed
 
 

@@ -115,6 +115,17 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError that does not tell its file, as those of writes, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def require_free_space(folder: Path, needed: int) -> None:
     """Raises a FlairError when the disk of `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free

@@ -18,7 +18,7 @@ from flair import checked_json, images
 from flair.atomic import remove_leftovers, write_bytes
 from flair.example import Example, MalformedExample, decode, encode
 from flair.metadata import Record, label_index
-from flair.preparation import Outcome, Selection, require_free_space, select, unfinished_folder
+from flair.preparation import Outcome, Selection, naming, require_free_space, select, unfinished_folder
 from flair.progress import Progress
 from flair.tfrecord import FRAME_BYTES, DamagedRecord, frame, read_payloads
 from flair.tfrecord_layout import (
@@ -142,7 +142,7 @@ def _write_file(context: _Context, file: RecordFile) -> _Written:
     locations: list[Location] = []
     offset = 0
     try:
-        with open(temporary, "wb") as output:
+        with naming(path), open(temporary, "wb") as output:
             for user in file.users:
                 start = offset
                 for record in user.records:

@@ -1,0 +1,87 @@
+"""A file for the HDF5 library to write to, which never fails while the library looks.
+
+When a write fails (full disk, quota), or Ctrl-C arrives inside it, the library neither closes the file nor survives the
+end of the process. This file tells it that all is well, and keeps the error for whoever closes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+
+class SoftFile:
+    """A new file at `path`, as h5py's driver for file objects needs it.
+
+    Attributes:
+      error: the first error that was kept from the library; `check` raises it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.error: BaseException | None = None
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._path, self._position, self._size = path, 0, 0
+
+    def check(self) -> None:
+        """Raises the error that was kept, if any."""
+        if isinstance(self.error, OSError):
+            raise OSError(self.error.errno, self.error.strerror, str(self._path)) from self.error
+        if self.error is not None:
+            raise self.error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to a byte of the file, or to its end."""
+        self._position = offset + (self._size if whence == os.SEEK_END else 0)
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        """Reads `size` bytes; what was never written reads as zeros."""
+        buffer = bytearray(size)
+        self.readinto(memoryview(buffer))
+        return bytes(buffer)
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Reads to fill `buffer`; what was never written reads as zeros."""
+        buffer[:] = bytes(len(buffer))
+        self._keep_error(lambda: os.preadv(self._descriptor, [buffer], self._position))
+        return len(buffer)
+
+    def write(self, data: memoryview) -> int:
+        """Writes all of `data`."""
+        self._keep_error(lambda: self._write_all(memoryview(data), self._position))
+        self._size = max(self._size, self._position + len(data))
+        return len(data)
+
+    def truncate(self, size: int) -> None:
+        """Makes the file `size` bytes long."""
+        self._keep_error(lambda: os.ftruncate(self._descriptor, size))
+        self._size = size
+
+    def flush(self) -> None:
+        """Does nothing: no byte waits here."""
+
+    def __enter__(self) -> SoftFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    def _keep_error(self, operation: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                operation()
+            except BaseException as error:  # noqa: BLE001 - raised by check()
+                self.error = error
+
+    def _write_all(self, data: memoryview, position: int) -> None:
+        while data:
+            written = os.pwrite(self._descriptor, data, position)
+            data, position = data[written:], position + written

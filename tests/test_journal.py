@@ -1,0 +1,72 @@
+"""What a journal trusts: everything after a kill, only what was flushed after a crash of the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flair import journal
+from flair.errors import FlairError
+from flair.journal import Journal, Position
+
+START = Position(0, 100)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[int]:
+    descriptor = os.open(tmp_path / "data", os.O_RDWR | os.O_CREAT)
+    yield descriptor
+    os.close(descriptor)
+
+
+def reopened(path: Path, data: int) -> Position:
+    again = Journal(path, data)
+    again.close()
+    return again.position
+
+
+def test_a_killed_run_is_trusted_to_its_last_task(tmp_path: Path, data: int) -> None:
+    path = tmp_path / "journal"
+    Journal.create(path, START)
+    first = Journal(path, data)
+    assert first.position == START
+    first.add(Position(1, 150))
+    first.flush()
+    first.add(Position(2, 210))
+    assert reopened(path, data) == Position(2, 210)
+    assert reopened(path, data) == Position(2, 210)
+
+
+def test_after_a_crash_of_the_machine_only_flushed_tasks_count(
+    tmp_path: Path, data: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    Journal.create(path, START)
+    first = Journal(path, data)
+    first.add(Position(1, 150))
+    first.flush()
+    first.add(Position(2, 210))
+    (tmp_path / "boot_id").write_text("another\n")
+    monkeypatch.setattr(journal, "_BOOT_ID", tmp_path / "boot_id")
+    assert reopened(path, data) == Position(1, 150)
+
+
+@pytest.mark.parametrize("torn", ["writ", "written 3", "written 3 x\n", "written 3 250", "\xff\xfe", "boot\n"])
+def test_a_torn_line_is_not_a_position(tmp_path: Path, data: int, torn: str) -> None:
+    path = tmp_path / "journal"
+    Journal.create(path, START)
+    first = Journal(path, data)
+    first.add(Position(2, 210))
+    with open(path, "a", encoding="latin-1") as file:
+        file.write(torn)
+    assert reopened(path, data) == Position(2, 210)
+    assert reopened(path, data) == Position(2, 210)
+
+
+def test_a_journal_without_a_position_is_refused(tmp_path: Path, data: int) -> None:
+    (tmp_path / "journal").write_text("written 1\n")
+    with pytest.raises(FlairError, match="add --overwrite to start over"):
+        Journal(tmp_path / "journal", data)

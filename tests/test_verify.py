@@ -1,0 +1,305 @@
+"""`python -m flair.verify`: nothing to say of good data, and exactly what is wrong with bad data."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flair import catalog
+from flair.hdf5_writer import write_hdf5
+from flair.metadata import Record
+from flair.tfrecord_writer import write_tfrecords
+from flair.verify import main
+from flair.verify_metadata import check_published_numbers
+
+LINK = {"copy_function": lambda source, target: Path(target).hardlink_to(source)}
+
+
+def failures(output: str) -> dict[str, int]:
+    """Name of each failed check -> its count."""
+    found = {}
+    for line in output.splitlines():
+        if line.startswith("FAIL"):
+            match = re.match(r"FAIL  (.*?): ([\d,]+) of ", line)
+            assert match, line
+            found[match[1]] = int(match[2].replace(",", ""))
+    return found
+
+
+def verify(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict[str, int], str]:
+    code = main([*flags, "--num_workers=1"])
+    output = capsys.readouterr().out
+    last = output.splitlines()[-1]
+    assert last.startswith(f"{len(failures(output))} failed checks")
+    assert (code == 0) == (not failures(output))
+    return code, failures(output), output
+
+
+@pytest.fixture
+def copied(miniature: Path, tmp_path: Path) -> Path:
+    """A copy of the miniature to be damaged; photos are hard links, to be replaced and not written to."""
+    target = tmp_path / "dataset"
+    shutil.copytree(miniature, target, **LINK)  # type: ignore[arg-type]
+    for path in target.glob("*.*"):
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data)
+    return target
+
+
+def items_of(dataset: Path) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = json.loads((dataset / "labels_and_metadata.json").read_text())
+    return items
+
+
+def replace_items(dataset: Path, items: list[dict[str, Any]]) -> None:
+    (dataset / "labels_and_metadata.json").write_text(json.dumps(items))
+
+
+def replace_photo(dataset: Path, index: int, change: Callable[[bytes, Path], object]) -> str:
+    image_id = str(items_of(dataset)[index]["image_id"])
+    path = dataset / "small_images" / f"{image_id}.jpg"
+    data = path.read_bytes()
+    path.unlink()
+    change(data, path)
+    return image_id
+
+
+@pytest.mark.parametrize("dataset", ["miniature", "flair_sample", "coco256"])
+def test_good_data_have_no_failed_check(
+    dataset: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = request.getfixturevalue(dataset)
+    write_tfrecords(source, tmp_path / "records", layout="sharded", num_workers=1)
+    write_hdf5(source, tmp_path / "flair.h5", image_format="jpeg", label_format="indices", num_workers=1)
+    places = (f"--tfrecords_dir={tmp_path / 'records'}", f"--hdf5_file={tmp_path / 'flair.h5'}")
+    code, failed, output = verify(capsys, f"--dataset_dir={source}", *places)
+    assert (code, failed) == (0, {})
+    assert output.count("\nOK ") >= 20
+
+
+def test_a_damaged_dataset_is_told_count_by_count(copied: Path, tmp_path: Path) -> None:
+    gray = Image.fromarray(np.zeros((256, 256), np.uint8))
+    missing = [replace_photo(copied, index, lambda data, path: None) for index in (0, 1)]
+    replace_photo(copied, 2, lambda data, path: path.write_bytes(data[: len(data) // 2]))
+    replace_photo(copied, 3, lambda data, path: path.write_bytes(b""))
+    replace_photo(copied, 4, lambda data, path: path.write_bytes(b"<html>"))
+    replace_photo(copied, 5, lambda data, path: gray.save(path, "JPEG"))
+    replace_photo(copied, 6, lambda data, path: gray.convert("CMYK").save(path, "JPEG"))
+    replace_photo(copied, 7, lambda data, path: gray.convert("RGB").resize((64, 64)).save(path, "JPEG"))
+    (copied / "small_images" / "999.jpg").write_bytes(b"")
+    items = items_of(copied)
+    large = next(i["user_id"] for i in items[20:] if sum(j["user_id"] == i["user_id"] for j in items[20:]) > 1)
+    last_of_large = max(index for index, item in enumerate(items) if item["user_id"] == large)
+    items[last_of_large]["partition"] = next(
+        partition for partition in catalog.PARTITIONS if partition != items[last_of_large]["partition"]
+    )
+    items[10]["labels"].append("unicorn")
+    items[11]["fine_grained_labels"].append("unicorn")
+    items[12]["labels"] = [next(n for n in catalog.COARSE_LABELS if n not in items[12]["labels"])]
+    items[13]["labels"] = []
+    items.append(dict(items[14]))
+    items.append({"image_id": "1000", "user_id": "1@N00"})
+    replace_items(copied, items)
+    result = subprocess.run(
+        [sys.executable, "-m", "flair.verify", f"--dataset_dir={copied}", f"--report={tmp_path / 'report.json'}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    expected = {
+        "records are well-formed": 1,
+        "image ids are unique": 1,
+        "users are in one partition": 1,
+        "labels are non-empty": 1,
+        "labels are in the taxonomy": 2,
+        "labels are the map of the fine-grained labels": 2,  # the wrong label, and none at all
+        "photos exist": 2,
+        "photos are JPEG and decode in full": 3,
+        "photos are 256x256": 1,
+        "photos are RGB": 2,
+        "no photo lacks a record": 1,
+    }
+    assert failures(result.stdout) == expected
+    assert result.returncode == 1
+    assert result.stderr == ""
+    for image_id in missing:
+        assert f"image {image_id} of user" in result.stdout
+    assert "small_images/999.jpg" in result.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {check["name"]: check["failures"] for check in report["checks"] if not check["ok"]} == expected
+    assert report["failed_checks"] == len(expected)
+
+
+def test_a_folder_without_metadata_is_one_failed_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, failed, _output = verify(capsys, f"--dataset_dir={tmp_path}")
+    assert (code, failed) == (1, {"metadata is a JSON list of records": 1})
+
+
+def test_a_missing_taxonomy_is_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "label_relationship.txt").unlink()
+    _code, failed, _output = verify(capsys, f"--dataset_dir={copied}")
+    assert failed == {"taxonomy can be read": 1}
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(data)
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+TFRECORD_DAMAGE: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
+    "photo byte": (
+        lambda d: flip(d / "train/shard-00000-of-00003.tfrecords", 5000),
+        {"records pass their checksums": 1},
+    ),
+    "shard gone": (
+        lambda d: (d / "test/shard-00000-of-00001.tfrecords").unlink(),
+        {"records pass their checksums": 4},
+    ),
+    "stray file": (lambda d: (d / "dev/old.tfrecords").write_bytes(b""), {"no byte lacks a user": 1}),
+    "index byte": (lambda d: flip(d / "dev/user_index.json", 4), {"indexes are intact": 1}),
+    "labels byte": (lambda d: flip(d / "label_index.json", 40), {"indexes are intact": 1}),
+    "bytes appended": (
+        lambda d: append(d / "train/shard-00001-of-00003.tfrecords"),
+        {"no byte lacks a user": 1},
+    ),
+    "folder gone": (lambda d: shutil.rmtree(d / "dev"), {"indexes are intact": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", TFRECORD_DAMAGE)
+def test_damaged_tfrecords_are_told(
+    kind: str, miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tfrecords(miniature, tmp_path / "records", layout="sharded", images_per_shard=50, num_workers=1)
+    damage, expected = TFRECORD_DAMAGE[kind]
+    damage(tmp_path / "records")
+    _code, failed, output = verify(capsys, f"--dataset_dir={miniature}", f"--tfrecords_dir={tmp_path / 'records'}")
+    assert failed == {f"TFRecords: {name}": count for name, count in expected.items()}, output
+
+
+def test_records_of_other_data_are_told(
+    miniature: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = items_of(copied)
+    write_tfrecords(copied, tmp_path / "records", num_workers=1)
+    write_hdf5(copied, tmp_path / "flair.h5", num_workers=1)
+    black = Image.fromarray(np.zeros((256, 256, 3), np.uint8))
+    replace_photo(copied, 0, lambda data, path: black.save(path, "JPEG"))
+    label = next(name for name in items[1]["labels"] if len(items[1]["labels"]) > 1 or True)
+    other = next(n for n in {n for item in items for n in item["labels"]} if n not in items[1]["labels"])
+    items[1]["labels"] = [other if name == label else name for name in items[1]["labels"]]
+    replace_items(copied, items)
+    places = (f"--tfrecords_dir={tmp_path / 'records'}", f"--hdf5_file={tmp_path / 'flair.h5'}")
+    _code, failed, output = verify(capsys, f"--dataset_dir={copied}", *places)
+    about_records = {name: count for name, count in failed.items() if name.startswith(("TF", "HDF5"))}
+    assert about_records == {
+        "TFRecords: ids and labels are those of the metadata": 1,
+        "TFRecords: photos are those of small_images, byte for byte": 1,
+        "HDF5: label counts or columns are those of the metadata": 1,
+        "HDF5: ids and labels are those of the metadata": 1,
+        "HDF5: photos are those of small_images": 1,
+    }, output
+
+
+def test_missing_and_foreign_users_are_told(
+    miniature: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tfrecords(miniature, tmp_path / "records", num_workers=1)
+    write_hdf5(miniature, tmp_path / "flair.h5", num_workers=1)
+    items = items_of(copied)
+    gone = items[0]["user_id"]
+    for item in items:
+        item["user_id"] = "12345@N00" if item["user_id"] == gone else item["user_id"]
+    replace_items(copied, items)
+    places = (f"--tfrecords_dir={tmp_path / 'records'}", f"--hdf5_file={tmp_path / 'flair.h5'}")
+    _code, failed, output = verify(capsys, f"--dataset_dir={copied}", *places)
+    assert failed == {
+        "TFRecords: users are those of the metadata": 2,
+        "HDF5: users and images are those of the metadata": 2,
+    }
+    assert f"{gone} of train does not belong there" in output
+
+
+@pytest.mark.parametrize("by_user", [True, False])
+def test_a_damaged_hdf5_file_is_told(
+    by_user: bool, miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "flair.h5"
+    write_hdf5(miniature, path, image_format="jpeg", by_user=by_user, num_workers=1)
+    flip(path, path.stat().st_size - 3000)
+    flags = (f"--dataset_dir={miniature}", f"--hdf5_file={path}")
+    assert verify(capsys, *flags)[1] == {"HDF5: photos can be read and pass their checksums": 1}
+    path.write_bytes(path.read_bytes()[:1000])
+    assert verify(capsys, *flags)[1] == {"HDF5: the file can be read": 1}
+
+
+def test_a_subset_is_compared_to_its_users(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tfrecords(miniature, tmp_path / "records", limit_users=8, num_workers=1)
+    write_hdf5(miniature, tmp_path / "flair.h5", limit_users=9, num_workers=1)
+    places = (f"--tfrecords_dir={tmp_path / 'records'}", f"--hdf5_file={tmp_path / 'flair.h5'}")
+    code, failed, output = verify(capsys, f"--dataset_dir={miniature}", *places)
+    assert (code, failed) == (0, {})
+    assert "OK    TFRecords: users are those of the metadata: 8 users" in output
+    assert "OK    HDF5: users and images are those of the metadata: 9 groups" in output
+
+
+def test_records_of_the_published_layout_pass(
+    flair_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tfrecords(flair_sample, tmp_path / "ours", num_workers=1)
+    theirs = tmp_path / "theirs"
+    shutil.copytree(tmp_path / "ours" / "dev", theirs / "val")
+    for name in ("train", "test"):
+        shutil.copytree(tmp_path / "ours" / name, theirs / name)
+    shutil.copy(tmp_path / "ours" / "label_index.json", theirs / "label_to_index.json")
+    assert verify(capsys, f"--dataset_dir={flair_sample}", f"--tfrecords_dir={theirs}")[1] == {}
+
+
+def test_published_numbers_are_compared_one_by_one(
+    miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _code, failed, _output = verify(capsys, f"--dataset_dir={miniature}", "--expected=flair")
+    assert failed == {"numbers are the published ones": 24}
+    record = Record("1@N00", "1", ("art",), ("art",), "train")
+    (tmp_path / "label_relationship.txt").write_text("art -> art\n")
+    monkeypatch.setattr(catalog, "NUM_USERS", {"train": 1, "val": 0, "test": 0})
+    monkeypatch.setattr(catalog, "NUM_IMAGES", {"train": 1, "val": 0, "test": 0})
+    monkeypatch.setattr(catalog, "NUM_FINE_LABELS", 1)
+    monkeypatch.setattr(catalog, "COARSE_LABEL_COUNTS", {"art": 1, "fire": 3})
+    (check,) = check_published_numbers(tmp_path, [record])
+    assert (check.failures, check.checked, check.examples) == (1, 9, ["photos with 'fire' 0, expected 3"])
+
+
+def test_workers_find_the_same(miniature: Path, tmp_path: Path) -> None:
+    write_tfrecords(miniature, tmp_path / "records", num_workers=1)
+    flip(next((tmp_path / "records" / "train").iterdir()), 600)
+    outputs = [
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "flair.verify", f"--dataset_dir={miniature}"),
+                *(f"--tfrecords_dir={tmp_path / 'records'}", f"--num_workers={workers}"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout.rpartition(", in ")[0]
+        for workers in (1, 2)
+    ]
+    assert outputs[0] == outputs[1]
+    assert "1 failed checks" in outputs[0]

@@ -1,0 +1,57 @@
+"""Work over processes: order, bounds, errors, and processes that die."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from flair.errors import FlairError
+from flair.workers import TASKS_PER_WORKER, map_in_order
+
+
+def multiply(factor: int, task: int) -> int:
+    if task < 0:
+        raise FlairError(f"task {task} is negative")
+    return factor * task
+
+
+def die(_context: None, task: int) -> int:
+    if task == 3:
+        os._exit(1)
+    return task
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_results_come_in_the_order_of_the_tasks(num_workers: int) -> None:
+    assert list(map_in_order(multiply, 10, range(40), num_workers)) == list(range(0, 400, 10))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_error_comes_when_its_turn_comes(num_workers: int) -> None:
+    results = map_in_order(multiply, 2, [1, 2, -3, 4, -5], num_workers)
+    assert [next(results), next(results)] == [2, 4]
+    with pytest.raises(FlairError, match="task -3 is negative"):
+        next(results)
+
+
+def test_no_more_tasks_are_taken_than_fit_in_flight() -> None:
+    taken = 0
+
+    def tasks() -> Iterator[int]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    results = map_in_order(multiply, 1, tasks(), 2)
+    for count in range(1, 20):
+        assert next(results) == count
+        assert taken <= count + 2 * TASKS_PER_WORKER
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_a_process_that_dies_is_told() -> None:
+    with pytest.raises(FlairError, match="a worker process died, most likely for lack of memory"):
+        list(map_in_order(die, None, range(20), 2))
