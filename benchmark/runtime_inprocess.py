@@ -61,7 +61,7 @@ class InProcessRuntime:
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
         """Trains the cohort from the current global weights and updates them."""
         weights = self._server.weights(self._state)
-        broadcast = self._server.broadcast(self._state)
+        broadcast = self._server.broadcast(self._state, self._round_seed("broadcast", round_number))
         base_optimizer_state = self._server.part(self._state, "base_optimizer")
         rates = self._config.client.learning_rates
         learning_rate = tf.constant(rates[min(round_number, len(rates) - 1)], tf.float32)
@@ -82,14 +82,14 @@ class InProcessRuntime:
                 learning_rate,
                 aggregate,
                 broadcast,
-                tf.constant(derive_seed(self._seed, "encoding", round_number, client_id)),
+                self._round_seed("encoding", round_number, client_id),
                 base_optimizer_state,
             )
             aggregate = outcome.aggregate
             num_examples += outcome.num_examples
             if not outcome.is_finite:
                 non_finite.append(client_id)
-        noise_seed = tf.constant(derive_seed(self._seed, "noise", round_number))
+        noise_seed = self._round_seed("noise", round_number)
         self._state, measurements = self._server.finish(self._state, aggregate, noise_seed)
         return RoundResult(
             self._trainer.round_metrics(), measurements, num_examples, self._noise_multipliers(), tuple(non_finite)
@@ -108,6 +108,9 @@ class InProcessRuntime:
         if len(state) != len(self._state):
             raise ValueError(f"expected a state of {len(self._state)} arrays, got {len(state)}")
         self._state = [tf.constant(array, tensor.dtype) for array, tensor in zip(state, self._state, strict=True)]
+
+    def _round_seed(self, *names: str | int) -> tf.Tensor:
+        return tf.constant(derive_seed(self._seed, *names))
 
     def _noise_multipliers(self) -> tuple[float, ...]:
         named = zip(self._server.spec.state_names, self._state, strict=True)

@@ -59,9 +59,9 @@ class Server:
             tensor for tensor, full in zip(state, self.spec.state_names, strict=True) if full.startswith(name + "/")
         ]
 
-    def broadcast(self, state: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """What the aggregator sends to the clients of a round, such as the clipping norm."""
-        return self._prepare(state)
+    def broadcast(self, state: Sequence[tf.Tensor], seed: tf.Tensor) -> list[tf.Tensor]:
+        """What the aggregator sends to the clients of a round: the clipping norm, a random rotation to encode by."""
+        return self._prepare(state, seed)
 
     def merge(self, first: Sequence[tf.Tensor], second: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Two aggregates of disjoint sets of clients as one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import shutil
 import tarfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from flair import atomic, catalog
 from flair.errors import FlairError
 from flair.metadata import load_records, photo_path
 from flair.progress import Progress
+from flair.source import MANIFEST_FILE
 
 _GZIP_LEVEL = 1  # JPEG does not get smaller
 
@@ -20,7 +22,7 @@ def pack(dataset_dir: str | Path, archives_dir: str | Path, num_archives: int, *
     """Lays out `archives_dir` as the folder behind `catalog.APPLE_BASE_URL`; returns the files written.
 
     Two label files, and `num_archives` of the form `images/small/small_images-00.tar.gz`, whose members are
-    `small_images/<image_id>.jpg`. The photos are dealt out in file order, as evenly as can be. With `raw`, the same
+    `small_images/<image_id>.jpg`, with a manifest that names them all, their sizes and sha256. The photos are dealt out in file order, as evenly as can be. With `raw`, the same
     photos once more as `images/raw/images-00.tar.gz` with members `raw_images/<image_id>.jpg`. The same dataset gives
     the same bytes.
 
@@ -44,14 +46,27 @@ def pack(dataset_dir: str | Path, archives_dir: str | Path, num_archives: int, *
         kinds.append((catalog.RAW_IMAGES_DIR, catalog.raw_archive_url_path))
     with Progress(len(image_ids) * len(kinds), "packing", "photo") as progress:
         for top, url_path_of in kinds:
+            listed: list[dict[str, int | str]] = []
             for index in range(num_archives):
                 start, stop = (len(image_ids) * i // num_archives for i in (index, index + 1))
                 path = archives / url_path_of(index)
                 with atomic.replacing(path) as temporary:
                     _write_archive(temporary, Path(dataset_dir), top, image_ids[start:stop])
                 written.append(path)
+                listed.append({"name": path.name, **_measure(path), "photos": stop - start})
                 progress.add(stop - start)
+            manifest = archives / Path(url_path_of(0)).parent / MANIFEST_FILE
+            atomic.write_json(manifest, {"archives": listed})
+            written.append(manifest)
     return written
+
+
+def _measure(path: Path) -> dict[str, int | str]:
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return {"size": path.stat().st_size, "sha256": sha.hexdigest()}
 
 
 def _write_archive(path: Path, dataset_dir: Path, top: str, image_ids: list[str]) -> None:

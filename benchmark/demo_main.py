@@ -1,0 +1,176 @@
+"""The whole toolkit once, on a miniature FLAIR, unattended: from photos on a server to a trained private model.
+
+Makes a miniature data set, serves it on this machine, downloads it, prepares HDF5 and TFRecords, and trains centrally,
+federated, and federated with differential privacy, by the very commands of the README. It ends with a table. The data
+are synthetic and small, so the numbers show that everything works, not how good FLAIR models are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from benchmark import command
+from flair import catalog, mirror
+from flair.errors import FlairError
+from flair.progress import duration
+
+flags.DEFINE_string("demo_dir", "demo", "Folder for everything that the demo makes.")
+flags.DEFINE_integer("num_images", 2000, "Photos of the miniature data set.", lower_bound=100)
+flags.DEFINE_integer("num_epochs", 12, "Epochs of central training.", lower_bound=1)
+flags.DEFINE_integer("total_rounds", 60, "Rounds of each federated training.", lower_bound=1)
+flags.DEFINE_integer("clients_per_round", 20, "Clients a round.", lower_bound=1)
+flags.DEFINE_float("epsilon", 8.0, "Epsilon of the private training.", lower_bound=0)
+flags.DEFINE_integer("image_size", 64, "Height and width of the model's input, in pixels.", lower_bound=16)
+flags.DEFINE_integer("seed", 0, "Seed of the data set and of the trainings.")
+
+FLAGS = flags.FLAGS
+_NUM_ARCHIVES = 3
+
+
+class Stage(NamedTuple):
+    """One command of the demo."""
+
+    title: str
+    arguments: list[str]
+
+
+def main() -> None:
+    """Runs all stages, then prints the table."""
+    started = time.monotonic()
+    folder = Path(FLAGS.demo_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    archives = folder / "server"
+    _run(_synthetic_stage(folder, archives))
+    with mirror.serve(archives) as server:
+        _run(
+            Stage(
+                "Download it, as from Apple's server",
+                ["download_dataset.py", f"--dataset_dir={folder / 'dataset'}", f"--base_url={server.url}"],
+            )
+        )
+    for stage in [*_preparation_stages(folder), *_training_stages(folder)]:
+        _run(stage)
+    _print_table(folder, time.monotonic() - started)
+
+
+def _synthetic_stage(folder: Path, archives: Path) -> Stage:
+    return Stage(
+        f"Make a miniature FLAIR of {FLAGS.num_images:,} photos and pack it as Apple's server does",
+        [
+            *("-m", "flair.synthetic", f"--dataset_dir={folder / 'original'}", f"--num_images={FLAGS.num_images}"),
+            *(f"--seed={FLAGS.seed}", f"--archives_dir={archives}", f"--num_archives={_NUM_ARCHIVES}"),
+        ],
+    )
+
+
+def _preparation_stages(folder: Path) -> list[Stage]:
+    dataset = f"--dataset_dir={folder / 'dataset'}"
+    return [
+        Stage("Prepare HDF5", ["prepare_dataset.py", dataset, f"--output_file={folder / 'flair.hdf5'}"]),
+        Stage("Prepare TFRecords", ["prepare_tfrecords.py", dataset, f"--tfrecords_dir={folder / 'tfrecords'}"]),
+        Stage(
+            "Verify all of it",
+            [
+                *("-m", "flair.verify", dataset, f"--tfrecords_dir={folder / 'tfrecords'}"),
+                f"--hdf5_file={folder / 'flair.hdf5'}",
+            ],
+        ),
+    ]
+
+
+def _training_stages(folder: Path) -> list[Stage]:
+    shared = [
+        *(f"--tfrecords_dir={folder / 'tfrecords'}", "--model=cnn", f"--seed={FLAGS.seed}"),
+        *(f"--image_height={FLAGS.image_size}", f"--image_width={FLAGS.image_size}"),
+    ]
+    federated = [
+        *("-m", "benchmark.federated_main", *shared),
+        *(f"--total_rounds={FLAGS.total_rounds}", f"--clients_per_round={FLAGS.clients_per_round}"),
+        *("--rounds_per_eval=20", "--rounds_per_checkpoint=20"),
+    ]
+    return [
+        Stage(
+            "Train centrally",
+            [
+                *("-m", "benchmark.central_main", *shared, f"--num_epochs={FLAGS.num_epochs}"),
+                *("--train_batch_size=32", "--learning_rate=0.002", f"--save_model_dir={folder / 'central'}"),
+            ],
+        ),
+        Stage(
+            "Train federated",
+            [*federated, *_FEDERATED_FLAGS, f"--save_model_dir={folder / 'federated'}"],
+        ),
+        Stage(
+            f"Train federated with differential privacy, epsilon {FLAGS.epsilon:g}",
+            [*federated, *_PRIVATE_FLAGS, f"--epsilon={FLAGS.epsilon:g}", f"--save_model_dir={folder / 'private'}"],
+        ),
+    ]
+
+
+_FEDERATED_FLAGS = ("--client_learning_rate=0.3", "--server_optimizer=momentum", "--server_learning_rate=1.0")
+_PRIVATE_FLAGS = ("--client_learning_rate=0.3", "--server_optimizer=momentum", "--server_learning_rate=1.0")
+
+
+def _run(stage: Stage) -> None:
+    shown = shlex.join(["python", *stage.arguments])
+    print(f"\n=== {stage.title}\n$ {shown}", flush=True)
+    started = time.monotonic()
+    code = subprocess.run([sys.executable, *stage.arguments], check=False).returncode
+    if code < 0 or code == 130:
+        raise KeyboardInterrupt
+    if code:
+        raise FlairError(f"the command above failed with exit code {code}; run it by itself to look into it")
+    print(f"({duration(time.monotonic() - started)})", flush=True)
+
+
+def _print_table(folder: Path, seconds: float) -> None:
+    summaries = {name: _summary(folder / name) for name in ("central", "federated", "private")}
+    nothing = _know_nothing(folder / "dataset")
+    print(f"\n{'setting':<22}{'trained':>12}{'macro AP':>10}{'micro AP':>10}{'epsilon':>9}{'time':>14}")
+    print(f"{'know nothing':<22}{'-':>12}{nothing:>10.3f}{'-':>10}{'-':>9}{'-':>14}")
+    for summary in summaries.values():
+        trained = f"{summary['epochs']} epochs" if "epochs" in summary else f"{summary['rounds']} rounds"
+        epsilon = f"{summary['epsilon']:.2f}" if "epsilon" in summary else "none"
+        test = summary["test"]
+        print(
+            f"{summary['setting']:<22}{trained:>12}{test['macro_averaged_precision']:>10.3f}"
+            f"{test['micro_averaged_precision']:>10.3f}{epsilon:>9}{duration(summary['training_seconds']):>14}"
+        )
+    print(
+        "Averaged precision on the test partition, whose users no training saw. 'know nothing' is the macro AP of a\n"
+        "scorer that ignores the photo: the mean frequency of the labels there.\n"
+    )
+    print(f"Everything is in {folder}{os.sep}: server/ (archives), dataset/, flair.hdf5, tfrecords/, and the runs")
+    print("central/, federated/ and private/ (models, metrics.csv, TensorBoard events; privacy.txt in private/).")
+    print(f"The demo took {duration(seconds)}.")
+    print(f"next: tensorboard --logdir={folder}, then the README's steps for the real data")
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("*/summary.json")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _know_nothing(dataset_dir: Path) -> float:
+    from benchmark.score_histogram import know_nothing_macro_precision
+    from flair.metadata import count_labels, load_records
+
+    records = load_records(dataset_dir)
+    labels: Sequence[str] = sorted({label for record in records for label in record.labels})
+    test = [record for record in records if record.partition == catalog.PARTITIONS[2]]
+    counts, _ = count_labels(test)
+    return know_nothing_macro_precision([counts[label] for label in labels], len(test))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,254 @@
+"""The two runtimes against each other, and the in-process one against NumPy and central training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmark.client_data import BatchPlan, UserClients, client_batches
+from benchmark.cohort import sample_cohort
+from benchmark.federated_config import (
+    FED_PROX,
+    FED_SGD,
+    GAUSSIAN,
+    MIME_LITE,
+    TREE,
+    ClientConfig,
+    FederatedConfig,
+    NoiseConfig,
+    OptimizerConfig,
+)
+from benchmark.flair_model import build_model
+from benchmark.records import make_task, open_records
+from benchmark.runtime_inprocess import InProcessRuntime
+from flair.tfrecord_writer import write_tfrecords
+
+SIZE = (32, 32)
+SEED = 11
+_UNWEIGHTED = ClientConfig(weighted=False)
+# Noise zero, so that both runtimes follow one path. TFF refuses an adaptive clip without noise, so next to none.
+_ADAPTIVE = NoiseConfig(GAUSSIAN, 1e-12, 3.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1e-9)
+
+FAST = {
+    "fed_avg": FederatedConfig(),
+    "adaptive_dp": FederatedConfig(client=_UNWEIGHTED, noise=_ADAPTIVE),
+    "fed_prox": FederatedConfig(client=ClientConfig(algorithm=FED_PROX, proximal_strength=0.5)),
+}
+SLOW = {
+    "fed_avg_unweighted": FederatedConfig(client=_UNWEIGHTED),
+    "fed_avg_global_clip": FederatedConfig(client=ClientConfig(clipnorm=0.1, global_clipnorm=True)),
+    "fed_sgd": FederatedConfig(client=ClientConfig(algorithm=FED_SGD)),
+    "mime_lite": FederatedConfig(
+        client=ClientConfig(algorithm=MIME_LITE), server_optimizer=OptimizerConfig("sgd", (1.0,))
+    ),
+    "robust": FederatedConfig(aggregator="robust"),
+    "robust_unweighted": FederatedConfig(client=_UNWEIGHTED, aggregator="robust"),
+    "scheduled": FederatedConfig(
+        client=ClientConfig(learning_rates=(0.1, 0.05, 0.02)),
+        server_optimizer=OptimizerConfig("momentum", (0.5, 0.3, 0.1)),
+    ),
+    "yogi": FederatedConfig(server_optimizer=OptimizerConfig("yogi", (0.01,))),
+    "adagrad": FederatedConfig(server_optimizer=OptimizerConfig("adagrad", (0.01,))),
+    "adamw": FederatedConfig(server_optimizer=OptimizerConfig("adamw", (0.01,))),
+    "fixed_dp": FederatedConfig(client=_UNWEIGHTED, noise=NoiseConfig(GAUSSIAN, 0.0, 3.0, 0.05)),
+    "tree": FederatedConfig(
+        client=_UNWEIGHTED,
+        noise=NoiseConfig(TREE, 0.1, 3.0, 0.05, noise_seed=5),
+        server_optimizer=OptimizerConfig("sgd", (1.0,)),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def records(miniature, tmp_path_factory):
+    path = tmp_path_factory.mktemp("records") / "records"
+    write_tfrecords(miniature, path)
+    return open_records(path)
+
+
+@pytest.fixture(scope="module")
+def task(records):
+    return make_task(records, False, None)
+
+
+@pytest.fixture(scope="module")
+def data(records):
+    return UserClients(records, "train")
+
+
+@pytest.fixture(scope="module")
+def plan(task):
+    return BatchPlan(task, SIZE, batch_size=4, epochs=2, max_elements=16)
+
+
+def _cohort(data, round_number):
+    return sample_cohort(data.client_ids, seed=SEED, round_number=round_number, clients_per_round=3)
+
+
+def _assert_equal_runs(config, task, data, plan):
+    from benchmark.runtime_tff import TffRuntime
+
+    def model():
+        return build_model("cnn", (*SIZE, 3), task.num_outputs, seed=3)
+
+    ours = InProcessRuntime(model(), config, data, plan, SEED)
+    theirs = TffRuntime(model, config, data, plan, SEED)
+    start = ours.weights()
+    try:
+        for round_number in range(3):
+            cohort = _cohort(data, round_number)
+            mine, reference = (runtime.run_round(round_number, cohort) for runtime in (ours, theirs))
+            assert mine.num_examples == reference.num_examples
+            assert mine.metrics == pytest.approx(reference.metrics, abs=1e-5)
+            assert mine.measurements == pytest.approx(reference.measurements, abs=1e-5)
+            assert mine.noise_multipliers == pytest.approx(reference.noise_multipliers)
+        for one, other in zip(ours.weights(), theirs.weights(), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+        moved = max(np.abs(now - then).max() for now, then in zip(ours.weights(), start, strict=True))
+        assert moved > 1e-4, "nothing was trained, so that agreement means nothing"
+    finally:
+        theirs.close()
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_inprocess_equals_tff(name, task, data, plan):
+    _assert_equal_runs(FAST[name], task, data, plan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_inprocess_equals_tff_for_every_algorithm_and_aggregator(name, task, data, plan):
+    _assert_equal_runs(SLOW[name], task, data, plan)
+
+
+class _NumpyLinear:
+    """Logistic regression on the mean colour of a photo: a model whose gradient fits on one line."""
+
+    def __init__(self, kernel, bias):
+        self.kernel, self.bias = kernel.astype(np.float64), bias.astype(np.float64)
+
+    def gradients(self, pixels, labels):
+        features = pixels.astype(np.float64).mean((1, 2)) / 255
+        scores = 1 / (1 + np.exp(-(features @ self.kernel + self.bias)))
+        error = (scores - labels) / labels.size
+        return features.T @ error, error.sum(0)
+
+
+def _linear_model(num_outputs):
+    return tf.keras.Sequential(
+        [
+            tf.keras.layers.Rescaling(1 / 255, input_shape=(*SIZE, 3)),
+            tf.keras.layers.GlobalAveragePooling2D(),
+            tf.keras.layers.Dense(num_outputs, kernel_initializer=tf.keras.initializers.GlorotUniform(5)),
+        ]
+    )
+
+
+def _clip(gradient, norm):
+    return gradient * min(1.0, norm / max(np.linalg.norm(gradient), 1e-30))
+
+
+def test_one_round_of_fed_avg_equals_numpy(task, data, plan):
+    """Client SGD with per-weight clipnorm, mean weighted by examples, server Adam with epsilon 0.01: all by hand."""
+    rate, clipnorm, server_rate, epsilon = 0.5, 0.02, 0.1, 0.01
+    config = FederatedConfig(
+        client=ClientConfig(learning_rates=(rate,), clipnorm=clipnorm),
+        server_optimizer=OptimizerConfig("adam", (server_rate,), epsilon=epsilon),
+    )
+    runtime = InProcessRuntime(_linear_model(task.num_outputs), config, data, plan, SEED)
+    start = [weight.astype(np.float64) for weight in runtime.weights()]
+    cohort = _cohort(data, 0)
+    deltas, examples = [], []
+    for client_id in cohort:
+        local = _NumpyLinear(*start)
+        count = 0
+        for batch in client_batches(data, [client_id], plan=plan, seed=SEED, round_number=0):
+            kernel, bias = local.gradients(batch.pixels.numpy(), batch.labels.numpy().astype(np.float64))
+            local.kernel = local.kernel - rate * _clip(kernel, clipnorm)
+            local.bias = local.bias - rate * _clip(bias, clipnorm)
+            count += len(batch.labels)
+        deltas.append((start[0] - local.kernel, start[1] - local.bias))
+        examples.append(count)
+    runtime.run_round(0, cohort)
+    for index, weight in enumerate(runtime.weights()):
+        mean = sum(n * delta[index] for n, delta in zip(examples, deltas, strict=True)) / sum(examples)
+        momentum, velocity = 0.1 * mean, 0.001 * mean**2
+        corrected = server_rate * np.sqrt(1 - 0.999) / (1 - 0.9)
+        expected = start[index] - corrected * momentum / (np.sqrt(velocity) + epsilon)
+        np.testing.assert_allclose(weight, expected, atol=1e-6)
+
+
+def test_one_client_with_one_step_is_central_sgd(task, data):
+    """A cohort of one client, one batch, plain server averaging: a step of SGD on that batch."""
+    plan = BatchPlan(task, SIZE, batch_size=512, epochs=1, max_elements=512)
+    client = max(data.client_ids, key=lambda client_id: len(data.read(client_id)))
+    config = FederatedConfig(
+        client=ClientConfig(learning_rates=(0.2,), clipnorm=0.0), server_optimizer=OptimizerConfig("sgd", (1.0,))
+    )
+    model = build_model("cnn", (*SIZE, 3), task.num_outputs, seed=1)
+    central = build_model("cnn", (*SIZE, 3), task.num_outputs, seed=1)
+    runtime = InProcessRuntime(model, config, data, plan, SEED)
+    (batch,) = client_batches(data, [client], plan=plan, seed=SEED, round_number=0)
+    runtime.run_round(0, [client])
+    with tf.GradientTape() as tape:
+        loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)(batch.labels, central(batch.pixels, training=True))
+    gradients = tape.gradient(loss, central.trainable_variables)
+    for weight, variable, gradient in zip(runtime.weights(), central.trainable_variables, gradients, strict=True):
+        np.testing.assert_allclose(weight, variable.numpy() - 0.2 * gradient.numpy(), atol=1e-6)
+
+
+def test_a_strong_proximal_term_holds_clients_near_the_global_model(task, data, plan):
+    """TFF 0.87's own FedProx has the opposite sign for Keras models and drives them away."""
+
+    def moved(config):
+        runtime = InProcessRuntime(build_model("cnn", (*SIZE, 3), task.num_outputs, seed=3), config, data, plan, SEED)
+        start = runtime.weights()
+        runtime.run_round(0, _cohort(data, 0))
+        return np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(runtime.weights(), start, strict=True)))
+
+    server = OptimizerConfig("sgd", (1.0,))
+    free = moved(FederatedConfig(server_optimizer=server))
+    held = moved(FederatedConfig(ClientConfig(algorithm=FED_PROX, proximal_strength=2.0), server))
+    assert held < 0.95 * free
+
+
+def test_a_restored_runtime_continues_bit_for_bit(task, data, plan):
+    config = FederatedConfig(client=_UNWEIGHTED, noise=NoiseConfig(GAUSSIAN, 0.5, 3.0, 0.05, 0.3, 1.0))
+
+    def runtime(seed):
+        return InProcessRuntime(build_model("cnn", (*SIZE, 3), task.num_outputs, seed=seed), config, data, plan, SEED)
+
+    unbroken = runtime(0)
+    for round_number in range(4):
+        unbroken.run_round(round_number, _cohort(data, round_number))
+        if round_number == 1:
+            saved = unbroken.state()
+    resumed = runtime(1)
+    resumed.restore(saved)
+    for round_number in (2, 3):
+        resumed.run_round(round_number, _cohort(data, round_number))
+    for one, other in zip(unbroken.state(), resumed.state(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_diverged_client_is_left_out_and_named(task, data, plan):
+    config = FederatedConfig(client=ClientConfig(learning_rates=(float("inf"),)))
+    runtime = InProcessRuntime(_linear_model(task.num_outputs), config, data, plan, SEED)
+    start = runtime.weights()
+    cohort = _cohort(data, 0)
+    result = runtime.run_round(0, cohort)
+    assert result.non_finite_clients == tuple(cohort)
+    assert result.metrics["loss"] == 0
+    for one, other in zip(runtime.weights(), start, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_empty_cohort_changes_nothing_without_noise(task, data, plan):
+    config = FederatedConfig(server_optimizer=OptimizerConfig("sgd", (1.0,)))
+    runtime = InProcessRuntime(_linear_model(task.num_outputs), config, data, plan, SEED)
+    start = runtime.weights()
+    result = runtime.run_round(0, [])
+    assert result.num_examples == 0
+    for one, other in zip(runtime.weights(), start, strict=True):
+        np.testing.assert_array_equal(one, other)
