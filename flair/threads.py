@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from flair.errors import FlairError
 
 Item = TypeVar("Item")
-STOP_SECONDS = 5.0  # for threads to notice; whoever waits for a silent server is left behind
+STOP_SECONDS = 1.0  # for all threads to notice; whoever waits for a silent server is left behind
 
 
 class Stopped(Exception):
@@ -56,9 +57,10 @@ def run(
                 thread.join(0.2)
     except BaseException:
         stop.set()
+        deadline = time.monotonic() + STOP_SECONDS
         for thread in threads:
             if thread.ident is not None:
-                thread.join(STOP_SECONDS)
+                thread.join(max(0.0, deadline - time.monotonic()))
         raise
     if broken:
         raise broken[0]

@@ -10,6 +10,7 @@ between the two costs no second transfer.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -203,12 +204,21 @@ class _Transfer:
         end = self._total()
         with open(self.part, "ab", buffering=0) as file:
             for chunk in self.client.chunks(response, None if end is None else end - self.position):
-                file.write(chunk)
+                self._write(file, chunk)
                 self._count(chunk)
                 if len(self.start) == _START_BYTES:
                     self._check_start()
         if end is not None and self.position < end:
             raise TryAgain(f"the connection broke after {say_size(self.position)} of {say_size(end)}")
+
+    def _write(self, file: io.FileIO, chunk: bytes) -> None:
+        view = memoryview(chunk)
+        try:
+            while view:  # a disk that is nearly full takes less than it is given before it complains
+                view = view[file.write(view) :]
+        except OSError as error:
+            error.filename = str(self.part)
+            raise
 
     def _check_start(self) -> None:
         page = re.match(rb"\s*(?:<!doctype\s+html|<html)", self.start, re.IGNORECASE)
