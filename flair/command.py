@@ -55,7 +55,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
 
 def explain_os_error(error: OSError) -> str:
     """One line for an operating-system error: which file, what went wrong, what to do next."""
-    if error.errno is None:
+    if not error.errno:
         return str(error)
     where = f" {error.filename!r}" if error.filename else ""
     advice = {
