@@ -181,7 +181,9 @@ def _batches(
             raise FlairError(f"{name}: has no column {', '.join(sorted(missing))}; expected FLAIR's parquet files")
         for batch in shard.iter_batches(batch_size, columns=columns, use_threads=False):
             yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's; pyarrow says some of its own with OSError too
         raise _DamagedShard(f"{name}: is no parquet file, or damaged: {' '.join(str(error).split())[:200]}") from None
 
 

@@ -55,6 +55,7 @@ class FaultServer(http.server.ThreadingHTTPServer):
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.files: dict[str, bytes] = {}
         self.etags: dict[str, str | None] = {}  # in place of the right one; None: no validator at all
+        self.redirects: dict[str, tuple[tuple[str, str], ...]] = {}  # path -> headers, Location among them
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.requests: list[Request] = []
         self.lock = threading.Lock()
@@ -121,6 +122,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         content = self.server.files.get(self.path)
+        if self.path in self.server.redirects:
+            self._answer(302, b"", [("Content-Length", "0"), *self.server.redirects[self.path]], Fault())
+            return
         self._remember(404 if content is None else 200)
         self.send_response(404 if content is None else 200)
         self.send_header("Content-Length", str(len(content or b"")))
@@ -131,6 +135,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             waiting = self.server.faults[self.path]
             fault = waiting.pop(0) if waiting else Fault()
         content = self.server.files.get(self.path)
+        if fault.status is None and self.path in self.server.redirects:
+            self._answer(302, b"", [("Content-Length", "0"), *self.server.redirects[self.path]], fault)
+            return
         if fault.status is not None or content is None:
             self._answer(fault.status or 404, fault.body, [("Content-Length", str(len(fault.body)))], fault)
             return
