@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib
+import io
 import json
+import os
 import random
 import resource
 import shutil
@@ -20,7 +24,10 @@ import psutil
 import pytest
 from PIL import Image
 
+import flair.command
 from flair.synthetic import make_dataset
+from flair.tfrecord import read_payloads
+from flair.verify import run_checks
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS: dict[str, list[str]] = {
@@ -39,22 +46,29 @@ def arguments(command: str, source: Path, output: Path, *more: str) -> list[str]
     return [str(ROOT / script), f"--dataset_dir={source}", *flags, f"{place}={output}", *more]
 
 
-def run(
-    command: str, source: Path, output: Path, *more: str, before: Callable[[], None] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return start(sys.executable, *arguments(command, source, output, *more), before=before)
+def run(command: str, source: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return start(sys.executable, *arguments(command, source, output, *more))
 
 
 def start(*words: str, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=120, preexec_fn=before)
 
 
-def run_here(command: str, source: Path, output: Path, *more: str) -> int:
-    """As `run`, quicker; a refused run raises."""
+def run_here(command: str, source: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which is quicker."""
     script, *flags = arguments(command, source, output, *more, "--num_workers=1")
     main = importlib.import_module(Path(script).stem).main
-    code: int = main(flags)
-    return code
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        pytest.raises(SystemExit) as stopped,
+    ):
+        flair.command.run(main, flags)
+    code = stopped.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(flags, code, stdout.getvalue(), stderr.getvalue())
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -155,9 +169,9 @@ def test_workers_die_with_a_killed_run_and_what_they_finished_is_kept(
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     pattern, folder = (sign, output) if not sign.startswith("..") else (sign[3:], output.parent)
-    # Two signs of work done: a second file, or more lines than the first of the journal.
+    # Signs of work done: a second file, or the first task in the journal.
     while len(signs := list(folder.glob(pattern))) < 2 and not any(
-        path.name == "journal" and path.read_text().count("\n") > 3 for path in signs
+        path.name == "journal" and "\nwritten 1 " in path.read_text() for path in signs
     ):
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
@@ -177,23 +191,21 @@ def test_workers_die_with_a_killed_run_and_what_they_finished_is_kept(
 
 
 @each_command
-def test_complete_output_is_left_alone_or_refused_or_replaced(
-    command: str, miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_complete_output_is_left_alone_or_refused_or_replaced(command: str, miniature: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
-    assert run_here(command, miniature, output) == 0
+    assert run_here(command, miniature, output).returncode == 0
     before = contents(tmp_path)
-    capsys.readouterr()
-    assert run_here(command, miniature, output) == 0
-    assert "is complete already: 160 photos of 40 users" in capsys.readouterr().out
-    refused = run(command, miniature, output, "--limit_users=10")
+    again = run_here(command, miniature, output)
+    assert again.returncode == 0
+    assert "is complete already: 160 photos of 40 users" in again.stdout
+    refused = run_here(command, miniature, output, "--limit_users=10")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert "limit_users=None there, 10 now" in refused.stderr
     assert "--overwrite" in refused.stderr
     assert contents(tmp_path) == before
-    assert run_here(command, miniature, output, "--limit_users=10", "--overwrite") == 0
-    assert run_here(command, miniature, tmp_path / "fresh", "--limit_users=10") == 0
+    assert run_here(command, miniature, output, "--limit_users=10", "--overwrite").returncode == 0
+    assert run_here(command, miniature, tmp_path / "fresh", "--limit_users=10").returncode == 0
     after = contents(tmp_path)
     assert {name for name in after if name.startswith("output")} == {
         name.replace("fresh", "output") for name in after if name.startswith("fresh")
@@ -211,14 +223,14 @@ def test_an_unfinished_run_with_other_flags_is_refused_or_replaced(
     flags = arguments(command, miniature, output, "--num_workers=1", "--limit_users=9")
     killed = start(sys.executable, str(ROOT / "tests/interrupted.py"), "SIGKILL", "12", *flags)
     assert killed.returncode == -signal.SIGKILL
-    refused = run(command, miniature, output)
+    refused = run_here(command, miniature, output)
     assert refused.returncode == 1
     assert (
         "unfinished work there was made from other data or with other flags (num_users=9 there, 40 now"
         in refused.stderr
     )
-    assert run_here(command, miniature, output, "--overwrite") == 0
-    assert run_here(command, miniature, tmp_path / "fresh") == 0
+    assert run_here(command, miniature, output, "--overwrite").returncode == 0
+    assert run_here(command, miniature, tmp_path / "fresh").returncode == 0
     found = contents(tmp_path)
     assert all(found[name.replace("fresh", "output")] == found[name] for name in found if name.startswith("fresh"))
     assert not any("unfinished" in name for name in found)
@@ -234,11 +246,11 @@ def test_output_of_others_is_not_touched_unasked(command: str, flair_sample: Pat
     else:
         output.write_bytes(b"theirs")
     before = contents(tmp_path)
-    refused = run(command, flair_sample, output)
+    refused = run_here(command, flair_sample, output)
     assert refused.returncode == 1
     assert "not made by this version of this command" in refused.stderr
     assert contents(tmp_path) == before
-    assert run_here(command, flair_sample, output, "--overwrite") == 0
+    assert run_here(command, flair_sample, output, "--overwrite").returncode == 0
     if output.is_dir():
         assert (output / "notes.txt").read_text() == "mine"
         assert not (output / "train" / "1@N00.tfrecords").exists()
@@ -247,24 +259,19 @@ def test_output_of_others_is_not_touched_unasked(command: str, flair_sample: Pat
 def test_other_files_in_the_place_of_records_are_not_deleted(flair_sample: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "thesis.tex").write_text("years")
-    refused = run("tfrecords", flair_sample, tmp_path, "--overwrite")
+    refused = run_here("tfrecords", flair_sample, tmp_path, "--overwrite")
     assert refused.returncode == 1
     assert "holds other files than records" in refused.stderr
     assert (tmp_path / "train" / "thesis.tex").read_text() == "years"
 
 
 def test_two_runs_at_once_do_not_mix(flair_sample: Path, tmp_path: Path) -> None:
-    import fcntl
-
     unfinished = tmp_path / "records" / ".unfinished"
     unfinished.mkdir(parents=True)
-    with open(unfinished.parent / "lock", "w"):
-        import os
-
-        descriptor = os.open(unfinished, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        refused = run("tfrecords", flair_sample, tmp_path / "records")
-        os.close(descriptor)
+    descriptor = os.open(unfinished, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    refused = run_here("tfrecords", flair_sample, tmp_path / "records")
+    os.close(descriptor)
     assert refused.returncode == 1
     assert "another process is preparing this output" in refused.stderr
 
@@ -296,7 +303,7 @@ def test_a_bad_photo_is_refused_in_one_line(command: str, kind: str, miniature: 
     make, reason = BAD_PHOTOS[kind]
     make(path, data)
     output = tmp_path / "place" / "output"
-    refused = run(command, dataset, output)
+    refused = run_here(command, dataset, output)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert f"image {item['image_id']} of user {item['user_id']}" in refused.stderr
@@ -304,7 +311,7 @@ def test_a_bad_photo_is_refused_in_one_line(command: str, kind: str, miniature: 
     assert not [name for name in contents(tmp_path / "place") if "unfinished" not in name and name != "output"]
     assert not output.is_file()
     path.write_bytes(data) if not path.exists() else (path.unlink(), path.write_bytes(data))
-    assert run_here(command, dataset, output) == 0
+    assert run_here(command, dataset, output).returncode == 0
 
 
 @pytest.mark.parametrize("command", ["tfrecords", "raw", "jpeg"])
@@ -312,16 +319,12 @@ def test_a_grayscale_photo_is_stored_as_rgb_and_told(command: str, miniature: Pa
     dataset = copy(miniature, tmp_path / "dataset")
     path, item = a_photo(dataset)
     picture("L").save(path, "JPEG")
-    result = run(command, dataset, tmp_path / "output")
+    result = run_here(command, dataset, tmp_path / "output")
     assert result.returncode == 0, result.stderr
     assert f"Warning: 1 grayscale photos were stored as RGB: {item['image_id']}\n" in result.stdout
-    verified = start(
-        *(sys.executable, "-m", "flair.verify", f"--dataset_dir={dataset}"),
-        f"--{'tfrecords_dir' if command == 'tfrecords' else 'hdf5_file'}={tmp_path / 'output'}",
-    )
-    failed = [line for line in verified.stdout.splitlines() if line.startswith("FAIL")]
-    assert len(failed) == 1
-    assert "photos are RGB: 1 of 160 photos" in failed[0]
+    place = {f"{'tfrecords_dir' if command == 'tfrecords' else 'hdf5_file'}": tmp_path / "output"}
+    failed = [check for check in run_checks(dataset, **place) if not check.ok]
+    assert [(check.name, check.failures) for check in failed] == [("photos are RGB", 1)]
 
 
 def change_record(dataset: Path, index: int, **fields: object) -> None:
@@ -350,7 +353,7 @@ def test_bad_metadata_is_refused_in_one_line(
 ) -> None:
     dataset = copy(flair_sample, tmp_path / "dataset")
     damage(dataset)
-    refused = run(script, dataset, tmp_path / "output")
+    refused = run_here(script, dataset, tmp_path / "output")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert message in refused.stderr
@@ -362,7 +365,7 @@ def test_an_empty_partition_is_refused(flair_sample: Path, tmp_path: Path) -> No
     items = json.loads((dataset / "labels_and_metadata.json").read_text())
     kept = [item for item in items if item["partition"] != "val"]
     (dataset / "labels_and_metadata.json").write_text(json.dumps(kept))
-    refused = run("tfrecords", dataset, tmp_path / "output")
+    refused = run_here("tfrecords", dataset, tmp_path / "output")
     assert refused.returncode == 1
     assert "partition 'val' is empty" in refused.stderr
 
@@ -373,14 +376,14 @@ def test_a_full_disk_ends_in_one_line_and_a_later_run_goes_on(command: str, mini
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
 
     output = tmp_path / "place" / "output"
-    refused = run(command, miniature, output, before=limit_file_size)
+    refused = start(sys.executable, *arguments(command, miniature, output), before=limit_file_size)
     assert refused.returncode == 1
     assert "File too large" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert all("unfinished" in name or name == "output" for name in contents(tmp_path / "place"))
     assert not output.is_file()
-    assert run(command, miniature, output).returncode == 0
-    assert run_here(command, miniature, tmp_path / "fresh" / "output") == 0
+    assert run_here(command, miniature, output).returncode == 0
+    assert run_here(command, miniature, tmp_path / "fresh" / "output").returncode == 0
     assert contents(tmp_path / "place") == contents(tmp_path / "fresh")
 
 
@@ -388,24 +391,23 @@ def test_a_full_disk_ends_in_one_line_and_a_later_run_goes_on(command: str, mini
 def test_a_disk_that_is_too_small_is_told_before_any_work(
     command: str, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flair.errors import FlairError
-
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=500_000))
-    with pytest.raises(FlairError, match=r"MB are needed and 500\.0 kB free"):
-        run_here(command, miniature, tmp_path / "output")
+    refused = run_here(command, miniature, tmp_path / "output")
+    assert refused.returncode == 1
+    assert "MB are needed and 500.0 kB free" in refused.stderr
 
 
 def test_an_unwritable_output_is_refused(flair_sample: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for command in ("tfrecords", "raw"):
-        refused = run(command, flair_sample, tmp_path / "file" / "output")
+        refused = run_here(command, flair_sample, tmp_path / "file" / "output")
         assert refused.returncode == 1
         assert refused.stderr.count("\n") == 1
         assert "a part of the path is not a directory" in refused.stderr
-    refused = run("tfrecords", flair_sample, tmp_path / "file")
+    refused = run_here("tfrecords", flair_sample, tmp_path / "file")
     assert "is a file; expected a directory" in refused.stderr
-    refused = run("raw", flair_sample, tmp_path)
+    refused = run_here("raw", flair_sample, tmp_path)
     assert "exists and is no file" in refused.stderr
 
 
@@ -414,8 +416,6 @@ def test_a_limit_keeps_whole_users_and_every_partition(miniature: Path, tmp_path
     items = json.loads((miniature / "labels_and_metadata.json").read_text())
     sizes: dict[str, int] = {}
     for folder in ("train", "dev", "test"):
-        from flair.tfrecord import read_payloads
-
         paths = list((tmp_path / "records" / folder).iterdir())
         assert paths
         sizes |= {path.stem: len(list(read_payloads(path))) for path in paths}
@@ -430,19 +430,16 @@ def test_a_limit_keeps_whole_users_and_every_partition(miniature: Path, tmp_path
     ("command", "flags", "message"),
     [
         ("tfrecords", ["--limit_users=0"], "expected a whole number of at least 1, found '0'"),
-        ("tfrecords", ["--num_workers=two"], "expected a whole number of at least 1, found 'two'"),
+        ("tfrecords", ["--images_per_shard=two"], "expected a whole number of at least 1, found 'two'"),
         ("tfrecords", ["--layout=flat"], "invalid choice: 'flat'"),
         ("raw", ["--label_format=indices", "--not_group_data_by_user"], "is a layout by user"),
         ("raw", ["--colour"], "unrecognized arguments"),
     ],
 )
-def test_wrong_flags_are_refused(
-    command: str, flags: Sequence[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        run_here(command, tmp_path, tmp_path / "output", *flags)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+def test_wrong_flags_are_refused(command: str, flags: Sequence[str], message: str, tmp_path: Path) -> None:
+    refused = run_here(command, tmp_path, tmp_path / "output", *flags)
+    assert refused.returncode == 2
+    assert message in refused.stderr
 
 
 @pytest.mark.parametrize("script", ["prepare_dataset.py", "prepare_tfrecords.py"])
