@@ -46,6 +46,7 @@ class _Recipe(NamedTuple):
     num_fine_labels: int
     taste_concentration: float
     style_strength: float
+    dialect: float
     metadata_only: bool
     distinct_photos: int | None
 
@@ -59,6 +60,7 @@ def make_dataset(
     num_fine_labels: int = DEFAULT_NUM_FINE_LABELS,
     taste_concentration: float = 3.0,
     style_strength: float = 1.0,
+    dialect: float = 0.0,
     metadata_only: bool = False,
     distinct_photos: int | None = None,
     num_workers: int | None = None,
@@ -75,6 +77,8 @@ def make_dataset(
       num_fine_labels: at least 17.
       taste_concentration: of the Dirichlet distribution of users' tastes, above 0; at 1e6 all want the same labels.
       style_strength: how far users' styles differ, from 0 (all look alike); well above 1 colours mislead
+      dialect: probability, from 0 to 1, that a user swaps the motifs of two labels, for each of five pairs: a reason to
+        personalize that is not in the label frequencies.
       metadata_only: draw no photos.
       distinct_photos: draw this many photos and hard-link all others to them in turn. These then show other labels
         than they carry: for measuring speed at full scale, not for training.
@@ -86,7 +90,7 @@ def make_dataset(
     from flair.synthetic_population import make_users, user_sizes
 
     start = time.monotonic()
-    _check_numbers(seed, taste_concentration, style_strength, distinct_photos, num_workers)
+    _check_numbers(seed, taste_concentration, style_strength, dialect, distinct_photos, num_workers)
     sizes = user_sizes(num_users, num_images)
     taxonomy = make_taxonomy(num_fine_labels)
     recipe = _Recipe(
@@ -97,6 +101,7 @@ def make_dataset(
         num_fine_labels=num_fine_labels,
         taste_concentration=float(taste_concentration),
         style_strength=float(style_strength),
+        dialect=float(dialect),
         metadata_only=metadata_only,
         distinct_photos=distinct_photos,
     )
@@ -117,13 +122,20 @@ def make_dataset(
                 num_workers = (
                     default_num_workers() if min(len(records), distinct_photos or math.inf) >= _FEW_PHOTOS else 1
                 )
-            write_photos(folder, records, Painter(taxonomy, seed, style_strength), distinct_photos, num_workers)
+            write_photos(
+                folder, records, Painter(taxonomy, seed, style_strength, dialect), distinct_photos, num_workers
+            )
         write_metadata(folder / METADATA_FILE, records)
     return Made(folder, recipe.num_users, recipe.num_images, time.monotonic() - start, was_there)
 
 
 def _check_numbers(
-    seed: int, taste_concentration: float, style_strength: float, distinct_photos: int | None, num_workers: int | None
+    seed: int,
+    taste_concentration: float,
+    style_strength: float,
+    dialect: float,
+    distinct_photos: int | None,
+    num_workers: int | None,
 ) -> None:
     for name, number, least in (
         ("--seed", seed, 0),
@@ -135,6 +147,8 @@ def _check_numbers(
             raise FlairError(f"{name}={number}: expected a number from {least}")
     if not 0 < taste_concentration < math.inf:
         raise FlairError(f"--taste_concentration={taste_concentration}: expected a number above 0")
+    if not 0 <= dialect <= 1:
+        raise FlairError(f"--dialect={dialect}: expected a probability, from 0 to 1")
 
 
 def _claim(folder: Path, recipe: _Recipe) -> bool:
@@ -231,6 +245,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=1.0,
         help="how far users' styles differ, from 0 (not at all); above 1 colours mislead (default: 1)",
+    )
+    add(
+        "--dialect",
+        metavar="P",
+        type=float,
+        default=0.0,
+        help="probability that a user swaps the motifs of two labels, in each of five pairs (default: 0)",
     )
     add("--metadata_only", action="store_true", help="draw no photos (default: draw them)")
     add("--distinct_photos", metavar="N", type=int, help="draw N photos, hard-link the others (default: draw all)")

@@ -22,9 +22,9 @@ def pack(dataset_dir: str | Path, archives_dir: str | Path, num_archives: int, *
     """Lays out `archives_dir` as the folder behind `catalog.APPLE_BASE_URL`; returns the files written.
 
     Two label files, and `num_archives` of the form `images/small/small_images-00.tar.gz`, whose members are
-    `small_images/<image_id>.jpg`, with a manifest that names them all, their sizes and sha256. The photos are dealt out in file order, as evenly as can be. With `raw`, the same
-    photos once more as `images/raw/images-00.tar.gz` with members `raw_images/<image_id>.jpg`. The same dataset gives
-    the same bytes.
+    `small_images/<image_id>.jpg`, with a manifest that names them all, their sizes and sha256. The photos are dealt out
+    in file order, as evenly as can be. With `raw`, the same photos once more as `images/raw/images-00.tar.gz` with
+    members `raw_images/<image_id>.jpg`. The same dataset gives the same bytes.
 
     Raises:
       FlairError: fewer than 1 archive, or more archives than photos, or a photo is missing.

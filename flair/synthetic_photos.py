@@ -46,6 +46,14 @@ _COLOURS: Final = {
     "religion": (0.13, 0.60, 0.70),
     "structure": (0.02, 0.45, 0.60),
 }
+# Labels of like frequency, which users of another dialect swap.
+_SWAPPED: Final = (
+    ("equipment", "structure"),
+    ("material", "outdoor"),
+    ("food", "plant"),
+    ("animal", "liquid"),
+    ("art", "interior_room"),
+)
 
 
 class Style(NamedTuple):
@@ -61,9 +69,10 @@ class Style(NamedTuple):
     blur: float  # radius in pixels
     scale: float  # of all motifs
     frame: int  # pixels of the dark border
+    shown_as: dict[str, str]  # coarse labels that the user shows by the motif of another one
 
 
-_PLAIN = Style(((150, 150, 140), (80, 80, 90)), 0, 0.0, (1.0, 1.0, 1.0), 1.0, 0.0, 0.2, 0.0, 1.0, 0)
+_PLAIN = Style(((150, 150, 140), (80, 80, 90)), 0, 0.0, (1.0, 1.0, 1.0), 1.0, 0.0, 0.2, 0.0, 1.0, 0, {})
 
 
 class Painter:
@@ -71,13 +80,16 @@ class Painter:
 
     Every coarse label shows as its own motif at a random place, size and angle; the fine-grained label sets its inner
     drawing and shade. Background, colours, contrast, sharpness, grain, size of things and frame are the user's. At
-    `style_strength` 0 all users share one look; far above 1 a user's colours say nothing about another's.
+    `style_strength` 0 all users share one look; far above 1 a user's colours say nothing about another's. With
+    probability `dialect`, each user and each of five pairs of labels for itself, a user swaps the motifs of the pair:
+    then only who knows the user can tell the two labels apart.
     """
 
-    def __init__(self, taxonomy: list[FineLabel], seed: int, style_strength: float = 1.0) -> None:
+    def __init__(self, taxonomy: list[FineLabel], seed: int, style_strength: float = 1.0, dialect: float = 0.0) -> None:
         self._labels = {label.name: label for label in taxonomy}
         self._seed = seed
         self._strength = style_strength
+        self._dialect = dialect
         self._last_style: tuple[str, Style] | None = None
 
     def style(self, user_id: str) -> Style:
@@ -88,14 +100,18 @@ class Painter:
 
     def _make_style(self, user_id: str) -> Style:
         rng = np.random.default_rng([self._seed, _STYLE_STREAM, *user_id.encode()])
+        shown_as: dict[str, str] = {}
+        for (first, second), chance in zip(_SWAPPED, rng.random(len(_SWAPPED)), strict=True):
+            if chance < self._dialect:
+                shown_as |= {first: second, second: first}
         strength = self._strength
         if strength == 0:
-            return _PLAIN
+            return _PLAIN._replace(shown_as=shown_as)
         hue, value = rng.random(), rng.uniform(0.35, 0.95)
-        first = colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.6), value)
-        second = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.12)) % 1, rng.uniform(0.1, 0.6), value * 0.55)
+        light = colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.6), value)
+        dark = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.12)) % 1, rng.uniform(0.1, 0.6), value * 0.55)
         return Style(
-            background=(_bytes_of(first), _bytes_of(second)),
+            background=(_bytes_of(light), _bytes_of(dark)),
             texture=int(rng.integers(_NUM_TEXTURES)),
             hue_turn=strength * rng.normal(0, 0.035),
             cast=tuple(1 + min(strength, 4) * rng.uniform(-0.1, 0.1, size=3)),
@@ -105,6 +121,7 @@ class Painter:
             blur=float(rng.choice([0, 0, 0, 0.8, 1.4])),
             scale=rng.uniform(0.8, 1.25),
             frame=int(rng.choice([0, 0, 0, 0, 6, 12])),
+            shown_as=shown_as,
         )
 
     def paint(self, record: Record) -> Image.Image:
@@ -181,13 +198,14 @@ def _place(
     taken.append(centre)
     left, top = (int(coordinate - side / 2) for coordinate in centre)
 
-    hue, saturation, value = _COLOURS[label.parent]
+    shown = style.shown_as.get(label.parent, label.parent)
+    hue, saturation, value = _COLOURS[shown]
     hue += style.hue_turn + 0.08 * (next(chance) - 0.5) + 0.08 * ((label.rank * 0.382) % 1 - 0.5)
     saturation = min(1.0, saturation * (0.6 + 0.7 * next(chance)))
     value = min(1.0, value * (0.75 + 0.45 * next(chance)))
     body = colorsys.hsv_to_rgb(hue % 1, saturation, value)
     detail = colorsys.hsv_to_rgb(label.rank * 0.618 % 1, 0.35, value - 0.5 if value > 0.55 else value + 0.45)
-    shape = motif(label.parent, label.rank % NUM_VARIANTS)
+    shape = motif(shown, label.rank % NUM_VARIANTS)
     for mask, colour in ((shape.body, body), (shape.detail, detail)):
         pasted = mask.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
         photo.paste(_bytes_of(colour), (left, top), pasted)
