@@ -20,55 +20,63 @@ _LABEL_KEYS = {"labels": ("labels", "label"), "fine_grained_labels": ("fine_grai
 
 
 def parse(serialized: tf.Tensor, task: Task) -> tuple[tf.Tensor, tf.Tensor]:
-    """One serialized example to its JPEG (string scalar) and its labels (float32 `[num_outputs]`, 0 or 1)."""
+    """One serialized example to its photo (string scalar) and its labels (float32 `[num_outputs]`, 0 or 1)."""
     label_keys = _LABEL_KEYS[task.feature]
     features = {key: tf.io.FixedLenFeature([], tf.string, "") for key in _IMAGE_KEYS}
     features.update({key: tf.io.VarLenFeature(tf.int64) for key in label_keys})
     example = tf.io.parse_single_example(serialized, features)
-    jpeg = tf.strings.join([example[key] for key in _IMAGE_KEYS])
+    photo = tf.strings.join([example[key] for key in _IMAGE_KEYS])
     columns = tf.concat([example[key].values for key in label_keys], 0)
     if task.binary_index is not None:
-        return jpeg, tf.cast(tf.reduce_any(columns == task.binary_index, keepdims=True), tf.float32)
+        return photo, tf.cast(tf.reduce_any(columns == task.binary_index, keepdims=True), tf.float32)
     hits = tf.scatter_nd(columns[:, tf.newaxis], tf.ones_like(columns, tf.float32), [task.num_columns])
-    return jpeg, tf.minimum(hits, 1.0)
+    return photo, tf.minimum(hits, 1.0)
 
 
 def decode_training(
-    jpeg: tf.Tensor, seed: tf.Tensor, image_size: tuple[int, int], *, crop: bool = True, flip: bool = True
+    photo: tf.Tensor,
+    seed: tf.Tensor,
+    image_size: tuple[int, int],
+    *,
+    crop: bool = True,
+    flip: bool = True,
+    image_format: str = "jpeg",
 ) -> tf.Tensor:
-    """One JPEG to a randomly cropped and flipped photo `[height, width, 3]`, uint8.
+    """One stored photo to a randomly cropped and flipped one `[height, width, 3]`, uint8.
 
     Args:
-      jpeg: string scalar.
+      photo: string scalar, JPEG or raw pixels as `image_format` says.
       seed: int64 [2].
       image_size: (height, width) of the model's input.
       crop: a random window; else the whole photo, as in evaluation.
       flip: flips along each axis with probability 1/2.
     """
     draws = tf.random.stateless_uniform([4], seed)
-    image = _random_window(jpeg, draws[0], draws[1], image_size) if crop else decode_whole(jpeg, image_size)
+    if crop:
+        image = _random_window(photo, draws[0], draws[1], image_size, image_format)
+    else:
+        image = decode_whole(photo, image_size, image_format)
     if flip:
         axes = tf.boolean_mask(tf.constant([0, 1]), draws[2:] < 0.5)
         image = tf.reverse(image, axes)
     return tf.ensure_shape(image, (*image_size, 3))
 
 
-def decode_evaluation(jpeg: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
-    """One JPEG to the whole photo scaled to the input size: float32 `[height, width, 3]`, 0 to 255."""
-    return resize(decode(jpeg)[tf.newaxis], image_size)[0]
+def decode_evaluation(photo: tf.Tensor, image_size: tuple[int, int], image_format: str = "jpeg") -> tf.Tensor:
+    """One stored photo, whole, scaled to the input size: float32 `[height, width, 3]`, 0 to 255."""
+    return resize(decode(photo, image_format)[tf.newaxis], image_size)[0]
 
 
-def decode_whole(jpeg: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
-    """One JPEG to its largest central window of the model's aspect ratio, scaled: uint8 `[height, width, 3]`.
-
-    Rounded to whole grey levels; `decode_evaluation` keeps the fractions.
-    """
-    return tf.cast(tf.round(resize(decode(jpeg)[tf.newaxis], image_size)[0]), tf.uint8)
+def decode_whole(photo: tf.Tensor, image_size: tuple[int, int], image_format: str = "jpeg") -> tf.Tensor:
+    """`decode_evaluation` rounded to whole grey levels, uint8."""
+    return tf.cast(tf.round(decode_evaluation(photo, image_size, image_format)), tf.uint8)
 
 
-def decode(jpeg: tf.Tensor) -> tf.Tensor:
-    """One JPEG to all of its pixels, uint8 `[h, w, 3]`; gray photos become RGB."""
-    return tf.io.decode_jpeg(jpeg, channels=3)
+def decode(photo: tf.Tensor, image_format: str = "jpeg") -> tf.Tensor:
+    """All pixels of one stored photo, uint8 `[h, w, 3]`; gray JPEGs become RGB."""
+    if image_format == "raw":
+        return tf.reshape(tf.io.decode_raw(photo, tf.uint8), [IMAGE_SIZE, IMAGE_SIZE, 3])
+    return tf.io.decode_jpeg(photo, channels=3)
 
 
 def resize(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
@@ -104,8 +112,9 @@ def decode_training_batch(
     """
 
     def one(element: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        jpeg, labels = parse(element[0], task)
-        return decode_training(jpeg, element[1], image_size, crop=crop, flip=flip), labels
+        photo, labels = parse(element[0], task)
+        options = {"crop": crop, "flip": flip, "image_format": task.image_format}
+        return decode_training(photo, element[1], image_size, **options), labels
 
     images = tf.TensorSpec((*image_size, 3), tf.uint8)
     labels = tf.TensorSpec((task.num_outputs,), tf.float32)
@@ -113,14 +122,20 @@ def decode_training_batch(
         return tf.map_fn(one, (serialized, seeds), fn_output_signature=(images, labels), parallel_iterations=16)
 
 
-def _random_window(jpeg: tf.Tensor, down: tf.Tensor, right: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
-    shape = tf.io.extract_jpeg_shape(jpeg)
+def _random_window(
+    photo: tf.Tensor, down: tf.Tensor, right: tf.Tensor, image_size: tuple[int, int], image_format: str
+) -> tf.Tensor:
+    raw = image_format == "raw"
+    shape = tf.constant([IMAGE_SIZE, IMAGE_SIZE, 3]) if raw else tf.io.extract_jpeg_shape(photo)
     whole_height, whole_width = _largest_window(shape[0], shape[1], image_size)
     height = tf.maximum(whole_height * WINDOW_NUMERATOR // WINDOW_DENOMINATOR, 1)
     width = tf.maximum(whole_width * WINDOW_NUMERATOR // WINDOW_DENOMINATOR, 1)
     top = tf.cast(down * tf.cast(shape[0] - height + 1, tf.float32), tf.int32)
     left = tf.cast(right * tf.cast(shape[1] - width + 1, tf.float32), tf.int32)
-    image = tf.io.decode_and_crop_jpeg(jpeg, tf.stack([top, left, height, width]), channels=3)
+    if raw:
+        image = decode(photo, image_format)[top : top + height, left : left + width]
+    else:
+        image = tf.io.decode_and_crop_jpeg(photo, tf.stack([top, left, height, width]), channels=3)
     if image_size == (IMAGE_SIZE * WINDOW_NUMERATOR // WINDOW_DENOMINATOR,) * 2:
         already = tf.logical_and(tf.equal(height, image_size[0]), tf.equal(width, image_size[1]))
         return tf.cond(already, lambda: image, lambda: _scale(image, image_size))

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from benchmark import command, model_flags
+from benchmark import command, model_flags, tf_config
 from benchmark.records import Records, Task
-from benchmark.run_folder import RunFolder
+from benchmark.run_folder import RunFolder, WatchedRunFolder
 from benchmark.schedules import SCHEDULES, learning_rates
 from flair.errors import FlairError
 from flair.progress import duration
+
+if TYPE_CHECKING:
+    from benchmark.central_training import Options
 
 flags.DEFINE_float("learning_rate", 1e-4, "Learning rate of Adam.", lower_bound=0)
 flags.DEFINE_float(
@@ -53,6 +56,9 @@ def main() -> None:
     # A longer run with a constant learning rate is the shorter one, continued.
     changeable = (*_CHANGEABLE, "num_epochs") if FLAGS.learning_rate_schedule == "constant" else _CHANGEABLE
     flag_lines = [line for line in command.flag_lines() if not line.startswith("--overwrite=")]
+    if tf_config.place().worker != 0:
+        _train(records, task, users, WatchedRunFolder(run_dir), saved_model)
+        return
     with RunFolder(run_dir, flag_lines, "epoch", changeable, FLAGS.overwrite) as run:
         summary = run.summary
         if summary is not None and FLAGS.num_epochs <= summary["num_epochs"]:
@@ -78,47 +84,58 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         seed=FLAGS.seed,
     )
     from benchmark import evaluation, flair_model
-    from benchmark.central_training import BEST_FILE, CentralTrainer, Options, train
+    from benchmark.central_training import BEST_FILE, CentralTrainer, train
+    from benchmark.devices import Devices
     from benchmark.flair_data import TrainingData, evaluation_dataset
     from benchmark.interruption import SafePoints
 
-    model, load_report = model_flags.build_model_from_flags(task.num_outputs)
+    devices = Devices()
+    trainer = CentralTrainer(lambda: model_flags.build_model(task.num_outputs), task, FLAGS.clipnorm, devices)
+    load_report = model_flags.restore_model(trainer.model)
     if load_report is not None:
         print(f"{FLAGS.restore_model_path}: {load_report}", flush=True)
     size = model_flags.image_size()
-    training = TrainingData(records, "train", task, FLAGS.train_batch_size, size, FLAGS.seed)
-    validation, test = (evaluation_dataset(records, p, task, size, FLAGS.eval_batch_size) for p in ("val", "test"))
-    steps = training.steps_per_epoch
-    options = Options(
-        num_epochs=FLAGS.num_epochs,
-        learning_rates=learning_rates(
-            FLAGS.learning_rate,
-            FLAGS.num_epochs * steps,
-            FLAGS.learning_rate_schedule,
-            round(FLAGS.warmup_epochs * steps),
-        ),
-        best_metric=FLAGS.best_metric,
-        early_stopping=FLAGS.early_stopping,
-        seconds_per_checkpoint=60 * FLAGS.minutes_per_checkpoint,
+    share = (devices.replicas, devices.num_replicas)
+    training = TrainingData(records, "train", task, FLAGS.train_batch_size, size, FLAGS.seed, *share)
+    workers = (devices.worker, devices.num_workers)
+    validation, test = (
+        evaluation_dataset(records, partition, task, size, FLAGS.eval_batch_size, None, *workers)
+        for partition in ("val", "test")
     )
+    devices.barrier()
     with SafePoints("step") as safe_points:
-        position = train(CentralTrainer(model, task, FLAGS.clipnorm), training, validation, run, options, safe_points)
-    flair_model.load_by_name(model, run.path / BEST_FILE)
-    saved_model.parent.mkdir(parents=True, exist_ok=True)
-    flair_model.save_weights(model, saved_model)
+        position = train(trainer, training, validation, run, _options(training.steps_per_epoch), safe_points)
+    devices.barrier()
+    flair_model.load_by_name(trainer.model, run.path / BEST_FILE)
+    if run.is_written:
+        flair_model.save_weights(trainer.model, saved_model)
     return {
         "setting": "central",
         "model": FLAGS.model,
-        "parameters": model.count_params(),
+        "parameters": trainer.model.count_params(),
         "num_epochs": FLAGS.num_epochs,
         "epochs": position.epoch,
         "best_epoch": position.best_epoch,
-        "val": evaluation.evaluate(model, validation, task),
-        "test": evaluation.evaluate(model, test, task),
+        "val": evaluation.evaluate(trainer.model, validation, task, devices=devices),
+        "test": evaluation.evaluate(trainer.model, test, task, devices=devices),
         "training_seconds": round(position.seconds, 3),
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
     }
+
+
+def _options(steps_per_epoch: int) -> Options:
+    from benchmark.central_training import Options
+
+    warmup = round(FLAGS.warmup_epochs * steps_per_epoch)
+    total = FLAGS.num_epochs * steps_per_epoch
+    return Options(
+        num_epochs=FLAGS.num_epochs,
+        learning_rates=learning_rates(FLAGS.learning_rate, total, FLAGS.learning_rate_schedule, warmup),
+        best_metric=FLAGS.best_metric,
+        early_stopping=FLAGS.early_stopping,
+        seconds_per_checkpoint=60 * FLAGS.minutes_per_checkpoint,
+    )
 
 
 def _check_best_metric(task: Task) -> None:

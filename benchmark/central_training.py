@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,14 +13,17 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark import evaluation, flair_model
+from benchmark.devices import Devices, sum_over_replicas
 from benchmark.flair_data import EvaluationData, TrainingData
-from benchmark.flair_metrics import ScoreHistogram, losses_of
+from benchmark.flair_metrics import histogram, losses_of, scores_of
 from benchmark.interruption import SafePoints
 from benchmark.records import Task
 from benchmark.run_folder import RunFolder
+from benchmark.score_histogram import NUM_BUCKETS, finalize
 from flair.errors import FlairError
 from flair.progress import Progress
 
+Batch = tuple[tf.Tensor, tf.Tensor]
 BEST_FILE, LAST_FILE = "best.h5", "last.h5"
 
 
@@ -54,29 +58,70 @@ class Position:
 
 
 class CentralTrainer:
-    """Trains a model with Adam, one compiled step a batch.
+    """Trains a model with Adam, one compiled step a batch, on one or several devices.
 
     Args:
-      model: from `flair_model.build_model`.
-      task: what it predicts.
-      clipnorm: bound on the gradient of each weight.
+      build: makes the model, called where its variables belong.
+      task: what the model predicts.
+      clipnorm: bound on the gradient of each weight; 0 turns clipping off.
+      devices: on what to train.
     """
 
-    def __init__(self, model: tf.keras.Model, task: Task, clipnorm: float) -> None:
-        self.model, self.task, self.clipnorm = model, task, clipnorm
-        # The new Keras optimizers take a dozen passes over the weights a step where this one takes one fused pass.
-        self.optimizer = tf.keras.optimizers.legacy.Adam()
-        self.histogram = ScoreHistogram(task.num_outputs, task.is_binary)
-        tf.function(self._create_optimizer_variables).get_concrete_function()
+    def __init__(self, build: Callable[[], tf.keras.Model], task: Task, clipnorm: float, devices: Devices) -> None:
+        self.task, self.clipnorm, self.devices = task, clipnorm, devices
+        once = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        with devices.scope():
+            self.model = build()
+            # The new Keras optimizers take a dozen passes over the weights a step where this one takes one fused pass.
+            self.optimizer = tf.keras.optimizers.legacy.Adam()
+            shape = (task.num_outputs, 2, NUM_BUCKETS)
+            self._counts = tf.Variable(tf.zeros(shape, tf.int64), **once)
+            self._loss_sum = tf.Variable(0.0, dtype=tf.float64, **once)
+            self._num_photos = tf.Variable(0, dtype=tf.int64, **once)
+        zeros = [
+            tf.zeros((0, *self.model.input_shape[1:]), tf.uint8),
+            tf.zeros((0, task.num_outputs)),
+            tf.constant(0.0),
+        ]
+        # The optimizer makes its variables when first used. A step would count, so it is traced and never run.
+        self._step.get_concrete_function([zeros] * len(devices.replicas))
 
-    def step(self, images: tf.Tensor, labels: tf.Tensor, learning_rate: float) -> None:
-        """One Adam step on a batch; its photos are scored before the step, into `histogram`."""
+    def step(
+        self, parts: Sequence[tuple[tf.Tensor, tf.Tensor]], learning_rate: float, wish: bool = False
+    ) -> tuple[float, bool]:
+        """One Adam step; photos are scored before it, into the metrics of the epoch.
+
+        Args:
+          parts: a batch (photos, labels) for each device of this process.
+          learning_rate: of this step.
+          wish: whether this process wants to do something after this step that all must do together.
+
+        Returns:
+          The mean loss of the whole batch, and whether any process has a wish.
+        """
         self.optimizer.learning_rate.assign(learning_rate)
-        self._step(images, labels)
+        flag = tf.constant(float(wish))
+        loss, wishes = self._step([(images, labels, flag) for images, labels in parts])
+        return float(loss), float(wishes) > 0
 
+    @property
+    def num_photos(self) -> int:
+        """Photos trained on in the epoch so far."""
+        return int(self._num_photos.numpy())
+
+    @property
     def mean_loss(self) -> float:
         """Mean training loss of the epoch so far."""
-        return float(self.histogram.loss_sum) / max(int(self.histogram.num_photos), 1)
+        return float(self._loss_sum.numpy()) / max(self.num_photos, 1)
+
+    def metrics(self) -> dict[str, float]:
+        """The published metrics of the epoch so far, each photo scored before the step it took part in."""
+        return finalize(self._counts.numpy(), float(self._loss_sum.numpy()), self.num_photos, self.task.is_binary)
+
+    def reset_metrics(self) -> None:
+        """Starts the metrics of a new epoch."""
+        for variable in (self._counts, self._loss_sum, self._num_photos):
+            variable.assign(tf.zeros_like(variable))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every variable by name: model, optimizer, training metrics of the epoch so far."""
@@ -93,27 +138,33 @@ class CentralTrainer:
         for kind, variables in (
             ("model", self.model.variables),
             ("optimizer", self.optimizer.variables()),
-            ("metrics", self.histogram.variables),
+            ("metrics", (self._counts, self._loss_sum, self._num_photos)),
         ):
             for index, variable in enumerate(variables):
-                yield f"{kind}/{index:03d}/{variable.name}", variable
-
-    def _create_optimizer_variables(self) -> None:
-        # The optimizer makes its variables when first used. A step would count, so it is traced and never run.
-        gradients = [tf.zeros_like(variable) for variable in self.model.trainable_variables]
-        self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
+                yield f"{kind}/{index:03d}", variable
 
     @tf.function(reduce_retracing=True)
-    def _step(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+    def _step(self, parts: Sequence[Sequence[tf.Tensor]]) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.devices.run(self._replica_step, parts)[0]
+
+    def _replica_step(self, images: tf.Tensor, labels: tf.Tensor, wish: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         variables = self.model.trainable_variables
+        is_photo = labels[:, 0] >= 0  # the others fill up an uneven batch
+        total = sum_over_replicas(tf.reduce_sum(tf.cast(is_photo, tf.float32)))
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
-            loss = tf.reduce_mean(losses_of(labels, logits))
-        gradients = tape.gradient(loss, variables)
+            loss_sum = tf.reduce_sum(tf.where(is_photo, losses_of(labels, logits), 0.0))
+            loss = loss_sum / total
+        gradients = [sum_over_replicas(gradient) for gradient in tape.gradient(loss, variables)]
         if self.clipnorm > 0:
             gradients = [tf.clip_by_norm(gradient, self.clipnorm) for gradient in gradients]
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        self.histogram.update_state(labels, logits)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True), experimental_aggregate_gradients=False)
+        loss_sum, wishes = tf.unstack(sum_over_replicas(tf.stack([loss_sum, wish])))
+        counts = histogram(tf.boolean_mask(scores_of(logits), is_photo), tf.boolean_mask(labels, is_photo))
+        self._counts.assign_add(sum_over_replicas(counts))
+        self._loss_sum.assign_add(tf.cast(loss_sum, tf.float64))
+        self._num_photos.assign_add(tf.cast(total, tf.int64))
+        return loss_sum / total, wishes
 
 
 def train(
@@ -134,24 +185,25 @@ def train(
     while position.epoch < options.num_epochs and not _has_stalled(position, options):
         _train_epoch(trainer, training, run, options, position, safe_points)
         position.epoch, position.step = position.epoch + 1, 0
-        row = {f"train_{name}": value for name, value in trainer.histogram.summary().items()}
+        row = {f"train_{name}": value for name, value in trainer.metrics().items()}
         started = time.monotonic()
         with Progress(validation.num_photos, f"validating epoch {position.epoch}", "photo") as progress:
-            metrics = evaluation.evaluate(trainer.model, validation, trainer.task, progress)
+            metrics = evaluation.evaluate(trainer.model, validation, trainer.task, progress, trainer.devices)
         position.seconds += time.monotonic() - started
         row |= {f"val_{name}": value for name, value in metrics.items()}
-        _check_finite(row["train_loss"], metrics["loss"], position.epoch)
+        _check_finite(metrics["loss"], f"validation after epoch {position.epoch}")
         last_step = position.epoch * training.steps_per_epoch - 1
         row["learning_rate"] = float(options.learning_rates[last_step])
         if sign * metrics[options.best_metric] < position.best_value:
             position.best_value, position.best_epoch = sign * metrics[options.best_metric], position.epoch
-            flair_model.save_weights(trainer.model, run.path / BEST_FILE)
-        trainer.histogram.reset_state()
+            run.save_model(BEST_FILE, lambda path: flair_model.save_weights(trainer.model, path))
+        trainer.reset_metrics()
         run.add_row(position.epoch, row, position.seconds)
         _save(trainer, run, position)
-        print(_epoch_line(position, options, row), flush=True)
+        if run.is_written:
+            print(_epoch_line(position, options, row), flush=True)
         safe_points.stop()
-    flair_model.save_weights(trainer.model, run.path / LAST_FILE)
+    run.save_model(LAST_FILE, lambda path: flair_model.save_weights(trainer.model, path))
     return position
 
 
@@ -166,21 +218,26 @@ def _train_epoch(
     first = position.epoch * training.steps_per_epoch
     saved = started = time.monotonic()
     before = position.seconds
-    done = int(trainer.histogram.num_photos.numpy())
     description = f"epoch {position.epoch + 1} of {options.num_epochs}"
-    with Progress(training.num_photos, description, "photo", done=done) as progress:
-        for images, labels in training.batches(position.epoch, position.step):
-            trainer.step(images, labels, float(options.learning_rates[first + position.step]))
+    with Progress(training.num_photos, description, "photo", done=trainer.num_photos) as progress:
+        for parts in _parts(training.batches(position.epoch, position.step), len(trainer.devices.replicas)):
+            wish = safe_points.requested is not None or time.monotonic() - saved > options.seconds_per_checkpoint
+            learning_rate = float(options.learning_rates[first + position.step])
+            loss, must_save = trainer.step(parts, learning_rate, wish)
             position.step += 1
-            loss = trainer.mean_loss()
-            now = time.monotonic()
-            position.seconds = before + now - started
-            _check_finite(loss, loss, position.epoch + 1, position.step)
-            progress.add(len(labels), f"loss {loss:.4f}")
-            if safe_points.requested or now - saved > options.seconds_per_checkpoint:
+            position.seconds = before + time.monotonic() - started
+            _check_finite(loss, f"epoch {position.epoch + 1}, step {position.step}")
+            progress.add(trainer.num_photos - progress.done, f"loss {trainer.mean_loss:.4f}")
+            if must_save:
                 _save(trainer, run, position)
-                saved = now
+                saved = time.monotonic()
                 safe_points.stop()
+
+
+def _parts(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
+    """Groups batches by training step, one a device."""
+    while parts := list(itertools.islice(batches, count)):
+        yield parts
 
 
 def _resume(trainer: CentralTrainer, run: RunFolder) -> Position:
@@ -196,7 +253,8 @@ def _resume(trainer: CentralTrainer, run: RunFolder) -> Position:
 
 
 def _save(trainer: CentralTrainer, run: RunFolder, position: Position) -> None:
-    run.checkpoints.save(int(trainer.optimizer.iterations.numpy()), trainer.arrays(), asdict(position))
+    if run.is_written:
+        run.checkpoints.save(int(trainer.optimizer.iterations.numpy()), trainer.arrays(), asdict(position))
 
 
 def _has_stalled(position: Position, options: Options) -> bool:
@@ -204,12 +262,11 @@ def _has_stalled(position: Position, options: Options) -> bool:
     return patience > 0 and position.epoch - position.best_epoch >= patience
 
 
-def _check_finite(train_loss: float, val_loss: float, epoch: int, step: int | None = None) -> None:
-    if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-        where = f"epoch {epoch}" + (f", step {step}" if step is not None else "")
+def _check_finite(loss: float, where: str) -> None:
+    if not math.isfinite(loss):
         raise FlairError(
-            f"{where}: the loss is no finite number any more (training {train_loss}, validation {val_loss}); "
-            "lower --learning_rate or --clipnorm, and start in another --run_dir"
+            f"{where}: the loss is {loss}, no finite number; lower --learning_rate or --clipnorm and start over in "
+            "another --run_dir or with --overwrite"
         )
 
 

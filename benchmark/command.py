@@ -22,8 +22,10 @@ def run(main: Callable[[], int | None]) -> None:
     An unknown flag, a value of the wrong type or a missing required flag exits 2 with one line on stderr; `--help`
     prints every flag of the program with its default and exits 0 without importing anything heavy.
     """
-    # Must stand before the first import of TensorFlow, which prints forty lines about CUDA otherwise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Must stand before the first import of TensorFlow, which prints forty lines about CUDA otherwise. A "1" is what
+    # TensorFlow itself leaves in the environment of a parent process.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     program = program_name()
     before_separator = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     if any(argument in _HELP_FLAGS for argument in before_separator):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from benchmark import flair_metrics, score_histogram
+from benchmark.devices import Devices
 from benchmark.records import Task
 from flair.progress import Progress
+
+Batch = tuple[tf.Tensor, tf.Tensor]
 
 
 class Evaluation(NamedTuple):
@@ -27,47 +31,80 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: tf.keras.Model, dataset: Iterable, task: Task, progress: Progress | None = None
+    model: tf.keras.Model,
+    dataset: Iterable[Batch],
+    task: Task,
+    progress: Progress | None = None,
+    devices: Devices | None = None,
 ) -> dict[str, float]:
-    """The published metrics of `model` on a dataset of (photos, labels) batches."""
-    return accumulate(model, dataset, task, progress).metrics(task)
+    """The published metrics of `model` on a dataset of (photos, labels) batches.
+
+    With `devices`, each process brings its own share of the photos and all get the metrics of the whole.
+    """
+    return accumulate(model, dataset, task, progress, devices).metrics(task)
 
 
-def accumulate(model: tf.keras.Model, dataset: Iterable, task: Task, progress: Progress | None = None) -> Evaluation:
+def accumulate(
+    model: tf.keras.Model,
+    dataset: Iterable[Batch],
+    task: Task,
+    progress: Progress | None = None,
+    devices: Devices | None = None,
+) -> Evaluation:
     """The sums behind `evaluate`."""
-    step = predict_step(model)
+    step = predict_step(model, devices)
     counts = np.zeros((task.num_outputs, 2, score_histogram.NUM_BUCKETS), np.int64)
     loss_sum, num_photos = 0.0, 0
-    for images, labels in dataset:
-        scores, losses = step(images, labels)
-        counts += score_histogram.histogram(scores.numpy(), labels.numpy())
-        loss_sum += float(np.sum(losses.numpy(), dtype=np.float64))
-        num_photos += len(losses)
-        if progress is not None:
-            progress.add(len(losses))
-    return Evaluation(counts, loss_sum, num_photos)
+    for parts in _parts(dataset, 1 if devices is None else len(devices.replicas)):
+        for (_, labels), (scores, losses) in zip(parts, step(parts), strict=False):
+            counts += score_histogram.histogram(scores.numpy(), labels.numpy())
+            loss_sum += float(np.sum(losses.numpy(), dtype=np.float64))
+            num_photos += len(losses)
+            if progress is not None:
+                progress.add(len(losses))
+    sums = [counts, np.float64(loss_sum), np.int64(num_photos)]
+    if devices is not None:
+        sums = devices.sum_over_workers(sums)
+    return Evaluation(sums[0], float(sums[1]), int(sums[2]))
 
 
-def predict(model: tf.keras.Model, dataset: Iterable) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: tf.keras.Model, dataset: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
     """Scores float32 [photos, num_outputs] and labels of the same shape, in the dataset's order."""
     step = predict_step(model)
-    batches = [(step(images, labels)[0].numpy(), labels.numpy()) for images, labels in dataset]
+    batches = [(step([(images, labels)])[0][0].numpy(), labels.numpy()) for images, labels in dataset]
     scores, labels = zip(*batches, strict=True)
     return np.concatenate(scores), np.concatenate(labels)
 
 
-_steps: weakref.WeakKeyDictionary[tf.keras.Model, Callable] = weakref.WeakKeyDictionary()
+_steps: weakref.WeakKeyDictionary[tf.keras.Model, Callable[[Sequence[Batch]], list[Batch]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def predict_step(model: tf.keras.Model) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """(photos, labels) -> (scores [b, num_outputs], losses [b]), compiled once a model."""
+def predict_step(model: tf.keras.Model, devices: Devices | None = None) -> Callable[[Sequence[Batch]], list[Batch]]:
+    """A (photos, labels) batch a device -> (scores [b, num_outputs], losses [b]) each, compiled once a model."""
     if model not in _steps:
         reference = weakref.ref(model)  # a strong one would keep the model alive through its own cache entry
 
-        @tf.function(reduce_retracing=True)
-        def step(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def replica_step(images: tf.Tensor, labels: tf.Tensor) -> Batch:
             logits = reference()(images, training=False)
             return flair_metrics.scores_of(logits), flair_metrics.losses_of(labels, logits)
 
+        @tf.function(reduce_retracing=True)
+        def compiled(parts: Sequence[Batch]) -> list[Batch]:
+            return [replica_step(*parts[0])] if devices is None else devices.run(replica_step, parts)
+
+        def step(parts: Sequence[Batch]) -> list[Batch]:
+            # Devices that have no batch of their own any more repeat the first; its second result is not looked at.
+            missing = 0 if devices is None else len(devices.replicas) - len(parts)
+            return compiled([*parts, *[parts[0]] * missing])
+
         _steps[model] = step
     return _steps[model]
+
+
+def _parts(dataset: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
+    """Groups batches so that each device has one; the last group may have fewer."""
+    batches = iter(dataset)
+    while parts := list(itertools.islice(batches, count)):
+        yield parts

@@ -41,7 +41,8 @@ class TrainingData:
       batch_size: photos a step of the whole job; only the last batch of an epoch may be smaller.
       seed: of the order and the augmentation.
       replicas: numbers of this process's replicas out of `num_replicas` that share each batch; the photos of one
-        step come as one batch a replica, in this order. An uneven last batch leaves some replicas fewer, or none.
+        step come as one batch a replica, in this order. An uneven last batch is filled up with black photos whose
+        labels are all -1, because convolutions of oneDNN refuse an empty batch.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class TrainingData:
         self._reader = _Reader(records, partition)
 
         def decode(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            jpeg, labels = augmentation.parse(serialized, task)
-            return augmentation.decode_training(jpeg, seeds, image_size), labels
+            photo, labels = augmentation.parse(serialized, task)
+            return augmentation.decode_training(photo, seeds, image_size, image_format=task.image_format), labels
 
         def decode_or_fill(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             filler = (tf.zeros((*image_size, 3), tf.uint8), tf.fill([task.num_outputs], -1.0))
@@ -76,7 +77,6 @@ class TrainingData:
             photos = photos.map(decode, tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
         else:
             photos = photos.map(decode_or_fill, tf.data.AUTOTUNE, deterministic=True).batch(batch_size // num_replicas)
-            photos = photos.map(lambda images, labels: (images[labels[:, 0] >= 0], labels[labels[:, 0] >= 0]))
         self.dataset = photos.prefetch(tf.data.AUTOTUNE)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
@@ -137,8 +137,8 @@ class EvaluationData:
         self._reader.rows = rows
 
         def decode(serialized: tf.Tensor, _seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            jpeg, labels = augmentation.parse(serialized, task)
-            return augmentation.decode_evaluation(jpeg, image_size), labels
+            photo, labels = augmentation.parse(serialized, task)
+            return augmentation.decode_evaluation(photo, image_size, task.image_format), labels
 
         photos = self._reader.dataset().map(decode, tf.data.AUTOTUNE, deterministic=True)
         self.dataset = photos.batch(min(batch_size, _largest_batch())).prefetch(1)
@@ -212,9 +212,9 @@ class _Reader:
             except FlairError as error:
                 return FlairError(f"{place}: {error}; prepare the records again")
             try:
-                tf.io.decode_jpeg(photo.image, channels=3)
+                augmentation.decode(photo.image, self.records.image_format)
             except tf.errors.OpError:
-                return FlairError(f"{place} (image {photo.image_id}) is no JPEG that can be decoded; prepare it again")
+                return FlairError(f"{place} (image {photo.image_id}) is no photo that can be decoded; prepare it again")
             for columns, known in (
                 (photo.labels, self.records.labels),
                 (photo.fine_grained_labels, self.records.fine_grained_labels),

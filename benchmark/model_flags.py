@@ -79,17 +79,30 @@ def open_task() -> tuple[Records, Task]:
     return records, make_task(records, FLAGS.use_fine_grained_labels, FLAGS.binary_label)
 
 
-def build_model_from_flags(num_outputs: int) -> tuple[tf.keras.Model, LoadReport | None]:
-    """The model of the flags, restored from `--restore_model_path` if given, and what was loaded from there."""
+def build_model(num_outputs: int) -> tf.keras.Model:
+    """The model of the flags, with random weights."""
     from benchmark import flair_model
 
     restore = FLAGS.restore_model_path
     frozen = FLAGS.normalization == "frozen_batch" or (
         FLAGS.normalization == "auto" and restore is not None and flair_model.wants_batch_normalization(restore)
     )
-    shape = (*image_size(), 3)
-    model = flair_model.build_model(FLAGS.model, shape, num_outputs, frozen, FLAGS.seed, FLAGS.compute_dtype)
-    return model, None if restore is None else flair_model.load_by_name(model, restore)
+    return flair_model.build_model(
+        FLAGS.model, (*image_size(), 3), num_outputs, frozen, FLAGS.seed, FLAGS.compute_dtype
+    )
+
+
+def restore_model(model: tf.keras.Model) -> LoadReport | None:
+    """Loads `--restore_model_path`, if given; what was loaded and what was not."""
+    from benchmark import flair_model
+
+    return None if FLAGS.restore_model_path is None else flair_model.load_by_name(model, FLAGS.restore_model_path)
+
+
+def build_model_from_flags(num_outputs: int) -> tuple[tf.keras.Model, LoadReport | None]:
+    """`build_model` and `restore_model`."""
+    model = build_model(num_outputs)
+    return model, restore_model(model)
 
 
 def model_file_name(setting: str, num_outputs: int) -> str:

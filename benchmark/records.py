@@ -2,11 +2,12 @@
 
 Two layouts of TFRecord files are read (docs/formats.md): one file a user, `<partition>/<user_id>.tfrecords`, and
 shards of many users with a `<partition>/user_index.json`. The folder of the validation partition may be called `dev`
-or `val`, the label file `label_index.json` or `label_to_index.json`.
+or `val`, the label file `label_index.json` or `label_to_index.json`. HDF5 files are read by `hdf5_records`.
 """
 
 from __future__ import annotations
 
+import abc
 import concurrent.futures
 import hashlib
 import json
@@ -49,8 +50,8 @@ class PhotoIndex(NamedTuple):
     paths: list[Path]
     user: np.ndarray  # int32 [n], row of `users`
     path: np.ndarray  # int32 [n], row of `paths`
-    offset: np.ndarray  # int64 [n], of the framed record in its file
-    length: np.ndarray  # int64 [n], bytes of the framed record
+    offset: np.ndarray  # int64 [n], of the framed record in its file; in HDF5, the photo's row of its user
+    length: np.ndarray  # int64 [n], bytes of the framed record; in HDF5, 1
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,14 @@ class Task:
     """What a model predicts: the columns of its output.
 
     `feature` is the kind of labels in the records, `num_columns` how many of that kind exist, and `binary_index`
-    the one column that is predicted alone (None: all are).
+    the one column that is predicted alone (None: all are). `image_format` is that of the records, `jpeg` or `raw`.
     """
 
     feature: str
     label_names: tuple[str, ...]
     num_columns: int
     binary_index: int | None = None
+    image_format: str = "jpeg"
 
     @property
     def num_outputs(self) -> int:
@@ -77,13 +79,47 @@ class Task:
         return self.binary_index is not None
 
 
-class Records:
-    """Prepared records of one folder.
+class Records(abc.ABC):
+    """Prepared records of one place.
 
     Attributes:
-      root: the folder.
-      labels, fine_grained_labels: label name -> column, as the label file has it.
+      root: the folder or file.
+      labels, fine_grained_labels: label name -> column.
+      image_format: `jpeg`, or `raw` where the serialized examples hold uint8 [256, 256, 3] pixels.
     """
+
+    root: Path
+    labels: dict[str, int]
+    fine_grained_labels: dict[str, int]
+    image_format: str = "jpeg"
+
+    @abc.abstractmethod
+    def users(self, partition: str) -> list[str]:
+        """Ids of the partition's users, sorted."""
+
+    @abc.abstractmethod
+    def read_user(self, partition: str, user_id: str) -> list[bytes]:
+        """Serialized examples of one user, in file order, each checked against its CRC-32C where there is one."""
+
+    @abc.abstractmethod
+    def photo_index(self, partition: str) -> PhotoIndex:
+        """Where every photo of the partition lies; found once."""
+
+    @abc.abstractmethod
+    def read_photos(self, partition: str, rows: Iterable[int]) -> list[bytes]:
+        """Serialized examples of these rows of `photo_index(partition)`, checked as by `read_user`."""
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """SHA-256 that names the data: over the label columns and the names and sizes of the files, not their bytes."""
+
+    def num_photos(self, partition: str) -> int:
+        """Number of photos of the partition."""
+        return len(self.photo_index(partition).offset)
+
+
+class TFRecords(Records):
+    """TFRecord files in a folder, one a user or shards of many users."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
@@ -115,7 +151,7 @@ class Records:
         return list(read_payloads(span.path, span.offset, span.length))
 
     def photo_index(self, partition: str) -> PhotoIndex:
-        """Where every photo of the partition lies; found by reading the frame headers once."""
+        """Where every photo of the partition lies; found by reading the headers of all records once."""
         if partition not in self._indexes:
             self._indexes[partition] = _scan(self._partition(partition))
         return self._indexes[partition]
@@ -124,7 +160,7 @@ class Records:
         """Number of photos of the partition."""
         counts = [span.count for span in self._partition(partition).values()]
         known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else len(self.photo_index(partition).offset)
+        return sum(known) if len(known) == len(counts) else super().num_photos(partition)
 
     def read_photos(self, partition: str, rows: Iterable[int]) -> list[bytes]:
         """Serialized examples of these rows of `photo_index(partition)`, each checked against its CRC-32C."""
@@ -160,12 +196,16 @@ class Records:
 
 
 def open_records(tfrecords_dir: str | os.PathLike[str]) -> Records:
-    """Opens a folder of prepared records.
+    """Opens a folder of TFRecords, or an HDF5 file that prepare_dataset.py wrote.
 
     Raises:
-      FlairError: it is no such folder, or its label file is damaged.
+      FlairError: it is neither, or its labels are damaged.
     """
-    return Records(tfrecords_dir)
+    if Path(tfrecords_dir).is_file():
+        from benchmark.hdf5_records import HDF5Records
+
+        return HDF5Records(tfrecords_dir)
+    return TFRecords(tfrecords_dir)
 
 
 def make_task(records: Records, use_fine_grained_labels: bool, binary_label: str | None) -> Task:
@@ -180,12 +220,12 @@ def make_task(records: Records, use_fine_grained_labels: bool, binary_label: str
     if not names:
         raise FlairError(f"{records.root}: its label file lists no {feature}; prepare the records again")
     if binary_label is None:
-        return Task(feature, names, len(names))
+        return Task(feature, names, len(names), image_format=records.image_format)
     if binary_label not in columns:
         known = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
         kind = "fine-grained" if use_fine_grained_labels else "coarse"
         raise FlairError(f"--binary_label={binary_label}: no such {kind} label; the labels are {known}")
-    return Task(feature, (binary_label,), len(names), columns[binary_label])
+    return Task(feature, (binary_label,), len(names), columns[binary_label], records.image_format)
 
 
 def _first_existing(root: Path, names: Sequence[str]) -> Path | None:

@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +85,11 @@ class RunFolder:
             self._lock.close()
 
     @property
+    def is_written(self) -> bool:
+        """Whether this process writes files."""
+        return True
+
+    @property
     def summary(self) -> dict[str, Any] | None:
         """The result of a complete run, None before."""
         path = self.path / SUMMARY_FILE
@@ -124,6 +129,10 @@ class RunFolder:
             _append(self.path / METRICS_FILE, [step, *(_cell(values.get(name)) for name in known)])
             _append(self.path / TIMES_FILE, [step, f"{seconds:.3f}"])
         event_file.append(self.path / TENSORBOARD_DIR, step, values)
+
+    def save_model(self, name: str, write: Callable[[Path], None]) -> None:
+        """Calls `write` with the path of a model file in this folder."""
+        write(self.path / name)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, which marks the run complete."""
@@ -168,6 +177,33 @@ class RunFolder:
         _write(self.path / METRICS_FILE, [[self.step_name, *columns], *metrics])
         times = [[step, f"{seconds:.3f}"] for step, seconds in self._seconds.items()]
         _write(self.path / TIMES_FILE, [[self.step_name, "seconds"], *times])
+
+
+class WatchedRunFolder(RunFolder):
+    """The run folder as the other processes of a job see it: on a shared file system, and never written."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path, [], "")
+
+    @property
+    def is_written(self) -> bool:
+        return False
+
+    def __enter__(self) -> WatchedRunFolder:
+        return self
+
+    def describe(self, **facts: Any) -> None:
+        """Writes nothing, as the methods below."""
+
+    def start_at(self, step: int) -> None: ...
+
+    def add_row(self, step: int, values: Mapping[str, float], seconds: float) -> None: ...
+
+    def save_model(self, name: str, write: Callable[[Path], None]) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any]) -> None: ...
+
+    def reopen(self) -> None: ...
 
 
 def environment() -> dict[str, Any]:

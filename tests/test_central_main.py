@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import tensorflow as tf
 
 from benchmark import evaluation, flair_model
 from benchmark.central_training import CentralTrainer, Options, train
+from benchmark.devices import Devices
 from benchmark.flair_data import TrainingData, evaluation_dataset, make_task, open_records
 from benchmark.interruption import SafePoints
 from benchmark.run_folder import RunFolder
@@ -190,31 +192,44 @@ def test_one_step_equals_keras_adam(task):
     pixels = np.random.default_rng(0).integers(0, 256, (6, *SIZE, 3)).astype(np.uint8)
     labels = (np.random.default_rng(1).random((6, task.num_outputs)) < 0.3).astype(np.float32)
     ours, keras = (flair_model.build_model("cnn", (*SIZE, 3), task.num_outputs, seed=2) for _ in range(2))
-    trainer = CentralTrainer(ours, task, clipnorm=0.05)
+    trainer = CentralTrainer(lambda: ours, task, 0.05, Devices())
     keras.compile(
         optimizer=tf.keras.optimizers.Adam(0.01, clipnorm=0.05),
         loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
     )
     for _ in range(3):
         loss = keras.train_on_batch(pixels, labels)
-        trainer.histogram.reset_state()
-        trainer.step(tf.constant(pixels), tf.constant(labels), 0.01)
-        assert trainer.mean_loss() == pytest.approx(loss, rel=1e-5)
+        found, _ = trainer.step([(tf.constant(pixels), tf.constant(labels))], 0.01)
+        assert found == pytest.approx(loss, rel=1e-5)
     for found, wanted in zip(ours.get_weights(), keras.get_weights(), strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
-def _train(records, task, run_dir, seed=0, num_epochs=2, learning_rate=0.01, safe_points=None, size=SIZE, **options):
-    model = flair_model.build_model("cnn", (*size, 3), task.num_outputs, seed=seed)
-    training = TrainingData(records, "train", task, 16, size, seed)
+def _train(
+    records,
+    task,
+    run_dir,
+    seed=0,
+    num_epochs=2,
+    learning_rate=0.01,
+    safe_points=None,
+    size=SIZE,
+    devices=None,
+    **options,
+):
+    devices = devices or Devices()
+    shape = (*size, 3)
+    trainer = CentralTrainer(
+        lambda: flair_model.build_model("cnn", shape, task.num_outputs, seed=seed), task, 10.0, devices
+    )
+    training = TrainingData(records, "train", task, 16, size, seed, devices.replicas, devices.num_replicas)
     validation = evaluation_dataset(records, "val", task, size, 16)
     rates = np.full(num_epochs * training.steps_per_epoch, learning_rate, np.float32)
-    trainer = CentralTrainer(model, task, 10.0)
     with RunFolder(run_dir, [], "epoch") as run:
         position = train(
             trainer, training, validation, run, Options(num_epochs, rates, **options), safe_points or SafePoints("step")
         )
-    return model, position
+    return trainer.model, position
 
 
 def test_the_same_seed_twice_gives_the_same_weights(records, task, tmp_path):
@@ -241,7 +256,7 @@ def test_ctrl_c_saves_after_the_running_step_and_the_run_goes_on(records, task, 
 
 
 def test_a_loss_that_is_no_number_stops_training(records, task, tmp_path):
-    with pytest.raises(FlairError, match=r"epoch 1, step .*the loss is no finite number any more.*--learning_rate"):
+    with pytest.raises(FlairError, match=r"epoch 1, step .*the loss is (nan|inf).*--learning_rate"):
         _train(records, task, tmp_path, learning_rate=1e38)
 
 
@@ -265,16 +280,86 @@ def test_the_learning_rate_of_every_step_is_followed(records, task, tmp_path):
 
 def test_real_photos_train(flair_sample, tmp_path):
     write_tfrecords(flair_sample, tmp_path / "records")
-    flags = [f"--tfrecords_dir={tmp_path / 'records'}", f"--save_model_dir={tmp_path}", "--num_epochs=1"]
-    flags += ["--train_batch_size=8", "--image_height=64", "--image_width=64", "--use_fine_grained_labels"]
-    done = _run(*flags)
+    flags = [f"--tfrecords_dir={tmp_path / 'records'}", "--num_epochs=1", "--model=cnn"]
+    flags += ["--train_batch_size=8", "--image_height=64", "--image_width=64"]
+    done = _run(*flags, f"--save_model_dir={tmp_path}", "--use_fine_grained_labels")
     assert "23 photos of 11 users to train, 6 of 2 to validate, 6 of 2 to test" in done.stdout
-    assert len(list(tmp_path.glob("resnet18_central_*labels.h5"))) == 1
-    restored = [f"--restore_model_path={next(tmp_path.glob('*.h5'))}", f"--save_model_dir={tmp_path / 'binary'}"]
-    done = _run(*flags[:1], *flags[2:5], *restored, "--binary_label=structure")
-    assert "loaded 40 layers; skipped classifier" in done.stdout
-    assert (tmp_path / "binary" / "resnet18_central_1labels.h5").is_file()
+    (model,) = tmp_path.glob("cnn_central_*labels.h5")
+    flags += [f"--restore_model_path={model}", f"--save_model_dir={tmp_path / 'binary'}", "--compute_dtype=bfloat16"]
+    done = _run(*flags, "--binary_label=structure")
+    assert "loaded 8 layers; skipped classifier" in done.stdout
+    assert (tmp_path / "binary" / "cnn_central_1labels.h5").is_file()
     assert "    averaged_precision " in done.stdout
+
+
+TWO_DEVICES = """
+import sys
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+from tests.test_central_main import Devices, _train, make_task, open_records
+folder, run_dir = sys.argv[1:]
+records = open_records(folder)
+names = ["CPU:0", "CPU:1"]
+strategy = tf.distribute.MirroredStrategy(names)
+model, _ = _train(records, make_task(records, False, None), run_dir, devices=Devices(strategy))
+np.savez(run_dir + "/weights.npz", *model.get_weights())
+"""
+
+
+def test_two_devices_train_like_one(records, task, folder, tmp_path):
+    one, _ = _train(records, task, tmp_path / "1")
+    subprocess.run([sys.executable, "-c", TWO_DEVICES, str(folder), str(tmp_path / "2")], cwd=ROOT, check=True)
+    _assert_nearly_equal_runs(tmp_path / "1", tmp_path / "2")
+    two = np.load(tmp_path / "2" / "weights.npz")
+    for found, wanted in zip(two.values(), one.get_weights(), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+def _assert_nearly_equal_runs(one, other):
+    rows = []
+    for path in (one, other):
+        with open(path / "metrics.csv", newline="") as file:
+            rows.append(list(csv.DictReader(file)))
+    assert len(rows[0]) == len(rows[1]) == 2
+    for a, b in zip(*rows, strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_machines_train_like_one(finished, tmp_path):
+    out, _ = finished
+    alone = next(path for path in out.iterdir() if path.is_dir())
+    workers = [f"localhost:{_free_port()}" for _ in range(2)]
+    processes = []
+    for index in range(2):
+        config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+        flags = [f"--flagfile={alone / 'flags.txt'}", f"--run_dir={tmp_path / 'run'}", f"--save_model_dir={tmp_path}"]
+        processes.append(
+            subprocess.Popen(
+                _command(*flags),
+                cwd=ROOT,
+                env={**os.environ, "TF_CONFIG": config},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    _assert_nearly_equal_runs(alone, tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert len(list(tmp_path.glob("*.h5"))) == 1
+
+
+def _free_port():
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
 
 
 @pytest.mark.slow

@@ -92,10 +92,15 @@ def test_replicas_share_each_batch_even_when_the_last_is_uneven(records, task, n
     parts = list(shared.batches(1))
     assert len(parts) == num_replicas * len(steps)
     for step, batch in enumerate(steps):
-        mine = parts[step * num_replicas : (step + 1) * num_replicas]
+        mine = [_without_filler(part) for part in parts[step * num_replicas : (step + 1) * num_replicas]]
         assert sorted(_fingerprints(mine)) == sorted(_fingerprints([batch]))
     alone = TrainingData(records, "train", task, 16, SIZE, 0, [1], num_replicas)
     assert _fingerprints(alone.batches(1)) == _fingerprints(parts[1::num_replicas])
+
+
+def _without_filler(batch):
+    images, labels = batch
+    return images[labels[:, 0] >= 0], labels[labels[:, 0] >= 0]
 
 
 def test_batches_that_do_not_divide_among_devices_are_refused(records, task):
@@ -208,8 +213,8 @@ def test_feature_names_of_ml_flair_and_of_tff_are_parsed(records, names):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda photo: photo._replace(image=photo.image[:60]), r"image .* is no JPEG that can be decoded"),
-        (lambda photo: photo._replace(image=b"text"), r"image .* is no JPEG that can be decoded"),
+        (lambda photo: photo._replace(image=photo.image[:60]), r"image .* is no photo that can be decoded"),
+        (lambda photo: photo._replace(image=b"text"), r"image .* is no photo that can be decoded"),
         (lambda photo: photo._replace(labels=(400,)), r"label column outside 0 to"),
     ],
 )

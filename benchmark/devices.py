@@ -1,0 +1,84 @@
+"""On what a central training runs: one device, several GPUs of this machine, or several machines by TF_CONFIG.
+
+Every replica takes its share of each batch, gradients are summed before they are clipped, and only the first machine
+writes files, so that the result does not depend on the number of devices beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from benchmark import tf_config
+
+
+class Devices:
+    """The devices of this job.
+
+    Attributes:
+      num_workers: machines (processes) of the job.
+      worker: number of this one.
+      replicas: numbers of this process's devices among all `num_replicas` of the job.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy | None = None) -> None:
+        self.worker, self.num_workers = tf_config.place()
+        if strategy is not None:
+            self._strategy = strategy
+        elif self.num_workers > 1:
+            self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        elif len(tf.config.list_logical_devices("GPU")) > 1:
+            self._strategy = tf.distribute.MirroredStrategy()
+        else:
+            self._strategy = tf.distribute.get_strategy()
+        self.num_replicas = int(self._strategy.num_replicas_in_sync)
+        local = self.num_replicas // self.num_workers
+        self.replicas = range(self.worker * local, (self.worker + 1) * local)
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Variables made inside it exist on every device."""
+        return self._strategy.scope()
+
+    def run(self, function: Any, parts: Sequence[Sequence[tf.Tensor]]) -> list[Any]:
+        """Calls `function` on every device of this process with its part; the results, in order."""
+        if self.num_replicas == 1:
+            return [function(*parts[0])]
+        columns = [self._distribute([part[column] for part in parts]) for column in range(len(parts[0]))]
+        results = self._strategy.run(function, args=columns)
+        flat = [self._strategy.experimental_local_results(value) for value in tf.nest.flatten(results)]
+        return [tf.nest.pack_sequence_as(results, [values[i] for values in flat]) for i in range(len(parts))]
+
+    def sum_over_workers(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Element-wise sums of arrays that every process brings, the same on all of them."""
+        if self.num_workers == 1:
+            return [np.asarray(value) for value in values]
+        others = [[tf.zeros_like(value) for value in values]] * (len(self.replicas) - 1)
+        parts = [[tf.constant(value) for value in values], *others]
+
+        @tf.function(autograph=False)
+        def total(*columns: Any) -> Any:
+            return self._strategy.run(lambda *tensors: [sum_over_replicas(tensor) for tensor in tensors], args=columns)
+
+        columns = [self._distribute([part[column] for part in parts]) for column in range(len(values))]
+        return [self._strategy.experimental_local_results(value)[0].numpy() for value in total(*columns)]
+
+    def barrier(self) -> None:
+        """Waits until every process is here."""
+        self.sum_over_workers([np.zeros(1, np.float32)])
+
+    def _distribute(self, tensors: Sequence[tf.Tensor]) -> Any:
+        remaining = iter(tensors)
+        return self._strategy.experimental_distribute_values_from_function(lambda _context: next(remaining))
+
+
+def sum_over_replicas(tensor: tf.Tensor) -> tf.Tensor:
+    """The sum over all devices, inside a function that `Devices.run` runs."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return tensor
+    # An argument of the function has no device yet, and the sum goes to the device of its operand.
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(tensor))

@@ -1,0 +1,43 @@
+"""This process's place in a job of several machines, from the environment variable TF_CONFIG; imports nothing heavy.
+
+The format is TensorFlow's: https://www.tensorflow.org/guide/distributed_training#setting_up_tf_config_environment_variable
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import NamedTuple
+
+from flair.errors import FlairError
+
+
+class Place(NamedTuple):
+    """Process `worker` of `num_workers`, the chief first; 0 of 1 without TF_CONFIG."""
+
+    worker: int
+    num_workers: int
+
+
+def place() -> Place:
+    """Reads TF_CONFIG.
+
+    Raises:
+      FlairError: it is no JSON, or its task is not one of its machines.
+    """
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return Place(0, 1)
+    try:
+        config = json.loads(text)
+        cluster = config.get("cluster", {})
+        machines = [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, [])))]
+        if not machines:
+            return Place(0, 1)
+        mine = (config["task"]["type"], int(config["task"]["index"]))
+        return Place(machines.index(mine), len(machines))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise FlairError(
+            f"TF_CONFIG={text:.200}: expected JSON such as "
+            '{"cluster": {"worker": ["host1:5000", "host2:5000"]}, "task": {"type": "worker", "index": 0}}'
+        ) from None
