@@ -1,0 +1,258 @@
+"""Federated training from the command line: the published commands, resuming after kills, refusals, statements."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from benchmark.checkpoint import Checkpoints
+from flair.tfrecord_writer import write_tfrecords
+from tests.published_records import write_published_records
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--clients_per_round=4", "--client_batch_size=8")
+
+
+@pytest.fixture(scope="module")
+def folder(miniature, tmp_path_factory):
+    path = tmp_path_factory.mktemp("records") / "records"
+    write_tfrecords(miniature, path)
+    return path
+
+
+def _command(*flags):
+    return [sys.executable, "-m", "benchmark.federated_main", *map(str, flags)]
+
+
+def _places(folder, out):
+    return f"--tfrecords_dir={folder}", f"--save_model_dir={out}", f"--run_dir={out / 'run'}"
+
+
+def _run(*flags, check=True):
+    done = subprocess.run(_command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def _refused(*flags):
+    done = _run(*flags, check=False)
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def _saved_model(out):
+    (path,) = out.glob("cnn_federated_*labels.h5")
+    return path
+
+
+def _rows(run_dir):
+    with open(run_dir / "metrics.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _final_state(run_dir):
+    checkpoint = Checkpoints(run_dir / "checkpoints").latest()
+    return checkpoint.arrays
+
+
+def _assert_same_run(one, other):
+    assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+    first, second = _final_state(one), _final_state(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+PRIVATE = (*SMALL, "--total_rounds=4", "--rounds_per_eval=2", "--rounds_per_checkpoint=1", "--epsilon=8")
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """A complete private run of four rounds."""
+    out = tmp_path_factory.mktemp("finished")
+    done = _run(*_places(folder, out), *PRIVATE)
+    return out, out / "run", done.stdout
+
+
+def test_a_private_run_leaves_model_metrics_and_statement(finished):
+    out, run_dir, printed = finished
+    assert _saved_model(out).is_file()
+    rows = _rows(run_dir)
+    assert [row["round"] for row in rows] == ["1", "2", "3", "4"]
+    assert all(np.isfinite(float(row["train_loss"])) for row in rows)
+    assert rows[0]["val_loss"] == "" and float(rows[3]["val_loss"]) > 0
+    statement = json.loads((run_dir / "privacy.json").read_text())
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert 7.9 < summary["epsilon"] <= 8.0
+    assert float(rows[3]["epsilon"]) == summary["epsilon"]
+    assert float(rows[1]["epsilon"]) < summary["epsilon"]
+    assert statement["unit"] == "user"
+    assert statement["rounds"] == {"completed": 4, "planned": 4}
+    text = (run_dir / "privacy.txt").read_text()
+    assert "Poisson" in text
+    assert "privacy.txt" in printed
+    assert "final test metrics" in printed
+
+
+def test_the_clip_norm_of_the_statement_is_the_one_in_force(finished):
+    _, run_dir, _ = finished
+    rows = _rows(run_dir)
+    assert float(rows[0]["clip_norm"]) == pytest.approx(0.1)
+    for before, after in zip(rows, rows[1:], strict=False):
+        assert float(after["clip_norm"]) == float(before["dp_query_metrics/clip"])
+
+
+def test_a_complete_run_is_not_repeated(folder, finished):
+    out, run_dir, _ = finished
+    before = (run_dir / "metrics.csv").read_bytes()
+    done = _run(*_places(folder, out), *PRIVATE)
+    assert "complete already" in done.stdout
+    assert (run_dir / "metrics.csv").read_bytes() == before
+
+
+def test_other_flags_in_the_same_folder_are_refused(folder, finished):
+    out, _, _ = finished
+    line = _refused(*_places(folder, out), *PRIVATE, "--client_learning_rate=0.5")
+    assert "client_learning_rate" in line and "--overwrite" in line
+
+
+def _kill_after(flags, run_dir, round_number, number):
+    """Starts a run and signals it when the checkpoint of that round is there."""
+    process = subprocess.Popen(_command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wanted = run_dir / "checkpoints" / f"checkpoint-{round_number:010d}.npz"
+    while process.poll() is None and not wanted.exists():
+        try:
+            process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            continue
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_continues_to_the_same_result(folder, finished, tmp_path, number, code):
+    run_dir = tmp_path / "run"
+    flags = (*_places(folder, tmp_path), *PRIVATE)
+    assert _kill_after(flags, run_dir, 1, number) == code
+    done = _run(*flags)
+    assert "continuing after round" in done.stdout
+    _assert_same_run(run_dir, finished[1])
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(folder, tmp_path):
+    """SIGKILL at ten seeded places of a twelve-round private run, resumed each time."""
+    flags = (*PRIVATE, "--total_rounds=12")
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    _run(*flags, *_places(folder, unbroken))
+    for round_number in range(1, 11):
+        assert _kill_after((*flags, *_places(folder, broken)), broken / "run", round_number, signal.SIGKILL) == -9
+    _run(*flags, *_places(folder, broken))
+    _assert_same_run(broken / "run", unbroken / "run")
+
+
+def _descendants():
+    return {process.pid for process in psutil.process_iter(["cmdline"]) if _is_worker(process)}
+
+
+def _is_worker(process):
+    command = process.info["cmdline"] or []
+    return any("worker_binary" in part for part in command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_of_tff_outlives_the_run(folder, tmp_path, number):
+    before = _descendants()
+    flags = (*_places(folder, tmp_path), *PRIVATE, "--runtime=tff")
+    _kill_after(flags, tmp_path / "run", 1, number)
+    left = [psutil.Process(pid) for pid in _descendants() - before if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(left, timeout=20)
+    assert not alive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["inprocess", "tff"])
+def test_the_published_commands_as_written(folder, tmp_path, runtime):
+    shared = (f"--tfrecords_dir={folder}", "--total_rounds=2", f"--runtime={runtime}", *SMALL)
+    _run(*shared, "--epsilon=2.0", "--l2_norm_clip=0.1", f"--save_model_dir={tmp_path / 'private'}")
+    model = _saved_model(tmp_path / "private")
+    restored = _run(*shared, f"--restore_model_path={model}", f"--save_model_dir={tmp_path / 'restored'}")
+    assert "loaded" in restored.stdout
+    _run(*shared, "--binary_label=structure", f"--save_model_dir={tmp_path / 'binary'}")
+    summary = json.loads((tmp_path / "binary" / "cnn_federated_1labels" / "summary.json").read_text())
+    assert set(summary["test"]) == {"loss", "precision", "recall", "f1", "averaged_precision"}
+
+
+def test_records_of_the_published_code_train(miniature, tmp_path):
+    write_published_records(miniature, tmp_path / "published")
+    out = tmp_path / "out"
+    _run(f"--tfrecords_dir={tmp_path / 'published'}", f"--save_model_dir={out}", *SMALL, "--total_rounds=1")
+    assert _saved_model(out).is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--epsilon=-1",), "--epsilon"),
+        (("--epsilon=2", "--delta=1.5"), "--delta"),
+        (("--epsilon=2", "--clients_per_round=1000"), "--clients_per_round"),
+        (("--clients_per_round=0",), "--clients_per_round"),
+        (("--epsilon=2", "--noise_multiplier=1"), "--noise_multiplier"),
+        (("--epsilon=2", "--simulated_clients_per_round=2"), "--simulated_clients_per_round"),
+        (("--noise_multiplier=1", "--clipped_count_stddev=0.1"), "--clipped_count_stddev"),
+        (("--epsilon=2", "--algorithm=mime_lite"), "--algorithm"),
+        (("--epsilon=2", "--l2_norm_clip=0"), "--l2_norm_clip"),
+        (("--aggregator=tree",), "--aggregator"),
+        (("--aggregator=tree", "--epsilon=2", "--client_sampling=poisson"), "--client_sampling"),
+        (("--algorithm=fed_prox",), "--proximal_strength"),
+        (("--proximal_strength=1",), "--proximal_strength"),
+        (("--mean_datapoints_per_user=5",), "--mean_datapoints_per_user"),
+        (("--reuse_clients", "--client_sampling=uniform"), "--reuse_clients"),
+        (("--best_metric=accuracy",), "--best_metric"),
+        (("--binary_label=dragon",), "structure"),
+        (("--restore_model_path=/nowhere.h5",), "--restore_model_path"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(folder, tmp_path, flags, named):
+    line = _refused(f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", *SMALL, *flags)
+    assert named in line
+
+
+def test_a_refusal_comes_before_any_heavy_import(folder, tmp_path):
+    program = (
+        "import sys, benchmark.federated_main as m\n"
+        "from benchmark import command\n"
+        "try: command.run(m.main)\n"
+        "finally: assert 'tensorflow' not in sys.modules, 'tensorflow was imported'\n"
+    )
+    flags = [f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", "--epsilon=2", "--delta=2"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "--delta" in done.stderr and "imported" not in done.stderr
+
+
+def test_an_empty_partition_is_refused(folder, tmp_path):
+    copied = tmp_path / "records"
+    shutil.copytree(folder, copied, symlinks=True)
+    for path in (copied / "dev").iterdir():
+        os.unlink(path)
+    line = _refused(f"--tfrecords_dir={copied}", f"--save_model_dir={tmp_path}", *SMALL)
+    assert "val" in line and "empty" in line
