@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -25,7 +25,9 @@ from benchmark.federated_config import (
     OptimizerConfig,
 )
 
-AggregationFactory = tff.aggregators.WeightedAggregationFactory | tff.aggregators.UnweightedAggregationFactory
+AggregationFactory: TypeAlias = (
+    "tff.aggregators.WeightedAggregationFactory | tff.aggregators.UnweightedAggregationFactory"
+)
 
 
 class ClippedOptimizer(tff.learning.optimizers.Optimizer):

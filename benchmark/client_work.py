@@ -114,7 +114,7 @@ class ClientTrainer:
         aggregate, is_finite = self._finish(
             global_weights, tf.constant(num_examples, tf.float32), aggregate, broadcast, seed
         )
-        return ClientOutcome(aggregate, num_examples, bool(is_finite))
+        return ClientOutcome(list(aggregate), num_examples, bool(is_finite))
 
     def round_metrics(self) -> dict[str, float]:
         """Training metrics over all clients since `start_round`, each batch scored before its step."""

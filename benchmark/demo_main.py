@@ -162,6 +162,8 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _know_nothing(dataset_dir: Path) -> float:
+    import numpy as np
+
     from benchmark.score_histogram import know_nothing_macro_precision
     from flair.metadata import count_labels, load_records
 
@@ -169,7 +171,7 @@ def _know_nothing(dataset_dir: Path) -> float:
     labels: Sequence[str] = sorted({label for record in records for label in record.labels})
     test = [record for record in records if record.partition == catalog.PARTITIONS[2]]
     counts, _ = count_labels(test)
-    return know_nothing_macro_precision([counts[label] for label in labels], len(test))
+    return know_nothing_macro_precision(np.array([counts[label] for label in labels]), len(test))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ _workers: list[subprocess.Popen[bytes]] = []
 def _guard_worker() -> None:
     """Makes TFF start its worker through `tff_worker_guard`, and under our eyes."""
 
-    class GuardedPopen(subprocess.Popen):  # type: ignore[type-arg]
+    class GuardedPopen(subprocess.Popen):
         def __init__(self, args: Sequence[str], **options: Any) -> None:
             guard = os.path.abspath(tff_worker_guard.__file__)
             super().__init__([sys.executable, guard, *args], **options)

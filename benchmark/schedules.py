@@ -23,6 +23,10 @@ def learning_rates(base: float, total: int, schedule: str = "constant", warmup: 
         raise ValueError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
     step = np.arange(total, dtype=np.float64)
     progress = np.clip((step - warmup) / max(total - warmup, 1), 0, 1)
-    decay = {"constant": np.ones_like(step), "linear": 1 - progress, "cosine": (1 + np.cos(np.pi * progress)) / 2}
-    rise = np.minimum((step + 1) / warmup, 1) if warmup > 0 else 1.0
+    decay: dict[str, np.ndarray] = {
+        "constant": np.ones_like(step),
+        "linear": 1 - progress,
+        "cosine": (1 + np.cos(np.pi * progress)) / 2,
+    }
+    rise = np.minimum((step + 1) / warmup, 1) if warmup > 0 else np.ones_like(step)
     return (base * rise * decay[schedule]).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -112,7 +113,7 @@ def test_the_clip_norm_of_the_statement_is_the_one_in_force(finished):
     _, run_dir, _ = finished
     rows = _rows(run_dir)
     assert float(rows[0]["clip_norm"]) == pytest.approx(0.1)
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in itertools.pairwise(rows):
         assert float(after["clip_norm"]) == float(before["dp_query_metrics/clip"])
 
 
