@@ -6,6 +6,8 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHON
 
 environment := sh requirements/environment.sh
+# The tests read parquet too, so that the Hugging Face source is never left out of them.
+tools := dev huggingface
 run := .venv/bin/python -m
 
 help: ## Show this list
@@ -17,27 +19,27 @@ demo: ## From nothing to a trained private model on miniature data, in minutes
 	@$(run) benchmark.demo_main
 
 test: ## Run the tests, save the slow ones
-	@$(environment) dev
+	@$(environment) $(tools)
 	@$(run) pytest -m "not slow"
 
 slow: ## Run the slow tests, those that train
-	@$(environment) dev
+	@$(environment) $(tools)
 	@$(run) pytest -m slow --timeout=1800
 
 check: ## Check style, types, and that the pins agree with pyproject.toml
-	@$(environment) dev
+	@$(environment) $(tools)
 	$(run) ruff check
 	$(run) ruff format --check
 	$(run) mypy
 	.venv/bin/python requirements/lock.py --check
 
 format: ## Put the code into its standard form
-	@$(environment) dev
+	@$(environment) $(tools)
 	$(run) ruff check --fix
 	$(run) ruff format
 
 lock: ## Pin what pyproject.toml asks for; UPGRADE=--upgrade takes the newest of everything
-	@$(environment) dev
+	@$(environment) $(tools)
 	.venv/bin/python requirements/lock.py $(UPGRADE)
 
 environment: ## Make .venv; EXTRAS="huggingface ray" adds what these optional parts need
