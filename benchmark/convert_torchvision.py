@@ -1,0 +1,101 @@
+"""Makes a pretrained resnet18.h5 from torchvision's public ImageNet weights, for --restore_model_path.
+
+The input is a .safetensors file with torchvision's names (conv1.weight, layer1.0.bn1.running_mean, fc.bias, ...), such
+as model.safetensors of timm/resnet18.tv_in1k. The output has the layer names of the published benchmark.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+from absl import flags
+
+from benchmark import command, safetensors_file
+from flair import atomic
+from flair.errors import FlairError
+from flair.progress import duration
+
+flags.DEFINE_string("weights", None, "The .safetensors file to convert.", required=True)
+flags.DEFINE_string("output", None, "The .h5 file to write.", required=True)
+
+FLAGS = flags.FLAGS
+_BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_FILTERS = (64, 128, 256, 512)
+
+
+def main() -> None:
+    """Reads, converts, writes, and says what to do next."""
+    started = time.monotonic()
+    layers = convert(safetensors_file.read(FLAGS.weights), FLAGS.weights)
+    write_keras_weights(layers, FLAGS.output)
+    count = sum(array.size for weights in layers.values() for array in weights.values())
+    print(
+        f"{FLAGS.output}: {len(layers)} layers, {count:,} weights of {FLAGS.weights}, "
+        f"in {duration(time.monotonic() - started)}"
+    )
+    print(f"next: python -m benchmark.central_main --restore_model_path={FLAGS.output} --tfrecords_dir=DIR")
+
+
+def convert(tensors: dict[str, np.ndarray], path: str | Path = "weights") -> dict[str, dict[str, np.ndarray]]:
+    """Keras layers of the published ResNet-18 from torchvision's tensors: layer name -> weight name -> float32 array.
+
+    Raises:
+      FlairError: a tensor is missing or has another shape than ResNet-18's; `path` is named.
+    """
+    source = _Source(tensors, path)
+    layers = {"initial_conv": source.conv("conv1", (64, 3, 7, 7)), "initial_norm": source.norm("bn1", 64)}
+    inputs = 64
+    for stage, filters in enumerate(_FILTERS, start=1):
+        for block in (0, 1):
+            name, torch_name = f"layer{stage}_block{block + 1}", f"layer{stage}.{block}"
+            for part, channels in ((1, inputs), (2, filters)):
+                layers[f"{name}_conv{part}_3x3"] = source.conv(f"{torch_name}.conv{part}", (filters, channels, 3, 3))
+                layers[f"{name}_norm{part}"] = source.norm(f"{torch_name}.bn{part}", filters)
+            if inputs != filters:
+                shape = (filters, inputs, 1, 1)
+                layers[f"layer{stage}_downsample_conv_1x1"] = source.conv(f"{torch_name}.downsample.0", shape)
+                layers[f"layer{stage}_downsample_norm"] = source.norm(f"{torch_name}.downsample.1", filters)
+            inputs = filters
+    classes = len(tensors.get("fc.bias", ()))
+    kernel = source.take("fc.weight", (classes, inputs)).T
+    layers["classifier"] = {"kernel": kernel, "bias": source.take("fc.bias", (classes,))}
+    return layers
+
+
+def write_keras_weights(layers: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
+    """Writes layers as Keras's .h5 weights format, whole or not at all."""
+    with atomic.replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["layer_names"] = [name.encode() for name in layers]
+        file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.14.0"
+        for name, weights in layers.items():
+            group = file.create_group(name)
+            group.attrs["weight_names"] = [f"{name}/{weight}:0".encode() for weight in weights]
+            for weight, array in weights.items():
+                group.create_dataset(f"{name}/{weight}:0", data=array)
+
+
+class _Source:
+    def __init__(self, tensors: dict[str, np.ndarray], path: str | Path) -> None:
+        self.tensors, self.path = tensors, path
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name not in self.tensors:
+            known = ", ".join(list(self.tensors)[:3])
+            raise FlairError(f"{self.path}: has no {name}, so it is no torchvision ResNet-18; it has {known}, ...")
+        if self.tensors[name].shape != shape:
+            raise FlairError(f"{self.path}: {name} has the shape {self.tensors[name].shape}; ResNet-18 has {shape}")
+        return self.tensors[name].astype(np.float32)
+
+    def conv(self, name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        # torch: [out, in, height, width]; Keras: [height, width, in, out].
+        return {"kernel": self.take(f"{name}.weight", shape).transpose(2, 3, 1, 0)}
+
+    def norm(self, name: str, channels: int) -> dict[str, np.ndarray]:
+        return {keras: self.take(f"{name}.{torch}", (channels,)) for keras, torch in _BATCH_NORM.items()}
+
+
+if __name__ == "__main__":
+    command.run(main)

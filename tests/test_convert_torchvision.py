@@ -1,0 +1,165 @@
+"""Converted torchvision weights against a ResNet-18 forward pass written in NumPy, in torch's own layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmark import convert_torchvision, flair_model, safetensors_file
+from flair.errors import FlairError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CLASSES = 10
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    """Random weights under torchvision's names; the last classes fewer than ImageNet's, for speed."""
+    rng = np.random.default_rng(0)
+    result = {"conv1.weight": rng.normal(0, 0.1, (64, 3, 7, 7)), **_batch_norm(rng, "bn1", 64)}
+    inputs = 64
+    for stage, filters in enumerate((64, 128, 256, 512), start=1):
+        for block in (0, 1):
+            name = f"layer{stage}.{block}"
+            for part, channels in ((1, inputs), (2, filters)):
+                scale = np.sqrt(2 / (9 * channels))
+                result[f"{name}.conv{part}.weight"] = rng.normal(0, scale, (filters, channels, 3, 3))
+                result |= _batch_norm(rng, f"{name}.bn{part}", filters)
+            if inputs != filters:
+                result[f"{name}.downsample.0.weight"] = rng.normal(0, 0.1, (filters, inputs, 1, 1))
+                result |= _batch_norm(rng, f"{name}.downsample.1", filters)
+            inputs = filters
+    result["fc.weight"], result["fc.bias"] = rng.normal(0, 0.05, (CLASSES, 512)), rng.normal(size=CLASSES)
+    return {name: np.asarray(array, np.int64 if "tracked" in name else np.float32) for name, array in result.items()}
+
+
+def _batch_norm(rng, name, channels):
+    return {
+        f"{name}.weight": rng.uniform(0.5, 1.5, channels),
+        f"{name}.bias": rng.normal(0, 0.1, channels),
+        f"{name}.running_mean": rng.normal(0, 0.1, channels),
+        f"{name}.running_var": rng.uniform(0.5, 1.5, channels),
+        f"{name}.num_batches_tracked": np.array(7),
+    }
+
+
+def _write_safetensors(path, tensors, dtype="F32"):
+    header, blobs, position = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, array in tensors.items():
+        kind = "I64" if array.dtype == np.int64 else dtype
+        if kind == "BF16":
+            blob = (array.astype(np.float32).view(np.uint32) >> 16).astype("<u2").tobytes()
+        else:
+            blob = array.astype({"I64": "<i8", "F32": "<f4", "F16": "<f2", "F64": "<f8"}[kind]).tobytes()
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [position, position + len(blob)]}
+        blobs.append(blob)
+        position += len(blob)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(blobs))
+
+
+def _conv(x, weight, stride, padding):
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    size = weight.shape[-1]
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))[:, :, ::stride, ::stride]
+    return np.einsum("nchwij,ocij->nohw", windows, weight, optimize=True)
+
+
+def _forward(t, x):
+    """torchvision's ResNet-18 in evaluation mode, [n, 3, h, w] standardized pixels to logits."""
+
+    def norm(x, name):
+        mean, var, weight, bias = (
+            t[f"{name}.{part}"].reshape(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+
+    x = np.maximum(norm(_conv(x, t["conv1.weight"], 2, 3), "bn1"), 0)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    x = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::2, ::2].max((-1, -2))
+    for stage in (1, 2, 3, 4):
+        for block in (0, 1):
+            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            out = np.maximum(norm(_conv(x, t[f"{name}.conv1.weight"], stride, 1), f"{name}.bn1"), 0)
+            out = norm(_conv(out, t[f"{name}.conv2.weight"], 1, 1), f"{name}.bn2")
+            if stride == 2:
+                x = norm(_conv(x, t[f"{name}.downsample.0.weight"], 2, 0), f"{name}.downsample.1")
+            x = np.maximum(out + x, 0)
+    return x.mean((2, 3)) @ t["fc.weight"].T + t["fc.bias"]
+
+
+@pytest.fixture(scope="module")
+def converted(tensors, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted")
+    _write_safetensors(folder / "model.safetensors", tensors)
+    command = [sys.executable, "-m", "benchmark.convert_torchvision"]
+    command += [f"--weights={folder / 'model.safetensors'}", f"--output={folder / 'resnet18.h5'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "41 layers" in done.stdout
+    return folder / "resnet18.h5"
+
+
+def test_logits_equal_an_independent_forward_pass(tensors, converted):
+    model = flair_model.build_model("resnet18", (64, 64, 3), CLASSES, pretrained_norm=True, seed=1)
+    assert not flair_model.load_by_name(model, converted).skipped
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    standardized = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    expected = _forward(tensors, standardized.transpose(0, 3, 1, 2))
+    assert np.std(expected) > 0.1
+    np.testing.assert_allclose(model(pixels), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_keras_itself_loads_the_file_by_name(converted):
+    model = flair_model.build_model("resnet18", (64, 64, 3), 17, pretrained_norm=True, seed=1)
+    kernel = model.get_layer("classifier").kernel.numpy()
+    model.load_weights(converted, by_name=True, skip_mismatch=True)
+    with h5py.File(converted) as file:
+        stored = file["layer3_downsample_norm/layer3_downsample_norm/moving_variance:0"][()]
+    np.testing.assert_array_equal(model.get_layer("layer3_downsample_norm").moving_variance, stored)
+    np.testing.assert_array_equal(model.get_layer("classifier").kernel, kernel)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("F16", 2**-10), ("BF16", 2**-7), ("F64", 0)])
+def test_other_precisions_are_read(tmp_path, dtype, precision):
+    array = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    _write_safetensors(tmp_path / "a.safetensors", {"a": array}, dtype)
+    np.testing.assert_allclose(safetensors_file.read(tmp_path / "a.safetensors")["a"], array, rtol=precision, atol=1e-4)
+
+
+def test_other_networks_are_refused(tensors):
+    with pytest.raises(FlairError, match=r"has no bn1\.weight, so it is no torchvision ResNet-18"):
+        convert_torchvision.convert({name: t for name, t in tensors.items() if name != "bn1.weight"})
+    wrong = {**tensors, "layer2.0.conv1.weight": np.zeros((128, 64, 1, 1), np.float32)}
+    with pytest.raises(FlairError, match=r"layer2\.0\.conv1\.weight has the shape \(128, 64, 1, 1\); ResNet-18 has"):
+        convert_torchvision.convert(wrong)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damaged_files_are_refused_or_read_but_never_crash(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "a.safetensors"
+    _write_safetensors(path, {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(4, np.float32)})
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        safetensors_file.read(path)
+    except FlairError as error:
+        assert "a.safetensors" in str(error)  # noqa: PT017 either outcome is right
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "benchmark.convert_torchvision", "--weights=/none", f"--output={tmp_path}/a.h5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "/none: no such file" in done.stderr
+    assert not (tmp_path / "a.h5").exists()
