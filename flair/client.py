@@ -18,6 +18,7 @@ import urllib3
 
 from flair import __version__
 from flair.errors import FlairError
+from flair.http_session import open_session
 from flair.progress import duration
 from flair.progress import size as say_size
 from flair.threads import Stopped
@@ -223,7 +224,7 @@ class Client:
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
+            session = self._local.session = open_session(self.patience.timeout)
             session.headers["User-Agent"] = f"flair-toolkit/{__version__}"
         return session
 
@@ -240,7 +241,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return "no connection in time"
     if isinstance(error, (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError)) or "Read timed out" in text:
-        return "the server stalls: no byte in time"
+        return "the server stalls: no answer in time"
     if "NameResolutionError" in text or "getaddrinfo" in text:
         return "the server's name cannot be found (is the network up?)"
     if "Connection refused" in text:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from flair import atomic, catalog, huggingface, threads, transfer
 from flair.client import Client, NotThere
-from flair.download_plan import Options, Plan, file_sha256, is_same_file, make_plan, require_disk
+from flair.download_plan import Options, Plan, file_sha256, make_plan, require_disk
 from flair.download_state import DownloadState, Entry, exclusive, scan_photos
 from flair.errors import FlairError
 from flair.metadata import load_records, load_taxonomy
@@ -24,7 +24,7 @@ from flair.progress import size as say_size
 from flair.source import MAX_PHOTO_BYTES, Archive, LabelFile, Source
 from flair.staging import Unpacked, UnpackError
 from flair.transfer import Fetched, WrongContent
-from flair.unpacking import Job, unpack
+from flair.unpacking import Job, Unpackers
 
 
 class Outcome(NamedTuple):
@@ -55,12 +55,16 @@ def download(source: Source, options: Options) -> Outcome:
 
 class _Download:
     def __init__(self, source: Source, options: Options, lock: int) -> None:
-        self.source, self.options, self.folder, self.lock = source, options, options.dataset_dir, lock
+        self.source, self.options, self.folder = source, options, options.dataset_dir
         self.state = DownloadState(self.folder)
         self.labels_work = self.state.folder / "labels"
         self.stop = threading.Event()
+        self.unpackers = Unpackers(lock, self.stop)
         self.client = Client(options.patience, stop=self.stop, log=_log)
         self.notes: list[str] = []
+        self.label_urls: dict[str, str] = {}  # of the files that are new
+        self.label_error: FlairError | None = None
+        self.image_ids: list[str] = []
 
     def run(self) -> Outcome:
         """All of it, in order: plan, labels, photos, check."""
@@ -71,15 +75,18 @@ class _Download:
         require_disk(plan, self.options, self.state)
         self.bytes = _ByteProgress(plan, self.state)
         try:
-            image_ids = self._bring_labels(plan)
-            broken = threads.run(self._bring_archive, plan.pending, self.options.num_workers, self.stop)
+            self._bring_labels(plan)
+            broken = threads.run(self._work, [None, *plan.pending], self.options.num_workers, self.stop)
         finally:
+            self.unpackers.close()
             self.bytes.close()
-        failed = [f"{archive.name}: {error}" for archive, error in broken]
+        if self.label_error is not None:
+            raise self.label_error
+        failed = [f"{archive.name}: {error}" for archive, error in broken if archive is not None]
         if not failed and not self.options.only_metadata and self.options.limit_archives is None:
             self._remove_parts()
-            failed = self._missing_photos(image_ids)
-        broken_names = {archive.name for archive, _ in broken}
+            failed = self._missing_photos()
+        broken_names = {archive.name for archive, _ in broken if archive is not None}
         here = [archive for archive in (*plan.finished, *plan.pending) if archive.name not in broken_names]
         return Outcome(
             failed,
@@ -93,30 +100,28 @@ class _Download:
             seconds=time.monotonic() - start,
         )
 
-    def _bring_labels(self, plan: Plan) -> list[str]:
-        """Fetches the files beside the photos, checks them, puts them in place; returns all image ids."""
+    def _bring_labels(self, plan: Plan) -> None:
         self.labels_work.mkdir(exist_ok=True)
-        urls = {file.name: file.url for file in plan.labels if self._bring_label_file(file)}
-        if isinstance(self.source, huggingface.HuggingFaceSource) and not is_same_file(
-            self.folder / catalog.METADATA_FILE, self.state, catalog.METADATA_FILE, self.source.place
-        ):
-            _log(f"{catalog.METADATA_FILE}: reading the labels out of the shards")
-            self.source.write_metadata(
-                self.client, self.state.folder, self.labels_work, self.options.num_workers, self.stop
-            )
-            urls[catalog.METADATA_FILE] = self.source.place
-        image_ids = [record.image_id for record in load_records(self._newest(catalog.METADATA_FILE))]
+        for file in plan.labels:
+            if self._bring_label_file(file):
+                self.label_urls[file.name] = file.url
+
+    def _check_labels(self) -> None:
+        """Checks the files beside the photos, puts them in place, and notes all image ids of the metadata."""
+        self.image_ids = [record.image_id for record in load_records(self._newest(catalog.METADATA_FILE))]
         load_taxonomy(self._newest(catalog.TAXONOMY_FILE))
-        for name, url in urls.items():
+        for name, url in self.label_urls.items():
             new = self.labels_work / name
             entry = Entry(url, file_sha256(new), new.stat().st_size)
             os.replace(new, self.folder / name)
             self.state.record(name, entry)
         shutil.rmtree(self.labels_work)
-        return image_ids
 
     def _bring_label_file(self, file: LabelFile) -> bool:
-        part = self.state.part(file.name)
+        part, target = self.state.part(file.name), self.labels_work / file.name
+        if file.make is not None:
+            file.make(self.client, self.state.folder, target, self.options.num_workers, self.stop)
+            return True
         try:
             transfer.fetch(self.client, file.url, part, on_bytes=self.bytes.counter(part))
         except NotThere as error:
@@ -129,11 +134,22 @@ class _Download:
             return False
         except FlairError as error:
             raise FlairError(f"{file.name}: {error}") from None
-        transfer.take(part, self.labels_work / file.name)
+        transfer.take(part, target)
         return True
 
     def _newest(self, name: str) -> Path:
         return self.labels_work if (self.labels_work / name).exists() else self.folder
+
+    def _work(self, archive: Archive | None) -> None:
+        """One of the threads' items: an archive, or (None) the check of the labels, which takes seconds of its own."""
+        if archive is not None:
+            self._bring_archive(archive)
+            return
+        try:
+            self._check_labels()
+        except FlairError as error:
+            self.label_error = error  # without labels the photos are worth nothing
+            self.stop.set()
 
     def _bring_archive(self, archive: Archive) -> None:
         """Fetches, unpacks and records one archive; a damaged one is fetched a second time."""
@@ -169,7 +185,7 @@ class _Download:
             archive.kind, str(fetched.path), archive.name, str(photos_dir), str(listing),
             MAX_PHOTO_BYTES[archive.folder],
         )  # fmt: skip
-        unpacked = unpack(job, self.lock, self.stop)
+        unpacked = self.unpackers.unpack(job)
         if archive.photos is not None and unpacked.photos != archive.photos:
             raise UnpackError(f"holds {unpacked.photos:,} photos, but {archive.photos:,} are published")
         if unpacked.ignored:
@@ -199,15 +215,15 @@ class _Download:
         for archive in plan.finished:
             self._finish(archive)
 
-    def _missing_photos(self, image_ids: list[str]) -> list[str]:
+    def _missing_photos(self) -> list[str]:
         """A line for each folder that lacks photos of the metadata."""
         failed = []
         for folder in [catalog.SMALL_IMAGES_DIR] + [catalog.RAW_IMAGES_DIR] * self.options.raw:
             present = scan_photos(self.folder / folder)
-            missing = [image_id for image_id in image_ids if not present.get(image_id)]
+            missing = [image_id for image_id in self.image_ids if not present.get(image_id)]
             if missing:
                 failed.append(
-                    f"{folder}: {len(missing):,} of {len(image_ids):,} photos of the metadata are in no archive, "
+                    f"{folder}: {len(missing):,} of {len(self.image_ids):,} photos of the metadata are in no archive, "
                     f"for example {', '.join(missing[:3])}"
                 )
         return failed

@@ -53,11 +53,11 @@ def make_plan(source: Source, options: Options, state: DownloadState, client: Cl
     ]
     gone = _gone(wanted, options.dataset_dir, state, client)
     open_archives = [archive for archive in wanted if archive.name in gone or not _is_same(archive, state)]
-    answers = _ask(
-        [file.url for file in labels] + [archive.url for archive in open_archives if archive.size is None],
-        client, options.num_workers, stop,
-    )  # fmt: skip
-    pending, sizes = [], {file.name: answers[file.url].size or 0 for file in labels}
+    unsized = [file.url for file in labels if file.make is None]
+    unsized += [archive.url for archive in open_archives if archive.size is None]
+    answers = _ask(unsized, client, options.num_workers, stop)
+    pending = []
+    sizes = {file.name: answers[file.url].size or 0 if file.make is None else 0 for file in labels}
     for archive in open_archives:
         answer = answers.get(archive.url, Remote(None, None, archive.url))
         if answer.sha256 is not None:  # of the hub, so it is as good as published

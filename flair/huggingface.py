@@ -38,9 +38,10 @@ class HuggingFaceSource:
         self.place = self.base_url
 
     def label_files(self) -> list[LabelFile]:
-        """The taxonomy and the photos' licences; the metadata is made by `write_metadata`."""
+        """The taxonomy and the photos' licences, and the metadata, made by `write_metadata`."""
         names = (catalog.TAXONOMY_FILE, catalog.ATTRIBUTION_FILE)
-        return [LabelFile(name, f"{self.base_url}/{name}") for name in names]
+        published = [LabelFile(name, f"{self.base_url}/{name}") for name in names]
+        return [*published, LabelFile(catalog.METADATA_FILE, self.base_url, make=self._write_metadata)]
 
     def archives(self, client: Client, work: Path, raw: bool) -> list[Archive]:
         """The 14 shards, train first; the hub publishes sizes and checksums when asked."""
@@ -54,12 +55,11 @@ class HuggingFaceSource:
             for path in paths
         ]
 
-    def write_metadata(
-        self, client: Client, work: Path, labels_dir: Path, num_workers: int, stop: threading.Event
+    def _write_metadata(
+        self, client: Client, work: Path, target: Path, num_workers: int, stop: threading.Event
     ) -> None:
-        """Writes the metadata of all shards to `labels_dir`."""
-        shards = self.archives(client, work, raw=False)
-        write_metadata(client, shards, work, labels_dir / catalog.METADATA_FILE, num_workers, stop)
+        client.log(f"{target.name}: reading the labels out of the shards")
+        write_metadata(client, self.archives(client, work, raw=False), work, target, num_workers, stop)
 
 
 def check_pyarrow() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,11 +32,16 @@ class Archive(NamedTuple):
 
 
 class LabelFile(NamedTuple):
-    """A small file of the dataset folder that is fetched as it is; `optional` when not every server has it."""
+    """A file of the dataset folder beside the photos; `optional` when not every server has it.
+
+    It is fetched from `url` as it is, or, where no server has it, made by `make(client, work, target, num_workers,
+    stop)`, with `work` for temporary files.
+    """
 
     name: str
     url: str
     optional: bool = False
+    make: Callable[[Client, Path, Path, int, threading.Event], None] | None = None
 
 
 class Source(Protocol):
@@ -44,7 +50,7 @@ class Source(Protocol):
     place: str
 
     def label_files(self) -> list[LabelFile]:
-        """The files beside the photos that are published as they are."""
+        """The metadata, the taxonomy, and what else lies beside the photos."""
 
     def archives(self, client: Client, work: Path, raw: bool) -> list[Archive]:
         """All archives; asks the server where that takes it, with `work` for temporary files."""

@@ -221,6 +221,9 @@ class _Transfer:
             raise
 
     def _check_start(self) -> None:
+        if not self.start:
+            self.start_over()
+            raise TryAgain("the server sent an empty file")
         page = re.match(rb"\s*(?:<!doctype\s+html|<html)", self.start, re.IGNORECASE)
         if self.start.startswith(_MAGIC.get(self.expect, b"")) and not page:
             return

@@ -1,14 +1,17 @@
-"""Every archive is unpacked in a process of its own: decompression does not slow the transfers, nor they it.
+"""Archives are unpacked in processes of their own: decompression does not slow the transfers, nor they it.
 
-The process ends by itself when its parent is gone, however that was killed, and until then holds the parent's lock on
-the dataset folder, so that a new run never meets an old one at work. It is out of reach of Ctrl-C, which the parent
-handles for it.
+Such a process takes one job after another as lines of JSON on its standard input, and ends by itself when that is
+closed, which happens however its parent is killed. Until then it holds the parent's lock on the dataset folder, so that
+a new run never meets an old one at work. It is out of reach of Ctrl-C, which the parent handles for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import queue
+import select
 import shutil
 import subprocess
 import sys
@@ -21,7 +24,7 @@ from flair.threads import Stopped
 
 _ROOT = Path(__file__).resolve().parent.parent
 # The folder of the package takes the place of the current one, which may hold another `flair`.
-_CHILD = "import sys; sys.path[0] = sys.argv[1]; from flair.unpacking import main; main(sys.argv[2])"
+_CHILD = "import sys; sys.path[0] = sys.argv[1]; from flair.unpacking import main; main()"
 
 
 class Job(NamedTuple):
@@ -35,83 +38,105 @@ class Job(NamedTuple):
     max_photo_bytes: int
 
 
-def unpack(job: Job, lock: int, stop: threading.Event) -> Unpacked:
-    """Unpacks in a new process and waits for it; `lock` is an open file that the process keeps open.
+class Unpackers:
+    """As many processes as there are threads that ask at a time; each keeps `lock`, an open file, open."""
 
-    Raises:
-      UnpackError: the archive is damaged or refused; none of its photos is in place.
-      OSError: the process could not write (disk full, no permission).
-      Stopped: `stop` was set; the process is gone.
-    """
-    life, hold = os.pipe()
-    try:
-        request = json.dumps({"life": life, **job._asdict()})
-        process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(_ROOT), request],
-            stdin=subprocess.DEVNULL,
+    def __init__(self, lock: int, stop: threading.Event) -> None:
+        self._lock, self._stop = lock, stop
+        self._idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
+
+    def unpack(self, job: Job) -> Unpacked:
+        """Unpacks one archive, and waits for it.
+
+        Raises:
+          UnpackError: the archive is damaged or refused; none of its photos is in place.
+          OSError: the process could not write (disk full, no permission).
+          Stopped: the command is being interrupted; the process is gone.
+        """
+        try:
+            process = self._idle.get_nowait()
+        except queue.Empty:
+            process = self._start()
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has died: the reply, which is none, tells
+            process.stdin.write(json.dumps(job._asdict()) + "\n")
+            process.stdin.flush()
+        while not select.select([process.stdout], [], [], 0.1)[0]:
+            if self._stop.is_set():
+                process.kill()
+                process.communicate()
+                shutil.rmtree(staging_folder(Path(job.photos_dir), job.name), ignore_errors=True)
+                raise Stopped
+        reply = process.stdout.readline()
+        if not reply:
+            raise _death(process)
+        self._idle.put(process)
+        return _result(json.loads(reply))
+
+    def close(self) -> None:
+        """Ends the processes; none is at work."""
+        while True:
+            try:
+                process = self._idle.get_nowait()
+            except queue.Empty:
+                return
+            process.kill()
+            process.communicate()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", _CHILD, str(_ROOT)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=(life, lock),
+            pass_fds=(self._lock,),
             start_new_session=True,
             text=True,
         )
-        os.close(life)
-        life = -1
-        output, errors = _communicate(process, stop)
-    finally:
-        if life >= 0:
-            os.close(life)
-        os.close(hold)
-    if process.returncode < 0 and stop.is_set():
-        shutil.rmtree(staging_folder(Path(job.photos_dir), job.name), ignore_errors=True)
-        raise Stopped
-    return _result(process.returncode, output, errors)
 
 
-def main(request: str) -> None:
-    """The process itself: unpacks and prints one line of JSON."""
-    job = json.loads(request)
-    threading.Thread(target=_exit_with_parent, args=(job.pop("life"),), daemon=True).start()
+def main() -> None:
+    """The process itself: a line of JSON in, a line of JSON out."""
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
+    while True:
+        print(json.dumps(_work(json.loads(jobs.get()))), flush=True)
+
+
+def _read_jobs(jobs: queue.SimpleQueue[str]) -> None:
+    while line := sys.stdin.readline():
+        jobs.put(line)
+    os._exit(0)  # the parent is done, or gone
+
+
+def _work(job: dict[str, Any]) -> dict[str, Any]:
     kind = job.pop("kind")
     for key in ("archive", "photos_dir", "listing"):
         job[key] = Path(job[key])
-    result: dict[str, Any]
     try:
         if kind == "gzip":
             from flair.archive import unpack as unpack_kind
         else:
             from flair.huggingface import unpack as unpack_kind
-        result = unpack_kind(**job)._asdict()
+        return unpack_kind(**job)._asdict()
     except UnpackError as error:
-        result = {"refused": str(error), "corrupt": error.corrupt}
+        return {"refused": str(error), "corrupt": error.corrupt}
     except OSError as error:
         where = str(error.filename or job["photos_dir"])
-        result = {"errno": error.errno, "strerror": error.strerror, "filename": where}
-    print(json.dumps(result))
+        return {"errno": error.errno, "strerror": error.strerror, "filename": where}
 
 
-def _communicate(process: subprocess.Popen[str], stop: threading.Event) -> tuple[str, str]:
-    while True:
-        try:
-            return process.communicate(timeout=0.1)
-        except subprocess.TimeoutExpired:
-            if stop.is_set():
-                process.kill()
+def _result(reply: dict[str, Any]) -> Unpacked:
+    if "refused" in reply:
+        raise UnpackError(reply["refused"], corrupt=reply["corrupt"])
+    if "errno" in reply:
+        raise OSError(reply["errno"], reply["strerror"], reply["filename"])
+    return Unpacked(**reply)
 
 
-def _result(code: int, output: str, errors: str) -> Unpacked:
-    if code < 0:
-        raise UnpackError(f"could not be unpacked: the process was killed by signal {-code} (out of memory?)")
-    if code > 0:
-        raise RuntimeError(f"unpacking failed:\n{errors}")
-    result = json.loads(output)
-    if "refused" in result:
-        raise UnpackError(result["refused"], corrupt=result["corrupt"])
-    if "errno" in result:
-        raise OSError(result["errno"], result["strerror"], result["filename"])
-    return Unpacked(**result)
-
-
-def _exit_with_parent(life: int) -> None:
-    os.read(life, 1)  # nobody writes: this returns when the last writer, the parent, is gone
-    os._exit(1)
+def _death(process: subprocess.Popen[str]) -> Exception:
+    _, errors = process.communicate()
+    if process.returncode < 0:
+        signal = -process.returncode
+        return UnpackError(f"could not be unpacked: the process was killed by signal {signal} (out of memory?)")
+    return RuntimeError(f"unpacking failed:\n{errors}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import email.utils
 import hashlib
@@ -269,6 +270,13 @@ def test_something_else_in_place_of_an_archive(server: FaultServer, tmp_path: Pa
         fetch(server, tmp_path / "a.part", make_client(Waits(), retries=1))
 
 
+@pytest.mark.parametrize("headers", [(), (("Content-Length", "0"),)])
+def test_an_empty_file(server: FaultServer, tmp_path: Path, headers: tuple[tuple[str, str], ...]) -> None:
+    server.faults["/a.tar.gz"] = [Fault(status=200, headers=headers)] * 2
+    with pytest.raises(TransferError, match=r"the server sent an empty file; gave up after 2 tries"):
+        transfer.fetch(make_client(Waits(), retries=1), f"{server.url}/a.tar.gz", tmp_path / "a.part")
+
+
 def test_content_length_too_large(server: FaultServer, tmp_path: Path) -> None:
     server.faults["/a.tar.gz"] = [Fault(promise=5)]
     check(fetch(server, tmp_path / "a.part"))  # the 416 to the next request tells the true length
@@ -305,9 +313,9 @@ def test_stall_without_a_byte(server: FaultServer, tmp_path: Path) -> None:
     go_on = threading.Event()
     server.faults["/a.tar.gz"] = [Fault(before_piece=lambda sent: sent < 8192 or go_on.wait())]
     log: list[str] = []
-    check(fetch(server, tmp_path / "a.part", make_client(Waits(), log, timeout=0.05)))
+    check(fetch(server, tmp_path / "a.part", make_client(Waits(), log, timeout=0.5)))
     go_on.set()
-    assert "a.tar.gz: the server stalls: no byte in time; retry 1 of 6 in 1.0 s" in log
+    assert "a.tar.gz: the server stalls: no answer in time; retry 1 of 6 in 1.0 s" in log
     assert [request.range for request in server.requests] == [None, "bytes=8192-"]
 
 
@@ -323,6 +331,26 @@ def test_slow_loris_that_trickles_is_cut_off(server: FaultServer, tmp_path: Path
     log: list[str] = []
     check(fetch(server, tmp_path / "a.part", make_client(Waits(), log, clock=clock)))
     assert any("the server stalls: 3 B in 1 min 0 s" in line for line in log)
+
+
+def test_slow_loris_in_the_header_is_cut_off(tmp_path: Path) -> None:
+    served = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Never-Ends: ")
+        with contextlib.suppress(OSError):
+            while True:  # until the client hangs up
+                connection.sendall(b"a")
+                served.wait(0.01)
+        served.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=trickle, args=(listener,), daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/a.tar.gz"
+        with pytest.raises(TransferError, match=r"the server stalls: no answer in time; gave up"):
+            transfer.fetch(make_client(Waits(), retries=0, timeout=0.1), url, tmp_path / "a.part")
+    assert served.wait(30)
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
