@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import shutil
@@ -57,10 +56,11 @@ def write_photos(
             progress.add(count)
         if distinct is not None:
             there.update(f"{record.image_id}.jpg" for record in drawn)
-            originals = itertools.cycle(photo_path(dataset_dir, record.image_id) for record in drawn)
-            for record, original in zip(records, originals, strict=False):
+            originals = [photo_path(dataset_dir, record.image_id) for record in drawn]
+            for index, record in enumerate(records):
                 if f"{record.image_id}.jpg" not in there:
-                    _link(original, photo_path(dataset_dir, record.image_id))
+                    turn = index % len(originals)
+                    originals[turn] = _link(originals[turn], photo_path(dataset_dir, record.image_id))
                     progress.add()
 
 
@@ -87,11 +87,14 @@ def _draw(context: tuple[Path, Painter], records: Sequence[Record]) -> int:
     return len(records)
 
 
-def _link(original: Path, path: Path) -> None:
+def _link(original: Path, path: Path) -> Path:
+    """Links `path` to `original`, or copies where that cannot be; returns the one to link the next to."""
     try:
         os.link(original, path)
+        return original
     except OSError as error:
         if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
             raise
-        with atomic.replacing(path) as temporary:  # a disk without links, or a photo that has all it may have
-            shutil.copyfile(original, temporary)
+    with atomic.replacing(path) as temporary:
+        shutil.copyfile(original, temporary)
+    return path

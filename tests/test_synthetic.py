@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import io
 import json
 import math
@@ -249,6 +250,27 @@ def test_distinct_photos_are_drawn_and_the_others_linked(tmp_path: Path) -> None
     photos = list((tmp_path / "links" / catalog.SMALL_IMAGES_DIR).iterdir())
     assert len(photos) == 100
     assert len({photo.stat().st_ino for photo in photos}) == 7
+
+
+@pytest.mark.parametrize(("error", "links_each", "files"), [(errno.EMLINK, 7, 14), (errno.EPERM, 0, 100)])
+def test_photos_that_cannot_be_linked_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, links_each: int, files: int
+) -> None:
+    link = os.link
+    links: collections.Counter[Path] = collections.Counter()
+
+    def limited(original: Path, path: Path) -> None:
+        links[original] += 1
+        if links[original] > links_each:
+            raise OSError(error, os.strerror(error), str(path))
+        link(original, path)
+
+    monkeypatch.setattr(os, "link", limited)
+    make_dataset(tmp_path / "copies", num_images=100, seed=0, distinct_photos=7)
+    photos = list((tmp_path / "copies" / catalog.SMALL_IMAGES_DIR).iterdir())
+    assert len(photos) == 100
+    assert len({photo.read_bytes() for photo in photos}) == 7
+    assert len({photo.stat().st_ino for photo in photos}) == files
 
 
 def test_metadata_only_makes_no_photos(population: Path) -> None:
