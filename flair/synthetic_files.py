@@ -16,7 +16,7 @@ from flair.progress import Progress
 from flair.synthetic_photos import Painter
 from flair.workers import map_in_order
 
-_PHOTOS_PER_TASK = 64
+_PHOTOS_PER_TASK = 32
 
 
 def write_metadata(path: Path, records: Sequence[Record]) -> None:
