@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from benchmark.client_work import clip_gradients
 from benchmark.federated_config import (
     FED_PROX,
     FED_SGD,
@@ -24,6 +23,7 @@ from benchmark.federated_config import (
     NoiseConfig,
     OptimizerConfig,
 )
+from benchmark.local_training import clip_gradients
 
 AggregationFactory: TypeAlias = (
     "tff.aggregators.WeightedAggregationFactory | tff.aggregators.UnweightedAggregationFactory"

@@ -141,7 +141,7 @@ def client_batches(
 
     `passes` repeats each client's batches (MimeLite computes a full gradient first).
     """
-    decode = _decoder(plan)
+    decode = decoder(plan)
 
     def produce() -> Iterator[ClientBatch]:
         for client_id in cohort:
@@ -196,7 +196,8 @@ def prefetched(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
         thread.join()
 
 
-def _decoder(plan: BatchPlan) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+def decoder(plan: BatchPlan) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """(serialized string [b], seeds int64 [b, 2]) -> (pixels, labels), compiled once a plan."""
     if plan not in _decoders:
         signature = [tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64)]
         _decoders[plan] = tf.function(

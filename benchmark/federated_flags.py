@@ -108,6 +108,13 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "best_metric", "loss", "Validation metric that chooses the best model; loss is minimized, any other maximized."
 )
+flags.DEFINE_boolean("federated_eval", False, "At the end, score each test client by itself: the spread over clients.")
+flags.DEFINE_integer("federated_eval_clients", None, "Clients of --federated_eval, drawn at random; none: all.", 1)
+flags.DEFINE_boolean(
+    "federated_eval_local_training",
+    False,
+    "With --federated_eval: also train each client on half of its photos and score the other half before and after.",
+)
 flags.DEFINE_string("run_dir", None, "Folder of this run; none: the saved model's path without .h5.")
 flags.DEFINE_boolean("overwrite", False, "Start over, forgetting the run that --run_dir holds.")
 
@@ -147,6 +154,9 @@ def check_federated_flags() -> None:
         raise FlairError("--reuse_clients and --client_sampling are both given: a reused cohort is not sampled")
     if FLAGS.mean_datapoints_per_user is not None and not FLAGS.iid:
         raise FlairError("--mean_datapoints_per_user sizes the artificial clients of --iid; add --iid or leave it out")
+    for name in ("federated_eval_clients", "federated_eval_local_training"):
+        if FLAGS[name].value and not FLAGS.federated_eval:
+            raise FlairError(f"--{name} has no effect without --federated_eval; add that or leave it out")
     if FLAGS.proximal_strength > 0 and FLAGS.algorithm != FED_PROX:
         raise FlairError(f"--proximal_strength={FLAGS.proximal_strength:g} has no effect without --algorithm=fed_prox")
     if FLAGS.algorithm == FED_PROX and FLAGS.proximal_strength == 0:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import command, federated_flags, model_flags
 from benchmark.cohort import sample_cohort
+from benchmark.federated_config import FED_AVG
 from benchmark.federated_flags import FLAGS
 from benchmark.privacy import PrivacyPlan
 from benchmark.records import Records, Task
@@ -21,7 +23,9 @@ from benchmark.run_folder import RunFolder
 from flair.progress import duration
 
 if TYPE_CHECKING:
-    from benchmark.client_data import ClientData
+    import tensorflow as tf
+
+    from benchmark.client_data import BatchPlan, ClientData
     from benchmark.federated_training import Position
     from benchmark.runtime import Runtime
 
@@ -107,7 +111,34 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     }
     if plan is not None:
         summary["epsilon"] = _write_privacy(plan, position, run)
+    if FLAGS.federated_eval:
+        summary["clients"] = _federated_eval(model, records, task, plan, run)
     return summary
+
+
+def _federated_eval(
+    model: tf.keras.Model, records: Records, task: Task, plan: PrivacyPlan | None, run: RunFolder
+) -> dict[str, Any]:
+    from benchmark import federated_evaluation as per_client
+    from benchmark.local_training import LocalTrainer
+
+    batches = _batch_plan(task)
+    clients = per_client.sample_clients(records.users("test"), FLAGS.federated_eval_clients, FLAGS.seed)
+    scores = per_client.score_clients(model, records, "test", clients, batches)
+    per_client.write_csv(run.path / "clients.csv", scores)
+    found = {"count": len(scores), "test": per_client.summarize(scores)}
+    if FLAGS.federated_eval_local_training:
+        config = federated_flags.federated_config(plan).client
+        weights = [v.numpy() for v in (*model.trainable_variables, *model.non_trainable_variables)]
+        compared = per_client.compare_local_training(
+            LocalTrainer(model, replace(config, algorithm=FED_AVG), is_binary=task.is_binary),
+            *(weights, records, "test", clients, batches, config.learning_rates[-1], FLAGS.seed),
+        )
+        for name in ("before", "after"):
+            chosen = [getattr(one, name) for one in compared]
+            per_client.write_csv(run.path / f"clients_{name}_local_training.csv", chosen)
+            found[f"{name}_local_training"] = {"count": len(chosen), **per_client.summarize(chosen)} if chosen else None
+    return found
 
 
 def _client_data(records: Records) -> ClientData:
@@ -116,6 +147,18 @@ def _client_data(records: Records) -> ClientData:
     if FLAGS.iid:
         return IidClients(records, "train", FLAGS.seed, FLAGS.mean_datapoints_per_user)
     return UserClients(records, "train")
+
+
+def _batch_plan(task: Task) -> BatchPlan:
+    from benchmark.client_data import BatchPlan
+
+    return BatchPlan(
+        task,
+        model_flags.image_size(),
+        FLAGS.client_batch_size,
+        FLAGS.client_epochs_per_round,
+        FLAGS.max_elements_per_client,
+    )
 
 
 def _cohort_function(data: ClientData) -> Any:
@@ -132,15 +175,7 @@ def _cohort_function(data: ClientData) -> Any:
 
 
 def _build_runtime(task: Task, data: ClientData, plan: PrivacyPlan | None) -> tuple[Runtime, Any]:
-    from benchmark.client_data import BatchPlan
-
-    batches = BatchPlan(
-        task,
-        model_flags.image_size(),
-        FLAGS.client_batch_size,
-        FLAGS.client_epochs_per_round,
-        FLAGS.max_elements_per_client,
-    )
+    batches = _batch_plan(task)
     config = federated_flags.federated_config(plan)
     model, load_report = model_flags.build_model_from_flags(task.num_outputs)
     if load_report is not None:
@@ -188,12 +223,18 @@ def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
         print(f"final {partition} metrics of the best model (round {summary['best_round']}):")
         for name, value in summary[partition].items():
             print(f"    {name:<30} {value:.6f}")
+    for name, spread in summary.get("clients", {}).get("test", {}).items():
+        print(f"{name} over {summary['clients']['count']} test clients: " + _spread(spread))
     print(f"best model: {saved_model}")
     print(f"run folder: {run_dir}")
     if "epsilon" in summary:
         print(f"epsilon: {summary['epsilon']:.4g}; read {run_dir / 'privacy.txt'} for what that means")
     print(f"{summary['rounds']} rounds in {duration(summary['training_seconds'])} of training")
     print(f"next: tensorboard --logdir={run_dir}")
+
+
+def _spread(values: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from benchmark.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
 from benchmark.client_data import BatchPlan, ClientBatch, ClientData, client_batches
-from benchmark.client_work import Batch, ClientTrainer, OptimizerStep
+from benchmark.client_work import ClientWork
 from benchmark.federated_config import MIME_LITE, FederatedConfig
+from benchmark.local_training import Batch, LocalTrainer, OptimizerStep
 from benchmark.runtime import RoundResult
 from benchmark.seeds import derive_seed
 from benchmark.server import ClientAggregation, Server
@@ -48,13 +49,9 @@ class InProcessRuntime:
             base_optimizer,
         )
         self._server = Server(spec)
-        self._trainer = ClientTrainer(
-            model,
-            config.client,
-            ClientAggregation(spec.work, spec.zero, spec.accumulate),
-            _optimizer_step(base_optimizer, trainable) if base_optimizer is not None else None,
-            plan.task.is_binary,
-        )
+        step = _optimizer_step(base_optimizer, trainable) if base_optimizer is not None else None
+        trainer = LocalTrainer(model, config.client, step, plan.task.is_binary)
+        self._work = ClientWork(trainer, ClientAggregation(spec.work, spec.zero, spec.accumulate))
         variables = [*model.trainable_variables, *model.non_trainable_variables]
         self._state = self._server.initialize([variable.read_value() for variable in variables])
 
@@ -73,10 +70,10 @@ class InProcessRuntime:
             round_number=round_number,
             passes=2 if self._config.client.algorithm == MIME_LITE else 1,
         )
-        aggregate = self._trainer.start_round()
+        aggregate = self._work.start_round()
         num_examples, non_finite = 0, []
         for client_id in cohort:
-            outcome = self._trainer.train(
+            outcome = self._work.train(
                 lambda: one_pass(batches),
                 weights,
                 learning_rate,
@@ -92,7 +89,7 @@ class InProcessRuntime:
         noise_seed = self._round_seed("noise", round_number)
         self._state, measurements = self._server.finish(self._state, aggregate, noise_seed)
         return RoundResult(
-            self._trainer.round_metrics(), measurements, num_examples, self._noise_multipliers(), tuple(non_finite)
+            self._work.round_metrics(), measurements, num_examples, self._noise_multipliers(), tuple(non_finite)
         )
 
     def weights(self) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import itertools
 import json
@@ -257,3 +258,26 @@ def test_an_empty_partition_is_refused(folder, tmp_path):
         os.unlink(path)
     line = _refused(f"--tfrecords_dir={copied}", f"--save_model_dir={tmp_path}", *SMALL)
     assert "val" in line and "empty" in line
+
+
+def test_federated_evaluation_scores_every_test_client(folder, miniature, tmp_path):
+    _run(
+        *_places(folder, tmp_path),
+        *SMALL,
+        "--total_rounds=1",
+        "--federated_eval",
+        "--federated_eval_local_training",
+    )
+    records = json.loads((miniature / "labels_and_metadata.json").read_text())
+    photos = collections.Counter(record["user_id"] for record in records if record["partition"] == "test")
+    with open(tmp_path / "run" / "clients.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["client_id"]: int(row["photos"]) for row in rows} == photos
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    total = sum(photos.values())
+    pooled = sum(float(row["loss"]) * int(row["photos"]) for row in rows) / total
+    assert pooled == pytest.approx(summary["test"]["loss"], abs=1e-6)
+    mean = sum(float(row["loss"]) for row in rows) / len(rows)
+    assert summary["clients"]["test"]["loss"]["mean"] == pytest.approx(mean)
+    for name in ("before", "after"):
+        assert summary["clients"][f"{name}_local_training"]["count"] == sum(count > 1 for count in photos.values())
