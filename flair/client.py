@@ -147,7 +147,8 @@ class Client:
                 failures, mark = 0, furthest()
             failures += 1
             if failures > self.patience.retries:
-                raise TransferError(f"{reason}; gave up after {failures} tries in a row")
+                tries = "1 try" if failures == 1 else f"{failures} tries in a row"
+                raise TransferError(f"{reason}; gave up after {tries}")
             if asked > LONGEST_RETRY_AFTER_SECONDS:
                 raise TransferError(f"{reason} and asks to wait {duration(asked)}; run the same command again then")
             self._wait(name, reason, failures, max(asked, self.patience.backoff(failures)))
@@ -160,6 +161,7 @@ class Client:
             if url.startswith("https:") and not response.url.startswith("https:"):
                 raise TransferError(f"{url} redirects to {response.url}, which is not encrypted; refused")
             if response.status_code not in (200, 206, 416):
+                self._drain(response)
                 raise self._refusal(response)
             yield response
 
@@ -200,6 +202,14 @@ class Client:
             self.patience.sleep(seconds)
         elif self.stop.wait(seconds):
             raise Stopped
+
+    def _drain(self, response: requests.Response) -> None:
+        """Reads a short error page to its end, so that the connection serves the next request too."""
+        length = header_int(response.headers, "Content-Length")
+        if length is not None and length <= CHUNK_BYTES:
+            with contextlib.suppress(urllib3.exceptions.HTTPError, TryAgain):
+                for _ in self.chunks(response, length):
+                    pass
 
     def _refusal(self, response: requests.Response) -> Exception:
         reason = f"the server answered {response.status_code} {response.reason or ''}".rstrip()

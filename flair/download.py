@@ -126,7 +126,7 @@ class _Download:
             transfer.fetch(self.client, file.url, part, on_bytes=self.bytes.counter(part))
         except NotThere as error:
             if not file.optional:
-                raise FlairError(f"{file.name}: {error}; check --base_url") from None
+                raise FlairError(f"{file.name}: {error}; check the address") from None
             self.notes.append(
                 f"{file.name} (the licences of the photos) is not on this server; Hugging Face has it: "
                 f"{huggingface.HuggingFaceSource().place}/{file.name}"
@@ -243,7 +243,8 @@ class _Download:
         shutil.rmtree(self.labels_work, ignore_errors=True)
         for folder in (catalog.SMALL_IMAGES_DIR, catalog.RAW_IMAGES_DIR):
             for leftover in (self.folder / folder).glob(".*.tmp"):
-                shutil.rmtree(leftover)
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
 
     def _remove_parts(self) -> None:
         """With every archive in place no part is worth anything: not one of another source either."""
@@ -309,4 +310,4 @@ def print_summary(outcome: Outcome, source: Source, options: Options) -> None:
         without = "--only" if options.only_metadata else "--limit_archives"
         print(f"Next: the same command without {without} for all photos")
     else:
-        print(f"Next: python3 prepare_tfrecords.py --dataset_dir={folder} --tfrecords_dir=DIR")
+        print(f"Next: python3 -m flair.verify --dataset_dir={folder}")

@@ -335,7 +335,7 @@ def test_metadata_that_is_cut_off(server: FaultServer, tmp_path: Path) -> None:
 
 
 def test_a_wrong_base_url(server: FaultServer, tmp_path: Path) -> None:
-    with pytest.raises(FlairError, match=r"labels_and_metadata\.json: .*404 Not Found.*; check --base_url"):
+    with pytest.raises(FlairError, match=r"labels_and_metadata\.json: .*404 Not Found.*; check the address"):
         download(AppleSource(f"{server.url}/wrong"), Options(tmp_path, patience=IMPATIENT))
 
 
@@ -425,7 +425,7 @@ def test_the_command_ends_with_what_where_and_next(server: FaultServer, tmp_path
     assert (code, errors) == (0, "")
     assert f"{tmp_path}/small_images: 240 photos, 720.0 kB" in output
     assert "6 of 6 archives are here, 6 new; " in output
-    assert output.endswith(f"Next: python3 prepare_tfrecords.py --dataset_dir={tmp_path} --tfrecords_dir=DIR\n")
+    assert output.endswith(f"Next: python3 -m flair.verify --dataset_dir={tmp_path}\n")
 
 
 def test_the_command_fails_with_a_list_of_what_and_why(server: FaultServer, tmp_path: Path) -> None:
