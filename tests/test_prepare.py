@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
 import flair.command
+from benchmark.speed_data import process_tree, resident_bytes
 from flair.synthetic import make_dataset
 from flair.tfrecord import read_payloads
 from flair.verify import run_checks
@@ -176,10 +176,13 @@ def test_workers_die_with_a_killed_run_and_what_they_finished_is_kept(
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    workers = process_tree(process.pid)[1:]
+    assert len(workers) >= 2
     process.kill()
     process.communicate()
-    assert not psutil.wait_procs(workers, timeout=30)[1]
+    while any(resident_bytes(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert process.returncode == -signal.SIGKILL
     continued = run(command, crowd, output, "--num_workers=2")
     assert continued.returncode == 0, continued.stderr
