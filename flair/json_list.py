@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 _DECODER = json.JSONDecoder()
+_END_OR_NUMBER = ("", *"0123456789.eE+-")
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -63,8 +64,8 @@ class JsonList:
                     self._position = error.pos - start
                     raise self._error(f"not JSON: {error.msg}") from None
                 continue
-            # A number at the end of a block may go on in the next one.
-            if end < len(self._text) or not self._read_more():
+            # A number that the block cuts goes on in the next one.
+            if self._text[end : end + 1] not in _END_OR_NUMBER or not self._read_more():
                 self._position += end - start
                 self._block = self._first_block
                 return item
