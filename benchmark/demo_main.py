@@ -112,13 +112,15 @@ def _training_stages(folder: Path) -> list[Stage]:
         ),
         Stage(
             f"Train federated with differential privacy, epsilon {FLAGS.epsilon:g}",
-            [*federated, *_PRIVATE_FLAGS, f"--epsilon={FLAGS.epsilon:g}", f"--save_model_dir={folder / 'private'}"],
+            [*federated, *_FEDERATED_FLAGS, f"--epsilon={FLAGS.epsilon:g}", f"--save_model_dir={folder / 'private'}"],
         ),
     ]
 
 
-_FEDERATED_FLAGS = ("--client_learning_rate=0.3", "--server_optimizer=momentum", "--server_learning_rate=1.0")
-_PRIVATE_FLAGS = ("--client_learning_rate=0.3", "--server_optimizer=momentum", "--server_learning_rate=1.0")
+_FEDERATED_FLAGS = (
+    *("--client_batch_size=4", "--client_learning_rate=0.3"),
+    *("--server_learning_rate=0.01", "--server_epsilon=0.001"),
+)
 
 
 def _run(stage: Stage) -> None:
