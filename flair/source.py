@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from flair import catalog, transfer
-from flair.client import Client, NotThere
+from flair.client import Client, NotThere, TransferError
 from flair.errors import FlairError
 
 MANIFEST_FILE = "manifest.json"
@@ -94,6 +94,8 @@ class AppleSource:
                 transfer.fetch(client, url, part)
             except NotThere:
                 pass  # a plain copy of Apple's server
+            except TransferError as error:
+                raise FlairError(f"--base_url={self.base_url}: {error}") from None
             else:
                 archives = read_manifest(part.read_bytes(), url, prefix, folder)
                 transfer.discard(part)

@@ -339,6 +339,13 @@ def test_a_wrong_base_url(server: FaultServer, tmp_path: Path) -> None:
         download(AppleSource(f"{server.url}/wrong"), Options(tmp_path, patience=IMPATIENT))
 
 
+def test_a_mirror_that_is_not_there(tmp_path: Path) -> None:
+    with fault_server.serve() as server:
+        url = server.url
+    with pytest.raises(FlairError, match=rf"--base_url={url}: the server refuses connections; gave up after 3 tries"):
+        download(AppleSource(url), Options(tmp_path, patience=IMPATIENT))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
