@@ -50,8 +50,8 @@ class InProcessRuntime:
         )
         self._server = Server(spec)
         step = _optimizer_step(base_optimizer, trainable) if base_optimizer is not None else None
-        trainer = LocalTrainer(model, config.client, step, plan.task.is_binary)
-        self._work = ClientWork(trainer, ClientAggregation(spec.work, spec.zero, spec.accumulate))
+        self.trainer = LocalTrainer(model, config.client, step, plan.task.is_binary)
+        self._work = ClientWork(self.trainer, ClientAggregation(spec.work, spec.zero, spec.accumulate))
         variables = [*model.trainable_variables, *model.non_trainable_variables]
         self._state = self._server.initialize([variable.read_value() for variable in variables])
 

@@ -1,0 +1,313 @@
+"""How fast federated rounds are on this machine, beside the bare training steps on the same photos.
+
+Bare steps are the compiled steps of `benchmark.local_training` on the batches of the same clients, JPEG decoding
+included, without weights to set, updates to clip or an optimizer of the server. Within a repetition all settings take
+turns, so that a busy machine slows them alike; medians are over repetitions, the first of which is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flair.errors import FlairError
+from flair.preparation_flags import positive_int
+
+if TYPE_CHECKING:
+    from benchmark.client_data import BatchPlan, ClientData
+    from benchmark.federated_config import FederatedConfig
+    from benchmark.runtime_inprocess import InProcessRuntime
+
+NUM_LABELS = 17
+RUNTIMES = ("inprocess", "tff")
+
+
+class MadeUpClients:
+    """Clients in memory, each with the same number of JPEG photos of smooth noise and random labels."""
+
+    def __init__(self, num_clients: int, photos: int, seed: int = 0) -> None:
+        self.client_ids: Sequence[str] = [f"client{number:04d}" for number in range(num_clients)]
+        examples = _make_examples(photos * min(num_clients, 8), seed)
+        self._of = {
+            client_id: [examples[(number * photos + index) % len(examples)] for index in range(photos)]
+            for number, client_id in enumerate(self.client_ids)
+        }
+
+    def read(self, client_id: str) -> list[bytes]:
+        """The client's serialized examples."""
+        return self._of[client_id]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags, measures, prints a table (and JSON with --json)."""
+    flags = _parse(argv)
+    if flags.memory_of:
+        return _print_memory(flags)
+    rows = [_measure_size(flags, photos) for photos in flags.photos]
+    report: dict[str, Any] = {"cores": os.cpu_count(), "flags": vars(flags), "rounds": rows}
+    print(_format_rounds(rows, flags))
+    report["overhead"] = _measure_overhead(flags)
+    print(
+        f"overhead of inprocess beyond bare steps, from cohorts of {flags.fit_clients}: "
+        f"{report['overhead']['seconds_per_round']:.3f} s a round and "
+        f"{report['overhead']['seconds_per_client']:.4f} s a client"
+    )
+    report["memory"] = _measure_memory(flags)
+    print(_format_memory(report["memory"]))
+    if flags.tfrecords_dir:
+        report["start"] = _measure_start(flags)
+        print(_format_start(report["start"], flags))
+    if flags.json:
+        from flair import atomic
+
+        atomic.write_json(flags.json, report)
+        print(f"JSON: {flags.json}")
+    return 0
+
+
+def _measure_size(flags: argparse.Namespace, photos: int) -> dict[str, Any]:
+    data = MadeUpClients(flags.clients, photos)
+    settings = _settings(flags, data)
+    seconds: dict[str, list[float]] = {name: [] for name in settings}
+    for repetition in range(flags.repeats + 1):
+        for name, run in settings.items():
+            started = time.perf_counter()
+            run(repetition)
+            if repetition:
+                seconds[name].append(time.perf_counter() - started)
+    shown = flags.clients * photos * flags.epochs
+    bare = seconds["bare"]
+    return {
+        "photos": photos,
+        **{
+            name: {
+                "seconds": statistics.median(times),
+                "images_per_second": shown / statistics.median(times),
+                "over_bare": statistics.median(t / b for t, b in zip(times, bare, strict=True)),
+            }
+            for name, times in seconds.items()
+        },
+    }
+
+
+def _settings(flags: argparse.Namespace, data: ClientData) -> dict[str, Callable[[int], Any]]:
+    plan, config = _plan(flags), _config(flags)
+    runtime = _inprocess(flags, config, data, plan)
+    cohort = data.client_ids
+    settings: dict[str, Callable[[int], Any]] = {
+        "bare": lambda number: _bare(runtime, data, plan, number),
+        "inprocess": lambda number: runtime.run_round(number, cohort),
+    }
+    if "tff" in flags.runtimes:
+        from benchmark.runtime_tff import TffRuntime
+
+        reference = TffRuntime(lambda: _model(flags), config, data, plan, 0)
+        settings["tff"] = lambda number: reference.run_round(number, cohort)
+    return settings
+
+
+def _bare(runtime: InProcessRuntime, data: ClientData, plan: BatchPlan, number: int) -> None:
+    import tensorflow as tf
+
+    from benchmark.client_data import client_batches
+
+    batches = client_batches(data, data.client_ids, plan=plan, seed=0, round_number=number)
+    trainer = runtime.trainer
+    trainer.run(lambda: ((b.pixels, b.labels) for b in batches), tf.constant(1e-3), [])
+    # The steps are asynchronous on some devices; reading a weight waits for them.
+    trainer.trainable[-1].numpy()
+
+
+def _measure_overhead(flags: argparse.Namespace) -> dict[str, float]:
+    import numpy as np
+
+    largest = max(flags.fit_clients)
+    data = MadeUpClients(largest, 1)
+    plan, config = _plan(flags), _config(flags)
+    runtime = _inprocess(flags, config, data, plan)
+    extra: dict[int, list[float]] = {size: [] for size in flags.fit_clients}
+    for repetition in range(flags.repeats + 1):
+        for size in flags.fit_clients:
+            part = _Part(data, data.client_ids[:size])
+            started = time.perf_counter()
+            _bare(runtime, part, plan, repetition)
+            middle = time.perf_counter()
+            runtime.run_round(repetition, part.client_ids)
+            if repetition:
+                extra[size].append((time.perf_counter() - middle) - (middle - started))
+    sizes = list(extra)
+    slope, intercept = np.polyfit(sizes, [statistics.median(extra[size]) for size in sizes], 1)
+    return {"seconds_per_round": float(intercept), "seconds_per_client": float(slope)}
+
+
+class _Part:
+    def __init__(self, data: ClientData, client_ids: Sequence[str]) -> None:
+        self.client_ids, self.read = client_ids, data.read
+
+
+def _measure_memory(flags: argparse.Namespace) -> dict[str, int]:
+    found = {}
+    for name in ("bare", "inprocess"):
+        command = [sys.executable, "-m", "benchmark.speed_federated", f"--memory_of={name}"]
+        command += [f"--model={flags.model}", f"--image_size={flags.image_size}", f"--clients={flags.clients}"]
+        command += [f"--batch_size={flags.batch_size}", f"--epochs={flags.epochs}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise FlairError(f"measuring the memory of {name} failed: {done.stderr.strip().splitlines()[-1:]}")
+        found[name], found["weights"] = map(int, done.stdout.split()[-2:])
+    return found
+
+
+def _print_memory(flags: argparse.Namespace) -> int:
+    data, plan = MadeUpClients(flags.clients, 2 * flags.batch_size), _plan(flags)
+    runtime = _inprocess(flags, _config(flags), data, plan)
+    model_bytes = sum(weight.nbytes for weight in runtime.weights())
+    for number in range(2):
+        if flags.memory_of == "bare":
+            _bare(runtime, data, plan, number)
+        else:
+            runtime.run_round(number, data.client_ids)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, model_bytes)
+    return 0
+
+
+def _measure_start(flags: argparse.Namespace) -> dict[str, float]:
+    from benchmark.client_data import UserClients
+    from benchmark.cohort import sample_cohort
+    from benchmark.records import open_records
+
+    started = time.perf_counter()
+    data = UserClients(open_records(flags.tfrecords_dir), "train")
+    opened = time.perf_counter()
+    size = min(200, len(data.client_ids))
+    for client_id in sample_cohort(data.client_ids, seed=0, round_number=0, clients_per_round=size):
+        data.read(client_id)
+    return {
+        "users": len(data.client_ids),
+        "open_seconds": opened - started,
+        "cohort": size,
+        "cohort_seconds": time.perf_counter() - opened,
+    }
+
+
+def _inprocess(
+    flags: argparse.Namespace, config: FederatedConfig, data: ClientData, plan: BatchPlan
+) -> InProcessRuntime:
+    from benchmark.runtime_inprocess import InProcessRuntime
+
+    return InProcessRuntime(_model(flags), config, data, plan, 0)
+
+
+def _model(flags: argparse.Namespace) -> Any:
+    from benchmark.flair_model import build_model
+
+    size = flags.image_size
+    return build_model(flags.model, (size, size, 3), NUM_LABELS, compute_dtype=flags.compute_dtype)
+
+
+def _plan(flags: argparse.Namespace) -> BatchPlan:
+    from benchmark.client_data import BatchPlan
+    from benchmark.records import Task
+
+    task = Task("labels", tuple(f"label{number:02d}" for number in range(NUM_LABELS)), NUM_LABELS)
+    return BatchPlan(task, (flags.image_size, flags.image_size), flags.batch_size, flags.epochs, 512)
+
+
+def _config(flags: argparse.Namespace) -> FederatedConfig:
+    from benchmark.federated_config import GAUSSIAN, ClientConfig, FederatedConfig, NoiseConfig
+
+    noise = NoiseConfig(GAUSSIAN, 0.5, float(flags.clients), 0.1, 0.1, max(1.0, 0.05 * flags.clients))
+    return FederatedConfig(ClientConfig(learning_rates=(1e-3,), weighted=False), noise=noise)
+
+
+def _make_examples(count: int, seed: int) -> list[bytes]:
+    import numpy as np
+    from PIL import Image
+
+    from flair.example import Example, encode
+
+    generator = np.random.default_rng(seed)
+    examples = []
+    for number in range(count):
+        small = Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8))
+        jpeg = io.BytesIO()
+        small.resize((256, 256), Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=75)
+        labels = sorted(generator.choice(NUM_LABELS, 3, replace=False).tolist())
+        examples.append(encode(Example(jpeg.getvalue(), tuple(labels), tuple(labels), str(number), "user")))
+    return examples
+
+
+def _format_rounds(rows: Sequence[dict[str, Any]], flags: argparse.Namespace) -> str:
+    names = [name for name in rows[0] if name != "photos"]
+    lines = [
+        f"{flags.model} {flags.compute_dtype}, {flags.image_size} x {flags.image_size}, batch {flags.batch_size}, "
+        f"{flags.clients} clients, adaptive clipping and noise, server Adam, {os.cpu_count()} cores, "
+        f"medians of {flags.repeats}",
+        f"{'photos a client':>16} {'setting':>10} {'s a round':>10} {'images/s':>9} {'over bare':>10}",
+    ]
+    lines += [
+        f"{row['photos']:>16} {name:>10} {row[name]['seconds']:>10.2f} {row[name]['images_per_second']:>9.1f} "
+        f"{row[name]['over_bare']:>10.3f}"
+        for row in rows
+        for name in names
+    ]
+    return "\n".join(lines)
+
+
+def _format_memory(memory: dict[str, int]) -> str:
+    beyond = (memory["inprocess"] - memory["bare"]) / memory["weights"]
+    return (
+        f"peak memory: bare steps {memory['bare'] / 1e6:,.0f} MB, inprocess {memory['inprocess'] / 1e6:,.0f} MB: "
+        f"{beyond:.1f} times the model's {memory['weights'] / 1e6:.1f} MB more"
+    )
+
+
+def _format_start(start: dict[str, float], flags: argparse.Namespace) -> str:
+    return (
+        f"{flags.tfrecords_dir}: {start['users']:,} users found in {start['open_seconds']:.2f} s; a cohort of "
+        f"{start['cohort']} sampled and read in {start['cohort_seconds']:.2f} s"
+    )
+
+
+def _int_list(text: str) -> list[int]:
+    return [positive_int(part) for part in text.split(",")]
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.speed_main federated",
+        description="Measures federated rounds beside the bare training steps on the same photos.",
+    )
+    parser.add_argument("--model", choices=("resnet18", "cnn"), default="resnet18", help="network (default: resnet18)")
+    parser.add_argument("--image_size", type=positive_int, default=224, help="input pixels (default: 224)")
+    parser.add_argument("--compute_dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    parser.add_argument("--photos", type=_int_list, default=[16, 2], help="photos a client (default: 16,2)")
+    parser.add_argument("--clients", type=positive_int, default=8, help="clients a round (default: 8)")
+    parser.add_argument("--fit_clients", type=_int_list, default=[2, 8, 16], help="cohorts to fit (default: 2,8,16)")
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="photos a step (default: 16)")
+    parser.add_argument("--epochs", type=positive_int, default=1, help="passes a client a round (default: 1)")
+    parser.add_argument("--runtimes", default="inprocess", help="inprocess, or inprocess,tff (default: inprocess)")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="repetitions (default: 5)")
+    parser.add_argument("--tfrecords_dir", help="also measure opening these records and reading a cohort of 200")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
+    parser.add_argument("--memory_of", choices=("bare", "inprocess"), help=argparse.SUPPRESS)
+    flags = parser.parse_args(argv)
+    flags.runtimes = flags.runtimes.split(",")
+    unknown = set(flags.runtimes) - set(RUNTIMES)
+    if unknown:
+        parser.error(f"--runtimes: expected some of {', '.join(RUNTIMES)}, found {', '.join(sorted(unknown))}")
+    return flags
+
+
+if __name__ == "__main__":
+    from flair.command import run
+
+    run(main)
