@@ -8,7 +8,6 @@ import random
 import resource
 import tarfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -240,23 +239,21 @@ def test_a_leftover_of_a_killed_run_does_not_get_in(place: Place) -> None:
 GOOD = make_tar_gz(make_photos(6))
 
 
-def damage_byte(position: int, bit: int) -> Callable[[bytes], bytes]:
-    return lambda content: (
-        content[: position % len(content)]
-        + bytes([content[position % len(content)] ^ (1 << bit)])
-        + content[position % len(content) + 1 :]
-    )
-
-
-@given(position=st.integers(10, 10**6), bit=st.integers(0, 7))
+@given(position=st.integers(10, len(GOOD) - 1), bit=st.integers(0, 7))
 @settings(max_examples=150, deadline=None)
-def test_one_flipped_bit_in_the_gzip_is_always_noticed(
+def test_one_flipped_bit_in_the_gzip_never_changes_a_photo(
     tmp_path_factory: pytest.TempPathFactory, position: int, bit: int
 ) -> None:
     place = Place(tmp_path_factory.mktemp("bit"))
-    with pytest.raises(UnpackError):
-        place.unpack(damage_byte(position, bit)(GOOD))
-    assert place.files() == UNTOUCHED
+    content = bytearray(GOOD)
+    content[position] ^= 1 << bit
+    try:
+        place.unpack(bytes(content))
+    except UnpackError:
+        assert place.files() == UNTOUCHED
+    else:  # deflate has a few bits that nothing depends on
+        unpacked = {path.stem: path.read_bytes() for path in place.photos_dir.iterdir()}
+        assert unpacked == {**make_photos(6), "1": b"before"}
 
 
 @given(changes=st.lists(st.tuples(st.integers(0, 30_000), st.integers(0, 255)), min_size=1, max_size=12))
