@@ -240,7 +240,7 @@ GOOD = make_tar_gz(make_photos(6))
 
 
 @given(position=st.integers(10, len(GOOD) - 1), bit=st.integers(0, 7))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_one_flipped_bit_in_the_gzip_never_changes_a_photo(
     tmp_path_factory: pytest.TempPathFactory, position: int, bit: int
 ) -> None:
@@ -257,7 +257,7 @@ def test_one_flipped_bit_in_the_gzip_never_changes_a_photo(
 
 
 @given(changes=st.lists(st.tuples(st.integers(0, 30_000), st.integers(0, 255)), min_size=1, max_size=12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_whatever_the_tar_says_nothing_outside_is_touched(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
 ) -> None:
