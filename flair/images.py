@@ -104,6 +104,16 @@ def decode(data: bytes, where: str) -> Pixels:
     return Pixels(np.asarray(image.convert("RGB") if converted else image), converted)
 
 
+def is_stored_as(data: bytes, dataset_dir: str | Path, record: Record) -> bool:
+    """Whether `read_jpeg` gives these bytes; quick where they are the photo's own.
+
+    Raises:
+      PhotoError: they are not, and the photo is bad.
+    """
+    path = _path(dataset_dir, record)
+    return data == _read(path, _where(path, record)) or data == read_jpeg(dataset_dir, record).data
+
+
 def total_size(dataset_dir: str | Path, records: Iterable[Record]) -> int:
     """Bytes of all photos of `records`; raises MissingPhoto for the first that is not there."""
     paths = ((_path(dataset_dir, record), record) for record in records)

@@ -146,4 +146,4 @@ def _compare_group(context: _Context, file: HDF5File, group: _Group, findings: _
 def _is_same_image(dataset_dir: Path, record: Record, photo: Photo) -> bool:
     if photo.image.shape == images.PIXELS_SHAPE:
         return bool(np.array_equal(photo.image, images.read_pixels(dataset_dir, record).data))
-    return photo.image.tobytes() == images.read_jpeg(dataset_dir, record).data
+    return images.is_stored_as(photo.image.tobytes(), dataset_dir, record)

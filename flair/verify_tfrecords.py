@@ -140,8 +140,7 @@ def _compare_user(context: _Context, user: User, examples: Sequence[Example], fi
         if not ids_fit or (example.labels, example.fine_grained_labels) != context.columns.of(record):
             findings.different.append(f"image {record.image_id} of user {record.user_id}")
         try:
-            expected = images.read_jpeg(context.dataset_dir, record)
+            if not images.is_stored_as(example.image, context.dataset_dir, record):
+                findings.wrong_bytes.append(f"image {record.image_id} of user {record.user_id}")
         except images.PhotoError:
             continue  # counted by the checks of the photos
-        if example.image != expected.data:
-            findings.wrong_bytes.append(f"image {record.image_id} of user {record.user_id}")
