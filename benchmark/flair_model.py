@@ -79,19 +79,23 @@ class _Parts(NamedTuple):
     policy: tf.keras.mixed_precision.Policy
     pretrained_norm: bool
 
-    def conv(self, x: tf.Tensor, name: str, filters: int, size: int, stride: int = 1) -> tf.Tensor:
+    def conv(self, x: tf.Tensor, name: str, filters: int, size: int, stride: int = 1, padding: int = 0) -> tf.Tensor:
+        # Keras's "same" is this padding only without a stride. Then it saves a copy of the whole tensor, and another
+        # one of its gradient; with a stride a layer of its own pads, as in the published model.
+        is_same = stride == 1 and padding == size // 2
+        if padding and not is_same:
+            name_of_padding = f"{name.removesuffix('_3x3').removesuffix('_conv')}_padding"
+            x = _layers.ZeroPadding2D(padding, name=name_of_padding, dtype=self.policy)(x)
         return _layers.Conv2D(
             filters,
             size,
             stride,
+            padding="same" if is_same else "valid",
             use_bias=False,
             name=name,
             dtype=self.policy,
             kernel_initializer=tf.keras.initializers.HeNormal(next(self.seeds)),
         )(x)
-
-    def padding(self, x: tf.Tensor, name: str, pixels: int) -> tf.Tensor:
-        return _layers.ZeroPadding2D(pixels, name=name, dtype=self.policy)(x)
 
     def norm(self, x: tf.Tensor, name: str, groups: int) -> tf.Tensor:
         if self.pretrained_norm:
@@ -103,11 +107,13 @@ class _Parts(NamedTuple):
 
 
 def _resnet18(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
-    x = parts.padding(x, "initial_padding", 3)
-    x = parts.conv(x, "initial_conv", 64, 7, 2)
-    x = parts.relu(parts.norm(x, "initial_norm", RESNET_GROUPS), "initial_relu")
-    x = parts.padding(x, "pooling_padding", 1)
+    x = parts.conv(x, "initial_conv", 64, 7, 2, padding=3)
+    x = parts.norm(x, "initial_norm", RESNET_GROUPS)
+    # The published order is relu, padding with zeros, pooling. Maximum and relu commute, and behind the pooling there
+    # are four times fewer numbers.
+    x = _layers.ZeroPadding2D(1, name="pooling_padding", dtype=parts.policy)(x)
     x = _layers.MaxPooling2D(3, 2, name="initial_pooling", dtype=parts.policy)(x)
+    x = parts.relu(x, "initial_relu")
     for stage, filters in enumerate((64, 128, 256, 512), start=1):
         x = _block(x, f"layer{stage}_block1", filters, 1 if stage == 1 else 2, parts, f"layer{stage}_downsample")
         x = _block(x, f"layer{stage}_block2", filters, 1, parts, None)
@@ -115,11 +121,9 @@ def _resnet18(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
 
 
 def _block(x: tf.Tensor, name: str, filters: int, stride: int, parts: _Parts, downsample: str | None) -> tf.Tensor:
-    out = parts.padding(x, f"{name}_conv1_padding", 1)
-    out = parts.conv(out, f"{name}_conv1_3x3", filters, 3, stride)
+    out = parts.conv(x, f"{name}_conv1_3x3", filters, 3, stride, padding=1)
     out = parts.relu(parts.norm(out, f"{name}_norm1", RESNET_GROUPS), f"{name}_relu1")
-    out = parts.padding(out, f"{name}_conv2_padding", 1)
-    out = parts.conv(out, f"{name}_conv2_3x3", filters, 3)
+    out = parts.conv(out, f"{name}_conv2_3x3", filters, 3, padding=1)
     out = parts.norm(out, f"{name}_norm2", RESNET_GROUPS)
     if downsample is not None and stride != 1:
         x = parts.conv(x, f"{downsample}_conv_1x1", filters, 1, stride)
@@ -129,8 +133,7 @@ def _block(x: tf.Tensor, name: str, filters: int, stride: int, parts: _Parts, do
 
 def _cnn(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
     for index, filters in enumerate(CNN_FILTERS, start=1):
-        x = parts.padding(x, f"conv{index}_padding", 1)
-        x = parts.conv(x, f"conv{index}", filters, 3, 2)
+        x = parts.conv(x, f"conv{index}", filters, 3, 2, padding=1)
         x = parts.relu(parts.norm(x, f"norm{index}", CNN_GROUPS), f"relu{index}")
     return x
 

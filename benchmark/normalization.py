@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+
+_LARGE_MAP = 200_000  # numbers a photo, above which a loop over photos costs less than casts of the whole tensor
+_Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
 
 class GroupNormalization(tf.keras.layers.Layer):
     """Group normalization (Wu and He, 2018, https://arxiv.org/abs/1803.08494) of `[batch, height, width, channels]`.
 
-    Same weights (`gamma`, `beta`, both `[channels]`) and numbers as `keras.layers.GroupNormalization`. The statistics
-    are float32 whatever the compute dtype.
+    Same weights (`gamma`, `beta`, both `[channels]`) and numbers as `keras.layers.GroupNormalization`; the statistics
+    are float32 whatever the compute dtype. Raises ValueError where the channels do not divide into `groups`.
+
+    Keras normalizes `[batch, height, width, groups, channels / groups]`, and each of its operations passes over the
+    whole tensor with a broadcast in its middle. Here all statistics come from sums a photo and channel, which are small
+    (`[batch, channels]`), and the whole tensor sees one scale and one shift. For a photo, let P be the pixels of a
+    channel and n their number, and let group g have m channels.
+
+    Forward. mu_c = sum_P x / n, v_c = sum_P (x - mu_c)^2 / n, and by the law of total variance
+
+        mu_g = mean_c mu_c,    v_g = mean_c (v_c + (mu_c - mu_g)^2),    r = 1 / sqrt(v_g + epsilon),
+        y = s x + (beta - s mu_g)    with    s = gamma r.
+
+    No difference of large numbers occurs: where the mean is huge beside the deviation, E[x^2] - mu^2 would lose the
+    variance, the deviations from the channel's own mean do not.
+
+    Backward. With u = dL/dy, a_c = sum_P u and b_c = sum_P u (x - mu_g) = sum_P u x - mu_g a_c,
+
+        dL/dbeta = sum over photos of a_c,    dL/dgamma = sum over photos of r b_c,
+        dL/dx = s u - r^3 B (x - mu_g) - r A    with    A = mean_g(gamma a_c) / n,  B = mean_g(gamma b_c) / n,
+
+    mean_g being the mean over the group's channels: again one scale of u, one of x, and one shift.
     """
 
     def __init__(self, groups: int = 32, epsilon: float = 1e-5, **kwargs: Any) -> None:
@@ -29,37 +53,152 @@ class GroupNormalization(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """`[b, h, w, c]` of the compute dtype to the same shape and dtype."""
-        x = tf.cast(inputs, tf.float32)
-        shape = tf.shape(x)
-        channels = x.shape[-1]
-        mean = tf.reduce_mean(x, [1, 2], keepdims=True)
-        variance = tf.reduce_mean(tf.math.squared_difference(x, mean), [1, 2], keepdims=True)
-        grouped = [shape[0], 1, self.groups, channels // self.groups]
-        mean_in_groups = tf.reshape(mean, grouped)
-        group_mean = tf.reduce_mean(mean_in_groups, -1, keepdims=True)
-        group_variance = tf.reduce_mean(
-            tf.reshape(variance, grouped) + tf.math.squared_difference(mean_in_groups, group_mean), -1, keepdims=True
-        )
-        like_channels = tf.zeros(grouped)
-        factor = tf.reshape(tf.math.rsqrt(group_variance + self.epsilon) + like_channels, tf.shape(mean))
-        scale = factor * self.gamma
-        offset = self.beta - tf.reshape(group_mean + like_channels, tf.shape(mean)) * scale
-        return tf.cast(x * scale + offset, inputs.dtype)
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        return _group_normalization(inputs, gamma, beta, self.groups, self.epsilon)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "groups": self.groups, "epsilon": self.epsilon}
+
+
+@tf.autograph.experimental.do_not_convert
+def _group_normalization(
+    inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float
+) -> tf.Tensor:
+    elements = inputs.shape[1:].num_elements()
+    is_large = elements is not None and elements >= _LARGE_MAP
+    if inputs.dtype == tf.bfloat16 and is_large and not tf.config.list_physical_devices("GPU"):
+        return _normalize_by_photo(inputs, gamma, beta, groups, epsilon)
+    return _normalize(inputs, gamma, beta, groups, epsilon)
+
+
+def _normalize(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float) -> tf.Tensor:
+    """The formulas of `GroupNormalization`, in float32."""
+
+    @tf.custom_gradient
+    def normalize(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, _Gradient]:
+        x = tf.cast(inputs, tf.float32)
+        pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
+        channel_mean = _sum_over_pixels(x) / pixels
+        deviations = tf.math.squared_difference(x, _over_pixels(channel_mean))
+        mean, variance = _group_moments(channel_mean, _sum_over_pixels(deviations) / pixels, groups)
+        inverse = tf.math.rsqrt(variance + epsilon)
+        scale = inverse * gamma
+        outputs = x * _over_pixels(scale) + _over_pixels(beta - mean * scale)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            u = tf.cast(upstream, tf.float32)
+            a = _sum_over_pixels(u)
+            b = _sum_over_pixels(u * x) - mean * a
+            scale_of_x = -_mean_in_groups(gamma * b, groups) / pixels * inverse**3
+            shift = -_mean_in_groups(gamma * a, groups) / pixels * inverse - mean * scale_of_x
+            to_inputs = u * _over_pixels(scale) + x * _over_pixels(scale_of_x) + _over_pixels(shift)
+            return tf.cast(to_inputs, inputs.dtype), tf.reduce_sum(inverse * b, 0), tf.reduce_sum(a, 0)
+
+        return tf.cast(outputs, inputs.dtype), gradient
+
+    return normalize(inputs, gamma, beta)
+
+
+def _normalize_by_photo(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float) -> tf.Tensor:
+    """The same for large maps of bfloat16 on a CPU: photo by photo, in oneDNN's batch normalization.
+
+    It is the one operation that reads bfloat16, keeps float32 statistics and scales and shifts in the same pass; every
+    other would need float32 copies of the whole tensor. A batch of one photo makes its statistics those of a photo.
+    """
+
+    @tf.custom_gradient
+    def normalize(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, _Gradient]:
+        pixels = float(inputs.shape[1] * inputs.shape[2])
+        none, ones, zeros = tf.zeros([0]), tf.ones_like(gamma), tf.zeros_like(gamma)
+        shape = inputs.shape[1:]
+
+        def scale_and_shift(x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, scale: Any, shift: Any) -> tf.Tensor:
+            return tf.raw_ops.FusedBatchNormV3(
+                x=x, scale=scale, offset=shift, mean=mean, variance=variance, epsilon=epsilon, is_training=False
+            )[0]
+
+        def forward(photo: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            x = inputs[photo : photo + 1]
+            fused = tf.raw_ops.FusedBatchNormV3(x=x, scale=ones, offset=zeros, mean=none, variance=none)
+            # The operation divides the sum of squares by pixels - 1.
+            moments = _group_moments(fused[1][None], fused[2][None] * ((pixels - 1) / pixels), groups)
+            mean, variance = moments[0][0], moments[1][0]
+            return scale_and_shift(x, mean, variance, gamma, beta)[0], mean, variance
+
+        outputs, mean, variance = _over_photos(forward, inputs, shape)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            def backward(photo: tf.Tensor) -> tuple[tf.Tensor, ...]:
+                x, u = inputs[photo : photo + 1], upstream[photo : photo + 1]
+                scaled_u, inverse_b, a, _, _ = tf.raw_ops.FusedBatchNormGradV3(
+                    y_backprop=u,
+                    x=x,
+                    scale=gamma,
+                    reserve_space_1=mean[photo],
+                    reserve_space_2=variance[photo],
+                    reserve_space_3=none,
+                    epsilon=epsilon,
+                    is_training=False,
+                )
+                inverse = tf.math.rsqrt(variance[photo] + epsilon)
+                scale_of_x = -_mean_in_groups((gamma * inverse_b)[None], groups)[0] / pixels * inverse
+                shift = -_mean_in_groups((gamma * a)[None], groups)[0] / pixels * inverse
+                rest = scale_and_shift(x, mean[photo], variance[photo], scale_of_x, shift)
+                return (scaled_u + rest)[0], inverse_b, a
+
+            to_inputs, inverse_b, a = _over_photos(backward, upstream, shape)
+            return to_inputs, tf.reduce_sum(inverse_b, 0), tf.reduce_sum(a, 0)
+
+        return outputs, gradient
+
+    return normalize(inputs, gamma, beta)
+
+
+def _over_photos(
+    function: Callable[[tf.Tensor], tuple[tf.Tensor, ...]], inputs: tf.Tensor, shape: tf.TensorShape
+) -> tuple[tf.Tensor, ...]:
+    """Calls `function` with the number of each photo and stacks its results: a map and two vectors of channels."""
+    vector = tf.TensorSpec(shape[-1:], tf.float32)
+    signature = (tf.TensorSpec(shape, inputs.dtype), vector, vector)
+    numbers = tf.range(tf.shape(inputs)[0])
+    return tf.map_fn(function, numbers, fn_output_signature=signature, parallel_iterations=4)
+
+
+def _sum_over_pixels(x: tf.Tensor) -> tf.Tensor:
+    """float32 [b, h, w, c] -> [b, c]; a product with ones is the fastest sum that TensorFlow has for this on a CPU."""
+    shape = tf.shape(x)
+    pixels = shape[1] * shape[2]
+    return tf.matmul(tf.ones([shape[0], 1, pixels]), tf.reshape(x, [shape[0], pixels, x.shape[-1]]))[:, 0]
+
+
+def _group_moments(channel_mean: tf.Tensor, channel_variance: tf.Tensor, groups: int) -> tuple[tf.Tensor, tf.Tensor]:
+    mean = _mean_in_groups(channel_mean, groups)
+    variance = _mean_in_groups(channel_variance + tf.math.squared_difference(channel_mean, mean), groups)
+    return mean, variance
+
+
+def _mean_in_groups(values: tf.Tensor, groups: int) -> tf.Tensor:
+    """[b, c] -> [b, c]: the mean over each group, given to each of its channels."""
+    grouped = tf.reshape(values, [tf.shape(values)[0], groups, values.shape[-1] // groups])
+    means = tf.reduce_mean(grouped, -1, keepdims=True)
+    return tf.reshape(tf.tile(means, [1, 1, values.shape[-1] // groups]), tf.shape(values))
+
+
+def _over_pixels(values: tf.Tensor) -> tf.Tensor:
+    return values[:, tf.newaxis, tf.newaxis, :]
 
 
 class FrozenBatchNormalization(tf.keras.layers.Layer):
     """Batch normalization by fixed statistics: `gamma` and `beta` train, the moving mean and variance never change.
 
     Same weights, in the same order, as `keras.layers.BatchNormalization`, so that pretrained files load by name. With
-    fixed statistics it is one scale and one shift a channel.
+    fixed statistics it is one scale and one shift a channel; TensorFlow's fused operation does both in one pass.
     """
 
     def __init__(self, epsilon: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.epsilon = epsilon
+        self.input_spec = tf.keras.layers.InputSpec(ndim=4)
 
     def build(self, input_shape: tf.TensorShape) -> None:
         shape = (int(input_shape[-1]),)
@@ -71,10 +210,16 @@ class FrozenBatchNormalization(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """`[..., c]` of the compute dtype to the same shape and dtype."""
-        scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
-        offset = self.beta - self.moving_mean * scale
-        return inputs * tf.cast(scale, inputs.dtype) + tf.cast(offset, inputs.dtype)
+        """`[b, h, w, c]` of the compute dtype to the same shape and dtype."""
+        return tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=self.gamma,
+            offset=self.beta,
+            mean=self.moving_mean,
+            variance=self.moving_variance,
+            epsilon=self.epsilon,
+            is_training=False,
+        )[0]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "epsilon": self.epsilon}
@@ -92,6 +237,9 @@ class PixelStandardization(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """`[b, h, w, 3]` of any dtype, 0 to 255, to the compute dtype."""
-        scale = tf.constant([1 / (255 * std) for std in self.STD])
-        offset = tf.constant([-mean / std for mean, std in zip(self.MEAN, self.STD, strict=True)])
-        return tf.cast(tf.cast(inputs, tf.float32) * scale + offset, self.compute_dtype)
+        width = tf.shape(inputs)[2]
+        scale = tf.tile([1 / (255 * std) for std in self.STD], [width])
+        shift = tf.tile([-mean / std for mean, std in zip(self.MEAN, self.STD, strict=True)], [width])
+        # Whole rows, because broadcasting over an innermost dimension of 3 takes five times as long.
+        rows = tf.reshape(tf.cast(inputs, tf.float32), [-1, tf.shape(inputs)[1], 3 * width])
+        return tf.cast(tf.reshape(rows * scale + shift, tf.shape(inputs)), self.compute_dtype)

@@ -77,8 +77,8 @@ def _graph_values_and_gradients(layer, x, cotangent):
     return [y, *tape.gradient(loss, [x, *layer.trainable_weights])]
 
 
-def test_group_normalization_in_bfloat16_is_float32_rounded():
-    shape = (2, 12, 12, 64)
+@pytest.mark.parametrize("shape", [(2, 12, 12, 64), (3, 60, 60, 64)])  # whole, and photo by photo
+def test_group_normalization_in_bfloat16_is_float32_rounded(shape):
     x, affine, cotangent = _random_case(2, shape)
     x = tf.cast(tf.cast(x, tf.bfloat16), tf.float32).numpy()
     layers = GroupNormalization(32, dtype="mixed_bfloat16"), GroupNormalization(32)
@@ -101,8 +101,8 @@ def test_group_normalization_keeps_a_small_variance_beside_a_huge_mean(mean):
     layer = GroupNormalization(4, 1e-5)
     exact = x.astype(np.float64).reshape(2, 256, 4, 2)
     exact = (exact - exact.mean((1, 3), keepdims=True)) / np.sqrt(exact.var((1, 3), keepdims=True) + 1e-5)
-    # float32 holds a number near 1e4 to 1e-3, so no more than that can be asked.
-    np.testing.assert_allclose(layer(x).numpy().reshape(2, 256, 4, 2), exact, atol=2e-3)
+    # float32 holds a number near 1e4 to 1e-3, and so the mean, the scaled photo and the shift each.
+    np.testing.assert_allclose(layer(x).numpy().reshape(2, 256, 4, 2), exact, atol=1e-6 * abs(mean))
 
 
 def test_group_normalization_refuses_groups_that_do_not_divide():
