@@ -9,6 +9,8 @@ environment := sh requirements/environment.sh
 # The tests read parquet too, so that the Hugging Face source is never left out of them.
 tools := dev huggingface
 run := .venv/bin/python -m
+# A module's tests stay in one process, because they share what its fixtures made.
+parallel := -n 2 --dist=loadfile
 
 help: ## Show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -20,11 +22,11 @@ demo: ## From nothing to a trained private model on miniature data, in minutes
 
 test: ## Run the tests, save the slow ones
 	@$(environment) $(tools)
-	@$(run) pytest -m "not slow"
+	@$(run) pytest $(parallel) -m "not slow"
 
 slow: ## Run the slow tests, those that train
 	@$(environment) $(tools)
-	@$(run) pytest -m slow --timeout=1800
+	@$(run) pytest $(parallel) -m slow --timeout=1800
 
 check: ## Check style, types, and that the pins agree with pyproject.toml
 	@$(environment) $(tools)
