@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark import evaluation, flair_model
+from benchmark.clipping import clip_each_by_norm
 from benchmark.devices import Devices, sum_over_replicas
 from benchmark.flair_data import EvaluationData, TrainingData
 from benchmark.flair_metrics import histogram, losses_of, scores_of
@@ -156,9 +157,8 @@ class CentralTrainer:
             loss_sum = tf.reduce_sum(tf.where(is_photo, losses_of(labels, logits), 0.0))
             loss = loss_sum / total
         gradients = [sum_over_replicas(gradient) for gradient in tape.gradient(loss, variables)]
-        if self.clipnorm > 0:
-            gradients = [tf.clip_by_norm(gradient, self.clipnorm) for gradient in gradients]
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True), experimental_aggregate_gradients=False)
+        clipped = clip_each_by_norm(gradients, self.clipnorm)
+        self.optimizer.apply_gradients(zip(clipped, variables, strict=True), experimental_aggregate_gradients=False)
         loss_sum, wishes = tf.unstack(sum_over_replicas(tf.stack([loss_sum, wish])))
         counts = histogram(tf.boolean_mask(scores_of(logits), is_photo), tf.boolean_mask(labels, is_photo))
         self._counts.assign_add(sum_over_replicas(counts))
