@@ -69,3 +69,16 @@ def test_help_is_quick_and_names_every_flag() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
     assert "--num_images" in result.stdout
+
+
+def test_the_command_names_its_subjects() -> None:
+    for flags, code, text in (
+        (["--help"], 0, "data "),
+        ([], 2, "data "),
+        (["nothing"], 2, "unknown subject 'nothing'"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", "benchmark.speed_main", *flags], capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == code
+        assert text in result.stdout + result.stderr

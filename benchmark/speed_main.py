@@ -1,0 +1,34 @@
+"""`python -m benchmark.speed_main SUBJECT [flags]`: measures a part of the toolkit on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from flair import command
+
+# Subject -> the module whose main(argv) measures it, and what it measures.
+SUBJECTS = {
+    "data": ("benchmark.speed_data", "preparing and verifying record files, beside copying the same bytes"),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Hands the flags to the subject's module; returns its exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            "usage: python -m benchmark.speed_main SUBJECT [flags]\n\nMeasures a part of the toolkit. SUBJECT is one of"
+        )
+        for subject, (_module, what) in SUBJECTS.items():
+            print(f"  {subject:8} {what}; flags: python -m benchmark.speed_main {subject} --help")
+        return command.EXIT_OK if argv else command.EXIT_USAGE
+    if argv[0] not in SUBJECTS:
+        print(f"benchmark.speed_main: unknown subject {argv[0]!r}; expected {', '.join(SUBJECTS)}", file=sys.stderr)
+        return command.EXIT_USAGE
+    code: int = importlib.import_module(SUBJECTS[argv[0]][0]).main(argv[1:])
+    return code
+
+
+if __name__ == "__main__":
+    command.run(main)
