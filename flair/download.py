@@ -16,7 +16,7 @@ from tqdm import tqdm
 from flair import atomic, catalog, huggingface, threads, transfer
 from flair.client import Client, NotThere
 from flair.download_plan import Options, Plan, file_sha256, make_plan, require_disk
-from flair.download_state import DownloadState, Entry, exclusive, scan_photos
+from flair.download_state import DownloadState, Entry, exclusive
 from flair.errors import FlairError
 from flair.metadata import load_records, load_taxonomy
 from flair.progress import Progress, duration
@@ -219,8 +219,9 @@ class _Download:
         """A line for each folder that lacks photos of the metadata."""
         failed = []
         for folder in [catalog.SMALL_IMAGES_DIR] + [catalog.RAW_IMAGES_DIR] * self.options.raw:
-            present = scan_photos(self.folder / folder)
-            missing = [image_id for image_id in self.image_ids if not present.get(image_id)]
+            photos_dir = self.folder / folder
+            present = set(os.listdir(photos_dir)) if photos_dir.is_dir() else set()
+            missing = [image_id for image_id in self.image_ids if f"{image_id}.jpg" not in present]
             if missing:
                 failed.append(
                     f"{folder}: {len(missing):,} of {len(self.image_ids):,} photos of the metadata are in no archive, "
