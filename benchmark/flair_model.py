@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ RESNET_GROUPS = 32
 CNN_GROUPS = 8
 CNN_FILTERS = (32, 64, 128, 128)
 _layers = tf.keras.layers
+NormFactory = Callable[[str, int, tf.keras.mixed_precision.Policy], Callable[[tf.Tensor], tf.Tensor]]
 
 
 class LoadReport(NamedTuple):
@@ -42,6 +43,7 @@ def build_model(
     pretrained_norm: bool = False,
     seed: int = 0,
     compute_dtype: str = "float32",
+    norm: NormFactory | None = None,
 ) -> tf.keras.Model:
     """A model from pixels `[b, height, width, 3]` (0 to 255, uint8 or float32) to logits float32 `[b, num_outputs]`.
 
@@ -52,6 +54,7 @@ def build_model(
       pretrained_norm: frozen batch normalization instead of group normalization.
       seed: of the initial weights; every layer draws its own.
       compute_dtype: `float32` or `bfloat16`; variables and logits are float32 either way.
+      norm: makes another normalization from (name, groups, dtype policy), for comparisons.
 
     >>> build_model("resnet18", (224, 224, 3), 17).count_params()
     11185233
@@ -60,7 +63,7 @@ def build_model(
     builders = {"resnet18": _resnet18, "cnn": _cnn}
     if name not in builders:
         raise FlairError(f"--model={name}: no such model; the models are {', '.join(builders)}")
-    parts = _Parts(itertools.count(seed * 1000), policy, pretrained_norm)
+    parts = _Parts(itertools.count(seed * 1000), policy, norm or (_frozen_batch if pretrained_norm else _group))
     pixels = tf.keras.Input(input_shape, name="pixels")
     features = builders[name](PixelStandardization(name="standardization", dtype=policy)(pixels), parts)
     pooled = _layers.GlobalAveragePooling2D(name="global_pooling", dtype=policy)(features)
@@ -74,10 +77,18 @@ def build_model(
     return tf.keras.Model(pixels, logits, name=name)
 
 
+def _group(name: str, groups: int, policy: tf.keras.mixed_precision.Policy) -> tf.keras.layers.Layer:
+    return GroupNormalization(groups, EPSILON, name=name, dtype=policy)
+
+
+def _frozen_batch(name: str, _groups: int, policy: tf.keras.mixed_precision.Policy) -> tf.keras.layers.Layer:
+    return FrozenBatchNormalization(EPSILON, name=name, dtype=policy)
+
+
 class _Parts(NamedTuple):
     seeds: Iterator[int]
     policy: tf.keras.mixed_precision.Policy
-    pretrained_norm: bool
+    make_norm: NormFactory
 
     def conv(self, x: tf.Tensor, name: str, filters: int, size: int, stride: int = 1, padding: int = 0) -> tf.Tensor:
         # Keras's "same" is this padding only without a stride. Then it saves a copy of the whole tensor, and another
@@ -98,9 +109,7 @@ class _Parts(NamedTuple):
         )(x)
 
     def norm(self, x: tf.Tensor, name: str, groups: int) -> tf.Tensor:
-        if self.pretrained_norm:
-            return FrozenBatchNormalization(EPSILON, name=name, dtype=self.policy)(x)
-        return GroupNormalization(groups, EPSILON, name=name, dtype=self.policy)(x)
+        return self.make_norm(name, groups, self.policy)(x)
 
     def relu(self, x: tf.Tensor, name: str) -> tf.Tensor:
         return _layers.ReLU(name=name, dtype=self.policy)(x)
