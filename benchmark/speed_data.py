@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmark.speed_main import machine
 from flair.catalog import IMAGE_SIZE, NUM_ARCHIVES, SMALL_IMAGES_DIR
 from flair.errors import FlairError
 from flair.preparation_flags import positive_int
@@ -106,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
     print(format_table(table, flags.num_images, flags.repeats))
     print(f"The dataset stays in {work_dir}; delete it when you are done.")
     if flags.json:
-        atomic.write_json(flags.json, {"num_images": flags.num_images, "cores": os.cpu_count(), "steps": table})
+        atomic.write_json(flags.json, {**machine(), "num_images": flags.num_images, "steps": table})
         print(f"JSON: {flags.json}")
     return 0
 
