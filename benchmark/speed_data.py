@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmark.speed_main import machine
 from flair.catalog import IMAGE_SIZE, NUM_ARCHIVES, SMALL_IMAGES_DIR
 from flair.errors import FlairError
 from flair.preparation_flags import positive_int
@@ -78,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
     """Parses the flags, measures, prints a table (and JSON with --json)."""
     flags = _parse(argv)
 
+    from benchmark.machine import machine
     from flair import atomic
     from flair.synthetic import make_dataset
 

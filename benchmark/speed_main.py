@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
-import resource
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from flair import command
 
@@ -37,30 +34,6 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     code: int = importlib.import_module(SUBJECTS[argv[0]][0]).main(argv[1:])
     return code
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on, to stand beside them: processor, cores this process may use, memory, Python."""
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "python": platform.python_version(),
-    }
-
-
-def peak_bytes() -> int:
-    """The largest resident memory this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":
