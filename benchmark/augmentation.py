@@ -113,8 +113,8 @@ def decode_training_batch(
 
     def one(element: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         photo, labels = parse(element[0], task)
-        options = {"crop": crop, "flip": flip, "image_format": task.image_format}
-        return decode_training(photo, element[1], image_size, **options), labels
+        image = decode_training(photo, element[1], image_size, crop=crop, flip=flip, image_format=task.image_format)
+        return image, labels
 
     images = tf.TensorSpec((*image_size, 3), tf.uint8)
     labels = tf.TensorSpec((task.num_outputs,), tf.float32)

@@ -62,7 +62,7 @@ def accumulate(
             num_photos += len(losses)
             if progress is not None:
                 progress.add(len(losses))
-    sums = [counts, np.float64(loss_sum), np.int64(num_photos)]
+    sums: Sequence[np.ndarray] = [counts, np.array(loss_sum), np.array(num_photos)]
     if devices is not None:
         sums = devices.sum_over_workers(sums)
     return Evaluation(sums[0], float(sums[1]), int(sums[2]))
@@ -87,7 +87,9 @@ def predict_step(model: tf.keras.Model, devices: Devices | None = None) -> Calla
         reference = weakref.ref(model)  # a strong one would keep the model alive through its own cache entry
 
         def replica_step(images: tf.Tensor, labels: tf.Tensor) -> Batch:
-            logits = reference()(images, training=False)
+            alive = reference()
+            assert alive is not None
+            logits = alive(images, training=False)
             return flair_metrics.scores_of(logits), flair_metrics.losses_of(labels, logits)
 
         @tf.function(reduce_retracing=True)

@@ -88,7 +88,7 @@ def compare_local_training(
             trainer.start(global_weights)
             before = _score(trainer.model, client_id, pixels, labels)
             batches = _local_batches([serialized[index] for index in train], plan, seed, client_id)
-            trainer.run(lambda batches=batches: batches, rate, global_weights)
+            trainer.run(batches.copy, rate, global_weights)
             comparisons.append(LocalComparison(before, _score(trainer.model, client_id, pixels, labels)))
     trainer.start(global_weights)
     return comparisons

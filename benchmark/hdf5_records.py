@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ class HDF5Records(Records):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = _File(path)
+        self._file = _File(Path(path))
         self.root = self._file.path
         self.labels, self.fine_grained_labels = (self._columns(name) for name in ("label", "fine_grained_label"))
         self.image_format = self._file.image_format()
@@ -128,14 +129,9 @@ class HDF5Records(Records):
 
     def _serialize(self, record: Record, image: np.ndarray) -> bytes:
         try:
-            columns = (
-                tuple(known[name] for name in names)
-                for known, names in (
-                    (self.labels, record.labels),
-                    (self.fine_grained_labels, record.fine_grained_labels),
-                )
-            )
-            return example.encode(example.Example(image.tobytes(), *columns, record.image_id, record.user_id))
+            coarse = tuple(self.labels[name] for name in record.labels)
+            fine = tuple(self.fine_grained_labels[name] for name in record.fine_grained_labels)
+            return example.encode(example.Example(image.tobytes(), coarse, fine, record.image_id, record.user_id))
         except KeyError as error:
             raise FlairError(
                 f"{self.root}: image {record.image_id} has the label {error}, which /metadata does not count"
@@ -156,9 +152,8 @@ class _File(HDF5File):
         """Ids, labels and checksums of a group's photos."""
         with self._guarded(f"{partition}/{group}"):
             entry = self._file[f"{partition}/{group}"]
-            columns = self._ids_and_labels(entry, group)
-            image_ids, user_ids, labels, fine = columns
-            if len({len(column) for column in columns}) != 1:
+            image_ids, user_ids, labels, fine = self._ids_and_labels(entry, group)
+            if len({len(image_ids), len(user_ids), len(labels), len(fine)}) != 1:
                 raise ValueError("its arrays have different lengths")
             records = [
                 Record(user_ids[row], image_ids[row], labels[row], fine[row], partition)

@@ -40,7 +40,7 @@ class Span(NamedTuple):
     offset: int
     length: int | None
     skip: int
-    count: int | None
+    count: int | None  # type: ignore[assignment]  # shadows tuple.count, which nobody asks a span for
 
 
 class PhotoIndex(NamedTuple):
@@ -263,7 +263,8 @@ def _indexed_spans(folder: Path) -> dict[str, Span]:
         )
     except (ValueError, TypeError, AttributeError):
         raise FlairError(f"{path}: is not an index of users; prepare the records again") from None
-    spans, skipped = {}, {}
+    spans: dict[str, Span] = {}
+    skipped: dict[str, int] = {}
     for shard, offset, length, count, user in located:
         if Path(shard).name != shard:
             raise FlairError(f"{path}: user {user!r} is in {shard!r}, which is not a file of that folder")
