@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.speed_main import machine, peak_bytes
+from benchmark.machine import machine, peak_bytes
 from benchmark.speed_step import ratio
 from flair import atomic
 from flair.preparation_flags import positive_int

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmark.speed_main import machine, peak_bytes
+from benchmark.machine import machine, peak_bytes
 from flair import atomic
 from flair.preparation_flags import positive_int
 
