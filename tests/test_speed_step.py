@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from benchmark import machine
 from flair.tfrecord_writer import write_tfrecords
 
@@ -18,6 +20,7 @@ def _run(*flags):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_step_measures_every_variant(tmp_path):
     path = tmp_path / "step.json"
     flags = ["--model=cnn", "--image_size=32", "--batch_size=4", "--repeats=2", f"--json={path}"]
