@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -26,6 +27,8 @@ def run(main: Callable[[], int | None]) -> None:
     # TensorFlow itself leaves in the environment of a parent process.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    # TFF's dependencies import pkg_resources, which warns at every start; the pins keep a setuptools that has it.
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
     program = program_name()
     before_separator = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     if any(argument in _HELP_FLAGS for argument in before_separator):
