@@ -32,8 +32,7 @@ def run(main: Callable[[], int | None]) -> None:
     program = program_name()
     before_separator = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     if any(argument in _HELP_FLAGS for argument in before_separator):
-        print(help_text(program, sys.modules["__main__"].__doc__ or ""))
-        sys.exit(flair.command.EXIT_OK)
+        flair.command.run(lambda _argv: print(help_text(program, sys.modules["__main__"].__doc__ or "")))
     try:
         positional = flags.FLAGS(sys.argv)[1:]
         if positional:
