@@ -155,6 +155,8 @@ class HDF5File:
             return sorted(mapping, key=mapping.__getitem__)
 
     def _is_by_user(self) -> bool:
+        if "by_user" in self.parameters:
+            return bool(self.parameters["by_user"])
         for partition in PARTITIONS:
             for group in self.groups(partition)[:1]:
                 with self._guarded(f"{partition}/{group}"):

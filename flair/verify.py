@@ -51,7 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         atomic.write_json(flags.report, report)
         print(f"Report: {flags.report}")
     print(f"{failed} failed checks of {len(checks)}, in {duration(time.monotonic() - start)}")
+    print(_next_command(flags, failed))
     return command.EXIT_FAILED if failed else command.EXIT_OK
+
+
+def _next_command(flags: argparse.Namespace, failed: int) -> str:
+    if not failed and flags.tfrecords_dir:
+        return f"Next: python -m benchmark.central_main --tfrecords_dir={flags.tfrecords_dir}"
+    if not failed:
+        return f"Next: python prepare_tfrecords.py --dataset_dir={flags.dataset_dir} --tfrecords_dir=tfrecords"
+    return (
+        f"Next: python download_dataset.py --dataset_dir={flags.dataset_dir}, if its photos or metadata failed; "
+        "prepare record files that failed again with --overwrite"
+    )
 
 
 def run_checks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 TASKS_PER_WORKER = 3  # in flight: one at work, the others so that nobody waits
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 _context: Any = None
 
@@ -50,7 +52,8 @@ def map_in_order(
     pending: deque[Future[Result]] = deque()
     try:
         for task in tasks:
-            pending.append(executor.submit(_call, function, task))
+            with _signals_held_back():
+                pending.append(executor.submit(_call, function, task))
             if len(pending) >= num_workers * TASKS_PER_WORKER:
                 yield pending.popleft().result()
         while pending:
@@ -81,10 +84,32 @@ def batches(items: Iterable[Item], size: int, weight: Callable[[Item], int]) -> 
         yield batch
 
 
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Holds Ctrl-C and SIGTERM back while a process is started; that process never sees either, this one handles them.
+
+    The mask is for the new process, which inherits it. The handlers are for this one: its libraries have threads
+    without the mask, and an exception in the middle of a start would leave half a process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    handlers = {number: signal.signal(number, lambda *seen: received.append(seen[0])) for number in _HELD_BACK}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for arrived in received:
+            signal.raise_signal(arrived)
+
+
 def _initialize(context: Any) -> None:
     global _context
     _context = context
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -193,6 +193,23 @@ def test_workers_die_with_a_killed_run_and_what_they_finished_is_kept(
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_ends_in_one_line(sent: signal.Signals, crowd: Path, tmp_path: Path) -> None:
+    words = [sys.executable, *arguments("sharded", crowd, tmp_path / "output", "--num_workers=2")]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    # As soon as there are workers, which are still starting then.
+    while len(workers := process_tree(process.pid)[1:]) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    os.killpg(process.pid, sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
+    assert errors.count("\n") == 1
+    assert "the same command continues where it stopped" in errors
+    assert not any(resident_bytes(worker) for worker in workers)
+
+
 @each_command
 def test_complete_output_is_left_alone_or_refused_or_replaced(command: str, miniature: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"

@@ -39,8 +39,9 @@ def failures(output: str) -> dict[str, int]:
 def verify(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict[str, int], str]:
     code = main([*flags, "--num_workers=1"])
     output = capsys.readouterr().out
-    last = output.splitlines()[-1]
-    assert last.startswith(f"{len(failures(output))} failed checks")
+    summary, following = output.splitlines()[-2:]
+    assert summary.startswith(f"{len(failures(output))} failed checks of ")
+    assert following.startswith("Next: python ")
     assert (code == 0) == (not failures(output))
     return code, failures(output), output
 
