@@ -148,6 +148,29 @@ def test_examples_of_tensorflow_federated_are_read() -> None:
     assert decode(payload) == Example(b"jpeg", (3, 1), (-1,))
 
 
+def test_a_folder_of_tensorflow_federated_is_read(tmp_path: Path) -> None:
+    def example(image: bytes, label: int) -> bytes:
+        features = {
+            "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
+            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+            "fine_grained_label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label, 7])),
+        }
+        serialized: bytes = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+        return serialized
+
+    for partition in PARTITIONS:
+        (tmp_path / partition).mkdir()
+        with tf.io.TFRecordWriter(str(tmp_path / partition / "7@N00.tfrecords")) as writer:
+            writer.write(example(b"one", 1))
+            writer.write(example(b"two", 2))
+    records = TFRecords(tmp_path)
+    assert records.columns is None
+    for partition in PARTITIONS:
+        ((user_id, span),) = records.users(partition).items()
+        assert user_id == "7@N00"
+        assert records.read_user(span) == [Example(b"one", (1,), (1, 7)), Example(b"two", (2,), (2, 7))]
+
+
 def test_numbers_that_are_not_packed_are_read() -> None:
     def field(number: int, *content: bytes) -> bytes:
         joined = b"".join(content)
