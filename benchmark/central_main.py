@@ -109,6 +109,10 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     flair_model.load_by_name(trainer.model, run.path / BEST_FILE)
     if run.is_written:
         flair_model.save_weights(trainer.model, saved_model)
+    results = {
+        name: evaluation.accumulate(trainer.model, data, task, devices=devices)
+        for name, data in (("val", validation), ("test", test))
+    }
     return {
         "setting": "central",
         "model": FLAGS.model,
@@ -116,8 +120,8 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         "num_epochs": FLAGS.num_epochs,
         "epochs": position.epoch,
         "best_epoch": position.best_epoch,
-        "val": evaluation.evaluate(trainer.model, validation, task, devices=devices),
-        "test": evaluation.evaluate(trainer.model, test, task, devices=devices),
+        **{name: result.metrics(task) for name, result in results.items()},
+        "know_nothing": {name: result.know_nothing() for name, result in results.items()},
         "training_seconds": round(position.seconds, 3),
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
@@ -151,6 +155,9 @@ def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
         print(f"final {partition} metrics of the best model (epoch {summary['best_epoch']}):")
         for name, value in summary[partition].items():
             print(f"    {name:<30} {value:.6f}")
+        print(
+            f"    (macro averaged precision of a scorer that knows nothing: {summary['know_nothing'][partition]:.6f})"
+        )
     print(f"best model: {saved_model}")
     print(f"run folder: {run_dir}")
     print(f"{summary['epochs']} epochs in {duration(summary['training_seconds'])} of training")

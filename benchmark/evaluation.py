@@ -29,6 +29,10 @@ class Evaluation(NamedTuple):
         """Metric name -> value, in the published order."""
         return score_histogram.finalize(self.counts, self.loss_sum, self.num_photos, task.is_binary)
 
+    def know_nothing(self) -> float:
+        """Macro averaged precision of a scorer that knows nothing: the mean frequency of the labels."""
+        return score_histogram.know_nothing_macro_precision(self.counts[:, 1].sum(axis=1), self.num_photos)
+
 
 def evaluate(
     model: tf.keras.Model,

@@ -11,8 +11,6 @@ falls into one bucket once. The histogram is a plain array of counts, so histogr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 NUM_THRESHOLDS = 200
@@ -122,14 +120,9 @@ def exact_metrics(scores: np.ndarray, labels: np.ndarray, is_binary: bool = Fals
     return {"macro_exact_average_precision": macro, "micro_exact_average_precision": micro}
 
 
-def know_nothing_macro_precision(labels_per_column: np.ndarray, num_photos: int) -> float:
+def know_nothing_macro_precision(photos_by_label: np.ndarray, num_photos: int) -> float:
     """Macro averaged precision of a scorer that knows nothing: the mean frequency of the labels."""
-    return float(np.mean(np.asarray(labels_per_column) / max(num_photos, 1)))
-
-
-def format_metrics(metrics: Mapping[str, float], prefix: str = "") -> str:
-    """One line a metric, as the published code prints them."""
-    return "\n".join(f"    {prefix + name:<50}: {value:.6f}" for name, value in metrics.items())
+    return float(np.mean(np.asarray(photos_by_label) / max(num_photos, 1)))
 
 
 def _curves(counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from benchmark.flair_data import TrainingData, evaluation_dataset, make_task, op
 from benchmark.interruption import SafePoints
 from benchmark.run_folder import RunFolder
 from flair.errors import FlairError
+from flair.synthetic import make_dataset
 from flair.tfrecord_writer import write_tfrecords
 
 SIZE = (32, 32)
@@ -362,34 +363,79 @@ def _free_port():
         return server.getsockname()[1]
 
 
+WATCHED = """
+import sys
+from absl import flags
+from benchmark import central_main
+from benchmark.run_folder import RunFolder
+add_row = RunFolder.add_row
+def watched_add_row(self, step, *values):
+    print("pages", open("/proc/self/statm").read().split()[1])
+    add_row(self, step, *values)
+RunFolder.add_row = watched_add_row
+flags.FLAGS(sys.argv)
+central_main.main()
+"""
+
+
 @pytest.mark.slow
 def test_many_epochs_add_no_memory(folder, tmp_path):
-    code = (
-        "import resource, sys; from absl import flags; from benchmark import central_main, command;"
-        "from benchmark.run_folder import RunFolder; add = RunFolder.add_row;"
-        "def row(self, step, *rest):\n"
-        " print('rss', open('/proc/self/statm').read().split()[1]); add(self, step, *rest)\n"
-        "RunFolder.add_row = row; flags.FLAGS(sys.argv); central_main.main()"
-    )
-    script = tmp_path / "watched.py"
-    script.write_text(code.replace("; ", "\n").replace(";", "\n"))
     flags = [f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", "--model=cnn", "--num_epochs=25"]
     flags += ["--image_height=32", "--image_width=32", "--train_batch_size=16"]
-    done = subprocess.run(
-        [sys.executable, str(script), *flags],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": ROOT},
-    )
+    command = [sys.executable, "-c", WATCHED, *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    pages = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("rss ")]
+    pages = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("pages ")]
     assert len(pages) == 25
     assert pages[-1] <= 1.02 * pages[4]
 
 
+def _macro_precision(records, task, dtype, seed, num_epochs, learning_rate, run_dir):
+    shape = (64, 64, 3)
+
+    def build():
+        return flair_model.build_model("cnn", shape, task.num_outputs, seed=seed, compute_dtype=dtype)
+
+    training = TrainingData(records, "train", task, 16, shape[:2], seed)
+    validation = evaluation_dataset(records, "val", task, shape[:2], 64)
+    trainer = CentralTrainer(build, task, 10.0, Devices())
+    rates = np.full(num_epochs * training.steps_per_epoch, learning_rate, np.float32)
+    with RunFolder(run_dir, [], "epoch") as run:
+        train(trainer, training, validation, run, Options(num_epochs, rates), SafePoints("step"))
+    return evaluation.accumulate(trainer.model, validation, task)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [0.2, 0.5, 0.8])
+def test_bfloat16_learns_as_much_as_float32_and_both_far_more_than_nothing(tmp_path):
+    make_dataset(tmp_path / "dataset", num_images=2000, seed=0)
+    write_tfrecords(tmp_path / "dataset", tmp_path / "records")
+    records = open_records(tmp_path / "records")
+    task = make_task(records, False, None)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        for seed in range(3):
+            result = _macro_precision(records, task, dtype, seed, 6, 2e-3, tmp_path / f"{dtype}{seed}")
+            found[dtype, seed] = result.metrics(task)["macro_averaged_precision"]
+            assert found[dtype, seed] > result.know_nothing() + 0.1
+    means, deviations = (
+        [function([found[dtype, seed] for seed in range(3)]) for dtype in ("float32", "bfloat16")]
+        for function in (np.mean, lambda values: np.std(values, ddof=1))
+    )
+    # Welch's t-test would call a difference real at about 2.8 standard errors with so few seeds.
+    assert abs(means[0] - means[1]) < 2.8 * max(np.hypot(*deviations) / np.sqrt(3), 0.005)
+
+
+@pytest.mark.slow
+def test_real_photos_are_learnt(coco256, tmp_path):
+    write_tfrecords(coco256, tmp_path / "records")
+    records = open_records(tmp_path / "records")
+    task = make_task(records, False, None)
+    result = _macro_precision(records, task, "float32", 0, 12, 1e-3, tmp_path / "run")
+    assert result.metrics(task)["macro_averaged_precision"] > result.know_nothing() + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [0.2, 0.8])
 def test_killed_in_any_epoch_it_equals_the_unbroken_run(finished, tmp_path, moment):
     out, _ = finished
     unbroken = next(path for path in out.iterdir() if path.is_dir())
