@@ -27,6 +27,13 @@ flags.DEFINE_float(
     "clipnorm", 10.0, "Bound on the L2 norm of the gradient of each weight; 0 turns clipping off.", lower_bound=0
 )
 flags.DEFINE_integer("train_batch_size", 512, "Photos a training step, over all devices.", lower_bound=1)
+flags.DEFINE_integer(
+    "microbatch_size",
+    None,
+    "Photos a device passes forward and backward at once; a larger batch is split, with the same result up to "
+    "rounding. None: 64 without a GPU, the whole batch with one.",
+    lower_bound=1,
+)
 flags.DEFINE_integer("num_epochs", 100, "Passes over the training photos.", lower_bound=1)
 flags.DEFINE_enum("learning_rate_schedule", "constant", SCHEDULES, "How the learning rate falls after the warm-up.")
 flags.DEFINE_float("warmup_epochs", 0.0, "Epochs over which the learning rate rises from zero.", lower_bound=0)
@@ -90,7 +97,10 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     from benchmark.interruption import SafePoints
 
     devices = Devices()
-    trainer = CentralTrainer(lambda: model_flags.build_model(task.num_outputs), task, FLAGS.clipnorm, devices)
+    microbatch = FLAGS.microbatch_size or (64 if devices.is_cpu else FLAGS.train_batch_size)
+    trainer = CentralTrainer(
+        lambda: model_flags.build_model(task.num_outputs), task, FLAGS.clipnorm, devices, microbatch
+    )
     load_report = model_flags.restore_model(trainer.model)
     if load_report is not None:
         print(f"{FLAGS.restore_model_path}: {load_report}", flush=True)

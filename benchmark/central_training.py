@@ -66,10 +66,19 @@ class CentralTrainer:
       task: what the model predicts.
       clipnorm: bound on the gradient of each weight; 0 turns clipping off.
       devices: on what to train.
+      microbatch_size: photos a device passes forward and backward at once. A larger share of a batch is split and its
+        gradients added up, which gives the same step up to rounding: no layer of our models looks across photos.
     """
 
-    def __init__(self, build: Callable[[], tf.keras.Model], task: Task, clipnorm: float, devices: Devices) -> None:
-        self.task, self.clipnorm, self.devices = task, clipnorm, devices
+    def __init__(
+        self,
+        build: Callable[[], tf.keras.Model],
+        task: Task,
+        clipnorm: float,
+        devices: Devices,
+        microbatch_size: int = 64,
+    ) -> None:
+        self.task, self.clipnorm, self.devices, self.microbatch_size = task, clipnorm, devices, microbatch_size
         once = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
         with devices.scope():
             self.model = build()
@@ -79,17 +88,13 @@ class CentralTrainer:
             self._counts = tf.Variable(tf.zeros(shape, tf.int64), **once)
             self._loss_sum = tf.Variable(0.0, dtype=tf.float64, **once)
             self._num_photos = tf.Variable(0, dtype=tf.int64, **once)
-        zeros = [
-            tf.zeros((0, *self.model.input_shape[1:]), tf.uint8),
-            tf.zeros((0, task.num_outputs)),
-            tf.constant(0.0),
-        ]
+        self._gradient_sums: list[tf.Variable] = []
+        images = tf.zeros((1, *self.model.input_shape[1:]), tf.uint8)
+        example = [images, tf.zeros((1, task.num_outputs)), tf.constant(0.0)]
         # The optimizer makes its variables when first used. A step would count, so it is traced and never run.
-        self._step.get_concrete_function([zeros] * len(devices.replicas))
+        self._step.get_concrete_function([example] * len(devices.replicas))
 
-    def step(
-        self, parts: Sequence[tuple[tf.Tensor, tf.Tensor]], learning_rate: float, wish: bool = False
-    ) -> tuple[float, bool]:
+    def step(self, parts: Sequence[Batch], learning_rate: float, wish: bool = False) -> tuple[float, bool]:
         """One Adam step; photos are scored before it, into the metrics of the epoch.
 
         Args:
@@ -102,8 +107,18 @@ class CentralTrainer:
         """
         self.optimizer.learning_rate.assign(learning_rate)
         flag = tf.constant(float(wish))
-        loss, wishes = self._step([(images, labels, flag) for images, labels in parts])
-        return float(loss), float(wishes) > 0
+        photos, size = parts[0][0].shape[0], self.microbatch_size
+        if photos <= size:
+            loss, wishes = self._step([(images, labels, flag) for images, labels in parts])
+            return float(loss), float(wishes) > 0
+        self._make_gradient_sums()
+        loss_sum = total = 0.0
+        for start in range(0, photos, size):
+            chunks = [(images[start : start + size], labels[start : start + size]) for images, labels in parts]
+            sums = self._accumulate(chunks)
+            loss_sum, total = loss_sum + float(sums[0]), total + float(sums[1])
+        wishes = self._apply([(flag, tf.constant(total))] * len(parts))
+        return loss_sum / total, float(wishes) > 0
 
     @property
     def num_photos(self) -> int:
@@ -149,22 +164,59 @@ class CentralTrainer:
         return self.devices.run(self._replica_step, parts)[0]
 
     def _replica_step(self, images: tf.Tensor, labels: tf.Tensor, wish: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        variables = self.model.trainable_variables
+        gradients, loss_sum, total = self._differentiate(images, labels)
+        self._descend([sum_over_replicas(gradient) / total for gradient in gradients])
+        return loss_sum / total, sum_over_replicas(wish)
+
+    @tf.function(reduce_retracing=True)
+    def _accumulate(self, parts: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.devices.run(self._replica_accumulate, parts)[0]
+
+    def _replica_accumulate(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        gradients, loss_sum, total = self._differentiate(images, labels)
+        for gradient_sum, gradient in zip(self._gradient_sums, gradients, strict=True):
+            gradient_sum.assign_add(gradient)
+        return loss_sum, total
+
+    @tf.function
+    def _apply(self, parts: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
+        return self.devices.run(self._replica_apply, parts)[0]
+
+    def _replica_apply(self, wish: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
+        self._descend([sum_over_replicas(gradient_sum.read_value()) / total for gradient_sum in self._gradient_sums])
+        for gradient_sum in self._gradient_sums:
+            gradient_sum.assign(tf.zeros_like(gradient_sum))
+        return sum_over_replicas(wish)
+
+    def _differentiate(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """The gradients of this device's sum of losses, and over all devices that sum and the number of photos."""
         is_photo = labels[:, 0] >= 0  # the others fill up an uneven batch
-        total = sum_over_replicas(tf.reduce_sum(tf.cast(is_photo, tf.float32)))
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
             loss_sum = tf.reduce_sum(tf.where(is_photo, losses_of(labels, logits), 0.0))
-            loss = loss_sum / total
-        gradients = [sum_over_replicas(gradient) for gradient in tape.gradient(loss, variables)]
-        clipped = clip_each_by_norm(gradients, self.clipnorm)
-        self.optimizer.apply_gradients(zip(clipped, variables, strict=True), experimental_aggregate_gradients=False)
-        loss_sum, wishes = tf.unstack(sum_over_replicas(tf.stack([loss_sum, wish])))
+        gradients = tape.gradient(loss_sum, self.model.trainable_variables)
         counts = histogram(tf.boolean_mask(scores_of(logits), is_photo), tf.boolean_mask(labels, is_photo))
+        local = tf.stack([loss_sum, tf.reduce_sum(tf.cast(is_photo, tf.float32))])
+        loss_sum, total = tf.unstack(sum_over_replicas(local))
         self._counts.assign_add(sum_over_replicas(counts))
         self._loss_sum.assign_add(tf.cast(loss_sum, tf.float64))
         self._num_photos.assign_add(tf.cast(total, tf.int64))
-        return loss_sum / total, wishes
+        return gradients, loss_sum, total
+
+    def _descend(self, gradients: Sequence[tf.Tensor]) -> None:
+        clipped = clip_each_by_norm(gradients, self.clipnorm)
+        pairs = zip(clipped, self.model.trainable_variables, strict=True)
+        self.optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
+
+    def _make_gradient_sums(self) -> None:
+        if self._gradient_sums:
+            return
+        options = {"synchronization": tf.VariableSynchronization.ON_READ, "aggregation": tf.VariableAggregation.SUM}
+        with self.devices.scope():
+            self._gradient_sums = [
+                tf.Variable(tf.zeros_like(variable), trainable=False, **options)
+                for variable in self.model.trainable_variables
+            ]
 
 
 def train(

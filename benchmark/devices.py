@@ -39,6 +39,11 @@ class Devices:
         local = self.num_replicas // self.num_workers
         self.replicas = range(self.worker * local, (self.worker + 1) * local)
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether there is no GPU."""
+        return not tf.config.list_physical_devices("GPU")
+
     def scope(self) -> AbstractContextManager[Any]:
         """Variables made inside it exist on every device."""
         return self._strategy.scope()

@@ -206,6 +206,25 @@ def test_one_step_equals_keras_adam(task):
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
+def test_a_batch_in_parts_is_the_same_step(task):
+    pixels = tf.constant(np.random.default_rng(0).integers(0, 256, (10, *SIZE, 3)), tf.uint8)
+    labels = tf.constant(np.random.default_rng(1).random((10, task.num_outputs)) < 0.3, tf.float32)
+    whole, split = (
+        CentralTrainer(
+            lambda: flair_model.build_model("cnn", (*SIZE, 3), task.num_outputs), task, 0.05, Devices(), microbatch
+        )
+        for microbatch in (64, 4)
+    )
+    for _ in range(3):
+        losses = [trainer.step([(pixels, labels)], 0.001)[0] for trainer in (whole, split)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for found, wanted in zip(split.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert split.num_photos == whole.num_photos == 30
+    assert split.metrics() == pytest.approx(whole.metrics(), rel=1e-5)
+    assert split.arrays().keys() == whole.arrays().keys()
+
+
 def _train(
     records,
     task,
