@@ -48,8 +48,8 @@ flags.DEFINE_boolean("overwrite", False, "Start over, forgetting the run that --
 flags.DEFINE_float("minutes_per_checkpoint", 10.0, "Minutes between checkpoints inside an epoch.", lower_bound=0)
 
 FLAGS = flags.FLAGS
-# Flags that a continued run may change without changing its result so far.
-_CHANGEABLE = ("overwrite", "minutes_per_checkpoint", "run_dir", "flagfile")
+# Flags that a continued run may change: its result stays the same, up to rounding for microbatch_size.
+_CHANGEABLE = ("overwrite", "minutes_per_checkpoint", "microbatch_size", "run_dir", "flagfile")
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         for partition in ("val", "test")
     )
     devices.barrier()
-    with SafePoints("step") as safe_points:
+    with SafePoints("step or evaluation") as safe_points:
         position = train(trainer, training, validation, run, _options(training.steps_per_epoch), safe_points)
     devices.barrier()
     flair_model.load_by_name(trainer.model, run.path / BEST_FILE)

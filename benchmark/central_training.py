@@ -275,7 +275,7 @@ def _train_epoch(
         for parts in _parts(training.batches(position.epoch, position.step), len(trainer.devices.replicas)):
             wish = safe_points.requested is not None or time.monotonic() - saved > options.seconds_per_checkpoint
             learning_rate = float(options.learning_rates[first + position.step])
-            loss, must_save = trainer.step(parts, learning_rate, wish)
+            loss, must_save = _step_within_memory(trainer, parts, learning_rate, wish)
             position.step += 1
             position.seconds = before + time.monotonic() - started
             _check_finite(loss, f"epoch {position.epoch + 1}, step {position.step}")
@@ -284,6 +284,19 @@ def _train_epoch(
                 _save(trainer, run, position)
                 saved = time.monotonic()
                 safe_points.stop()
+
+
+def _step_within_memory(
+    trainer: CentralTrainer, parts: Sequence[Batch], learning_rate: float, wish: bool
+) -> tuple[float, bool]:
+    try:
+        return trainer.step(parts, learning_rate, wish)
+    except tf.errors.ResourceExhaustedError:
+        photos = min(trainer.microbatch_size, parts[0][0].shape[0])
+        raise FlairError(
+            f"out of memory with {photos} photos at once; give a --microbatch_size below that (with the same result), "
+            "and the run goes on from its newest checkpoint"
+        ) from None
 
 
 def _parts(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:

@@ -31,6 +31,7 @@ __all__ = [
     "open_records",
 ]
 _READ_AHEAD = 64  # photos read from disk at once
+_BATCHES_AHEAD = 2  # decoded; a batch of 512 has 77 MB
 
 
 class TrainingData:
@@ -77,7 +78,7 @@ class TrainingData:
             photos = photos.map(decode, tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
         else:
             photos = photos.map(decode_or_fill, tf.data.AUTOTUNE, deterministic=True).batch(batch_size // num_replicas)
-        self.dataset = photos.prefetch(tf.data.AUTOTUNE)
+        self.dataset = photos.prefetch(_BATCHES_AHEAD)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         """Batches (photos uint8 [b, h, w, 3], labels float32 [b, num_outputs]) of one epoch, from `start_step` on."""

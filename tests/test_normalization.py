@@ -170,3 +170,32 @@ def test_pixel_standardization_equals_rescaling_and_normalization():
     pixels = np.random.default_rng(8).integers(0, 256, (2, 3, 4, 3)).astype(np.uint8)
     published = (pixels / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(PixelStandardization()(pixels), published, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_group_normalization_inside_tff():
+    """A functional model of TFF with our layer has the outputs and gradients of the Keras model it was made from."""
+    import tensorflow_federated as tff
+
+    inputs = tf.keras.Input((60, 60, 3))
+    x = tf.keras.layers.Conv2D(64, 3, padding="same")(inputs)
+    x = GroupNormalization(32)(x)
+    outputs = tf.keras.layers.Dense(1)(tf.keras.layers.GlobalMaxPooling2D()(x))
+    keras = tf.keras.Model(inputs, outputs)
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 60, 60, 3), (3, 1)))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((keras(x, training=True) - y) ** 2)
+    wanted = [gradient.numpy() for gradient in tape.gradient(loss, keras.trainable_variables)]
+
+    spec = (tf.TensorSpec([None, 60, 60, 3], tf.float32), tf.TensorSpec([None, 1], tf.float32))
+    model = tff.learning.models.functional_model_from_keras(keras, tf.keras.losses.MeanSquaredError(), spec)
+
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        weights = tf.nest.map_structure(tf.constant, model.initial_weights)
+        loss = tf.reduce_mean((model.predict_on_batch(weights, tf.constant(x), training=True) - y) ** 2)
+        found = session.run(tf.gradients(loss, list(weights[0])))
+    for one, other in zip(found, wanted, strict=True):
+        assert _relative_error(one, other) < 1e-5
+    # Keras turns its base classes into their TF1 forms for a model inside a graph; a new model turns them back.
+    tf.keras.Sequential([tf.keras.Input((1,)), tf.keras.layers.Dense(1)])
