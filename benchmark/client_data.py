@@ -18,6 +18,8 @@ import tensorflow as tf
 from benchmark.augmentation import decode_training_batch
 from benchmark.records import Records, Task
 from benchmark.seeds import derive_generator, derive_seed
+from flair import example
+from flair.errors import FlairError
 
 _Item = TypeVar("_Item")
 _READ_AHEAD = 3  # decoded batches waiting for the model
@@ -145,14 +147,21 @@ def client_batches(
 
     def produce() -> Iterator[ClientBatch]:
         for client_id in cohort:
-            serialized = tf.constant(data.read(client_id), tf.string)
+            examples = data.read(client_id)
+            if not examples:
+                raise FlairError(f"client {client_id}: has no photo; prepare the records again")
+            serialized = tf.constant(examples, tf.string)
             order, seeds = training_order(tf.size(serialized), client_seed(seed, round_number, client_id), plan)
             shown = tf.gather(serialized, order)
             total = int(order.shape[0])
             for _ in range(passes):
                 for start in range(0, total, plan.batch_size):
                     stop = min(start + plan.batch_size, total)
-                    yield ClientBatch(*decode(shown[start:stop], seeds[start:stop]), stop == total)
+                    try:
+                        pixels, labels = decode(shown[start:stop], seeds[start:stop])
+                    except tf.errors.InvalidArgumentError as error:
+                        raise _bad_photo(client_id, examples, plan) or error from None
+                    yield ClientBatch(pixels, labels, stop == total)
 
     return prefetched(produce(), _READ_AHEAD)
 
@@ -194,6 +203,24 @@ def prefetched(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
     finally:
         stopped.set()
         thread.join()
+
+
+def _bad_photo(client_id: str, examples: Sequence[bytes], plan: BatchPlan) -> FlairError | None:
+    """Which photo of a client TensorFlow could not decode, in one line; None if each can be by itself."""
+    for number, serialized in enumerate(examples):
+        try:
+            decoder(plan)(tf.constant([serialized]), tf.zeros([1, 2], tf.int64))
+        except tf.errors.InvalidArgumentError:
+            try:
+                image_id = example.decode(serialized).image_id
+            except FlairError:
+                image_id = None
+            name = f"image {image_id}" if image_id else f"record {number}"
+            return FlairError(
+                f"client {client_id}: {name} cannot be decoded or has a label outside the label file; "
+                "check the records with flair.verify and prepare them again"
+            )
+    return None
 
 
 def decoder(plan: BatchPlan) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:

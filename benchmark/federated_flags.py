@@ -5,11 +5,13 @@ Imports nothing heavy: every combination that cannot work is refused before Tens
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 
 from absl import flags
 
-from benchmark import privacy
+from benchmark import command, privacy
 from benchmark.cohort import CYCLIC, FIXED, POISSON, SAMPLINGS, UNIFORM
 from benchmark.federated_config import (
     AGGREGATORS,
@@ -35,7 +37,6 @@ from flair.errors import FlairError
 
 INPROCESS, TFF = "inprocess", "tff"
 RUNTIMES = (INPROCESS, TFF)
-_RESTARTS = privacy.Restarts(128, 1024)
 
 flags.DEFINE_enum("algorithm", FED_AVG, ALGORITHMS, "Federated algorithm.")
 flags.DEFINE_float("client_learning_rate", 0.1, "Learning rate of the clients' SGD.", lower_bound=0)
@@ -126,6 +127,11 @@ def is_private() -> bool:
     return FLAGS.epsilon != 0 or FLAGS.noise_multiplier is not None
 
 
+def target_quantile() -> float:
+    """Fraction of updates that the adaptive clipping norm leaves unclipped; 0: fixed, as always under tree."""
+    return 0.0 if FLAGS.aggregator == TREE else float(FLAGS.target_unclipped_quantile)
+
+
 def sampling() -> str:
     """How cohorts are drawn."""
     if FLAGS.reuse_clients:
@@ -161,6 +167,15 @@ def check_federated_flags() -> None:
         raise FlairError(f"--proximal_strength={FLAGS.proximal_strength:g} has no effect without --algorithm=fed_prox")
     if FLAGS.algorithm == FED_PROX and FLAGS.proximal_strength == 0:
         raise FlairError("--algorithm=fed_prox needs --proximal_strength above 0 (say 0.01)")
+    for name in ("server_momentum", "server_epsilon", "l2_norm_clip", "clipped_count_stddev"):
+        if FLAGS[name].value is not None and not 0 <= FLAGS[name].value < math.inf:
+            raise FlairError(f"--{name}={FLAGS[name].value:g}: expected a finite number, 0 or above")
+    if FLAGS.server_momentum >= 1:
+        raise FlairError(f"--server_momentum={FLAGS.server_momentum:g}: expected a number below 1 (say 0.9)")
+    if FLAGS.server_epsilon == 0:
+        raise FlairError("--server_epsilon=0: expected a number above 0 (say 0.01)")
+    if math.isnan(FLAGS.target_unclipped_quantile):
+        raise FlairError("--target_unclipped_quantile=nan: expected a fraction, 0 to 1")
     if FLAGS.l2_norm_clip <= 0:
         raise FlairError(f"--l2_norm_clip={FLAGS.l2_norm_clip:g}: expected a norm above 0 (say 0.1)")
     scheduled = FLAGS.client_lr_schedule != "constant" or FLAGS.client_warmup_rounds > 0
@@ -185,6 +200,11 @@ def _check_privacy_flags() -> None:
         if FLAGS.published_noise:
             raise FlairError("--published_noise has no effect without --epsilon; leave it out")
         return
+    if FLAGS.aggregator == TREE and FLAGS["target_unclipped_quantile"].present and FLAGS.target_unclipped_quantile > 0:
+        raise FlairError(
+            f"--target_unclipped_quantile={FLAGS.target_unclipped_quantile:g}: with --aggregator=tree TFF draws the "
+            "noise of an adaptive norm from the clock, so no run could be continued or repeated; give 0"
+        )
     if FLAGS.aggregator not in ("mean", TREE):
         raise FlairError(
             f"--aggregator={FLAGS.aggregator}: with differential privacy the noise clips already; "
@@ -207,7 +227,18 @@ def check_best_metric(task: Task) -> None:
 
 def make_privacy_plan(num_users: int) -> privacy.PrivacyPlan | None:
     """The privacy of the run, None without; FlairError when this many users cannot give it."""
-    return privacy.make_plan(num_users=num_users, **_privacy_arguments(), **_restarts()) if is_private() else None
+    return privacy.make_plan(num_users=num_users, **_privacy_arguments()) if is_private() else None
+
+
+def noise_name(data_digest: str) -> str:
+    """Names the noise of this run: a digest of the data and of every flag that can change the released models."""
+    harmless = {
+        *("overwrite", "run_dir", "save_model_dir", "tfrecords_dir", "flagfile", "rounds_per_checkpoint"),
+        *("clients_per_thread", "eval_batch_size", "federated_eval", "federated_eval_clients"),
+        "federated_eval_local_training",
+    }
+    lines = [line for line in command.flag_lines() if line[2:].partition("=")[0] not in harmless]
+    return hashlib.sha256("\n".join([data_digest, *lines]).encode()).hexdigest()
 
 
 def check_cohort(num_clients: int) -> None:
@@ -241,7 +272,7 @@ def federated_config(plan: privacy.PrivacyPlan | None) -> FederatedConfig:
 
 
 def _noise_config(plan: privacy.PrivacyPlan) -> NoiseConfig:
-    sigma, adaptive = plan.run_noise_multiplier, FLAGS.target_unclipped_quantile > 0
+    sigma, adaptive = plan.run_noise_multiplier, target_quantile() > 0
     stddev = FLAGS.clipped_count_stddev
     if adaptive and stddev is None:
         stddev = privacy.clipped_count_stddev(FLAGS.clients_per_round, sigma)
@@ -252,11 +283,9 @@ def _noise_config(plan: privacy.PrivacyPlan) -> NoiseConfig:
         noise_multiplier=sigma,
         clients_per_round=float(FLAGS.clients_per_round),
         l2_norm_clip=FLAGS.l2_norm_clip,
-        target_unclipped_quantile=FLAGS.target_unclipped_quantile,
+        target_unclipped_quantile=target_quantile(),
         clipped_count_stddev=stddev if adaptive else None,
-        noise_seed=int(derive_seed(FLAGS.seed, "tree noise")[0] & 0x7FFFFFFF),
-        restart_warmup=_RESTARTS.first,
-        restart_frequency=_RESTARTS.every,
+        noise_seed=int(derive_seed(FLAGS.seed, "tree noise")[0] >> 1),
     )
 
 
@@ -273,11 +302,6 @@ def _privacy_arguments() -> dict:
         "mechanism": privacy.Mechanism.TREE if FLAGS.aggregator == TREE else privacy.Mechanism.GAUSSIAN,
         "published_noise": FLAGS.published_noise,
     }
-
-
-def _restarts() -> dict:
-    adaptive_tree = FLAGS.aggregator == TREE and FLAGS.target_unclipped_quantile > 0
-    return {"restarts": _RESTARTS} if adaptive_tree else {}
 
 
 def _rates(base: float, schedule: str, warmup: int) -> tuple[float, ...]:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import command, federated_flags, model_flags
 from benchmark.cohort import sample_cohort
-from benchmark.federated_config import FED_AVG
+from benchmark.federated_config import FED_AVG, TREE
 from benchmark.federated_flags import FLAGS
-from benchmark.privacy import PrivacyPlan
+from benchmark.privacy import PrivacyPlan, Sampling
 from benchmark.records import Records, Task
 from benchmark.run_folder import RunFolder
 from flair.progress import duration
@@ -78,7 +78,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     if plan is not None:
         _announce(plan)
     size = model_flags.image_size()
-    runtime, model = _build_runtime(task, data, plan)
+    runtime, model = _build_runtime(task, data, plan, records.digest())
     validation, test = (evaluation_dataset(records, p, task, size, FLAGS.eval_batch_size) for p in ("val", "test"))
     options = federated_training.Options(
         total_rounds=FLAGS.total_rounds,
@@ -90,7 +90,8 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     try:
         with SafePoints("round") as safe_points:
             position = federated_training.train(
-                runtime, model, task, validation, _cohort_function(data), plan, run, options, safe_points
+                *(runtime, model, task, validation, _cohort_function(data), plan, run, options, safe_points),
+                on_checkpoint=lambda position: _write_privacy(plan, position, run),
             )
     finally:
         runtime.close()
@@ -110,7 +111,9 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         "saved_model": str(saved_model),
     }
     if plan is not None:
-        summary["epsilon"] = _write_privacy(plan, position, run)
+        summary["epsilon"] = plan.own_epsilon_at(position.round)
+        if plan.simulated_cohort is not None:
+            summary["simulated_epsilon"] = plan.epsilon_at(position.round)
     if FLAGS.federated_eval:
         summary["clients"] = _federated_eval(model, records, task, plan, run)
     return summary
@@ -174,7 +177,7 @@ def _cohort_function(data: ClientData) -> Any:
     return cohort_of
 
 
-def _build_runtime(task: Task, data: ClientData, plan: PrivacyPlan | None) -> tuple[Runtime, Any]:
+def _build_runtime(task: Task, data: ClientData, plan: PrivacyPlan | None, digest: str) -> tuple[Runtime, Any]:
     batches = _batch_plan(task)
     config = federated_flags.federated_config(plan)
     model, load_report = model_flags.build_model_from_flags(task.num_outputs)
@@ -187,7 +190,8 @@ def _build_runtime(task: Task, data: ClientData, plan: PrivacyPlan | None) -> tu
         return TffRuntime(lambda: build()[0], config, data, batches, FLAGS.seed), model
     from benchmark.runtime_inprocess import InProcessRuntime
 
-    return InProcessRuntime(model, config, data, batches, FLAGS.seed), model
+    noise_name = federated_flags.noise_name(digest)
+    return InProcessRuntime(model, config, data, batches, FLAGS.seed, noise_name), model
 
 
 def _announce(plan: PrivacyPlan) -> None:
@@ -197,9 +201,19 @@ def _announce(plan: PrivacyPlan) -> None:
         f"{plan.sampling.value} sampling of {plan.cohort:,} of {plan.num_users:,} clients a round",
         flush=True,
     )
+    if plan.simulated_cohort is not None:
+        print(
+            f"the noise is that of a simulated cohort of {plan.simulated_cohort:,}; the run itself has epsilon "
+            f"{plan.own_epsilon_at(plan.total_rounds):.4g}",
+            flush=True,
+        )
+    if plan.sampling is Sampling.UNIFORM:
+        print("cohorts have a fixed size, but epsilon assumes Poisson sampling: see the privacy statement", flush=True)
 
 
-def _write_privacy(plan: PrivacyPlan, position: Position, run: RunFolder) -> float:
+def _write_privacy(plan: PrivacyPlan | None, position: Position, run: RunFolder) -> None:
+    if plan is None:
+        return
     from benchmark.privacy_caveats import RunRecord
     from benchmark.privacy_statement import make_statement, write_statement
 
@@ -213,9 +227,9 @@ def _write_privacy(plan: PrivacyPlan, position: Position, run: RunFolder) -> flo
         clipped_count_stddev=noise.clipped_count_stddev,
         artificial_users=FLAGS.iid,
         restored_model=FLAGS.restore_model_path is not None,
+        seeded_noise=FLAGS.runtime != federated_flags.TFF or noise.mechanism == TREE,
     )
     write_statement(run.path, make_statement(plan, record))
-    return plan.epsilon_at(position.round)
 
 
 def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:

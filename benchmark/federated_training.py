@@ -56,6 +56,7 @@ def train(
     run: RunFolder,
     options: Options,
     safe_points: SafePoints,
+    on_checkpoint: Callable[[Position], None] = lambda _position: None,
 ) -> Position:
     """Runs all rounds, from the run folder's newest checkpoint if there is one.
 
@@ -63,6 +64,7 @@ def train(
       model: evaluates the global weights.
       cohort_of: round number -> client ids.
       plan: the privacy of the run, None without.
+      on_checkpoint: called with every checkpoint.
 
     Raises:
       FlairError: training has diverged, or the noise was not what the privacy statement says.
@@ -81,12 +83,13 @@ def train(
             if is_last or position.round % options.rounds_per_eval == 0:
                 row |= _evaluate(runtime, model, task, validation, position, run, options)
                 if plan is not None:
-                    row["epsilon"] = plan.epsilon_at(position.round)
+                    row["epsilon"] = plan.own_epsilon_at(position.round)
                 print(_line(position, options, row), flush=True)
             position.seconds = before + time.monotonic() - started
             run.add_row(position.round, row, position.seconds)
             if is_last or safe_points.requested or position.round % options.rounds_per_checkpoint == 0:
                 _save(runtime, run, position)
+                on_checkpoint(position)
             safe_points.stop()
             progress.add(1, _note(row))
     assign_weights(model, runtime.weights())
@@ -121,7 +124,13 @@ def _evaluate(
     run: RunFolder,
     options: Options,
 ) -> dict[str, float]:
-    assign_weights(model, runtime.weights())
+    weights = runtime.weights()
+    if not all(np.isfinite(weight).all() for weight in weights):
+        raise FlairError(
+            f"round {position.round}: training has diverged, the global weights are no longer finite; lower "
+            "--server_learning_rate or --client_learning_rate, and start in another --run_dir"
+        )
+    assign_weights(model, weights)
     with Progress(validation.num_photos, f"validating round {position.round}", "photo") as progress:
         metrics = evaluation.evaluate(model, validation, task, progress)
     value = metrics[options.best_metric] * (1.0 if options.best_metric == "loss" else -1.0)
@@ -153,7 +162,7 @@ def _check_round(
 def _note_clip(position: Position, result: RoundResult, options: Options) -> None:
     if options.initial_clip is None:
         return
-    position.clip_norms.append(position.next_clip or options.initial_clip)
+    position.clip_norms.append(options.initial_clip if position.next_clip is None else position.next_clip)
     position.next_clip = clipping_norm(result.measurements)
 
 

@@ -42,7 +42,9 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "compute_dtype", "float32", COMPUTE_DTYPES, "Arithmetic of the layers; weights, loss and metrics stay float32."
 )
-flags.DEFINE_integer("seed", 0, "Seed of everything random: initial weights, order of photos, augmentation.")
+flags.DEFINE_integer(
+    "seed", 0, "Seed of everything random: initial weights, order of photos, augmentation, noise.", 0, 2**48
+)
 
 FLAGS = flags.FLAGS
 flags.mark_flag_as_required("tfrecords_dir")

@@ -132,10 +132,11 @@ def _about_noise(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
     if run.seeded_noise:
         found.append(
             Caveat(
-                "high",
+                "critical",
                 "seed",
-                "Noise and cohorts follow from the seed: whoever knows it, or has a checkpoint, can take the noise "
-                "away. The guarantee holds only while the seed is secret and hard to guess.",
+                "Noise and cohorts follow from --seed, the other flags and the data: whoever knows them (flags.txt and "
+                "run.json hold them) can take the noise away. The guarantee holds only while the seed is secret and "
+                "hard to guess; the default 0 is neither.",
             )
         )
     if run.target_unclipped_quantile is not None and run.clipped_count_stddev is not None:

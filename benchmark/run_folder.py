@@ -33,6 +33,18 @@ from flair.errors import FlairError
 
 FLAGS_FILE, RUN_FILE, METRICS_FILE, TIMES_FILE = "flags.txt", "run.json", "metrics.csv", "times.csv"
 SUMMARY_FILE, LOCK_FILE, TENSORBOARD_DIR, CHECKPOINTS_DIR = "summary.json", "run.lock", "tensorboard", "checkpoints"
+# Everything a run leaves beside its folders. A privacy statement, above all, must not outlive the run it is about.
+_OUTPUTS = (
+    FLAGS_FILE,
+    RUN_FILE,
+    METRICS_FILE,
+    TIMES_FILE,
+    SUMMARY_FILE,
+    "privacy.*",
+    "best.h5",
+    "last.h5",
+    "clients*.csv",
+)
 _PACKAGES = ("numpy", "tensorflow", "tensorflow-federated", "tensorflow-privacy", "dp-accounting", "ray")
 
 
@@ -105,6 +117,12 @@ class RunFolder:
         path = self.path / RUN_FILE
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.rows else {"started": now}
+        before, digest = known.get("data", {}).get("digest"), facts.get("data", {}).get("digest")
+        if before is not None and before != digest:
+            raise FlairError(
+                f"{self.path}: the run was made with other data than {facts['data'].get('tfrecords_dir')} holds now; "
+                "give the same records to continue it, another --run_dir, or --overwrite"
+            )
         continued = [*known.get("continued", []), now] if self.rows else []
         atomic.write_json(path, {"started": known["started"], "continued": continued, **environment(), **facts})
 
@@ -144,8 +162,9 @@ class RunFolder:
 
     def _open(self) -> None:
         if self._overwrite:
-            for name in (FLAGS_FILE, RUN_FILE, METRICS_FILE, TIMES_FILE, SUMMARY_FILE):
-                (self.path / name).unlink(missing_ok=True)
+            for pattern in _OUTPUTS:
+                for path in self.path.glob(pattern):
+                    path.unlink()
             for name in (TENSORBOARD_DIR, CHECKPOINTS_DIR):
                 shutil.rmtree(self.path / name, ignore_errors=True)
         for folder in (self.path, self.path / TENSORBOARD_DIR):

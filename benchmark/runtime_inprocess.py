@@ -32,12 +32,21 @@ class InProcessRuntime:
       data: the training clients.
       plan: how a client goes through its photos.
       seed: of the run; noise, order and augmentation of a round follow from it and the round's number.
+      noise_name: names the run's noise. Two runs that differ must not share noise, or the difference of their models
+        would show the clients' updates without any; `federated_main` gives a digest of flags and data.
     """
 
     def __init__(
-        self, model: tf.keras.Model, config: FederatedConfig, data: ClientData, plan: BatchPlan, seed: int
+        self,
+        model: tf.keras.Model,
+        config: FederatedConfig,
+        data: ClientData,
+        plan: BatchPlan,
+        seed: int,
+        noise_name: str = "",
     ) -> None:
         self._config, self._data, self._plan, self._seed = config, data, plan, seed
+        self._noise_name = noise_name
         trainable = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
         non_trainable = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.non_trainable_variables)
         base_optimizer = build_base_optimizer(config)
@@ -86,7 +95,7 @@ class InProcessRuntime:
             num_examples += outcome.num_examples
             if not outcome.is_finite:
                 non_finite.append(client_id)
-        noise_seed = self._round_seed("noise", round_number)
+        noise_seed = self._round_seed("noise", self._noise_name, round_number)
         self._state, measurements = self._server.finish(self._state, aggregate, noise_seed)
         return RoundResult(
             self._work.round_metrics(), measurements, num_examples, self._noise_multipliers(), tuple(non_finite)

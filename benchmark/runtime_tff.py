@@ -136,7 +136,8 @@ def _guard_worker() -> None:
     class GuardedPopen(subprocess.Popen):
         def __init__(self, args: Sequence[str], **options: Any) -> None:
             guard = os.path.abspath(tff_worker_guard.__file__)
-            super().__init__([sys.executable, guard, *args], **options)
+            # In a session of its own, so that Ctrl-C lets the round in flight end.
+            super().__init__([sys.executable, guard, *args], start_new_session=True, **options)
             _workers.append(self)
 
     executor_factory.subprocess = types.SimpleNamespace(Popen=GuardedPopen)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from flair.synthetic import make_dataset
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background: commands under test would inherit that, and ignore the Ctrl-C that tests send them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

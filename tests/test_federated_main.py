@@ -13,11 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import psutil
 import pytest
 
 from benchmark.checkpoint import Checkpoints
+from flair import example, tfrecord
 from flair.tfrecord_writer import write_tfrecords
 from tests.published_records import write_published_records
 
@@ -74,6 +76,26 @@ def _final_state(run_dir):
 def _assert_same_run(one, other):
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
     first, second = _final_state(one), _final_state(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    for name in ("privacy.json", "privacy.txt"):
+        assert (one / name).read_text() == (other / name).read_text()
+    for name in ("best.h5", "last.h5"):
+        _assert_equal_weights(one / name, other / name)
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    for name in ("best_round", "val", "test", "epsilon"):
+        assert summaries[0][name] == summaries[1][name]
+
+
+def _assert_equal_weights(one, other):
+    def read(path):
+        found = {}
+        with h5py.File(path) as file:
+            file.visititems(lambda name, x: found.update({name: x[()]}) if isinstance(x, h5py.Dataset) else None)
+        return found
+
+    first, second = read(one), read(other)
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
@@ -281,3 +303,52 @@ def test_federated_evaluation_scores_every_test_client(folder, miniature, tmp_pa
     assert summary["clients"]["test"]["loss"]["mean"] == pytest.approx(mean)
     for name in ("before", "after"):
         assert summary["clients"][f"{name}_local_training"]["count"] == sum(count > 1 for count in photos.values())
+
+
+def test_a_run_that_starts_over_leaves_no_old_statement(folder, tmp_path):
+    few = (*SMALL, "--total_rounds=1", *_places(folder, tmp_path))
+    _run(*few, "--epsilon=8")
+    assert (tmp_path / "run" / "privacy.txt").is_file()
+    _run(*few, "--overwrite")
+    assert not list((tmp_path / "run").glob("privacy.*"))
+
+
+def test_the_statement_says_what_the_flags_asked_for(folder, tmp_path):
+    done = _run(
+        *_places(folder, tmp_path),
+        *(*SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--epsilon=8", "--simulated_clients_per_round=10"),
+        *("--delta=0.01", "--accountant=rdp", "--iid"),
+    )
+    statement = json.loads((tmp_path / "run" / "privacy.json").read_text())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert statement["delta"] == 0.01
+    assert statement["accountant"]["name"] == "rdp"
+    assert statement["unit"] == "artificial user"
+    assert statement["simulated_clients_per_round"] == 10
+    # The run has 4 clients a round, not 10: its own epsilon is the one shown, and it is larger.
+    assert summary["simulated_epsilon"] == pytest.approx(8, rel=1e-3)
+    assert summary["epsilon"] > 8
+    assert float(_rows(tmp_path / "run")[-1]["epsilon"]) == summary["epsilon"]
+    assert "simulated cohort of 10" in done.stdout
+
+
+def test_a_run_is_not_continued_on_other_data(folder, tmp_path):
+    copied = tmp_path / "records"
+    shutil.copytree(folder, copied, symlinks=True)
+    flags = (*_places(copied, tmp_path), *PRIVATE, "--total_rounds=40")
+    assert _kill_after(flags, tmp_path / "run", 2, signal.SIGTERM) == 143
+    sorted((copied / "train").iterdir())[0].unlink()
+    assert "other data" in _refused(*flags)
+
+
+def test_a_photo_that_cannot_be_decoded_is_named(folder, tmp_path):
+    copied = tmp_path / "records"
+    shutil.copytree(folder, copied, symlinks=True)
+    user = sorted((copied / "train").iterdir())[0]
+    broken = example.Example(b"no photo", (0,), (0,), "4711", user.stem)
+    user.write_bytes(tfrecord.frame(example.encode(broken)))
+    done = _run(*_places(copied, tmp_path), *SMALL, "--total_rounds=1", "--clients_per_round=32", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    line = done.stderr.strip().splitlines()[-1]  # libjpeg has its say before
+    assert "4711" in line and user.stem in line

@@ -252,3 +252,27 @@ def test_an_empty_cohort_changes_nothing_without_noise(task, data, plan):
     assert result.num_examples == 0
     for one, other in zip(runtime.weights(), start, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def _noise(plan, data, task, rounds, name=""):
+    """What rounds without clients do to the weights of a small model."""
+    config = FederatedConfig(
+        client=_UNWEIGHTED,
+        server_optimizer=OptimizerConfig("sgd", (1.0,)),
+        noise=NoiseConfig(GAUSSIAN, 0.5, 3.0, 0.05),
+    )
+    runtime = InProcessRuntime(build_model("cnn", (*SIZE, 3), task.num_outputs, seed=3), config, data, plan, SEED, name)
+    noise = []
+    for round_number in range(rounds):
+        before = runtime.weights()
+        runtime.run_round(round_number, [])
+        noise.append(np.concatenate([np.ravel(a - b) for a, b in zip(runtime.weights(), before, strict=True)]))
+    return np.stack(noise)
+
+
+def test_noise_of_different_rounds_and_different_runs_is_unrelated(task, data, plan):
+    """Two runs that shared their noise would show the clients' updates in the difference of their models."""
+    noise = np.concatenate([_noise(plan, data, task, 3), _noise(plan, data, task, 1, "another run")])
+    correlation = np.corrcoef(noise)[np.triu_indices(4, 1)]
+    assert np.abs(correlation).max() < 5 / np.sqrt(noise.shape[1])
+    assert noise.std() == pytest.approx(0.5 * 0.05 / 3.0, rel=0.02)
