@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from flair.synthetic import make_dataset
 
+# `make test` runs in a make: the makes under test must not take themselves for its children.
+for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(_name, None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background: commands under test would inherit that, and ignore the Ctrl-C that tests send them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
