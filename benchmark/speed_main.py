@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from benchmark.machine import header
 from flair import command
 
 # Subject -> the module whose main(argv) measures it, and what it measures.
@@ -32,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"benchmark.speed_main: unknown subject {argv[0]!r}; expected {', '.join(SUBJECTS)}", file=sys.stderr)
         return command.EXIT_USAGE
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not {"-h", "--help"} & set(argv):
+        print(header(), flush=True)
     code: int = importlib.import_module(SUBJECTS[argv[0]][0]).main(argv[1:])
     return code
 
