@@ -28,7 +28,7 @@ def parse(serialized: tf.Tensor, task: Task) -> tuple[tf.Tensor, tf.Tensor]:
     photo = tf.strings.join([example[key] for key in _IMAGE_KEYS])
     columns = tf.concat([example[key].values for key in label_keys], 0)
     if task.binary_index is not None:
-        return photo, tf.cast(tf.reduce_any(columns == task.binary_index, keepdims=True), tf.float32)
+        return photo, tf.cast(tf.reduce_any(tf.equal(columns, task.binary_index), keepdims=True), tf.float32)
     hits = tf.scatter_nd(columns[:, tf.newaxis], tf.ones_like(columns, tf.float32), [task.num_columns])
     return photo, tf.minimum(hits, 1.0)
 
