@@ -63,18 +63,20 @@ def main() -> None:
     # A longer run with a constant learning rate is the shorter one, continued.
     changeable = (*_CHANGEABLE, "num_epochs") if FLAGS.learning_rate_schedule == "constant" else _CHANGEABLE
     flag_lines = [line for line in command.flag_lines() if not line.startswith("--overwrite=")]
-    if tf_config.place().worker != 0:
-        _train(records, task, users, WatchedRunFolder(run_dir), saved_model)
-        return
-    with RunFolder(run_dir, flag_lines, "epoch", changeable, FLAGS.overwrite) as run:
+    is_chief = tf_config.place().worker == 0
+    folder = (
+        RunFolder(run_dir, flag_lines, "epoch", changeable, FLAGS.overwrite) if is_chief else WatchedRunFolder(run_dir)
+    )
+    with folder as run:
         summary = run.summary
-        if summary is not None and FLAGS.num_epochs <= summary["num_epochs"]:
-            print(f"{run.path}: complete already, after {summary['epochs']} epochs; --overwrite starts over")
+        if summary is not None and FLAGS.num_epochs <= summary["num_epochs"] and not FLAGS.overwrite:
+            print(f"{run.path}: complete already, after {_epochs(summary['epochs'])}; --overwrite starts over")
         else:
             run.reopen()
             summary = _train(records, task, users, run, saved_model)
             run.finish(summary)
-    _report(summary, run_dir, saved_model)
+    if is_chief:
+        _report(summary, run_dir, saved_model)
 
 
 def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path) -> dict[str, Any]:
@@ -160,6 +162,10 @@ def _check_best_metric(task: Task) -> None:
         raise FlairError(f"--best_metric={FLAGS.best_metric}: no such metric; the metrics are {', '.join(known)}")
 
 
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count:,} epochs"
+
+
 def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
     for partition in ("val", "test"):
         print(f"final {partition} metrics of the best model (epoch {summary['best_epoch']}):")
@@ -170,7 +176,7 @@ def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
         )
     print(f"best model: {saved_model}")
     print(f"run folder: {run_dir}")
-    print(f"{summary['epochs']} epochs in {duration(summary['training_seconds'])} of training")
+    print(f"{_epochs(summary['epochs'])} in {duration(summary['training_seconds'])} of training")
     print(f"next: tensorboard --logdir={run_dir}")
 
 

@@ -80,33 +80,36 @@ def predict(model: tf.keras.Model, dataset: Iterable[Batch]) -> tuple[np.ndarray
     return np.concatenate(scores), np.concatenate(labels)
 
 
-_steps: weakref.WeakKeyDictionary[tf.keras.Model, Callable[[Sequence[Batch]], list[Batch]]] = (
-    weakref.WeakKeyDictionary()
-)
+_Step = Callable[[Sequence[Batch]], list[Batch]]
+_steps: weakref.WeakKeyDictionary[tf.keras.Model, dict[Devices | None, _Step]] = weakref.WeakKeyDictionary()
 
 
-def predict_step(model: tf.keras.Model, devices: Devices | None = None) -> Callable[[Sequence[Batch]], list[Batch]]:
+def predict_step(model: tf.keras.Model, devices: Devices | None = None) -> _Step:
     """A (photos, labels) batch a device -> (scores [b, num_outputs], losses [b]) each, compiled once a model."""
-    if model not in _steps:
-        reference = weakref.ref(model)  # a strong one would keep the model alive through its own cache entry
+    steps = _steps.setdefault(model, {})
+    if devices not in steps:
+        steps[devices] = _compile_step(weakref.ref(model), devices)
+    return steps[devices]
 
-        def replica_step(images: tf.Tensor, labels: tf.Tensor) -> Batch:
-            alive = reference()
-            assert alive is not None
-            logits = alive(images, training=False)
-            return flair_metrics.scores_of(logits), flair_metrics.losses_of(labels, logits)
 
-        @tf.function(reduce_retracing=True)
-        def compiled(parts: Sequence[Batch]) -> list[Batch]:
-            return [replica_step(*parts[0])] if devices is None else devices.run(replica_step, parts)
+def _compile_step(model: weakref.ref[tf.keras.Model], devices: Devices | None) -> _Step:
+    # A strong reference would keep the model alive through its own entry in the cache.
+    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> Batch:
+        alive = model()
+        assert alive is not None
+        logits = alive(images, training=False)
+        return flair_metrics.scores_of(logits), flair_metrics.losses_of(labels, logits)
 
-        def step(parts: Sequence[Batch]) -> list[Batch]:
-            # Devices that have no batch of their own any more repeat the first; its second result is not looked at.
-            missing = 0 if devices is None else len(devices.replicas) - len(parts)
-            return compiled([*parts, *[parts[0]] * missing])
+    @tf.function(reduce_retracing=True)
+    def compiled(parts: Sequence[Batch]) -> list[Batch]:
+        return [replica_step(*parts[0])] if devices is None else devices.run(replica_step, parts)
 
-        _steps[model] = step
-    return _steps[model]
+    def step(parts: Sequence[Batch]) -> list[Batch]:
+        # Devices that have no batch of their own any more repeat the first; its second result is not looked at.
+        missing = 0 if devices is None else len(devices.replicas) - len(parts)
+        return compiled([*parts, *[parts[0]] * missing])
+
+    return step
 
 
 def _parts(dataset: Iterable[Batch], count: int) -> Iterator[list[Batch]]:

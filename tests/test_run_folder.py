@@ -110,6 +110,17 @@ def test_run_json_says_what_ran(tmp_path):
     assert len(second["continued"]) == 1
 
 
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    with _open(tmp_path) as run:
+        run.describe(data={"digest": "abc", "tfrecords_dir": "records"})
+        run.start_at(0)
+        run.add_row(1, {"loss": 1.0}, 1.0)
+    with _open(tmp_path) as run, pytest.raises(FlairError, match="made with other data than records holds now"):
+        run.describe(data={"digest": "def", "tfrecords_dir": "records"})
+    with _open(tmp_path, overwrite=True) as run:
+        run.describe(data={"digest": "def", "tfrecords_dir": "records"})
+
+
 def test_checkpoints_round_trip_and_only_the_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.latest() is None
