@@ -6,8 +6,8 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHON
 
 environment := sh requirements/environment.sh
-# The tests read parquet too, so that the Hugging Face source is never left out of them.
-tools := dev huggingface
+# All optional parts, so that the tests leave none of them out.
+tools := dev huggingface notebooks ray tfds
 run := .venv/bin/python -m
 # A module's tests stay in one process, because they share what its fixtures made.
 parallel := -n 2 --dist=loadfile

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +18,9 @@ for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background: commands under test would inherit that, and ignore the Ctrl-C that tests send them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -38,6 +43,15 @@ def flair_sample() -> Path:
 def coco256() -> Path:
     """256 COCO photos of 47 simulated users, as a dataset_dir. Read only."""
     return _shared("coco256")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium (playwright's `Browser`); its pages see only loopback."""
+    from tests.browser import headless_chromium
+
+    with headless_chromium() as chromium:
+        yield chromium
 
 
 def _shared(name: str) -> Path:
