@@ -1,0 +1,139 @@
+"""Photos that leave a partition: a list of ids, or the near duplicates that `python -m flair.near_duplicates` found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flair.catalog import PARTITIONS
+from flair.components import connected_components
+from flair.errors import FlairError
+from flair.metadata import check_id
+
+TRAINING_PARTITION = "train"
+
+
+class Exclusion:
+    """Which photos leave; made by `read_exclusion`.
+
+    Attributes:
+      listed: ids that leave whatever their partition.
+      components: groups of near duplicates, of two or more ids each, disjoint, in order of their first id.
+    """
+
+    def __init__(self, listed: Iterable[str] = (), components: Iterable[Collection[str]] = ()) -> None:
+        self.listed = frozenset(listed)
+        groups = (frozenset(component) for component in components)
+        self.components = tuple(sorted((group for group in groups if len(group) > 1), key=min))
+
+    def leaving(self, ids: Collection[str], partition: str) -> frozenset[str]:
+        """Those of `ids`, all photos of `partition`, that leave it.
+
+        Listed ids leave. Of a component wholly inside the partition all leave but the first in sorted order. A
+        component that has a photo elsewhere leaves val and test altogether; train keeps all it has of it.
+
+        >>> twins = Exclusion(components=[{"1", "2"}, {"3", "4", "5"}])
+        >>> sorted(twins.leaving({"1", "2", "3", "9"}, "test"))
+        ['2', '3']
+        >>> sorted(twins.leaving({"1", "2", "3", "9"}, "train"))
+        ['2']
+
+        Raises:
+          ValueError: there is no such partition.
+        """
+        if partition not in PARTITIONS:
+            raise ValueError(f"partition {partition!r}: expected one of {', '.join(PARTITIONS)}")
+        inside = ids if isinstance(ids, (set, frozenset, dict)) else frozenset(ids)
+        leaving = {image_id for image_id in self.listed if image_id in inside}
+        for component in self.components:
+            members = sorted(image_id for image_id in component if image_id in inside)
+            if len(members) == len(component):
+                leaving.update(members[1:])
+            elif partition != TRAINING_PARTITION:
+                leaving.update(members)
+        return frozenset(leaving)
+
+    def component_of(self, image_id: str) -> frozenset[str]:
+        """The near duplicates of `image_id` and itself; itself alone where it has none."""
+        return self._component_of.get(image_id, frozenset([image_id]))
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Every id named."""
+        return self.listed.union(*self.components)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of what is excluded; the order and spacing of the file do not matter."""
+        content = [sorted(self.listed), [sorted(component) for component in self.components]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @cached_property
+    def _component_of(self) -> dict[str, frozenset[str]]:
+        return {image_id: component for component in self.components for image_id in component}
+
+
+def read_exclusion(path: str | Path) -> Exclusion:
+    """Reads a JSON list of image ids, or `near_duplicates.json`: {image_id: [ids it is a near duplicate of]}.
+
+    Near duplicates are joined into connected components: it is enough that one of two names the other.
+
+    Raises:
+      FlairError: the file is missing, is neither, or holds something that is no id; one line naming it.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes().decode("utf-8"), object_pairs_hook=_Pairs)
+    except FileNotFoundError:
+        raise FlairError(
+            f"{path}: no such file; expected a JSON list of image ids, or the near_duplicates.json that "
+            "python -m flair.near_duplicates writes"
+        ) from None
+    except IsADirectoryError:
+        example = Path(path) / "near_duplicates.json"
+        raise FlairError(f"{path}: is a directory; expected a file, such as {example}") from None
+    except UnicodeDecodeError:
+        raise FlairError(f"{path}: is not UTF-8 text; expected JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise FlairError(f"{path}: is not JSON ({error}); make it again") from None
+    if isinstance(content, _Pairs):
+        return Exclusion(components=connected_components(_edges(content, path)))
+    if isinstance(content, list):
+        return Exclusion(listed=[_id(item, f"{path}, item {index}") for index, item in enumerate(content)])
+    raise FlairError(
+        f"{path}: expected a list of image ids, or an object {{image_id: [other ids]}}, found {_kind(content)}"
+    )
+
+
+class _Pairs(NamedTuple):
+    """A JSON object as it stands in the file, so that a key that occurs twice is seen."""
+
+    pairs: list[tuple[str, Any]]
+
+
+def _edges(content: _Pairs, path: str | Path) -> list[tuple[str, str]]:
+    for key, count in Counter(key for key, _ in content.pairs).items():
+        if count > 1:
+            raise FlairError(f"{path}: the id {key!r:.60} occurs {count} times as a key; expected every image once")
+    edges = []
+    for key, others in content.pairs:
+        image_id = _id(key, str(path))
+        if not isinstance(others, list):
+            raise FlairError(f"{path}, image {image_id}: expected a list of its near duplicates, found {_kind(others)}")
+        edges += [(image_id, _id(other, f"{path}, image {image_id}")) for other in others]
+    return edges
+
+
+def _id(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise FlairError(f"{where}: expected an image id in quotes, found {_kind(value)}")
+    return check_id(value, "image id", where)
+
+
+def _kind(value: Any) -> str:
+    kinds = {_Pairs: "an object", list: "a list", str: f"the text {value!r:.60}", type(None): "null"}
+    return kinds.get(type(value), f"{value!r:.60}")
