@@ -13,20 +13,19 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from flair import tfrecord_reader
+from flair.catalog import PARTITIONS
 from flair.errors import FlairError
 from flair.tfrecord import FRAME_BYTES, DamagedRecord, masked_crc32c, read_payloads
+from flair.tfrecord_layout import LABEL_INDEX_FILE
 
-LABEL_FILES = ("label_index.json", "label_to_index.json")
-PARTITION_FOLDERS = {"train": ("train",), "val": ("dev", "val"), "test": ("test",)}
-USER_INDEX_FILE = "user_index.json"
-_SUFFIX = ".tfrecords"
 _HEADER = struct.Struct("<QI")  # length of the record, masked CRC-32C of these eight bytes
 
 
@@ -123,14 +122,12 @@ class TFRecords(Records):
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
-        if not self.root.is_dir():
-            raise FlairError(f"--tfrecords_dir={root}: no such directory; make it with prepare_tfrecords.py")
-        self._label_file = _first_existing(self.root, LABEL_FILES)
-        if self._label_file is None:
+        self._folder = tfrecord_reader.TFRecords(self.root)
+        if self._folder.columns is None:
             raise FlairError(
-                f"--tfrecords_dir={root}: has no {LABEL_FILES[0]}; expected the folder that prepare_tfrecords.py wrote"
+                f"--tfrecords_dir={root}: has no {LABEL_INDEX_FILE}; expected a folder of prepare_tfrecords.py"
             )
-        self.labels, self.fine_grained_labels = _read_label_file(self._label_file)
+        self.labels, self.fine_grained_labels = self._folder.columns
         self._spans: dict[str, dict[str, Span]] = {}
         self._indexes: dict[str, PhotoIndex] = {}
 
@@ -171,8 +168,8 @@ class TFRecords(Records):
     def digest(self) -> str:
         """SHA-256 over the label columns and, per file, its partition, name and size: names the data, not its bytes."""
         sha = hashlib.sha256(json.dumps([self.labels, self.fine_grained_labels], sort_keys=True).encode())
-        for partition in PARTITION_FOLDERS:
-            if any((self.root / folder).is_dir() for folder in PARTITION_FOLDERS[partition]):
+        for partition in PARTITIONS:
+            if self._folder.has_partition(partition):
                 for path in sorted({span.path for span in self._partition(partition).values()}):
                     sha.update(f"{partition}/{path.name}:{path.stat().st_size}\n".encode())
         return sha.hexdigest()
@@ -183,15 +180,9 @@ class TFRecords(Records):
         return self._spans[partition]
 
     def _open_partition(self, partition: str) -> dict[str, Span]:
-        folder = _first_existing(self.root, PARTITION_FOLDERS[partition])
-        if folder is None:
-            raise FlairError(
-                f"--tfrecords_dir={self.root}: has no folder {' or '.join(PARTITION_FOLDERS[partition])}; "
-                "expected the folder that prepare_tfrecords.py wrote"
-            )
-        spans = _indexed_spans(folder) if (folder / USER_INDEX_FILE).is_file() else _per_user_spans(folder)
+        spans = _spans(self._folder.users(partition))
         if not spans:
-            raise FlairError(f"{folder}: partition {partition!r} is empty; expected one {_SUFFIX} file a user")
+            raise FlairError(f"{self.root}: partition {partition!r} is empty; prepare it again")
         return dict(sorted(spans.items()))
 
 
@@ -228,49 +219,15 @@ def make_task(records: Records, use_fine_grained_labels: bool, binary_label: str
     return Task(feature, (binary_label,), len(names), columns[binary_label], records.image_format)
 
 
-def _first_existing(root: Path, names: Sequence[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).exists()), None)
-
-
-def _read_label_file(path: Path) -> tuple[dict[str, int], dict[str, int]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        columns = [content["labels"], content.get("fine_grained_labels", {})]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise FlairError(f"{path}: is not a label file; prepare the records again") from None
-    for mapping in columns:
-        values = sorted(mapping.values()) if isinstance(mapping, dict) else None
-        if values != list(range(len(mapping))):
-            raise FlairError(f"{path}: label columns must be 0, 1, 2, ... once each; prepare the records again")
-    return columns[0], columns[1]
-
-
-def _per_user_spans(folder: Path) -> dict[str, Span]:
-    return {
-        entry.name[: -len(_SUFFIX)]: Span(Path(entry.path), 0, None, 0, None)
-        for entry in os.scandir(folder)
-        if entry.name.endswith(_SUFFIX) and not entry.name.startswith(".")
-    }
-
-
-def _indexed_spans(folder: Path) -> dict[str, Span]:
-    path = folder / USER_INDEX_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        located = sorted(
-            (str(shard), int(offset), int(length), int(count), user)
-            for user, (shard, offset, length, count) in content.items()
-        )
-    except (ValueError, TypeError, AttributeError):
-        raise FlairError(f"{path}: is not an index of users; prepare the records again") from None
+def _spans(users: Mapping[str, tfrecord_reader.Span]) -> dict[str, Span]:
     spans: dict[str, Span] = {}
-    skipped: dict[str, int] = {}
-    for shard, offset, length, count, user in located:
-        if Path(shard).name != shard:
-            raise FlairError(f"{path}: user {user!r} is in {shard!r}, which is not a file of that folder")
-        skip = skipped.get(shard, 0)
-        spans[user] = Span(folder / shard, offset, length, skip, count)
-        skipped[shard] = skip + count
+    skipped: dict[Path, int] = {}
+    for user, (path, location) in sorted(users.items(), key=lambda item: (item[1].path, item[1].location or ())):
+        if location is None:
+            spans[user] = Span(path, 0, None, 0, None)
+        else:
+            spans[user] = Span(path, location.offset, location.num_bytes, skipped.get(path, 0), location.num_images)
+            skipped[path] = skipped.get(path, 0) + location.num_images
     return spans
 
 

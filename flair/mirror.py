@@ -8,12 +8,13 @@ import email.utils
 import http.server
 import os
 import re
+import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from flair import command
 from flair.errors import FlairError
@@ -50,6 +51,11 @@ class Mirror(http.server.ThreadingHTTPServer):
             super().__init__(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
             raise FlairError(f"--port={port}: cannot listen on it ({error}); choose another, or 0 for any") from None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is no error of the server's; anything else is shown as usual."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +57,10 @@ class TFRecords:
             self.parameters = {}
         self.columns = self._read_columns()
 
+    def has_partition(self, partition: str) -> bool:
+        """Whether there is a folder of that partition."""
+        return any((self.folder / name).is_dir() for name in (PARTITION_FOLDERS[partition], partition))
+
     def partition_folder(self, partition: str) -> Path:
         """The folder of a partition; that of `val` may be called `dev`."""
         for name in (PARTITION_FOLDERS[partition], partition):
@@ -67,7 +72,8 @@ class TFRecords:
         """The users of a partition and where their records are."""
         folder = self.partition_folder(partition)
         if not (folder / USER_INDEX_FILE).exists():
-            return {path.name.removesuffix(SUFFIX): Span(path, None) for path in sorted(folder.glob(f"[!.]*{SUFFIX}"))}
+            names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and not name.startswith("."))
+            return {name.removesuffix(SUFFIX): Span(folder / name, None) for name in names}
         text = self._read_index(folder / USER_INDEX_FILE)
         try:
             index = parse_user_index(text)

@@ -7,8 +7,11 @@ import http.client
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,3 +198,17 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     rest, _ = running.communicate(timeout=20)
     assert (running.returncode, rest) == (0, "served 1 requests\n")
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(tmp_path, capfd):
+    (tmp_path / "big").write_bytes(bytes(8 << 20))
+    with mirror.serve(tmp_path) as server:
+        with socket.create_connection(server.server_address[:2]) as client:
+            # Closed with a reset, as by a killed download, while the body is being sent.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(b"GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            client.recv(1000)
+        for thread in threading.enumerate():
+            if "process_request" in thread.name:
+                thread.join()
+    assert "Traceback" not in capfd.readouterr().err

@@ -35,6 +35,12 @@ def records(request):
     return open_records(request.getfixturevalue(request.param))
 
 
+def _unsealed(path, content):
+    """Replaces an index file and the checksums of all, as another writer's folder would have it."""
+    path.write_text(content)
+    (path.parent / "prepare_info.json").unlink()
+
+
 def _published(folder, names):
     """The layout of ml-flair's own code: `val`, label_to_index.json, and the feature names given."""
     for entry in ("label_index.json", "label_to_index.json", "val"):
@@ -96,6 +102,14 @@ def test_the_published_layout_is_read(per_user, tmp_path):
     assert len(records.read_user("val", records.users("val")[0])) == 1
 
 
+def test_a_changed_index_of_users_is_found_by_its_checksum(sharded, tmp_path):
+    folder = shutil.copytree(sharded, tmp_path / "changed", symlinks=True)
+    path = folder / "train" / "user_index.json"
+    path.write_text(path.read_text().replace(", 0, ", ", 1, ", 1))
+    with pytest.raises(tfrecord.DamagedRecord, match=r"user_index\.json: damaged: its checksum"):
+        open_records(folder).users("train")
+
+
 def test_tasks(per_user):
     records = open_records(per_user)
     coarse, fine = make_task(records, False, None), make_task(records, True, None)
@@ -130,16 +144,16 @@ def test_damage_is_found_and_named(layout, request, tmp_path):
     [
         (lambda f: shutil.rmtree(f), "no such directory"),
         (lambda f: [(f / n).unlink() for n in ("label_index.json", "label_to_index.json")], "has no label_index.json"),
-        (lambda f: (f / "label_index.json").write_text("{"), "is not a label file"),
-        (lambda f: (f / "label_index.json").write_text("[1]"), "is not a label file"),
-        (lambda f: (f / "label_index.json").write_text('{"labels": {"a": 1}}'), "must be 0, 1, 2"),
+        (lambda f: (f / "label_index.json").write_text("{"), "label_index.json: (damaged|is not an index)"),
+        (lambda f: (f / "label_index.json").write_text("[1]"), "label_index.json: (damaged|is not an index)"),
+        (
+            lambda f: _unsealed(f / "label_index.json", '{"labels": {"a": 1}, "fine_grained_labels": {}}'),
+            "label_index.json: is not an index of sorted labels",
+        ),
         (lambda f: shutil.rmtree(f / "test"), "has no folder test"),
         (lambda f: [p.unlink() for p in (f / "test").iterdir()], "partition 'test' is empty"),
-        (lambda f: (f / "test" / "user_index.json").write_text('{"u": 3}'), "is not an index of users"),
-        (
-            lambda f: (f / "test" / "user_index.json").write_text('{"u": ["../x", 0, 1, 1]}'),
-            "not a file of that folder",
-        ),
+        (lambda f: (f / "test" / "user_index.json").write_text('{"u": 3}'), "is no index of users"),
+        (lambda f: (f / "test" / "user_index.json").write_text('{"u": ["../x", 0, 1, 1]}'), "is no index of users"),
     ],
 )
 def test_wrong_folders_are_one_line(per_user, tmp_path, damage, message):
