@@ -27,6 +27,7 @@ COARSEST_INTERVAL = 1e-3
 FINEST_INTERVAL = 1e-9
 MAX_LOSS_BUCKETS = 200_000
 MAX_ROUNDS = 10**9
+MIN_PLD_NOISE_MULTIPLIER = 5e-3
 RDP_ROUNDING = 3e-14
 RELATIVE_TOLERANCE = 1e-4
 PUBLISHED_TOLERANCE = 1e-7
@@ -57,6 +58,9 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
         return 0.0
     if sampling_probability == 1.0:
         noise_multiplier, rounds = noise_multiplier / math.sqrt(rounds), 1
+    if noise_multiplier < MIN_PLD_NOISE_MULTIPLIER:
+        # The losses overflow; RDP bounds the same epsilon, which is past all meaning either way.
+        return rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
     interval = _loss_interval(noise_multiplier, sampling_probability, rounds, delta)
     one_round = _one_round_pld(noise_multiplier, sampling_probability, interval)
     return float(one_round.self_compose(rounds).get_epsilon_for_delta(delta))

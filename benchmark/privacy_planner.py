@@ -192,9 +192,11 @@ def _remarks(found: dict[str, Any]) -> list[str]:
             "The epsilon assumes Poisson sampling, which fixed-size cohorts are not; what is proved for them is above."
         )
     if found["asks_for"] == "rounds" and not found["by"]["pld"]["rounds"]:
-        remarks.append("Not even one round is affordable: more noise or a larger epsilon is needed.")
+        remarks.append("Not even one round is affordable.")
     if found["by"]["rdp"]["noise_multiplier"] is None:
         remarks.append("RDP cannot state an epsilon that low; PLD can.")
+    if found["asks_for"] == "rounds" and not found["by"]["pld"]["rounds"]:
+        return [*remarks, "next: the same question with a larger --epsilon, --noise_multiplier or both"]
     return [*remarks, f"next: {_next_command(found)}"]
 
 
@@ -209,7 +211,9 @@ def _next_command(found: dict[str, Any]) -> str:
     ]
     if found["simulated_clients_per_round"]:
         parts.append(f"--simulated_clients_per_round={found['simulated_clients_per_round']}")
-    if found["client_sampling"] != Sampling.POISSON.value:
+    if found["client_sampling"] == Sampling.FIXED.value:
+        parts.append("--reuse_clients")
+    elif found["client_sampling"] != Sampling.POISSON.value:
         parts.append(f"--client_sampling={found['client_sampling']}")
     if found["mechanism"] == Mechanism.TREE.value:
         parts.append("--aggregator=tree")

@@ -94,7 +94,25 @@ def test_rounds_affordable_are_the_last_that_fit():
 def test_not_one_round_affordable_is_said():
     found = privacy_planner.answer(Question(**SMALL, epsilon=0.01, noise_multiplier=0.5))
     assert found["by"]["pld"]["rounds"] == 0
-    assert "Not even one round is affordable" in privacy_planner.answer_text(found)
+    text = privacy_planner.answer_text(found)
+    assert "Not even one round is affordable" in text
+    assert text.splitlines()[-1].startswith("next: the same question with a larger")
+
+
+def test_the_next_command_takes_the_flags_of_federated_main():
+    fixed = privacy_planner.answer_text(
+        privacy_planner.answer(Question(**SMALL, epsilon=8.0, sampling=Sampling.FIXED))
+    ).splitlines()[-1]
+    assert "--reuse_clients" in fixed
+    assert "--client_sampling" not in fixed
+
+
+def test_almost_no_noise_has_an_epsilon_too():
+    answers = [
+        privacy_planner.answer(Question(**SMALL, noise_multiplier=noise))["by"]["pld"]["epsilon"]
+        for noise in (1e-3, 4e-3, 6e-3)
+    ]
+    assert answers == sorted(answers, reverse=True)
 
 
 def test_simulated_cohorts_and_fixed_sizes_carry_their_warnings():
