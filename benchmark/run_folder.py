@@ -72,6 +72,7 @@ class RunFolder:
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS_DIR)
         self.rows: dict[int, dict[str, float]] = {}
         self._seconds: dict[int, float] = {}
+        self._columns: list[str] = []  # of metrics.csv as it was last written whole
         self._flag_lines, self._changeable, self._overwrite = flag_lines, frozenset(changeable), overwrite
         self._lock: io.TextIOWrapper | None = None
 
@@ -139,12 +140,11 @@ class RunFolder:
         """Adds one row to metrics.csv, times.csv and the TensorBoard events; `seconds` is the run's training time."""
         from benchmark import event_file  # protobuf would slow every --help down
 
-        known = self._columns()
         self.rows[step], self._seconds[step] = dict(values), seconds
-        if self._columns() != known:
+        if values.keys() - set(self._columns):
             self._write_csv()
         else:
-            _append(self.path / METRICS_FILE, [step, *(_cell(values.get(name)) for name in known)])
+            _append(self.path / METRICS_FILE, [step, *(_cell(values.get(name)) for name in self._columns)])
             _append(self.path / TIMES_FILE, [step, f"{seconds:.3f}"])
         event_file.append(self.path / TENSORBOARD_DIR, step, values)
 
@@ -187,13 +187,10 @@ class RunFolder:
                 )
         atomic.write_text(path, "".join(f"{line}\n" for line in self._flag_lines))
 
-    def _columns(self) -> list[str]:
-        return list(dict.fromkeys(name for row in self.rows.values() for name in row))
-
     def _write_csv(self) -> None:
-        columns = self._columns()
-        metrics = [[step, *(_cell(row.get(name)) for name in columns)] for step, row in self.rows.items()]
-        _write(self.path / METRICS_FILE, [[self.step_name, *columns], *metrics])
+        self._columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        metrics = [[step, *(_cell(row.get(name)) for name in self._columns)] for step, row in self.rows.items()]
+        _write(self.path / METRICS_FILE, [[self.step_name, *self._columns], *metrics])
         times = [[step, f"{seconds:.3f}"] for step, seconds in self._seconds.items()]
         _write(self.path / TIMES_FILE, [[self.step_name, "seconds"], *times])
 
