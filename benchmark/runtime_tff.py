@@ -43,7 +43,7 @@ class TffRuntime:
         seed: int,
     ) -> None:
         self._data, self._plan, self._seed = data, plan, seed
-        _guard_worker()
+        guard_worker()
         model = model_fn()
         weights = tff.learning.models.ModelWeights.from_model(model)
         record_specs = [tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables]
@@ -104,7 +104,7 @@ class TffRuntime:
 
     def close(self) -> None:
         """Ends the worker process."""
-        _stop_workers()
+        stop_workers()
 
 
 def _tff_model(model: tf.keras.Model, plan: BatchPlan) -> tff.learning.models.VariableModel:
@@ -130,8 +130,8 @@ def _flatten(value: Any, prefix: str) -> list[tuple[str, Any]]:
 _workers: list[subprocess.Popen[bytes]] = []
 
 
-def _guard_worker() -> None:
-    """Makes TFF start its worker through `tff_worker_guard`, and under our eyes."""
+def guard_worker() -> None:
+    """Makes TFF start its worker through `tff_worker_guard` from now on, so that it ends with this process."""
 
     class GuardedPopen(subprocess.Popen):
         def __init__(self, args: Sequence[str], **options: Any) -> None:
@@ -145,7 +145,8 @@ def _guard_worker() -> None:
     tff.backends.native.set_sync_local_cpp_execution_context()
 
 
-def _stop_workers() -> None:
+def stop_workers() -> None:
+    """Ends every guarded worker; TFF starts another when it needs one."""
     while _workers:
         worker = _workers.pop()
         worker.terminate()
