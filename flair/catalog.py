@@ -7,7 +7,20 @@ https://arxiv.org/abs/2207.08869. [ml-flair] https://github.com/apple/ml-flair, 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
+
+
+class Distribution(NamedTuple):
+    """How a count is spread: mean, sample standard deviation, least, quartiles, most."""
+
+    mean: float
+    sd: float
+    least: float
+    lower_quartile: float
+    median: float
+    upper_quartile: float
+    most: float
+
 
 # [ml-flair] Apple's server. No checksums are published.
 APPLE_BASE_URL: Final = "https://docs-assets.developer.apple.com/ml-research/datasets/flair"
@@ -48,6 +61,13 @@ COARSE_LABELS_PER_IMAGE_MEAN: Final = 2.785
 FINE_LABELS_PER_IMAGE_MEAN: Final = 4.615
 NUM_FINE_LABELS: Final = 1_628
 
+# [ml-flair] explore_labels.ipynb, its five tables of spreads
+COARSE_LABELS_PER_IMAGE: Final = Distribution(2.785249, 1.149218, 1, 2, 3, 4, 9)
+FINE_LABELS_PER_IMAGE: Final = Distribution(4.614781, 2.729608, 1, 3, 4, 6, 36)
+IMAGES_PER_USER: Final = Distribution(8.345548, 51.275980, 1, 1, 2, 5, 4_151)
+COARSE_LABELS_PER_USER: Final = Distribution(4.608647, 2.811109, 1, 3, 4, 6, 17)  # different ones
+FINE_LABELS_PER_USER: Final = Distribution(16.813242, 32.666895, 1, 4, 7, 16, 838)  # different ones
+
 # [counted] photos that carry each of the 17 coarse labels, most frequent first
 COARSE_LABEL_COUNTS: Final = {
     "structure": 228_923,
@@ -69,6 +89,30 @@ COARSE_LABEL_COUNTS: Final = {
     "religion": 866,
 }
 COARSE_LABELS: Final = tuple(sorted(COARSE_LABEL_COUNTS))
+
+# [ml-flair] explore_labels.ipynb: photos that carry each of the 20 most frequent fine-grained labels
+HEAD_FINE_LABEL_COUNTS: Final = {
+    "wood_processed": 82_336,
+    "material": 74_807,
+    "structure": 61_517,
+    "grass": 44_741,
+    "plate": 42_392,
+    "plant": 42_009,
+    "blue_sky": 41_043,
+    "foliage": 40_793,
+    "cloudy": 36_225,
+    "tree": 33_984,
+    "textile": 33_709,
+    "building": 32_349,
+    "rocks": 28_850,
+    "container": 25_189,
+    "land": 24_715,
+    "sky": 24_669,
+    "fence": 24_249,
+    "food": 23_752,
+    "interior_room": 23_254,
+    "vegetation": 23_106,
+}
 
 
 def small_archive_url_path(index: int) -> str:

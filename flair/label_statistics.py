@@ -1,0 +1,84 @@
+"""Counts of labels by photo, by user, by label and by pair of labels, and how they are spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flair.annotations import Annotations, Integers, LabelPairs
+from flair.catalog import PARTITIONS, Distribution
+
+
+def describe(values: npt.ArrayLike) -> Distribution:
+    """Mean, sample standard deviation (0 for a single value), least, quartiles and most, as pandas' `describe`.
+
+    >>> describe([1, 2, 3])
+    Distribution(mean=2.0, sd=1.0, least=1.0, lower_quartile=1.5, median=2.0, upper_quartile=2.5, most=3.0)
+    """
+    numbers = np.asarray(values, np.float64)
+    sd = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
+    return Distribution(float(numbers.mean()), sd, *np.percentile(numbers, [0, 25, 50, 75, 100]).tolist())
+
+
+def partition_sizes(annotations: Annotations) -> tuple[dict[str, int], dict[str, int]]:
+    """(users, photos) of each partition."""
+    users = np.bincount(annotations.partition, minlength=len(PARTITIONS))
+    photos = np.bincount(annotations.partition[annotations.owner], minlength=len(PARTITIONS))
+    return dict(zip(PARTITIONS, users.tolist(), strict=True)), dict(zip(PARTITIONS, photos.tolist(), strict=True))
+
+
+def labels_per_photo(pairs: LabelPairs, num_photos: int) -> Integers:
+    """int64 [photos]."""
+    return np.bincount(pairs.photo, minlength=num_photos)
+
+
+def labels_per_user(annotations: Annotations, pairs: LabelPairs) -> Integers:
+    """How many different labels each user's photos carry: int64 [users]."""
+    return np.bincount(_user_label_cells(annotations, pairs) // len(pairs.names), minlength=annotations.num_users)
+
+
+class LabelCount(NamedTuple):
+    """One label: photos that carry it, and users with at least one of them."""
+
+    name: str
+    photos: int
+    users: int
+
+
+def count_labels(annotations: Annotations, pairs: LabelPairs) -> list[LabelCount]:
+    """All labels that occur, the most frequent first, equals by name."""
+    photos = np.bincount(pairs.label, minlength=len(pairs.names))
+    cells = _user_label_cells(annotations, pairs)
+    users = np.bincount(cells % len(pairs.names), minlength=len(pairs.names))
+    counted = map(LabelCount, pairs.names, photos.tolist(), users.tolist())
+    return sorted(counted, key=lambda label: (-label.photos, label.name))
+
+
+def co_occurrence(pairs: LabelPairs, num_photos: int) -> Integers:
+    """Photos that carry both labels: int64 [labels, labels], symmetric, the labels' own counts on the diagonal."""
+    carries = np.zeros((num_photos, len(pairs.names)), np.float32)
+    carries[pairs.photo, pairs.label] = 1
+    # Whole numbers below 2^24 are exact in float32, and a float product is threaded.
+    chunks = np.array_split(carries, num_photos // 2**20 + 1)
+    return sum(((chunk.T @ chunk).astype(np.int64) for chunk in chunks), np.zeros((1, 1), np.int64))
+
+
+def children(taxonomy: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
+    """Coarse label -> its fine-grained labels, both sorted.
+
+    >>> children({"dog": frozenset({"animal"}), "sea": frozenset({"liquid", "outdoor"})})
+    {'animal': ['dog'], 'liquid': ['sea'], 'outdoor': ['sea']}
+    """
+    found: dict[str, list[str]] = {}
+    for fine in sorted(taxonomy):
+        for coarse in taxonomy[fine]:
+            found.setdefault(coarse, []).append(fine)
+    return dict(sorted(found.items()))
+
+
+def _user_label_cells(annotations: Annotations, pairs: LabelPairs) -> Integers:
+    """user * labels + label of every combination that occurs, once each."""
+    return np.unique(annotations.owner[pairs.photo] * len(pairs.names) + pairs.label)

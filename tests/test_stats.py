@@ -1,0 +1,167 @@
+"""`python -m flair.stats`: the table, the figures, the numbers, and what it says of data that is no data."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flair import catalog
+from flair.annotations import encode
+from flair.label_statistics import count_labels
+from flair.metadata import Record, load_records, record_to_json
+from flair.statistics_table import compute, table, to_json
+from flair.stats import main
+from flair.synthetic_population import make_users, user_sizes
+from flair.synthetic_taxonomy import make_taxonomy
+
+FIGURES = {
+    "co_occurrence.png",
+    "coarse_labels.png",
+    "fine_labels.png",
+    "label_hierarchy.png",
+    "labels_per_photo.png",
+    "labels_per_user.png",
+    "photos_per_user.png",
+    "user_divergence.png",
+    "user_labels.png",
+}
+
+
+def test_a_table_figures_and_numbers_come_out(
+    miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"--dataset_dir={miniature}", f"--output_dir={tmp_path / 'out'}"]) == 0
+    printed = capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FIGURES, "statistics.json"}
+    for name in FIGURES:
+        with Image.open(tmp_path / "out" / name) as figure:
+            grey = np.asarray(figure.convert("L"))
+        # An empty canvas, or one black all over, has hardly any edges.
+        assert figure.format == "PNG" and min(grey.shape) > 200
+        assert 0.005 < (np.abs(np.diff(grey.astype(int), axis=1)) > 30).mean() < 0.5
+    records = load_records(miniature)
+    numbers = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert numbers["photos"] == {p: sum(r.partition == p for r in records) for p in catalog.PARTITIONS}
+    carrying = sum("structure" in record.labels for record in records)
+    assert {"name": "structure", "photos": carrying} == {k: numbers["labels"][0][k] for k in ("name", "photos")}
+    assert re.search(rf"^structure +{carrying} .* 228,923 +53\.4%", printed, re.M)
+    assert re.search(r"^all +40 +51,414 +160 +429,078$", printed, re.M)
+    assert printed.splitlines()[-1].startswith("next: ")
+
+
+def test_metadata_alone_will_do(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(miniature / catalog.METADATA_FILE, tmp_path)
+    assert main([f"--dataset_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert "has no label_relationship.txt: no figure of the label hierarchy" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == FIGURES - {"label_hierarchy.png"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_very_little_data_will_do(tmp_path: Path, count: int) -> None:
+    records = [
+        Record(f"{i // 2}@N00", str(i), ("food",), ("bread", "odd_one")[: 1 + i % 2], "train") for i in range(count)
+    ]
+    (tmp_path / catalog.METADATA_FILE).write_text(json.dumps([record_to_json(record) for record in records]))
+    assert main([f"--dataset_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}"]) == 0
+
+
+def test_real_photos_and_other_data_will_do(flair_sample: Path, coco256: Path, tmp_path: Path) -> None:
+    for folder in (flair_sample, coco256):
+        assert main([f"--dataset_dir={folder}", f"--output_dir={tmp_path / folder.name}"]) == 0
+        assert {path.name for path in (tmp_path / folder.name).glob("*.png")} == FIGURES
+
+
+def test_mistakes_end_in_one_line(miniature: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a file"
+    file.touch()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / catalog.METADATA_FILE).write_text('[{"user_id": 3}]')
+    for flags, code, said in (
+        ([f"--dataset_dir={tmp_path / 'absent'}"], 1, "no such directory"),
+        ([f"--dataset_dir={tmp_path}"], 1, "has no labels_and_metadata.json"),
+        ([f"--dataset_dir={broken}"], 1, "record 0: field 'image_id' is missing"),
+        ([f"--dataset_dir={miniature}", f"--output_dir={file}"], 1, "is a file; expected a folder"),
+        ([f"--dataset_dir={miniature}", "--seed=-1"], 1, "--seed=-1: expected a number from 0"),
+        ([], 2, "--dataset_dir"),
+    ):
+        command = [sys.executable, "-m", "flair.stats", *flags]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == code
+        assert said in ended.stderr.splitlines()[-1]
+        assert "Traceback" not in ended.stderr
+
+
+def test_the_same_seed_gives_the_same_numbers(miniature: Path) -> None:
+    records = load_records(miniature)
+    once, again, other = (to_json(compute(records, seed=seed)[1]) for seed in (3, 3, 4))
+    assert once == again
+    assert once["labels"] == other["labels"]
+    assert once["divergence"] != other["divergence"]
+
+
+def published_records() -> list[Record]:
+    """FLAIR's numbers exactly: users and photos of each partition, coarse label counts, the 20 frequent fine labels.
+
+    Labels are dealt out like cards, so that no photo gets one twice and every one has two or three.
+    """
+    num_photos = sum(catalog.NUM_IMAGES.values())
+    labels: list[list[str]] = [[] for _ in range(num_photos)]
+    fine: list[list[str]] = [[] for _ in range(num_photos)]
+    for counts, into in ((catalog.COARSE_LABEL_COUNTS, labels), (catalog.HEAD_FINE_LABEL_COUNTS, fine)):
+        photo = itertools.cycle(range(num_photos))
+        for name, count in counts.items():
+            for row in itertools.islice(photo, count):
+                into[row].append(name)
+    records, row = [], 0
+    for part, partition in enumerate(catalog.PARTITIONS):
+        for user, size in enumerate(user_sizes(catalog.NUM_USERS[partition], catalog.NUM_IMAGES[partition]).tolist()):
+            for _ in range(size):
+                own = tuple(fine[row]) or ("a rare one",)
+                records.append(Record(f"{part}{user:06d}@N00", str(row), tuple(labels[row]), own, partition))
+                row += 1
+    return records
+
+
+@pytest.mark.slow
+def test_the_published_tables_come_out_of_data_with_the_published_counts() -> None:
+    _, statistics = compute(published_records())
+    printed = table(statistics)
+    for partition in catalog.PARTITIONS:
+        users, photos = catalog.NUM_USERS[partition], catalog.NUM_IMAGES[partition]
+        assert f"{partition:<12}{users:>12,}{users:>12,}{photos:>12,}{photos:>12,}" in printed
+    assert [(label.name, label.photos) for label in statistics.coarse] == list(catalog.COARSE_LABEL_COUNTS.items())
+    head = [(label.name, label.photos) for label in statistics.fine if label.name != "a rare one"]
+    assert head[:20] == list(catalog.HEAD_FINE_LABEL_COUNTS.items())
+    assert statistics.distributions["coarse labels of a photo"].mean == pytest.approx(2.785249, abs=5e-7)
+    assert statistics.distributions["photos of a user"].mean == pytest.approx(8.345548, abs=5e-7)
+
+
+@pytest.mark.slow
+def test_a_synthetic_population_of_full_size_is_near_the_published_tables() -> None:
+    sizes = user_sizes(sum(catalog.NUM_USERS.values()), sum(catalog.NUM_IMAGES.values()))
+    users = make_users(sizes, make_taxonomy(catalog.NUM_FINE_LABELS), seed=0)
+    records = [record for user in users for record in user.records]
+    _, statistics = compute(records)
+    assert statistics.users == catalog.NUM_USERS
+    photos = statistics.distributions["photos of a user"]
+    assert photos.mean == pytest.approx(catalog.IMAGES_PER_USER.mean, abs=5e-7)
+    assert photos[2:6] == catalog.IMAGES_PER_USER[2:6]
+    assert photos.sd == pytest.approx(catalog.IMAGES_PER_USER.sd, rel=0.02)
+    for name, published in (
+        ("coarse labels of a photo", catalog.COARSE_LABELS_PER_IMAGE),
+        ("fine-grained labels of a photo", catalog.FINE_LABELS_PER_IMAGE),
+    ):
+        assert statistics.distributions[name].mean == pytest.approx(published.mean, rel=0.05)
+    for label in statistics.coarse:
+        assert label.photos == pytest.approx(catalog.COARSE_LABEL_COUNTS[label.name], rel=0.1)
+    assert len(count_labels(encode(records[:1000]), encode(records[:1000]).coarse)) <= 17
