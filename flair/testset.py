@@ -42,6 +42,7 @@ class Testset:
       rule, parameters, seed, time: what was asked, when (ISO 8601, UTC).
       revision: 0, 1, ...; `starting_from` is the name of the set whose photos were kept first, or None.
       refusals: photo -> the reason it was not eligible.
+      histogram: for rules that match one, class -> reference, wanted and chosen photos in five bins.
       metadata_sha256: of the labels_and_metadata.json that was read, or None.
     """
 
@@ -59,6 +60,7 @@ class Testset:
     starting_from: str | None = None
     refusals: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
+    histogram: Mapping[str, Any] = field(default_factory=dict)
     metadata_sha256: str | None = None
 
 
@@ -151,6 +153,7 @@ def to_json(testset: Testset) -> dict[str, Any]:
         "problem": testset.problem,
         "num_images": len(testset.image_ids),
         "image_ids": list(testset.image_ids),
+        "histogram": dict(testset.histogram),
         "refusals": dict(sorted(testset.refusals.items())),
     }
 
@@ -205,6 +208,7 @@ def _parse(content: Mapping[str, Any], path: Path) -> Testset:
         starting_from=_typed(content, "starting_from", str, None),
         refusals=_typed(content, "refusals", dict, {}),
         problem=_typed(content, "problem", str, None),
+        histogram=_typed(content, "histogram", dict, {}),
         metadata_sha256=_typed(content, "metadata_sha256", str, None),
     )
 

@@ -1,0 +1,98 @@
+"""Photos of train users put aside, so that seen users can be told from unseen ones.
+
+The test partition has other users than train, so its error is that of new photos *and* of new users. Photos held out
+of train users, which training never sees, have only the first: their partition is called `heldout`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from flair.errors import FlairError
+from flair.exclusion import Exclusion
+from flair.metadata import Record, User
+from flair.progress import Progress
+from flair.testset import HELDOUT
+
+_TRAIN = "train"
+
+
+class HeldOut(NamedTuple):
+    """All users without the photos put aside, and the users of these photos, their partition `heldout`."""
+
+    users: list[User]
+    heldout: list[User]
+
+
+def hold_out(users: Iterable[User], fraction: Fraction, seed: int, exclusion: Exclusion | None = None) -> HeldOut:
+    """Puts `fraction` of the photos of each train user aside, rounded down: users with too few photos keep all.
+
+    Which ones depends on the seed and the user alone: not on other users, so not on `--limit_users`. A photo that has
+    near duplicates in `exclusion` is not put aside: its twin may be what training sees.
+    """
+    remaining, heldout = [], []
+    for user in users:
+        count = int(fraction * len(user.records)) if user.partition == _TRAIN else 0
+        chosen = _choose(user, count, seed, exclusion)
+        aside = tuple(record._replace(partition=HELDOUT) for record in user.records if record.image_id in chosen)
+        if not aside:
+            remaining.append(user)
+            continue
+        remaining.append(user._replace(records=tuple(r for r in user.records if r.image_id not in chosen)))
+        heldout.append(User(user.user_id, HELDOUT, aside))
+    return HeldOut(remaining, heldout)
+
+
+def parse_fraction(text: str) -> Fraction:
+    """The value of --heldout_fraction, exactly: 0.1 is one tenth.
+
+    Raises:
+      ValueError: it is no number from 0 to 1, 1 excluded.
+    """
+    try:
+        fraction = Fraction(text) if len(text) < 20 else Fraction(-1)
+    except ZeroDivisionError:
+        fraction = Fraction(-1)
+    if not 0 <= fraction < 1:
+        raise ValueError(f"expected a number of at least 0 and below 1, found {text!r}")
+    return fraction
+
+
+def heldout_image_ids(tfrecords_dir: str | Path, metadata_sha256: str) -> frozenset[str]:
+    """The photos that a folder of records holds in its partition `heldout`.
+
+    Raises:
+      FlairError: there is none, it was made from other metadata, or a record is damaged.
+    """
+    from flair.tfrecord_reader import TFRecords
+
+    records = TFRecords(tfrecords_dir)
+    if not records.has_partition(HELDOUT):
+        raise FlairError(
+            f"--tfrecords_dir={tfrecords_dir}: no photos were put aside there; prepare them with "
+            "prepare_tfrecords.py --heldout_fraction=0.1"
+        )
+    if records.parameters.get("metadata_sha256") != metadata_sha256:
+        raise FlairError(f"--tfrecords_dir={tfrecords_dir}: was made from other metadata than --dataset_dir has")
+    users = records.users(HELDOUT)
+    image_ids = set()
+    with Progress(len(users), "reading the photos put aside", "user") as progress:
+        for span in users.values():
+            image_ids.update(example.image_id or "" for example in records.read_user(span))
+            progress.add()
+    return frozenset(image_ids)
+
+
+def _choose(user: User, count: int, seed: int, exclusion: Exclusion | None) -> frozenset[str]:
+    if count == 0:
+        return frozenset()
+    free = sorted(record.image_id for record in user.records if _has_no_twin(record, exclusion))
+    return frozenset(random.Random(f"{seed} {user.user_id}").sample(free, min(count, len(free))))
+
+
+def _has_no_twin(record: Record, exclusion: Exclusion | None) -> bool:
+    return exclusion is None or len(exclusion.component_of(record.image_id)) == 1
