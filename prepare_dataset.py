@@ -52,11 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         image_format=flags.image_format,
         label_format=flags.label_format,
         limit_users=flags.limit_users,
+        exclude=flags.exclude,
         num_workers=flags.num_workers,
         overwrite=flags.overwrite,
     )
     print(*outcome.summary(flags.output_file, time.monotonic() - start), sep="\n")
-    print(f"Next: python -m flair.verify --dataset_dir={flags.dataset_dir} --hdf5_file={flags.output_file}")
+    exclude = f" --exclude={flags.exclude}" if flags.exclude else ""
+    print(f"Next: python -m flair.verify --dataset_dir={flags.dataset_dir} --hdf5_file={flags.output_file}{exclude}")
     return command.EXIT_OK
 
 

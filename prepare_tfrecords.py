@@ -45,12 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         layout=flags.layout,
         images_per_shard=flags.images_per_shard,
         limit_users=flags.limit_users,
+        exclude=flags.exclude,
         num_workers=flags.num_workers,
         overwrite=flags.overwrite,
     )
     print(*outcome.summary(flags.tfrecords_dir, time.monotonic() - start), sep="\n")
     print(f"Next: python -m benchmark.central_main --tfrecords_dir={flags.tfrecords_dir}")
-    print(f"  or: python -m flair.verify --dataset_dir={flags.dataset_dir} --tfrecords_dir={flags.tfrecords_dir}")
+    verify = f"python -m flair.verify --dataset_dir={flags.dataset_dir} --tfrecords_dir={flags.tfrecords_dir}"
+    print(f"  or: {verify}" + (f" --exclude={flags.exclude}" if flags.exclude else ""))
     return command.EXIT_OK
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from flair.catalog import PARTITIONS
 from flair.components import connected_components
 from flair.errors import FlairError
-from flair.metadata import check_id
+from flair.metadata import User, check_id
 
 TRAINING_PARTITION = "train"
 
@@ -76,6 +76,38 @@ class Exclusion:
     @cached_property
     def _component_of(self) -> dict[str, frozenset[str]]:
         return {image_id: component for component in self.components for image_id in component}
+
+
+def remaining_users(users: Iterable[User], exclusion: Exclusion) -> list[User]:
+    """The users without the photos that leave their partitions; a user with none left is left out.
+
+    Args:
+      users: all users of the dataset, so that it is known where the photos of a component are.
+      exclusion: which photos leave.
+
+    Raises:
+      FlairError: ids are named, and none of them is in the dataset; or a partition has no photo left.
+    """
+    users = list(users)
+    ids: dict[str, set[str]] = {user.partition: set() for user in users}
+    for user in users:
+        ids[user.partition].update(record.image_id for record in user.records)
+    if exclusion.ids and exclusion.ids.isdisjoint(set().union(*ids.values())):
+        raise FlairError(
+            f"--exclude: none of its {len(exclusion.ids):,} images is in the dataset; expected a file made for it"
+        )
+    leaving = {partition: exclusion.leaving(inside, partition) for partition, inside in ids.items()}
+    for partition, inside in ids.items():
+        if len(leaving[partition]) == len(inside):
+            raise FlairError(
+                f"--exclude: all {len(inside):,} photos of {partition} leave; expected one to stay at least"
+            )
+    remaining = []
+    for user in users:
+        records = tuple(record for record in user.records if record.image_id not in leaving[user.partition])
+        if records:
+            remaining.append(user._replace(records=records))
+    return remaining
 
 
 def read_exclusion(path: str | Path) -> Exclusion:

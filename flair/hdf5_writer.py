@@ -68,10 +68,13 @@ def write_hdf5(
     image_format: str = "raw",
     label_format: str = "names",
     limit_users: int | None = None,
+    exclude: str | Path | None = None,
     num_workers: int | None = None,
     overwrite: bool = False,
 ) -> Outcome:
     """Writes all photos of `dataset_dir` (or a consistent subset of `limit_users` users) to one HDF5 file.
+
+    The photos that the file `exclude` names are left out; see `flair.exclusion`.
 
     The bytes written depend on the dataset and the flags, never on `num_workers` or on interruptions.
 
@@ -80,13 +83,13 @@ def write_hdf5(
     """
     source, final = Path(dataset_dir), Path(output_file)
     layout = Format(image_format, label_format, by_user)
-    selection = select(source, limit_users)
+    selection = select(source, limit_users, exclude)
     parameters = {"format": "flair-hdf5", "format_version": 1, **layout._asdict(), **selection.parameters}
     unfinished = final.with_name(f".{final.name}.unfinished")
     num_images = selection.num_images
     if not overwrite and _is_complete(final, parameters):
         discard(unfinished)
-        return Outcome(num_images, len(selection.users), final.stat().st_size, 0, (), True)
+        return Outcome(num_images, len(selection.users), final.stat().st_size, 0, (), True, selection.excluded)
     num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
     if image_format == "raw":
         num_bytes = num_images * images.PIXELS_BYTES
@@ -101,7 +104,8 @@ def write_hdf5(
         )
         os.replace(data_file, final)
         discard(unfinished)
-    return Outcome(num_images, len(selection.users), final.stat().st_size, skipped, tuple(converted))
+    num_users, excluded = len(selection.users), selection.excluded
+    return Outcome(num_images, num_users, final.stat().st_size, skipped, tuple(converted), excluded=excluded)
 
 
 def _make_skeleton(

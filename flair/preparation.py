@@ -12,12 +12,14 @@ import fcntl
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flair import checked_json
 from flair.errors import FlairError
+from flair.exclusion import Exclusion, read_exclusion, remaining_users
 from flair.metadata import User, limit_users, load_users, metadata_path
 from flair.progress import duration, size
 
@@ -30,6 +32,7 @@ class Selection(NamedTuple):
     users: list[User]
     all_users: list[User]
     parameters: dict[str, Any]
+    excluded: Mapping[str, int] | None = None  # photos left out of each partition; None without --exclude
 
     @property
     def num_images(self) -> int:
@@ -46,13 +49,17 @@ class Outcome(NamedTuple):
     skipped_images: int
     converted: tuple[str, ...]  # image ids of grayscale photos stored as RGB
     already_complete: bool = False
+    excluded: Mapping[str, int] | None = None  # photos left out of each partition
 
     def summary(self, place: str, seconds: float) -> list[str]:
         """Lines that tell what was made, where and how fast."""
         what = f"{self.num_images:,} photos of {self.num_users:,} users, {size(self.num_bytes)}"
-        if self.already_complete:
-            return [f"{place} is complete already: {what}. To make it again, add --overwrite."]
         lines = []
+        if self.excluded is not None:
+            counts = ", ".join(f"{partition} {count:,}" for partition, count in self.excluded.items())
+            lines.append(f"Left out {sum(self.excluded.values()):,} photos that --exclude names ({counts}).")
+        if self.already_complete:
+            return [*lines, f"{place} is complete already: {what}. To make it again, add --overwrite."]
         if self.converted:
             first = ", ".join(self.converted[:5]) + (", ..." if len(self.converted) > 5 else "")
             lines.append(f"Warning: {len(self.converted):,} grayscale photos were stored as RGB: {first}")
@@ -62,26 +69,48 @@ class Outcome(NamedTuple):
         return [*lines, f"Wrote {what} to {place} in {duration(seconds)} ({rate:,.0f} photos/s)."]
 
 
-def select(dataset_dir: str | Path, limit: int | None) -> Selection:
-    """Reads the metadata and takes all users, or a consistent subset of `limit` (see `flair.metadata.limit_users`)."""
+def select(dataset_dir: str | Path, limit: int | None, exclude: str | Path | None = None) -> Selection:
+    """Reads the metadata and takes all users, or a consistent subset of `limit` (see `flair.metadata.limit_users`).
+
+    `exclude` is a file for `flair.exclusion.read_exclusion`; its photos leave before the subset is taken.
+    """
     path = metadata_path(dataset_dir)
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     all_users = load_users(dataset_dir)
-    users = subset(all_users, limit)
+    exclusion = None if exclude is None else read_exclusion(exclude)
+    remaining = subset(all_users, None, exclusion)
+    users = subset(remaining, limit)
     parameters = {
         "metadata_sha256": digest.hexdigest(),
         "num_users": len(users),
-        "limit_users": None if len(users) == len(all_users) else limit,
+        "limit_users": None if len(users) == len(remaining) else limit,
     }
-    return Selection(users, all_users, parameters)
+    if exclusion is None:
+        return Selection(users, all_users, parameters)
+    excluded = _num_images(all_users)
+    excluded.subtract(_num_images(remaining))
+    # Only where it is given: without it the parameters are those of outputs made before the flag existed.
+    parameters |= {"exclude_sha256": exclusion.digest, "excluded_images": excluded.total()}
+    return Selection(users, all_users, parameters, dict(excluded))
 
 
-def subset(users: Sequence[User], limit: int | None) -> list[User]:
-    """The users that `--limit_users` leaves; all of them where it is not given."""
-    return list(users) if limit is None else limit_users(users, limit)
+def subset(users: Sequence[User], limit: int | None, exclusion: Exclusion | None = None) -> list[User]:
+    """The users that `--exclude` and then `--limit_users` leave; all of them where neither is given."""
+    remaining = list(users) if exclusion is None else remaining_users(users, exclusion)
+    return remaining if limit is None else limit_users(remaining, limit)
+
+
+def check_exclusion(parameters: Mapping[str, Any], exclusion: Exclusion | None, what: str) -> None:
+    """Raises a FlairError when `what`, of these parameters, was not made with this exclusion."""
+    made_with = parameters.get("exclude_sha256")
+    if made_with == (None if exclusion is None else exclusion.digest):
+        return
+    if made_with is None:
+        raise FlairError(f"{what} was made without --exclude; leave it out here, too")
+    raise FlairError(f"{what} was made with --exclude ({_short(made_with)}); add --exclude with the same content here")
 
 
 def check_same(parameters: Mapping[str, Any], found: Mapping[str, Any], what: str) -> None:
@@ -133,6 +162,13 @@ def require_free_space(folder: Path, needed: int) -> None:
         raise FlairError(
             f"{folder}: {size(needed)} are needed and {size(free)} free; free some space or choose another disk"
         )
+
+
+def _num_images(users: Sequence[User]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for user in users:
+        counts[user.partition] += len(user.records)
+    return counts
 
 
 def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> bool:

@@ -15,7 +15,8 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --limit_users, --num_workers and --overwrite."""
+    """Adds --exclude, --limit_users, --num_workers and --overwrite."""
+    add_exclude_flag(parser, "leave out")
     parser.add_argument(
         "--limit_users",
         type=positive_int,
@@ -32,6 +33,16 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
         "--overwrite",
         action="store_true",
         help="replace what is there, once the new output is complete (default: refuse to)",
+    )
+
+
+def add_exclude_flag(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds --exclude; `what` is done with the photos."""
+    parser.add_argument(
+        "--exclude",
+        metavar="FILE.json",
+        help=f"{what} these photos: near_duplicates.json of flair.near_duplicates, or a JSON list of image ids "
+        "(default: none)",
     )
 
 

@@ -63,10 +63,13 @@ def write_tfrecords(
     layout: str = "per_user",
     images_per_shard: int = DEFAULT_IMAGES_PER_SHARD,
     limit_users: int | None = None,
+    exclude: str | Path | None = None,
     num_workers: int | None = None,
     overwrite: bool = False,
 ) -> Outcome:
     """Writes all photos of `dataset_dir` (or a consistent subset of `limit_users` users) as TFRecords.
+
+    The photos that the file `exclude` names are left out; see `flair.exclusion`.
 
     The bytes written depend on the dataset and the flags, never on `num_workers` or on interruptions.
 
@@ -74,14 +77,14 @@ def write_tfrecords(
       FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
     """
     source = Path(dataset_dir)
-    selection = select(source, limit_users)
+    selection = select(source, limit_users, exclude)
     parameters: dict[str, Any] = {"format": "flair-tfrecords", "format_version": 1, "layout": layout}
     if layout == "sharded":
         parameters["images_per_shard"] = images_per_shard
     parameters |= selection.parameters
     output = TFRecordOutput(Path(tfrecords_dir))
     if not overwrite and output.is_complete(parameters):
-        return Outcome(selection.num_images, len(selection.users), output.num_bytes(), 0, (), True)
+        return Outcome(selection.num_images, len(selection.users), output.num_bytes(), 0, (), True, selection.excluded)
     num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
     with unfinished_folder(output.unfinished, parameters, overwrite) as continued:
         if continued:
@@ -100,6 +103,7 @@ def write_tfrecords(
         sum(file.num_bytes for file in written),
         sum(file.skipped_images for file in written),
         tuple(image_id for file in written for image_id in file.converted),
+        excluded=selection.excluded,
     )
 
 

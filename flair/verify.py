@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flair import command
-from flair.preparation_flags import make_parser, positive_int
+from flair.preparation_flags import add_exclude_flag, make_parser, positive_int
 
 if TYPE_CHECKING:
     from flair.findings import Check
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tfrecords_dir=Path(flags.tfrecords_dir) if flags.tfrecords_dir else None,
         hdf5_file=Path(flags.hdf5_file) if flags.hdf5_file else None,
         expected=flags.expected,
+        exclude=Path(flags.exclude) if flags.exclude else None,
         num_workers=flags.num_workers or default_num_workers(),
     ):
         print(check.line(), flush=True)
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "dataset_dir": flags.dataset_dir,
             "tfrecords_dir": flags.tfrecords_dir,
             "hdf5_file": flags.hdf5_file,
+            "exclude": flags.exclude,
             "expected": flags.expected,
             "failed_checks": failed,
             "checks": [check.to_json() for check in checks],
@@ -72,13 +74,16 @@ def run_checks(
     tfrecords_dir: Path | None = None,
     hdf5_file: Path | None = None,
     expected: str | None = None,
+    exclude: Path | None = None,
     num_workers: int = 1,
 ) -> Iterator[Check]:
     """Yields the checks of a dataset directory, and of record files made from it, each when it is done."""
+    from flair.exclusion import read_exclusion
     from flair.metadata import group_by_user
     from flair.verify_metadata import check_labels, check_published_numbers, check_records
     from flair.verify_photos import check_photos
 
+    exclusion = None if exclude is None else read_exclusion(exclude)
     record_checks, metadata = check_records(dataset_dir)
     yield from record_checks
     if metadata is None:
@@ -91,11 +96,11 @@ def run_checks(
     if tfrecords_dir is not None:
         from flair.verify_tfrecords import check_tfrecords
 
-        yield from check_tfrecords(dataset_dir, tfrecords_dir, users, num_workers)
+        yield from check_tfrecords(dataset_dir, tfrecords_dir, users, num_workers, exclusion)
     if hdf5_file is not None:
         from flair.verify_hdf5 import check_hdf5
 
-        yield from check_hdf5(dataset_dir, hdf5_file, users, num_workers)
+        yield from check_hdf5(dataset_dir, hdf5_file, users, num_workers, exclusion)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -107,6 +112,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=("flair",),
         help="also compare with the published numbers of the full dataset (default: do not)",
     )
+    add_exclude_flag(parser, "record files are expected to lack")
     parser.add_argument("--report", metavar="FILE.json", help="also write the checks to this file (default: none)")
     parser.add_argument(
         "--num_workers",

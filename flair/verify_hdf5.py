@@ -12,10 +12,11 @@ import numpy as np
 from flair import images
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
+from flair.exclusion import Exclusion
 from flair.findings import Check
 from flair.hdf5 import HDF5File, Photo
 from flair.metadata import Record, User, count_labels, label_index
-from flair.preparation import subset
+from flair.preparation import check_exclusion, subset
 from flair.progress import Progress
 from flair.workers import batches, map_in_order
 
@@ -40,7 +41,9 @@ class _Findings(NamedTuple):
     num_photos: int
 
 
-def check_hdf5(dataset_dir: Path, path: Path, all_users: Sequence[User], num_workers: int) -> list[Check]:
+def check_hdf5(
+    dataset_dir: Path, path: Path, all_users: Sequence[User], num_workers: int, exclusion: Exclusion | None = None
+) -> list[Check]:
     """Compares the file to the users it was made from, photo by photo."""
     readable = Check("HDF5: the file can be read", "files", 1)
     same_groups = Check("HDF5: users and images are those of the metadata", "groups")
@@ -50,7 +53,8 @@ def check_hdf5(dataset_dir: Path, path: Path, all_users: Sequence[User], num_wor
     same_images = Check("HDF5: photos are those of small_images", "photos")
     try:
         with HDF5File(path) as file:
-            users = subset(all_users, file.parameters.get("limit_users"))
+            check_exclusion(file.parameters, exclusion, str(path))
+            users = subset(all_users, file.parameters.get("limit_users"), exclusion)
             groups = _match_groups(file, users, same_groups)
             _check_lists(file, users, all_users, labels)
     except FlairError as error:

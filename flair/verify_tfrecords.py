@@ -12,9 +12,10 @@ from flair import images
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
 from flair.example import Example
+from flair.exclusion import Exclusion
 from flair.findings import Check
 from flair.metadata import User, label_index
-from flair.preparation import subset
+from flair.preparation import check_exclusion, subset
 from flair.progress import Progress
 from flair.tfrecord_layout import USER_INDEX_FILE, LabelColumns
 from flair.tfrecord_reader import Span, TFRecords
@@ -36,7 +37,9 @@ class _Findings(NamedTuple):
     num_photos: int
 
 
-def check_tfrecords(dataset_dir: Path, folder: Path, all_users: Sequence[User], num_workers: int) -> list[Check]:
+def check_tfrecords(
+    dataset_dir: Path, folder: Path, all_users: Sequence[User], num_workers: int, exclusion: Exclusion | None = None
+) -> list[Check]:
     """Compares the records to the users they were made from, photo by photo."""
     readable = Check("TFRecords: indexes are intact", "folders", 1)
     labels = Check("TFRecords: label columns are those of the metadata", "label files", 1)
@@ -48,7 +51,8 @@ def check_tfrecords(dataset_dir: Path, folder: Path, all_users: Sequence[User], 
     columns = _columns(all_users)
     try:
         records = TFRecords(folder)
-        users = subset(all_users, records.parameters.get("limit_users"))
+        check_exclusion(records.parameters, exclusion, str(folder))
+        users = subset(all_users, records.parameters.get("limit_users"), exclusion)
         spans = {partition: records.users(partition) for partition in PARTITIONS}
         if records.columns not in (None, columns):
             labels.fail("label_index.json")

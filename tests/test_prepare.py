@@ -474,3 +474,46 @@ def test_help_imports_nothing_heavy(script: str) -> None:
     result = start(sys.executable, "-c", code)
     assert "--dataset_dir" in result.stdout
     assert result.stderr.strip() == ""
+
+
+@each_command
+def test_excluded_photos_are_left_out_and_verify_knows(
+    command: str, miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos: dict[str, list[str]] = {}
+    for item in json.loads((miniature / "labels_and_metadata.json").read_text()):
+        photos.setdefault(item["partition"], []).append(item["image_id"])
+    train, test = sorted(photos["train"]), sorted(photos["test"])
+    exclude = tmp_path / "near_duplicates.json"
+    exclude.write_text(json.dumps({train[0]: [test[0]], train[1]: train[2:4]}))
+    output = tmp_path / "output"
+    result = run_here(command, miniature, output, f"--exclude={exclude}")
+    assert result.returncode == 0, result.stderr
+    assert "Left out 3 photos that --exclude names (train 2, val 0, test 1)." in result.stdout
+    assert "Wrote 157 photos" in result.stdout
+    assert f"--exclude={exclude}" in result.stdout
+    exclude.write_text(json.dumps({train[3]: [train[2], train[1]], test[0]: [train[0]]}))
+    assert "is complete already: 157 photos" in run_here(command, miniature, output, f"--exclude={exclude}").stdout
+    refused = run_here(command, miniature, output)
+    assert refused.returncode == 1
+    assert "now" in refused.stderr and "exclude_sha256=" in refused.stderr
+    place = "tfrecords_dir" if "records" in COMMANDS[command][-1] else "hdf5_file"
+    checks = list(run_checks(miniature, **{place: output}, exclude=exclude))  # type: ignore[arg-type]
+    assert all(check.ok for check in checks), [check.line() for check in checks]
+    without = [check for check in run_checks(miniature, **{place: output}) if not check.ok]  # type: ignore[arg-type]
+    assert len(without) == 1 and "add --exclude with the same content" in without[0].line()
+
+
+def test_an_exclusion_that_cannot_be_meant_is_refused(miniature: Path, tmp_path: Path) -> None:
+    exclude = tmp_path / "list.json"
+    everything = json.loads((miniature / "labels_and_metadata.json").read_text())
+    for ids, message in (
+        (["1", "2"], "--exclude: none of its 2 images is in the dataset"),
+        ([item["image_id"] for item in everything if item["partition"] == "val"], "photos of val leave"),
+        ([7], "list.json, item 0: expected an image id in quotes, found 7"),
+    ):
+        exclude.write_text(json.dumps(ids))
+        result = run_here("raw", miniature, tmp_path / "output", f"--exclude={exclude}")
+        assert (result.returncode, result.stdout) == (1, "")
+        assert message in result.stderr
+    assert not (tmp_path / "output").exists()
