@@ -1,0 +1,72 @@
+"""How the tests run what the pages say: everything in a ```sh block, on a miniature, in the order of the page.
+
+A command is run as it is typed, but for three things, each in a table below:
+
+* PLACES: a path of the reader's is replaced by one inside the test's folder, where a miniature lies ready as
+  `data`, `tfrecords` and `flair.hdf5` (the README makes its own).
+* SMALLER: flags added behind those of the page, so that training takes seconds; the last one given counts.
+* NOT_RUN: commands that cannot run in a test, each with the reason.
+
+Whoever adds a command to a page needs nothing here if it uses paths below /path/to and the programs below. A new
+program that trains wants a line in SMALLER; one that cannot run wants a line in NOT_RUN.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tests.markdown import Command
+
+# (pattern, replacement); {work} is the test's folder.
+PLACES = (
+    (r"/path/to/", "{work}/"),
+    (r"=(DIR|…|\.\.\.)(?=\s|$)", "={work}/tfrecords"),
+)
+
+_SMALL_MODEL = "--model=cnn --image_height=32 --image_width=32"
+# Program: flags added. {mirror} is the address of a mirror on this machine, in place of Apple's server.
+SMALLER = {
+    "download_dataset.py": "--base_url={mirror}",
+    "flair.synthetic": "--num_images=120 --num_users=30",
+    "benchmark.central_main": f"{_SMALL_MODEL} --num_epochs=1 --train_batch_size=32",
+    "benchmark.federated_main": f"{_SMALL_MODEL} --total_rounds=2 --clients_per_round=4 --rounds_per_eval=2",
+}
+
+# (pattern, replacement, reason): a command that is run in another form.
+REPLACED = (
+    (
+        r"^make demo$",
+        "python3 -m benchmark.demo_main --num_images=120 --num_epochs=1 --total_rounds=2 --clients_per_round=4",
+        "the demo at its full size takes minutes",
+    ),
+    (r" --expected=flair", "", "a miniature has not FLAIR's numbers"),
+)
+
+# (pattern of the whole command, reason).
+NOT_RUN = (
+    (r"make (test|slow|check|format)", "would run these tests inside themselves"),
+    (r"make lock.*", "asks a package index for newer versions; tests/test_packaging.py tests the lock itself"),
+    (r"make( environment.*)?", "installs gigabytes; tests/test_environment.py tests it with a stand-in for the index"),
+    (r"python3 -m venv \.venv", "makes an environment; the tests run in one already"),
+    (r"source \.venv/bin/activate", "changes only the shell that types it"),
+    (r"python3 -m pip install .*", "installs gigabytes from a package index; tests/test_packaging.py checks the pins"),
+    (r"(FLAIR_\w+=\S+ )?jupyter notebook.*", "a server that does not end; tests/test_notebooks.py runs the notebooks"),
+    (r"tensorboard --logdir=.*", "a server that does not end"),
+)
+
+
+def reason_not_to_run(command: Command) -> str | None:
+    """Why the command is not run; None if it is."""
+    return next((reason for pattern, reason in NOT_RUN if re.fullmatch(pattern, command.text)), None)
+
+
+def as_run(command: Command, work: str, mirror: str) -> str:
+    """The command line that stands for `command` in a test."""
+    text = command.text
+    for pattern, replacement, _reason in REPLACED:
+        text = re.sub(pattern, replacement, text)
+    for pattern, place in PLACES:
+        text = re.sub(pattern, place.format(work=work), text)
+    if command.program in SMALLER:
+        text += " " + SMALLER[command.program].format(mirror=mirror)
+    return text
