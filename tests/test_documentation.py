@@ -18,6 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmark import privacy
+from benchmark.privacy_caveats import RunRecord
+from benchmark.privacy_statement import make_statement, statement_text
 from flair import mirror
 from flair.synthetic import make_dataset
 from flair.synthetic_archives import pack
@@ -74,6 +77,25 @@ def test_files_named_in_running_text_exist() -> None:
         for name in re.findall(r"`((?:docs|tests|flair|benchmark|requirements)/[\w./-]+\.\w+)`", text)
     }
     assert [pair for pair in sorted(named) if not (ROOT / pair[1]).exists()] == []
+
+
+def test_modules_named_in_running_text_exist() -> None:
+    named = {
+        (page.name, package, module)
+        for page, text in texts()
+        for package, module in re.findall(r"`(?:python3? -m )?(flair|benchmark)\.([a-z_0-9]+)", text)
+    }
+    assert [names for names in sorted(named) if not (ROOT / names[1] / f"{names[2]}.py").exists()] == []
+    assert len(named) > 20
+
+
+def test_the_statement_that_is_explained_is_the_one_a_run_writes() -> None:
+    (shown,) = (block for block in blocks((ROOT / "docs/privacy.md").read_text()) if block.language == "text")
+    plan = privacy.make_plan(num_users=41_131, cohort=200, total_rounds=5_000, epsilon=2.0)
+    deviation = privacy.clipped_count_stddev(200, plan.run_noise_multiplier)
+    record = RunRecord(5_000, [0.1], target_unclipped_quantile=0.1, clipped_count_stddev=deviation)
+    written = statement_text(make_statement(plan, record)).splitlines()
+    assert [line for line in shown.lines if line not in written] == []
 
 
 def test_every_command_is_in_a_block_that_says_so() -> None:
