@@ -88,12 +88,13 @@ class ProximalOptimizer(tff.learning.optimizers.Optimizer):
 def build_optimizer(config: OptimizerConfig) -> tff.learning.optimizers.Optimizer:
     """The TFF optimizer of that name, its learning rate scheduled where it changes over rounds."""
     rate, optimizers = config.learning_rates[0], tff.learning.optimizers
+    second_moment = {"beta_2": config.beta_2, "epsilon": config.epsilon}
     built = {
-        "adam": lambda: optimizers.build_adam(rate, epsilon=config.epsilon),
-        "adamw": lambda: optimizers.build_adamw(rate, epsilon=config.epsilon),
+        "adam": lambda: optimizers.build_adam(rate, **second_moment),
+        "adamw": lambda: optimizers.build_adamw(rate, weight_decay=config.weight_decay, **second_moment),
         "sgd": lambda: optimizers.build_sgdm(rate),
         "momentum": lambda: optimizers.build_sgdm(rate, momentum=config.momentum),
-        "yogi": lambda: optimizers.build_yogi(rate, epsilon=config.epsilon),
+        "yogi": lambda: optimizers.build_yogi(rate, **second_moment),
         "adagrad": lambda: optimizers.build_adagrad(rate, epsilon=config.epsilon),
     }[config.name]()
     if len(set(config.learning_rates)) == 1:

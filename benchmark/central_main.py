@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -20,7 +20,9 @@ from flair.errors import FlairError
 from flair.progress import duration
 
 if TYPE_CHECKING:
-    from benchmark.central_training import Options
+    from benchmark.central_training import CentralTrainer, Options
+    from benchmark.devices import Devices
+    from benchmark.flair_data import EvaluationData, TrainingData
 
 flags.DEFINE_float("learning_rate", 1e-4, "Learning rate of Adam.", lower_bound=0)
 flags.DEFINE_float(
@@ -52,20 +54,38 @@ FLAGS = flags.FLAGS
 _CHANGEABLE = ("overwrite", "minutes_per_checkpoint", "microbatch_size", "run_dir", "flagfile")
 
 
+class _Built(NamedTuple):
+    devices: Devices
+    trainer: CentralTrainer
+    training: TrainingData
+    validation: EvaluationData
+    test: EvaluationData
+
+
 def main() -> None:
     """Checks the flags and the data, then trains; TensorFlow is imported only after the checks."""
     model_flags.check_model_flags()
     records, task = model_flags.open_task()
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
     _check_best_metric(task)
+    if FLAGS.warmup_epochs > FLAGS.num_epochs:
+        raise FlairError(
+            f"--warmup_epochs={FLAGS.warmup_epochs:g}: the learning rate would never be reached in "
+            f"--num_epochs={FLAGS.num_epochs}; give at most that many"
+        )
+    if FLAGS.dry_run:
+        _dry_run(records, task)
+        return
     saved_model = Path(FLAGS.save_model_dir) / model_flags.model_file_name("central", task.num_outputs)
-    run_dir = Path(FLAGS.run_dir) if FLAGS.run_dir else saved_model.with_suffix("")
+    run_dir = model_flags.run_folder(saved_model)
     # A longer run with a constant learning rate is the shorter one, continued.
     changeable = (*_CHANGEABLE, "num_epochs") if FLAGS.learning_rate_schedule == "constant" else _CHANGEABLE
-    flag_lines = [line for line in command.flag_lines() if not line.startswith("--overwrite=")]
+    flag_lines, defaults = command.flag_lines(model_flags.NOT_RECORDED), command.default_values()
     is_chief = tf_config.place().worker == 0
     folder = (
-        RunFolder(run_dir, flag_lines, "epoch", changeable, FLAGS.overwrite) if is_chief else WatchedRunFolder(run_dir)
+        RunFolder(run_dir, flag_lines, "epoch", changeable, FLAGS.overwrite, defaults)
+        if is_chief
+        else WatchedRunFolder(run_dir)
     )
     with folder as run:
         summary = run.summary
@@ -92,28 +112,11 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         labels=list(task.label_names),
         seed=FLAGS.seed,
     )
+    devices, trainer, training, validation, test = _build(records, task)
     from benchmark import evaluation, flair_model
-    from benchmark.central_training import BEST_FILE, CentralTrainer, train
-    from benchmark.devices import Devices
-    from benchmark.flair_data import TrainingData, evaluation_dataset
+    from benchmark.central_training import BEST_FILE, train
     from benchmark.interruption import SafePoints
 
-    devices = Devices()
-    microbatch = FLAGS.microbatch_size or (64 if devices.is_cpu else FLAGS.train_batch_size)
-    trainer = CentralTrainer(
-        lambda: model_flags.build_model(task.num_outputs), task, FLAGS.clipnorm, devices, microbatch
-    )
-    load_report = model_flags.restore_model(trainer.model)
-    if load_report is not None:
-        print(f"{FLAGS.restore_model_path}: {load_report}", flush=True)
-    size = model_flags.image_size()
-    share = (devices.replicas, devices.num_replicas)
-    training = TrainingData(records, "train", task, FLAGS.train_batch_size, size, FLAGS.seed, *share)
-    workers = (devices.worker, devices.num_workers)
-    validation, test = (
-        evaluation_dataset(records, partition, task, size, FLAGS.eval_batch_size, None, *workers)
-        for partition in ("val", "test")
-    )
     devices.barrier()
     with SafePoints("step or evaluation") as safe_points:
         position = train(trainer, training, validation, run, _options(training.steps_per_epoch), safe_points)
@@ -138,6 +141,40 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
     }
+
+
+def _build(records: Records, task: Task) -> _Built:
+    from benchmark.central_training import CentralTrainer
+    from benchmark.devices import Devices
+    from benchmark.flair_data import TrainingData, evaluation_dataset
+
+    devices = Devices()
+    microbatch = FLAGS.microbatch_size or (64 if devices.is_cpu else FLAGS.train_batch_size)
+    trainer = CentralTrainer(
+        lambda: model_flags.build_model(task.num_outputs), task, FLAGS.clipnorm, devices, microbatch
+    )
+    load_report = model_flags.restore_model(trainer.model)
+    if load_report is not None:
+        print(f"{FLAGS.restore_model_path}: {load_report}", flush=True)
+    size = model_flags.image_size()
+    share = (devices.replicas, devices.num_replicas)
+    training = TrainingData(records, "train", task, FLAGS.train_batch_size, size, FLAGS.seed, *share)
+    workers = (devices.worker, devices.num_workers)
+    validation, test = (
+        evaluation_dataset(records, partition, task, size, FLAGS.eval_batch_size, None, *workers)
+        for partition in ("val", "test")
+    )
+    return _Built(devices, trainer, training, validation, test)
+
+
+def _dry_run(records: Records, task: Task) -> None:
+    if tf_config.place().num_workers > 1:
+        raise FlairError("--dry_run measures one process: leave TF_CONFIG out")
+    built = _build(records, task)
+    from benchmark import central_dry_run, training_plan
+
+    lines = central_dry_run.plan_lines(records, task, built.devices, built.trainer, built.validation)
+    training_plan.print_plan("benchmark.central_main", lines, "the same command without --dry_run and --num_users")
 
 
 def _options(steps_per_epoch: int) -> Options:

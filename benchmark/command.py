@@ -7,7 +7,8 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -62,17 +63,34 @@ def help_text(program: str, description: str) -> str:
     return "\n".join(lines)
 
 
-def flag_lines() -> list[str]:
+def flag_lines(leave_out: Collection[str] = ()) -> list[str]:
     """`--name=value` of every set flag of this program's own modules, sorted by name: a file for --flagfile."""
-    lines = []
+    return sorted(
+        f"--{flag.name}={_text(flag, flag.value)}"
+        for flag in _own_flags()
+        if flag.value is not None and flag.name not in leave_out
+    )
+
+
+def default_values() -> dict[str, str]:
+    """Name -> default of this program's own flags that have one, written as `flag_lines` writes values."""
+    return {flag.name: _text(flag, flag.default) for flag in _own_flags() if flag.default is not None}
+
+
+def is_typed(name: str) -> bool:
+    """Whether a flag was given on the command line itself, not in a --flagfile."""
+    before_separator = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    return any(argument.lstrip("-").partition("=")[0] == name for argument in before_separator)
+
+
+def _own_flags() -> Iterator[flags.Flag]:
     for module, module_flags in flags.FLAGS.flags_by_module_dict().items():
-        if not _is_own(module):
-            continue
-        for flag in module_flags:
-            if flag.value is not None:
-                value = str(flag.value).lower() if flag.boolean else flag.serialize().partition("=")[2]
-                lines.append(f"--{flag.name}={value}")
-    return sorted(lines)
+        if _is_own(module):
+            yield from module_flags
+
+
+def _text(flag: flags.Flag, value: Any) -> str:
+    return str(value).lower() if flag.boolean else str(flag.serializer.serialize(value))
 
 
 def _is_own(module: str) -> bool:

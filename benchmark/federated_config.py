@@ -19,12 +19,17 @@ TREE = "tree"
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """A server optimizer with its learning rate a round (float list of one a round, or one number for all)."""
+    """A server optimizer with its learning rate a round (float list of one a round, or one number for all).
+
+    `beta_2` is Adam's, AdamW's and Yogi's decay of the second moment, `weight_decay` is AdamW's.
+    """
 
     name: str = "adam"
     learning_rates: tuple[float, ...] = (0.1,)
     momentum: float = 0.9
     epsilon: float = 0.01
+    beta_2: float = 0.999
+    weight_decay: float = 0.004
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from benchmark import command, privacy
+from benchmark import command, ineffective_flags, privacy
 from benchmark.cohort import CYCLIC, FIXED, POISSON, SAMPLINGS, UNIFORM
 from benchmark.federated_config import (
     AGGREGATORS,
@@ -37,6 +37,8 @@ from flair.errors import FlairError
 
 INPROCESS, TFF = "inprocess", "tff"
 RUNTIMES = (INPROCESS, TFF)
+EXAMPLES, EQUAL = "examples", "uniform"
+WEIGHTINGS = (EXAMPLES, EQUAL)
 
 flags.DEFINE_enum("algorithm", FED_AVG, ALGORITHMS, "Federated algorithm.")
 flags.DEFINE_float("client_learning_rate", 0.1, "Learning rate of the clients' SGD.", lower_bound=0)
@@ -53,7 +55,12 @@ flags.DEFINE_enum("server_optimizer", "adam", SERVER_OPTIMIZERS, "Optimizer of t
 flags.DEFINE_float("server_learning_rate", 0.1, "Learning rate of the server optimizer.", lower_bound=0)
 flags.DEFINE_float("server_momentum", 0.9, "Momentum of --server_optimizer=momentum and of MimeLite's clients.")
 flags.DEFINE_float("server_epsilon", 0.01, "Epsilon in the denominator of adam, adamw, yogi and adagrad.")
+flags.DEFINE_float("server_beta_2", 0.999, "Decay of the second moment of adam, adamw and yogi.", 0, 1)
+flags.DEFINE_float("server_weight_decay", 0.004, "Decoupled weight decay of --server_optimizer=adamw.", lower_bound=0)
 flags.DEFINE_enum("server_lr_schedule", "constant", SCHEDULES, "How the server's learning rate falls over the rounds.")
+flags.DEFINE_float(
+    "server_final_learning_rate", 0.0, "Where a linear or cosine --server_lr_schedule ends.", lower_bound=0
+)
 flags.DEFINE_integer("server_warmup_rounds", 0, "Rounds over which the server's learning rate rises.", lower_bound=0)
 flags.DEFINE_enum(
     "aggregator",
@@ -61,6 +68,13 @@ flags.DEFINE_enum(
     (*AGGREGATORS, TREE),
     "How updates are combined: mean, or TFF's adaptive clipping, zeroing, both (robust) or compression; tree adds "
     "the noise of DP-FTRL and needs --epsilon or --noise_multiplier.",
+)
+flags.DEFINE_enum(
+    "client_weighting",
+    None,
+    WEIGHTINGS,
+    "How updates are averaged: by a client's examples, or every client once (uniform); none: examples without "
+    "privacy, uniform with.",
 )
 flags.DEFINE_integer("client_epochs_per_round", 2, "Passes of a client over its photos a round.", lower_bound=1)
 flags.DEFINE_integer("client_batch_size", 16, "Photos a step on a client.", lower_bound=1)
@@ -167,11 +181,14 @@ def check_federated_flags() -> None:
         raise FlairError(f"--proximal_strength={FLAGS.proximal_strength:g} has no effect without --algorithm=fed_prox")
     if FLAGS.algorithm == FED_PROX and FLAGS.proximal_strength == 0:
         raise FlairError("--algorithm=fed_prox needs --proximal_strength above 0 (say 0.01)")
-    for name in ("server_momentum", "server_epsilon", "l2_norm_clip", "clipped_count_stddev"):
+    numbers = ("server_momentum", "server_epsilon", "server_weight_decay", "server_final_learning_rate")
+    for name in (*numbers, "l2_norm_clip", "clipped_count_stddev"):
         if FLAGS[name].value is not None and not 0 <= FLAGS[name].value < math.inf:
             raise FlairError(f"--{name}={FLAGS[name].value:g}: expected a finite number, 0 or above")
     if FLAGS.server_momentum >= 1:
         raise FlairError(f"--server_momentum={FLAGS.server_momentum:g}: expected a number below 1 (say 0.9)")
+    if not FLAGS.server_beta_2 < 1:
+        raise FlairError(f"--server_beta_2={FLAGS.server_beta_2:g}: expected a number below 1 (say 0.999)")
     if FLAGS.server_epsilon == 0:
         raise FlairError("--server_epsilon=0: expected a number above 0 (say 0.01)")
     if math.isnan(FLAGS.target_unclipped_quantile):
@@ -187,6 +204,7 @@ def check_federated_flags() -> None:
         raise FlairError(
             "TFF schedules the clients' learning rate for fed_avg without privacy only; use --runtime=inprocess"
         )
+    ineffective_flags.refuse_ineffective(is_private(), is_private() and target_quantile() > 0)
     _check_privacy_flags()
 
 
@@ -194,15 +212,16 @@ def _check_privacy_flags() -> None:
     if not is_private():
         if FLAGS.aggregator == TREE:
             raise FlairError("--aggregator=tree adds noise: give --epsilon or --noise_multiplier")
-        for name in ("simulated_clients_per_round", "delta", "clipped_count_stddev"):
-            if FLAGS[name].value is not None:
-                raise FlairError(f"--{name} has no effect without --epsilon or --noise_multiplier; leave it out")
-        if FLAGS.published_noise:
-            raise FlairError("--published_noise has no effect without --epsilon; leave it out")
         return
-    if FLAGS.aggregator == TREE and FLAGS["target_unclipped_quantile"].present and FLAGS.target_unclipped_quantile > 0:
+    if FLAGS.client_weighting == EXAMPLES:
         raise FlairError(
-            f"--target_unclipped_quantile={FLAGS.target_unclipped_quantile:g}: with --aggregator=tree TFF draws the "
+            "--client_weighting=examples: with differential privacy every client counts once, or a user with many "
+            "photos would have more influence than the noise covers; leave it out"
+        )
+    quantile = FLAGS.target_unclipped_quantile
+    if FLAGS.aggregator == TREE and quantile > 0 and quantile != FLAGS["target_unclipped_quantile"].default:
+        raise FlairError(
+            f"--target_unclipped_quantile={quantile:g}: with --aggregator=tree TFF draws the "
             "noise of an adaptive norm from the clock, so no run could be continued or repeated; give 0"
         )
     if FLAGS.aggregator not in ("mean", TREE):
@@ -235,7 +254,7 @@ def noise_name(data_digest: str) -> str:
     harmless = {
         *("overwrite", "run_dir", "save_model_dir", "tfrecords_dir", "flagfile", "rounds_per_checkpoint"),
         *("clients_per_thread", "eval_batch_size", "federated_eval", "federated_eval_clients"),
-        "federated_eval_local_training",
+        *("federated_eval_local_training", "dry_run", "num_users"),
     }
     lines = [line for line in command.flag_lines() if line[2:].partition("=")[0] not in harmless]
     return hashlib.sha256("\n".join([data_digest, *lines]).encode()).hexdigest()
@@ -258,13 +277,20 @@ def federated_config(plan: privacy.PrivacyPlan | None) -> FederatedConfig:
         clipnorm=FLAGS.client_clipnorm,
         global_clipnorm=FLAGS.global_clipnorm,
         proximal_strength=FLAGS.proximal_strength,
-        weighted=plan is None,
+        weighted=plan is None and FLAGS.client_weighting != EQUAL,
     )
     server = OptimizerConfig(
         name=FLAGS.server_optimizer,
-        learning_rates=_rates(FLAGS.server_learning_rate, FLAGS.server_lr_schedule, FLAGS.server_warmup_rounds),
+        learning_rates=_rates(
+            FLAGS.server_learning_rate,
+            FLAGS.server_lr_schedule,
+            FLAGS.server_warmup_rounds,
+            FLAGS.server_final_learning_rate,
+        ),
         momentum=FLAGS.server_momentum,
         epsilon=FLAGS.server_epsilon,
+        beta_2=FLAGS.server_beta_2,
+        weight_decay=FLAGS.server_weight_decay,
     )
     noise = None if plan is None else _noise_config(plan)
     aggregator = "mean" if FLAGS.aggregator == TREE else FLAGS.aggregator
@@ -304,6 +330,6 @@ def _privacy_arguments() -> dict:
     }
 
 
-def _rates(base: float, schedule: str, warmup: int) -> tuple[float, ...]:
-    rates: Sequence[float] = learning_rates(base, FLAGS.total_rounds, schedule, warmup).tolist()
+def _rates(base: float, schedule: str, warmup: int, final: float = 0.0) -> tuple[float, ...]:
+    rates: Sequence[float] = learning_rates(base, FLAGS.total_rounds, schedule, warmup, final).tolist()
     return tuple(rates) if len(set(rates)) > 1 else (float(base),)

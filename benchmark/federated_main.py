@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import command, federated_flags, model_flags
+from benchmark import command, federated_flags, model_flags, training_plan
 from benchmark.cohort import sample_cohort
 from benchmark.federated_config import FED_AVG, TREE
 from benchmark.federated_flags import FLAGS
@@ -40,12 +40,15 @@ def main() -> None:
     records, task = model_flags.open_task()
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
     federated_flags.check_best_metric(task)
+    if FLAGS.dry_run:
+        _dry_run(records, task)
+        return
     if not FLAGS.iid:
         federated_flags.check_cohort(users["train"])
     saved_model = Path(FLAGS.save_model_dir) / model_flags.model_file_name("federated", task.num_outputs)
-    run_dir = Path(FLAGS.run_dir) if FLAGS.run_dir else saved_model.with_suffix("")
-    flag_lines = [line for line in command.flag_lines() if not line.startswith("--overwrite=")]
-    with RunFolder(run_dir, flag_lines, "round", _CHANGEABLE, FLAGS.overwrite) as run:
+    run_dir = model_flags.run_folder(saved_model)
+    flag_lines, defaults = command.flag_lines(model_flags.NOT_RECORDED), command.default_values()
+    with RunFolder(run_dir, flag_lines, "round", _CHANGEABLE, FLAGS.overwrite, defaults) as run:
         summary = run.summary
         if summary is not None:
             print(f"{run.path}: complete already, after {summary['rounds']} rounds; --overwrite starts over")
@@ -53,6 +56,25 @@ def main() -> None:
             summary = _train(records, task, users, run, saved_model)
             run.finish(summary)
     _report(summary, run_dir, saved_model)
+
+
+def _dry_run(records: Records, task: Task) -> None:
+    population = training_plan.population_of(records, FLAGS.num_users, FLAGS.clients_per_round)
+    from benchmark import federated_dry_run
+    from benchmark.flair_data import evaluation_dataset
+
+    clients = federated_dry_run.num_clients(population)
+    federated_flags.check_cohort(clients)
+    plan = federated_flags.make_privacy_plan(clients)
+    data = _client_data(records)
+    runtime, model = _build_runtime(task, data, plan, records.digest())
+    size = model_flags.image_size()
+    validation, _ = (evaluation_dataset(records, p, task, size, FLAGS.eval_batch_size) for p in ("val", "test"))
+    try:
+        lines = federated_dry_run.plan_lines(records, task, model, runtime, data, validation, population, plan)
+    finally:
+        runtime.close()
+    training_plan.print_plan("benchmark.federated_main", lines, "the same command without --dry_run and --num_users")
 
 
 def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path) -> dict[str, Any]:

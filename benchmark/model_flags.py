@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from benchmark import command, training_plan
 from benchmark.records import Records, Task, make_task, open_records
 from flair.catalog import IMAGE_SIZE
 from flair.errors import FlairError
@@ -45,9 +46,20 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "seed", 0, "Seed of everything random: initial weights, order of photos, augmentation, noise.", 0, 2**48
 )
+flags.DEFINE_boolean(
+    "dry_run", False, "Build everything, print the plan with an estimate of time and memory, train and write nothing."
+)
+flags.DEFINE_integer(
+    "num_users",
+    None,
+    "With --dry_run: plan for a data set of so many training users, its photos scaled alike; 41131 is FLAIR itself.",
+    lower_bound=1,
+)
 
 FLAGS = flags.FLAGS
 flags.mark_flag_as_required("tfrecords_dir")
+# What a run of training says nothing about in its flags.txt.
+NOT_RECORDED = ("overwrite", "dry_run", "num_users")
 
 
 def image_size() -> tuple[int, int]:
@@ -70,9 +82,26 @@ def check_model_flags() -> None:
     restore = FLAGS.restore_model_path
     if restore is not None and not Path(restore).is_file():
         raise FlairError(f"--restore_model_path={restore}: no such file; expected a .h5 file of Keras weights")
+    if FLAGS.num_users is not None and not FLAGS.dry_run:
+        raise FlairError(f"--num_users={FLAGS.num_users}: only a --dry_run plans for other data than it reads")
+    if restore is None and FLAGS.normalization == "frozen_batch" and not FLAGS.dry_run:
+        raise FlairError(
+            "--normalization=frozen_batch keeps the statistics of pretrained weights; give --restore_model_path "
+            "(Apple's resnet18.h5 is at models/resnet18.h5 below the base address of download_dataset.py)"
+        )
     save_dir = Path(FLAGS.save_model_dir)
     if save_dir.exists() and not save_dir.is_dir():
         raise FlairError(f"--save_model_dir={save_dir}: is a file; expected a folder")
+
+
+def run_folder(saved_model: Path) -> Path:
+    """Where the run writes: --run_dir, or beside the saved model.
+
+    A --save_model_dir on the command line comes before the --run_dir of a --flagfile: a run repeated from its
+    flags.txt elsewhere must not find itself complete.
+    """
+    moved = command.is_typed("save_model_dir") and not command.is_typed("run_dir")
+    return saved_model.with_suffix("") if moved or not FLAGS.run_dir else Path(FLAGS.run_dir)
 
 
 def open_task() -> tuple[Records, Task]:
@@ -105,6 +134,28 @@ def build_model_from_flags(num_outputs: int) -> tuple[tf.keras.Model, LoadReport
     """`build_model` and `restore_model`."""
     model = build_model(num_outputs)
     return model, restore_model(model)
+
+
+def model_lines(task: Task, model: tf.keras.Model) -> list[str]:
+    """What is predicted and by which model, for the plan of a dry run."""
+    from benchmark.normalization import FrozenBatchNormalization
+
+    kind = "fine-grained" if FLAGS.use_fine_grained_labels else "coarse"
+    labels = f"the {kind} label {task.label_names[0]}" if task.is_binary else f"{task.num_outputs:,} {kind} labels"
+    norms = "frozen batch" if any(isinstance(x, FrozenBatchNormalization) for x in model.layers) else "group"
+    height, width = image_size()
+    weights = f"weights of {FLAGS.restore_model_path}" if FLAGS.restore_model_path else "random weights"
+    if FLAGS.normalization == "frozen_batch" and not FLAGS.restore_model_path:
+        weights = "pretrained weights MISSING: give --restore_model_path, training is refused without"
+    return [
+        *training_plan.entry("task", labels),
+        *training_plan.entry(
+            "model",
+            f"{FLAGS.model}, {model.count_params():,} parameters, {height} x {width} pixels, {norms} normalization, "
+            f"{FLAGS.compute_dtype}",
+            weights,
+        ),
+    ]
 
 
 def model_file_name(setting: str, num_outputs: int) -> str:

@@ -57,6 +57,7 @@ class RunFolder:
       step_name: first column of metrics.csv, `epoch` or `round`.
       changeable: names of flags that a continued run may change.
       overwrite: forget what an earlier run left here.
+      defaults: value of each flag that a run begun by an older version cannot have recorded.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class RunFolder:
         step_name: str,
         changeable: Iterable[str] = (),
         overwrite: bool = False,
+        defaults: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
         self.step_name = step_name
@@ -74,6 +76,7 @@ class RunFolder:
         self._seconds: dict[int, float] = {}
         self._columns: list[str] = []  # of metrics.csv as it was last written whole
         self._flag_lines, self._changeable, self._overwrite = flag_lines, frozenset(changeable), overwrite
+        self._defaults = dict(defaults or {})
         self._lock: io.TextIOWrapper | None = None
 
     def __enter__(self) -> RunFolder:
@@ -178,6 +181,7 @@ class RunFolder:
         path = self.path / FLAGS_FILE
         if path.is_file():
             before, now = _flag_values(path.read_text("utf-8").splitlines()), _flag_values(self._flag_lines)
+            before = {name: value for name, value in self._defaults.items() if name in now} | before
             different = [n for n in sorted({*before, *now} - self._changeable) if before.get(n) != now.get(n)]
             if different:
                 changes = ", ".join(f"--{n} was {before.get(n)} and is {now.get(n)}" for n in different)

@@ -7,17 +7,21 @@ import numpy as np
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def learning_rates(base: float, total: int, schedule: str = "constant", warmup: int = 0) -> np.ndarray:
+def learning_rates(
+    base: float, total: int, schedule: str = "constant", warmup: int = 0, final: float = 0.0
+) -> np.ndarray:
     """The learning rate of each of `total` rounds, float32 [total].
 
     The first `warmup` rounds rise linearly and reach `base` in the last of them; after that the rate stays (`constant`)
-    or falls to zero at round `total`, in a straight line (`linear`) or along half a cosine (`cosine`, Loshchilov and
+    or falls to `final` at round `total`, in a straight line (`linear`) or along half a cosine (`cosine`, Loshchilov and
     Hutter 2017, https://arxiv.org/abs/1608.03983).
 
     >>> learning_rates(0.1, 4, "linear").round(3).tolist()
     [0.10000000149011612, 0.07500000298023224, 0.05000000074505806, 0.02500000037252903]
     >>> learning_rates(1.0, 4, warmup=2).tolist()
     [0.5, 1.0, 1.0, 1.0]
+    >>> learning_rates(1.0, 4, "linear", final=0.5).tolist()
+    [1.0, 0.875, 0.75, 0.625]
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
@@ -29,4 +33,4 @@ def learning_rates(base: float, total: int, schedule: str = "constant", warmup: 
         "cosine": (1 + np.cos(np.pi * progress)) / 2,
     }
     rise = np.minimum((step + 1) / warmup, 1) if warmup > 0 else np.ones_like(step)
-    return (base * rise * decay[schedule]).astype(np.float32)
+    return (base * rise * decay[schedule] + final * (1 - decay[schedule])).astype(np.float32)
