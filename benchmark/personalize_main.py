@@ -1,0 +1,147 @@
+"""Adapts a saved model to one user at a time, or to few-shot tasks, and reports whether that helps.
+
+An episode of a user: adapt the global model on some of the user's photos (support), test it before and after on others
+(query). Sizes are Meta-Dataset's. The report has means with 95% intervals over users, paired differences, percentiles,
+and for whom it helps; one row a user and an episode as CSV, figures as PNG. With --episodes=labels the episodes are
+few-shot tasks over fine-grained labels. The same command continues an interrupted run, with the numbers of an unbroken
+one. docs/personalization.md says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmark import command, personalize_flags, saved_model
+from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
+from benchmark.personalize_flags import FLAGS, LABELS, USERS
+from benchmark.records import Records, Task, make_task, open_records
+from benchmark.run_folder import RUN_FILE, TENSORBOARD_DIR, RunFolder
+from benchmark.saved_model import SavedModel
+from flair.errors import FlairError
+from flair.progress import duration
+
+EPISODES_FILE, USERS_FILE, FIGURES_DIR, FEATURES_DIR = "episodes.csv", "users.csv", "figures", "features"
+# Flags that a continued run may change without changing its result so far.
+_CHANGEABLE = ("overwrite", "run_dir", "flagfile", "num_episodes", "query_size_limit", "dump_dir")
+
+
+def main() -> None:
+    """Checks the flags and the data, then runs the episodes; TensorFlow is imported only after the checks."""
+    personalize_flags.check_flags()
+    saved = saved_model.describe(Path(FLAGS.model))
+    records = open_records(FLAGS.tfrecords_dir)
+    task = _task(records, saved)
+    records.users(FLAGS.partition)
+    flag_lines = [line for line in command.flag_lines() if not line.startswith("--overwrite=")]
+    with RunFolder(personalize_flags.run_dir(), flag_lines, "episode", _CHANGEABLE, FLAGS.overwrite) as run:
+        with contextlib.suppress(OSError):  # for training runs only
+            (run.path / TENSORBOARD_DIR).rmdir()
+        if FLAGS.overwrite:
+            _remove_results(run.path)
+        summary = run.summary
+        if summary is not None and summary["episodes"] == FLAGS.num_episodes and FLAGS.dump_dir is None:
+            print(f"{run.path}: complete already; --overwrite starts over")
+        else:
+            summary = _run(records, task, saved, run)
+    _report(summary, run.path)
+
+
+def _run(records: Records, task: Task, saved: SavedModel, run: RunFolder) -> dict[str, Any]:
+    started = time.monotonic()
+    facts = {
+        "data": {"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest()},
+        "model": {"path": FLAGS.model, "digest": saved_model.digest(saved.path)},
+    }
+    kind = UserResult if FLAGS.episodes == USERS else LabelResult
+    log = EpisodeLog(run.path / EPISODES_FILE, kind)
+    if log.results:
+        _check_same(run.path, facts)
+        print(f"{run.path}: continued after {len(log.results):,} episodes", flush=True)
+    run.reopen()
+    run.describe(**facts, labels=list(task.label_names), seed=FLAGS.seed)
+    size = (FLAGS.image_height or saved.image_size[0], FLAGS.image_width or saved.image_size[1])
+    if not (saved.is_size_known or (FLAGS.image_height and FLAGS.image_width)):
+        print(f"{saved.path}: does not say its input size; {size[0]}x{size[1]} is taken", flush=True)
+    if FLAGS.episodes == USERS:
+        from benchmark.user_personalization import run_users
+
+        result = run_users(records, task, saved, size, run.path, log)
+    else:
+        from benchmark.label_personalization import run_labels
+
+        result = run_labels(records, task, saved, size, run.path, log)
+    summary = {
+        "episodes": FLAGS.num_episodes,
+        "kind": FLAGS.episodes,
+        "partition": FLAGS.partition,
+        "model": FLAGS.model,
+        "image_size": list(size),
+        "seed": FLAGS.seed,
+        "steps": personalize_flags.steps(),
+        "learning_rate": personalize_flags.learning_rate(),
+        **result,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    run.finish(summary)
+    return summary
+
+
+def _task(records: Records, saved: SavedModel) -> Task:
+    if FLAGS.episodes == LABELS:
+        return make_task(records, True, None)  # the classifier is not used, the photos' labels are
+    binary = FLAGS.binary_label or (saved.binary_label if saved.num_outputs == 1 else None)
+    task = make_task(records, FLAGS.use_fine_grained_labels, binary)
+    if task.num_outputs != saved.num_outputs:
+        hint = "; give --use_fine_grained_labels" if saved.num_outputs == len(records.fine_grained_labels) else ""
+        hint = "; give the --binary_label it was trained on" if saved.num_outputs == 1 else hint
+        raise FlairError(
+            f"--model={saved.path}: has {saved.num_outputs} outputs, the records have {task.num_outputs} labels{hint}"
+        )
+    if saved.labels is not None and tuple(saved.labels) != task.label_names:
+        raise FlairError(
+            f"--model={saved.path}: was trained on other labels ({', '.join(saved.labels[:5])}, ...) than "
+            f"{records.root} has ({', '.join(task.label_names[:5])}, ...)"
+        )
+    return task
+
+
+def _check_same(folder: Path, facts: dict[str, Any]) -> None:
+    path = folder / RUN_FILE
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name, flag in (("data", "tfrecords_dir"), ("model", "model")):
+        if before.get(name, {}).get("digest") != facts[name]["digest"]:
+            raise FlairError(
+                f"{folder}: the run was begun with another content of --{flag} than is there now; give the same to "
+                "continue it, another --run_dir, or --overwrite"
+            )
+
+
+def _remove_results(folder: Path) -> None:
+    for name in (EPISODES_FILE, USERS_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for name in (FIGURES_DIR, FEATURES_DIR):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _report(summary: dict[str, Any], folder: Path) -> None:
+    if summary["kind"] == USERS:
+        from benchmark.user_personalization import describe
+    else:
+        from benchmark.label_personalization import describe
+    print("\n".join(describe(summary)))
+    files = [EPISODES_FILE, *([USERS_FILE] if summary["kind"] == USERS else []), "summary.json", f"{FIGURES_DIR}/"]
+    print(f"{folder}: {', '.join(files)}")
+    print(f"{summary['episodes']:,} episodes in {duration(summary['seconds'])}")
+    if summary["kind"] == USERS and FLAGS.layers != personalize_flags.ALL:
+        print("next: the same command with --layers=all and another --run_dir; docs/personalization.md has the rest")
+    else:
+        print("next: docs/personalization.md says what the numbers mean")
+
+
+if __name__ == "__main__":
+    command.run(main)
