@@ -55,7 +55,7 @@ def draw_mean_photos(dataset_dir: str | Path, users: Sequence[User], columns: in
     for axes, user in zip(tiles, users, strict=True):
         axes.imshow(mean_photo(dataset_dir, user))
         axes.set_title(user.user_id, fontsize=7)
-        axes.set_xlabel(f"{len(user.records):,} photos", fontsize=6.5)
+        axes.set_xlabel(f"photos: {len(user.records):,}", fontsize=6.5)
     return figure
 
 
@@ -77,6 +77,6 @@ def _tiles(count: int, title: str, columns: int, text_lines: int) -> tuple[Figur
 
 
 def _label_text(record: Record) -> str:
-    fine = ", ".join(record.fine_grained_labels)
-    lines = [*textwrap.wrap(", ".join(record.labels), 34)[:2], *textwrap.wrap(f"({fine})", 34)[:3]]
-    return "\n".join(lines)
+    coarse = textwrap.wrap(", ".join(record.labels), 34, max_lines=2, placeholder=" …")
+    fine = textwrap.wrap(f"({', '.join(record.fine_grained_labels)})", 34, max_lines=3, placeholder=" …)")
+    return "\n".join([*coarse, *fine])

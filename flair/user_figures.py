@@ -30,6 +30,8 @@ def draw_photos_per_user(annotations: Annotations) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(bottom=_BELOW_ONE)
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel(f"photos of a user (log; published: median 2, mean {catalog.IMAGES_PER_USER.mean:.2f}, most 4,151)")
     axes.set_ylabel("users (log)")
     axes.legend()

@@ -117,6 +117,7 @@ def test_exploration_of_a_miniature(
     check_exploration(name, miniature, monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPLORE)
 def test_exploration_of_real_photos(
     name: str, flair_sample: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
