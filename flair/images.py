@@ -86,6 +86,17 @@ def read_pixels(dataset_dir: str | Path, record: Record) -> Pixels:
     return decode(_read(path, where), where)
 
 
+def read_file(dataset_dir: str | Path, record: Record) -> tuple[bytes, str]:
+    """The file of a photo, and how messages name it, both for `decode`.
+
+    Raises:
+      PhotoError: it is missing, or far too large to be a photo of the dataset.
+    """
+    path = _path(dataset_dir, record)
+    where = _where(path, record)
+    return _read(path, where), where
+
+
 def checked_jpeg(data: bytes, where: str) -> Jpeg:
     """Checks a JPEG to its last coded byte, at an eighth of the resolution (which costs half); see `read_jpeg`."""
     image = _open(data, where)

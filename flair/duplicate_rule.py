@@ -1,0 +1,47 @@
+"""When a pair is looked at, and when it is called a duplicate."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Thresholds(NamedTuple):
+    """Distances up to which a pair is reviewed or called a duplicate, and the least correlation of its detail.
+
+    Review thresholds are those of ImageNetV2 (Recht et al., 2019, https://arxiv.org/abs/1902.10811): a pair within them
+    is worth a look, no more; even skies and photos of the night are within them by the dozen. A pair within all the
+    others is called a duplicate; docs/audit.md says how they were calibrated. Features have no threshold unless one is
+    given, because their scale is the model's.
+    """
+
+    review_l2: int = 120_000_000
+    review_dssim: float = 0.2205
+    duplicate_l2: int = 60_000_000
+    duplicate_dssim: float = 0.2205
+    duplicate_correlation: float = 0.5
+    duplicate_features: float | None = None
+
+
+def may_be_duplicate(pairs: NDArray[Any], thresholds: Thresholds) -> NDArray[np.bool_]:
+    """Whether pairs, NEAR_PAIR [k], are within the thresholds that need no look at structure or features."""
+    near = pairs["l2"] <= thresholds.duplicate_l2
+    return np.asarray(near & (pairs["correlation"] >= thresholds.duplicate_correlation))
+
+
+def is_near_duplicate(
+    pairs: NDArray[Any], features: NDArray[np.float64], thresholds: Thresholds, metrics: Collection[str]
+) -> NDArray[np.bool_]:
+    """Whether pairs, NEAR_PAIR [k], with these distances of `features` float64 [k], are within all thresholds.
+
+    A metric that is not among `metrics` is not asked; without l2 and dssim no pair is a near duplicate.
+    """
+    near = may_be_duplicate(pairs, thresholds)
+    if "dssim" in metrics:
+        near &= pairs["dssim"] <= thresholds.duplicate_dssim
+    if "features" in metrics and thresholds.duplicate_features is not None:
+        near &= features <= thresholds.duplicate_features
+    return near & bool({"l2", "dssim", "features"} & set(metrics))

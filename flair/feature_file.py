@@ -1,0 +1,77 @@
+"""Features of photos in a .npy file, with a .json file beside it that says whose they are and of which model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flair import atomic
+from flair.errors import FlairError
+
+_HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output=features.npy makes it"
+
+
+class FeatureTable(NamedTuple):
+    """Features of photos: `values` float32 [m, d] on disk, of which row `rows[k]` is that of photo k."""
+
+    values: NDArray[np.float32]
+    rows: NDArray[np.int64]
+
+    def squared_distances(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+        """Squared Euclidean distances float64 [k] of pairs of photos."""
+        found = np.empty(len(first))
+        for start in range(0, len(first), 4096):
+            part = slice(start, start + 4096)
+            one, other = (self.values[self.rows[photos[part]]].astype(np.float64) for photos in (first, second))
+            found[part] = ((one - other) ** 2).sum(axis=1)
+        return found
+
+
+def ids_path(path: str | Path) -> Path:
+    """The file beside `path` that names its photos.
+
+    >>> ids_path("work/features.npy").as_posix()
+    'work/features.json'
+    """
+    return Path(path).with_suffix(".json")
+
+
+def write_features(
+    path: str | Path, values: NDArray[np.float32], image_ids: Sequence[str], about: dict[str, Any]
+) -> None:
+    """Writes features float32 [m, d] of the photos `image_ids`, and `about`: what they are."""
+    # Features last: whoever finds them finds their ids.
+    atomic.write_json(ids_path(path), {**about, "image_ids": list(image_ids)}, indent=None)
+    with atomic.replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, values)
+
+
+def read_features(path: str | Path, image_ids: Sequence[str]) -> FeatureTable:
+    """The features of the photos `image_ids`.
+
+    Raises:
+      FlairError: a file is missing or damaged, or lacks a photo.
+    """
+    if not Path(path).is_file():
+        raise FlairError(f"--features={path}: no such file; {_HOW}")
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        names = json.loads(ids_path(path).read_text(encoding="utf-8"))["image_ids"]
+        row_of = {name: row for row, name in enumerate(names)}
+        if values.ndim != 2 or len(values) != len(names) or values.dtype.kind != "f":
+            raise ValueError
+    except FileNotFoundError:
+        raise FlairError(f"--features={path}: has no {ids_path(path).name} beside it; {_HOW}") from None
+    except (ValueError, KeyError, TypeError, EOFError):
+        raise FlairError(f"--features={path}: is no file of features, or does not fit its ids; {_HOW}") from None
+    missing = [image_id for image_id in image_ids if image_id not in row_of]
+    if missing:
+        raise FlairError(
+            f"--features={path}: lacks {len(missing):,} of {len(image_ids):,} photos, such as {missing[0]}; {_HOW}"
+        )
+    return FeatureTable(values, np.array([row_of[image_id] for image_id in image_ids], np.int64))

@@ -1,0 +1,152 @@
+"""The audit from the photos to the files it writes; the command line is `flair.near_duplicates`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flair import atomic
+from flair.duplicate_rule import Thresholds, is_near_duplicate, may_be_duplicate
+from flair.errors import FlairError
+from flair.exact_copies import equal, exact_pairs
+from flair.feature_file import read_features
+from flair.metadata import load_records
+from flair.near_duplicate_report import (
+    Found,
+    components,
+    duplicate_pairs,
+    near_duplicates,
+    nearest,
+    neighbors,
+    summarize,
+    summary_text,
+)
+from flair.near_pairs import DEFAULT_CHUNK_SIZE, NearPairs, Work
+from flair.pair_scope import make_scope
+from flair.photo_signatures import Signatures, read_signatures
+
+NEIGHBORS_FILE = "neighbors.json"
+NEAR_DUPLICATES_FILE = "near_duplicates.json"
+PAIRS_FILE = "duplicate_pairs.json"
+SUMMARY_FILE = "summary.json"
+SUMMARY_TEXT_FILE = "summary.txt"
+
+
+class Settings(NamedTuple):
+    """What is audited and how; the flags of the command by their names."""
+
+    dataset_dir: Path
+    output_dir: Path
+    cache_dir: Path
+    pairs: str = "all"
+    partitions: tuple[str, ...] = ("train", "val", "test")
+    metrics: tuple[str, ...] = ("sha256", "l2", "dssim")
+    top_k: int = 30
+    thresholds: Thresholds = Thresholds()
+    features: Path | None = None
+    mirrored: bool = True
+    brute_force: bool = False
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+    num_workers: int = 1
+
+
+class Outcome(NamedTuple):
+    """The summary, the files written, and the work it took: photos, pairs searched, and pairs compared in full."""
+
+    summary: dict[str, Any]
+    text: str
+    written: tuple[Path, ...]
+    photos: Work
+    searched: Work
+    compared: Work
+    structured: Work
+
+    def work_lines(self, seconds: float) -> list[str]:
+        """How much was computed, how much an earlier run had done, and how fast it went."""
+        named = {
+            "photos decoded": self.photos,
+            "pairs searched by their block means": self.searched,
+            "pairs compared in full": self.compared,
+            "pairs compared by structure": self.structured,
+        }
+        lines = [f"{name}: {work.computed:,} computed, {work.reused:,} reused" for name, work in named.items()]
+        if self.searched.computed:
+            lines.append(f"Rate: {self.searched.computed / max(seconds, 1e-9):,.0f} pairs/s, decoding included")
+        return lines
+
+
+def audit(settings: Settings) -> Outcome:
+    """Runs the audit and writes its files.
+
+    Raises:
+      FlairError: bad metadata, a bad photo or file of features, or more pairs than can be held.
+    """
+    records = [record for record in load_records(settings.dataset_dir) if record.partition in settings.partitions]
+    if not records:
+        raise FlairError(f"--partitions={','.join(settings.partitions)}: the dataset has no photo there")
+    scope = make_scope(settings.pairs, records)
+    image_ids = [record.image_id for record in scope.records]
+    features = read_features(settings.features, image_ids) if settings.features else None
+    signatures = read_signatures(settings.dataset_dir, scope.records, settings.cache_dir, settings.num_workers)
+    work = [Work(), Work(), Work()]
+    if {"l2", "dssim", "features"} & set(settings.metrics):
+        search = NearPairs(
+            settings.dataset_dir,
+            scope,
+            signatures,
+            settings.thresholds.review_l2,
+            settings.mirrored,
+            settings.cache_dir,
+            settings.num_workers,
+            settings.chunk_size,
+        )
+        pairs = search.brute_force() if settings.brute_force else search.find()
+        if "dssim" in settings.metrics:
+            needed = nearest(pairs, scope, settings.top_k).any(axis=0) | may_be_duplicate(pairs, settings.thresholds)
+            search.add_structure(pairs, needed, cached=not settings.brute_force)
+        work = [search.searched, search.compared, search.structured]
+    else:
+        pairs = exact_pairs(signatures.pixel_sha256, scope)
+    distances = np.full(len(pairs), np.nan)
+    if features is not None:
+        distances = features.squared_distances(pairs["first"], pairs["second"])
+    found = Found(scope, pairs, distances, _kinds(pairs, distances, signatures, settings))
+    num_reused = len(records) - signatures.num_computed
+    return _write(found, settings, Work(signatures.num_computed, num_reused), work)
+
+
+def _kinds(
+    pairs: NDArray[Any], features: NDArray[np.float64], signatures: Signatures, settings: Settings
+) -> NDArray[np.int8]:
+    near = is_near_duplicate(pairs, features, settings.thresholds, settings.metrics)
+    kind = np.where(near, 2, -1).astype(np.int8)
+    if "sha256" in settings.metrics:
+        kind[equal(signatures.pixel_sha256, pairs)] = 1
+        kind[equal(signatures.file_sha256, pairs)] = 0
+    return kind
+
+
+def _write(found: Found, settings: Settings, photos: Work, work: list[Work]) -> Outcome:
+    listed = nearest(found.pairs, found.scope, settings.top_k)
+    groups = components(found)
+    described = {
+        "pairs": settings.pairs,
+        "partitions": list(settings.partitions),
+        "metrics": list(settings.metrics),
+        "top_k": settings.top_k,
+        "mirrored": settings.mirrored,
+        "thresholds": settings.thresholds._asdict(),
+    }
+    summary = {"settings": described, **summarize(found, groups, settings.thresholds.review_dssim)}
+    text = summary_text(summary)
+    folder = settings.output_dir
+    atomic.write_json(folder / NEIGHBORS_FILE, neighbors(found, listed, settings.metrics), indent=None)
+    atomic.write_json(folder / NEAR_DUPLICATES_FILE, near_duplicates(groups), indent=1)
+    atomic.write_json(folder / PAIRS_FILE, duplicate_pairs(found), indent=1)
+    atomic.write_json(folder / SUMMARY_FILE, summary)
+    atomic.write_text(folder / SUMMARY_TEXT_FILE, text)
+    names = (NEIGHBORS_FILE, NEAR_DUPLICATES_FILE, PAIRS_FILE, SUMMARY_FILE, SUMMARY_TEXT_FILE)
+    return Outcome(summary, text, tuple(folder / name for name in names), photos, *work)

@@ -1,0 +1,173 @@
+"""`python -m flair.near_duplicates`: photos that occur twice, or nearly so."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flair import command
+from flair.catalog import PARTITIONS
+from flair.preparation_flags import make_parser, positive_int
+
+if TYPE_CHECKING:
+    from flair.near_duplicate_audit import Settings
+
+DESCRIPTION = """\
+Finds photos that occur twice, or nearly so: equal files, equal pixels, and copies that were re-encoded, resized,
+noised, slightly cropped or mirrored. Every pair is accounted for: block means exclude those that cannot be near, all
+others are compared in full. Writes neighbors.json, near_duplicates.json, duplicate_pairs.json, summary.json and
+summary.txt. What was computed is kept in --cache_dir by content; a run that was stopped continues when the same command
+is given again. See docs/audit.md."""
+_METRICS = ("sha256", "l2", "dssim", "features")
+_SCOPES = ("all", "cross_partition", "cross_user", "within_user")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags, runs the audit, prints the summary; returns the exit code."""
+    flags = _parse(argv)
+
+    from flair.near_duplicate_audit import audit
+    from flair.progress import duration
+
+    start = time.monotonic()
+    outcome = audit(_settings(flags))
+    seconds = time.monotonic() - start
+    print(outcome.text)
+    print(*outcome.work_lines(seconds), sep="\n")
+    names = ", ".join(path.name for path in outcome.written)
+    print(f"Wrote {names} to {flags.output_dir} in {duration(seconds)}.")
+    print(f"Next: python -m flair.review --dataset_dir={flags.dataset_dir} --duplicates={flags.output_dir}")
+    exclude = Path(flags.output_dir) / "near_duplicates.json"
+    print(
+        f"  or: python prepare_tfrecords.py --dataset_dir={flags.dataset_dir} --tfrecords_dir=tfrecords "
+        f"--exclude={exclude}"
+    )
+    return command.EXIT_OK
+
+
+def _settings(flags: argparse.Namespace) -> Settings:
+    from flair.duplicate_rule import Thresholds
+    from flair.near_duplicate_audit import Settings
+    from flair.workers import default_num_workers
+
+    thresholds = Thresholds(
+        **{name: getattr(flags, name) for name in Thresholds._fields if getattr(flags, name) is not None}
+    )
+    return Settings(
+        dataset_dir=Path(flags.dataset_dir),
+        output_dir=Path(flags.output_dir),
+        cache_dir=Path(flags.cache_dir) if flags.cache_dir else Path(flags.output_dir) / "cache",
+        pairs=flags.pairs,
+        partitions=flags.partitions,
+        metrics=flags.metrics,
+        top_k=flags.top_k,
+        thresholds=thresholds,
+        features=Path(flags.features) if flags.features else None,
+        mirrored=not flags.no_mirrored,
+        brute_force=flags.brute_force,
+        chunk_size=flags.chunk_size,
+        num_workers=flags.num_workers or default_num_workers(),
+    )
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("python -m flair.near_duplicates", DESCRIPTION)
+    add = parser.add_argument
+    add("--output_dir", required=True, help="folder to write to")
+    add(
+        "--pairs",
+        choices=_SCOPES,
+        default="all",
+        help="which pairs of photos are compared (default: all)",
+    )
+    add(
+        "--partitions",
+        type=_names(PARTITIONS),
+        default=PARTITIONS,
+        metavar="NAMES",
+        help="look at the photos of these partitions only, separated by commas (default: train,val,test)",
+    )
+    add(
+        "--metrics",
+        type=_names(_METRICS),
+        metavar="NAMES",
+        help="of sha256,l2,dssim,features, separated by commas; a pair is a near duplicate if it is one in each of "
+        "them (default: sha256,l2,dssim, and features with --features)",
+    )
+    add(
+        "--top_k",
+        type=positive_int,
+        default=30,
+        metavar="N",
+        help="list the N nearest of a photo in neighbors.json; duplicates are found beyond it (default: 30)",
+    )
+    add("--features", metavar="FILE.npy", help="features of a saved model, made by benchmark.features_main")
+    add("--review_l2", type=positive_int, metavar="N", help="list pairs up to this l2 (default: 120000000)")
+    add("--review_dssim", type=_number, metavar="X", help="count reviewed pairs up to this dssim (default: 0.2205)")
+    add("--duplicate_l2", type=positive_int, metavar="N", help="a duplicate's greatest l2 (default: 60000000)")
+    add("--duplicate_dssim", type=_number, metavar="X", help="a duplicate's greatest dssim (default: 0.2205)")
+    add(
+        "--duplicate_correlation",
+        type=_number,
+        metavar="X",
+        help="a near duplicate's least correlation of detail finer than 16 pixels, from -1 to 1 (default: 0.5)",
+    )
+    add("--duplicate_features", type=_number, metavar="X", help="a duplicate's greatest distance of features")
+    add("--no_mirrored", action="store_true", help="do not look for mirrored copies (default: do)")
+    add("--cache_dir", help="folder for what is computed, by content (default: cache in --output_dir)")
+    add(
+        "--chunk_size",
+        type=positive_int,
+        default=4096,
+        metavar="N",
+        help="photos a side of a block of pairs; the result does not depend on it (default: 4096)",
+    )
+    add("--brute_force", action="store_true", help="compare every pair in full, to check the search on small sets")
+    add(
+        "--num_workers",
+        type=positive_int,
+        metavar="N",
+        help="work with N processes; the result does not depend on it (default: the processor cores, at most 16)",
+    )
+    flags = parser.parse_args(argv)
+    if flags.metrics is None:
+        flags.metrics = _METRICS if flags.features else _METRICS[:3]
+    if "features" in flags.metrics and not flags.features:
+        parser.error(
+            "--metrics=features needs --features=FILE.npy; make it with python -m benchmark.features_main "
+            f"--model=MODEL.h5 --dataset_dir={flags.dataset_dir} --output=features.npy"
+        )
+    if flags.features and "features" not in flags.metrics:
+        parser.error("--features is given, but features is not among --metrics; add it or leave the file out")
+    if flags.duplicate_features is not None and not flags.features:
+        parser.error("--duplicate_features needs --features=FILE.npy")
+    if (flags.duplicate_l2 or 60_000_000) > (flags.review_l2 or 120_000_000):
+        parser.error("--duplicate_l2 is greater than --review_l2; a pair is searched for up to --review_l2 only")
+    return flags
+
+
+def _names(known: Sequence[str]):  # type: ignore[no-untyped-def]
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        if not set(names) <= set(known) or len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}, separated by commas, found {text!r}")
+        return tuple(name for name in known if name in names)
+
+    return parse
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    command.run(main)
