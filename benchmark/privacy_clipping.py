@@ -104,8 +104,11 @@ def check_event(event: Any, run_noise_multiplier: float) -> None:
 
 
 def check_noise(noise_multipliers: list[float], run_noise_multiplier: float) -> None:
-    """Raises FlairError unless the queries of a round had the noise that is accounted for (to 1e-4: float32)."""
-    happened = effective_noise_multiplier(noise_multipliers)
+    """Raises FlairError unless the queries of a round had the noise that is accounted for (to 1e-4: float32).
+
+    An empty list, no record of any noise, is not what is accounted for.
+    """
+    happened = effective_noise_multiplier(noise_multipliers) if noise_multipliers else 0.0
     if not math.isclose(happened, run_noise_multiplier, rel_tol=EVENT_TOLERANCE):
         raise FlairError(
             f"the aggregator added noise of multiplier {happened:.6g} where {run_noise_multiplier:.6g} is accounted "

@@ -66,6 +66,8 @@ def test_a_round_with_other_noise_than_accounted_stops_the_run():
     privacy_clipping.check_event(event, 0.99)
     with pytest.raises(FlairError, match=r"noise of multiplier 0\.99 where 1 is accounted"):
         privacy_clipping.check_event(event, 1.0)
+    with pytest.raises(FlairError, match=r"noise of multiplier 0 where 1 is accounted"):
+        privacy_clipping.check_noise([], 1.0)
 
 
 @pytest.fixture
