@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,6 +100,9 @@ class PairChange(NamedTuple):
     mark: str
 
 
+Change = PhotoChange | PairChange
+
+
 class ReviewFile:
     """One `reviews.json`; any number of threads and processes may read and update it."""
 
@@ -120,8 +123,10 @@ class ReviewFile:
             self._cache = (state, reviews)  # one assignment, so that threads never see one without the other
         return reviews
 
-    def update(self, changes: Iterable[PhotoChange | PairChange], reviewer: str, time: str) -> Reviews:
-        """Adds a mark for each change to what is in the file, and writes it, whole, under a lock; returns the result.
+    def update(self, change: Callable[[Reviews], Iterable[Change]], reviewer: str, time: str) -> Reviews:
+        """Adds the marks that `change` answers to what is in the file, and writes it, whole; returns the result.
+
+        All of it happens under a lock, so that nothing that others write meanwhile is lost.
 
         Raises:
           FlairError: the file there is damaged (it stays as it is), or the reviewer's name is unusable.
@@ -130,12 +135,12 @@ class ReviewFile:
         with self._locked():
             before = read_reviews(self.path) if self.path.exists() else NO_REVIEWS
             photos, pairs = dict(before.photos), dict(before.pairs)
-            for change in changes:
-                mark = Mark(change.mark, reviewer, time)
-                if isinstance(change, PhotoChange):
-                    photos[change.image_id] = (*photos.get(change.image_id, ()), mark)
+            for item in change(before):
+                mark = Mark(item.mark, reviewer, time)
+                if isinstance(item, PhotoChange):
+                    photos[item.image_id] = (*photos.get(item.image_id, ()), mark)
                 else:
-                    pairs[change.pair] = (*pairs.get(change.pair, ()), mark)
+                    pairs[item.pair] = (*pairs.get(item.pair, ()), mark)
             after = Reviews(photos, pairs)
             write_json(self.path, to_json(after), indent=None)
         return after

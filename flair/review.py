@@ -1,0 +1,151 @@
+"""`python -m flair.review`: a web page on this machine to look at photos and near duplicates, and to mark them."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flair import command
+
+if TYPE_CHECKING:
+    from werkzeug.serving import BaseWSGIServer
+
+    from flair.review_app import Review
+    from flair.reviews import ReviewFile
+
+DEFAULT_PORT = 8009
+DESCRIPTION = """\
+Serves a web page at http://127.0.0.1:PORT/, for this machine only: browse the photos by user, label and partition,
+compare near duplicates side by side with their distances, and mark photos (ok, problematic, blacklist) and pairs
+(duplicate, not). Keys: ? on the page shows them.
+
+Marks are written to --reviews at once, each with the reviewer and the time; any number of windows may be open. They
+belong to photos and pairs, so they stay valid when a set or the list of near duplicates changes."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags and serves the page until Ctrl-C."""
+    flags = _parse(argv)
+
+    start = time.monotonic()
+    review = _open(flags)
+    server = _listen(review, flags.port)
+    port = server.port
+
+    from flair.progress import duration
+
+    photos = f"{len(review.index.records):,} photos, {len(review.groups.groups):,} groups"
+    print(f"{photos}, indexed in {duration(time.monotonic() - start)}")
+    print(f"Reviews: {review.reviews.path.absolute()} ({_count(review.reviews)})")
+    print(f"Open http://127.0.0.1:{port}/ in a browser on this machine; Ctrl-C ends the page", flush=True)
+    try:
+        server.serve_forever()
+    finally:
+        server.server_close()
+        print(f"Reviews: {review.reviews.path.absolute()} ({_count(review.reviews)})")
+        print(
+            f"Next: python -m flair.sample_testset threshold --dataset_dir={flags.dataset_dir} --name=NAME "
+            f"--reviews={review.reviews.path}",
+            flush=True,
+        )
+    return command.EXIT_OK
+
+
+def _open(flags: argparse.Namespace) -> Review:
+    from flair.errors import FlairError
+    from flair.metadata import load_records
+    from flair.review_app import Review
+    from flair.review_groups import NO_GROUPS, read_groups
+    from flair.review_index import PhotoIndex
+    from flair.reviews import ReviewFile, check_reviewer
+    from flair.testset import read_testset
+
+    if flags.reviewer:
+        check_reviewer(flags.reviewer)
+    reviews = ReviewFile(flags.reviews)
+    reviews.read()  # a damaged file is told now, not at the first mark
+    testset = read_testset(flags.testset) if flags.testset else None
+    print(f"reading {flags.dataset_dir} ...", file=sys.stderr, flush=True)
+    index = PhotoIndex(load_records(flags.dataset_dir))
+    if testset is not None and not any(image_id in index for image_id in testset.image_ids):
+        raise FlairError(f"--testset={flags.testset}: none of its photos is in {flags.dataset_dir}")
+    groups = read_groups(flags.duplicates, index) if flags.duplicates else NO_GROUPS
+    return Review(flags.dataset_dir, index, reviews, groups, testset, flags.reviewer or _user_name())
+
+
+def _listen(review: Review, port: int) -> BaseWSGIServer:
+    import socket
+
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    from flair.errors import FlairError
+    from flair.review_app import create_app
+    from flair.review_guard import LOOPBACK
+
+    class Handler(WSGIRequestHandler):
+        timeout = 60
+        server_version, sys_version = "flair.review", ""
+
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            """Says nothing: the terminal is for what matters."""
+
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((LOOPBACK, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise FlairError(
+            f"--port={port}: cannot listen there ({error.strerror}); choose another, or 0 for any that is free"
+        ) from None
+    port = listener.getsockname()[1]
+    app = create_app(review, port)
+    server = make_server(LOOPBACK, port, app, threaded=True, request_handler=Handler, fd=listener.fileno())
+    listener.close()
+    server.daemon_threads = True
+    return server
+
+
+def _count(reviews: ReviewFile) -> str:
+    from flair.reviews import NO_MARK
+
+    found = reviews.read()
+    photos = sum(found.photo_mark(image_id) != NO_MARK for image_id in found.photos)
+    pairs = sum(found.pair_mark(*key) != NO_MARK for key in found.pairs)
+    return f"{photos:,} photos and {pairs:,} pairs marked"
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "reviewer"
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m flair.review", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--dataset_dir", required=True, help="folder with labels_and_metadata.json and small_images")
+    add("--duplicates", metavar="DIR", help="--output_dir of flair.near_duplicates: groups to compare (default: none)")
+    add("--testset", metavar="FILE", help="manifest of flair.sample_testset: a filter for its photos (default: none)")
+    add("--reviews", default="reviews.json", metavar="FILE", help="where marks are kept (default: reviews.json)")
+    add("--reviewer", metavar="NAME", help="name written beside marks; the page can change it (default: your login)")
+    add("--port", type=_port, default=DEFAULT_PORT, help=f"0: any that is free (default: {DEFAULT_PORT})")
+    return parser.parse_args(argv)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text[:6]) > 65535:
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    command.run(main)

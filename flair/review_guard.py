@@ -1,0 +1,75 @@
+"""What keeps other web pages, and other machines, out of the review page.
+
+The server listens on loopback only, but any page open in the same browser can send requests there. So a request must
+name this server as its host (a foreign name that resolves to 127.0.0.1 does not: DNS rebinding), a change must come
+from a page of this server (Origin), and carry the token that only such a page can read, beside a SameSite cookie.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from urllib.parse import urlsplit
+
+from flask import Flask, Request, Response, abort, request
+
+LOOPBACK = "127.0.0.1"
+TOKEN_HEADER = "X-Review-Token"
+MAX_REQUEST_BYTES = 4 << 20
+_HOSTS = (LOOPBACK, "localhost")
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class Guard:
+    """Checks every request of one app, and adds headers to every response.
+
+    Attributes:
+      token: what changes must carry; new with each process.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.token = secrets.token_urlsafe(32)
+        self._hosts = frozenset(f"{host}:{port}" for host in _HOSTS)
+        self._cookie = f"flair_review_{port}"  # cookies know no ports, so the name does
+
+    def install(self, app: Flask) -> None:
+        """Guards all routes of `app`."""
+        app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
+        app.before_request(self._check)
+        app.after_request(self._add_headers)
+
+    def _check(self) -> None:
+        if request.host not in self._hosts:
+            abort(400, f"expected the address this page was opened at, found the host {request.host!r:.80}")
+        if request.method not in ("GET", "HEAD", "OPTIONS"):
+            reason = self._refusal(request)
+            if reason is not None:
+                abort(400, reason)
+
+    def _refusal(self, change: Request) -> str | None:
+        origin = change.headers.get("Origin")
+        if origin is not None and (urlsplit(origin).scheme, urlsplit(origin).netloc) != ("http", change.host):
+            return "the request comes from another page"
+        if change.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+            return "the request comes from another page"
+        if change.mimetype != "application/json":
+            return "expected JSON"
+        sent = (change.headers.get(TOKEN_HEADER, ""), change.cookies.get(self._cookie, ""))
+        if not all(hmac.compare_digest(value.encode(), self.token.encode()) for value in sent):
+            return "the page is older than the server; load it again"
+        return None
+
+    def _add_headers(self, response: Response) -> Response:
+        headers = response.headers
+        headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["X-Frame-Options"] = "DENY"
+        headers["Referrer-Policy"] = "no-referrer"
+        headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        headers["Cross-Origin-Opener-Policy"] = "same-origin"
+        headers.setdefault("Cache-Control", "no-store")
+        if response.mimetype == "text/html" and request.cookies.get(self._cookie) != self.token:
+            response.set_cookie(self._cookie, self.token, httponly=True, samesite="Strict")
+        return response
