@@ -33,6 +33,7 @@ NEAR_DUPLICATES_FILE = "near_duplicates.json"
 PAIRS_FILE = "duplicate_pairs.json"
 SUMMARY_FILE = "summary.json"
 SUMMARY_TEXT_FILE = "summary.txt"
+OUTPUT_FILES = (NEIGHBORS_FILE, NEAR_DUPLICATES_FILE, PAIRS_FILE, SUMMARY_FILE, SUMMARY_TEXT_FILE)
 
 
 class Settings(NamedTuple):
@@ -84,6 +85,8 @@ def audit(settings: Settings) -> Outcome:
     Raises:
       FlairError: bad metadata, a bad photo or file of features, or more pairs than can be held.
     """
+    for name in OUTPUT_FILES:
+        atomic.remove_leftovers(settings.output_dir, f".{name}.*.tmp")
     records = [record for record in load_records(settings.dataset_dir) if record.partition in settings.partitions]
     if not records:
         raise FlairError(f"--partitions={','.join(settings.partitions)}: the dataset has no photo there")
@@ -148,5 +151,4 @@ def _write(found: Found, settings: Settings, photos: Work, work: list[Work]) -> 
     atomic.write_json(folder / PAIRS_FILE, duplicate_pairs(found), indent=1)
     atomic.write_json(folder / SUMMARY_FILE, summary)
     atomic.write_text(folder / SUMMARY_TEXT_FILE, text)
-    names = (NEIGHBORS_FILE, NEAR_DUPLICATES_FILE, PAIRS_FILE, SUMMARY_FILE, SUMMARY_TEXT_FILE)
-    return Outcome(summary, text, tuple(folder / name for name in names), photos, *work)
+    return Outcome(summary, text, tuple(folder / name for name in OUTPUT_FILES), photos, *work)

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair import block_means, neighbor_search, pair_comparison
-from flair.atomic import replacing
+from flair.atomic import remove_leftovers, replacing
 from flair.errors import FlairError
 from flair.images import read_pixels
 from flair.pair_comparison import ComparedPair, Context
@@ -88,9 +89,10 @@ class NearPairs:
             pairs: NDArray[Any] = np.load(path, allow_pickle=False)
             self.searched = Work(0, self._scope.num_pairs())
             self.compared = Work(0, len(pairs))
-            return pairs
-        pairs = self._compare(self._candidates())
-        _save(path, pairs)
+        else:
+            pairs = self._compare(self._candidates())
+            _save(path, pairs)
+        self._tidy("candidates.npy", "tiles-*", "distances")
         return pairs
 
     def brute_force(self) -> NDArray[Any]:
@@ -111,9 +113,11 @@ class NearPairs:
             for first, second in itertools.combinations(range(len(photos)), 2):
                 if not self._scope.has(np.array([first]), np.array([second]))[0]:
                     continue
-                one, other = photos[first].astype(np.int64), photos[second].astype(np.int64)
-                direct = int(((one - other) ** 2).sum())
-                turned = int(((one - other[:, ::-1]) ** 2).sum()) if self._context.both_orientations else direct
+                # Sums of whole numbers below 2^53, which float64 adds without an error.
+                one, other = photos[first].astype(np.float64), photos[second]
+                direct = turned = int(np.square(one - other).sum())
+                if self._context.both_orientations:
+                    turned = int(np.square(one - other[:, ::-1]).sum())
                 if min(direct, turned) <= self._limit:
                     rows.append((first, second))
                     distances.append((min(direct, turned), turned < direct))
@@ -138,6 +142,7 @@ class NearPairs:
         missing = needed & np.isnan(pairs["dssim"])
         self.structured = Work(int(missing.sum()), int((needed & ~missing).sum()))
         if not missing.any():
+            self._tidy("structure-*")
             return
         todo = pairs[missing]
         # Which pairs are to be done depends on what is known, so the unfinished work is named after them.
@@ -156,7 +161,7 @@ class NearPairs:
         for name in _STRUCTURE.names or ():
             table[name] = done[name]
         _save(path, table)
-        store.discard()
+        self._tidy("structure-*")
         pair_comparison.forget_photos()
 
     def _candidates(self) -> NDArray[Any]:
@@ -192,7 +197,6 @@ class NearPairs:
             np.lexsort((found["second"], found["first"], found["second"] // _NEARBY, found["first"] // _NEARBY))
         ]
         _save(path, found)
-        store.discard()
         # Pairs of the tiles that an earlier run had searched are the share of the tiles' pairs.
         reused = round(self._scope.num_pairs() * done / max(sum(num_pairs), 1))
         self.searched = Work(self._scope.num_pairs() - reused, reused)
@@ -213,9 +217,17 @@ class NearPairs:
         self.compared = Work(len(candidates) - done, done)
         near = distances["l2"] <= self._limit
         pairs = near_pairs(candidates[near], distances[near], self._signatures.table)
-        store.discard()
         pair_comparison.forget_photos()
         return pairs
+
+    def _tidy(self, *patterns: str) -> None:
+        """Removes unfinished work that is finished now, and what a killed run left."""
+        remove_leftovers(self._folder)
+        for path in (path for pattern in patterns for path in self._folder.glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _tasks(self, pairs: NDArray[Any]) -> Iterator[list[ComparedPair]]:
         records = [record._replace(labels=(), fine_grained_labels=()) for record in self._scope.records]

@@ -105,15 +105,15 @@ def pixel_signature(data: bytes, pixels: NDArray[np.uint8], image_id: str) -> ND
     return row
 
 
-def _sign(context: _Context, records: list[Record]) -> tuple[list[bytes], list[NDArray[Any]]]:
-    """The digests of all these files, and the signatures of those that are not known."""
-    digests, computed = [], []
+def _sign(context: _Context, records: list[Record]) -> tuple[list[bytes], NDArray[Any]]:
+    """The digests of all these files, and the signatures, SIGNATURE [k], of those that are not known."""
+    digests, computed = [], [np.empty(0, SIGNATURE)]
     for record in records:
         data, where = images.read_file(context.dataset_dir, record)
         digests.append(hashlib.sha256(data).digest())
         if digests[-1] not in context.known:
             computed.append(pixel_signature(data, images.decode(data, where).data, record.image_id))
-    return digests, computed
+    return digests, np.concatenate(computed)
 
 
 class _NewRows:
@@ -124,13 +124,13 @@ class _NewRows:
         self._rows: list[NDArray[Any]] = []
         self._parts = 0
 
-    def add(self, rows: list[NDArray[Any]]) -> None:
-        self._rows += rows
-        if len(self._rows) >= _PHOTOS_PER_PART:
+    def add(self, rows: NDArray[Any]) -> None:
+        self._rows.append(rows)
+        if sum(map(len, self._rows)) >= _PHOTOS_PER_PART:
             self.save()
 
     def save(self) -> None:
-        if self._rows:
+        if any(map(len, self._rows)):
             path = self._cache_dir / f"new-{self._parts:06d}.npy"
             with replacing(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, np.concatenate(self._rows))

@@ -1,0 +1,55 @@
+"""`python -m flair.duplicate_calibration`: which planted copies the audit's thresholds find, and which strangers."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from flair import command
+from flair.preparation_flags import make_parser, positive_int
+
+DESCRIPTION = """\
+Plants copies of a dataset's photos, of even skies and of photos of the night (re-encoded, resized, noised, slightly
+cropped, mirrored), and prints for each kind the share that is reviewed and the share that is called a duplicate; then
+how many pairs of different photos, of each of the three, are reviewed and called duplicates. Skies and nights are drawn
+from the seed. The thresholds are those of python -m flair.near_duplicates."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the flags, measures, prints the tables; returns the exit code."""
+    flags = _parse(argv)
+
+    from flair import atomic
+    from flair.calibration import calibrate, table
+    from flair.duplicate_rule import Thresholds
+    from flair.progress import duration
+
+    start = time.monotonic()
+    given = {name: getattr(flags, name) for name in Thresholds._fields if getattr(flags, name, None) is not None}
+    found = calibrate(Path(flags.dataset_dir), flags.num_photos, flags.seed, Thresholds(**given))
+    print(table(found))
+    if flags.output:
+        atomic.write_json(flags.output, found)
+        print(f"Wrote {flags.output}.")
+    print(f"Measured in {duration(time.monotonic() - start)}.")
+    print(f"Next: python -m flair.near_duplicates --dataset_dir={flags.dataset_dir} --output_dir=duplicates")
+    return command.EXIT_OK
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("python -m flair.duplicate_calibration", DESCRIPTION)
+    add = parser.add_argument
+    add("--num_photos", type=positive_int, default=200, metavar="N", help="photos of each set (default: 200)")
+    add("--seed", type=int, default=0, metavar="N", help="of the choice, the drawing and the noise (default: 0)")
+    add("--review_l2", type=positive_int, metavar="N", help="greatest l2 of a reviewed pair (default: 120000000)")
+    add("--duplicate_l2", type=positive_int, metavar="N", help="greatest l2 of a duplicate (default: 60000000)")
+    add("--duplicate_dssim", type=float, metavar="X", help="greatest dssim of a duplicate (default: 0.2205)")
+    add("--duplicate_correlation", type=float, metavar="X", help="a duplicate's least correlation (default: 0.5)")
+    add("--output", metavar="FILE.json", help="also write the measurements to this file (default: none)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    command.run(main)
