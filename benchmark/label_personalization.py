@@ -30,10 +30,10 @@ def run_labels(
     """Runs the episodes that are missing in `log` and draws the figure; the rest of the summary."""
     table = read_photo_table(records, FLAGS.partition)
     episodes = _episodes(table, records)
+    classes = sum(len(one.classes) for one in episodes.alphabets)
     print(
-        f"{len(episodes.alphabets)} alphabet{'s' * (len(episodes.alphabets) != 1)} with {sum(len(one.classes) for one in episodes.alphabets):,} classes of "
-        f"the {FLAGS.label_set} labels in {FLAGS.partition}"
-        + ("" if FLAGS.taxonomy else "; without --taxonomy all labels are one alphabet"),
+        f"{classes:,} classes of the {FLAGS.label_set} labels in {FLAGS.partition}, alphabets: "
+        f"{len(episodes.alphabets)}" + ("" if FLAGS.taxonomy else "; without --taxonomy all labels are one alphabet"),
         flush=True,
     )
     if FLAGS.dump_dir is not None:

@@ -21,70 +21,91 @@ _FOR_USERS = (
 )
 _FOR_LABELS = ("ways", "shots", "label_set", "taxonomy")
 
-flags.DEFINE_string("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote, or an HDF5 file of photos.")
-flags.DEFINE_string("model", None, "Saved model (.h5) to start every episode from.")
-flags.DEFINE_enum("partition", "test", PARTITIONS, "Partition whose users or photos make the episodes.")
-flags.DEFINE_enum(
-    "episodes", USERS, EPISODES, "What an episode is: a user, or a few-shot task over fine-grained labels."
-)
-flags.DEFINE_integer(
-    "num_episodes", 600, "Episodes; with more than there are users, users come again with other splits.", lower_bound=1
-)
-flags.DEFINE_enum(
-    "split",
-    RANDOM,
-    SPLITS,
-    "How a user's photos are divided: at random; the newest to test on, by Flickr's photo id; or at random with near "
-    "duplicates on one side.",
-)
-flags.DEFINE_string("duplicates", None, "near_duplicates.json of flair.near_duplicates, for --split=duplicate_aware.")
-flags.DEFINE_enum(
-    "layers", HEAD, LAYERS, "What adapts: the classifier, all weights, or scale and shift of the normalization layers."
-)
-flags.DEFINE_integer(
-    "steps", None, "SGD steps of the adaptation; none: 10 for users, 100 for labels; 0: no adaptation.", lower_bound=0
-)
-flags.DEFINE_float(
-    "learning_rate", None, "Learning rate of the adaptation; none: 0.05 for users, 1 for labels.", lower_bound=0
-)
-flags.DEFINE_integer("batch_size", 16, "Support photos a step; label episodes always use all.", lower_bound=1)
-flags.DEFINE_float(
-    "proximal_strength", 0.0, "Strength of the pull back towards the global weights (mu of FedProx).", lower_bound=0
-)
-flags.DEFINE_float(
-    "clipnorm", 10.0, "Bound on the L2 norm of each weight's gradient; 0 turns clipping off.", lower_bound=0
-)
-flags.DEFINE_integer("num_support", None, "Support photos of a user; none: drawn as Meta-Dataset does.", lower_bound=1)
-flags.DEFINE_integer(
-    "num_query", None, "Query photos of a user, or of a class; none: 10, or half of the photos.", lower_bound=1
-)
-flags.DEFINE_integer(
-    "query_size_limit", 500, "Query photos in memory at once; changes speed, never a number.", lower_bound=1
-)
-flags.DEFINE_integer("ways", None, "Classes of a label episode; none: uniform in 5 to 50.", lower_bound=2)
-flags.DEFINE_integer(
-    "shots", None, "Support photos of each class of a label episode; none: drawn as Meta-Dataset does.", lower_bound=1
-)
-flags.DEFINE_enum("label_set", "test", LABEL_SETS, "Which of the disjoint sets of fine-grained labels to draw from.")
-flags.DEFINE_string(
-    "taxonomy",
-    None,
-    f"{TAXONOMY_FILE} of the dataset: classes of one label episode share a coarse label; none: they are drawn from "
-    "all labels.",
-)
-flags.DEFINE_string(
-    "dump_dir", None, "Also write the episodes as TFRecords to this folder, for other frameworks; none: do not."
-)
-flags.DEFINE_boolean("use_fine_grained_labels", False, "The model predicts the fine-grained labels.")
-flags.DEFINE_string("binary_label", None, "The model predicts this one label; none: the one its run folder names.")
-flags.DEFINE_integer("image_height", None, "Height of the model's input; none: as it was trained.", lower_bound=16)
-flags.DEFINE_integer("image_width", None, "Width of the model's input; none: as it was trained.", lower_bound=16)
-flags.DEFINE_integer("seed", 0, "Seed of users, splits, sizes and batches.", 0, 2**48)
-flags.DEFINE_string("run_dir", None, "Folder for the results; none: <model>_personalization beside the model.")
-flags.DEFINE_boolean("overwrite", False, "Forget what an earlier run left in the folder.")
-flags.mark_flags_as_required(["tfrecords_dir", "model"])
-
 FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines them; not at import, because some have the names of other programs' flags."""
+    flags.DEFINE_string("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote, or an HDF5 file of photos.")
+    flags.DEFINE_string("model", None, "Saved model (.h5) to start every episode from.")
+    flags.DEFINE_enum("partition", "test", PARTITIONS, "Partition whose users or photos make the episodes.")
+    flags.DEFINE_enum(
+        "episodes", USERS, EPISODES, "What an episode is: a user, or a few-shot task over fine-grained labels."
+    )
+    flags.DEFINE_integer(
+        "num_episodes",
+        600,
+        "Episodes; with more than there are users, users come again with other splits.",
+        lower_bound=1,
+    )
+    flags.DEFINE_enum(
+        "split",
+        RANDOM,
+        SPLITS,
+        "How a user's photos are divided: at random; the newest to test on, by Flickr's photo id; or at random with "
+        "near duplicates on one side.",
+    )
+    flags.DEFINE_string(
+        "duplicates", None, "near_duplicates.json of flair.near_duplicates, for --split=duplicate_aware."
+    )
+    flags.DEFINE_enum(
+        "layers",
+        HEAD,
+        LAYERS,
+        "What adapts: the classifier, all weights, or scale and shift of the normalization layers.",
+    )
+    flags.DEFINE_integer(
+        "steps",
+        None,
+        "SGD steps of the adaptation; none: 10 for users, 100 for labels; 0: no adaptation.",
+        lower_bound=0,
+    )
+    flags.DEFINE_float(
+        "learning_rate", None, "Learning rate of the adaptation; none: 0.05 for users, 1 for labels.", lower_bound=0
+    )
+    flags.DEFINE_integer("batch_size", 16, "Support photos a step; label episodes always use all.", lower_bound=1)
+    flags.DEFINE_float(
+        "proximal_strength", 0.0, "Strength of the pull back towards the global weights (mu of FedProx).", lower_bound=0
+    )
+    flags.DEFINE_float(
+        "clipnorm", 10.0, "Bound on the L2 norm of each weight's gradient; 0 turns clipping off.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "num_support", None, "Support photos of a user; none: drawn as Meta-Dataset does.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "num_query", None, "Query photos of a user, or of a class; none: 10, or half of the photos.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "query_size_limit", 500, "Query photos in memory at once; changes speed, never a number.", lower_bound=1
+    )
+    flags.DEFINE_integer("ways", None, "Classes of a label episode; none: uniform in 5 to 50.", lower_bound=2)
+    flags.DEFINE_integer(
+        "shots",
+        None,
+        "Support photos of each class of a label episode; none: drawn as Meta-Dataset does.",
+        lower_bound=1,
+    )
+    flags.DEFINE_enum(
+        "label_set", "test", LABEL_SETS, "Which of the disjoint sets of fine-grained labels to draw from."
+    )
+    flags.DEFINE_string(
+        "taxonomy",
+        None,
+        f"{TAXONOMY_FILE} of the dataset: classes of one label episode share a coarse label; none: they are drawn from "
+        "all labels.",
+    )
+    flags.DEFINE_string(
+        "dump_dir", None, "Also write the episodes as TFRecords to this folder, for other frameworks; none: do not."
+    )
+    flags.DEFINE_boolean("use_fine_grained_labels", False, "The model predicts the fine-grained labels.")
+    flags.DEFINE_string("binary_label", None, "The model predicts this one label; none: the one its run folder names.")
+    flags.DEFINE_integer("image_height", None, "Height of the model's input; none: as it was trained.", lower_bound=16)
+    flags.DEFINE_integer("image_width", None, "Width of the model's input; none: as it was trained.", lower_bound=16)
+    flags.DEFINE_integer("seed", 0, "Seed of users, splits, sizes and batches.", 0, 2**48)
+    flags.DEFINE_string("run_dir", None, "Folder for the results; none: <model>_personalization beside the model.")
+    flags.DEFINE_boolean("overwrite", False, "Forget what an earlier run left in the folder.")
+    flags.mark_flags_as_required(["tfrecords_dir", "model"])
 
 
 def check_flags() -> None:

@@ -25,6 +25,8 @@ from benchmark.saved_model import SavedModel
 from flair.errors import FlairError
 from flair.progress import duration
 
+personalize_flags.define_flags()
+
 EPISODES_FILE, USERS_FILE, FIGURES_DIR, FEATURES_DIR = "episodes.csv", "users.csv", "figures", "features"
 # Flags that a continued run may change without changing its result so far.
 _CHANGEABLE = ("overwrite", "run_dir", "flagfile", "num_episodes", "query_size_limit", "dump_dir")

@@ -179,8 +179,8 @@ def _take(serialized: Sequence[bytes], positions: Iterable[int]) -> list[bytes]:
 
 def _group_lines(groups: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     return [
-        f"  {name:<30}{group['users']:>6} user{' ' if group['users'] == 1 else 's'}{_number(group['loss_difference']['mean'], 10)}"
-        f"{_span(group['loss_difference']):>22}"
+        f"  {name:<30}{group['users']:>6} {'user ' if group['users'] == 1 else 'users'}"
+        f"{_number(group['loss_difference']['mean'], 10)}{_span(group['loss_difference']):>22}"
         for name, group in groups
     ]
 

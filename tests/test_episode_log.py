@@ -1,0 +1,52 @@
+"""The log of episodes: exact numbers, in order, and half a line of a killed process is no row."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
+
+RESULTS = [
+    UserResult(0, "10@N00", 7, 3, 3, 0.1, 1 / 3, 2 / 3, 0.1 + 0.2, 1e-17),
+    UserResult(1, "9,@N01", 4, 1, 2, 0.25, 0.5, 0.5, float("nan"), float("nan")),
+    UserResult(2, "8@N01", 4, 1, 2, 0.25, 5e300, 0.5, 0.25, 1.0),
+]
+
+
+def _same(one, other):
+    return all(
+        a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b)) for a, b in zip(one, other, strict=True)
+    )
+
+
+@given(st.integers(0, 400))
+def test_whatever_was_cut_off_whole_rows_come_back(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("log") / "episodes.csv"
+    log = EpisodeLog(path, UserResult)
+    for result in RESULTS:
+        log.add(result)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - min(cut, len(whole))])
+    again = EpisodeLog(path, UserResult)
+    assert len(again.results) <= 3
+    assert all(_same(one, other) for one, other in zip(again.results, RESULTS, strict=False))
+    assert len(again.results) == max(0, path.read_bytes().count(b"\n") - 1)
+    for result in RESULTS[len(again.results) :]:
+        again.add(result)
+    assert path.read_bytes() == whole
+
+
+def test_results_of_labels_come_back(tmp_path):
+    result = LabelResult(0, "animal", 5, 30, 10, 0.5, 1 / 7)
+    EpisodeLog(tmp_path / "episodes.csv", LabelResult).add(result)
+    assert EpisodeLog(tmp_path / "episodes.csv", LabelResult).results == [result]
+
+
+def test_episodes_come_in_order(tmp_path):
+    log = EpisodeLog(tmp_path / "episodes.csv", UserResult)
+    with pytest.raises(ValueError, match="episode 1 came where 0 was due"):
+        log.add(RESULTS[1])
