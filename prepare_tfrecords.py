@@ -33,6 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="with --layout=sharded, close a shard after N photos; a user is never split (default: 2000)",
     )
+    parser.add_argument(
+        "--heldout_fraction",
+        type=preparation_flags.fraction,
+        default="0",
+        metavar="F",
+        help="put this fraction of each train user's photos aside, in the partition heldout that training does not "
+        "read: photos of seen users (default: 0, none; of users with fewer than 1/F photos none)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of which photos --heldout_fraction takes (default: 0)")
     preparation_flags.add_shared_flags(parser)
     flags = parser.parse_args(argv)
 
@@ -46,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         images_per_shard=flags.images_per_shard,
         limit_users=flags.limit_users,
         exclude=flags.exclude,
+        heldout_fraction=flags.heldout_fraction,
+        seed=flags.seed,
         num_workers=flags.num_workers,
         overwrite=flags.overwrite,
     )

@@ -44,6 +44,7 @@ HUGGINGFACE_SHARDS: Final = {"train": 10, "val": 2, "test": 2}
 HUGGINGFACE_BYTES: Final = 5_740_000_000
 
 PARTITIONS: Final = ("train", "val", "test")
+HELDOUT: Final = "heldout"  # not published: photos of train users that prepare_tfrecords.py put aside
 IMAGE_SIZE: Final = 256  # pixels, both sides, of every photo in small_images
 
 # [ml-flair] README, "Dataset split"

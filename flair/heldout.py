@@ -12,11 +12,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+from flair.catalog import HELDOUT
 from flair.errors import FlairError
 from flair.exclusion import Exclusion
 from flair.metadata import Record, User
 from flair.progress import Progress
-from flair.testset import HELDOUT
 
 _TRAIN = "train"
 
@@ -45,21 +45,6 @@ def hold_out(users: Iterable[User], fraction: Fraction, seed: int, exclusion: Ex
         remaining.append(user._replace(records=tuple(r for r in user.records if r.image_id not in chosen)))
         heldout.append(User(user.user_id, HELDOUT, aside))
     return HeldOut(remaining, heldout)
-
-
-def parse_fraction(text: str) -> Fraction:
-    """The value of --heldout_fraction, exactly: 0.1 is one tenth.
-
-    Raises:
-      ValueError: it is no number from 0 to 1, 1 excluded.
-    """
-    try:
-        fraction = Fraction(text) if len(text) < 20 else Fraction(-1)
-    except ZeroDivisionError:
-        fraction = Fraction(-1)
-    if not 0 <= fraction < 1:
-        raise ValueError(f"expected a number of at least 0 and below 1, found {text!r}")
-    return fraction
 
 
 def heldout_image_ids(tfrecords_dir: str | Path, metadata_sha256: str) -> frozenset[str]:

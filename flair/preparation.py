@@ -50,6 +50,7 @@ class Outcome(NamedTuple):
     converted: tuple[str, ...]  # image ids of grayscale photos stored as RGB
     already_complete: bool = False
     excluded: Mapping[str, int] | None = None  # photos left out of each partition
+    heldout_images: int = 0  # of `num_images`, those put aside
 
     def summary(self, place: str, seconds: float) -> list[str]:
         """Lines that tell what was made, where and how fast."""
@@ -58,6 +59,8 @@ class Outcome(NamedTuple):
         if self.excluded is not None:
             counts = ", ".join(f"{partition} {count:,}" for partition, count in self.excluded.items())
             lines.append(f"Left out {sum(self.excluded.values()):,} photos that --exclude names ({counts}).")
+        if self.heldout_images:
+            lines.append(f"Put {self.heldout_images:,} of the photos of train users aside, in the partition heldout.")
         if self.already_complete:
             return [*lines, f"{place} is complete already: {what}. To make it again, add --overwrite."]
         if self.converted:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from fractions import Fraction
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -44,6 +46,17 @@ def add_exclude_flag(parser: argparse.ArgumentParser, what: str) -> None:
         help=f"{what} these photos: near_duplicates.json of flair.near_duplicates, or a JSON list of image ids "
         "(default: none)",
     )
+
+
+def fraction(text: str) -> Fraction:
+    """The value of a flag that is a decimal number of at least 0 and below 1, exactly.
+
+    >>> fraction("0.1")
+    Fraction(1, 10)
+    """
+    if not re.fullmatch(r"0|0?\.[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0 and below 1, as 0.1, found {text!r}")
+    return Fraction(text)
 
 
 def positive_int(text: str) -> int:

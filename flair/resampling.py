@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flair import samplers, strata
+from flair.catalog import HELDOUT
 from flair.eligibility import REASONS, Criteria, refusals
 from flair.errors import FlairError
 from flair.exclusion import Exclusion, read_exclusion
+from flair.heldout import heldout_image_ids
 from flair.label_scores import Scores, read_scores
 from flair.metadata import Record, load_records, metadata_path
 from flair.model_agreement import model_agreement
 from flair.reviews import NO_REVIEWS, Reviews, read_reviews
 from flair.samplers import Draw
 from flair.strata import Histogram, LabelOrder
-from flair.testset import HELDOUT, Testset, check_absent, manifest_path, now, read_testset, revision_name
+from flair.testset import Testset, check_absent, manifest_path, now, read_testset, revision_name
 
 _MAX_LABELS_PRINTED = 40
 
@@ -160,8 +162,6 @@ def _members(plan: Plan, records: Sequence[Record], partition: str) -> list[Reco
     if partition != HELDOUT:
         members = [record for record in records if record.partition == partition]
     else:
-        from flair.heldout import heldout_image_ids
-
         assert plan.tfrecords_dir is not None
         image_ids = heldout_image_ids(plan.tfrecords_dir, _sha256(metadata_path(plan.dataset_dir)))
         members = [record for record in records if record.image_id in image_ids]

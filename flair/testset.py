@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flair.catalog import PARTITIONS
+from flair.catalog import HELDOUT, PARTITIONS
 from flair.errors import FlairError
 from flair.metadata import check_id
 
 FORMAT = "flair-testset"
 FORMAT_VERSION = 1
 DEFAULT_FOLDER = "testsets"
-HELDOUT = "heldout"  # photos of train users that prepare_tfrecords.py --heldout_fraction put aside
 TESTSET_PARTITIONS = (*PARTITIONS, HELDOUT)
 MAX_MANIFEST_BYTES = 1 << 28
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")

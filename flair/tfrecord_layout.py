@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from flair.catalog import PARTITIONS
+from flair.catalog import HELDOUT
 from flair.metadata import Record, User
 from flair.workers import batches
 
@@ -15,6 +15,7 @@ DEFAULT_IMAGES_PER_SHARD = 2000  # 28 MB; some 210 files for the full dataset
 LABEL_INDEX_FILE = "label_index.json"
 USER_INDEX_FILE = "user_index.json"
 PARTITION_FOLDERS = {"train": "train", "val": "dev", "test": "test"}
+ALL_FOLDERS = {**PARTITION_FOLDERS, HELDOUT: HELDOUT}  # the last one is there with --heldout_fraction only
 LINKS = {"label_to_index.json": LABEL_INDEX_FILE, "val": "dev"}  # the names that ml-flair's own code reads
 SUFFIX = ".tfrecords"
 
@@ -56,8 +57,7 @@ class Location(NamedTuple):
 def plan(users: Sequence[User], layout: str, images_per_shard: int) -> list[RecordFile]:
     """The files to write, users in order; a shard is closed when it has `images_per_shard` photos or more."""
     files: list[RecordFile] = []
-    for partition in PARTITIONS:
-        folder = PARTITION_FOLDERS[partition]
+    for partition, folder in ALL_FOLDERS.items():
         members = [user for user in users if user.partition == partition]
         if layout == "per_user":
             files += [RecordFile(f"{folder}/{user.user_id}{SUFFIX}", (user,)) for user in members]

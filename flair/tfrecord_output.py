@@ -8,24 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from flair import checked_json
+from flair.catalog import HELDOUT
 from flair.errors import FlairError
 from flair.preparation import PARAMETERS_FILE, check_same, discard
-from flair.tfrecord_layout import LABEL_INDEX_FILE, LINKS, PARTITION_FOLDERS, SUFFIX, USER_INDEX_FILE
+from flair.tfrecord_layout import ALL_FOLDERS, LABEL_INDEX_FILE, LINKS, PARTITION_FOLDERS, SUFFIX, USER_INDEX_FILE
 
 UNFINISHED_FOLDER = ".unfinished"
 FINISHED_FILE = "finished.json"  # becomes PARAMETERS_FILE of the published folder
 _NAMES = (*PARTITION_FOLDERS.values(), *LINKS, LABEL_INDEX_FILE)
+_ALL_NAMES = (*_NAMES, HELDOUT)
 
 
 class TFRecordOutput:
     """The folder `final`, and `final/.unfinished` where the records are made.
 
     Publishing moves a handful of names. PARAMETERS_FILE leaves first and comes last, so a folder that has it is whole;
-    a publication that was interrupted is taken back and done again.
+    a publication that was interrupted is taken back and done again. `with_heldout` says whether photos are put aside.
     """
 
-    def __init__(self, final: Path) -> None:
+    def __init__(self, final: Path, with_heldout: bool = False) -> None:
         self.final = final
+        self._names = _ALL_NAMES if with_heldout else _NAMES
         self.unfinished = final / UNFINISHED_FOLDER
 
     def is_complete(self, parameters: Mapping[str, Any]) -> bool:
@@ -42,7 +45,7 @@ class TFRecordOutput:
             check_same(parameters, found, f"--tfrecords_dir={self.final}: the output there")
             discard(self.unfinished)
             return True
-        in_the_way = [name for name in _NAMES if os.path.lexists(self.final / name)]
+        in_the_way = [name for name in _ALL_NAMES if os.path.lexists(self.final / name)]
         if in_the_way and not self._was_publishing():
             raise FlairError(
                 f"--tfrecords_dir={self.final}: already has {in_the_way[0]}, not made by this version of this command; "
@@ -52,14 +55,14 @@ class TFRecordOutput:
 
     def num_bytes(self) -> int:
         """Size of all published files of records."""
-        folders = [self.final / name for name in PARTITION_FOLDERS.values()]
+        folders = [self.final / name for name in ALL_FOLDERS.values() if name in self._names]
         return sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
 
     def publish(self) -> None:
         """Replaces what is published by what is in the unfinished folder, and removes that."""
-        for name in (PARAMETERS_FILE, *_NAMES):
+        for name in (PARAMETERS_FILE, *_ALL_NAMES):
             _remove_output(self.final / name)
-        for name in _NAMES:
+        for name in self._names:
             os.replace(self.unfinished / name, self.final / name)
         os.replace(self.unfinished / FINISHED_FILE, self.final / PARAMETERS_FILE)
         discard(self.unfinished)
@@ -67,7 +70,7 @@ class TFRecordOutput:
     def take_back(self) -> None:
         """Undoes a publication that was interrupted."""
         if self._was_publishing():
-            for name in _NAMES:
+            for name in self._names:
                 if os.path.lexists(self.final / name) and not os.path.lexists(self.unfinished / name):
                     os.replace(self.final / name, self.unfinished / name)
 

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import google_crc32c
 
 from flair import checked_json
+from flair.catalog import HELDOUT
 from flair.errors import FlairError
 from flair.example import Example, MalformedExample, decode
 from flair.metadata import label_index
 from flair.preparation import PARAMETERS_FILE
 from flair.tfrecord import DamagedRecord, read_payloads
 from flair.tfrecord_layout import (
+    ALL_FOLDERS,
     LABEL_INDEX_FILE,
     LINKS,
-    PARTITION_FOLDERS,
     SUFFIX,
     USER_INDEX_FILE,
     LabelColumns,
@@ -59,14 +60,15 @@ class TFRecords:
 
     def has_partition(self, partition: str) -> bool:
         """Whether there is a folder of that partition."""
-        return any((self.folder / name).is_dir() for name in (PARTITION_FOLDERS[partition], partition))
+        return any((self.folder / name).is_dir() for name in (ALL_FOLDERS[partition], partition))
 
     def partition_folder(self, partition: str) -> Path:
         """The folder of a partition; that of `val` may be called `dev`."""
-        for name in (PARTITION_FOLDERS[partition], partition):
+        for name in (ALL_FOLDERS[partition], partition):
             if (self.folder / name).is_dir():
                 return self.folder / name
-        raise FlairError(f"{self.folder}: has no folder {PARTITION_FOLDERS[partition]}; prepare it again")
+        flag = " with --heldout_fraction=0.1" if partition == HELDOUT else ""
+        raise FlairError(f"{self.folder}: has no folder {ALL_FOLDERS[partition]}; prepare it again{flag}")
 
     def users(self, partition: str) -> dict[str, Span]:
         """The users of a partition and where their records are."""

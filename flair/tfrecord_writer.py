@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,16 @@ import google_crc32c
 
 from flair import checked_json, images
 from flair.atomic import remove_leftovers, write_bytes
+from flair.errors import FlairError
 from flair.example import Example, MalformedExample, decode, encode
+from flair.exclusion import read_exclusion
+from flair.heldout import HeldOut, hold_out
 from flair.metadata import Record, label_index
 from flair.preparation import Outcome, Selection, naming, require_free_space, select, unfinished_folder
 from flair.progress import Progress
 from flair.tfrecord import FRAME_BYTES, DamagedRecord, frame, read_payloads
 from flair.tfrecord_layout import (
+    ALL_FOLDERS,
     DEFAULT_IMAGES_PER_SHARD,
     LABEL_INDEX_FILE,
     LINKS,
@@ -64,12 +69,15 @@ def write_tfrecords(
     images_per_shard: int = DEFAULT_IMAGES_PER_SHARD,
     limit_users: int | None = None,
     exclude: str | Path | None = None,
+    heldout_fraction: Fraction = Fraction(0),
+    seed: int = 0,
     num_workers: int | None = None,
     overwrite: bool = False,
 ) -> Outcome:
     """Writes all photos of `dataset_dir` (or a consistent subset of `limit_users` users) as TFRecords.
 
-    The photos that the file `exclude` names are left out; see `flair.exclusion`.
+    The photos that the file `exclude` names are left out; see `flair.exclusion`. Of each train user's photos,
+    `heldout_fraction` goes to a partition of its own, by `seed`; see `flair.heldout`.
 
     The bytes written depend on the dataset and the flags, never on `num_workers` or on interruptions.
 
@@ -82,9 +90,27 @@ def write_tfrecords(
     if layout == "sharded":
         parameters["images_per_shard"] = images_per_shard
     parameters |= selection.parameters
-    output = TFRecordOutput(Path(tfrecords_dir))
+    split = HeldOut(selection.users, [])
+    if heldout_fraction:
+        split = hold_out(selection.users, heldout_fraction, seed, None if exclude is None else read_exclusion(exclude))
+        parameters |= {"heldout_fraction": f"{float(heldout_fraction):.9g}", "heldout_seed": seed}
+        if not split.heldout:
+            raise FlairError(
+                f"--heldout_fraction={float(heldout_fraction):g}: no train user has enough photos for that"
+            )
+    num_heldout = sum(len(user.records) for user in split.heldout)
+    output = TFRecordOutput(Path(tfrecords_dir), with_heldout=bool(split.heldout))
     if not overwrite and output.is_complete(parameters):
-        return Outcome(selection.num_images, len(selection.users), output.num_bytes(), 0, (), True, selection.excluded)
+        return Outcome(
+            selection.num_images,
+            len(selection.users),
+            output.num_bytes(),
+            0,
+            (),
+            already_complete=True,
+            excluded=selection.excluded,
+            heldout_images=num_heldout,
+        )
     num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
     with unfinished_folder(output.unfinished, parameters, overwrite) as continued:
         if continued:
@@ -92,7 +118,7 @@ def write_tfrecords(
         else:
             require_free_space(output.unfinished, num_bytes + _OVERHEAD_BYTES * selection.num_images)
         context = _Context(source, output.unfinished, _label_columns(selection))
-        files = plan(selection.users, layout, images_per_shard)
+        files = plan([*split.users, *split.heldout], layout, images_per_shard)
         written = _write_files(context, files, num_workers or default_num_workers())
         _write_indexes(context, files, written, parameters)
         _sync([context.folder / file.name for file in files])
@@ -104,6 +130,7 @@ def write_tfrecords(
         sum(file.skipped_images for file in written),
         tuple(image_id for file in written for image_id in file.converted),
         excluded=selection.excluded,
+        heldout_images=num_heldout,
     )
 
 
@@ -123,7 +150,7 @@ def _label_columns(selection: Selection) -> LabelColumns:
 
 
 def _write_files(context: _Context, files: Sequence[RecordFile], num_workers: int) -> list[_Written]:
-    for folder in PARTITION_FOLDERS.values():
+    for folder in _folders(files):
         (context.folder / folder).mkdir(exist_ok=True)
         remove_leftovers(context.folder / folder)
     tasks = list(batches(files, _IMAGES_PER_TASK, lambda file: file.num_images))
@@ -189,7 +216,7 @@ def _write_indexes(
 ) -> None:
     contents = {LABEL_INDEX_FILE: label_index_text(context.columns)}
     if parameters["layout"] == "sharded":
-        for folder in PARTITION_FOLDERS.values():
+        for folder in _folders(files):
             rows = [row for row, file in enumerate(files) if file.name.startswith(f"{folder}/")]
             contents[f"{folder}/{USER_INDEX_FILE}"] = user_index_text(
                 [files[row] for row in rows], [written[row].locations for row in rows]
@@ -202,6 +229,12 @@ def _write_indexes(
         (context.folder / link).unlink(missing_ok=True)
         (context.folder / link).symlink_to(target)
     checked_json.write(context.folder / FINISHED_FILE, {**parameters, "index_crc32c": checksums})
+
+
+def _folders(files: Sequence[RecordFile]) -> list[str]:
+    """The folders of the partitions, that of photos put aside only where there are some."""
+    used = {file.name.partition("/")[0] for file in files}
+    return [folder for folder in ALL_FOLDERS.values() if folder in used or folder in PARTITION_FOLDERS.values()]
 
 
 def _sync(paths: Sequence[Path]) -> None:

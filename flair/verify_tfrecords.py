@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 from flair import images
-from flair.catalog import PARTITIONS
+from flair.catalog import HELDOUT, PARTITIONS
 from flair.errors import FlairError
 from flair.example import Example
 from flair.exclusion import Exclusion
 from flair.findings import Check
+from flair.heldout import hold_out
 from flair.metadata import User, label_index
 from flair.preparation import check_exclusion, subset
 from flair.progress import Progress
@@ -53,7 +55,12 @@ def check_tfrecords(
         records = TFRecords(folder)
         check_exclusion(records.parameters, exclusion, str(folder))
         users = subset(all_users, records.parameters.get("limit_users"), exclusion)
-        spans = {partition: records.users(partition) for partition in PARTITIONS}
+        partitions = [*PARTITIONS, *([HELDOUT] if "heldout_fraction" in records.parameters else [])]
+        if HELDOUT in partitions:
+            fraction = Fraction(records.parameters["heldout_fraction"])
+            split = hold_out(users, fraction, records.parameters["heldout_seed"], exclusion)
+            users = [*split.users, *split.heldout]
+        spans = {partition: records.users(partition) for partition in partitions}
         if records.columns not in (None, columns):
             labels.fail("label_index.json")
         _check_files(records, spans, files)
@@ -83,7 +90,7 @@ def _columns(users: Sequence[User]) -> LabelColumns:
 
 
 def _check_files(records: TFRecords, spans: dict[str, dict[str, Span]], check: Check) -> None:
-    for partition in PARTITIONS:
+    for partition in spans:
         ends: dict[str, list[tuple[int, int | None]]] = defaultdict(list)
         for span in spans[partition].values():
             offset, num_bytes = span.location[:2] if span.location else (0, None)
@@ -107,7 +114,7 @@ def _covers(pieces: list[tuple[int, int | None]], size: int) -> bool:
 
 
 def _match_users(users: Sequence[User], spans: dict[str, dict[str, Span]], check: Check) -> list[tuple[User, Span]]:
-    missing_from_metadata = {(partition, user_id) for partition in PARTITIONS for user_id in spans[partition]}
+    missing_from_metadata = {(partition, user_id) for partition in spans for user_id in spans[partition]}
     found = []
     check.checked = len(users)
     for user in users:
