@@ -1,0 +1,134 @@
+"""Trains every combination of some flags' values with several seeds, and prints one table: mean ± sd over the seeds.
+
+All flags of the training command may follow. Each run has a folder of its own, named by its settings. The same command
+continues a sweep: complete runs are skipped, interrupted ones go on from their checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import io
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark import sweep_program, sweep_table
+from benchmark.sweep_grid import Run, make_runs, parse_grid
+from benchmark.sweep_program import SETTINGS
+from benchmark.sweep_runs import LOG_FILE, Outcome, Runner
+from flair.errors import FlairError
+from flair.preparation_flags import positive_int
+from flair.progress import Progress, duration
+
+LOCK_FILE = "sweep.lock"
+_OWN_PLACES = ("save_model_dir", "run_dir", "overwrite", "dry_run", "num_users")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags, runs what is not done, prints the table; 1 if a run failed."""
+    started = time.monotonic()
+    flags, training_flags = _parse(argv)
+    arguments = sweep_program.expand([*(f"--flagfile={path}" for path in flags.flagfile), *training_flags])
+    grid = parse_grid([text for texts in flags.grid for text in texts])
+    given = sweep_program.names_of(arguments)
+    _check(given, sweep_program.names_of(training_flags), grid)
+    setting = sweep_program.choose_setting(flags.setting, [*given, *grid])
+    runs = make_runs(grid, _first_seed(arguments), flags.seeds)
+    folder = Path(flags.sweep_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "a", encoding="utf-8") as lock:
+        _take(lock, folder)
+        print(f"{len(runs)} runs of benchmark.{setting}_main in {folder}, {flags.jobs} at a time", flush=True)
+        outcomes = _run(Runner(folder, setting, arguments), runs, flags.jobs)
+        rows = sweep_table.rows_of(folder, runs, {one.run for one in outcomes if one.failure is None})
+        sweep_table.write(folder, rows)
+    return _report(folder, rows, outcomes, time.monotonic() - started)
+
+
+def _check(given: Sequence[str], typed: Sequence[str], grid: dict[str, list[str]]) -> None:
+    for name in _OWN_PLACES:
+        if name in given or f"no{name}" in given:
+            raise FlairError(f"--{name}: a sweep gives every run its own folder; leave it out")
+    if "tfrecords_dir" not in [*given, *grid]:
+        raise FlairError("--tfrecords_dir: is missing; give the folder that prepare_tfrecords.py wrote")
+    for name in grid:
+        if name in typed:
+            raise FlairError(f"--{name}: is in the grid and a flag of its own; leave one out")
+
+
+def _first_seed(arguments: Sequence[str]) -> int:
+    text = sweep_program.value_of("seed", arguments)
+    try:
+        return 0 if text is None else int(text)
+    except ValueError:
+        raise FlairError(f"--seed={text}: expected a whole number") from None
+
+
+def _take(lock: io.TextIOWrapper, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FlairError(f"{folder}: another sweep is running here; choose another --sweep_dir") from None
+
+
+def _run(runner: Runner, runs: Sequence[Run], jobs: int) -> list[Outcome]:
+    with Progress(len(runs), "sweep", "run") as progress:
+
+        def note(outcome: Outcome) -> None:
+            how = "complete already" if outcome.was_complete else f"done in {duration(outcome.seconds)}"
+            if outcome.failure is not None:
+                how = f"FAILED: {outcome.failure} (log: {runner.run_folder(outcome.run) / LOG_FILE})"
+            print(f"{outcome.run.folder}: {how}", flush=True)
+            progress.add(1)
+
+        return runner.run_all(runs, jobs, note)
+
+
+def _report(folder: Path, rows: Sequence[sweep_table.Row], outcomes: Sequence[Outcome], seconds: float) -> int:
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    print(f"\n{sweep_table.table(rows)}")
+    print("mean ± standard deviation over seeds; the test numbers choose nothing: pick a setting by val")
+    if any("epsilon" in row.numbers for row in rows):
+        print("every run of a private sweep costs epsilon of its own: see [tuning] in each privacy.txt")
+    print(f"results: {folder / sweep_table.CSV_FILE}, {folder / sweep_table.JSON_FILE}")
+    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} runs complete, in {duration(seconds)}")
+    for outcome in failed:
+        log = folder / outcome.run.folder / LOG_FILE
+        print(f"{outcome.run.folder} failed: {outcome.failure} (log: {log})", file=sys.stderr)
+    done = next((outcome.run.folder for outcome in outcomes if outcome.failure is None), None)
+    if failed:
+        print("next: mend what failed, then the same command")
+    elif done is not None:
+        print(f"next: python -m benchmark.report_main {folder}/*/")
+    return 1 if failed else 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.sweep_main",
+        usage="%(prog)s --flagfile=FILE --grid FLAG=VALUE,VALUE ... --seeds=N [--training_flag=value ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--flagfile", action="append", default=[], help="flags that all runs share, one a line")
+    parser.add_argument(
+        "--grid", action="append", nargs="+", default=[], metavar="FLAG=VALUE,VALUE", help="flags to vary"
+    )
+    parser.add_argument("--seeds", type=positive_int, default=1, help="seeds of each setting, from --seed on (1)")
+    parser.add_argument("--jobs", type=positive_int, default=1, help="runs at once (1)")
+    parser.add_argument("--sweep_dir", default="sweep", help="folder of the sweep (sweep)")
+    parser.add_argument("--setting", choices=SETTINGS, help="training command; found from the flags where not given")
+    flags, rest = parser.parse_known_args(argv)
+    stray = next((argument for argument in rest if not argument.startswith("-")), None)
+    if stray is not None:
+        parser.error(f"{stray!r}: write the flags of the training as --flag=value")
+    return flags, rest
+
+
+if __name__ == "__main__":
+    from flair.command import run
+
+    run(main)

@@ -1,0 +1,101 @@
+"""A flag that would change nothing is refused; published commands and reruns from flags.txt are not."""
+
+from __future__ import annotations
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from benchmark import command, federated_flags
+from flair.errors import FlairError
+
+
+def _check(*given):
+    with flagsaver.flagsaver():
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["federated_main", "--tfrecords_dir=anywhere", *given])
+        federated_flags.check_federated_flags()
+        return command.flag_lines(), federated_flags.federated_config(None)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--algorithm=fed_sgd", "--client_learning_rate=0.01"], "--client_learning_rate=0.01"),
+        (["--algorithm=fed_sgd", "--client_clipnorm=1"], "--client_clipnorm=1"),
+        (["--algorithm=fed_sgd", "--global_clipnorm"], "--global_clipnorm"),
+        (["--algorithm=mime_lite", "--client_clipnorm=1"], "--client_clipnorm=1"),
+        (["--client_clipnorm=0", "--global_clipnorm"], "--global_clipnorm"),
+        (["--l2_norm_clip=0.5"], "--l2_norm_clip=0.5"),
+        (["--target_unclipped_quantile=0.5"], "--target_unclipped_quantile=0.5"),
+        (["--accountant=rdp"], "--accountant=rdp"),
+        (["--delta=1e-6"], "--delta=1e-06"),
+        (["--clipped_count_stddev=3"], "--clipped_count_stddev=3"),
+        (["--simulated_clients_per_round=500"], "--simulated_clients_per_round=500"),
+        (["--published_noise"], "--published_noise"),
+        (["--epsilon=2", "--target_unclipped_quantile=0", "--clipped_count_stddev=3"], "--clipped_count_stddev=3"),
+        (["--epsilon=2", "--aggregator=tree", "--clipped_count_stddev=3"], "--clipped_count_stddev=3"),
+        (["--server_momentum=0.5"], "--server_momentum=0.5"),
+        (["--server_optimizer=sgd", "--server_epsilon=0.1"], "--server_epsilon=0.1"),
+        (["--server_optimizer=adagrad", "--server_beta_2=0.9"], "--server_beta_2=0.9"),
+        (["--server_weight_decay=0.1"], "--server_weight_decay=0.1"),
+        (["--server_final_learning_rate=0.01"], "--server_final_learning_rate=0.01"),
+        (["--total_rounds=10", "--client_warmup_rounds=11"], "--client_warmup_rounds=11"),
+        (["--total_rounds=10", "--server_warmup_rounds=11"], "--server_warmup_rounds=11"),
+    ],
+)
+def test_a_flag_without_effect_is_refused_in_one_line(given, named):
+    with pytest.raises(FlairError) as refused:
+        _check(*given)
+    assert str(refused.value).startswith(f"{named}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["--epsilon=2.0", "--l2_norm_clip=0.1"],  # as published
+        ["--l2_norm_clip=0.1", "--target_unclipped_quantile=0.1"],
+        ["--epsilon=2", "--accountant=rdp", "--target_unclipped_quantile=0.5", "--clipped_count_stddev=30"],
+        ["--epsilon=2", "--aggregator=tree"],
+        ["--noise_multiplier=1", "--aggregator=tree", "--target_unclipped_quantile=0"],
+        ["--algorithm=fed_sgd"],
+        # These train clients at the end, with plain SGD.
+        ["--algorithm=fed_sgd", "--client_learning_rate=0.01", "--federated_eval", "--federated_eval_local_training"],
+        ["--algorithm=mime_lite", "--client_learning_rate=0.01", "--server_momentum=0.5"],
+        ["--server_optimizer=momentum", "--server_momentum=0.5"],
+        ["--server_optimizer=adamw", "--server_weight_decay=0", "--server_beta_2=0.99"],
+        ["--total_rounds=10", "--server_warmup_rounds=10", "--server_lr_schedule=linear"],
+        ["--client_weighting=uniform"],
+    ],
+)
+def test_what_has_an_effect_passes_and_so_does_its_flags_txt(given):
+    lines, _ = _check(*given)
+    assert {line.partition("=")[0] for line in lines} > {"--l2_norm_clip", "--accountant", "--client_clipnorm"}
+    assert _check(*lines)[0] == lines
+
+
+def test_a_flag_kept_for_old_scripts_says_that_it_does_nothing(capsys):
+    _check("--clients_per_thread=100")
+    line = capsys.readouterr().err
+    assert "--clients_per_thread=100 has no effect" in line
+    assert line.count("\n") == 1
+    _check()
+    assert capsys.readouterr().err == ""
+
+
+def test_every_client_counts_once_under_privacy():
+    with pytest.raises(FlairError, match="--client_weighting=examples"):
+        _check("--epsilon=2", "--client_weighting=examples")
+    assert _check("--client_weighting=uniform")[1].client.weighted is False
+    assert _check()[1].client.weighted is True
+
+
+def test_server_schedule_ends_where_it_was_told():
+    given = ["--total_rounds=5000", "--server_warmup_rounds=30", "--server_lr_schedule=linear"]
+    rates = _check(*given, "--server_final_learning_rate=0.02")[1].server_optimizer.learning_rates
+    # The schedule of pfl-research: 0.1 after the warm-up, 0.02 + 0.08 * (rounds left / rounds after the warm-up).
+    assert rates[29] == pytest.approx(0.1)
+    assert rates[2515] == pytest.approx(0.06)
+    assert rates[4999] == pytest.approx(0.02, abs=2e-5)
