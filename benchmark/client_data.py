@@ -40,11 +40,18 @@ class UserClients:
 
     def __init__(self, records: Records, partition: str) -> None:
         self._records, self._partition = records, partition
+        self._counts: dict[str, int] = {}
         self.client_ids: Sequence[str] = records.users(partition)
 
     def read(self, client_id: str) -> list[bytes]:
         """The user's serialized examples, in file order."""
         return self._records.read_user(self._partition, client_id)
+
+    def num_photos(self, client_id: str) -> int:
+        """How many examples the user has, found without reading them and remembered."""
+        if client_id not in self._counts:
+            self._counts[client_id] = self._records.num_photos_of(self._partition, client_id)
+        return self._counts[client_id]
 
 
 class IidClients:
@@ -71,6 +78,10 @@ class IidClients:
     def read(self, client_id: str) -> list[bytes]:
         """The artificial client's serialized examples."""
         return self._records.read_photos(self._partition, self._rows[client_id])
+
+    def num_photos(self, client_id: str) -> int:
+        """How many examples the artificial client has."""
+        return len(self._rows[client_id])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from benchmark.federated_config import FED_SGD, MIME_LITE
@@ -58,14 +59,16 @@ class ClientWork:
         """
         self.trainer.start(global_weights)
         num_examples = self.trainer.run(batches, learning_rate, global_weights, optimizer_state)
-        aggregate, is_finite = self._finish(
-            global_weights, tf.constant(num_examples, tf.float32), aggregate, broadcast, seed
-        )
-        return ClientOutcome(list(aggregate), num_examples, bool(is_finite))
+        sent = (global_weights, tf.constant(num_examples, tf.float32), aggregate, broadcast, seed)
+        added, is_finite = self._finish(*sent, exactly=False)
+        if not is_finite:
+            added, is_finite = self._finish(*sent, exactly=True)
+        return ClientOutcome(list(added), num_examples, bool(is_finite))
 
-    def round_metrics(self) -> dict[str, float]:
-        """Training metrics over all clients since `start_round`, each batch scored before its step."""
-        return self._round_metrics.summary()
+    def metric_sums(self) -> list[np.ndarray]:
+        """`ScoreHistogram`'s sums over all clients since `start_round`, each batch scored before its step."""
+        metrics = self._round_metrics
+        return [variable.numpy() for variable in (metrics.counts, metrics.loss_sum, metrics.num_photos)]
 
     @tf.function
     def _finish(
@@ -75,7 +78,9 @@ class ClientWork:
         aggregate: Sequence[tf.Tensor],
         broadcast: Sequence[tf.Tensor],
         seed: tf.Tensor,
+        exactly: bool,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The aggregate with this client in it, which is of no use where the update turns out not to be finite."""
         config = self.trainer.config
         gradient = [tf.math.divide_no_nan(total, num_examples) for total in self.trainer.gradient_sum]
         update = (
@@ -83,9 +88,13 @@ class ClientWork:
             if config.algorithm == FED_SGD
             else [weight - variable for weight, variable in zip(global_weights, self.trainer.trainable, strict=False)]
         )
-        is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in update])
-        # A diverged client counts as TFF has it: a zero update of weight zero, its metrics left out.
-        update = [tf.where(is_finite, tensor, tf.zeros_like(tensor)) for tensor in update]
+        if exactly:
+            is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in update])
+            # A diverged client counts as TFF has it: a zero update of weight zero, its metrics left out.
+            update = [tf.where(is_finite, tensor, tf.zeros_like(tensor)) for tensor in update]
+        else:
+            # The squares that clipping adds up anyway; they overflow before the update does, but never after.
+            is_finite = tf.math.is_finite(tf.add_n([tf.nn.l2_loss(tensor) for tensor in update]))
         weight = tf.where(is_finite, num_examples if config.weighted else 1.0, 0.0)
         self._round_metrics.add(self.trainer.metrics, tf.cast(is_finite, tf.int64))
         result = [*update, weight, *(gradient if config.algorithm == MIME_LITE else [])]

@@ -29,14 +29,15 @@ from benchmark.federated_config import (
     OptimizerConfig,
 )
 from benchmark.privacy_accounting import ACCOUNTANTS
+from benchmark.ray_flags import RAY_FLAGS, check_ray_flags
 from benchmark.records import Task
 from benchmark.schedules import SCHEDULES, learning_rates
 from benchmark.score_histogram import metric_names
 from benchmark.seeds import derive_seed
 from flair.errors import FlairError
 
-INPROCESS, TFF = "inprocess", "tff"
-RUNTIMES = (INPROCESS, TFF)
+INPROCESS, TFF, RAY = "inprocess", "tff", "ray"
+RUNTIMES = (INPROCESS, TFF, RAY)
 EXAMPLES, EQUAL = "examples", "uniform"
 WEIGHTINGS = (EXAMPLES, EQUAL)
 
@@ -118,7 +119,11 @@ flags.DEFINE_boolean(
     "debug_measurements", False, "Record statistics of the updates before noise, which are not private."
 )
 flags.DEFINE_enum(
-    "runtime", INPROCESS, RUNTIMES, "inprocess: a resident model with TFF's aggregators; tff: TFF's own worker."
+    "runtime",
+    INPROCESS,
+    RUNTIMES,
+    "inprocess: a resident model with TFF's aggregators; ray: the same on several workers or machines; tff: TFF's own "
+    "worker.",
 )
 flags.DEFINE_string(
     "best_metric", "loss", "Validation metric that chooses the best model; loss is minimized, any other maximized."
@@ -204,6 +209,7 @@ def check_federated_flags() -> None:
         raise FlairError(
             "TFF schedules the clients' learning rate for fed_avg without privacy only; use --runtime=inprocess"
         )
+    check_ray_flags(FLAGS.runtime == RAY)
     ineffective_flags.refuse_ineffective(is_private(), is_private() and target_quantile() > 0)
     _check_privacy_flags()
 
@@ -250,11 +256,14 @@ def make_privacy_plan(num_users: int) -> privacy.PrivacyPlan | None:
 
 
 def noise_name(data_digest: str) -> str:
-    """Names the noise of this run: a digest of the data and of every flag that can change the released models."""
+    """Names the noise of this run: a digest of the data and of every flag that can change the released models.
+
+    The runtime is not one: the same run on Ray has the same clients' updates, and needs the same noise to be the same.
+    """
     harmless = {
         *("overwrite", "run_dir", "save_model_dir", "tfrecords_dir", "flagfile", "rounds_per_checkpoint"),
         *("clients_per_thread", "eval_batch_size", "federated_eval", "federated_eval_clients"),
-        *("federated_eval_local_training", "dry_run", "num_users"),
+        *("federated_eval_local_training", "dry_run", "num_users", "runtime", *RAY_FLAGS),
     }
     lines = [line for line in command.flag_lines() if line[2:].partition("=")[0] not in harmless]
     return hashlib.sha256("\n".join([data_digest, *lines]).encode()).hexdigest()

@@ -8,16 +8,17 @@ the result of an unbroken one.
 from __future__ import annotations
 
 import functools
+import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import command, federated_flags, model_flags, training_plan
 from benchmark.cohort import sample_cohort
-from benchmark.federated_config import FED_AVG, TREE
+from benchmark.federated_config import TREE
 from benchmark.federated_flags import FLAGS
 from benchmark.privacy import PrivacyPlan, Sampling
+from benchmark.ray_flags import RAY_FLAGS
 from benchmark.records import Records, Task
 from benchmark.run_folder import RunFolder
 from flair.progress import duration
@@ -25,12 +26,15 @@ from flair.progress import duration
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from benchmark.client_data import BatchPlan, ClientData
+    from benchmark.client_data import BatchPlan
+    from benchmark.client_source import Clients
     from benchmark.federated_training import Position
+    from benchmark.ray_pool import WorkerPool
     from benchmark.runtime import Runtime
+    from benchmark.scoring import Scorer
 
 # Flags that a continued run may change without changing its result so far.
-_CHANGEABLE = ("overwrite", "run_dir", "flagfile", "rounds_per_checkpoint", "clients_per_thread")
+_CHANGEABLE = ("overwrite", "run_dir", "flagfile", "rounds_per_checkpoint", "clients_per_thread", *RAY_FLAGS)
 
 
 def main() -> None:
@@ -79,8 +83,7 @@ def _dry_run(records: Records, task: Task) -> None:
 
 def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path) -> dict[str, Any]:
     started = time.monotonic()
-    from benchmark import evaluation, federated_training, flair_model
-    from benchmark.flair_data import evaluation_dataset
+    from benchmark import federated_training, flair_model
     from benchmark.interruption import SafePoints
 
     data = _client_data(records)
@@ -99,9 +102,6 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     )
     if plan is not None:
         _announce(plan)
-    size = model_flags.image_size()
-    runtime, model = _build_runtime(task, data, plan, records.digest())
-    validation, test = (evaluation_dataset(records, p, task, size, FLAGS.eval_batch_size) for p in ("val", "test"))
     options = federated_training.Options(
         total_rounds=FLAGS.total_rounds,
         rounds_per_eval=FLAGS.rounds_per_eval,
@@ -109,25 +109,31 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         best_metric=FLAGS.best_metric,
         initial_clip=None if plan is None else FLAGS.l2_norm_clip,
     )
+    runtime, model = _build_runtime(task, data, plan, records.digest())
     try:
+        scorer = _scorer(runtime, model, records, task)
         with SafePoints("round") as safe_points:
             position = federated_training.train(
-                *(runtime, model, task, validation, _cohort_function(data), plan, run, options, safe_points),
+                *(runtime, model, scorer, _cohort_function(data), plan, run, options, safe_points),
                 on_checkpoint=lambda position: _write_privacy(plan, position, run),
             )
+        if FLAGS.runtime != federated_flags.RAY:
+            runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
+        flair_model.load_by_name(model, run.path / federated_training.BEST_FILE)
+        saved_model.parent.mkdir(parents=True, exist_ok=True)
+        flair_model.save_weights(model, saved_model)
+        scores: dict[str, Any] = {partition: scorer.evaluate(partition) for partition in ("val", "test")}
+        if FLAGS.federated_eval:
+            scores["clients"] = _federated_eval(scorer, records, plan, run)
     finally:
         runtime.close()
-    flair_model.load_by_name(model, run.path / federated_training.BEST_FILE)
-    saved_model.parent.mkdir(parents=True, exist_ok=True)
-    flair_model.save_weights(model, saved_model)
     summary = {
         "setting": "federated" if plan is None else "federated, private",
         "model": FLAGS.model,
         "parameters": model.count_params(),
         "rounds": position.round,
         "best_round": position.best_round,
-        "val": evaluation.evaluate(model, validation, task),
-        "test": evaluation.evaluate(model, test, task),
+        **scores,
         "training_seconds": round(position.seconds, 3),
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
@@ -136,29 +142,19 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         summary["epsilon"] = plan.own_epsilon_at(position.round)
         if plan.simulated_cohort is not None:
             summary["simulated_epsilon"] = plan.epsilon_at(position.round)
-    if FLAGS.federated_eval:
-        summary["clients"] = _federated_eval(model, records, task, plan, run)
     return summary
 
 
-def _federated_eval(
-    model: tf.keras.Model, records: Records, task: Task, plan: PrivacyPlan | None, run: RunFolder
-) -> dict[str, Any]:
+def _federated_eval(scorer: Scorer, records: Records, plan: PrivacyPlan | None, run: RunFolder) -> dict[str, Any]:
     from benchmark import federated_evaluation as per_client
-    from benchmark.local_training import LocalTrainer
 
-    batches = _batch_plan(task)
     clients = per_client.sample_clients(records.users("test"), FLAGS.federated_eval_clients, FLAGS.seed)
-    scores = per_client.score_clients(model, records, "test", clients, batches)
+    scores = scorer.score_clients("test", clients)
     per_client.write_csv(run.path / "clients.csv", scores)
     found = {"count": len(scores), "test": per_client.summarize(scores)}
     if FLAGS.federated_eval_local_training:
         config = federated_flags.federated_config(plan).client
-        weights = [v.numpy() for v in (*model.trainable_variables, *model.non_trainable_variables)]
-        compared = per_client.compare_local_training(
-            LocalTrainer(model, replace(config, algorithm=FED_AVG), is_binary=task.is_binary),
-            *(weights, records, "test", clients, batches, config.learning_rates[-1], FLAGS.seed),
-        )
+        compared = scorer.compare_local_training("test", clients, config, FLAGS.seed)
         for name in ("before", "after"):
             chosen = [getattr(one, name) for one in compared]
             per_client.write_csv(run.path / f"clients_{name}_local_training.csv", chosen)
@@ -166,12 +162,10 @@ def _federated_eval(
     return found
 
 
-def _client_data(records: Records) -> ClientData:
-    from benchmark.client_data import IidClients, UserClients
+def _client_data(records: Records) -> Clients:
+    from benchmark.client_source import training_clients
 
-    if FLAGS.iid:
-        return IidClients(records, "train", FLAGS.seed, FLAGS.mean_datapoints_per_user)
-    return UserClients(records, "train")
+    return training_clients(records, FLAGS.iid, FLAGS.seed, FLAGS.mean_datapoints_per_user)
 
 
 def _batch_plan(task: Task) -> BatchPlan:
@@ -186,7 +180,7 @@ def _batch_plan(task: Task) -> BatchPlan:
     )
 
 
-def _cohort_function(data: ClientData) -> Any:
+def _cohort_function(data: Clients) -> Any:
     def cohort_of(round_number: int) -> list[str]:
         return sample_cohort(
             data.client_ids,
@@ -199,7 +193,7 @@ def _cohort_function(data: ClientData) -> Any:
     return cohort_of
 
 
-def _build_runtime(task: Task, data: ClientData, plan: PrivacyPlan | None, digest: str) -> tuple[Runtime, Any]:
+def _build_runtime(task: Task, data: Clients, plan: PrivacyPlan | None, digest: str) -> tuple[Runtime, Any]:
     batches = _batch_plan(task)
     config = federated_flags.federated_config(plan)
     model, load_report = model_flags.build_model_from_flags(task.num_outputs)
@@ -210,10 +204,42 @@ def _build_runtime(task: Task, data: ClientData, plan: PrivacyPlan | None, diges
 
         build = functools.partial(model_flags.build_model_from_flags, task.num_outputs)
         return TffRuntime(lambda: build()[0], config, data, batches, FLAGS.seed), model
+    noise_name = federated_flags.noise_name(digest)
+    if FLAGS.runtime == federated_flags.RAY:
+        from benchmark.client_source import ClientSource
+        from benchmark.runtime_ray import RayRuntime
+
+        folder = os.path.abspath(FLAGS.tfrecords_dir)
+        source = ClientSource(folder, digest, FLAGS.iid, FLAGS.seed, FLAGS.mean_datapoints_per_user)
+        arguments, pool = model_flags.model_arguments(task.num_outputs), _ray_workers()
+        try:
+            runtime = RayRuntime(
+                *(model, arguments, config, data, source, batches, FLAGS.seed, noise_name, pool),
+                eval_batch_size=FLAGS.eval_batch_size,
+            )
+        except BaseException:
+            pool.close()
+            raise
+        return runtime, model
     from benchmark.runtime_inprocess import InProcessRuntime
 
-    noise_name = federated_flags.noise_name(digest)
     return InProcessRuntime(model, config, data, batches, FLAGS.seed, noise_name), model
+
+
+def _ray_workers() -> WorkerPool:
+    from benchmark.ray_pool import start_workers
+
+    pool = start_workers(FLAGS.ray_address, FLAGS.num_workers, FLAGS.worker_cpus, FLAGS.worker_gpus)
+    print(pool.summary(), flush=True)
+    return pool
+
+
+def _scorer(runtime: Runtime, model: tf.keras.Model, records: Records, task: Task) -> Scorer:
+    from benchmark.scoring import LocalScorer, RayScorer
+
+    if FLAGS.runtime == federated_flags.RAY:
+        return RayScorer(model, records, task, runtime.pool)
+    return LocalScorer(model, records, _batch_plan(task), FLAGS.eval_batch_size)
 
 
 def _announce(plan: PrivacyPlan) -> None:

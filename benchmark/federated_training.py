@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmark import evaluation, flair_model, privacy
-from benchmark.flair_data import EvaluationData
+from benchmark import flair_model, privacy
 from benchmark.interruption import SafePoints
-from benchmark.records import Task
 from benchmark.run_folder import RunFolder
 from benchmark.runtime import RoundResult, Runtime, clipping_norm
+from benchmark.scoring import Scorer
 from flair.errors import FlairError
 from flair.progress import Progress
 
@@ -49,8 +48,7 @@ class Position:
 def train(
     runtime: Runtime,
     model: tf.keras.Model,
-    task: Task,
-    validation: EvaluationData,
+    scorer: Scorer,
     cohort_of: Callable[[int], Sequence[str]],
     plan: privacy.PrivacyPlan | None,
     run: RunFolder,
@@ -61,7 +59,8 @@ def train(
     """Runs all rounds, from the run folder's newest checkpoint if there is one.
 
     Args:
-      model: evaluates the global weights.
+      model: takes the global weights to be evaluated and saved.
+      scorer: evaluates it.
       cohort_of: round number -> client ids.
       plan: the privacy of the run, None without.
       on_checkpoint: called with every checkpoint.
@@ -81,7 +80,7 @@ def train(
             row = _row(position, cohort, result, plan)
             is_last = position.round == options.total_rounds
             if is_last or position.round % options.rounds_per_eval == 0:
-                row |= _evaluate(runtime, model, task, validation, position, run, options)
+                row |= _evaluate(runtime, model, scorer, position, run, options)
                 if plan is not None:
                     row["epsilon"] = plan.own_epsilon_at(position.round)
                 print(_line(position, options, row), flush=True)
@@ -118,8 +117,7 @@ def _row(
 def _evaluate(
     runtime: Runtime,
     model: tf.keras.Model,
-    task: Task,
-    validation: EvaluationData,
+    scorer: Scorer,
     position: Position,
     run: RunFolder,
     options: Options,
@@ -131,8 +129,7 @@ def _evaluate(
             "--server_learning_rate or --client_learning_rate, and start in another --run_dir"
         )
     assign_weights(model, weights)
-    with Progress(validation.num_photos, f"validating round {position.round}", "photo") as progress:
-        metrics = evaluation.evaluate(model, validation, task, progress)
+    metrics = scorer.evaluate("val", f"validating round {position.round}")
     value = metrics[options.best_metric] * (1.0 if options.best_metric == "loss" else -1.0)
     if value < position.best_value:
         position.best_value, position.best_round = value, position.round
@@ -155,7 +152,8 @@ def _check_round(
     if diverged:
         shown = ", ".join(diverged[:5])
         print(f"round {round_number + 1}: left out {len(diverged)} clients whose update is not finite: {shown}")
-    if plan is not None and result.noise_multipliers:
+    # TFF keeps no such record of tree aggregation; where it must, a missing one is a failed check.
+    if plan is not None and (result.noise_multipliers or plan.mechanism is privacy.Mechanism.GAUSSIAN):
         privacy.check_noise(list(result.noise_multipliers), plan.run_noise_multiplier)
 
 

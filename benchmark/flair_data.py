@@ -133,9 +133,8 @@ class EvaluationData:
         batch_size: int,
         rows: np.ndarray,
     ) -> None:
-        self.rows = rows
         self._reader = _Reader(records, partition)
-        self._reader.rows = rows
+        self.select(rows)
 
         def decode(serialized: tf.Tensor, _seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             photo, labels = augmentation.parse(serialized, task)
@@ -143,6 +142,10 @@ class EvaluationData:
 
         photos = self._reader.dataset().map(decode, tf.data.AUTOTUNE, deterministic=True)
         self.dataset = photos.batch(min(batch_size, _largest_batch())).prefetch(1)
+
+    def select(self, rows: np.ndarray) -> None:
+        """Makes the next iteration these rows of `records.photo_index(partition)`."""
+        self.rows = self._reader.rows = rows
 
     @property
     def num_photos(self) -> int:

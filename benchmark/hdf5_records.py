@@ -80,6 +80,10 @@ class HDF5Records(Records):
             )
         return self._indexes[partition]
 
+    def num_photos_of(self, partition: str, user_id: str) -> int:
+        """Number of photos of one user; the labels of all photos are read once and kept."""
+        return len(self._photos_by_user(partition)[user_id])
+
     def read_photos(self, partition: str, rows: Iterable[int]) -> list[bytes]:
         """Serialized examples of these rows of `photo_index(partition)`."""
         index, by_user = self.photo_index(partition), self._photos_by_user(partition)

@@ -14,9 +14,16 @@ import tensorflow as tf
 
 from benchmark.federated_config import FED_PROX, FED_SGD, MIME_LITE, ClientConfig
 from benchmark.flair_metrics import ScoreHistogram
+from benchmark.tff_graph import GraphFunction, GraphSpec
 
 Batch = tuple[tf.Tensor, tf.Tensor]
 OptimizerStep = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor], Sequence[tf.Tensor]], Sequence[tf.Tensor]]
+
+
+def graph_step(spec: GraphSpec) -> OptimizerStep:
+    """The optimizer step of `server_graphs.build_step_spec`."""
+    function = GraphFunction(spec)
+    return lambda state, weights, gradients: function([*state, *weights, *gradients])
 
 
 def clip_gradients(gradients: Sequence[tf.Tensor], clipnorm: float, global_clipnorm: bool) -> list[tf.Tensor]:

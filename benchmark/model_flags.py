@@ -114,13 +114,18 @@ def build_model(num_outputs: int) -> tf.keras.Model:
     """The model of the flags, with random weights."""
     from benchmark import flair_model
 
+    return flair_model.build_model(*model_arguments(num_outputs))
+
+
+def model_arguments(num_outputs: int) -> tuple[str, tuple[int, int, int], int, bool, int, str]:
+    """Those of `flair_model.build_model` for the model of the flags."""
+    from benchmark import flair_model
+
     restore = FLAGS.restore_model_path
     frozen = FLAGS.normalization == "frozen_batch" or (
         FLAGS.normalization == "auto" and restore is not None and flair_model.wants_batch_normalization(restore)
     )
-    return flair_model.build_model(
-        FLAGS.model, (*image_size(), 3), num_outputs, frozen, FLAGS.seed, FLAGS.compute_dtype
-    )
+    return FLAGS.model, (*image_size(), 3), num_outputs, frozen, FLAGS.seed, FLAGS.compute_dtype
 
 
 def restore_model(model: tf.keras.Model) -> LoadReport | None:

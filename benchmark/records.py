@@ -116,6 +116,10 @@ class Records(abc.ABC):
         """Number of photos of the partition."""
         return len(self.photo_index(partition).offset)
 
+    @abc.abstractmethod
+    def num_photos_of(self, partition: str, user_id: str) -> int:
+        """Number of photos of one user, found without reading them."""
+
 
 class TFRecords(Records):
     """TFRecord files in a folder, one a user or shards of many users."""
@@ -158,6 +162,11 @@ class TFRecords(Records):
         counts = [span.count for span in self._partition(partition).values()]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else super().num_photos(partition)
+
+    def num_photos_of(self, partition: str, user_id: str) -> int:
+        """Number of photos of one user: indexed, or found by reading the headers of the user's records."""
+        span = self.span(partition, user_id)
+        return len(_scan_span(span)) if span.count is None else span.count
 
     def read_photos(self, partition: str, rows: Iterable[int]) -> list[bytes]:
         """Serialized examples of these rows of `photo_index(partition)`, each checked against its CRC-32C."""

@@ -109,6 +109,24 @@ def build_server_spec(
     )
 
 
+def build_step_spec(optimizer: tff.learning.optimizers.Optimizer, trainable: Sequence[tf.TensorSpec]) -> GraphSpec:
+    """The optimizer's step as a graph: (state, weights, gradients) -> new weights, all flat, for MimeLite's clients.
+
+    Args:
+      optimizer: any TFF optimizer.
+      trainable: specs of the weights and the gradients.
+    """
+    specs = tuple(trainable)
+    weights_type = tff.types.to_type(tuple(tff.TensorType(s.dtype.as_numpy_dtype, s.shape.as_list()) for s in specs))
+    initialize = tff.tensorflow.computation(lambda: optimizer.initialize(specs))
+
+    @tff.tensorflow.computation(initialize.type_signature.result, weights_type, weights_type)
+    def step(state, weights, gradients):  # type: ignore[no-untyped-def]
+        return optimizer.next(state, weights, gradients)[1]
+
+    return _graph_spec(step)
+
+
 class _MimeLite:
     """MimeLite's second aggregation: the mean full gradient drives the state of the global base optimizer."""
 

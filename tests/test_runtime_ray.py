@@ -1,0 +1,320 @@
+"""Ray's runtime against the in-process one: equal results, on whatever workers, through their deaths."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+# Importing Ray here would be too early for the token that the cluster sets.
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("the extra 'ray' is not installed", allow_module_level=True)
+
+from benchmark.client_data import BatchPlan
+from benchmark.client_source import ClientSource
+from benchmark.cohort import sample_cohort
+from benchmark.federated_config import (
+    GAUSSIAN,
+    MIME_LITE,
+    TREE,
+    ClientConfig,
+    FederatedConfig,
+    NoiseConfig,
+    OptimizerConfig,
+)
+from benchmark.flair_model import build_model
+from benchmark.ray_cluster import Cluster
+from benchmark.ray_pool import WorkerPool
+from benchmark.records import make_task, open_records
+from benchmark.runtime_inprocess import InProcessRuntime
+from benchmark.runtime_ray import RayRuntime
+from benchmark.scoring import LocalScorer, RayScorer
+from flair.errors import FlairError
+from flair.tfrecord_writer import write_tfrecords
+
+SIZE = (32, 32)
+SEED = 11
+_UNWEIGHTED = ClientConfig(weighted=False)
+_ADAPTIVE = NoiseConfig(GAUSSIAN, 0.5, 6.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1.0)
+CONFIGS = {
+    "fed_avg": FederatedConfig(),
+    "adaptive_dp": FederatedConfig(client=_UNWEIGHTED, noise=_ADAPTIVE),
+}
+SLOW_CONFIGS = {
+    "tree": FederatedConfig(
+        client=_UNWEIGHTED,
+        noise=NoiseConfig(TREE, 0.1, 6.0, 0.05, noise_seed=5),
+        server_optimizer=OptimizerConfig("sgd", (1.0,)),
+    ),
+    "robust": FederatedConfig(aggregator="robust"),
+    "compression": FederatedConfig(aggregator="compression"),
+    "mime_lite": FederatedConfig(
+        client=ClientConfig(algorithm=MIME_LITE), server_optimizer=OptimizerConfig("sgd", (1.0,))
+    ),
+}
+
+
+class _SharedCluster(Cluster):
+    """One cluster for all tests of this module: starting one takes seconds."""
+
+    def close(self, keep_logs=False):
+        pass
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    shared = _SharedCluster(None, num_cpus=3)
+    yield shared
+    Cluster.close(shared)
+
+
+@pytest.fixture(scope="module")
+def records(miniature, tmp_path_factory):
+    path = tmp_path_factory.mktemp("records") / "records"
+    write_tfrecords(miniature, path)
+    return open_records(path)
+
+
+@pytest.fixture(scope="module")
+def source(records):
+    return ClientSource(str(records.root), records.digest())
+
+
+@pytest.fixture(scope="module")
+def task(records):
+    return make_task(records, False, None)
+
+
+@pytest.fixture(scope="module")
+def plan(task):
+    return BatchPlan(task, SIZE, batch_size=4, epochs=2, max_elements=16)
+
+
+@pytest.fixture(scope="module")
+def pools(cluster):
+    """Pools by their number of workers, kept: a worker takes seconds to import TensorFlow."""
+    made = {}
+
+    def pool(num_workers):
+        if num_workers not in made:
+            for other in made.values():
+                other.close()
+            made.clear()
+            made[num_workers] = WorkerPool(cluster, num_workers)
+        return made[num_workers]
+
+    yield pool
+    for one in made.values():
+        one.close()
+
+
+def _model_arguments(task):
+    return "cnn", (*SIZE, 3), task.num_outputs, False, 3, "float32"
+
+
+def _ray(config, source, plan, pool):
+    arguments = _model_arguments(plan.task)
+    data = source.open()[1]
+    return RayRuntime(build_model(*arguments), arguments, config, data, source, plan, SEED, "noise", pool)
+
+
+def _inprocess(config, source, plan):
+    return InProcessRuntime(build_model(*_model_arguments(plan.task)), config, source.open()[1], plan, SEED, "noise")
+
+
+def _cohort(source, round_number, size=6):
+    return sample_cohort(source.open()[1].client_ids, seed=SEED, round_number=round_number, clients_per_round=size)
+
+
+def _assert_close(one, other, atol=1e-5):
+    for mine, theirs in zip(one, other, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=atol)
+
+
+def _assert_equal_runs(config, source, plan, pool):
+    ours, reference = _ray(config, source, plan, pool), _inprocess(config, source, plan)
+    start = reference.weights()
+    for round_number in range(3):
+        cohort = _cohort(source, round_number)
+        mine, expected = (runtime.run_round(round_number, cohort) for runtime in (ours, reference))
+        assert mine.num_examples == expected.num_examples
+        assert mine.metrics == pytest.approx(expected.metrics, abs=1e-5)
+        assert mine.measurements == pytest.approx(expected.measurements, abs=1e-5)
+        assert mine.noise_multipliers == expected.noise_multipliers
+    _assert_close(ours.state(), reference.state())
+    moved = max(np.abs(now - then).max() for now, then in zip(ours.weights(), start, strict=True))
+    assert moved > 1e-4, "nothing was trained, so that agreement means nothing"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_workers_equal_inprocess(name, source, plan, pools):
+    _assert_equal_runs(CONFIGS[name], source, plan, pools(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_any_number_of_workers_equals_inprocess(name, num_workers, source, plan, pools):
+    _assert_equal_runs(CONFIGS[name], source, plan, pools(num_workers))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW_CONFIGS)
+def test_every_aggregator_equals_inprocess(name, source, plan, pools):
+    _assert_equal_runs(SLOW_CONFIGS[name], source, plan, pools(2))
+
+
+def test_a_run_is_repeatable_bit_for_bit_and_can_be_continued(source, plan, pools):
+    first, second = (_ray(CONFIGS["adaptive_dp"], source, plan, pools(2)) for _ in range(2))
+    for round_number in range(3):
+        first.run_round(round_number, _cohort(source, round_number))
+        if round_number == 1:
+            saved = first.state()
+    second.restore(saved)
+    second.run_round(2, _cohort(source, 2))
+    for one, other in zip(first.state(), second.state(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_fewer_clients_than_workers_and_none_at_all(source, plan, pools):
+    ours = _ray(CONFIGS["adaptive_dp"], source, plan, pools(2))
+    reference = _inprocess(CONFIGS["adaptive_dp"], source, plan)
+    for round_number, size in enumerate((1, 0)):
+        cohort = _cohort(source, round_number)[:size]
+        mine, expected = (runtime.run_round(round_number, cohort) for runtime in (ours, reference))
+        assert mine.num_examples == expected.num_examples
+        assert mine.metrics == pytest.approx(expected.metrics, abs=1e-5)
+    _assert_close(ours.state(), reference.state())
+
+
+def test_workers_import_no_tff_and_keep_to_their_threads(source, plan, pools):
+    pool = pools(2)
+    runtime = _ray(CONFIGS["fed_avg"], source, plan, pool)
+    runtime.run_round(0, _cohort(source, 0))
+    places = pool.places()
+    assert "tensorflow_federated" in sys.modules, "it is needed here"
+    assert len({place.process for place in places}) == 2
+    for place in places:
+        assert place.threads == (1, 1)
+        assert os.path.isfile(place.log)
+    assert not any(_imports_tff(pool))
+
+
+def _imports_tff(pool):
+    import ray
+
+    return [place.imports_tff for place in ray.get([slot.actor.place.remote() for slot in pool._slots])]
+
+
+def test_diverged_clients_are_named_in_the_cohorts_order(source, plan, pools):
+    config = FederatedConfig(client=ClientConfig(learning_rates=(float("inf"),)))
+    cohort = _cohort(source, 0)
+    result = _ray(config, source, plan, pools(2)).run_round(0, cohort)
+    assert result.non_finite_clients == tuple(cohort)
+
+
+def test_scores_of_the_workers_are_those_of_this_process(records, source, plan, pools):
+    pool = pools(2)
+    runtime = _ray(CONFIGS["fed_avg"], source, plan, pool)
+    model = build_model(*_model_arguments(plan.task)[:4], 9, "float32")
+    local = LocalScorer(model, records, plan, 512)
+    remote = RayScorer(model, records, plan.task, pool)
+    for partition in ("val", "train"):
+        assert remote.evaluate(partition) == pytest.approx(local.evaluate(partition), abs=1e-6)
+    clients = records.users("test")
+    config = CONFIGS["fed_avg"].client
+    for mine, expected in (
+        (remote.score_clients("test", clients), local.score_clients("test", clients)),
+        (
+            [one.after for one in remote.compare_local_training("test", clients, config, 5)],
+            [one.after for one in local.compare_local_training("test", clients, config, 5)],
+        ),
+    ):
+        assert [one.client_id for one in mine] == [one.client_id for one in expected]
+        np.testing.assert_allclose([one[1:] for one in mine], [one[1:] for one in expected], atol=1e-5)
+    before = runtime.weights()
+    runtime.run_round(0, _cohort(source, 0))
+    reference = _inprocess(CONFIGS["fed_avg"], source, plan)
+    _assert_close(before, reference.weights(), 0)
+    reference.run_round(0, _cohort(source, 0))
+    _assert_close(runtime.weights(), reference.weights())
+
+
+def test_nothing_listens_beyond_loopback(pools):
+    pools(2).places()
+    mine = psutil.Process()
+    processes = [mine, *mine.children(recursive=True)]
+    assert len(processes) > 5, "a cluster is several processes"
+    listening = [
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in processes
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN or connection.type == 2
+    ]
+    assert listening
+    assert set(listening) <= {"127.0.0.1", "::1"}
+
+
+def _kill_when_training(place, delay, killed):
+    time.sleep(delay)
+    os.kill(place.process, signal.SIGKILL)
+    killed.append(place.process)
+
+
+def test_a_worker_killed_in_mid_round_changes_nothing(source, plan, pools, capfd):
+    pool = pools(2)
+    undisturbed = _ray(CONFIGS["adaptive_dp"], source, plan, pool)
+    long_plan = BatchPlan(plan.task, SIZE, batch_size=1, epochs=20, max_elements=16)
+    undisturbed = _ray(CONFIGS["adaptive_dp"], source, long_plan, pool)
+    undisturbed.run_round(0, _cohort(source, 0))
+    disturbed = _ray(CONFIGS["adaptive_dp"], source, long_plan, pool)
+    disturbed.run_round(0, _cohort(source, 0))
+    assert disturbed.timing.seconds > 0.2, "too short to be interrupted"
+    disturbed = _ray(CONFIGS["adaptive_dp"], source, long_plan, pool)
+    killed = []
+    delay = undisturbed.timing.seconds / 3
+    thread = threading.Thread(target=_kill_when_training, args=(pool.places()[0], delay, killed))
+    thread.start()
+    disturbed.run_round(0, _cohort(source, 0))
+    thread.join()
+    assert killed
+    assert "was lost" in capfd.readouterr().err
+    for one, other in zip(disturbed.state(), undisturbed.state(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert killed[0] not in [place.process for place in pool.places()]
+
+
+def test_a_worker_lost_three_times_ends_the_run_and_its_log_is_named(source, plan, pools, capfd):
+    pool = pools(1)
+    runtime = _ray(CONFIGS["fed_avg"], source, plan, pool)
+    for round_number in range(2):
+        os.kill(pool.places()[0].process, signal.SIGKILL)
+        runtime.run_round(round_number, _cohort(source, round_number))
+    place = pool.places()[0]
+    os.kill(place.process, signal.SIGKILL)
+    with pytest.raises(FlairError, match="lost 3 times") as raised:
+        runtime.run_round(2, _cohort(source, 2))
+    assert place.log in str(raised.value)
+    assert os.path.isfile(place.log)
+    assert "\n" not in str(raised.value)
+
+
+def test_other_data_on_a_machine_is_refused(source, plan, pools):
+    other = source._replace(digest="0" * 64)
+    data = source.open()[1]
+    arguments = _model_arguments(plan.task)
+    with pytest.raises(FlairError, match="other data"):
+        RayRuntime(build_model(*arguments), arguments, CONFIGS["fed_avg"], data, other, plan, SEED, "noise", pools(2))
+
+
+def test_a_cluster_that_is_too_small_is_refused(cluster):
+    with pytest.raises(FlairError, match="--num_workers=9") as raised:
+        WorkerPool(cluster, 9)
+    assert "3 CPUs" in str(raised.value)

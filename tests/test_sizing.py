@@ -1,0 +1,51 @@
+"""The sizing of clusters against its formula, by hand where it can be."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmark import sizing
+
+PARTS = sizing.Parts(
+    photo_seconds=0.1,
+    client_overhead=1.0,
+    weights_bytes=40_000_000,
+    aggregate_bytes=50_000_000,
+    merge_seconds=0.01,
+    fixed_seconds=0.5,
+    worker_bytes=1_000_000_000,
+)
+
+
+def test_network_and_merging_follow_the_formula():
+    found = sizing.size(PARTS, 200, 10, 4)
+    assert found.workers == 40
+    assert found.network_bytes == 10 * 40e6 + 40 * 50e6
+    assert found.network_seconds == pytest.approx(2.4e9 / 1.25e9)
+    assert found.merge_seconds == pytest.approx(0.5 + 38 * 0.01)
+    total = found.training_seconds + found.network_seconds + found.merge_seconds
+    assert found.round_seconds == pytest.approx(total)
+    assert found.machine_bytes == 4e9
+
+
+def test_one_worker_trains_everything():
+    """5,000 users of FLAIR, with mean 8.35 photos before the cap: all of them on one core, twice."""
+    found = sizing.size(PARTS, 5000, 1, 1)
+    assert found.imbalance == 0
+    photos = (found.training_seconds / PARTS.photo_seconds - 5000) / 2 / 5000
+    assert 6.5 < photos < 8.35
+    assert found.speedup == pytest.approx(1, abs=0.01)
+
+
+def test_a_round_is_never_shorter_than_its_largest_client():
+    many = sizing.size(PARTS, 200, 100, 2)
+    more = sizing.size(PARTS, 200, 100, 4)
+    assert many.training_seconds == more.training_seconds
+    assert sizing.size(PARTS, 200, 100, 2, max_elements=64).training_seconds <= (2 * 64 + 1) * 0.1 + 1e-9
+
+
+def test_the_table_shows_every_size():
+    sizes = [sizing.size(PARTS, clients, machines, 2) for clients in (200, 5000) for machines in (10, 100)]
+    lines = sizing.table(sizes).splitlines()
+    assert len(lines) == 5
+    assert "5,000" in lines[3] and "100" in lines[4]
