@@ -111,6 +111,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         data={"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest(), "users": users, "photos": photos},
         labels=list(task.label_names),
         seed=FLAGS.seed,
+        restored_model=model_flags.restored_model(),
     )
     devices, trainer, training, validation, test = _build(records, task)
     from benchmark import evaluation, flair_model

@@ -99,6 +99,8 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         clients=len(data.client_ids),
         labels=list(task.label_names),
         seed=FLAGS.seed,
+        cohort_seed=federated_flags.cohort_seed(),
+        restored_model=model_flags.restored_model(),
     )
     if plan is not None:
         _announce(plan)

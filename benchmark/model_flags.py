@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,6 +134,18 @@ def restore_model(model: tf.keras.Model) -> LoadReport | None:
     from benchmark import flair_model
 
     return None if FLAGS.restore_model_path is None else flair_model.load_by_name(model, FLAGS.restore_model_path)
+
+
+def restored_model() -> dict[str, str] | None:
+    """Path and SHA-256 of the file that training starts from, for run.json; None for random weights."""
+    restore = FLAGS.restore_model_path
+    if restore is None:
+        return None
+    with open(restore, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"path": str(restore), "sha256": digest.hexdigest()}
 
 
 def build_model_from_flags(num_outputs: int) -> tuple[tf.keras.Model, LoadReport | None]:

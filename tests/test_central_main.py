@@ -131,6 +131,21 @@ def test_the_same_command_again_changes_nothing(finished, folder):
     assert "--learning_rate was 0.01 and is 0.5" in other.stderr
 
 
+def test_a_run_repeated_from_its_folder_alone_gives_the_same_numbers(finished, tmp_path):
+    out, _ = finished
+    run = next(path for path in out.iterdir() if path.is_dir())
+    _run(f"--flagfile={run / 'flags.txt'}", f"--save_model_dir={tmp_path}")
+    repeated = tmp_path / run.name
+    assert (repeated / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
+    for name in ("best.h5", "last.h5"):
+        _assert_equal_weights(repeated / name, run / name)
+    facts = [json.loads((folder / "run.json").read_text()) for folder in (run, repeated)]
+    for name in ("data", "seed", "versions", "restored_model"):
+        assert facts[0][name] == facts[1][name]
+    assert {"python", "tensorflow", "numpy"} <= facts[0]["versions"].keys()
+    assert len(facts[0]["data"]["digest"]) == 64
+
+
 def test_killed_at_any_time_and_continued_it_equals_the_unbroken_run(finished, tmp_path):
     out, _ = finished
     unbroken = next(path for path in out.iterdir() if path.is_dir())

@@ -132,6 +132,16 @@ def test_a_private_run_leaves_model_metrics_and_statement(finished):
     assert "final test metrics" in printed
 
 
+def test_a_private_run_repeated_from_its_folder_alone_gives_the_same_numbers(finished, tmp_path):
+    out, run_dir, _ = finished
+    # flags.txt names the folder of the run; a --save_model_dir on the command line leads away from it.
+    assert f"--run_dir={run_dir}" in (run_dir / "flags.txt").read_text()
+    _run(f"--flagfile={run_dir / 'flags.txt'}", f"--save_model_dir={tmp_path}")
+    _assert_same_run(tmp_path / _saved_model(out).stem, run_dir)
+    facts = json.loads((run_dir / "run.json").read_text())
+    assert (facts["seed"], facts["cohort_seed"], facts["restored_model"]) == (0, 0, None)
+
+
 def test_the_clip_norm_of_the_statement_is_the_one_in_force(finished):
     _, run_dir, _ = finished
     rows = _rows(run_dir)
