@@ -20,9 +20,9 @@ class Thresholds(NamedTuple):
 
     review_l2: int = 120_000_000
     review_dssim: float = 0.2205
-    duplicate_l2: int = 60_000_000
-    duplicate_dssim: float = 0.2205
-    duplicate_correlation: float = 0.5
+    duplicate_l2: int = 100_000_000
+    duplicate_dssim: float = 0.15
+    duplicate_correlation: float = 0.6
     duplicate_features: float | None = None
 
 

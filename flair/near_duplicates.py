@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ others are compared in full. Writes neighbors.json, near_duplicates.json, duplic
 summary.txt. What was computed is kept in --cache_dir by content; a run that was stopped continues when the same command
 is given again. See docs/audit.md."""
 _METRICS = ("sha256", "l2", "dssim", "features")
+_REVIEW_L2, _DUPLICATE_L2 = 120_000_000, 100_000_000  # as in flair.duplicate_rule, which needs NumPy
 _SCOPES = ("all", "cross_partition", "cross_user", "within_user")
 
 
@@ -105,15 +106,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="list the N nearest of a photo in neighbors.json; duplicates are found beyond it (default: 30)",
     )
     add("--features", metavar="FILE.npy", help="features of a saved model, made by benchmark.features_main")
-    add("--review_l2", type=positive_int, metavar="N", help="list pairs up to this l2 (default: 120000000)")
+    add("--review_l2", type=positive_int, metavar="N", help=f"list pairs up to this l2 (default: {_REVIEW_L2})")
     add("--review_dssim", type=_number, metavar="X", help="count reviewed pairs up to this dssim (default: 0.2205)")
-    add("--duplicate_l2", type=positive_int, metavar="N", help="a duplicate's greatest l2 (default: 60000000)")
-    add("--duplicate_dssim", type=_number, metavar="X", help="a duplicate's greatest dssim (default: 0.2205)")
+    add("--duplicate_l2", type=positive_int, metavar="N", help=f"a duplicate's greatest l2 (default: {_DUPLICATE_L2})")
+    add("--duplicate_dssim", type=_number, metavar="X", help="a duplicate's greatest dssim (default: 0.15)")
     add(
         "--duplicate_correlation",
         type=_number,
         metavar="X",
-        help="a near duplicate's least correlation of detail finer than 16 pixels, from -1 to 1 (default: 0.5)",
+        help="a near duplicate's least correlation of detail finer than 16 pixels, from -1 to 1 (default: 0.6)",
     )
     add("--duplicate_features", type=_number, metavar="X", help="a duplicate's greatest distance of features")
     add("--no_mirrored", action="store_true", help="do not look for mirrored copies (default: do)")
@@ -144,12 +145,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--features is given, but features is not among --metrics; add it or leave the file out")
     if flags.duplicate_features is not None and not flags.features:
         parser.error("--duplicate_features needs --features=FILE.npy")
-    if (flags.duplicate_l2 or 60_000_000) > (flags.review_l2 or 120_000_000):
-        parser.error("--duplicate_l2 is greater than --review_l2; a pair is searched for up to --review_l2 only")
+    review_l2 = flags.review_l2 or _REVIEW_L2
+    if (flags.duplicate_l2 or 0) > review_l2:
+        parser.error(f"--duplicate_l2 is greater than --review_l2={review_l2}; pairs are searched for up to that only")
+    if flags.duplicate_l2 is None and review_l2 < _DUPLICATE_L2:
+        flags.duplicate_l2 = review_l2
     return flags
 
 
-def _names(known: Sequence[str]):  # type: ignore[no-untyped-def]
+def _names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(text.split(","))
         if not set(names) <= set(known) or len(set(names)) < len(names):

@@ -19,6 +19,7 @@ from skimage.metrics import structural_similarity
 
 import flair.command
 from flair import near_duplicates
+from flair.duplicate_rule import Thresholds
 from flair.exclusion import read_exclusion
 from flair.planted_copies import jpeg, mirrored, noised, resized
 from flair.synthetic import make_dataset
@@ -311,6 +312,15 @@ def test_features_of_a_file_are_listed_and_can_decide(planted: Planted, audited:
     write_features(tmp_path / "features.npy", values[1:], ids[1:], {})
     refused = audit(planted.dataset_dir, tmp_path / "out", *flags)
     assert (refused.returncode, ids[0] in refused.stderr) == (1, True)
+
+
+def test_the_help_tells_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        near_duplicates.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in Thresholds()._asdict().items():
+        _, _, rest = text.partition(f" --{name} ")
+        assert value is None or f"(default: {value})" in rest.partition(" --")[0], name
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""Features of a saved model: those of its pooling layer, continued after a stop, and read by the audit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flair.errors import FlairError
+from flair.feature_file import ids_path, read_features
+from flair.metadata import load_records, photo_path
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with seeded weights."""
+    from benchmark import flair_model
+
+    path = tmp_path_factory.mktemp("model") / "cnn_17labels.h5"
+    flair_model.save_weights(flair_model.build_model("cnn", (48, 64, 3), 17, seed=3), path)
+    return path
+
+
+def test_features_are_those_of_the_pooling_layer(saved_model: Path, miniature: Path, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    from benchmark import features_main, flair_model
+    from benchmark.augmentation import decode_whole
+
+    output = tmp_path / "features.npy"
+    flags = [f"--model={saved_model}", f"--dataset_dir={miniature}", f"--output={output}"]
+    assert features_main.main([*flags, "--partitions", "val", "test", "--batch_size=3"]) == 0
+    records = [record for record in load_records(miniature) if record.partition != "train"]
+    ids = json.loads(ids_path(output).read_text())["image_ids"]
+    assert ids == [record.image_id for record in records]
+    table = read_features(output, ids[::-1])
+    model = flair_model.build_model("cnn", (48, 64, 3), 17)
+    flair_model.load_by_name(model, saved_model)
+    pooled = tf.keras.Model(model.input, model.get_layer("global_pooling").output)
+    pixels = [decode_whole(photo_path(miniature, name).read_bytes(), (48, 64)) for name in ids[:2]]
+    expected = pooled(tf.stack(pixels)).numpy()
+    assert np.asarray(table.values[:2]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    distance = table.squared_distances(np.array([len(ids) - 1]), np.array([len(ids) - 2]))
+    assert distance[0] == pytest.approx(((expected[0] - expected[1]) ** 2).sum(), rel=1e-3)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["features.json", "features.npy"]
+
+
+def test_a_stopped_run_continues(
+    saved_model: Path, miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmark.features_main import write_model_features
+
+    records = load_records(miniature)[:10]
+    write_model_features(saved_model, miniature, records, tmp_path / "whole.npy", 4)
+    read = []
+
+    def read_jpeg(dataset_dir: Path, record: object) -> object:
+        read.append(record)
+        if len(read) == 6:
+            raise KeyboardInterrupt
+        return original(dataset_dir, record)
+
+    from flair import images
+
+    original = images.read_jpeg
+    monkeypatch.setattr(images, "read_jpeg", read_jpeg)
+    with pytest.raises(KeyboardInterrupt):
+        write_model_features(saved_model, miniature, records, tmp_path / "stopped.npy", 4)
+    write_model_features(saved_model, miniature, records, tmp_path / "stopped.npy", 4)
+    assert len(read) == 6 + 6
+    assert np.array_equal(np.load(tmp_path / "whole.npy"), np.load(tmp_path / "stopped.npy"))
+
+
+def test_mistakes_end_in_one_line(tmp_path: Path, miniature: Path) -> None:
+    for flags, code, message in (
+        (["--model=none.h5", "--output=f.npy"], 1, "--model=none.h5: no such file"),
+        (["--model=none.h5", "--output=f.txt"], 2, "expected a name that ends in .npy"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", "benchmark.features_main", f"--dataset_dir={miniature}", *flags],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (result.returncode, message in result.stderr.splitlines()[-1]) == (code, True)
+    np.save(tmp_path / "features.npy", np.zeros((2, 3), np.float32))
+    with pytest.raises(FlairError, match=r"has no features.json beside it; python -m benchmark.features_main"):
+        read_features(tmp_path / "features.npy", ["1"])
+    for text in ('{"image_ids": ["1"]}', "[]", "nonsense"):
+        (tmp_path / "features.json").write_text(text)
+        with pytest.raises(FlairError, match="is no file of features, or does not fit its ids"):
+            read_features(tmp_path / "features.npy", ["1"])
