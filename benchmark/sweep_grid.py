@@ -15,7 +15,10 @@ _NOT_SWEPT = {
     **dict.fromkeys(("save_model_dir", "run_dir"), "the sweep gives every run a folder of its own"),
     **dict.fromkeys(("overwrite", "dry_run", "num_users", "flagfile"), "it is no setting of a run"),
     **dict.fromkeys(
-        ("clients_per_thread", "minutes_per_checkpoint", "rounds_per_checkpoint", "eval_batch_size"),
+        (
+            *("clients_per_thread", "minutes_per_checkpoint", "rounds_per_checkpoint", "eval_batch_size"),
+            *("num_workers", "ray_address", "worker_cpus", "worker_gpus"),
+        ),
         "it changes no result",
     ),
 }
