@@ -59,9 +59,11 @@ def dump_episodes(
       settings: all that decides which episodes they are.
 
     Raises:
-      FlairError: the folder holds anything else.
+      FlairError: the folder holds anything else, or the records hold no JPEGs.
     """
     folder = Path(folder)
+    if records.image_format != "jpeg":
+        raise FlairError(f"--dump_dir={folder}: {records.root} holds pixels, not JPEGs; give --tfrecords_dir a folder")
     _claim(folder, settings)
     columns = getattr(records, feature)
     names = sorted(columns, key=columns.__getitem__)

@@ -242,7 +242,7 @@ def decoder(task: Task, image_size: tuple[int, int]) -> _Decoder:
         with tf.device("CPU:0"):
             return tf.map_fn(one, serialized, fn_output_signature=kinds, parallel_iterations=16)
 
-    return decode  # type: ignore[no-any-return]
+    return decode
 
 
 def _bad_photo(serialized: Sequence[bytes], decode: _Decoder) -> FlairError | None:

@@ -78,9 +78,9 @@ def _draw_pairs(scores: Sequence[UserScore]) -> Figure:
         )
         finite = np.isfinite(baseline) & np.isfinite(adapted)
         each.scatter(baseline[finite], adapted[finite], s=14, alpha=0.6, color=BLUE, linewidths=0)
-        both = np.concatenate([baseline[finite], adapted[finite], [0.0]])
-        ends = [float(both.min()), float(both.max()) * 1.02 or 1.0]
-        each.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
+        middle = float(np.mean(baseline[finite])) if finite.any() else 0.0
+        each.axline((middle, middle), slope=1, color=_GREY, linestyle="--", linewidth=1)
+        each.set_aspect("equal", adjustable="datalim")
         each.set(xlabel=f"global model: {label}", ylabel=f"adapted model: {label}")
     return figure
 
@@ -92,14 +92,14 @@ def _draw_differences(scores: Sequence[UserScore]) -> Figure:
         values = values[np.isfinite(values)]
         if len(values):
             each.step(values, np.arange(1, len(values) + 1) / len(values), where="post", color=BLUE)
-        found = interval(values)
+        found = interval(values.tolist())
         if found["mean"] is not None:
             each.axvline(found["mean"], color=ORANGE, label=f"mean {found['mean']:+.4f}")
         if found["low"] is not None:
             each.axvspan(found["low"], found["high"], color=ORANGE, alpha=0.2, label="its 95% interval")
         each.axvline(0, color=_GREY, linestyle="--", linewidth=1)
         each.set(xlabel=label, ylabel="share of users", ylim=(0, 1.02))
-        each.legend(frameon=False, fontsize=8, loc="upper left")
+        each.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
@@ -121,7 +121,10 @@ def _draw_intervals(axes: Axes, names: Sequence[str], groups: Sequence[dict[str,
         if found["low"] is not None:
             axes.plot([place, place], [found["low"], found["high"]], color=colour, linewidth=2)
     axes.axhline(0, color=_GREY, linestyle="--", linewidth=1)
-    labels = [f"{name}\n{group['users']:,} users" for name, group in zip(names, groups, strict=True)]
+    labels = [
+        f"{name}\n{group['users']:,} user{'s' * (group['users'] != 1)}"
+        for name, group in zip(names, groups, strict=True)
+    ]
     axes.set_xticks(range(len(groups)), labels, fontsize=7)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set(ylabel=_METRICS[0][2])

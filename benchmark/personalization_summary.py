@@ -67,11 +67,13 @@ def by_size(scores: Sequence[UserScore]) -> list[dict[str, Any]]:
 
 def by_divergence(scores: Sequence[UserScore]) -> list[dict[str, Any]]:
     """Differences of quarters of the users, from those who photograph what all do to those who differ most."""
-    ordered = sorted(scores, key=lambda score: score.divergence)
+    known = (score for score in scores if not np.isnan(score.divergence))
+    ordered = sorted(known, key=lambda score: score.divergence)
     groups = []
-    for chosen in np.array_split(np.arange(len(ordered)), min(DIVERGENCE_GROUPS, len(ordered))):
+    for chosen in np.array_split(np.arange(len(ordered)), min(DIVERGENCE_GROUPS, len(ordered)) or 1):
         members = [ordered[index] for index in chosen]
-        groups.append({"least": members[0].divergence, "most": members[-1].divergence, **_group(members)})
+        if members:
+            groups.append({"least": members[0].divergence, "most": members[-1].divergence, **_group(members)})
     return groups
 
 

@@ -17,6 +17,7 @@ from benchmark.records import Records, Task
 from benchmark.saved_model import SavedModel
 from benchmark.user_episodes import CHRONOLOGICAL, UserEpisode, UserEpisodes, UserPhotos
 from flair import atomic
+from flair.errors import FlairError
 from flair.exclusion import Exclusion, read_exclusion
 from flair.progress import Progress
 from flair.user_divergence import divergences
@@ -29,7 +30,7 @@ def run_users(
     records: Records, task: Task, saved: SavedModel, image_size: tuple[int, int], folder: Path, log: EpisodeLog
 ) -> dict[str, Any]:
     """Runs the episodes that are missing in `log`, writes users.csv and figures; the rest of the summary."""
-    duplicates = None if FLAGS.duplicates is None else read_exclusion(FLAGS.duplicates)
+    duplicates = _read_duplicates()
     table = read_photo_table(records, FLAGS.partition)
     episodes = UserEpisodes(
         _user_photos(table),
@@ -44,6 +45,9 @@ def run_users(
         + (f"; {ASSUMPTION}" if FLAGS.split == CHRONOLOGICAL else ""),
         flush=True,
     )
+    if duplicates is not None:
+        known = sum(image_id in duplicates.ids for image_id in table.image_ids)
+        print(f"{known:,} of {len(table.image_ids):,} photos have near duplicates in {FLAGS.duplicates}", flush=True)
     if FLAGS.dump_dir is not None:
         _dump(records, task, episodes, duplicates)
     if len(log.results) < FLAGS.num_episodes:
@@ -101,6 +105,18 @@ def user_divergences(table: PhotoTable, num_labels: int) -> np.ndarray:
     found = np.full(len(counts), np.nan)
     found[labelled] = divergences(counts[labelled][:, counts.sum(axis=0) > 0])
     return found
+
+
+def _read_duplicates() -> Exclusion | None:
+    if FLAGS.duplicates is None:
+        return None
+    duplicates = read_exclusion(FLAGS.duplicates)
+    if duplicates.listed:
+        raise FlairError(
+            f"--duplicates={FLAGS.duplicates}: is a list of ids; expected {{image_id: [its near duplicates]}}, as "
+            "flair.near_duplicates writes it"
+        )
+    return duplicates
 
 
 def _user_photos(table: PhotoTable) -> list[UserPhotos]:

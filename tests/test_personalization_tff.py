@@ -1,0 +1,138 @@
+"""TFF's own personalization evaluation on the same episodes gives the same numbers."""
+
+from __future__ import annotations
+
+import collections
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmark import flair_model
+from benchmark.flair_data import make_task, open_records
+from benchmark.personalization import Adaptation, Personalizer, batch_positions
+from benchmark.photo_table import read_photo_table
+from benchmark.user_episodes import UserEpisodes, UserPhotos
+from flair import example
+from flair.tfrecord_writer import write_tfrecords
+
+SIZE, STEPS, BATCH, LEARNING_RATE, MU = (32, 32), 6, 4, 0.1, 0.3
+STRATEGIES = {"head": ("head", 0.0), "all": ("all", 0.0), "proximal": ("all", MU)}
+
+
+def _build(num_outputs):
+    return flair_model.build_model("cnn", (*SIZE, 3), num_outputs, seed=2)
+
+
+def _elements(photos, num_outputs):
+    pixels = [tf.image.resize(tf.io.decode_jpeg(example.decode(p).image, channels=3), SIZE).numpy() for p in photos]
+    labels = np.zeros((len(photos), num_outputs), np.float32)
+    for row, photo in enumerate(photos):
+        labels[row, list(example.decode(photo).labels)] = 1
+    return np.stack(pixels), labels
+
+
+def _dataset(elements, positions):
+    pixels, labels = elements
+    return tf.data.Dataset.from_tensor_slices((pixels[positions], labels[positions]))
+
+
+@tf.function
+def _evaluate(model, data):
+    """Loss and average precision over all decisions, by TensorFlow operations."""
+    loss, count = 0.0, 0.0
+    scores = tf.zeros([0], tf.float32)
+    truth = tf.zeros([0], tf.float32)
+    for pixels, labels in data.batch(3):
+        logits = model.predict_on_batch(pixels, training=False)
+        decisions = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+        loss += tf.reduce_sum(decisions)
+        count += tf.cast(tf.size(decisions), tf.float32)
+        tf.autograph.experimental.set_loop_options(
+            shape_invariants=[(scores, tf.TensorShape([None])), (truth, tf.TensorShape([None]))]
+        )
+        scores = tf.concat([scores, tf.reshape(logits, [-1])], 0)
+        truth = tf.concat([truth, tf.reshape(labels, [-1])], 0)
+    ranked = tf.gather(truth, tf.argsort(scores, direction="DESCENDING", stable=True))
+    precision = tf.cumsum(ranked) / tf.range(1.0, tf.cast(tf.size(ranked), tf.float32) + 1.0)
+    average_precision = tf.reduce_sum(precision * ranked) / tf.reduce_sum(ranked)
+    return collections.OrderedDict(loss=loss / count, micro_ap=average_precision)
+
+
+def _personalize(layers, mu):
+    @tf.function
+    def personalize(model, train_data, test_data):
+        weights = model.trainable_variables[-2:] if layers == "head" else model.trainable_variables
+        start = [tf.identity(weight) for weight in weights]
+        for pixels, labels in train_data.batch(BATCH):
+            with tf.GradientTape() as tape:
+                output = model.forward_pass((pixels, labels), training=True)
+            gradients = tape.gradient(output.loss, weights)
+            for weight, gradient, begun in zip(weights, gradients, start, strict=True):
+                weight.assign_sub(LEARNING_RATE * (gradient + mu * (weight - begun)))
+        return _evaluate(model, test_data)
+
+    return personalize
+
+
+@pytest.mark.slow
+def test_tff_agrees_to_1e_5(miniature, tmp_path):
+    import tensorflow_federated as tff
+
+    from benchmark.runtime_tff import guard_worker, stop_workers
+
+    write_tfrecords(miniature, tmp_path / "records")
+    records = open_records(tmp_path / "records")
+    task = make_task(records, False, None)
+    table = read_photo_table(records, "train")
+    users = [
+        UserPhotos(user, [table.image_ids[row] for row in rows])
+        for user, rows in zip(table.users, table.rows_by_user(), strict=True)
+    ]
+    episodes = UserEpisodes(users, "random", seed=11, num_support=5)
+    model = _build(task.num_outputs)
+    ours = {name: [] for name in ("baseline_metrics", *STRATEGIES)}
+    clients = []
+    for number in range(4):
+        episode = episodes.episode(number)
+        photos = records.read_user("train", episode.user_id)
+        positions = batch_positions(len(episode.support), STEPS, BATCH, 11, number)
+        support, query = [photos[i] for i in episode.support], [photos[i] for i in episode.query]
+        for name, (layers, mu) in STRATEGIES.items():
+            adaptation = Adaptation(layers, STEPS, LEARNING_RATE, BATCH, mu)
+            baseline, adapted = Personalizer(model, task, SIZE, adaptation).run(support, query, positions)
+            ours[name].append(adapted)
+        ours["baseline_metrics"].append(baseline)
+        clients.append(
+            collections.OrderedDict(
+                train_data=_dataset(_elements(support, task.num_outputs), positions.ravel()),
+                test_data=_dataset(_elements(query, task.num_outputs), np.arange(len(query))),
+            )
+        )
+
+    def model_fn():
+        spec = (tf.TensorSpec([None, *SIZE, 3]), tf.TensorSpec([None, task.num_outputs]))
+        loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
+        return tff.learning.models.from_keras_model(_build(task.num_outputs), loss=loss, input_spec=spec)
+
+    guard_worker()
+    try:
+        evaluation = tff.learning.algorithms.build_personalization_eval_computation(
+            model_fn,
+            collections.OrderedDict(
+                (name, functools.partial(_personalize, *strategy)) for name, strategy in STRATEGIES.items()
+            ),
+            baseline_evaluate_fn=_evaluate,
+        )
+        theirs = evaluation(tff.learning.models.ModelWeights.from_model(model), clients)
+    finally:
+        stop_workers()
+        _build(task.num_outputs)  # gives Keras's layers back their bases, which TFF's graphs exchanged
+    for name, scores in ours.items():
+        for metric in ("loss", "micro_ap"):
+            # TFF collects clients in an order of its own.
+            found, expected = np.sort(theirs[name][metric]), np.sort([getattr(score, metric) for score in scores])
+            np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=f"{name} {metric}")
+    losses = np.array([[score.loss for score in scores] for scores in ours.values()])
+    assert (np.abs(np.diff(losses, axis=0)) > 1e-4).all()
