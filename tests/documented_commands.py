@@ -2,8 +2,9 @@
 
 A command is run as it is typed, but for three things, each in a table below:
 
-* PLACES: a path of the reader's is replaced by one inside the test's folder, where a miniature lies ready as
-  `data`, `tfrecords` and `flair.hdf5` (the README makes its own).
+* PLACES: a path of the reader's is replaced by one inside the test's folder, where a miniature lies ready as `data`,
+  `tfrecords` and `flair.hdf5`, with weights to restore, `resnet18.h5`, and a federated run, `federated`. (The README
+  makes its own, from a mirror.)
 * SMALLER: flags added behind those of the page, so that training takes seconds; the last one given counts.
 * NOT_RUN: commands that cannot run in a test, each with the reason.
 
@@ -20,17 +21,27 @@ from tests.markdown import Command
 # (pattern, replacement); {work} is the test's folder.
 PLACES = (
     (r"/path/to/", "{work}/"),
-    (r"=(DIR|…|\.\.\.)(?=\s|$)", "={work}/tfrecords"),
+    (r"(?<==)(records|tfrecords|DIR|…|\.\.\.)(?=\s|$)", "{work}/tfrecords"),
+    (r"(?<==)(dataset|data)(?=\s|$)", "{work}/data"),
+    (r"(?<==)RUN(?=/|\s|$)", "{work}/federated/cnn_federated_17labels"),
+    (r"(?<==)resnet18_(central|federated)_17labels\.h5", "{work}/federated/cnn_federated_17labels.h5"),
 )
 
 _SMALL_MODEL = "--model=cnn --image_height=32 --image_width=32"
-# Program: flags added. {mirror} is the address of a mirror on this machine, in place of Apple's server.
+_SMALL_ROUNDS = "--total_rounds=2 --clients_per_round=4 --rounds_per_eval=2"
+# Program, or program and subject: flags added. {mirror} is a mirror on this machine, in place of Apple's server.
 SMALLER = {
     "download_dataset.py": "--base_url={mirror}",
     "flair.synthetic": "--num_images=120 --num_users=30",
     "benchmark.central_main": f"{_SMALL_MODEL} --num_epochs=1 --train_batch_size=32",
-    "benchmark.federated_main": f"{_SMALL_MODEL} --total_rounds=2 --clients_per_round=4 --rounds_per_eval=2",
+    "benchmark.federated_main": f"{_SMALL_MODEL} {_SMALL_ROUNDS}",
+    "benchmark.sweep_main": f"--grid client_learning_rate=0.1,0.2 --seeds=1 {_SMALL_MODEL} {_SMALL_ROUNDS}",
+    "benchmark.personalize_main": "--partition=train --label_set=train --num_episodes=4",
+    "benchmark.speed_main ray": "--model=cnn --image_size=32 --workers=1 --clients=2 --batch_size=2 --repeats=1",
 }
+
+# Program: other programs that it passes unknown flags on to.
+PASSES_ON = {"benchmark.sweep_main": ("benchmark.central_main", "benchmark.federated_main")}
 
 # (pattern, replacement, reason): a command that is run in another form.
 REPLACED = (
@@ -40,6 +51,7 @@ REPLACED = (
         "the demo at its full size takes minutes",
     ),
     (r" --expected=flair", "", "a miniature has not FLAIR's numbers"),
+    (r" --worker_cpus=4", " --worker_cpus=1", "the machine of a test may have fewer cores"),
 )
 
 # (pattern of the whole command, reason).
@@ -49,9 +61,13 @@ NOT_RUN = (
     (r"make( environment.*)?", "installs gigabytes; tests/test_environment.py tests it with a stand-in for the index"),
     (r"python3 -m venv \.venv", "makes an environment; the tests run in one already"),
     (r"source \.venv/bin/activate", "changes only the shell that types it"),
+    (r"export .*", "changes only the shell that types it"),
     (r"python3 -m pip install .*", "installs gigabytes from a package index; tests/test_packaging.py checks the pins"),
     (r"(FLAIR_\w+=\S+ )?jupyter notebook.*", "a server that does not end; tests/test_notebooks.py runs the notebooks"),
     (r"tensorboard --logdir=.*", "a server that does not end"),
+    (r".* --worker_gpus=1 .*", "needs a GPU"),
+    (r".*\bray (start|get-auth-token) .*", "starts servers that outlive it, or writes to the reader's home"),
+    (r".* --ray_address=.*", "needs a running cluster; tests/test_ray_main.py makes one and trains on it"),
 )
 
 
@@ -67,6 +83,7 @@ def as_run(command: Command, work: str, mirror: str) -> str:
         text = re.sub(pattern, replacement, text)
     for pattern, place in PLACES:
         text = re.sub(pattern, place.format(work=work), text)
-    if command.program in SMALLER:
-        text += " " + SMALLER[command.program].format(mirror=mirror)
+    for name in (command.program, f"{command.program} {command.subject}"):
+        if name in SMALLER:
+            text += " " + SMALLER[name].format(mirror=mirror)
     return text
