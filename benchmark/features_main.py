@@ -83,7 +83,7 @@ def write_model_features(
     write_features(output, values, image_ids, about)
     store.discard()
     output.with_name(f".{output.name}.unfinished").rmdir()
-    return values.shape
+    return len(values), num_features
 
 
 def _pooling(model: object, image_size: tuple[int, int]) -> tuple[Callable[[list[bytes]], np.ndarray], int]:

@@ -29,8 +29,7 @@ class PartStore:
         remove_leftovers(folder)
         self._parts: list[Path] = []
         self.done = self.num_rows = 0
-        spans = sorted((*map(int, match.groups()), path) for path, match in _matches(folder))
-        for start, stop, path in spans:
+        for start, stop, path in _spans(folder):
             if start == self.done:
                 self._parts.append(path)
                 self.done = stop
@@ -68,6 +67,7 @@ class PartStore:
         shutil.rmtree(self._folder)
 
 
-def _matches(folder: Path) -> list[tuple[Path, re.Match[str]]]:
+def _spans(folder: Path) -> list[tuple[int, int, Path]]:
+    """The first task, the last + 1 and the file of each part, in order."""
     found = ((path, _PART.fullmatch(path.name)) for path in folder.iterdir())
-    return [(path, match) for path, match in found if match]
+    return sorted((int(match[1]), int(match[2]), path) for path, match in found if match)

@@ -99,7 +99,7 @@ def pixel_signature(data: bytes, pixels: NDArray[np.uint8], image_id: str) -> ND
     row = np.zeros(1, SIGNATURE)
     row["image_id"] = image_id.encode()
     row["file_sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-    row["pixel_sha256"] = np.frombuffer(hashlib.sha256(np.ascontiguousarray(pixels)).digest(), np.uint8)
+    row["pixel_sha256"] = np.frombuffer(hashlib.sha256(pixels.tobytes()).digest(), np.uint8)
     row["energy"] = energy(pixels)
     row["sums"] = block_sums(pixels)
     return row
@@ -166,9 +166,9 @@ def _merge_parts(cache_dir: Path) -> None:
     seen: set[bytes] = set()
     chosen = []
     for source in sources:
-        rows = [row for digest, row in _row_of(source).items() if digest not in seen]
-        seen.update(_row_of(source))
-        chosen.append(np.array(rows, np.int64))
+        row_of = _row_of(source)
+        chosen.append(np.array([row for digest, row in row_of.items() if digest not in seen], np.int64))
+        seen.update(row_of)
     path = cache_dir / TABLE_FILE
     with replacing(path) as temporary, open(temporary, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(SIGNATURE), "fortran_order": False, "shape": (len(seen),)}

@@ -76,10 +76,10 @@ def test_the_search_finds_exactly_the_pairs_within_the_limit(seed: int, limit: i
     one, other = sums_near_a_limit(rng, 20, limit)
     if both:
         other[::2] = mirrored(other[::2])
-    difference = one[:, None].astype(object) - other[None].astype(object)
+    difference = one[:, None].astype(np.int64) - other[None].astype(np.int64)
     near = (difference**2).sum(axis=2) <= 256 * limit
     if both:
-        turned = one[:, None].astype(object) - mirrored(other)[None].astype(object)
+        turned = one[:, None].astype(np.int64) - mirrored(other)[None].astype(np.int64)
         near |= (turned**2).sum(axis=2) <= 256 * limit
     rows, columns = candidates(one, other, limit, both)
     assert np.argwhere(near).tolist() == np.stack([rows, columns], axis=1).tolist()
