@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.normalization import FrozenBatchNormalization, GroupNormalization, PixelStandardization
+from benchmark.saved_model import FACTS_ATTRIBUTE
 from flair import atomic
 from flair.errors import FlairError
 
@@ -183,9 +185,13 @@ def load_by_name(model: tf.keras.Model, path: str | Path) -> LoadReport:
 
 
 def save_weights(model: tf.keras.Model, path: str | Path) -> None:
-    """Writes the model's weights as Keras .h5, whole or not at all."""
+    """Writes the model's weights as Keras .h5, whole or not at all; `saved_model` reads what else the file says."""
+    weighted = next(layer for layer in model.layers if layer.weights)
+    facts = {"name": model.name, "input_shape": model.input_shape[1:], "compute_dtype": weighted.compute_dtype}
     with atomic.replacing(path) as temporary:
         model.save_weights(str(temporary), save_format="h5")
+        with h5py.File(temporary, "r+") as file:
+            file.attrs[FACTS_ATTRIBUTE] = json.dumps(facts)
 
 
 def _weighted_names(model: tf.keras.Model) -> list[str]:

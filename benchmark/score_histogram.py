@@ -11,6 +11,8 @@ falls into one bucket once. The histogram is a plain array of counts, so histogr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 NUM_THRESHOLDS = 200
@@ -60,15 +62,31 @@ def finalize(
       is_binary: bare names (`precision`); needs exactly one label.
     """
     counts = np.asarray(counts, np.float64)
-    if is_binary and counts.shape[0] != 1:
-        raise ValueError(f"bare metric names need one label, found {counts.shape[0]}")
-    by_label, pooled = _curves(counts), _curves(counts.sum(axis=0, keepdims=True))
-    macro = {name: float(np.mean(by_label[name])) for name in ("precision", "recall", "averaged_precision")}
-    micro = {name: float(pooled[name][0]) for name in ("precision", "recall", "averaged_precision")}
-    macro["f1"], micro["f1"] = (_harmonic_mean(m["precision"], m["recall"]) for m in (macro, micro))
+    pooled = {name: values[0] for name, values in curves(counts.sum(axis=0, keepdims=True)).items()}
     result = {}
     if loss_sum is not None:
         result["loss"] = float(loss_sum) / num_photos if num_photos else 0.0
+    return result | {name: float(value) for name, value in combine(curves(counts), pooled, is_binary).items()}
+
+
+def combine(
+    by_label: Mapping[str, np.ndarray], pooled: Mapping[str, np.ndarray], is_binary: bool = False
+) -> dict[str, np.ndarray]:
+    """The published metrics, without `loss`, from precision, recall and averaged precision, for any number of samples.
+
+    Args:
+      by_label: each [..., labels], as `curves` of the labels' histograms.
+      pooled: each [...], as `curves` of the histogram of all labels together.
+      is_binary: bare names (`precision`); needs exactly one label.
+    """
+    num_labels = by_label["precision"].shape[-1]
+    if is_binary and num_labels != 1:
+        raise ValueError(f"bare metric names need one label, found {num_labels}")
+    macro, micro = {name: np.mean(values, axis=-1) for name, values in by_label.items()}, dict(pooled)
+    for mean in (macro, micro):
+        both = mean["precision"] + mean["recall"]
+        mean["f1"] = _divide(np.asarray(2 * mean["precision"] * mean["recall"]), np.asarray(both))
+    result = {}
     for name in (*_DECISIONS, "averaged_precision"):
         if is_binary:
             result[name] = micro[name]
@@ -91,7 +109,7 @@ def metric_names(is_binary: bool) -> list[str]:
 
 def averaged_precision_by_label(counts: np.ndarray) -> np.ndarray:
     """Averaged precision float64 [labels] over the 200 thresholds; 0 for a label without positives."""
-    return _curves(np.asarray(counts, np.float64))["averaged_precision"]
+    return curves(np.asarray(counts, np.float64))["averaged_precision"]
 
 
 def exact_average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -125,7 +143,8 @@ def know_nothing_macro_precision(photos_by_label: np.ndarray, num_photos: int) -
     return float(np.mean(np.asarray(photos_by_label) / max(num_photos, 1)))
 
 
-def _curves(counts: np.ndarray) -> dict[str, np.ndarray]:
+def curves(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision and recall at 0.5 and averaged precision, float64 [labels], from counts float64 [labels, 2, 200]."""
     above = np.cumsum(counts[:, :, ::-1], axis=2)[:, :, ::-1]  # photos scored above the lower edge of each bucket
     negatives, positives = above[:, 0], above[:, 1]
     totals = positives[:, :1]
@@ -153,7 +172,3 @@ def _exact_one(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
-
-
-def _harmonic_mean(a: float, b: float) -> float:
-    return 2 * a * b / (a + b) if a + b > 0 else 0.0
