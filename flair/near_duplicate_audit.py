@@ -27,6 +27,7 @@ from flair.near_duplicate_report import (
 from flair.near_pairs import DEFAULT_CHUNK_SIZE, NearPairs, Work
 from flair.pair_scope import make_scope
 from flair.photo_signatures import Signatures, read_signatures
+from flair.preparation import locked
 
 NEIGHBORS_FILE = "neighbors.json"
 NEAR_DUPLICATES_FILE = "near_duplicates.json"
@@ -83,8 +84,14 @@ def audit(settings: Settings) -> Outcome:
     """Runs the audit and writes its files.
 
     Raises:
-      FlairError: bad metadata, a bad photo or file of features, or more pairs than can be held.
+      FlairError: bad metadata, a bad photo or file of features, more pairs than can be held, or a second run at work.
     """
+    settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    with locked(settings.cache_dir):
+        return _audit(settings)
+
+
+def _audit(settings: Settings) -> Outcome:
     for name in OUTPUT_FILES:
         atomic.remove_leftovers(settings.output_dir, f".{name}.*.tmp")
     records = [record for record in load_records(settings.dataset_dir) if record.partition in settings.partitions]

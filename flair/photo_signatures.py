@@ -67,7 +67,6 @@ def read_signatures(dataset_dir: Path, records: Sequence[Record], cache_dir: Pat
     Raises:
       PhotoError: a photo is missing or broken; what was computed before it is kept.
     """
-    cache_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(cache_dir)
     _merge_parts(cache_dir)
     row_of = _row_of(_open_table(cache_dir))

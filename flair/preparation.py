@@ -137,7 +137,7 @@ def unfinished_folder(folder: Path, parameters: Mapping[str, Any], overwrite: bo
       FlairError: another process works there, or the work there has other parameters and `overwrite` is false.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         yield _continues(folder, parameters, overwrite)
 
 
@@ -197,7 +197,8 @@ def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> 
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a folder that is there from a second run; a FlairError when one works in it already."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -371,3 +373,14 @@ def test_coco_photos_have_no_near_duplicates_and_the_report_adds_up(coco256: Pat
     pairs = read(tmp_path, "duplicate_pairs.json")
     assert len(pairs) == summary["duplicate_pairs"]["total"]
     assert sum(row["total"] for row in summary["duplicate_pairs"]["by relation"].values()) == len(pairs)
+
+
+def test_a_second_audit_of_the_same_cache_is_refused(planted: Planted, tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        refused = audit(planted.dataset_dir, tmp_path / "out", f"--cache_dir={tmp_path}")
+    finally:
+        os.close(descriptor)
+    assert refused.returncode == 1
+    assert "another process is preparing this output" in refused.stderr
