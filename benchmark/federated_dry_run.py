@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +20,7 @@ from benchmark.training_plan import Part, Population, entry
 
 FLAGS = flags.FLAGS
 _TIMED_PHOTOS = 64  # shown to clients in the larger of the two timed rounds, at least
+_LOOKED_AT = 64  # clients among which those to time are chosen
 _EVALUATION_PHOTOS = 64
 
 
@@ -158,19 +159,31 @@ def _photos_shown(records: Records, population: Population) -> float:
 
 
 def _round_seconds(runtime: Runtime, data: ClientData) -> tuple[float, float, int]:
-    """Seconds of a round without clients and per photo shown, from two small rounds; photos of the larger one."""
-    shown = {client: _shown(data, client) for client in itertools.islice(data.client_ids, 64)}
-    ordered = sorted(shown, key=shown.__getitem__)
-    first, many = ordered[:1], list(itertools.islice(shown, 2))
-    while sum(shown[client] for client in many) < _TIMED_PHOTOS and len(many) < len(shown):
-        many.append(list(shown)[len(many)])
+    """Seconds of a round without clients and per photo shown, from two small rounds; photos timed."""
+    shown = {client: _shown(data, client) for client in itertools.islice(data.client_ids, _LOOKED_AT)}
+    many = _timed_clients(shown)
+    first = [min(many, key=shown.__getitem__)]
     runtime.run_round(0, many)  # compiles
     runtime.run_round(1, first)
     large = seconds_of(lambda: runtime.run_round(2, many))
-    small = seconds_of(lambda: runtime.run_round(3, first))
     photos, few = (sum(shown[client] for client in clients) for clients in (many, first))
-    per_photo = max(large - small, 0.01 * large) / max(photos - few, 1)
+    if photos == few:
+        return 0.0, large / photos, photos
+    small = seconds_of(lambda: runtime.run_round(3, first))
+    # Noise of the clock must not make a photo cost nothing.
+    per_photo = max(large - small, 0.01 * large) / (photos - few)
     return max(small - few * per_photo, 0.0), per_photo, photos + few
+
+
+def _timed_clients(shown: Mapping[str, int]) -> list[str]:
+    """Two clients or more that are shown enough photos together, none of them a large one where there is a choice."""
+    ordinary = [client for client in shown if shown[client] <= _TIMED_PHOTOS]
+    candidates = ordinary if len(ordinary) > 1 else sorted(shown, key=shown.__getitem__)[:2]
+    chosen: list[str] = []
+    for client in candidates:
+        if len(chosen) < 2 or sum(shown[one] for one in chosen) < _TIMED_PHOTOS:
+            chosen.append(client)
+    return chosen
 
 
 def _shown(data: ClientData, client: str) -> int:

@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from benchmark import command, federated_flags
+from benchmark import command, federated_flags, model_flags
 from flair.errors import FlairError
 
 
@@ -15,6 +15,7 @@ def _check(*given):
         flags.FLAGS.unparse_flags()
         flags.FLAGS(["federated_main", "--tfrecords_dir=anywhere", *given])
         federated_flags.check_federated_flags()
+        assert model_flags.image_size() == (224, 224)
         return command.flag_lines(), federated_flags.federated_config(None)
 
 
