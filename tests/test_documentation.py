@@ -168,6 +168,20 @@ def test_every_command_of_the_readme_table_is_there() -> None:
         assert flags_of(Command("README.md", 0, text).program)
 
 
+def test_every_command_has_a_row_in_the_readme_table() -> None:
+    sources = [path for folder in ("flair", "benchmark") for path in (ROOT / folder).glob("*.py")]
+    found = {
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for path in sources
+        if re.search(r'__name__ == "__main__":\n +command\.run\(main\)', path.read_text(encoding="utf-8"))
+    }
+    table = set(re.findall(r"^\| `python -m ([\w.]+)` \|", README.read_text(), re.M))
+    assert len(found) > 8
+    # `python -m benchmark.speed_main data` is the door to benchmark.speed_data.
+    missing = {name for name in found - table if not name.startswith("benchmark.speed_")}
+    assert missing == set(), "add a row to the README's table of commands"
+
+
 def test_the_picture_is_what_its_command_draws(tmp_path: Path) -> None:
     drawn = tmp_path / "drawn.png"
     subprocess.run(
