@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flair.catalog import PARTITIONS
 from flair.components import connected_components
 from flair.exclusion import Exclusion
-from flair.pair_scope import RELATIONS, Scope
+from flair.pair_scope import COMPARED, RELATIONS, Scope
 
 METRICS = ("sha256", "l2", "dssim", "features")
 KINDS = ("same file", "same pixels", "near")
@@ -133,6 +133,7 @@ def summarize(found: Found, groups: Sequence[frozenset[str]], review_dssim: floa
         "photos": {name: len(inside) for name, inside in ids.items()},
         "users": dict(_users(scope)),
         "pairs_in_scope": scope.num_pairs(),
+        "not_compared": [name for name in RELATIONS if name not in COMPARED[scope.name]],
         "pairs_to_review": {
             "total": len(pairs),
             "by relation": _by_relation(relation),
@@ -173,6 +174,8 @@ def summary_text(summary: dict[str, Any]) -> str:
     ]
     for name, counts in pairs["by relation"].items():
         numbers = "".join(f"{counts[kind]:13,}" for kind in (*KINDS, "total"))
+        if name in summary["not_compared"]:
+            numbers = f"{'not compared':>13}"
         lines.append(f"  {name:30}{numbers}")
     if pairs["between partitions"]:
         between = ", ".join(f"{name} {count:,}" for name, count in pairs["between partitions"].items())

@@ -13,6 +13,13 @@ from flair.metadata import Record
 
 SCOPES = ("all", "cross_partition", "cross_user", "within_user")
 RELATIONS = ("across partitions", "across users of one partition", "within a user")
+# Scope -> the relations its pairs can have.
+COMPARED = {
+    "all": RELATIONS,
+    "cross_partition": RELATIONS[:1],
+    "cross_user": RELATIONS[:2],
+    "within_user": RELATIONS[2:],
+}
 
 
 class Scope(NamedTuple):

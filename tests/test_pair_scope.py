@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flair.exact_copies import equal, exact_pairs
 from flair.metadata import Record
-from flair.pair_scope import RELATIONS, SCOPES, make_scope
+from flair.pair_scope import COMPARED, RELATIONS, SCOPES, make_scope
 
 PHOTOS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=14)
 
@@ -51,6 +51,7 @@ def test_scopes_count_the_pairs_they_name(photos: list[tuple[int, int]], name: s
         one, other = (scope.records[index] for index in pair)
         expected = 2 if one.user_id == other.user_id else 1 if one.partition == other.partition else 0
         assert RELATIONS[row] == RELATIONS[expected]
+        assert counts(name, one, other) == (RELATIONS[expected] in COMPARED[name])
 
 
 @given(PHOTOS, st.sampled_from(SCOPES))
