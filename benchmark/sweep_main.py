@@ -23,7 +23,11 @@ from flair.preparation_flags import positive_int
 from flair.progress import Progress, duration
 
 LOCK_FILE = "sweep.lock"
-_OWN_PLACES = ("save_model_dir", "run_dir", "overwrite", "dry_run", "num_users")
+_NOT_TAKEN = {
+    **dict.fromkeys(("save_model_dir", "run_dir"), "the sweep gives every run a folder of its own below --sweep_dir"),
+    "overwrite": "delete the folder of a run to start it over",
+    **dict.fromkeys(("dry_run", "num_users"), "plan one run with the training command itself"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a", encoding="utf-8") as lock:
         _take(lock, folder)
-        print(f"{len(runs)} runs of benchmark.{setting}_main in {folder}, {flags.jobs} at a time", flush=True)
+        print(f"{_runs(len(runs))} of benchmark.{setting}_main in {folder}, {flags.jobs} at a time", flush=True)
         outcomes = _run(Runner(folder, setting, arguments), runs, flags.jobs)
         rows = sweep_table.rows_of(folder, runs, {one.run for one in outcomes if one.failure is None})
         sweep_table.write(folder, rows)
@@ -48,9 +52,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(given: Sequence[str], typed: Sequence[str], grid: dict[str, list[str]]) -> None:
-    for name in _OWN_PLACES:
-        if name in given or f"no{name}" in given:
-            raise FlairError(f"--{name}: a sweep gives every run its own folder; leave it out")
+    for name, reason in _NOT_TAKEN.items():
+        if name in given:
+            raise FlairError(f"--{name} is no flag of a sweep: {reason}")
     if "tfrecords_dir" not in [*given, *grid]:
         raise FlairError("--tfrecords_dir: is missing; give the folder that prepare_tfrecords.py wrote")
     for name in grid:
@@ -86,6 +90,10 @@ def _run(runner: Runner, runs: Sequence[Run], jobs: int) -> list[Outcome]:
         return runner.run_all(runs, jobs, note)
 
 
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count:,} runs"
+
+
 def _report(folder: Path, rows: Sequence[sweep_table.Row], outcomes: Sequence[Outcome], seconds: float) -> int:
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
     print(f"\n{sweep_table.table(rows)}")
@@ -93,7 +101,7 @@ def _report(folder: Path, rows: Sequence[sweep_table.Row], outcomes: Sequence[Ou
     if any("epsilon" in row.numbers for row in rows):
         print("every run of a private sweep costs epsilon of its own: see [tuning] in each privacy.txt")
     print(f"results: {folder / sweep_table.CSV_FILE}, {folder / sweep_table.JSON_FILE}")
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} runs complete, in {duration(seconds)}")
+    print(f"{len(outcomes) - len(failed)} of {_runs(len(outcomes))} complete, in {duration(seconds)}")
     for outcome in failed:
         log = folder / outcome.run.folder / LOG_FILE
         print(f"{outcome.run.folder} failed: {outcome.failure} (log: {log})", file=sys.stderr)

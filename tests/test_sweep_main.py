@@ -181,6 +181,7 @@ def test_a_folder_in_use_is_refused(flagfile, tmp_path):
         (["--grid", "learning_rate=1,2", "--learning_rate=3"], 1, "leave one out"),
         (["--total_rounds=3"], 1, "no such flag"),
         (["--run_dir=x"], 1, "a folder of its own"),
+        (["--overwrite"], 1, "delete the folder of a run"),
         (["--flagfile=/none.flags"], 1, "/none.flags"),
         (["--seeds=0"], 2, "at least 1"),
         (["--jobs=x"], 2, "at least 1"),
@@ -205,7 +206,7 @@ def test_refusals_are_one_line_and_start_nothing(flagfile, tmp_path, flags, code
 def test_the_training_is_found_from_the_flags(tmp_path):
     for flag, module in (("--num_epochs=1", "central"), ("--clients_per_round=0", "federated")):
         done = _sweep("--tfrecords_dir=/none", flag, f"--sweep_dir={tmp_path / module}")
-        assert f"1 runs of benchmark.{module}_main" in done.stdout
+        assert f"1 run of benchmark.{module}_main" in done.stdout
         assert done.returncode == 1
     done = _sweep("--tfrecords_dir=/none", f"--sweep_dir={tmp_path / 'both'}")
     assert "give --setting=central or --setting=federated" in done.stderr
