@@ -198,6 +198,11 @@ def _cohort_function(data: Clients) -> Any:
 def _build_runtime(task: Task, data: Clients, plan: PrivacyPlan | None, digest: str) -> tuple[Runtime, Any]:
     batches = _batch_plan(task)
     config = federated_flags.federated_config(plan)
+    if FLAGS.runtime == federated_flags.RAY:
+        import tensorflow as tf
+
+        # They are the workers'; TensorFlow here would take all of their memory.
+        tf.config.set_visible_devices([], "GPU")
     model, load_report = model_flags.build_model_from_flags(task.num_outputs)
     if load_report is not None:
         print(f"{FLAGS.restore_model_path}: {load_report}", flush=True)
@@ -237,9 +242,10 @@ def _ray_workers() -> WorkerPool:
 
 
 def _scorer(runtime: Runtime, model: tf.keras.Model, records: Records, task: Task) -> Scorer:
+    from benchmark.runtime_ray import RayRuntime
     from benchmark.scoring import LocalScorer, RayScorer
 
-    if FLAGS.runtime == federated_flags.RAY:
+    if isinstance(runtime, RayRuntime):
         return RayScorer(model, records, task, runtime.pool)
     return LocalScorer(model, records, _batch_plan(task), FLAGS.eval_batch_size)
 

@@ -35,7 +35,7 @@ class Cluster:
 
     Args:
       address: host:port of a running cluster, `auto`, or None for a cluster of this machine.
-      num_cpus: cores that the cluster of this machine hands out; by default those that this process may use.
+      num_cpus: cores that the cluster of this machine hands out.
       use_gpus: whether the cluster of this machine hands out its GPUs.
 
     Attributes:
@@ -45,7 +45,7 @@ class Cluster:
       FlairError: nothing answers at the address, or another version of Ray or Python.
     """
 
-    def __init__(self, address: str | None = None, num_cpus: int | None = None, use_gpus: bool = False) -> None:
+    def __init__(self, address: str | None, num_cpus: int, use_gpus: bool = False) -> None:
         self.is_local = address is None
         self._guard: _Guard | None = None
         with _environment(self.is_local), _signals_kept():
@@ -58,7 +58,7 @@ class Cluster:
                 try:
                     ray.init(
                         address="local",
-                        num_cpus=num_cpus or len(os.sched_getaffinity(0)),
+                        num_cpus=num_cpus,
                         num_gpus=None if use_gpus else 0,
                         include_dashboard=False,
                         _node_ip_address=_LOOPBACK,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class WorkerPool:
 
     def places(self) -> list[Place]:
         """Where the workers run, in their order; waits for all of them."""
-        waiting = [slot.place for slot in self._slots]
+        waiting = [slot.place for slot in self._slots if slot.actor is not None]
         _, missing = self._ray.wait(waiting, num_returns=len(waiting), timeout=_PATIENCE_SECONDS)
         if missing:
             print(f"waiting for {len(missing)} of {self.num_workers} workers to start", file=sys.stderr, flush=True)
@@ -135,8 +136,8 @@ class WorkerPool:
         self._cluster.close(self._keep_logs)
 
     def _fill(self, slot: _Slot) -> None:
-        slot.actor = self._actor_class.remote(self._cpus, self._gpus > 0)
-        slot.place = slot.actor.place.remote()
+        actor: Any = self._actor_class.remote(self._cpus, self._gpus > 0)
+        slot.actor, slot.place = actor, actor.place.remote()
 
     def _refill(self) -> None:
         empty = [slot for slot in self._slots if slot.actor is None]
@@ -177,8 +178,9 @@ def start_workers(address: str | None, num_workers: int | None, cpus: int, gpus:
     Raises:
       FlairError: no cluster answers, or it is too small.
     """
-    wanted = None if num_workers is None else num_workers * cpus
-    return WorkerPool(Cluster(address, wanted, gpus > 0), num_workers, cpus, gpus)
+    # Without a number of workers there is at least one, even on fewer cores than it has threads.
+    local_cpus = max(cpus, len(os.sched_getaffinity(0))) if num_workers is None else num_workers * cpus
+    return WorkerPool(Cluster(address, local_cpus, gpus > 0), num_workers, cpus, gpus)
 
 
 def _too_small(cluster: Cluster, num_workers: int, cpus: int, gpus: float) -> str:

@@ -87,6 +87,7 @@ class FederatedWorker:
             for gpu in gpus:
                 tf.config.experimental.set_memory_growth(gpu, True)
         self._shares: _Shares | None = None
+        self._job = ""
 
     def place(self) -> Place:
         """Where this worker runs."""
@@ -104,11 +105,11 @@ class FederatedWorker:
         )
 
     def run(self, job: Sequence[Any], task: str, *arguments: Any) -> Any:
-        """Runs the method `task` of `_Shares`; `job` is a list of the reference to the `Job`, fetched once."""
-        if self._shares is None:
+        """Runs the method `task` of `_Shares`; `job` is a list of the reference to the `Job`, which is fetched once."""
+        if self._shares is None or self._job != job[0].hex():
             import ray
 
-            self._shares = _Shares(ray.get(job[0]))
+            self._shares, self._job = _Shares(ray.get(job[0])), job[0].hex()
         return getattr(self._shares, task)(*arguments)
 
 

@@ -72,7 +72,8 @@ class RoundServer:
         """Merges the shares in the order given, adds the noise and takes the server optimizer's step."""
         aggregate: list[tf.Tensor] | None = None
         sums: list[np.ndarray] | None = None
-        num_examples, non_finite = 0, []
+        num_examples = 0
+        non_finite: list[str] = []
         for result in results:
             one = [tf.convert_to_tensor(array) for array in result.aggregate]
             aggregate = one if aggregate is None else self._server.merge(aggregate, one)

@@ -68,7 +68,10 @@ def _assert_equal_states(one, other, atol):
     first, second = _final_state(one), _final_state(other)
     assert first.keys() == second.keys()
     for name in first:
-        np.testing.assert_allclose(first[name], second[name], atol=atol, rtol=0)
+        if first[name].dtype.kind in "fiu":
+            np.testing.assert_allclose(first[name], second[name], atol=atol, rtol=0)
+        else:
+            assert first[name].tolist() == second[name].tolist()
 
 
 def _assert_equal_metrics(one, other):
@@ -99,27 +102,29 @@ def test_the_command_on_ray_leaves_what_it_leaves_in_process(folder, tmp_path):
         np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
 
 
-def _start_and_kill(flags, run_dir, round_number, number, group=False):
-    """Signals a run, or its whole process group as a terminal does, once it has that checkpoint.
-
-    Returns its exit code, its errors, and those of its processes that live on 20 seconds later.
-    """
+def _start(flags, run_dir, round_number, **options):
+    """A run that has come as far as that checkpoint."""
     process = subprocess.Popen(
-        _command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        _command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
     wanted = run_dir / "checkpoints" / f"checkpoint-{round_number:010d}.npz"
     while process.poll() is None and not wanted.exists():
         time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert any("raylet" in " ".join(child.cmdline()) for child in children)
-    assert any(child.name().startswith("ray::") or "ray::" in " ".join(child.cmdline()) for child in children)
-    if group:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    _, alive = psutil.wait_procs(children, timeout=20)
-    return process.returncode, errors, alive
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def _descendants(*processes):
+    return [child for process in processes for child in psutil.Process(process.pid).children(recursive=True)]
+
+
+def _workers(processes):
+    return [process for process in processes if "ray::FederatedWorker" in " ".join(process.cmdline())]
+
+
+def _ending(children):
+    """Those of them that live on 20 seconds later."""
+    return psutil.wait_procs(children, timeout=20)[1]
 
 
 @needs_ray
@@ -131,9 +136,17 @@ def _start_and_kill(flags, run_dir, round_number, number, group=False):
 def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(folder, tmp_path, number, code, group):
     flags = (*PRIVATE, *RAY, "--total_rounds=6")
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    found, errors, alive = _start_and_kill((*flags, *_places(folder, broken)), broken / "run", 2, number, group)
-    assert not alive
-    assert found == code
+    process = _start((*flags, *_places(folder, broken)), broken / "run", 2, start_new_session=True)
+    children = _descendants(process)
+    assert any("raylet" in " ".join(child.cmdline()) for child in children)
+    assert len(_workers(children)) == 2
+    if group:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert not _ending(children)
+    assert process.returncode == code
     assert "Traceback" not in errors
     done = _run(*flags, *_places(folder, broken))
     assert "continuing after round" in done.stdout
@@ -194,30 +207,36 @@ def _two_nodes(folder):
 
 @needs_ray
 @pytest.mark.slow
-def test_two_nodes_give_the_result_of_one_machine(folder, tmp_path):
-    flags = (*PRIVATE, *RAY, "--total_rounds=3")
+def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folder, tmp_path):
+    flags = (*PRIVATE, *RAY, "--total_rounds=4")
     both, one = tmp_path / "both", tmp_path / "one"
     with _two_nodes(tmp_path) as (address, environment, nodes):
-        done = _run(*flags, f"--ray_address={address}", *_places(folder, both), env=environment)
-        processes = [psutil.Process(node.pid) for node in nodes]
-        processes += [child for process in processes for child in process.children(recursive=True)]
-        listening = {
-            connection.laddr.ip.removeprefix("::ffff:")
-            for process in processes
-            for connection in process.net_connections(kind="inet")
-            if connection.status == psutil.CONN_LISTEN
-        }
-        assert listening <= {"127.0.0.1", "::1"}, listening
+        shared = (*flags, f"--ray_address={address}", *_places(folder, both))
+        run = _start(shared, both / "run", 1, env=environment)
+        workers = _workers(_descendants(*nodes))
+        assert len(workers) == 2
+        assert len({worker.ppid() for worker in workers}) == 2, "one worker on each node"
+        assert _listening([psutil.Process(run.pid), *_descendants(*nodes, run)]) <= {"127.0.0.1", "::1"}
+        run.kill()
+        run.communicate()
+        assert not _ending(workers)
+        done = _run(*shared, env=environment)
+        assert "continuing after round" in done.stdout
         # The cluster is the user's: it goes on, without our workers.
         assert all(node.poll() is None for node in nodes)
-        time.sleep(2)
-        assert not any(
-            "FederatedWorker" in " ".join(process.cmdline()) for process in processes if process.is_running()
-        )
-    assert "2 on" in done.stdout
+        assert not _ending(_workers(_descendants(*nodes)))
     _run(*flags, *_places(folder, one))
     _assert_equal_states(both / "run", one / "run", 0)
     assert (both / "run" / "privacy.json").read_text() == (one / "run" / "privacy.json").read_text()
+
+
+def _listening(processes):
+    return {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in processes
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
 
 
 def test_without_ray_the_extra_is_named(folder, tmp_path):

@@ -135,7 +135,10 @@ def _cohort(source, round_number, size=6):
 
 def _assert_close(one, other, atol=1e-5):
     for mine, theirs in zip(one, other, strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=atol)
+        if mine.dtype.kind in "fiu":
+            np.testing.assert_allclose(mine, theirs, atol=atol)
+        else:
+            assert mine.tolist() == theirs.tolist()
 
 
 def _assert_equal_runs(config, source, plan, pool):
@@ -262,21 +265,26 @@ def test_nothing_listens_beyond_loopback(pools):
     assert set(listening) <= {"127.0.0.1", "::1"}
 
 
+def test_other_data_on_a_machine_is_refused(source, plan, pools):
+    other = source._replace(digest="0" * 64)
+    data = source.open()[1]
+    arguments = _model_arguments(plan.task)
+    with pytest.raises(FlairError, match="other data"):
+        RayRuntime(build_model(*arguments), arguments, CONFIGS["fed_avg"], data, other, plan, SEED, "noise", pools(2))
+
+
 def _kill_when_training(place, delay, killed):
     time.sleep(delay)
     os.kill(place.process, signal.SIGKILL)
     killed.append(place.process)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_mid_round_changes_nothing(source, plan, pools, capfd):
     pool = pools(2)
-    undisturbed = _ray(CONFIGS["adaptive_dp"], source, plan, pool)
     long_plan = BatchPlan(plan.task, SIZE, batch_size=1, epochs=20, max_elements=16)
     undisturbed = _ray(CONFIGS["adaptive_dp"], source, long_plan, pool)
     undisturbed.run_round(0, _cohort(source, 0))
-    disturbed = _ray(CONFIGS["adaptive_dp"], source, long_plan, pool)
-    disturbed.run_round(0, _cohort(source, 0))
-    assert disturbed.timing.seconds > 0.2, "too short to be interrupted"
     disturbed = _ray(CONFIGS["adaptive_dp"], source, long_plan, pool)
     killed = []
     delay = undisturbed.timing.seconds / 3
@@ -291,6 +299,7 @@ def test_a_worker_killed_in_mid_round_changes_nothing(source, plan, pools, capfd
     assert killed[0] not in [place.process for place in pool.places()]
 
 
+@pytest.mark.slow
 def test_a_worker_lost_three_times_ends_the_run_and_its_log_is_named(source, plan, pools, capfd):
     pool = pools(1)
     runtime = _ray(CONFIGS["fed_avg"], source, plan, pool)
@@ -304,14 +313,6 @@ def test_a_worker_lost_three_times_ends_the_run_and_its_log_is_named(source, pla
     assert place.log in str(raised.value)
     assert os.path.isfile(place.log)
     assert "\n" not in str(raised.value)
-
-
-def test_other_data_on_a_machine_is_refused(source, plan, pools):
-    other = source._replace(digest="0" * 64)
-    data = source.open()[1]
-    arguments = _model_arguments(plan.task)
-    with pytest.raises(FlairError, match="other data"):
-        RayRuntime(build_model(*arguments), arguments, CONFIGS["fed_avg"], data, other, plan, SEED, "noise", pools(2))
 
 
 def test_a_cluster_that_is_too_small_is_refused(cluster):
