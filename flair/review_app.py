@@ -22,6 +22,7 @@ from flair.testset import Testset, now
 PAGE_SIZES = (50, 100, 200)
 DEFAULT_PAGE_SIZE = 100
 GROUPS_PER_PAGE = 10
+USERS_PER_PAGE = 120
 MAX_PHOTOS_MARKED = 1000
 IN_SET, NEAR_DUPLICATES = "test set", "near duplicates"
 
@@ -103,6 +104,20 @@ def create_app(review: Review, port: int) -> Flask:
             subsets=review.index.subset_sizes(),
             mark_filters=MARK_FILTERS,
             counts=mark_counts(review.index, marks, rows),
+        )
+
+    @app.get("/users")
+    def users() -> str:
+        partition = request.args.get("partition", "")
+        found = review.index.users(partition)
+        page = page_of(len(found), USERS_PER_PAGE, request.args.get("page", ""))
+        shown = found[page.first - 1 : page.last]
+        return render_template(
+            "users.html",
+            page=page,
+            partition=partition,
+            partitions=review.index.partitions,
+            users=[(review.index.first_of_user(user), review.index.num_of_user(user)) for user in shown],
         )
 
     @app.get("/photo/<image_id>")

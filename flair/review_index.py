@@ -41,8 +41,8 @@ class PhotoIndex:
 
     Attributes:
       records: all photos, in the order of the metadata.
-      users: user id -> rows of `records`.
       labels, fine_labels: label name -> number of photos, most frequent first.
+      partitions: partition -> number of photos.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -50,6 +50,7 @@ class PhotoIndex:
         self._row_of = {record.image_id: row for row, record in enumerate(records)}
         self._partition = np.array([PARTITIONS.index(record.partition) for record in records], np.int8)
         self._users = _rows((record.user_id,) for record in records)
+        self._by_size = tuple(_by_frequency(self._users))
         self._labels = _rows(record.labels for record in records)
         self._fine = _rows(record.fine_grained_labels for record in records)
         self._subsets: dict[str, np.ndarray] = {}
@@ -72,6 +73,16 @@ class PhotoIndex:
     def num_of_user(self, user_id: str) -> int:
         """How many photos a user has."""
         return len(self._users.get(user_id, ()))
+
+    def users(self, partition: str = "") -> list[str]:
+        """The users of a partition, or all, those with the most photos first."""
+        return [
+            user_id for user_id in self._by_size if not partition or self.first_of_user(user_id).partition == partition
+        ]
+
+    def first_of_user(self, user_id: str) -> Record:
+        """A user's first photo, which tells their partition; KeyError where there is no such user."""
+        return self.records[self._users[user_id][0]]
 
     def add_subset(self, name: str, image_ids: Collection[str]) -> None:
         """Names some of the photos, to filter by."""

@@ -131,7 +131,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="threshold: positives that a label needs in the set (default: 5)",
     )
-    add("--reference", choices=("train", "val", "test"), help="matched: whose histogram (default: test)")
+    add("--reference", choices=("train", "val", "test", "heldout"), help="matched: whose histogram (default: test)")
     add(
         "--match",
         choices=("labels", "user_size", "score"),
@@ -169,7 +169,7 @@ def _check(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
     flags.partition = flags.partition or ("heldout" if flags.rule == "seen_users" else "test")
     if flags.rule == "seen_users" and flags.partition != "heldout":
         parser.error(f"--partition={flags.partition}: seen_users draws from heldout")
-    if flags.partition == "heldout" and not flags.tfrecords_dir:
+    if "heldout" in (flags.partition, flags.reference) and not flags.tfrecords_dir:
         parser.error(
             "--tfrecords_dir is needed: records in which prepare_tfrecords.py --heldout_fraction=0.1 put photos aside"
         )
