@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from flair.components import connected_components
 from flair.errors import FlairError
 from flair.exclusion import Exclusion, read_exclusion
 from flair.metadata import check_id
@@ -120,9 +122,21 @@ def anchor(group: Group, reviews: Reviews) -> str:
 
 
 def decisions(group: Group, reviews: Reviews) -> dict[str, str]:
-    """For each photo but the anchor: `duplicate` of it, `not`, or `none` where nothing is decided."""
+    """For each photo but the anchor: `duplicate` of it, `not`, or `none` where nothing is decided.
+
+    A duplicate of a duplicate is one, and what is none of one of them is none of any.
+    """
     first = anchor(group, reviews)
-    return {name: reviews.pair_mark(first, name) for name in group.members if name != first}
+    edges = [key for key in itertools.combinations(group.members, 2) if reviews.pair_mark(*key) == "duplicate"]
+    same = next((found for found in connected_components(edges) if first in found), frozenset([first]))
+    state = {}
+    for name in group.members:
+        if name in same:
+            state[name] = "duplicate"
+        else:
+            state[name] = "not" if any(reviews.pair_mark(name, one) == "not" for one in same) else NO_MARK
+    del state[first]
+    return state
 
 
 def is_decided(group: Group, reviews: Reviews) -> bool:
