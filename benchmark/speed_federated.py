@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,16 +17,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchmark.machine import peak_bytes
 from flair.errors import FlairError
 from flair.preparation_flags import positive_int
 
 if TYPE_CHECKING:
     from benchmark.client_data import BatchPlan, ClientData
     from benchmark.federated_config import FederatedConfig
+    from benchmark.local_training import LocalTrainer
     from benchmark.runtime_inprocess import InProcessRuntime
 
 NUM_LABELS = 17
 RUNTIMES = ("inprocess", "tff")
+MEMORY_OF = ("bare", "loaded", "inprocess")
 
 
 class MadeUpClients:
@@ -103,7 +105,7 @@ def _settings(flags: argparse.Namespace, data: ClientData) -> dict[str, Callable
     runtime = _inprocess(flags, config, data, plan)
     cohort = data.client_ids
     settings: dict[str, Callable[[int], Any]] = {
-        "bare": lambda number: _bare(runtime, data, plan, number),
+        "bare": lambda number: _bare(runtime.trainer, data, plan, number),
         "inprocess": lambda number: runtime.run_round(number, cohort),
     }
     if "tff" in flags.runtimes:
@@ -114,13 +116,12 @@ def _settings(flags: argparse.Namespace, data: ClientData) -> dict[str, Callable
     return settings
 
 
-def _bare(runtime: InProcessRuntime, data: ClientData, plan: BatchPlan, number: int) -> None:
+def _bare(trainer: LocalTrainer, data: ClientData, plan: BatchPlan, number: int) -> None:
     import tensorflow as tf
 
     from benchmark.client_data import client_batches
 
     batches = client_batches(data, data.client_ids, plan=plan, seed=0, round_number=number)
-    trainer = runtime.trainer
     trainer.run(lambda: ((b.pixels, b.labels) for b in batches), tf.constant(1e-3), [])
     # The steps are asynchronous on some devices; reading a weight waits for them.
     trainer.trainable[-1].numpy()
@@ -138,7 +139,7 @@ def _measure_overhead(flags: argparse.Namespace) -> dict[str, float]:
         for size in flags.fit_clients:
             part = _Part(data, data.client_ids[:size])
             started = time.perf_counter()
-            _bare(runtime, part, plan, repetition)
+            _bare(runtime.trainer, part, plan, repetition)
             middle = time.perf_counter()
             runtime.run_round(repetition, part.client_ids)
             if repetition:
@@ -155,10 +156,11 @@ class _Part:
 
 def _measure_memory(flags: argparse.Namespace) -> dict[str, int]:
     found = {}
-    for name in ("bare", "inprocess"):
+    for name in MEMORY_OF:
         command = [sys.executable, "-m", "benchmark.speed_federated", f"--memory_of={name}"]
         command += [f"--model={flags.model}", f"--image_size={flags.image_size}", f"--clients={flags.clients}"]
         command += [f"--batch_size={flags.batch_size}", f"--epochs={flags.epochs}"]
+        command += [f"--compute_dtype={flags.compute_dtype}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise FlairError(f"measuring the memory of {name} failed: {done.stderr.strip().splitlines()[-1:]}")
@@ -167,15 +169,24 @@ def _measure_memory(flags: argparse.Namespace) -> dict[str, int]:
 
 
 def _print_memory(flags: argparse.Namespace) -> int:
-    data, plan = MadeUpClients(flags.clients, 2 * flags.batch_size), _plan(flags)
-    runtime = _inprocess(flags, _config(flags), data, plan)
-    model_bytes = sum(weight.nbytes for weight in runtime.weights())
+    from benchmark.local_training import LocalTrainer
+
+    data, plan, config = MadeUpClients(flags.clients, 2 * flags.batch_size), _plan(flags), _config(flags)
+    model = _model(flags)
+    model_bytes = sum(weight.nbytes for weight in model.get_weights())
+    if flags.memory_of == "bare":
+        runtime, trainer = None, LocalTrainer(model, config.client)
+    else:
+        from benchmark.runtime_inprocess import InProcessRuntime
+
+        runtime = InProcessRuntime(model, config, data, plan, 0)
+        trainer = runtime.trainer
     for number in range(2):
-        if flags.memory_of == "bare":
-            _bare(runtime, data, plan, number)
-        else:
+        if runtime is not None and flags.memory_of == "inprocess":
             runtime.run_round(number, data.client_ids)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, model_bytes)
+        else:
+            _bare(trainer, data, plan, number)
+    print(peak_bytes(), model_bytes)
     return 0
 
 
@@ -263,9 +274,10 @@ def _format_rounds(rows: Sequence[dict[str, Any]], flags: argparse.Namespace) ->
 
 
 def _format_memory(memory: dict[str, int]) -> str:
-    beyond = (memory["inprocess"] - memory["bare"]) / memory["weights"]
+    beyond = (memory["inprocess"] - memory["loaded"]) / memory["weights"]
     return (
-        f"peak memory: bare steps {memory['bare'] / 1e6:,.0f} MB, inprocess {memory['inprocess'] / 1e6:,.0f} MB: "
+        f"peak memory: bare steps {memory['bare'] / 1e6:,.0f} MB; with TensorFlow Federated loaded and the server's "
+        f"graphs built {memory['loaded'] / 1e6:,.0f} MB; inprocess rounds {memory['inprocess'] / 1e6:,.0f} MB, "
         f"{beyond:.1f} times the model's {memory['weights'] / 1e6:.1f} MB more"
     )
 
@@ -290,7 +302,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--image_size", type=positive_int, default=224, help="input pixels (default: 224)")
     parser.add_argument("--compute_dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     parser.add_argument("--photos", type=_int_list, default=[16, 2], help="photos a client (default: 16,2)")
-    parser.add_argument("--clients", type=positive_int, default=8, help="clients a round (default: 8)")
+    parser.add_argument("--clients", type=positive_int, default=24, help="clients a round (default: 24)")
     parser.add_argument("--fit_clients", type=_int_list, default=[2, 8, 16], help="cohorts to fit (default: 2,8,16)")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="photos a step (default: 16)")
     parser.add_argument("--epochs", type=positive_int, default=1, help="passes a client a round (default: 1)")
@@ -298,7 +310,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=positive_int, default=5, help="repetitions (default: 5)")
     parser.add_argument("--tfrecords_dir", help="also measure opening these records and reading a cohort of 200")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
-    parser.add_argument("--memory_of", choices=("bare", "inprocess"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory_of", choices=MEMORY_OF, help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
     flags.runtimes = flags.runtimes.split(",")
     unknown = set(flags.runtimes) - set(RUNTIMES)
@@ -310,4 +322,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 if __name__ == "__main__":
     from flair.command import run
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     run(main)

@@ -58,7 +58,8 @@ class GraphFunction:
         pruned = wrapped.prune(feeds, fetches)
         # A pruned function called from Python formats the values of all its arguments into an error it then drops:
         # a third of a second for the weights of ResNet-18.
-        self._function = tf.function(lambda *arguments: pruned(*arguments))
+        specs = [tf.TensorSpec(feed.shape, feed.dtype) for feed in feeds]
+        self._function = tf.function(lambda *arguments: pruned(*arguments)).get_concrete_function(*specs)
         self._initialize = (
             wrapped.prune([], graph.get_operation_by_name(spec.initialize_op)) if spec.initialize_op else None
         )
