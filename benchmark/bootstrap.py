@@ -14,6 +14,7 @@ from benchmark.seeds import derive_generator
 LEVEL = 0.95
 METHOD = "percentile bootstrap over users, expanded for few users (Hesterberg 2015, arXiv:1411.5279)"
 
+_DRAWS_AT_ONCE = 1 << 20
 _DENSE_ABOVE = 0.002  # share of cells and users with an event from which on a dense product is faster
 
 
@@ -27,10 +28,13 @@ class UserBootstrap:
     def __init__(self, num_users: int, num_resamples: int, seed: int) -> None:
         self.num_users, self.num_resamples = num_users, num_resamples
         generator = derive_generator(seed, "bootstrap")
-        drawn = (generator.integers(num_users, size=num_users) for _ in range(num_resamples))
         self.weights = np.empty((num_users, num_resamples), np.float32)
-        for column, users in enumerate(drawn):
-            self.weights[:, column] = np.bincount(users, minlength=num_users)
+        at_once = max(1, _DRAWS_AT_ONCE // num_users)
+        for start in range(0, num_resamples, at_once):
+            size = min(at_once, num_resamples - start)
+            drawn = generator.integers(num_users, size=(size, num_users)) + num_users * np.arange(size)[:, None]
+            weights = np.bincount(drawn.ravel(), minlength=size * num_users).reshape(size, num_users)
+            self.weights[:, start : start + size] = weights.T
 
     def counts(self, cells: np.ndarray, users: np.ndarray, num_cells: int) -> np.ndarray:
         """How many of the events in each cell every resample holds: float32 [cells, resamples].

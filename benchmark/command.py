@@ -18,8 +18,10 @@ _ENUM_PREFIX = re.compile(r"^<[^>]*>: ")  # absl puts the choices there; they ar
 _HELP_FLAGS = ("--help", "-help", "-h", "--helpfull", "--helpshort", "-?")
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], takes: str | None = None) -> None:
     """Parses `sys.argv` into absl's FLAGS, calls `main()` and exits as `flair.command.run` does.
+
+    With `takes`, the name of what the program takes beside flags, it calls `main(values)` with at least one of them.
 
     An unknown flag, a value of the wrong type or a missing required flag exits 2 with one line on stderr; `--help`
     prints every flag of the program with its default and exits 0 without importing anything heavy.
@@ -33,15 +35,18 @@ def run(main: Callable[[], int | None]) -> None:
     program = program_name()
     before_separator = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     if any(argument in _HELP_FLAGS for argument in before_separator):
-        flair.command.run(lambda _argv: print(help_text(program, sys.modules["__main__"].__doc__ or "")))
+        flair.command.run(lambda _argv: print(help_text(program, sys.modules["__main__"].__doc__ or "", takes)))
     try:
         positional = flags.FLAGS(sys.argv)[1:]
-        if positional:
+        if positional and takes is None:
             raise flags.Error(f"takes flags only, found {positional[0]!r}")
+        if takes is not None and not positional:
+            raise flags.Error(f"expected at least one {takes}")
     except (flags.Error, OSError) as error:
         print(f"{program}: {_one_line(error)}; --help lists the flags", file=sys.stderr)
         sys.exit(flair.command.EXIT_USAGE)
-    flair.command.run(lambda _argv: main())
+    arguments = [] if takes is None else [positional]
+    flair.command.run(lambda _argv: main(*arguments))
 
 
 def program_name() -> str:
@@ -50,9 +55,10 @@ def program_name() -> str:
     return spec.name if spec is not None else os.path.basename(sys.argv[0])
 
 
-def help_text(program: str, description: str) -> str:
+def help_text(program: str, description: str, takes: str | None = None) -> str:
     """Every flag of this program's own modules, grouped as they were defined, with type and default."""
-    lines = [f"usage: python -m {program} [--flag=value ...]", "", description.strip(), ""]
+    values = "" if takes is None else f" {takes} [{takes} ...]"
+    lines = [f"usage: python -m {program}{values} [--flag=value ...]", "", description.strip(), ""]
     for module, module_flags in flags.FLAGS.flags_by_module_dict().items():
         if module.startswith("absl."):
             continue

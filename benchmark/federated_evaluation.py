@@ -16,6 +16,7 @@ from benchmark.client_data import BatchPlan, decoder, training_order
 from benchmark.local_training import LocalTrainer
 from benchmark.records import Records
 from benchmark.seeds import derive_generator, derive_seed
+from benchmark.user_distribution import distribution
 from flair import atomic
 from flair.progress import Progress
 
@@ -92,22 +93,6 @@ def compare_local_training(
             comparisons.append(LocalComparison(before, _score(trainer.model, client_id, pixels, labels)))
     trainer.start(global_weights)
     return comparisons
-
-
-def distribution(values: Sequence[float]) -> dict[str, float]:
-    """Mean, 10th, 50th and 90th percentile, and the means of the lowest and highest tenth of the clients.
-
-    >>> {name: round(value, 2) for name, value in distribution(range(1, 101)).items()}
-    {'mean': 50.5, 'p10': 10.9, 'p50': 50.5, 'p90': 90.1, 'lowest_decile': 5.5, 'highest_decile': 95.5}
-    """
-    ordered = np.sort(np.asarray(values, np.float64))
-    tenth = max(1, len(ordered) // 10)
-    return {
-        "mean": float(ordered.mean()),
-        **{f"p{p}": float(np.percentile(ordered, p)) for p in (10, 50, 90)},
-        "lowest_decile": float(ordered[:tenth].mean()),
-        "highest_decile": float(ordered[-tenth:].mean()),
-    }
 
 
 def summarize(scores: Sequence[ClientScore]) -> dict[str, dict[str, float]]:

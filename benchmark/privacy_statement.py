@@ -76,8 +76,8 @@ def statement_text(statement: dict[str, Any]) -> str:
 
     Made from the dict alone, so that privacy.txt and privacy.json cannot disagree.
     """
-    lines = ["PRIVACY STATEMENT", "", *_wrapped(_headline(statement)), ""]
-    lines += [f"{label + ':':<36}{value}" for label, value in _rows(statement)]
+    lines = ["PRIVACY STATEMENT", "", *_wrapped(headline(statement)), ""]
+    lines += [f"{label + ':':<36}{value}" for label, value in statement_rows(statement)]
     lines += ["", "What this does not cover, or not in full:"]
     for caveat in statement["caveats"]:
         lines += _wrapped(f"[{caveat['severity']}] {caveat['name']}: {caveat['text']}", indent="    ")
@@ -122,7 +122,8 @@ def _clipping(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _headline(statement: dict[str, Any]) -> str:
+def headline(statement: dict[str, Any]) -> str:
+    """The statement in one or two sentences."""
     rounds, name = statement["rounds"], statement["accountant"]["name"]
     spent = _number(statement["epsilon"]["completed"][name])
     delta = _number(statement["delta"])
@@ -143,7 +144,8 @@ def _headline(statement: dict[str, Any]) -> str:
     return f"After {done} the models have {guarantee} for a {statement['unit']}, subject to the limits below."
 
 
-def _rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
+def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the numbers are called and what they are, as text."""
     noise, clipping, epsilon = statement["noise"], statement["clipping"], statement["epsilon"]
     return [
         ("unit of privacy", statement["unit"]),

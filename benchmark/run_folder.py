@@ -44,6 +44,7 @@ _OUTPUTS = (
     "best.h5",
     "last.h5",
     "clients*.csv",
+    "evaluation.json",
 )
 _PACKAGES = ("numpy", "tensorflow", "tensorflow-federated", "tensorflow-privacy", "dp-accounting", "ray")
 
@@ -174,8 +175,8 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
             atomic.remove_leftovers(folder)
         self._check_flags()
-        self.rows = _read_csv(self.path / METRICS_FILE)
-        self._seconds = {step: row["seconds"] for step, row in _read_csv(self.path / TIMES_FILE).items()}
+        self.rows = read_csv(self.path / METRICS_FILE)
+        self._seconds = {step: row["seconds"] for step, row in read_csv(self.path / TIMES_FILE).items()}
 
     def _check_flags(self) -> None:
         path = self.path / FLAGS_FILE
@@ -278,7 +279,8 @@ def _append(path: Path, row: list[Any]) -> None:
         csv.writer(file, lineterminator="\n").writerow(row)
 
 
-def _read_csv(path: Path) -> dict[int, dict[str, float]]:
+def read_csv(path: Path) -> dict[int, dict[str, float]]:
+    """metrics.csv or times.csv: step -> column -> value, without empty cells and without a half-written last line."""
     if not path.is_file():
         return {}
     rows: dict[int, dict[str, float]] = {}

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmark import score_histogram
 from benchmark.bootstrap import UserBootstrap
+from flair.progress import Progress
 
 # Sorting every decision for every label takes time and memory; beyond this many only the published precision is given.
 EXACT_DECISIONS = 10_000_000
@@ -68,7 +69,9 @@ def metrics(photos: ScoredPhotos, is_binary: bool) -> dict[str, float]:
     return found
 
 
-def replicate(photos: ScoredPhotos, bootstrap: UserBootstrap, is_binary: bool) -> Replicates:
+def replicate(
+    photos: ScoredPhotos, bootstrap: UserBootstrap, is_binary: bool, progress: Progress | None = None
+) -> Replicates:
     """The metrics of `metrics` in every resample.
 
     A label that has photos, but none in a resample, has no averaged precision there. `macro_` metrics then average over
@@ -89,6 +92,8 @@ def replicate(photos: ScoredPhotos, bootstrap: UserBootstrap, is_binary: bool) -
             by_label[name][:, column] = values
         if photos.is_exact_feasible:
             exact[:, column] = _exact(scores, labels, photos.users, bootstrap)
+        if progress is not None:
+            progress.add()
     histograms = _by_resample(pooled)
     loss = bootstrap.mean(photos.losses, photos.users)
     combined = score_histogram.combine(

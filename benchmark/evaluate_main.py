@@ -1,0 +1,252 @@
+"""Evaluates saved models: every metric with its 95% interval from a bootstrap over users.
+
+For each model and partition: the metrics that training prints, exact average precision, averaged precision of each
+label, the spread over users, and the predictions as .npy with an id file; for several models also paired differences
+(--compare). Partitions may be test sets' manifests. Predictions are made anew and compared with those of the last
+evaluation in --output_dir; an interrupted evaluation is continued. docs/evaluation.md explains the numbers and files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from benchmark import command
+from benchmark.records import Records, Task, make_task, open_records
+from benchmark.saved_model import BEST_FILE, SavedModel, digest, find_models
+from flair.errors import FlairError
+from flair.progress import duration
+
+if TYPE_CHECKING:
+    from benchmark.evaluation_result import Scored
+
+flags.DEFINE_string("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", required=True)
+flags.DEFINE_list(
+    "models", None, "Saved models: .h5 files, run folders (their best.h5), folders of .h5 files.", required=True
+)
+flags.DEFINE_list("partitions", ["val", "test"], "Partitions, or test sets: names in --testsets_dir or .json files.")
+flags.DEFINE_string("testsets_dir", "testsets", "Folder of the test sets that flair.sample_testset wrote.")
+flags.DEFINE_string("exclude", None, "Leave out the photos of this JSON file: ids, or near_duplicates.json.")
+flags.DEFINE_multi_string("compare", [], "Two models, a,b: the paired difference a - b. May be given several times.")
+flags.DEFINE_string("output_dir", "evaluation", "Folder for the result, the tables and the predictions.")
+flags.DEFINE_boolean(
+    "reuse_predictions", False, "Take finished predictions of the same model and photos instead of making them anew."
+)
+flags.DEFINE_boolean(
+    "use_fine_grained_labels", None, "The models predict the fine-grained labels; none: as their outputs tell."
+)
+flags.DEFINE_string("binary_label", None, "The models predict this one label; none: as their run folder tells.")
+flags.DEFINE_integer("image_height", None, "Height of the input, in pixels; none: the model's.", lower_bound=16)
+flags.DEFINE_integer("image_width", None, "Width of the input, in pixels; none: the model's.", lower_bound=16)
+flags.DEFINE_integer("eval_batch_size", 512, "Photos a batch; changes speed, never a number.", lower_bound=1)
+flags.DEFINE_integer("num_resamples", 1000, "Resamples of the bootstrap.", lower_bound=100)
+flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.", 0, 2**48)
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    """Checks flags, models and data; predicts; computes; writes and prints."""
+    started = time.monotonic()
+    models = find_models(FLAGS.models)
+    pairs = [_pair(text, models) for text in FLAGS.compare]
+    records = open_records(FLAGS.tfrecords_dir)
+    task = choose_task(records, models)
+    with _locked(Path(FLAGS.output_dir)) as folder:
+        _evaluate(folder, models, pairs, records, task)
+    print(f"evaluated {len(models)} {'model' if len(models) == 1 else 'models'} in {_since(started)}")
+    runs = list(dict.fromkeys(str(model.run_dir) for model in models if _is_result_of_run(model)))
+    if runs:
+        print(f"next: python -m benchmark.report_main {' '.join(runs)}")
+    else:
+        print(f"next: the predictions are in {folder}; docs/evaluation.md says how to read them")
+
+
+def choose_task(records: Records, models: list[SavedModel]) -> Task:
+    """What the models predict, as their number of outputs, the flags and their run folders tell.
+
+    Raises:
+      FlairError: these do not agree; one line with both numbers.
+    """
+    first = models[0]
+    for model in models:
+        if (model.num_outputs, model.binary_label) != (first.num_outputs, first.binary_label):
+            raise FlairError(
+                f"--models: {first.path} predicts {_outputs(first)} and {model.path} {_outputs(model)}; "
+                "evaluate them separately"
+            )
+    fine, binary = FLAGS.use_fine_grained_labels, FLAGS.binary_label
+    if binary is None and first.num_outputs == 1:
+        binary = first.binary_label
+        if binary is None:
+            raise FlairError(f"{first.path}: has 1 output; say by --binary_label which label it predicts")
+    if fine is None:
+        is_only_fine = first.num_outputs in (len(records.fine_grained_labels),) and len(records.labels) != (
+            first.num_outputs
+        )
+        fine = is_only_fine if binary is None else binary not in records.labels
+    task = make_task(records, bool(fine), binary)
+    if task.num_outputs != first.num_outputs:
+        asked = f"--binary_label={binary}" if binary else f"--use_fine_grained_labels={str(bool(fine)).lower()}"
+        raise FlairError(
+            f"{first.path}: has {first.num_outputs:,} outputs, but {asked} means {task.num_outputs:,} of "
+            f"{records.root} ({len(records.labels):,} coarse labels, {len(records.fine_grained_labels):,} fine-grained)"
+        )
+    for model in models:
+        if model.labels is not None and model.labels != task.label_names:
+            raise FlairError(
+                f"{model.path}: was trained on other labels ({_few(model.labels)}) than {records.root} has "
+                f"({_few(task.label_names)})"
+            )
+    return task
+
+
+def _evaluate(
+    folder: Path, models: list[SavedModel], pairs: list[tuple[str, str]], records: Records, task: Task
+) -> None:
+    from benchmark import evaluation_report, evaluation_result
+    from benchmark.evaluation_sets import choose_sets, load_sets
+    from benchmark.model_predictions import Predictor
+    from flair.exclusion import read_exclusion
+
+    exclusion = None if FLAGS.exclude is None else read_exclusion(FLAGS.exclude)
+    sets = load_sets(records, task, choose_sets(FLAGS.partitions, FLAGS.testsets_dir), exclusion)
+    evaluation_report.print_sets(sets)
+    predictor = Predictor(folder, records, task, FLAGS.eval_batch_size, FLAGS.reuse_predictions)
+    scored: dict[tuple[str, str], Scored] = {}
+    results = []
+    for model in models:
+        size = FLAGS.image_height or model.image_size[0], FLAGS.image_width or model.image_size[1]
+        if not (model.is_size_known or (FLAGS.image_height and FLAGS.image_width)):
+            print(f"{model.path}: does not say its input size; {size[0]}x{size[1]} is taken", flush=True)
+        for one in sets:
+            place = folder / one.name / model.name
+            predictions, rerun = predictor.predict(model, size, one, place)
+            found = evaluation_result.Scored(one, predictions, task, FLAGS.num_resamples, FLAGS.seed)
+            scored[model.name, one.name] = found
+            result = evaluation_result.result_of(found, place)
+            results.append({"model": model.name, **result, "rerun": rerun, "predictions": str(place)})
+    content = {
+        "format": evaluation_result.FORMAT_VERSION,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "data": {"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest()},
+        "task": {"feature": task.feature, "binary_label": FLAGS.binary_label or models[0].binary_label},
+        "interval": evaluation_result.interval_facts(FLAGS.num_resamples, FLAGS.seed),
+        "exclude": FLAGS.exclude,
+        "models": [_model_facts(model, predictor.digest_of(model)) for model in models],
+        "partitions": [evaluation_report.set_facts(one) for one in sets],
+        "results": results,
+        "comparisons": [
+            {"partition": one.name, "a": a, "b": b}
+            | {"metrics": evaluation_result.difference(scored[a, one.name], scored[b, one.name])}
+            for a, b in pairs
+            for one in sets
+        ],
+        "drops": _drops(models, [one.name for one in sets if one.manifest is not None], scored),
+    }
+    path = folder / evaluation_result.RESULT_FILE
+    evaluation_result.write_json(path, content)
+    predictor.finish()
+    for model in models:
+        if _is_result_of_run(model):
+            assert model.run_dir is not None
+            own = [result for result in results if result["model"] == model.name]
+            facts = _model_facts(model, predictor.digest_of(model))
+            of_run = content | {"models": [facts], "results": own, "comparisons": [], "drops": []}
+            of_run["best_sha256"] = digest(model.run_dir / BEST_FILE)
+            evaluation_result.write_json(model.run_dir / evaluation_result.RESULT_FILE, of_run)
+    evaluation_report.print_results(content)
+    print(f"result: {path}; predictions, per_label.csv and per_user.csv: {folder}/PARTITION/MODEL/", flush=True)
+
+
+def _drops(
+    models: list[SavedModel], testsets: list[str], scored: dict[tuple[str, str], Scored]
+) -> list[dict[str, Any]]:
+    from benchmark import evaluation_result
+
+    if (models[0].name, "test") not in scored:
+        return []
+    return [
+        {
+            "model": model.name,
+            "from": "test",
+            "partition": name,
+            "metrics": evaluation_result.drop(scored[model.name, "test"], scored[model.name, name]),
+        }
+        for model in models
+        for name in testsets
+    ]
+
+
+def _model_facts(model: SavedModel, sha256: str) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "path": str(model.path),
+        "sha256": sha256,
+        "network": model.network,
+        "image_size": list(model.image_size),
+        "run_dir": None if model.run_dir is None else str(model.run_dir),
+    }
+
+
+def _is_result_of_run(model: SavedModel) -> bool:
+    # last.h5 and other files of a run are not what it was trained for.
+    run = model.run_dir
+    if run is None or not (run / BEST_FILE).is_file():
+        return False
+    return model.path == run / BEST_FILE or model.path.with_suffix("") == run
+
+
+def _pair(text: str, models: list[SavedModel]) -> tuple[str, str]:
+    names = text.split(",")
+    if len(names) != 2:
+        raise FlairError(f"--compare={text}: expected two models, as --compare=a,b")
+    a, b = (_model_called(name.strip(), text, models) for name in names)
+    if a == b:
+        raise FlairError(f"--compare={text}: both are {a}")
+    return a, b
+
+
+def _model_called(name: str, text: str, models: list[SavedModel]) -> str:
+    exact = [model.name for model in models if name in (model.name, str(model.path), str(model.run_dir))]
+    found = exact or [model.name for model in models if name and name in str(model.path)]
+    if len(found) != 1:
+        known = ", ".join(model.name for model in models)
+        raise FlairError(f"--compare={text}: {name!r} names {len(found) or 'no'} models; the models are {known}")
+    return found[0]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[Path]:
+    if folder.exists() and not folder.is_dir():
+        raise FlairError(f"--output_dir={folder}: is a file; expected a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "evaluation.lock", "a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FlairError(f"{folder}: another evaluation is writing there; choose another --output_dir") from None
+        yield folder
+
+
+def _outputs(model: SavedModel) -> str:
+    outputs = "1 output" if model.num_outputs == 1 else f"{model.num_outputs:,} outputs"
+    return f"{outputs} ({model.binary_label})" if model.binary_label else outputs
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _since(started: float) -> str:
+    return duration(time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    command.run(main)

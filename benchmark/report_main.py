@@ -1,0 +1,89 @@
+"""Writes a report of training runs: one HTML page that needs no network, and its figures as PNG.
+
+Takes run folders, or folders that hold some. Learning curves over steps and over time, the metric against epsilon,
+clip and update norms, the table of results, the settings that differ, the privacy statements; with intervals, labels
+and users where benchmark.evaluate_main has evaluated a run. Figures that a run has in figures/ are shown as well.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from benchmark import command
+from flair import atomic
+from flair.errors import FlairError
+from flair.progress import Progress, duration
+
+flags.DEFINE_string("output_dir", "report", "Folder for index.html and figures/.")
+flags.DEFINE_string("title", "FLAIR runs", "Title of the page.")
+flags.DEFINE_string(
+    "evaluation", None, "Folder of an evaluation of several models, whose paired differences are shown as well."
+)
+
+FLAGS = flags.FLAGS
+PAGE_FILE, FIGURES_DIR = "index.html", "figures"
+
+
+def main(folders: list[str]) -> None:
+    """Reads the runs, draws the figures, writes the page."""
+    started = time.monotonic()
+    output = Path(FLAGS.output_dir)
+    if output.exists() and not output.is_dir():
+        raise FlairError(f"--output_dir={output}: is a file; expected a folder")
+    from benchmark import report_figures, report_page, report_runs
+
+    runs = report_runs.open_runs(folders)
+    comparisons = [] if FLAGS.evaluation is None else _comparisons(Path(FLAGS.evaluation))
+    outcomes = []
+    with Progress(None, "drawing", "figure") as progress:
+        for outcome in report_figures.draw_all(runs):
+            outcomes.append(outcome)
+            progress.add()
+    drawn = [one for one in outcomes if isinstance(one, report_figures.Drawn)]
+    made = time.strftime("%Y-%m-%d %H:%M")
+    page = report_page.render(runs, outcomes, FLAGS.title, made, comparisons)
+    figures = output / FIGURES_DIR
+    figures.mkdir(parents=True, exist_ok=True)
+    for one in drawn:
+        atomic.write_bytes(figures / f"{_file_name(one.name)}.png", one.png)
+    atomic.write_text(output / PAGE_FILE, page)
+    for one in outcomes:
+        if isinstance(one, report_figures.Left):
+            print(one.reason)
+    for run in runs:
+        for note in run.notes:
+            print(f"{run.path}: {note}")
+    extra = sum(len(run.figures) for run in runs)
+    print(
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(drawn) + extra} figures, "
+        f"{duration(time.monotonic() - started)}"
+    )
+    print(f"figures: {figures}")
+    print(f"report: {output / PAGE_FILE}")
+    print(f"next: open {(output / PAGE_FILE).resolve().as_uri()} in a browser")
+
+
+def _comparisons(folder: Path) -> list[dict[str, Any]]:
+    path = folder if folder.is_file() else folder / "evaluation.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["comparisons"]
+        return [dict(one) for one in found]
+    except FileNotFoundError:
+        raise FlairError(
+            f"--evaluation={folder}: has no evaluation.json; make it with benchmark.evaluate_main"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise FlairError(f"{path}: is no result of benchmark.evaluate_main; make it again") from None
+
+
+def _file_name(name: str) -> str:
+    return "".join(character if character.isalnum() or character in "-_." else "_" for character in name)
+
+
+if __name__ == "__main__":
+    command.run(main, takes="RUN_DIR")

@@ -1,0 +1,208 @@
+"""What run folders hold, read for a report: curves, settings, results, the privacy statement, more figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmark.run_folder import FLAGS_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TIMES_FILE, read_csv
+from benchmark.saved_model import BEST_FILE, digest, short_names
+from flair.errors import FlairError
+
+EVALUATION_FILE, PRIVACY_FILE, FIGURES_DIR, CAPTIONS_FILE = (
+    "evaluation.json",
+    "privacy.json",
+    "figures",
+    "captions.json",
+)
+SECRET = "secret (the run is private)"
+# Where a run is and how it is continued is no setting of it.
+_PLACES = ("run_dir", "save_model_dir", "overwrite", "flagfile", "rounds_per_checkpoint", "minutes_per_checkpoint")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_LARGEST_PNG = 20_000_000
+
+
+class ExtraFigure(NamedTuple):
+    """A PNG that a run folder brings along."""
+
+    name: str
+    png: bytes
+    caption: str
+
+
+@dataclass
+class Run:
+    """One run folder.
+
+    Attributes:
+      name: short and unique in the report.
+      step_name: `epoch` or `round`.
+      rows: step -> metric -> value, as metrics.csv has them.
+      seconds: step -> seconds of training until then.
+      settings: flag -> value; the seed of a private run is not told.
+      facts, summary, privacy, evaluation: run.json, summary.json, privacy.json, evaluation.json; empty or None where
+        there is none.
+      notes: what a reader should know, such as that an evaluation is of another state of the run.
+    """
+
+    path: Path
+    name: str
+    step_name: str
+    rows: dict[int, dict[str, float]]
+    seconds: dict[int, float]
+    settings: dict[str, str]
+    facts: dict[str, Any]
+    summary: dict[str, Any]
+    privacy: dict[str, Any] | None
+    evaluation: dict[str, Any] | None
+    figures: list[ExtraFigure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it has a privacy statement."""
+        return self.privacy is not None
+
+    def series(self, column: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one column of metrics.csv."""
+        points = [(step, row[column]) for step, row in sorted(self.rows.items()) if column in row]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def results(self) -> list[dict[str, Any]]:
+        """The evaluated partitions, else those of the summary, without intervals."""
+        if self.evaluation is not None:
+            return list(self.evaluation["results"])
+        return [
+            {
+                "partition": partition,
+                "metrics": {n: {"value": v, "low": None, "high": None} for n, v in self.summary[partition].items()},
+            }
+            for partition in ("val", "test")
+            if isinstance(self.summary.get(partition), dict)
+        ]
+
+
+def open_runs(folders: Iterable[str]) -> list[Run]:
+    """Opens run folders, or the run folders that lie in the given ones.
+
+    Raises:
+      FlairError: a folder is missing, is no run folder and holds none, or holds damaged files.
+    """
+    paths = list(dict.fromkeys(path for folder in folders for path in _run_folders(folder)))
+    return [_open(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+
+
+def different_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """(flag, its value in each run) for every flag that is not the same in all runs that know it.
+
+    Runs of one command know the same flags, so that a flag one of them does not have is not set there.
+    """
+    kinds = [(run.step_name, run.settings) for run in runs]
+    known: dict[str, set[str]] = {}
+    for kind, settings in kinds:
+        for name in settings:
+            known.setdefault(name, set()).add(kind)
+    rows = []
+    for name in sorted(known):
+        if name in _PLACES:
+            continue
+        values = [settings.get(name, "none" if kind in known[name] else "–") for kind, settings in kinds]
+        if len(set(values) - {"–"}) > 1:
+            rows.append((name, values))
+    return rows
+
+
+def _run_folders(name: str) -> list[Path]:
+    folder = Path(name)
+    if not folder.is_dir():
+        raise FlairError(f"{name}: no such folder; expected a run folder, or one that holds run folders")
+    if (folder / FLAGS_FILE).is_file():
+        return [folder]
+    found = sorted(path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{FLAGS_FILE}"))
+    if not found:
+        raise FlairError(f"{name}: is no run folder and holds none (no {FLAGS_FILE}); a training writes one")
+    return found
+
+
+def _open(path: Path, name: str) -> Run:
+    metrics = path / METRICS_FILE
+    run = Run(
+        path=path,
+        name=name,
+        step_name=_step_name(metrics),
+        rows=_read_table(metrics),
+        seconds={step: row["seconds"] for step, row in _read_table(path / TIMES_FILE).items() if "seconds" in row},
+        settings=_settings(path / FLAGS_FILE),
+        facts=_read_json(path / RUN_FILE) or {},
+        summary=_read_json(path / SUMMARY_FILE) or {},
+        privacy=_read_json(path / PRIVACY_FILE),
+        evaluation=_read_json(path / EVALUATION_FILE),
+        figures=_extra_figures(path / FIGURES_DIR),
+    )
+    if run.is_private and "seed" in run.settings:
+        run.settings["seed"] = SECRET
+    if not run.summary:
+        run.notes.append("The run is not complete.")
+    _check_evaluation(run)
+    return run
+
+
+def _check_evaluation(run: Run) -> None:
+    if run.evaluation is None:
+        return
+    best = run.path / BEST_FILE
+    if not isinstance(run.evaluation.get("results"), list):
+        raise FlairError(f"{run.path / EVALUATION_FILE}: is no result of benchmark.evaluate_main; delete it")
+    recorded = run.evaluation.get("best_sha256")
+    if recorded is not None and best.is_file() and recorded != digest(best):
+        run.evaluation = None
+        run.notes.append("Its evaluation.json is of an earlier state of the run and is left out; evaluate it again.")
+
+
+def _step_name(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.readline().partition(",")[0].strip()
+
+
+def _read_table(path: Path) -> dict[int, dict[str, float]]:
+    try:
+        return read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise FlairError(f"{path}: is damaged ({error}); expected what a training wrote") from None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FlairError(f"{path}: is not JSON ({error}); delete it or make it again") from None
+    if not isinstance(content, dict):
+        raise FlairError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _settings(path: Path) -> dict[str, str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    parts = (line.strip().removeprefix("--").partition("=") for line in lines if line.strip().startswith("--"))
+    return {name: value for name, _, value in parts}
+
+
+def _extra_figures(folder: Path) -> list[ExtraFigure]:
+    if not folder.is_dir():
+        return []
+    captions: Mapping[str, Any] = _read_json(folder / CAPTIONS_FILE) or {}
+    found = []
+    for path in sorted(folder.glob("*.png")):
+        png = path.read_bytes() if path.stat().st_size <= _LARGEST_PNG else b""
+        if not png.startswith(_PNG):
+            raise FlairError(f"{path}: is no PNG image of at most {_LARGEST_PNG:,} bytes; delete it or make it again")
+        caption = captions.get(path.name, path.stem.replace("_", " "))
+        found.append(ExtraFigure(path.name, png, str(caption)))
+    return found
