@@ -28,7 +28,7 @@ belong to photos and pairs, so they stay valid when a set or the list of near du
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the flags and serves the page until Ctrl-C."""
+    """Parses the flags and serves the page until Ctrl-C; returns the exit code of that."""
     flags = _parse(argv)
 
     start = time.monotonic()
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"Reviews: {review.reviews.path.absolute()} ({_count(review.reviews)})")
     print(f"Open http://127.0.0.1:{port}/ in a browser on this machine; Ctrl-C ends the page", flush=True)
     try:
-        server.serve_forever()
+        server.serve_forever()  # werkzeug's returns at Ctrl-C
     finally:
         server.server_close()
         print(f"Reviews: {review.reviews.path.absolute()} ({_count(review.reviews)})")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--reviews={review.reviews.path}",
             flush=True,
         )
-    return command.EXIT_OK
+    return command.EXIT_INTERRUPTED
 
 
 def _open(flags: argparse.Namespace) -> Review:
