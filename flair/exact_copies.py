@@ -13,11 +13,6 @@ from flair.near_pairs import MAX_PAIRS, NEAR_PAIR
 from flair.pair_scope import Scope
 
 
-def equal(digests: NDArray[np.uint8], pairs: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether the photos of pairs (`first`, `second`) have equal digests, uint8 [n, 32]."""
-    return np.asarray((digests[pairs["first"]] == digests[pairs["second"]]).all(axis=1))
-
-
 def exact_pairs(digests: NDArray[np.uint8], scope: Scope) -> NDArray[Any]:
     """All pairs that count whose digests, uint8 [n, 32], are equal: NEAR_PAIR [k], sorted, with all distances 0.
 

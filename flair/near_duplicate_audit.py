@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from flair import atomic
 from flair.duplicate_rule import Thresholds, is_near_duplicate, may_be_duplicate
 from flair.errors import FlairError
-from flair.exact_copies import equal, exact_pairs
+from flair.exact_copies import exact_pairs
 from flair.feature_file import read_features
 from flair.metadata import load_records
 from flair.near_duplicate_report import (
@@ -26,7 +28,7 @@ from flair.near_duplicate_report import (
 )
 from flair.near_pairs import DEFAULT_CHUNK_SIZE, NearPairs, Work
 from flair.pair_scope import make_scope
-from flair.photo_signatures import Signatures, read_signatures
+from flair.photo_signatures import Signatures, equal, read_signatures
 from flair.preparation import locked
 
 NEIGHBORS_FILE = "neighbors.json"
@@ -153,9 +155,21 @@ def _write(found: Found, settings: Settings, photos: Work, work: list[Work]) -> 
     summary = {"settings": described, **summarize(found, groups, settings.thresholds.review_dssim)}
     text = summary_text(summary)
     folder = settings.output_dir
-    atomic.write_json(folder / NEIGHBORS_FILE, neighbors(found, listed, settings.metrics), indent=None)
+    lists = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in neighbors(found, listed, settings.metrics))
+    _write_lines(folder / NEIGHBORS_FILE, "{", lists, "}")
     atomic.write_json(folder / NEAR_DUPLICATES_FILE, near_duplicates(groups), indent=1)
-    atomic.write_json(folder / PAIRS_FILE, duplicate_pairs(found), indent=1)
+    _write_lines(folder / PAIRS_FILE, "[", map(json.dumps, duplicate_pairs(found)), "]")
     atomic.write_json(folder / SUMMARY_FILE, summary)
     atomic.write_text(folder / SUMMARY_TEXT_FILE, text)
     return Outcome(summary, text, tuple(folder / name for name in OUTPUT_FILES), photos, *work)
+
+
+def _write_lines(path: Path, opening: str, lines: Iterable[str], closing: str) -> None:
+    """Writes JSON with one item a line, without holding it in memory."""
+    with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(opening)
+        separator = "\n"
+        for line in lines:
+            file.write(separator + line)
+            separator = ",\n"
+        file.write(f"\n{closing}\n")

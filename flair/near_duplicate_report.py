@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,10 +45,7 @@ def nearest(pairs: NDArray[Any], scope: Scope, top_k: int) -> NDArray[np.bool_]:
     """
     photo = np.concatenate([pairs["first"], pairs["second"]])
     other = np.concatenate([pairs["second"], pairs["first"]])
-    by_id = np.argsort(np.array([record.image_id for record in scope.records]))
-    rank = np.empty(len(by_id), np.int64)
-    rank[by_id] = np.arange(len(by_id))
-    order = np.lexsort((rank[other], np.tile(pairs["l2"], 2), photo))
+    order = np.lexsort((_rank(scope)[other], np.tile(pairs["l2"], 2), photo))
     starts = np.flatnonzero(np.diff(photo[order], prepend=-1))
     position = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     listed = np.empty(len(order), bool)
@@ -56,30 +53,54 @@ def nearest(pairs: NDArray[Any], scope: Scope, top_k: int) -> NDArray[np.bool_]:
     return listed.reshape(2, -1)
 
 
-def neighbors(found: Found, listed: NDArray[np.bool_], metrics: Collection[str]) -> dict[str, dict[str, list[Any]]]:
-    """{image_id: {metric: [[other, distance], ...]}} of the `listed` pairs (see `nearest`), by id, nearest first.
+def neighbors(
+    found: Found, listed: NDArray[np.bool_], metrics: Collection[str]
+) -> Iterator[tuple[str, dict[str, list[list[Any]]]]]:
+    """Yields image_id and {metric: [[other, distance], ...]} of the `listed` pairs (see `nearest`), by id.
 
-    A metric lists the pairs it was computed for; sha256 lists equal files and equal pixels, both at distance 0.
+    Neighbors are nearest first, equal ones by id. A metric lists the pairs it was computed for; sha256 lists equal
+    files and equal pixels, both at distance 0.
     """
     names = [record.image_id for record in found.scope.records]
-    pairs = found.pairs
+    rank = _rank(found.scope)
     equal = (found.kind >= 0) & (found.kind < KINDS.index("near"))
     values = {
         "sha256": np.where(equal, 0.0, np.nan),
-        "l2": pairs["l2"].astype(float),
-        "dssim": pairs["dssim"],
+        "l2": found.pairs["l2"].astype(float),
+        "dssim": found.pairs["dssim"],
         "features": found.features,
     }
-    result: dict[str, dict[str, list[Any]]] = {}
-    for metric in (name for name in METRICS if name in metrics):
-        for side, (own, theirs) in enumerate((("first", "second"), ("second", "first"))):
-            for row in np.flatnonzero(listed[side] & ~np.isnan(values[metric])).tolist():
-                lists = result.setdefault(names[pairs[own][row]], {})
-                lists.setdefault(metric, []).append([names[pairs[theirs][row]], float(values[metric][row])])
-    for lists in result.values():
-        for entries in lists.values():
-            entries.sort(key=lambda entry: (entry[1], entry[0]))
-    return {image_id: result[image_id] for image_id in sorted(result)}
+    entries = {name: _sorted_entries(found.pairs, values[name], listed, rank) for name in METRICS if name in metrics}
+    starts = {name: np.searchsorted(rank[photo], np.arange(len(names) + 1)) for name, (photo, _, _) in entries.items()}
+    for place, row in enumerate(np.argsort(rank).tolist()):
+        lists = {}
+        for name, (_, other, value) in entries.items():
+            part = slice(starts[name][place], starts[name][place + 1])
+            if part.start < part.stop:
+                near = zip(other[part].tolist(), value[part].tolist(), strict=True)
+                lists[name] = [[names[neighbor], distance] for neighbor, distance in near]
+        if lists:
+            yield names[row], lists
+
+
+def _sorted_entries(
+    pairs: NDArray[Any], values: NDArray[np.float64], listed: NDArray[np.bool_], rank: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]]:
+    """Photo, other photo and distance of each listed pair that has one, by the photo's id, distance, other id."""
+    sides = [np.flatnonzero(side & ~np.isnan(values)) for side in listed]
+    photo = np.concatenate([pairs["first"][sides[0]], pairs["second"][sides[1]]])
+    other = np.concatenate([pairs["second"][sides[0]], pairs["first"][sides[1]]])
+    value = np.concatenate([values[side] for side in sides])
+    order = np.lexsort((rank[other], value, rank[photo]))
+    return photo[order], other[order], value[order]
+
+
+def _rank(scope: Scope) -> NDArray[np.int64]:
+    """The place of each photo in the order of ids, int64 [n]."""
+    by_id = np.argsort(np.array([record.image_id for record in scope.records]))
+    rank = np.empty(len(by_id), np.int64)
+    rank[by_id] = np.arange(len(by_id))
+    return rank
 
 
 def components(found: Found) -> list[frozenset[str]]:
@@ -97,28 +118,26 @@ def near_duplicates(groups: Sequence[frozenset[str]]) -> dict[str, list[str]]:
     return {image_id: others[image_id] for image_id in sorted(others)}
 
 
-def duplicate_pairs(found: Found) -> list[dict[str, Any]]:
-    """Every pair called a duplicate, by ids, with all that is known about it."""
-    records = found.scope.records
-    relation = found.scope.relation(found.pairs["first"], found.pairs["second"])
-    rows = []
-    for row in np.flatnonzero(found.kind >= 0).tolist():
-        pair = found.pairs[row]
+def duplicate_pairs(found: Found) -> Iterator[dict[str, Any]]:
+    """Yields every pair called a duplicate, by ids, with all that is known about it."""
+    records, rank, pairs = found.scope.records, _rank(found.scope), found.pairs
+    relation = found.scope.relation(pairs["first"], pairs["second"])
+    rows = np.flatnonzero(found.kind >= 0)
+    ranks = np.sort(np.stack([rank[pairs["first"][rows]], rank[pairs["second"][rows]]]), axis=0)
+    for row in rows[np.lexsort((ranks[1], ranks[0]))].tolist():
+        pair = pairs[row]
         one, other = sorted((records[pair["first"]], records[pair["second"]]), key=lambda record: record.image_id)
         distances = {"dssim": float(pair["dssim"]), "features": float(found.features[row])}
-        rows.append(
-            {
-                "image_ids": [one.image_id, other.image_id],
-                "partitions": [one.partition, other.partition],
-                "relation": RELATIONS[relation[row]],
-                "kind": KINDS[found.kind[row]],
-                "mirrored": bool(pair["mirrored"]),
-                "l2": int(pair["l2"]),
-                "detail_correlation": round(float(pair["correlation"]), 6),
-                **{metric: value for metric, value in distances.items() if not np.isnan(value)},
-            }
-        )
-    return sorted(rows, key=lambda row: row["image_ids"])
+        yield {
+            "image_ids": [one.image_id, other.image_id],
+            "partitions": [one.partition, other.partition],
+            "relation": RELATIONS[relation[row]],
+            "kind": KINDS[found.kind[row]],
+            "mirrored": bool(pair["mirrored"]),
+            "l2": int(pair["l2"]),
+            "detail_correlation": round(float(pair["correlation"]), 6),
+            **{metric: value for metric, value in distances.items() if not np.isnan(value)},
+        }
 
 
 def summarize(found: Found, groups: Sequence[frozenset[str]], review_dssim: float) -> dict[str, Any]:

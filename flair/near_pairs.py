@@ -19,10 +19,11 @@ from flair import block_means, neighbor_search, pair_comparison
 from flair.atomic import remove_leftovers, replacing
 from flair.errors import FlairError
 from flair.images import read_pixels
+from flair.neighbor_search import Blocks
 from flair.pair_comparison import ComparedPair, Context
 from flair.pair_scope import Scope
 from flair.part_store import PartStore
-from flair.photo_signatures import Signatures, SignatureTable
+from flair.photo_signatures import Signatures, SignatureTable, equal
 from flair.pixel_distance import detail_correlation
 from flair.progress import Progress
 from flair.workers import map_in_order
@@ -203,18 +204,21 @@ class NearPairs:
         return found
 
     def _compare(self, candidates: NDArray[Any]) -> NDArray[Any]:
+        same = equal(self._signatures.pixel_sha256, candidates)
+        todo = candidates[~same]
         store = PartStore(self._folder / "distances", pair_comparison.DISTANCE)
-        done = min(store.done * _PAIRS_PER_TASK, len(candidates))
-        with Progress(len(candidates), "l2", "pair", done=done) as progress:
-            tasks = itertools.islice(self._tasks(candidates), store.done, None)
+        done = min(store.done * _PAIRS_PER_TASK, len(todo))
+        with Progress(len(todo), "l2", "pair", done=done) as progress:
+            tasks = itertools.islice(self._tasks(todo), store.done, None)
             try:
                 for found in map_in_order(pair_comparison.compare, self._context, tasks, self._num_workers):
                     store.add(found)
                     progress.add(len(found))
             finally:
                 store.save()
-        distances = store.rows()
-        self.compared = Work(len(candidates) - done, done)
+        distances = np.zeros(len(candidates), pair_comparison.DISTANCE)
+        distances[~same] = store.rows()
+        self.compared = Work(len(todo) - done, done)
         near = distances["l2"] <= self._limit
         pairs = near_pairs(candidates[near], distances[near], self._signatures.table)
         pair_comparison.forget_photos()
@@ -282,8 +286,8 @@ def _tiles(scope: Scope, chunk_size: int) -> Iterator[tuple[range, range]]:
 
 def _search_tile(context: _TileContext, tile: tuple[range, range]) -> NDArray[Any]:
     rows, columns = tile
-    sums, others = context.table.read(rows)["sums"], context.table.read(columns)["sums"]
-    first, second = neighbor_search.candidates(sums, others, context.limit, context.both_orientations)
+    one, other = (Blocks(found["sums"], found["details"]) for found in map(context.table.read, tile))
+    first, second = neighbor_search.candidates(one, other, context.limit, context.both_orientations)
     first, second = first + rows.start, second + columns.start
     keep = (first < second) & context.scope.has(first, second)
     found = np.empty(int(keep.sum()), _CANDIDATE)

@@ -2,7 +2,8 @@
 
 |x - y|^2 = |x|^2 + |y|^2 - 2 x.y is computed for tiles of pairs at once as one float32 matrix product, in which the
 squared norms are two more columns, and compared with the limit plus all that rounding can have added. What passes is
-looked at once more in whole numbers, so the result does not depend on the tiles, the BLAS library or its threads.
+looked at once more in whole numbers, now also at the detail of the blocks. So the result does not depend on the tiles,
+the BLAS library or its threads.
 
 The margin. Sums are centred, |s| <= 32,640: whole numbers that float32 holds. A dot product of K terms in floating
 point, in any order, with or without fused multiply-add, is off by at most g_K sum |a_i b_i|, g_K = K u / (1 - K u),
@@ -24,7 +25,22 @@ from flair.block_means import MAX_SUM, NUM_SUMS, PIXELS_PER_BLOCK
 _CENTRE = MAX_SUM // 2
 _UNIT = 2.0**-24
 _TERMS = NUM_SUMS + 2
-_EXACT_AT_ONCE = 4096  # pairs looked at once more, 25 MB
+_EXACT_AT_ONCE = 2048  # pairs looked at once more, 50 MB
+
+
+class Blocks(NamedTuple):
+    """Block sums and details of some photos, uint16 [n, 768] each; see `flair.block_means`."""
+
+    sums: NDArray[np.uint16]
+    details: NDArray[np.uint16]
+
+    def take(self, photos: NDArray[np.int64]) -> Blocks:
+        """Those of some of the photos."""
+        return Blocks(self.sums[photos], self.details[photos])
+
+    def mirrored(self) -> Blocks:
+        """Those of the photos mirrored left to right."""
+        return Blocks(block_means.mirrored(self.sums), block_means.mirrored(self.details))
 
 
 class Tile(NamedTuple):
@@ -47,29 +63,24 @@ def make_tile(sums: NDArray[np.uint16]) -> Tile:
 
 
 def candidates(
-    sums: NDArray[np.uint16], others: NDArray[np.uint16], limit: int, both_orientations: bool = True
+    blocks: Blocks, others: Blocks, limit: int, both_orientations: bool = True
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows and columns of all pairs whose bound, the lesser of both orientations, is at most `limit`.
 
     Args:
-      sums: block sums uint16 [m, 768]; `others` uint16 [n, 768].
+      blocks: of m photos; `others` of n photos.
       limit: of l2.
       both_orientations: also let a photo be near to the mirrored one.
 
     Returns:
       Row and column numbers int64 [k] each, sorted by row, then column.
     """
-    right = make_tile(others)
-    lefts = [sums, block_means.mirrored(sums)] if both_orientations else [sums]
-    found = [_pass(make_tile(left), right, limit) for left in lefts]
+    right = make_tile(others.sums)
+    lefts = [blocks, blocks.mirrored()] if both_orientations else [blocks]
+    found = [_near(left, others, _pass(make_tile(left.sums), right, limit), limit) for left in lefts]
     flat = found[0] if len(found) == 1 else np.union1d(*found)
-    rows, columns = np.divmod(flat, max(len(others), 1))
-    near = np.zeros(len(flat), bool)
-    for start in range(0, len(flat), _EXACT_AT_ONCE):
-        part = slice(start, start + _EXACT_AT_ONCE)
-        for left in lefts:
-            near[part] |= block_means.lower_bound(left[rows[part]], others[columns[part]]) <= limit
-    return rows[near], columns[near]
+    rows, columns = np.divmod(flat, max(len(others.sums), 1))
+    return rows, columns
 
 
 def margin(half_norms: float) -> float:
@@ -84,3 +95,15 @@ def _pass(left: Tile, right: Tile, limit: int) -> NDArray[np.int64]:
     least = -limit * PIXELS_PER_BLOCK / 2 - margin(left.half_norm + right.half_norm)
     threshold = np.nextafter(np.float32(least), np.float32(-np.inf))
     return np.flatnonzero(product >= threshold)
+
+
+def _near(left: Blocks, right: Blocks, flat: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """Those of the pairs, numbered row by row, that both bounds let pass."""
+    near = np.zeros(len(flat), bool)
+    for start in range(0, len(flat), _EXACT_AT_ONCE):
+        part = slice(start, start + _EXACT_AT_ONCE)
+        rows, columns = np.divmod(flat[part], len(right.sums))
+        one, other = left.take(rows), right.take(columns)
+        bound = block_means.lower_bound(one.sums, other.sums) + block_means.detail_bound(one.details, other.details)
+        near[part] = bound <= limit
+    return flat[near]

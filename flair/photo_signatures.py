@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flair import images
 from flair.atomic import remove_leftovers, replacing
-from flair.block_means import NUM_SUMS, block_sums
+from flair.block_means import NUM_SUMS, block_details, block_sums
 from flair.errors import FlairError
 from flair.metadata import Record
 from flair.pixel_distance import energy
@@ -28,11 +28,13 @@ SIGNATURE = np.dtype(
         ("pixel_sha256", "u1", (32,)),
         ("energy", "<i8"),
         ("sums", "<u2", (NUM_SUMS,)),
+        ("details", "<u2", (NUM_SUMS,)),
     ]
 )
 _PHOTOS_PER_TASK = 64
 _PHOTOS_PER_PART = 4096
 _COPY_ROWS = 4096
+_PAIRS_AT_ONCE = 1 << 20
 
 
 class SignatureTable(NamedTuple):
@@ -93,6 +95,15 @@ def read_signatures(dataset_dir: Path, records: Sequence[Record], cache_dir: Pat
     return Signatures(SignatureTable(cache_dir / TABLE_FILE, rows), files, pixels, len(row_of) - num_cached)
 
 
+def equal(digests: NDArray[np.uint8], pairs: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether the photos of pairs (`first`, `second`) have equal digests, uint8 [n, 32]."""
+    same = np.empty(len(pairs), bool)
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        part = pairs[start : start + _PAIRS_AT_ONCE]
+        same[start : start + len(part)] = (digests[part["first"]] == digests[part["second"]]).all(axis=1)
+    return same
+
+
 def pixel_signature(data: bytes, pixels: NDArray[np.uint8], image_id: str) -> NDArray[Any]:
     """The signature of one photo, SIGNATURE [1]."""
     row = np.zeros(1, SIGNATURE)
@@ -101,6 +112,7 @@ def pixel_signature(data: bytes, pixels: NDArray[np.uint8], image_id: str) -> ND
     row["pixel_sha256"] = np.frombuffer(hashlib.sha256(pixels.tobytes()).digest(), np.uint8)
     row["energy"] = energy(pixels)
     row["sums"] = block_sums(pixels)
+    row["details"] = block_details(pixels)
     return row
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flair.block_means import MAX_SUM, NUM_SUMS, block_sums, lower_bound, mirrored
-from flair.neighbor_search import candidates, make_tile, margin
+from flair.block_means import MAX_SUM, NUM_SUMS, block_details, block_sums, detail_bound, lower_bound, mirrored
+from flair.neighbor_search import Blocks, candidates, make_tile, margin
 from flair.pixel_distance import detail_correlation, energy, mirror, squared_distance
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -34,6 +34,11 @@ def exact(one: np.ndarray, other: np.ndarray) -> int:
     return int(((one.astype(np.int64) - other.astype(np.int64)) ** 2).sum())
 
 
+def bound(one: np.ndarray, other: np.ndarray) -> int:
+    means = lower_bound(block_sums(one), block_sums(other))
+    return int(means) + int(detail_bound(block_details(one), block_details(other)))
+
+
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, st.booleans())
 def test_the_bound_never_exceeds_the_distance(seed: int, is_copy: bool) -> None:
@@ -44,10 +49,10 @@ def test_the_bound_never_exceeds_the_distance(seed: int, is_copy: bool) -> None:
         other = np.clip(one.astype(float) + rng.normal(0, rng.uniform(0, 20), one.shape), 0, 255).astype(np.uint8)
     true = exact(one, other)
     assert squared_distance(one, other) == true
-    assert lower_bound(block_sums(one), block_sums(other)) <= true
-    turned = block_sums(mirror(other))
-    assert (turned == mirrored(block_sums(other))).all()
-    assert lower_bound(block_sums(one), turned) <= exact(one, other[:, ::-1])
+    assert bound(one, other) <= true
+    for parts in (block_sums, block_details):
+        assert (parts(mirror(other)) == mirrored(parts(other))).all()
+    assert bound(one, mirror(other)) <= exact(one, other[:, ::-1])
 
 
 def test_the_bound_is_256_times_the_squared_difference_of_means() -> None:
@@ -81,7 +86,8 @@ def test_the_search_finds_exactly_the_pairs_within_the_limit(seed: int, limit: i
     if both:
         turned = one[:, None].astype(np.int64) - mirrored(other)[None].astype(np.int64)
         near |= (turned**2).sum(axis=2) <= 256 * limit
-    rows, columns = candidates(one, other, limit, both)
+    even = np.zeros_like(one)
+    rows, columns = candidates(Blocks(one, even), Blocks(other, even), limit, both)
     assert np.argwhere(near).tolist() == np.stack([rows, columns], axis=1).tolist()
 
 
@@ -99,8 +105,30 @@ def test_products_are_off_by_less_than_the_margin(seed: int) -> None:
 @pytest.mark.parametrize(("num_rows", "num_columns"), [(0, 3), (3, 0), (1, 1)])
 def test_few_or_no_photos(num_rows: int, num_columns: int) -> None:
     sums = np.zeros((3, NUM_SUMS), np.uint16)
-    rows, columns = candidates(sums[:num_rows], sums[:num_columns], 0)
+    rows, columns = candidates(
+        Blocks(sums[:num_rows], sums[:num_rows]), Blocks(sums[:num_columns], sums[:num_columns]), 0
+    )
     assert len(rows) == len(columns) == num_rows * num_columns
+
+
+def test_details_are_the_lengths_of_what_blocks_have_besides_their_means() -> None:
+    pixels = photo(np.random.default_rng(1))
+    blocks = pixels.reshape(16, 16, 16, 16, 3).astype(float)
+    lengths = np.linalg.norm(
+        (blocks - blocks.mean(axis=(1, 3), keepdims=True)).transpose(0, 2, 4, 1, 3).reshape(768, -1), axis=1
+    )
+    assert (block_details(pixels) == np.floor(32 * lengths + 1e-9)).all()
+
+
+def test_details_exclude_what_means_let_pass() -> None:
+    rng = np.random.default_rng(3)
+    grey = np.full((256, 256, 3), 128, np.uint8)
+    rough = (128 + 50 * rng.choice([-1, 1], grey.shape)).astype(np.uint8)
+    blocks = [Blocks(block_sums(pixels)[None], block_details(pixels)[None]) for pixels in (grey, rough)]
+    smooth = [part._replace(details=np.zeros_like(part.details)) for part in blocks]
+    limit = exact(grey, rough) // 2
+    assert [rows.tolist() for rows in candidates(*smooth, limit)] == [[0], [0]]
+    assert [rows.tolist() for rows in candidates(*blocks, limit)] == [[], []]
 
 
 def test_detail_is_correlated_in_copies_and_not_in_skies() -> None:
