@@ -30,6 +30,8 @@ belong to photos and pairs, so they stay valid when a set or the list of near du
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags and serves the page until Ctrl-C; returns the exit code of that."""
     flags = _parse(argv)
+    if flags.export:
+        return _export(flags)
 
     start = time.monotonic()
     review = _open(flags)
@@ -53,6 +55,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             flush=True,
         )
     return command.EXIT_INTERRUPTED
+
+
+def _export(flags: argparse.Namespace) -> int:
+    """Writes the near duplicates as they are after the reviewers' marks, for --exclude."""
+    from pathlib import Path
+
+    from flair import atomic
+    from flair.exclusion import read_exclusion
+    from flair.review_groups import NEAR_DUPLICATES_FILE
+    from flair.reviews import read_reviews
+
+    found = read_exclusion(Path(flags.duplicates) / NEAR_DUPLICATES_FILE)
+    reviewed = read_reviews(flags.reviews).applied_to(found)
+    others = {name: sorted(group - {name}) for group in reviewed.components for name in sorted(group)}
+    atomic.write_json(flags.export, others)
+    print(
+        f"Wrote {flags.export}: {len(others):,} photos in {len(reviewed.components):,} components "
+        f"({len(found.components):,} before the marks of {flags.reviews})"
+    )
+    print(f"Next: --exclude={flags.export} in preparation, sampling and evaluation")
+    return command.EXIT_OK
 
 
 def _open(flags: argparse.Namespace) -> Review:
@@ -138,7 +161,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--reviews", default="reviews.json", metavar="FILE", help="where marks are kept (default: reviews.json)")
     add("--reviewer", metavar="NAME", help="name written beside marks; the page can change it (default: your login)")
     add("--port", type=_port, default=DEFAULT_PORT, help=f"0: any that is free (default: {DEFAULT_PORT})")
-    return parser.parse_args(argv)
+    add(
+        "--export",
+        metavar="FILE.json",
+        help="serve nothing: write the near duplicates, corrected by the marks of --reviews, in the form "
+        "that --exclude reads (default: serve the page)",
+    )
+    flags = parser.parse_args(argv)
+    if flags.export and not flags.duplicates:
+        parser.error("--export needs --duplicates=DIR")
+    return flags
 
 
 def _port(text: str) -> int:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 import pytest
 
-from flair.reviews import read_reviews
+from flair.exclusion import read_exclusion
+from flair.reviews import PairChange, ReviewFile, pair, read_reviews
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request
@@ -436,3 +437,15 @@ def test_mistakes_end_in_one_line(server: Server, dataset: Path, flags: list[str
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_what_reviewers_decided_is_exported_for_the_other_commands(dataset: Path, tmp_path: Path) -> None:
+    found = read_exclusion(dataset / "audit" / "near_duplicates.json")
+    one, other = next(sorted(group) for group in found.components if len(group) == 2)
+    ReviewFile(tmp_path / "reviews.json").update(lambda _: [PairChange(pair(one, other), "not")], "Ann", "now")
+    command = [sys.executable, "-m", "flair.review", f"--dataset_dir={dataset / 'dataset'}"]
+    flags = [f"--duplicates={dataset / 'audit'}", f"--reviews={tmp_path / 'reviews.json'}"]
+    result = subprocess.run([*command, *flags, f"--export={tmp_path / 'out.json'}"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert read_exclusion(tmp_path / "out.json").components == tuple(c for c in found.components if len(c) > 2)
+    assert subprocess.run([*command, f"--export={tmp_path / 'out.json'}"], capture_output=True).returncode == 2
