@@ -18,7 +18,6 @@ from benchmark.training_plan import Part, entry
 
 FLAGS = flags.FLAGS
 _TIMED_STEPS = 2
-_EVALUATION_PHOTOS = 64
 
 
 def plan_lines(
@@ -27,7 +26,7 @@ def plan_lines(
     """Times a few steps and an evaluation batch; the lines of the plan."""
     population = training_plan.population_of(records, FLAGS.num_users)
     training = _training_speed(records, task, devices, trainer)
-    scoring = evaluation_speed(trainer.model, validation, task, min(FLAGS.eval_batch_size, _EVALUATION_PHOTOS))
+    scoring = evaluation_speed(trainer.model, validation, task, FLAGS.eval_batch_size)
     steps = -(-population.photos["train"] // FLAGS.train_batch_size)
     validated, tested = population.photos["val"], population.photos["test"]
     parts = [

@@ -21,7 +21,6 @@ from benchmark.training_plan import Part, Population, entry
 FLAGS = flags.FLAGS
 _TIMED_PHOTOS = 64  # shown to clients in the larger of the two timed rounds, at least
 _LOOKED_AT = 64  # clients among which those to time are chosen
-_EVALUATION_PHOTOS = 64
 
 
 def num_clients(population: Population) -> int:
@@ -45,7 +44,7 @@ def plan_lines(
     """Times two small rounds and an evaluation batch; the lines of the plan."""
     photos = _photos_shown(records, population)
     fixed, per_photo, timed = _round_seconds(runtime, data)
-    scoring = evaluation_speed(model, validation, task, min(FLAGS.eval_batch_size, _EVALUATION_PHOTOS))
+    scoring = evaluation_speed(model, validation, task, FLAGS.eval_batch_size)
     cohort, rounds = FLAGS.clients_per_round, FLAGS.total_rounds
     evaluations = rounds // FLAGS.rounds_per_eval + (rounds % FLAGS.rounds_per_eval > 0)
     validated, tested = population.photos["val"], population.photos["test"]

@@ -15,6 +15,7 @@ from benchmark.records import Task
 from flair.progress import size
 
 Batch = tuple[tf.Tensor, tf.Tensor]
+_CPU_BATCH = 64  # larger ones are split without a GPU
 
 
 class Speed(NamedTuple):
@@ -25,11 +26,12 @@ class Speed(NamedTuple):
 
 
 def evaluation_speed(model: tf.keras.Model, data: EvaluationData, task: Task, batch_size: int) -> Speed:
-    """Times the evaluation of one full batch, after one that compiles it."""
-    batch = tiled(next(iter(data)), batch_size)
+    """Times the evaluation of one batch as large as evaluation makes them, after one that compiles it."""
+    photos = batch_size if tf.config.list_physical_devices("GPU") else min(batch_size, _CPU_BATCH)
+    batch = tiled(next(iter(data)), photos)
     evaluation.accumulate(model, [batch], task)
     seconds = seconds_of(lambda: evaluation.accumulate(model, [batch], task))
-    return Speed(batch_size / seconds, batch_size)
+    return Speed(photos / seconds, photos)
 
 
 def tiled(batch: Batch, photos: int) -> Batch:
