@@ -64,7 +64,7 @@ def heldout_image_ids(tfrecords_dir: str | Path, metadata_sha256: str) -> frozen
     if records.parameters.get("metadata_sha256") != metadata_sha256:
         raise FlairError(f"--tfrecords_dir={tfrecords_dir}: was made from other metadata than --dataset_dir has")
     users = records.users(HELDOUT)
-    image_ids = set()
+    image_ids: set[str] = set()
     with Progress(len(users), "reading the photos put aside", "user") as progress:
         for span in users.values():
             image_ids.update(example.image_id or "" for example in records.read_user(span))

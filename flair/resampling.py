@@ -223,8 +223,13 @@ def _draw_matched(
         label: {"reference": reference[label], "wanted": wanted[label], "chosen": chosen.get(label, [0] * 5)}
         for label in classes
     }
-    parameters = {"num_images": sum(map(sum, wanted.values())), "images_per_label": plan.images_per_label}
-    parameters |= {"reference": plan.reference, "match": plan.match, "borrow": plan.borrow}
+    parameters: dict[str, Any] = {"num_images": sum(map(sum, wanted.values()))}
+    parameters |= {
+        "images_per_label": plan.images_per_label,
+        "reference": plan.reference,
+        "match": plan.match,
+        "borrow": plan.borrow,
+    }
     return _Rule(draw, parameters, table)
 
 

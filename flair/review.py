@@ -130,7 +130,6 @@ def _listen(review: Review, port: int) -> BaseWSGIServer:
     app = create_app(review, port)
     server = make_server(LOOPBACK, port, app, threaded=True, request_handler=Handler, fd=listener.fileno())
     listener.close()
-    server.daemon_threads = True
     return server
 
 

@@ -273,7 +273,7 @@ def _page_size() -> int:
 
 def _link(**changes: object) -> str:
     """This page's address with other parameters; those that become empty are left out."""
-    arguments = {**request.args.to_dict(), **{name: str(value) for name, value in changes.items()}}
+    arguments: dict[str, Any] = {**request.args.to_dict(), **{name: str(value) for name, value in changes.items()}}
     return url_for(str(request.endpoint), **{name: value for name, value in arguments.items() if value})
 
 

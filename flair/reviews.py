@@ -232,8 +232,9 @@ def _history(value: Any, marks: tuple[str, ...], where: str) -> tuple[Mark, ...]
         raise ValueError(f"the marks of {where!r:.80} are no list")
     history = []
     for item in value:
-        fields = [item.get(name) for name in Mark._fields] if isinstance(item, dict) else [None]
-        if not all(isinstance(text, str) for text in fields) or fields[0] not in marks:
+        texts: list[Any] = [item.get(name) for name in Mark._fields] if isinstance(item, dict) else []
+        mark = Mark(*texts) if len(texts) == 3 and all(isinstance(text, str) for text in texts) else None
+        if mark is None or mark.mark not in marks:
             raise ValueError(f"a mark of {where!r:.80} is not one of {', '.join(marks)} with a reviewer and a time")
-        history.append(Mark(*fields))
+        history.append(mark)
     return tuple(history)
