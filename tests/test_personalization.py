@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -56,11 +58,15 @@ def _adaptation(layers="all", steps=4, **changes):
     return Adaptation(**{"layers": layers, "steps": steps, "learning_rate": 0.1, "batch_size": 4, **changes})
 
 
-def _run(model, photos, adaptation, query=4, limit=500, number=0):
-    personalizer = Personalizer(model, TASK, SIZE, adaptation, limit)
+def _run(model, photos, adaptation, query=4, limit=500):
     support = photos[query:]
-    positions = batch_positions(len(support), adaptation.steps, adaptation.batch_size, 0, number)
-    return personalizer.run(support, photos[:query], positions)
+    positions = batch_positions(len(support), adaptation.steps, adaptation.batch_size, 0, 0)
+    return _personalizer(model, adaptation, limit).run(support, photos[:query], positions)
+
+
+@functools.cache
+def _personalizer(model, adaptation, limit=500):
+    return Personalizer(model, TASK, SIZE, adaptation, limit)
 
 
 @pytest.mark.parametrize("layers", LAYERS)
@@ -72,14 +78,14 @@ def test_without_a_step_nothing_changes_at_all(model, users, layers):
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_query_blocks_never_change_a_number(model, users, layers):
-    results = [_run(model, users[0], _adaptation(layers), query=7, limit=limit) for limit in (1, 2, 3, 500)]
-    assert all(result == results[0] for result in results)
-    assert results[0][0] != results[0][1]
+    two, all_at_once = (_run(model, users[0], _adaptation(layers), query=7, limit=limit) for limit in (2, 500))
+    assert two == all_at_once
+    assert two[0] != two[1]
 
 
 def test_the_global_weights_come_back(model, users):
     before = [value.copy() for value in model.get_weights()]
-    personalizer = Personalizer(model, TASK, SIZE, _adaptation(steps=3))
+    personalizer = _personalizer(model, _adaptation())
     positions = batch_positions(3, 3, 4, 0, 0)
     first = personalizer.run(users[0][4:7], users[0][:4], positions)
     other = personalizer.run(users[1][2:5], users[1][:2], positions)
@@ -89,7 +95,7 @@ def test_the_global_weights_come_back(model, users):
     assert other != first
     # ... also when an episode fails half-way.
     with pytest.raises(FlairError):
-        Personalizer(model, TASK, SIZE, _adaptation(learning_rate=1e30)).run(users[0][4:7], users[0][:4], positions)
+        _personalizer(model, _adaptation(learning_rate=1e30)).run(users[0][4:7], users[0][:4], positions)
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
@@ -112,14 +118,16 @@ def _scores(model, photos):
 _NORM_PREFIX = {"all": "", "head": "classifier", "norm": "norm"}
 
 
-@pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize(("mu", "clipnorm"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.02)])
+@pytest.mark.parametrize(
+    ("layers", "mu", "clipnorm"),
+    [("head", 0.0, 0.0), ("norm", 0.0, 0.0), ("all", 0.0, 0.0), ("head", 0.5, 0.0), ("all", 0.5, 0.02)],
+)
 def test_against_keras(model, users, layers, mu, clipnorm):
     photos, query = users[0], 6
     adaptation = _adaptation(layers, steps=5, proximal_strength=mu, clipnorm=clipnorm)
     support = photos[query:]
     positions = batch_positions(len(support), 5, 4, 0, 0)
-    baseline, adapted = Personalizer(model, TASK, SIZE, adaptation).run(support, photos[:query], positions)
+    baseline, adapted = _personalizer(model, adaptation).run(support, photos[:query], positions)
     clone = flair_model.build_model("cnn", (*SIZE, 3), 17, seed=9)
     clone.set_weights(model.get_weights())
     assert _scores(clone, photos[:query]) == pytest.approx((baseline.loss, baseline.micro_ap), abs=1e-5)
@@ -142,10 +150,10 @@ def test_against_keras(model, users, layers, mu, clipnorm):
 
 def test_the_proximal_term_holds_the_model_back(model, users):
     differences = []
-    for mu in (0.0, 1.0, 5.0):
-        baseline, adapted = _run(model, users[0], _adaptation(steps=20, proximal_strength=mu))
+    for mu in (0.0, 5.0):
+        baseline, adapted = _run(model, users[0], _adaptation("head", steps=20, proximal_strength=mu))
         differences.append(abs(baseline.loss - adapted.loss))
-    assert differences[0] > differences[1] > differences[2] > 0
+    assert differences[0] > differences[1] > 0
 
 
 def test_average_precision_survives_missing_classes():
@@ -178,4 +186,4 @@ def test_a_broken_photo_is_named(model, users):
 
 def test_a_learning_rate_without_reason_is_one_line(model, users):
     with pytest.raises(FlairError, match=r"--learning_rate=1e\+30 is too large"):
-        _run(model, users[0], _adaptation(learning_rate=1e30, steps=3))
+        _run(model, users[0], _adaptation(learning_rate=1e30))
