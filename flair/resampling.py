@@ -212,12 +212,16 @@ def _draw_matched(
         stratum_of = strata.stratum_by_score(inputs.order, inputs.scores)
     else:
         stratum_of = strata.stratum_by_labels(inputs.order)
-    reference = strata.histogram(stratum_of(record) for record in inputs.reference)
+    of_reference = {record.image_id: stratum_of(record) for record in inputs.reference}
+    reference = strata.histogram(of_reference.values())
     classes = [label for label in (*inputs.order.order, strata.ALL_PHOTOS) if label in reference]
     wanted = _wanted(plan, reference, classes, total)
     found = {image_id: stratum_of(record) for image_id, record in eligible.items()}
     of_photo = {image_id: stratum for image_id, stratum in found.items() if stratum is not None}
-    draw = samplers.draw_matched(of_photo, wanted, plan.seed, previous, plan.borrow)
+    records = {record.image_id: record for record in (*inputs.reference, *eligible.values())}
+    groups = samplers.grouped({name: stratum for name, stratum in of_reference.items() if stratum is not None})
+    balance = samplers.LabelBalance(lambda name: inputs.order.labels(records[name]), groups)
+    draw = samplers.draw_matched(of_photo, wanted, balance, plan.seed, previous, plan.borrow)
     chosen = strata.histogram(of_photo[image_id] for image_id in draw.image_ids)
     table = {
         label: {"reference": reference[label], "wanted": wanted[label], "chosen": chosen.get(label, [0] * 5)}

@@ -6,13 +6,16 @@ photos. Photos of the previous revision come first where the rule leaves a choic
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from flair.metadata import Record
 from flair.strata import NUM_BINS, Histogram, LabelOrder, Stratum
+
+_CHOICES = 16
 
 
 class Draw(NamedTuple):
@@ -68,23 +71,74 @@ def draw_with_positives(
     return Draw(frozenset(chosen), "; ".join(problems) or None)
 
 
+class LabelBalance:
+    """How far the labels of the photos chosen so far are from the reference's mix.
+
+    A photo counts for its rarest label, but carries others. Of photos that would do equally well, the one is taken
+    that brings the frequencies of all labels closest to those of the reference.
+    """
+
+    def __init__(self, labels_of: Callable[[str], Sequence[str]], reference: Mapping[Stratum, Sequence[str]]) -> None:
+        self._labels_of = labels_of
+        self._shares: dict[Stratum, dict[str, float]] = {}
+        for stratum, image_ids in reference.items():
+            counts = Counter(label for image_id in image_ids for label in labels_of(image_id))
+            self._shares[stratum] = {label: count / len(image_ids) for label, count in counts.items()}
+        self._excess: defaultdict[str, float] = defaultdict(float)
+
+    def take(self, image_ids: Iterable[str], stratum: Stratum, num: int, num_before: int) -> list[str]:
+        """`num` of the photos of a stratum: the first `num_before`, then the best of a few in their order."""
+        rest = iter(image_ids)
+        chosen = []
+        for _, image_id in zip(range(min(num, num_before)), rest, strict=False):
+            self._expect(stratum)
+            chosen.append(self._add(image_id))
+        few = list(itertools.islice(rest, _CHOICES))
+        while few and len(chosen) < num:
+            self._expect(stratum)
+            best = min(few, key=self._cost)
+            chosen.append(self._add(best))
+            few.remove(best)
+            few.extend(itertools.islice(rest, 1))
+        return chosen
+
+    def _expect(self, stratum: Stratum) -> None:
+        for label, share in self._shares.get(stratum, {}).items():
+            self._excess[label] -= share
+
+    def _add(self, image_id: str) -> str:
+        for label in self._labels_of(image_id):
+            self._excess[label] += 1
+        return image_id
+
+    def _cost(self, image_id: str) -> float:
+        # By how much the sum of the squared excesses would grow.
+        return sum(2 * self._excess[label] + 1 for label in self._labels_of(image_id))
+
+
 def draw_matched(
-    strata: Mapping[str, Stratum], wanted: Histogram, seed: int, previous: Collection[str] = (), borrow: bool = False
+    strata: Mapping[str, Stratum],
+    wanted: Histogram,
+    balance: LabelBalance,
+    seed: int,
+    previous: Collection[str] = (),
+    borrow: bool = False,
 ) -> Draw:
     """As many photos of each class and bin as are wanted, classes in the order of `wanted`, bins from the lowest.
 
     With `borrow`, what a bin lacks is taken from the next higher one, beside that one's own share.
     """
     rng = random.Random(seed)
-    by_stratum = _grouped(strata)
+    by_stratum = grouped(strata)
     chosen: set[str] = set()
     problems = []
     for label, counts in wanted.items():
         lacking = 0
         for number in range(NUM_BINS):
             want = counts[number] + lacking
-            ranked = _ranked(by_stratum.get(Stratum(label, number), ()), rng, previous)
-            chosen.update(ranked[:want])
+            stratum = Stratum(label, number)
+            ranked = _ranked(by_stratum.get(stratum, ()), rng, previous)
+            chosen.update(balance.take(ranked, stratum, want, sum(name in previous for name in ranked)))
             lacking = max(0, want - len(ranked))
             if lacking and not (borrow and number < NUM_BINS - 1):
                 problems.append(f"{label}, bin {number}: {want:,} photos wanted, {len(ranked):,} eligible")
@@ -131,7 +185,8 @@ def _most_helpful(records: Sequence[Record], short: frozenset[str], order: Label
     return [record.image_id for record in ranked]
 
 
-def _grouped(strata: Mapping[str, Stratum]) -> Mapping[Stratum, Sequence[str]]:
+def grouped(strata: Mapping[str, Stratum]) -> Mapping[Stratum, Sequence[str]]:
+    """The photos of each stratum."""
     groups: dict[Stratum, list[str]] = {}
     for image_id, stratum in strata.items():
         groups.setdefault(stratum, []).append(image_id)

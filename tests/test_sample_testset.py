@@ -153,6 +153,17 @@ def test_matched_histograms_equal_the_reference_after_rounding(
     assert {label: row["reference"] for label, row in written.items()} == {x: of_reference[x] for x in classes}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_matched_labels_that_photos_do_not_count_for_follow_the_reference_too(workshop: Workshop, seed: int) -> None:
+    assert workshop.run("matched", "--num_images=80", f"--seed={seed}") == 0
+    chosen, reference = workshop.manifest()["image_ids"], workshop.photos()
+    of_set, of_reference = (
+        Counter(label for name in names for label in workshop.by_id[name]["labels"]) for names in (chosen, reference)
+    )
+    for label, count in of_reference.items():
+        assert abs(of_set[label] - count * len(chosen) / len(reference)) <= 2  # a uniform draw is off by 4 or so
+
+
 def test_matched_user_sizes_equal_the_reference_after_rounding(workshop: Workshop) -> None:
     assert workshop.run("matched", "--match=user_size", "--reference=val", "--num_images=30") == 0
     sizes = Counter(record["user_id"] for record in workshop.records)
