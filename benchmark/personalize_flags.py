@@ -19,7 +19,7 @@ _FOR_USERS = (
     *("split", "duplicates", "num_support", "layers", "batch_size", "clipnorm"),
     *("use_fine_grained_labels", "binary_label"),
 )
-_FOR_LABELS = ("ways", "shots", "taxonomy")
+_FOR_LABELS = ("ways", "shots", "label_set", "taxonomy")
 
 FLAGS = flags.FLAGS
 

@@ -139,10 +139,7 @@ def _report(summary: dict[str, Any], folder: Path) -> None:
     files = [EPISODES_FILE, *([USERS_FILE] if summary["kind"] == USERS else []), "summary.json", f"{FIGURES_DIR}/"]
     print(f"{folder}: {', '.join(files)}")
     print(f"{summary['episodes']:,} episodes in {duration(summary['seconds'])}")
-    if summary["kind"] == USERS and FLAGS.layers != personalize_flags.ALL:
-        print("next: the same command with --layers=all and another --run_dir; docs/personalization.md has the rest")
-    else:
-        print("next: docs/personalization.md says what the numbers mean")
+    print(f"next: python -m benchmark.report_main {folder}, and docs/personalization.md for what the numbers mean")
 
 
 if __name__ == "__main__":
