@@ -7,45 +7,21 @@ as in evaluation, and decoded once an episode.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from benchmark import augmentation, flair_metrics, score_histogram
-from benchmark.episode_sampling import Integers
+from benchmark.adaptation import ALL, HEAD, Adaptation
 from benchmark.local_training import clip_gradients
 from benchmark.normalization import FrozenBatchNormalization, GroupNormalization
 from benchmark.records import Task
-from benchmark.seeds import derive_generator
 from flair import example
 from flair.errors import FlairError
 
-HEAD, ALL, NORM = LAYERS = ("head", "all", "norm")
 _Block = tuple[tf.Tensor, tf.Tensor]
 _SUPPORT_CHUNK = 32  # photos of the support set that go through the network at once
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """How a model is adapted: plain SGD on the support photos from the global weights.
-
-    Attributes:
-      layers: `head` (the classifier), `all`, or `norm` (scale and shift of the normalization layers).
-      steps: SGD steps; 0 leaves the model as it is.
-      learning_rate: of SGD.
-      batch_size: support photos a step; all where there are fewer.
-      proximal_strength: mu of mu / 2 * |w - w_global|^2 added to the loss, as in FedProx.
-      clipnorm: bound on the L2 norm of each weight's gradient; 0: none.
-    """
-
-    layers: str
-    steps: int
-    learning_rate: float
-    batch_size: int
-    proximal_strength: float = 0.0
-    clipnorm: float = 0.0
 
 
 class Scores(NamedTuple):
@@ -57,18 +33,6 @@ class Scores(NamedTuple):
 
     loss: float
     micro_ap: float
-
-
-def batch_positions(num_support: int, steps: int, batch_size: int, seed: int, number: int) -> Integers:
-    """The support photos of every step of an episode: int32 [steps, min(batch_size, num_support)].
-
-    The photos are gone through in a fresh random order each time; batches run across the borders.
-    """
-    size = min(batch_size, num_support)
-    rng = derive_generator(seed, "batches of episode", number)
-    passes = [rng.permutation(num_support) for _ in range(-(-steps * size // num_support))]
-    order = np.concatenate([*passes, np.zeros(0, np.int64)])[: steps * size]
-    return order.reshape(steps, size).astype(np.int32)
 
 
 class Personalizer:
@@ -110,7 +74,7 @@ class Personalizer:
         )
         self._restore = tf.function(self._restore_once, input_signature=[])
 
-    def run(self, support: Sequence[bytes], query: Sequence[bytes], positions: Integers) -> tuple[Scores, Scores]:
+    def run(self, support: Sequence[bytes], query: Sequence[bytes], positions: np.ndarray) -> tuple[Scores, Scores]:
         """Scores of the query photos before and after the adaptation.
 
         Args:

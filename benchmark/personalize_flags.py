@@ -6,13 +6,13 @@ from pathlib import Path
 
 from absl import flags
 
+from benchmark.adaptation import HEAD, LAYERS
 from benchmark.label_episodes import LABEL_SETS
 from benchmark.user_episodes import DUPLICATE_AWARE, RANDOM, SPLITS
 from flair.catalog import IMAGE_SIZE, PARTITIONS, TAXONOMY_FILE
 from flair.errors import FlairError
 
 USERS, LABELS = EPISODES = ("users", "labels")
-HEAD, ALL, NORM = LAYERS = ("head", "all", "norm")
 _DEFAULT_STEPS = {USERS: 10, LABELS: 100}
 _DEFAULT_LEARNING_RATE = {USERS: 0.05, LABELS: 1.0}
 _FOR_USERS = (

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmark import personalization_summary, personalize_flags, saved_model
+from benchmark.adaptation import Adaptation, batch_positions
 from benchmark.episode_dump import DumpedEpisode, dump_episodes
 from benchmark.episode_log import EpisodeLog, UserResult, to_csv
 from benchmark.photo_table import PhotoTable, read_photo_table
@@ -136,7 +137,7 @@ def _adapt(
     log: EpisodeLog,
 ) -> None:
     from benchmark.interruption import SafePoints
-    from benchmark.personalization import Adaptation, Personalizer, batch_positions
+    from benchmark.personalization import Personalizer
 
     adaptation = Adaptation(
         FLAGS.layers,

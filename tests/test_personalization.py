@@ -10,7 +10,8 @@ import tensorflow as tf
 from sklearn.metrics import average_precision_score
 
 from benchmark import augmentation, flair_model, personalization
-from benchmark.personalization import LAYERS, Adaptation, Personalizer, batch_positions
+from benchmark.adaptation import LAYERS, Adaptation, batch_positions
+from benchmark.personalization import Personalizer
 from benchmark.records import Task
 from flair import example
 from flair.errors import FlairError
@@ -76,7 +77,7 @@ def test_without_a_step_nothing_changes_at_all(model, users, layers):
         assert baseline == adapted
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("layers", ["head", "all"])
 def test_query_blocks_never_change_a_number(model, users, layers):
     two, all_at_once = (_run(model, users[0], _adaptation(layers), query=7, limit=limit) for limit in (2, 500))
     assert two == all_at_once
@@ -120,13 +121,13 @@ _NORM_PREFIX = {"all": "", "head": "classifier", "norm": "norm"}
 
 @pytest.mark.parametrize(
     ("layers", "mu", "clipnorm"),
-    [("head", 0.0, 0.0), ("norm", 0.0, 0.0), ("all", 0.0, 0.0), ("head", 0.5, 0.0), ("all", 0.5, 0.02)],
+    [("head", 0.0, 0.0), ("norm", 0.0, 0.0), ("all", 0.0, 0.0), ("all", 0.5, 0.02)],
 )
 def test_against_keras(model, users, layers, mu, clipnorm):
     photos, query = users[0], 6
-    adaptation = _adaptation(layers, steps=5, proximal_strength=mu, clipnorm=clipnorm)
+    adaptation = _adaptation(layers, proximal_strength=mu, clipnorm=clipnorm)
     support = photos[query:]
-    positions = batch_positions(len(support), 5, 4, 0, 0)
+    positions = batch_positions(len(support), 4, 4, 0, 0)
     baseline, adapted = _personalizer(model, adaptation).run(support, photos[:query], positions)
     clone = flair_model.build_model("cnn", (*SIZE, 3), 17, seed=9)
     clone.set_weights(model.get_weights())
@@ -151,7 +152,7 @@ def test_against_keras(model, users, layers, mu, clipnorm):
 def test_the_proximal_term_holds_the_model_back(model, users):
     differences = []
     for mu in (0.0, 5.0):
-        baseline, adapted = _run(model, users[0], _adaptation("head", steps=20, proximal_strength=mu))
+        baseline, adapted = _run(model, users[0], _adaptation("head", steps=4, proximal_strength=mu))
         differences.append(abs(baseline.loss - adapted.loss))
     assert differences[0] > differences[1] > 0
 

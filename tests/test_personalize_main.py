@@ -73,7 +73,7 @@ def finished(folder, model, tmp_path_factory):
     place = tmp_path_factory.mktemp("finished")
     done = _run(
         *(folder, model, "--partition=train", "--num_episodes=30", f"--run_dir={place / 'run'}"),
-        *(f"--dump_dir={place / 'dump'}", "--steps=3", "--seed=5", "--layers=norm"),
+        *(f"--dump_dir={place / 'dump'}", "--steps=3", "--seed=5"),
     )
     return place / "run", place / "dump", done.stdout
 
@@ -141,7 +141,7 @@ def test_another_framework_reads_the_dump(finished, folder):
 def test_a_killed_run_continues_with_the_numbers_of_an_unbroken_one(folder, model, finished, tmp_path):
     unbroken, dump, _ = finished
     broken = tmp_path / "run"
-    flags = ("--partition=train", f"--run_dir={broken}", "--steps=3", "--seed=5", "--layers=norm")
+    flags = ("--partition=train", f"--run_dir={broken}", "--steps=3", "--seed=5")
     process = subprocess.Popen(
         _command(folder, model, *flags, "--num_episodes=100000"),
         cwd=ROOT,
@@ -163,7 +163,7 @@ def test_a_killed_run_continues_with_the_numbers_of_an_unbroken_one(folder, mode
     one, other = (json.loads((run / "summary.json").read_text()) for run in (broken, unbroken))
     assert {**one, "seconds": 0} == {**other, "seconds": 0}
     again = _run(folder, model, *flags, "--num_episodes=30", f"--dump_dir={dump}")
-    assert _refused(folder, model, *flags[:3], "--seed=6", "--layers=norm").endswith("or --overwrite")
+    assert _refused(folder, model, *flags[:3], "--seed=6").endswith("or --overwrite")
     assert again.stdout.splitlines()[-3] == f"{broken}: episodes.csv, users.csv, summary.json, figures/"
     elsewhere = (f"--run_dir={tmp_path / 'other'}", f"--dump_dir={dump}", "--num_episodes=30")
     assert "other settings" in _refused(folder, model, "--partition=train", "--seed=6", *elsewhere)
