@@ -1,8 +1,9 @@
 """The whole toolkit once, on a miniature FLAIR, unattended: from photos on a server to a trained private model.
 
 Makes a miniature data set, serves it on this machine, downloads it, prepares HDF5 and TFRecords, and trains centrally,
-federated, and federated with differential privacy, by the very commands of the README. It ends with a table. The data
-are synthetic and small, so the numbers show that everything works, not how good FLAIR models are.
+federated, and federated with differential privacy, by the very commands of the README. Then it evaluates the three
+models, writes a report and ends with a table. The data are synthetic and small, so the numbers show that everything
+works, not how good FLAIR models are.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main() -> None:
                 ["download_dataset.py", f"--dataset_dir={folder / 'dataset'}", f"--base_url={server.url}"],
             )
         )
-    for stage in [*_preparation_stages(folder), *_training_stages(folder)]:
+    for stage in [*_preparation_stages(folder), *_training_stages(folder), *_report_stages(folder)]:
         _run(stage)
     _print_table(folder, time.monotonic() - started)
 
@@ -96,7 +97,7 @@ def _training_stages(folder: Path) -> list[Stage]:
     federated = [
         *("-m", "benchmark.federated_main", *shared),
         *(f"--total_rounds={FLAGS.total_rounds}", f"--clients_per_round={FLAGS.clients_per_round}"),
-        *("--rounds_per_eval=20", "--rounds_per_checkpoint=20"),
+        *("--rounds_per_eval=20", "--rounds_per_checkpoint=20", "--debug_measurements"),
     ]
     return [
         Stage(
@@ -117,6 +118,28 @@ def _training_stages(folder: Path) -> list[Stage]:
     ]
 
 
+def _report_stages(folder: Path) -> list[Stage]:
+    runs = [str(folder / name) for name in _RUNS]
+    return [
+        Stage(
+            "Evaluate the three models, with intervals over users",
+            [
+                *("-m", "benchmark.evaluate_main", f"--tfrecords_dir={folder / 'tfrecords'}"),
+                *(f"--models={','.join(runs)}", f"--output_dir={folder / 'evaluation'}", f"--seed={FLAGS.seed}"),
+                *("--compare=central,federated", "--compare=federated,private"),
+            ],
+        ),
+        Stage(
+            "Write the report",
+            [
+                *("-m", "benchmark.report_main", *runs, f"--output_dir={folder / 'report'}"),
+                *(f"--evaluation={folder / 'evaluation'}", "--title=The demo's three runs"),
+            ],
+        ),
+    ]
+
+
+_RUNS = ("central", "federated", "private")
 _FEDERATED_FLAGS = (
     *("--client_batch_size=4", "--client_learning_rate=0.3"),
     *("--server_learning_rate=0.01", "--server_epsilon=0.001"),
@@ -136,7 +159,7 @@ def _run(stage: Stage) -> None:
 
 
 def _print_table(folder: Path, seconds: float) -> None:
-    summaries = {name: _summary(folder / name) for name in ("central", "federated", "private")}
+    summaries = {name: _summary(folder / name) for name in _RUNS}
     nothing = _know_nothing(folder / "dataset")
     print(f"\n{'setting':<22}{'trained':>12}{'macro AP':>10}{'micro AP':>10}{'epsilon':>9}{'time':>14}")
     print(f"{'know nothing':<22}{'-':>12}{nothing:>10.3f}{'-':>10}{'-':>9}{'-':>14}")
@@ -153,9 +176,11 @@ def _print_table(folder: Path, seconds: float) -> None:
         "scorer that ignores the photo: the mean frequency of the labels there.\n"
     )
     print(f"Everything is in {folder}{os.sep}: server/ (archives), dataset/, flair.hdf5, tfrecords/, and the runs")
-    print("central/, federated/ and private/ (models, metrics.csv, TensorBoard events; privacy.txt in private/).")
+    print("central/, federated/ and private/ (models, metrics.csv, TensorBoard events; privacy.txt in private/), and")
+    print("evaluation/ (intervals, predictions).")
     print(f"The demo took {duration(seconds)}.")
-    print(f"next: tensorboard --logdir={folder}, then the README's steps for the real data")
+    print(f"report: {folder / 'report' / 'index.html'}")
+    print("next: open the report in a browser, then the README's steps for the real data")
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from benchmark import command
+from benchmark import command, evaluation_report
+from benchmark.evaluation_sets import EvaluationSet, choose_sets, load_sets
 from benchmark.records import Records, Task, make_task, open_records
 from benchmark.saved_model import BEST_FILE, SavedModel, digest, find_models
 from flair.errors import FlairError
+from flair.exclusion import read_exclusion
 from flair.progress import duration
 
 if TYPE_CHECKING:
@@ -58,8 +60,12 @@ def main() -> None:
     pairs = [_pair(text, models) for text in FLAGS.compare]
     records = open_records(FLAGS.tfrecords_dir)
     task = choose_task(records, models)
+    chosen = choose_sets(FLAGS.partitions, FLAGS.testsets_dir)
+    exclusion = None if FLAGS.exclude is None else read_exclusion(FLAGS.exclude)
     with _locked(Path(FLAGS.output_dir)) as folder:
-        _evaluate(folder, models, pairs, records, task)
+        sets = load_sets(records, task, chosen, exclusion)
+        evaluation_report.print_sets(sets)
+        _evaluate(folder, models, pairs, sets, records, task)
     print(f"evaluated {len(models)} {'model' if len(models) == 1 else 'models'} in {_since(started)}")
     runs = list(dict.fromkeys(str(model.run_dir) for model in models if _is_result_of_run(model)))
     if runs:
@@ -75,21 +81,20 @@ def choose_task(records: Records, models: list[SavedModel]) -> Task:
       FlairError: these do not agree; one line with both numbers.
     """
     first = models[0]
-    for model in models:
-        if (model.num_outputs, model.binary_label) != (first.num_outputs, first.binary_label):
+    trained_on = {model.binary_label for model in models} - {None}
+    for model in models[1:]:
+        if model.num_outputs != first.num_outputs or len(trained_on) > 1:
             raise FlairError(
                 f"--models: {first.path} predicts {_outputs(first)} and {model.path} {_outputs(model)}; "
                 "evaluate them separately"
             )
     fine, binary = FLAGS.use_fine_grained_labels, FLAGS.binary_label
     if binary is None and first.num_outputs == 1:
-        binary = first.binary_label
+        binary = next(iter(trained_on), None)
         if binary is None:
             raise FlairError(f"{first.path}: has 1 output; say by --binary_label which label it predicts")
     if fine is None:
-        is_only_fine = first.num_outputs in (len(records.fine_grained_labels),) and len(records.labels) != (
-            first.num_outputs
-        )
+        is_only_fine = first.num_outputs == len(records.fine_grained_labels) != len(records.labels)
         fine = is_only_fine if binary is None else binary not in records.labels
     task = make_task(records, bool(fine), binary)
     if task.num_outputs != first.num_outputs:
@@ -108,16 +113,16 @@ def choose_task(records: Records, models: list[SavedModel]) -> Task:
 
 
 def _evaluate(
-    folder: Path, models: list[SavedModel], pairs: list[tuple[str, str]], records: Records, task: Task
+    folder: Path,
+    models: list[SavedModel],
+    pairs: list[tuple[str, str]],
+    sets: list[EvaluationSet],
+    records: Records,
+    task: Task,
 ) -> None:
-    from benchmark import evaluation_report, evaluation_result
-    from benchmark.evaluation_sets import choose_sets, load_sets
+    from benchmark import evaluation_result
     from benchmark.model_predictions import Predictor
-    from flair.exclusion import read_exclusion
 
-    exclusion = None if FLAGS.exclude is None else read_exclusion(FLAGS.exclude)
-    sets = load_sets(records, task, choose_sets(FLAGS.partitions, FLAGS.testsets_dir), exclusion)
-    evaluation_report.print_sets(sets)
     predictor = Predictor(folder, records, task, FLAGS.eval_batch_size, FLAGS.reuse_predictions)
     scored: dict[tuple[str, str], Scored] = {}
     results = []
@@ -136,7 +141,7 @@ def _evaluate(
         "format": evaluation_result.FORMAT_VERSION,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "data": {"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest()},
-        "task": {"feature": task.feature, "binary_label": FLAGS.binary_label or models[0].binary_label},
+        "task": {"feature": task.feature, "binary_label": task.label_names[0] if task.is_binary else None},
         "interval": evaluation_result.interval_facts(FLAGS.num_resamples, FLAGS.seed),
         "exclude": FLAGS.exclude,
         "models": [_model_facts(model, predictor.digest_of(model)) for model in models],
@@ -215,7 +220,7 @@ def _pair(text: str, models: list[SavedModel]) -> tuple[str, str]:
 
 def _model_called(name: str, text: str, models: list[SavedModel]) -> str:
     exact = [model.name for model in models if name in (model.name, str(model.path), str(model.run_dir))]
-    found = exact or [model.name for model in models if name and name in str(model.path)]
+    found = exact or [model.name for model in models if name in (*model.path.parts, model.path.stem)]
     if len(found) != 1:
         known = ", ".join(model.name for model in models)
         raise FlairError(f"--compare={text}: {name!r} names {len(found) or 'no'} models; the models are {known}")

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from benchmark.report_runs import Run
 from flair.figures import new_figure
 
-WIDTH, HEIGHT = 4.8, 3.6  # inches
+WIDTH, HEIGHT = 4.2, 3.2  # inches; a phone shows them four inches wide
 DOTS_PER_INCH = 200
 LABELS_SHOWN = 20
 # Okabe and Ito, https://jfly.uni-koeln.de/color/, without yellow, which is too pale on white.
@@ -321,7 +321,7 @@ class _Drawer:
         columns = 1 if max((len(run.name) for run in shown), default=0) > 22 else columns
         rows = -(-len(shown) // columns)
         figure, (axes,) = new_figure(plain(title), WIDTH, height + 0.2 * rows)
-        figure.suptitle(plain(title), fontsize=11)
+        figure.suptitle(plain(title), fontsize=10)
         draw(axes)
         if shown:
             figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)

@@ -55,7 +55,7 @@ a { color: var(--link); }
 .soft, figcaption, .left { color: var(--soft); font-size: .9rem; }
 .warning { border-left: 4px solid #D55E00; background: #fdf3ec; padding: 8px 12px; }
 nav a { display: inline-block; padding: 6px 12px 6px 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 16px;
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 16px;
   align-items: start; }
 figure { margin: 0; padding: 8px; border: 1px solid var(--line); border-radius: 6px; max-width: 640px; }
 figure img { display: block; width: 100%; height: auto; }
@@ -78,6 +78,7 @@ pre { white-space: pre-wrap; background: var(--tint); padding: 10px; font-size: 
   td[data-label] { display: grid; grid-template-columns: minmax(6.5rem, 38%) 1fr; gap: 8px; }
   td[data-label]::before { content: attr(data-label); color: var(--soft); }
   .narrow th { width: auto; }
+  .narrow tbody tr { border-width: 0 0 1px; border-radius: 0; padding: 4px 0; margin: 0; }
 }
 </style>
 </head>

@@ -1,0 +1,150 @@
+"""Intervals over users: against theory, explicit resampling, scikit-learn and binomial tails."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import average_precision_score
+
+from benchmark import score_histogram, scored_photos
+from benchmark.bootstrap import UserBootstrap, clopper_pearson, interval
+from benchmark.scored_photos import ScoredPhotos
+
+
+def _photos(seed, num_users=12, num_labels=3, ties=True):
+    rng = np.random.default_rng(seed)
+    users = np.repeat(np.arange(num_users), rng.geometric(0.3, num_users))
+    labels = (rng.random((len(users), num_labels)) < [0.5, 0.2, 0.05][:num_labels]).astype(np.uint8)
+    scores = 1 / (
+        1 + np.exp(-rng.normal(size=labels.shape) - 1.5 * labels + rng.normal(size=num_users)[users][:, None])
+    )
+    scores = np.float32(np.round(scores, 2) if ties else scores)
+    return ScoredPhotos(scores, labels, rng.random(len(users), np.float32), users, num_users)
+
+
+def _drawn(photos, weights):
+    """The photos of one resample, every user's as often as it was drawn."""
+    rows = np.repeat(np.arange(len(photos.users)), weights[photos.users].astype(int))
+    return ScoredPhotos(photos.scores[rows], photos.labels[rows], photos.losses[rows], photos.users[rows], 0)
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
+    """Users differ by a normal effect of deviation 1, photos of a user by 2, so photos are not independent."""
+    rng = np.random.default_rng(1)
+    truth, draws, covered, covered_by_photos = 0.3, 500, 0, 0
+    for draw in range(draws):
+        users = np.repeat(np.arange(50), rng.geometric(0.25, 50))
+        values = truth + rng.normal(size=50)[users] + rng.normal(scale=2, size=len(users))
+        low, high = interval(UserBootstrap(50, 1000, draw).mean(values, users), 50)
+        covered += low <= truth <= high
+        half = 1.96 * values.std() / np.sqrt(len(values))
+        covered_by_photos += abs(values.mean() - truth) <= half
+    assert 0.93 <= covered / draws <= 0.97
+    assert covered_by_photos / draws < 0.9  # what an interval over photos would have said
+
+
+def test_the_width_of_the_interval_is_that_of_theory():
+    """Four photos a user: the mean has variance (1 + 4 / 4) / users."""
+    rng = np.random.default_rng(2)
+    users = np.repeat(np.arange(4000), 4)
+    values = rng.normal(size=4000)[users] + rng.normal(scale=2, size=len(users))
+    low, high = interval(UserBootstrap(4000, 1000, 0).mean(values, users), 4000)
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(2 / 4000), rel=0.1)
+
+
+def test_copying_every_photo_ten_times_does_not_narrow_the_interval():
+    once = _photos(3)
+    rows = np.repeat(np.arange(len(once.users)), 10)
+    tenfold = ScoredPhotos(once.scores[rows], once.labels[rows], once.losses[rows], once.users[rows], once.num_users)
+    bootstrap = UserBootstrap(once.num_users, 300, 0)
+    first, second = (scored_photos.replicate(photos, bootstrap, False) for photos in (once, tenfold))
+    assert scored_photos.metrics(once, False) == pytest.approx(scored_photos.metrics(tenfold, False), abs=1e-9)
+    for name, values in first.metrics.items():
+        assert interval(second.metrics[name], 12) == pytest.approx(interval(values, 12), abs=1e-6), name
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.booleans())
+def test_resamples_have_the_metrics_of_photos_really_drawn(seed, ties):
+    photos = _photos(seed, ties=ties)
+    bootstrap = UserBootstrap(photos.num_users, 20, seed)
+    found = scored_photos.replicate(photos, bootstrap, False)
+    in_sample = photos.labels.any(axis=0)
+    for resample in range(20):
+        drawn = _drawn(photos, bootstrap.weights[:, resample])
+        counts = score_histogram.histogram(drawn.scores, drawn.labels)
+        wanted = score_histogram.finalize(counts, float(drawn.losses.sum(dtype=np.float64)), len(drawn.losses))
+        has_photos = drawn.labels.any(axis=0)
+        for name, value in wanted.items():
+            # Labels that this resample lost are averaged over, not counted 0; F1 follows from precision and recall.
+            if name.startswith("macro_") and (has_photos < in_sample).any():
+                continue
+            assert found.metrics[name][resample] == pytest.approx(value, abs=1e-6), name
+        for label in np.flatnonzero(has_photos):
+            wanted_ap = score_histogram.averaged_precision_by_label(counts)[label]
+            assert found.averaged_precision[resample, label] == pytest.approx(wanted_ap, abs=1e-6)
+        assert np.isnan(found.averaged_precision[resample, ~has_photos]).all()
+        exact = [average_precision_score(drawn.labels[:, i], drawn.scores[:, i]) for i in np.flatnonzero(has_photos)]
+        if has_photos.any():
+            macro = np.mean(exact) * in_sample.sum() / len(in_sample)
+            assert found.metrics["macro_exact_average_precision"][resample] == pytest.approx(macro, abs=1e-5)
+            micro = average_precision_score(drawn.labels.ravel(), drawn.scores.ravel())
+            assert found.metrics["micro_exact_average_precision"][resample] == pytest.approx(micro, abs=1e-5)
+
+
+def test_a_label_that_resamples_lose_does_not_pull_the_macro_metrics_down():
+    labels = np.zeros((20, 2), np.uint8)
+    labels[::2, 0], labels[7, 1] = 1, 1  # one user of twenty has the second label
+    photos = ScoredPhotos(np.float32(labels * 0.9), labels, np.zeros(20, np.float32), np.arange(20), 20)
+    found = scored_photos.replicate(photos, UserBootstrap(20, 500, 0), False)
+    assert scored_photos.metrics(photos, False)["macro_averaged_precision"] == 1.0
+    assert found.metrics["macro_averaged_precision"].min() == 1.0
+
+
+def test_a_binary_label_has_accuracy_and_bare_names():
+    photos = _photos(5, num_labels=1)
+    found = scored_photos.metrics(photos, True)
+    right = ((photos.scores > 0.5) == (photos.labels > 0)).mean()
+    assert found["accuracy"] == pytest.approx(right)
+    replicates = scored_photos.replicate(photos, UserBootstrap(12, 200, 0), True).metrics
+    assert set(replicates) == set(found)
+    assert "averaged_precision" in found and "macro_averaged_precision" not in found
+    assert replicates["accuracy"].mean() == pytest.approx(right, abs=0.1)
+
+
+def test_many_labels_take_memory_of_a_block_and_leave_exact_precision_out(monkeypatch):
+    photos = _photos(6)
+    monkeypatch.setattr(scored_photos, "EXACT_DECISIONS", photos.scores.size - 1)
+    assert not any("exact" in name for name in scored_photos.metrics(photos, False))
+    found = scored_photos.replicate(photos, UserBootstrap(12, 200, 0), False)
+    assert set(found.metrics) == set(scored_photos.metrics(photos, False))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 500), st.data())
+def test_clopper_pearson_cuts_off_the_binomial_tails(trials, data):
+    successes = data.draw(st.integers(0, trials))
+    low, high = clopper_pearson(successes, trials)
+    assert 0 <= low <= successes / trials <= high <= 1
+    if successes > 0:
+        assert stats.binom.sf(successes - 1, trials, low) == pytest.approx(0.025, rel=1e-6)
+    if successes < trials:
+        assert stats.binom.cdf(successes, trials, high) == pytest.approx(0.025, rel=1e-6)
+
+
+def test_few_users_and_lost_resamples():
+    assert interval(np.arange(100.0), 1) is None
+    assert interval(np.full(100, np.nan), 30) is None
+    assert interval(np.array([np.nan, 1.0, 1.0]), 30) == (1.0, 1.0)
+    wide, narrow = (interval(np.random.default_rng(0).normal(size=1000), users) for users in (5, 5000))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_equal_arguments_give_equal_resamples():
+    one, other = UserBootstrap(7, 150, 3), UserBootstrap(7, 150, 3)
+    assert np.array_equal(one.weights, other.weights)
+    assert (one.weights.sum(axis=0) == 7).all()
+    assert not np.array_equal(one.weights, UserBootstrap(7, 150, 4).weights)
