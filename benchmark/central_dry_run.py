@@ -14,7 +14,7 @@ from benchmark.devices import Devices
 from benchmark.flair_data import EvaluationData, TrainingData
 from benchmark.records import Records, Task
 from benchmark.step_timer import Speed, evaluation_speed, memory_row, seconds_of, tiled
-from benchmark.training_plan import Part, entry
+from benchmark.training_plan import Part, entry, rate
 
 FLAGS = flags.FLAGS
 _TIMED_STEPS = 2
@@ -51,8 +51,8 @@ def plan_lines(
         *entry("memory", memory_row()),
         *training_plan.time_lines(
             parts,
-            f"training {training.photos_per_second:.3g} photos/s ({training.photos} photos), "
-            f"evaluation {scoring.photos_per_second:.3g} photos/s ({scoring.photos} photos)",
+            f"training {rate(training.photos_per_second)} photos/s ({training.photos} photos), "
+            f"evaluation {rate(scoring.photos_per_second)} photos/s ({scoring.photos} photos)",
         ),
         *entry("machine", *machine.header().splitlines()[:1]),
     ]

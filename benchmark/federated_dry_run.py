@@ -11,12 +11,13 @@ from absl import flags
 
 from benchmark import federated_flags, machine, model_flags, privacy_accounting, training_plan
 from benchmark.client_data import ClientData
+from benchmark.cohort import POISSON, UNIFORM
 from benchmark.flair_data import EvaluationData
 from benchmark.privacy import PrivacyPlan, adaptive_noise
 from benchmark.records import Records, Task
 from benchmark.runtime import Runtime
 from benchmark.step_timer import evaluation_speed, memory_row, seconds_of
-from benchmark.training_plan import Part, Population, entry
+from benchmark.training_plan import Part, Population, entry, rate
 
 FLAGS = flags.FLAGS
 _TIMED_PHOTOS = 64  # shown to clients in the larger of the two timed rounds, at least
@@ -63,8 +64,8 @@ def plan_lines(
         *entry("memory", memory_row(), *_memory_notes()),
         *training_plan.time_lines(
             parts,
-            f"a round is {fixed:.2g} s and {cohort:,} clients x {photos:.3g} photos shown, {1 / per_photo:.3g} a "
-            f"second ({timed} timed, --runtime={FLAGS.runtime}); evaluation {scoring.photos_per_second:.3g} photos/s",
+            f"a round is {fixed:.2g} s and {cohort:,} clients x {photos:.3g} photos shown, {rate(1 / per_photo)} a "
+            f"second ({timed} timed, --runtime={FLAGS.runtime}); evaluation {rate(scoring.photos_per_second)} photos/s",
         ),
         *entry("machine", *machine.header().splitlines()[:1]),
     ]
@@ -140,9 +141,10 @@ def _rates(rates: Sequence[float]) -> str:
 def _cohort_row(population: Population, photos: float) -> str:
     clients = num_clients(population)
     kind = "artificial clients" if FLAGS.iid else "users"
+    sampling = federated_flags.sampling()
+    q = f" (q = {FLAGS.clients_per_round / clients:.4g})" if sampling in (POISSON, UNIFORM) else ""
     return (
-        f"{FLAGS.clients_per_round:,} of {clients:,} {kind} a round, {federated_flags.sampling()} "
-        f"(q = {FLAGS.clients_per_round / clients:.4g}), {photos:.3g} photos shown to each"
+        f"{FLAGS.clients_per_round:,} of {clients:,} {kind} a round, {sampling}{q}, {photos:.3g} photos shown to each"
     )
 
 

@@ -98,6 +98,15 @@ def long_duration(seconds: float) -> str:
     return f"{seconds / 86_400:,.1f} days" if seconds > 3600 * _HOURS_IN_DAYS else duration(seconds)
 
 
+def rate(per_second: float) -> str:
+    """A speed with three digits or more.
+
+    >>> rate(31.4159), rate(3333.3)
+    ('31.4', '3,333')
+    """
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
+
+
 def print_plan(program: str, lines: Iterable[str], next_command: str) -> None:
     """Prints the plan with its heading and what to type next."""
     print(f"dry run of {program}: built, measured on a few throw-away steps; nothing trained, nothing written")

@@ -150,7 +150,8 @@ def test_the_time_of_a_plan_is_its_parts(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert _value(done.stdout, "epochs") == "10 of 676 steps of 512 photos"
     training, scoring = (
-        float(re.search(rf"{what} ([\d.e+]+) photos/s", done.stdout).group(1)) for what in ("training", "evaluation")
+        float(re.search(rf"{what} ([\d.,]+) photos/s", done.stdout).group(1).replace(",", ""))
+        for what in ("training", "evaluation")
     )
     seconds = 10 * 345_879 / training + (11 * 39_239 + 43_960) / scoring
     printed = _seconds(re.match(r"about (.*?), if", _value(done.stdout, "time")).group(1))
