@@ -7,10 +7,12 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -177,8 +179,10 @@ def _two_nodes(folder):
     head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
     agents = ["--dashboard-agent-listen-port=0"]
     started = []
+    # Sockets of Ray lie below its folder, and their paths may have 107 bytes.
+    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     try:
-        for role in ([*head, f"--temp-dir={folder / 'ray'}"], [f"--address={address}", *agents]):
+        for role in ([*head, f"--temp-dir={temporary}"], [f"--address={address}", *agents]):
             started.append(
                 subprocess.Popen(
                     [ray, "start", *role, *common],
@@ -203,6 +207,7 @@ def _two_nodes(folder):
             _, alive = psutil.wait_procs(children, timeout=20)
             for child in alive:
                 child.kill()
+        shutil.rmtree(temporary)
 
 
 @needs_ray
