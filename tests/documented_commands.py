@@ -29,16 +29,23 @@ PLACES = (
 
 _SMALL_MODEL = "--model=cnn --image_height=32 --image_width=32"
 _SMALL_ROUNDS = "--total_rounds=2 --clients_per_round=4 --rounds_per_eval=2"
-# Program, or program and subject: flags added. {mirror} is a mirror on this machine, in place of Apple's server.
-SMALLER = {
-    "download_dataset.py": "--base_url={mirror}",
-    "flair.synthetic": "--num_images=120 --num_users=30",
-    "benchmark.central_main": f"{_SMALL_MODEL} --num_epochs=1 --train_batch_size=32",
-    "benchmark.federated_main": f"{_SMALL_MODEL} {_SMALL_ROUNDS}",
-    "benchmark.sweep_main": f"--grid client_learning_rate=0.1,0.2 --seeds=1 {_SMALL_MODEL} {_SMALL_ROUNDS}",
-    "benchmark.personalize_main": "--partition=train --label_set=train --num_episodes=4",
-    "benchmark.speed_main ray": "--model=cnn --image_size=32 --workers=1 --clients=2 --batch_size=2 --repeats=1",
-}
+# (pattern anywhere in the command, flags added). {mirror} is a mirror on this machine, in place of Apple's server.
+SMALLER = (
+    (r" download_dataset\.py ", "--base_url={mirror}"),
+    (r" flair\.synthetic ", "--num_images=120 --num_users=30"),
+    (r" benchmark\.central_main ", f"{_SMALL_MODEL} --num_epochs=1 --train_batch_size=32"),
+    (r" benchmark\.federated_main ", f"{_SMALL_MODEL} {_SMALL_ROUNDS}"),
+    (
+        r" benchmark\.sweep_main ",
+        f"--grid client_learning_rate=0.1,0.2 --seeds=1 {_SMALL_MODEL} {_SMALL_ROUNDS}",
+    ),
+    (r" benchmark\.personalize_main ", "--partition=train --num_episodes=4"),
+    (r" --episodes=labels ", "--label_set=train"),
+    (
+        r" benchmark\.speed_main ray",
+        "--model=cnn --image_size=32 --workers=1 --clients=2 --batch_size=2 --repeats=1",
+    ),
+)
 
 # Program: other programs that it passes unknown flags on to.
 PASSES_ON = {"benchmark.sweep_main": ("benchmark.central_main", "benchmark.federated_main")}
@@ -85,7 +92,5 @@ def as_run(command: Command, work: str, mirror: str) -> str:
         text = re.sub(pattern, replacement, text)
     for pattern, place in PLACES:
         text = re.sub(pattern, place.format(work=work), text)
-    for name in (command.program, f"{command.program} {command.subject}"):
-        if name in SMALLER:
-            text += " " + SMALLER[name].format(mirror=mirror)
-    return text
+    added = [flags.format(mirror=mirror) for pattern, flags in SMALLER if re.search(pattern, command.text)]
+    return " ".join([text, *added])

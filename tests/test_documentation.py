@@ -214,18 +214,16 @@ class Workplace(NamedTuple):
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """A miniature, served as Apple serves FLAIR; and prepared, for pages that begin with prepared data."""
     ready = tmp_path_factory.mktemp("documentation")
-    make_dataset(ready / "data", num_users=30, num_images=120, seed=3)
+    make_dataset(ready / "data", num_users=60, num_images=400, seed=3)
     pack(ready / "data", ready / "server", 3)
     shown = f"--dataset_dir={ready / 'data'}"
-    small = documented_commands.SMALLER["benchmark.federated_main"].split()
+    train = Command("", 0, f"python3 -m benchmark.federated_main --tfrecords_dir={ready / 'tfrecords'}")
+    train_small = documented_commands.as_run(train, str(ready), "").split()[1:]
     for command in (
         ["prepare_tfrecords.py", shown, f"--tfrecords_dir={ready / 'tfrecords'}"],
         ["prepare_dataset.py", shown, f"--output_file={ready / 'flair.hdf5'}"],
         ["-c", PRETRAINED, str(ready / "resnet18.h5")],
-        [
-            *("-m", "benchmark.federated_main", f"--tfrecords_dir={ready / 'tfrecords'}", *small),
-            f"--save_model_dir={ready / 'federated'}",
-        ],
+        [*train_small, f"--save_model_dir={ready / 'federated'}"],
     ):
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
     with mirror.serve(ready / "server") as server:
