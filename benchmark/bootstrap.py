@@ -12,7 +12,7 @@ import numpy as np
 from benchmark.seeds import derive_generator
 
 LEVEL = 0.95
-METHOD = "percentile bootstrap over users, expanded for few users (Hesterberg 2015, arXiv:1411.5279)"
+METHOD = "bias-corrected percentile bootstrap over users (Efron), expanded for few users (Hesterberg)"
 
 _DRAWS_AT_ONCE = 1 << 20
 _DENSE_ABOVE = 0.002  # share of cells and users with an event from which on a dense product is faster
@@ -64,17 +64,23 @@ class UserBootstrap:
         return self.sums(values, users) / self.sums(np.ones(len(users)), users)
 
 
-def interval(replicates: np.ndarray, num_users: int, level: float = LEVEL) -> tuple[float, float] | None:
+def interval(
+    replicates: np.ndarray, num_users: int, estimate: float | None = None, level: float = LEVEL
+) -> tuple[float, float] | None:
     """The interval between two quantiles of a statistic's resamples [resamples]; those not finite are left out.
 
-    The plain percentile interval is too narrow for few users, like a normal one with the biased standard deviation. The
+    Resamples hold some photos twice, which favours some statistics (average precision of a rare label, above all): with
+    the sample's own `estimate` the quantiles move by twice the distance of that from the median, in normal deviates
+    (the "bias-corrected percentile interval": B. Efron, https://doi.org/10.2307/3314608).
+
+    For few users the interval is too narrow all the same, like a normal one with the biased standard deviation. The
     quantiles move out as far as Student's t and that bias ask: the "expanded percentile interval" of T. Hesterberg,
     "What Teachers Should Know About the Bootstrap", https://arxiv.org/abs/1411.5279. For thousands of users by nothing.
 
     Returns:
       (low, high), or None for fewer than two users, or without any finite resample.
 
-    >>> low, high = interval(np.arange(1001) / 1000, num_users=100_000)
+    >>> low, high = interval(np.arange(1001) / 1000, num_users=100_000, estimate=0.5)
     >>> round(low, 3), round(high, 3)
     (0.025, 0.975)
     """
@@ -84,9 +90,12 @@ def interval(replicates: np.ndarray, num_users: int, level: float = LEVEL) -> tu
     finite = finite[np.isfinite(finite)]
     if num_users < 2 or not len(finite):
         return None
+    shift = 0.0
+    if estimate is not None and np.isfinite(estimate):
+        below = (np.sum(finite < estimate) + np.sum(finite <= estimate)) / 2
+        shift = 2 * scipy.special.ndtri(np.clip(below / len(finite), 1 / (len(finite) + 1), 1 - 1 / (len(finite) + 1)))
     distance = np.sqrt(num_users / (num_users - 1)) * scipy.special.stdtrit(num_users - 1, 0.5 + level / 2)
-    tail = scipy.special.ndtr(-distance)
-    low, high = np.quantile(finite, [tail, 1 - tail])
+    low, high = np.quantile(finite, scipy.special.ndtr([shift - distance, shift + distance]))
     return float(low), float(high)
 
 

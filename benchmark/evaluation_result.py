@@ -137,7 +137,7 @@ def label_table(scored: Scored) -> list[dict[str, Any]]:
     for column, (scores, labels) in enumerate(scored.photos.columns()):
         users = len(np.unique(scored.photos.users[labels > 0]))
         samples = scored.replicates.averaged_precision[:, column]
-        found = interval(samples, scored.photos.num_users) if users > 1 else None
+        found = interval(samples, scored.photos.num_users, precision[column]) if users > 1 else None
         low, high = found or (None, None)
         row = {
             "label": scored.task.label_names[column],
@@ -200,7 +200,7 @@ def _difference(
 
 
 def _estimate(value: float, replicates: np.ndarray, num_users: int) -> Estimate:
-    low, high = interval(replicates, num_users) or (None, None)
+    low, high = interval(replicates, num_users, value) or (None, None)
     return {"value": float(value), "low": low, "high": high}
 
 

@@ -74,8 +74,8 @@ def replicate(
 ) -> Replicates:
     """The metrics of `metrics` in every resample.
 
-    A label that has photos, but none in a resample, has no averaged precision there. `macro_` metrics then average over
-    the others, for the resample stands for another sample of such photos, not for one without the label.
+    A label that has photos, but none in a resample, has no averaged precision there. `macro_` metrics then take the
+    sample's, for the resample stands for another sample of such photos, not for one without the label.
     """
     num_labels, resamples = photos.scores.shape[1], bootstrap.num_resamples
     by_label = {name: np.empty((resamples, num_labels)) for name in ("precision", "recall", "averaged_precision")}
@@ -95,9 +95,10 @@ def replicate(
         if progress is not None:
             progress.add()
     histograms = _by_resample(pooled)
+    in_sample = score_histogram.curves(histogram(photos).astype(np.float64))
     loss = bootstrap.mean(photos.losses, photos.users)
     combined = score_histogram.combine(
-        {name: _imputed(values, has_photos) for name, values in by_label.items()},
+        {name: _imputed(values, has_photos, in_sample[name]) for name, values in by_label.items()},
         score_histogram.curves(histograms),
         is_binary,
     )
@@ -105,7 +106,7 @@ def replicate(
     if is_binary:
         found["accuracy"] = _correct(np.moveaxis(histograms, 0, -1)) / histograms.sum(axis=(1, 2))
     if photos.is_exact_feasible:
-        found |= _exact_metrics(photos, _imputed(exact, has_photos), bootstrap, is_binary)
+        found |= _exact_metrics(photos, _imputed(exact, has_photos, _exact_in_sample(photos)), bootstrap, is_binary)
     return Replicates(found, np.where(has_photos, by_label["averaged_precision"], np.nan))
 
 
@@ -114,17 +115,19 @@ def _by_resample(counts: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(counts.T, np.float64).reshape(-1, 2, score_histogram.NUM_BUCKETS)
 
 
-def _imputed(values: np.ndarray, has_photos: np.ndarray) -> np.ndarray:
-    """Fills what a resample cannot tell with the mean of what it can; a label that no resample holds stays."""
-    missing = ~has_photos & has_photos.any(axis=0)
-    sums, counts = np.where(has_photos, values, 0).sum(axis=1), has_photos.sum(axis=1)
-    return np.where(missing, (sums / np.maximum(counts, 1))[:, None], values)
+def _imputed(values: np.ndarray, has_photos: np.ndarray, in_sample: np.ndarray) -> np.ndarray:
+    """Fills what a resample cannot tell with the value [labels] of the sample."""
+    return np.where(has_photos, values, in_sample)
 
 
 def _correct(counts: np.ndarray) -> np.ndarray:
     """Right decisions of one label's histogram [2, 200, ...]."""
     half = score_histogram.FIRST_BUCKET_ABOVE_HALF
     return np.asarray(counts[0, :half].sum(axis=0) + counts[1, half:].sum(axis=0))
+
+
+def _exact_in_sample(photos: ScoredPhotos) -> np.ndarray:
+    return np.array([score_histogram.exact_average_precision(s[:, None], t[:, None])[0] for s, t in photos.columns()])
 
 
 def _exact_metrics(

@@ -38,7 +38,7 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
     for draw in range(draws):
         users = np.repeat(np.arange(50), rng.geometric(0.25, 50))
         values = truth + rng.normal(size=50)[users] + rng.normal(scale=2, size=len(users))
-        low, high = interval(UserBootstrap(50, 1000, draw).mean(values, users), 50)
+        low, high = interval(UserBootstrap(50, 1000, draw).mean(values, users), 50, values.mean())
         covered += low <= truth <= high
         half = 1.96 * values.std() / np.sqrt(len(values))
         covered_by_photos += abs(values.mean() - truth) <= half
@@ -72,27 +72,33 @@ def test_resamples_have_the_metrics_of_photos_really_drawn(seed, ties):
     photos = _photos(seed, ties=ties)
     bootstrap = UserBootstrap(photos.num_users, 20, seed)
     found = scored_photos.replicate(photos, bootstrap, False)
-    in_sample = photos.labels.any(axis=0)
+    sample = score_histogram.curves(score_histogram.histogram(photos.scores, photos.labels).astype(float))
+    sample_exact = _scikit_learn(photos)
     for resample in range(20):
         drawn = _drawn(photos, bootstrap.weights[:, resample])
         counts = score_histogram.histogram(drawn.scores, drawn.labels)
-        wanted = score_histogram.finalize(counts, float(drawn.losses.sum(dtype=np.float64)), len(drawn.losses))
         has_photos = drawn.labels.any(axis=0)
+        wanted = score_histogram.finalize(counts, float(drawn.losses.sum(dtype=np.float64)), len(drawn.losses))
+        # A label that this resample lost is as in the sample.
+        for name, values in score_histogram.curves(counts.astype(float)).items():
+            wanted[f"macro_{name}"] = np.where(has_photos, values, sample[name]).mean()
+        both = wanted["macro_precision"] + wanted["macro_recall"]
+        wanted["macro_f1"] = 2 * wanted["macro_precision"] * wanted["macro_recall"] / both if both else 0
         for name, value in wanted.items():
-            # Labels that this resample lost are averaged over, not counted 0; F1 follows from precision and recall.
-            if name.startswith("macro_") and (has_photos < in_sample).any():
-                continue
             assert found.metrics[name][resample] == pytest.approx(value, abs=1e-6), name
-        for label in np.flatnonzero(has_photos):
-            wanted_ap = score_histogram.averaged_precision_by_label(counts)[label]
-            assert found.averaged_precision[resample, label] == pytest.approx(wanted_ap, abs=1e-6)
+        by_label = score_histogram.averaged_precision_by_label(counts)
+        assert found.averaged_precision[resample, has_photos] == pytest.approx(by_label[has_photos], abs=1e-6)
         assert np.isnan(found.averaged_precision[resample, ~has_photos]).all()
-        exact = [average_precision_score(drawn.labels[:, i], drawn.scores[:, i]) for i in np.flatnonzero(has_photos)]
+        macro = np.where(has_photos, _scikit_learn(drawn), sample_exact).mean()
+        assert found.metrics["macro_exact_average_precision"][resample] == pytest.approx(macro, abs=1e-5)
         if has_photos.any():
-            macro = np.mean(exact) * in_sample.sum() / len(in_sample)
-            assert found.metrics["macro_exact_average_precision"][resample] == pytest.approx(macro, abs=1e-5)
             micro = average_precision_score(drawn.labels.ravel(), drawn.scores.ravel())
             assert found.metrics["micro_exact_average_precision"][resample] == pytest.approx(micro, abs=1e-5)
+
+
+def _scikit_learn(photos):
+    pairs = zip(photos.labels.T, photos.scores.T, strict=True)
+    return np.array([average_precision_score(labels, scores) if labels.any() else 0.0 for labels, scores in pairs])
 
 
 def test_a_label_that_resamples_lose_does_not_pull_the_macro_metrics_down():
@@ -141,6 +147,17 @@ def test_few_users_and_lost_resamples():
     assert interval(np.array([np.nan, 1.0, 1.0]), 30) == (1.0, 1.0)
     wide, narrow = (interval(np.random.default_rng(0).normal(size=1000), users) for users in (5, 5000))
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_resamples_that_favour_a_statistic_do_not_move_its_interval_away():
+    """The resamples of a maximum or of a square lie on one side of it."""
+    values = np.random.default_rng(0).normal(size=40)
+    means = UserBootstrap(40, 2000, 0).mean(values - values.mean(), np.arange(40))
+    plain, corrected = interval(means**2, 40), interval(means**2, 40, 0.0)
+    assert plain[0] > 0
+    assert corrected[0] <= plain[0] and corrected[1] < plain[1]
+    symmetric = interval(means, 40), interval(means, 40, 0.0)
+    assert symmetric[1] == pytest.approx(symmetric[0], abs=0.03)
 
 
 def test_equal_arguments_give_equal_resamples():
