@@ -57,7 +57,7 @@ a { color: var(--link); }
 nav a { display: inline-block; padding: 6px 12px 6px 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 16px;
   align-items: start; }
-figure { margin: 0; padding: 8px; border: 1px solid var(--line); border-radius: 6px; max-width: 640px; }
+figure { margin: 0; padding: 8px; border: 1px solid var(--line); border-radius: 6px; max-width: 520px; }
 figure img { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); }

@@ -156,6 +156,8 @@ def _check_evaluation(run: Run) -> None:
     best = run.path / BEST_FILE
     if not isinstance(run.evaluation.get("results"), list):
         raise FlairError(f"{run.path / EVALUATION_FILE}: is no result of benchmark.evaluate_main; delete it")
+    if run.evaluation.get("exclude"):
+        run.notes.append(f"Evaluated without the photos of {run.evaluation['exclude']}.")
     recorded = run.evaluation.get("best_sha256")
     if recorded is not None and best.is_file() and recorded != digest(best):
         run.evaluation = None
