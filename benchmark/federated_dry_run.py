@@ -12,6 +12,7 @@ from absl import flags
 from benchmark import federated_flags, machine, model_flags, privacy_accounting, training_plan
 from benchmark.client_data import ClientData
 from benchmark.cohort import POISSON, UNIFORM
+from benchmark.federated_config import FED_SGD, MIME_LITE, ClientConfig
 from benchmark.flair_data import EvaluationData
 from benchmark.privacy import PrivacyPlan, adaptive_noise
 from benchmark.records import Records, Task
@@ -122,14 +123,21 @@ def _algorithm_lines() -> list[str]:
     weighting = "by examples" if client.weighted and not federated_flags.is_private() else "every client once"
     return [
         *entry("algorithm", f"{client.algorithm}, {FLAGS.aggregator}, {weighting}"),
-        *entry(
-            "client",
-            f"SGD {_rates(client.learning_rates)}, {FLAGS.client_epochs_per_round} epochs in batches of "
-            f"{FLAGS.client_batch_size}, gradients clipped to {client.clipnorm:g} "
-            f"{'altogether' if client.global_clipnorm else 'a weight'}",
-        ),
+        *entry("client", _client_row(client)),
         *entry("server", f"{server.name} {_rates(server.learning_rates)}"),
     ]
+
+
+def _client_row(client: ClientConfig) -> str:
+    passes = f"{FLAGS.client_epochs_per_round} epochs in batches of {FLAGS.client_batch_size}"
+    if client.algorithm == FED_SGD:
+        return f"the mean gradient over {passes}"
+    if client.algorithm == MIME_LITE:
+        momentum = f"the server's momentum {FLAGS.server_momentum:g}"
+        return f"SGD {_rates(client.learning_rates)} with {momentum}, {passes}, gradients not clipped"
+    whole = "altogether" if client.global_clipnorm else "a weight"
+    clipped = f"clipped to {client.clipnorm:g} {whole}" if client.clipnorm else "not clipped"
+    return f"SGD {_rates(client.learning_rates)}, {passes}, gradients {clipped}"
 
 
 def _rates(rates: Sequence[float]) -> str:
