@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -42,11 +43,21 @@ def run(main: Callable[..., int | None], takes: str | None = None) -> None:
             raise flags.Error(f"takes flags only, found {positional[0]!r}")
         if takes is not None and not positional:
             raise flags.Error(f"expected at least one {takes}")
+        _check_finite()
+    except UnicodeDecodeError:
+        print(f"{program}: --flagfile: is not a text file; expected one flag a line", file=sys.stderr)
+        sys.exit(flair.command.EXIT_USAGE)
     except (flags.Error, OSError) as error:
         print(f"{program}: {_one_line(error)}; --help lists the flags", file=sys.stderr)
         sys.exit(flair.command.EXIT_USAGE)
     arguments = [] if takes is None else [positional]
     flair.command.run(lambda _argv: main(*arguments))
+
+
+def _check_finite() -> None:
+    for flag in _own_flags():
+        if isinstance(flag.value, float) and not math.isfinite(flag.value):
+            raise flags.Error(f"--{flag.name}={flag.value}: expected a finite number")
 
 
 def program_name() -> str:

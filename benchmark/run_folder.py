@@ -46,6 +46,7 @@ _OUTPUTS = (
     "clients*.csv",
     "evaluation.json",
 )
+_DATA_FILES = ("label_index.json", "label_to_index.json", "labels_and_metadata.json")
 _PACKAGES = ("numpy", "tensorflow", "tensorflow-federated", "tensorflow-privacy", "dp-accounting", "ray")
 
 
@@ -81,6 +82,9 @@ class RunFolder:
         self._lock: io.TextIOWrapper | None = None
 
     def __enter__(self) -> RunFolder:
+        foreign = [name for name in _DATA_FILES if (self.path / name).exists()]
+        if foreign:
+            raise FlairError(f"{self.path}: holds data ({foreign[0]}) and cannot be a run folder too; give a --run_dir")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / LOCK_FILE, "a+", encoding="utf-8")
         try:

@@ -22,7 +22,15 @@ from flair.example import Example, MalformedExample, decode, encode
 from flair.exclusion import read_exclusion
 from flair.heldout import HeldOut, hold_out
 from flair.metadata import Record, label_index
-from flair.preparation import Outcome, Selection, naming, require_free_space, select, unfinished_folder
+from flair.preparation import (
+    PARAMETERS_FILE,
+    Outcome,
+    Selection,
+    naming,
+    require_free_space,
+    select,
+    unfinished_folder,
+)
 from flair.progress import Progress
 from flair.tfrecord import FRAME_BYTES, DamagedRecord, frame, read_payloads
 from flair.tfrecord_layout import (
@@ -39,7 +47,7 @@ from flair.tfrecord_layout import (
     plan,
     user_index_text,
 )
-from flair.tfrecord_output import FINISHED_FILE, TFRecordOutput
+from flair.tfrecord_output import FINISHED_FILE, UNFINISHED_FOLDER, TFRecordOutput
 from flair.workers import batches, default_num_workers, map_in_order
 
 _IMAGES_PER_TASK = 256
@@ -85,6 +93,7 @@ def write_tfrecords(
       FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
     """
     source = Path(dataset_dir)
+    _check_place(Path(tfrecords_dir))
     selection = select(source, limit_users, exclude)
     parameters: dict[str, Any] = {"format": "flair-tfrecords", "format_version": 1, "layout": layout}
     if layout == "sharded":
@@ -132,6 +141,15 @@ def write_tfrecords(
         excluded=selection.excluded,
         heldout_images=num_heldout,
     )
+
+
+def _check_place(folder: Path) -> None:
+    names = set(os.listdir(folder)) if folder.is_dir() else set()
+    known = {PARAMETERS_FILE, LABEL_INDEX_FILE, *LINKS, UNFINISHED_FOLDER, *ALL_FOLDERS}
+    if names and not names & known:
+        raise FlairError(
+            f"--tfrecords_dir={folder}: is not empty and holds no TFRecords of FLAIR; give a new folder or an empty one"
+        )
 
 
 def to_example(dataset_dir: str | Path, record: Record, columns: LabelColumns) -> tuple[Example, bool]:

@@ -285,6 +285,29 @@ def test_other_files_in_the_place_of_records_are_not_deleted(flair_sample: Path,
     assert (tmp_path / "train" / "thesis.tex").read_text() == "years"
 
 
+def test_a_folder_of_something_else_is_no_place_for_records(flair_sample: Path, tmp_path: Path) -> None:
+    dataset = shutil.copytree(flair_sample, tmp_path / "dataset")
+    before = sorted(path.name for path in dataset.iterdir())
+    done = run_here("tfrecords", dataset, dataset)
+    assert done.returncode == 1
+    assert "is not empty and holds no TFRecords" in done.stderr
+    assert sorted(path.name for path in dataset.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_name_that_is_no_file_is_refused_in_one_line(name: str, flair_sample: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "prepare_dataset.py", f"--dataset_dir={flair_sample}", f"--output_file={name}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "is no name of a file" in done.stderr
+
+
 def test_two_runs_at_once_do_not_mix(flair_sample: Path, tmp_path: Path) -> None:
     unfinished = tmp_path / "records" / ".unfinished"
     unfinished.mkdir(parents=True)

@@ -77,6 +77,22 @@ def test_refusals_are_one_line_and_exit_1(arguments, message):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_numbers_that_are_none_are_wrong_usage(value):
+    done = _run(f"--noise_multiplier={value}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"--noise_multiplier={value}: expected a finite number" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "flags").write_bytes(b"\xd0\xff\x00")
+    done = _run(f"--flagfile={tmp_path / 'flags'}")
+    assert done.returncode == 2
+    assert "not a text file" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_wrong_usage_exits_2():
     assert _run("--epsilon=plenty").returncode == 2
     assert _run("--client_sampling=lottery").returncode == 2

@@ -87,6 +87,13 @@ def test_overwrite_forgets_the_run_but_no_other_file(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_folder_of_records_is_no_run_folder(tmp_path):
+    (tmp_path / "label_index.json").write_text("{}")
+    with pytest.raises(FlairError, match=r"holds data \(label_index\.json\)"), _open(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["label_index.json"]
+
+
 def test_two_processes_may_not_share_a_folder(tmp_path):
     with _open(tmp_path), pytest.raises(FlairError, match="another run is writing to this folder"):
         _open(tmp_path).__enter__()
