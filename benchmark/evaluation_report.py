@@ -48,8 +48,8 @@ def print_results(content: Mapping[str, Any]) -> None:
     _print_table(content)
     facts = content["interval"]
     print(
-        f"[{100 * facts['level']:g}% intervals over users: {facts['resamples']:,} resamples, seed {facts['seed']}; what "
-        "another training seed would change is not in them]"
+        f"[{100 * facts['level']:g}% intervals over users: {facts['resamples']:,} resamples, seed {facts['seed']}; "
+        "what another training seed would change is not in them]"
     )
 
 
