@@ -142,6 +142,8 @@ def _environment(is_local: bool) -> Iterator[None]:
     if not is_local:
         yield
         return
+    # Ray's 15 would starve a round beside anything else that the machine does; `inprocess` has 0, too.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray takes the mode when it is imported, and a program that imported it for itself did without.
     if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
