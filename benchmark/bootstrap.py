@@ -92,11 +92,12 @@ def interval(
         return None
     shift = 0.0
     if estimate is not None and np.isfinite(estimate):
-        below = (np.sum(finite < estimate) + np.sum(finite <= estimate)) / 2
-        shift = 2 * scipy.special.ndtri(np.clip(below / len(finite), 1 / (len(finite) + 1), 1 - 1 / (len(finite) + 1)))
+        below = float(np.mean(finite < estimate) + np.mean(finite <= estimate)) / 2
+        least = 1 / (len(finite) + 1)
+        shift = 2 * float(scipy.special.ndtri(min(max(below, least), 1 - least)))
     distance = np.sqrt(num_users / (num_users - 1)) * scipy.special.stdtrit(num_users - 1, 0.5 + level / 2)
-    low, high = np.quantile(finite, scipy.special.ndtr([shift - distance, shift + distance]))
-    return float(low), float(high)
+    low, high = (float(np.quantile(finite, scipy.special.ndtr(shift + side * distance))) for side in (-1, 1))
+    return low, high
 
 
 def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:

@@ -65,7 +65,7 @@ class Scored:
             "best_decile": found[f"{best}_decile"],
             "mean_interval": _estimate(found["mean"], means, len(each)),
             # For drawing: the curve of all users, whatever their number.
-            "percentiles": [float(value) for value in np.percentile(each, range(101))],
+            "percentiles": np.percentile(each, np.arange(101)).tolist(),
         }
 
     def _replicate(self, photos: ScoredPhotos) -> Replicates:
@@ -121,8 +121,8 @@ def difference(a: Scored, b: Scored) -> dict[str, Estimate]:
 def drop(base: Scored, other: Scored) -> dict[str, Estimate]:
     """Every metric of a model on `base` less that on `other`; users of both sets are redrawn together."""
     users = sorted({*base.set.users, *other.set.users})
-    replicates = [scored.replicates_among(users).metrics for scored in (base, other)]
-    return _difference(base.metrics, other.metrics, *replicates, len(users))
+    of_base, of_other = (scored.replicates_among(users).metrics for scored in (base, other))
+    return _difference(base.metrics, other.metrics, of_base, of_other, len(users))
 
 
 def label_table(scored: Scored) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ def label_table(scored: Scored) -> list[dict[str, Any]]:
     for column, (scores, labels) in enumerate(scored.photos.columns()):
         users = len(np.unique(scored.photos.users[labels > 0]))
         samples = scored.replicates.averaged_precision[:, column]
-        found = interval(samples, scored.photos.num_users, precision[column]) if users > 1 else None
+        found = interval(samples, scored.photos.num_users, float(precision[column])) if users > 1 else None
         low, high = found or (None, None)
         row = {
             "label": scored.task.label_names[column],

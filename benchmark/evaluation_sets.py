@@ -67,14 +67,16 @@ class EvaluationSet:
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class ChosenSet:
+    """What `--partitions` names, before the records are read."""
+
     name: str
     partition: str
     testset: Testset | None
     manifest: Path | None
 
 
-def choose_sets(names: Sequence[str], testsets_dir: str) -> list[_Chosen]:
+def choose_sets(names: Sequence[str], testsets_dir: str) -> list[ChosenSet]:
     """Reads the manifests among `--partitions`; nothing of the records yet.
 
     Raises:
@@ -90,7 +92,7 @@ def choose_sets(names: Sequence[str], testsets_dir: str) -> list[_Chosen]:
 
 
 def load_sets(
-    records: Records, task: Task, chosen: Sequence[_Chosen], exclusion: Exclusion | None
+    records: Records, task: Task, chosen: Sequence[ChosenSet], exclusion: Exclusion | None
 ) -> list[EvaluationSet]:
     """Reads ids and labels of every partition that is asked for, and takes the rows of each set.
 
@@ -101,9 +103,9 @@ def load_sets(
     return [_take(whole[one.partition], one, exclusion, records) for one in chosen]
 
 
-def _choose(name: str, testsets_dir: str) -> _Chosen:
+def _choose(name: str, testsets_dir: str) -> ChosenSet:
     if name in _KNOWN:
-        return _Chosen(name, name, None, None)
+        return ChosenSet(name, name, None, None)
     path = manifest_path(name, testsets_dir)
     if not name.endswith(".json") and not path.is_file():
         raise FlairError(
@@ -114,7 +116,7 @@ def _choose(name: str, testsets_dir: str) -> _Chosen:
     if not testset.is_valid:
         reason = testset.problem or "its rule could not be fulfilled"
         raise FlairError(f"{path}: the test set is marked as not valid ({reason}); make its next revision")
-    return _Chosen(testset.name, testset.partition, testset, path)
+    return ChosenSet(testset.name, testset.partition, testset, path)
 
 
 def _read(records: Records, partition: str, task: Task) -> EvaluationSet:
@@ -152,7 +154,7 @@ def _decode(serialized: bytes, path: Path) -> example.Example:
         raise FlairError(f"{path}: {error}; prepare the records again") from None
 
 
-def _take(whole: EvaluationSet, chosen: _Chosen, exclusion: Exclusion | None, records: Records) -> EvaluationSet:
+def _take(whole: EvaluationSet, chosen: ChosenSet, exclusion: Exclusion | None, records: Records) -> EvaluationSet:
     if (chosen.testset is not None or exclusion is not None) and whole.image_ids[0].startswith("#"):
         raise FlairError(
             f"{records.root}: its photos have no ids, which test sets and --exclude need; prepare it again"

@@ -129,10 +129,10 @@ class _Drawer:
         private = [run for run in self.runs if any("epsilon" in row for row in run.rows.values())]
         if not private:
             return [Left("privacy", "Metric against epsilon: left out, no run is private.")]
-        outcomes = []
+        outcomes: list[Outcome] = []
         for metric in _METRICS:
             column = f"val_{metric}"
-            curves = []
+            curves: list[Any] = []
             for run in private:
                 points = [(row["epsilon"], row[column]) for _, row in sorted(run.rows.items()) if _has(row, column)]
                 if points:

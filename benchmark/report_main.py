@@ -52,9 +52,9 @@ def main(folders: list[str]) -> None:
     for one in drawn:
         atomic.write_bytes(figures / f"{_file_name(one.name)}.png", one.png)
     atomic.write_text(output / PAGE_FILE, page)
-    for one in outcomes:
-        if isinstance(one, report_figures.Left):
-            print(one.reason)
+    for outcome in outcomes:
+        if isinstance(outcome, report_figures.Left):
+            print(outcome.reason)
     for run in runs:
         for note in run.notes:
             print(f"{run.path}: {note}")

@@ -164,7 +164,7 @@ users does not explain.</p>{% endif %}
 
 def render(runs: Sequence[Run], outcomes: Sequence[Outcome], title: str, made: str, comparisons: list[Any]) -> str:
     """The page as HTML; everything that comes from a run folder is escaped."""
-    extra = [
+    extra: list[dict[str, Any]] = [
         {"name": f"{run.name}-{one.name}", "alt": f"{run.name}: {one.caption}", "caption": f"{run.name}: {one.caption}"}
         | {"data": base64.b64encode(one.png).decode()}
         for run in runs

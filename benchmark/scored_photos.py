@@ -158,7 +158,7 @@ def _exact(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, bootstrap:
     at_once = max(1, _SUMS_AT_ONCE // bootstrap.num_resamples)
     for start in range(0, len(levels), at_once):
         size = min(at_once, len(levels) - start)
-        chosen = slice(*np.searchsorted(segment, [start, start + size]))
+        chosen = slice(int(np.searchsorted(segment, start)), int(np.searchsorted(segment, start + size)))
         cells, hit, hit_users = segment[chosen] - start, is_positive[chosen], users[chosen]
         seen = np.cumsum(bootstrap.counts(cells, hit_users, size), axis=0)
         seen += seen_before
