@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -64,10 +65,11 @@ class WorkerPool:
     def places(self) -> list[Place]:
         """Where the workers run, in their order; waits for all of them."""
         waiting = [slot.place for slot in self._slots if slot.actor is not None]
-        _, missing = self._ray.wait(waiting, num_returns=len(waiting), timeout=_PATIENCE_SECONDS)
-        if missing:
-            print(f"waiting for {len(missing)} of {self.num_workers} workers to start", file=sys.stderr, flush=True)
-        return list(self._ray.get(waiting))
+        with _signals_unwrapped():
+            _, missing = self._ray.wait(waiting, num_returns=len(waiting), timeout=_PATIENCE_SECONDS)
+            if missing:
+                print(f"waiting for {len(missing)} of {self.num_workers} workers to start", file=sys.stderr, flush=True)
+            return list(self._ray.get(waiting))
 
     def summary(self) -> str:
         """How many workers there are and where, in a line; waits for all of them."""
@@ -102,10 +104,12 @@ class WorkerPool:
                 if waiting and slot.actor is not None and slot.number not in busy:
                     number = waiting.popleft()
                     running[slot.actor.run.remote(self._job, task, *arguments[number])] = slot, number
-            (done,), _ = self._ray.wait(list(running), num_returns=1)
+            with _signals_unwrapped():
+                (done,), _ = self._ray.wait(list(running), num_returns=1)
             slot, number = running.pop(done)
             try:
-                result = self._ray.get(done)
+                with _signals_unwrapped():
+                    result = self._ray.get(done)
             except self._ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, FlairError):
                     raise FlairError(str(error.cause)) from None
@@ -170,6 +174,15 @@ class WorkerPool:
         except self._ray.exceptions.RayError:
             return name, "in the newest folder session_*/logs of its machine's Ray"
         return f"{name} (process {place.process} on {place.host})", place.log
+
+
+@contextlib.contextmanager
+def _signals_unwrapped() -> Iterator[None]:
+    """Ray wraps what a signal's handler raises while it waits."""
+    try:
+        yield
+    except SystemError as error:
+        raise (error.__cause__ or error) from None
 
 
 def start_workers(address: str | None, num_workers: int | None, cpus: int, gpus: float) -> WorkerPool:
