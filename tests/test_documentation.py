@@ -239,7 +239,7 @@ def run_in(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
 
