@@ -64,7 +64,8 @@ def _predict(model: SavedModel, records: Records, task: Task) -> np.ndarray:
     from benchmark import evaluation, saved_model
     from benchmark.flair_data import evaluation_dataset
 
-    step = evaluation.predict_step(saved_model.load(model))
+    keras_model = saved_model.load(model)  # the step itself does not keep it alive
+    step = evaluation.predict_step(keras_model)
     data = evaluation_dataset(records, FLAGS.partition, task, model.image_size, FLAGS.eval_batch_size)
     scores = []
     with Progress(data.num_photos, f"{model.name} on {FLAGS.partition}", "photo") as progress:
