@@ -23,13 +23,14 @@ from flair.errors import FlairError
 from flair.metadata import load_users
 from flair.tfrecord_writer import write_tfrecords
 
+pytestmark = pytest.mark.timeout(900)  # the first test trains, on whatever the other tests leave of the machine
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (32, 32)
 
 
 def _run(module, *flags, check=True):
     command = [sys.executable, "-m", f"benchmark.{module}", *map(str, flags)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     if check:
         assert done.returncode == 0, done.stderr
     return done
