@@ -228,7 +228,7 @@ class _Drawer:
         labels = [row["label"] for row in first[:LABELS_SHOWN]]
         tables = [(run, {row["label"]: row for row in result["per_label"]}) for run, result in found]
         tables = [(run, rows) for run, rows in tables if all(label in rows for label in labels)]
-        offsets = np.linspace(-0.3, 0.3, len(tables)) if len(tables) > 1 else [0.0]
+        offsets: list[float] = np.linspace(-0.3, 0.3, len(tables)).tolist() if len(tables) > 1 else [0.0]
 
         def draw(axes: Axes) -> None:
             for offset, (run, rows) in zip(offsets, tables, strict=True):
