@@ -180,7 +180,7 @@ def test_the_page_has_results_settings_and_statement(report, runs, browser):
     settings = page.locator("#settings").inner_text()
     assert "--client_learning_rate" in settings and "--model" not in settings and "--run_dir" not in settings
     private = page.locator("#privacy").inner_text()
-    assert "subject to the limits below" in private and "seed:" in private
+    assert "subject to the limits below" in private and "un-noised measurements." in private
     page.close()
 
 
@@ -213,10 +213,11 @@ def test_an_evaluation_of_an_earlier_state_of_the_run_is_left_out(tmp_path):
 def test_refusals_are_one_line(runs, tmp_path):
     cases = [
         ([tmp_path / "nowhere"], "no such folder", 1),
-        ([tmp_path], "is no run folder", 1),
+        ([tmp_path / "empty"], "is no run folder", 1),
         ([runs[1][0], "--evaluation=/nowhere"], "evaluation.json", 1),
         ([], "expected at least one RUN_DIR", 2),
     ]
+    (tmp_path / "empty").mkdir()
     damaged = tmp_path / "damaged"
     _make_run(damaged, "round", 1, 5)
     (damaged / "summary.json").write_text("{")
