@@ -223,6 +223,7 @@ def test_diverged_clients_are_named_in_the_cohorts_order(source, plan, pools):
     assert result.non_finite_clients == tuple(cohort)
 
 
+@pytest.mark.slow
 def test_scores_of_the_workers_are_those_of_this_process(records, source, plan, pools):
     pool = pools(2)
     runtime = _ray(CONFIGS["fed_avg"], source, plan, pool)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from benchmark import sizing
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = sizing.Parts(
     photo_seconds=0.1,
@@ -49,3 +56,27 @@ def test_the_table_shows_every_size():
     lines = sizing.table(sizes).splitlines()
     assert len(lines) == 5
     assert "5,000" in lines[3] and "100" in lines[4]
+
+
+def _command(*flags):
+    command = [sys.executable, "-m", "benchmark.scale_main", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_page_shows_what_the_command_prints():
+    printed = _command().stdout.splitlines()[1:]
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert "\n".join(printed) in page
+
+
+def test_the_command_computes_with_measured_parts(tmp_path):
+    measured = tmp_path / "ray.json"
+    measured.write_text(json.dumps({"parts": PARTS._asdict()}))
+    flags = ["--clients=200", "--machines=10", "--workers_per_machine=4"]
+    done = _command(f"--parts={measured}", *flags)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1:] == sizing.table([sizing.size(PARTS, 200, 10, 4)]).splitlines()
+    measured.write_text("{}")
+    refused = _command(f"--parts={measured}", *flags)
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1 and str(measured) in refused.stderr

@@ -1,0 +1,90 @@
+"""`python -m benchmark.scale_main`: how long a round takes, and what it sends, on how many machines (docs/scale.md)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark.sizing import Parts, size, table
+from flair import command
+from flair.errors import FlairError
+from flair.preparation_flags import positive_int
+
+# ResNet-18 at 224 pixels, float32, 17 labels, on one core of an AMD EPYC (Zen 5): 15 photos a second, and rounds of
+# two workers 0.17 s longer than their training. 11,185,233 weights of four bytes.
+RESNET18 = Parts(
+    photo_seconds=0.067,
+    client_overhead=1.5,
+    weights_bytes=44_740_932,
+    aggregate_bytes=44_740_932,
+    merge_seconds=0.015,
+    fixed_seconds=0.17,
+    worker_bytes=1_150_000_000,
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags and prints the table."""
+    flags = _parse(argv)
+    parts = RESNET18 if flags.parts is None else _read(Path(flags.parts))
+    print(
+        f"a photo takes a worker {parts.photo_seconds * 1e3:.0f} ms, a client {parts.client_overhead:.1f} photos more; "
+        f"{parts.weights_bytes / 1e6:.1f} MB of weights, {parts.aggregate_bytes / 1e6:.1f} MB back from each worker, "
+        f"{parts.merge_seconds * 1e3:.0f} ms to add them; {flags.workers_per_machine} workers a machine take "
+        f"{flags.workers_per_machine * parts.worker_bytes / 1e9:.1f} GB; {flags.epochs} epochs, at most "
+        f"{flags.max_elements_per_client} photos a client, a link of {flags.link_gbit:g} Gbit/s"
+    )
+    sizes = [
+        size(
+            parts,
+            clients,
+            machines,
+            flags.workers_per_machine,
+            epochs=flags.epochs,
+            max_elements=flags.max_elements_per_client,
+            link_bytes=flags.link_gbit * 1e9 / 8,
+        )
+        for clients in flags.clients
+        for machines in flags.machines
+    ]
+    print(table(sizes))
+    return 0
+
+
+def _read(path: Path) -> Parts:
+    try:
+        return Parts(**json.loads(path.read_text(encoding="utf-8"))["parts"])
+    except (ValueError, KeyError, TypeError):
+        raise FlairError(f"--parts={path}: expected the file that `benchmark.speed_main ray --json` wrote") from None
+
+
+def _int_list(text: str) -> list[int]:
+    return [positive_int(part) for part in text.split(",")]
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return value
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.scale_main",
+        description="Computes rounds of FLAIR on clusters of any size from measured parts.",
+    )
+    parser.add_argument("--parts", metavar="FILE", help="JSON of `speed_main ray` (default: ResNet-18 on Zen 5 cores)")
+    parser.add_argument("--clients", type=_int_list, default=[200, 5000], help="of a round (default: 200,5000)")
+    parser.add_argument("--machines", type=_int_list, default=[1, 10, 100], help="default: 1,10,100")
+    parser.add_argument("--workers_per_machine", type=positive_int, default=2, help="default: 2")
+    parser.add_argument("--epochs", type=positive_int, default=2, help="passes of a client (default: 2)")
+    parser.add_argument("--max_elements_per_client", type=positive_int, default=512, help="photos (default: 512)")
+    parser.add_argument("--link_gbit", type=_positive, default=10.0, help="the driver's link, Gbit/s (default: 10)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    command.run(main)
