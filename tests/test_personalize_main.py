@@ -138,6 +138,7 @@ def test_another_framework_reads_the_dump(finished, folder):
             assert counts[path.name] == {name: expected[labels[name]] for name in labels if labels[name] in expected}
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_with_the_numbers_of_an_unbroken_one(folder, model, finished, tmp_path):
     unbroken, dump, _ = finished
     broken = tmp_path / "run"
