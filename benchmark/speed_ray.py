@@ -138,7 +138,10 @@ def _parts(
 
     # Of all rounds of one worker: seconds of a client against its photos, as a line.
     shown = np.concatenate([timing.client_photos for timing in one])
-    slope, intercept = np.polyfit(shown, np.concatenate([timing.client_seconds for timing in one]), 1)
+    taken = np.concatenate([timing.client_seconds for timing in one])
+    slope, intercept = np.polyfit(shown, taken, 1) if len(set(shown)) > 1 else (0.0, 0.0)
+    if slope <= 0:  # too few clients to tell
+        slope, intercept = taken.sum() / shown.sum(), 0.0
     merge_seconds, aggregate_bytes = _merge(runtime)
     return {
         "photo_seconds": float(slope),
