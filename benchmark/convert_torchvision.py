@@ -18,9 +18,6 @@ from flair import atomic
 from flair.errors import FlairError
 from flair.progress import duration
 
-flags.DEFINE_string("weights", None, "The .safetensors file to convert.", required=True)
-flags.DEFINE_string("output", None, "The .h5 file to write.", required=True)
-
 FLAGS = flags.FLAGS
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _FILTERS = (64, 128, 256, 512)
@@ -98,4 +95,7 @@ class _Source:
 
 
 if __name__ == "__main__":
+    # Here, because whoever imports `convert` has required flags of its own.
+    flags.DEFINE_string("weights", None, "The .safetensors file to convert.", required=True)
+    flags.DEFINE_string("output", None, "The .h5 file to write.", required=True)
     command.run(main)

@@ -82,7 +82,7 @@ def write_hdf5(
       FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
     """
     source, final = Path(dataset_dir), Path(output_file)
-    if not final.name or final.is_dir():
+    if not final.name:
         raise FlairError(f"--output_file={output_file}: is no name of a file; expected one such as flair.hdf5")
     layout = Format(image_format, label_format, by_user)
     selection = select(source, limit_users, exclude)
