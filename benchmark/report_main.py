@@ -58,9 +58,9 @@ def main(folders: list[str]) -> None:
     for run in runs:
         for note in run.notes:
             print(f"{run.path}: {note}")
-    extra = sum(len(run.figures) for run in runs)
+    count = len(drawn) + sum(len(run.figures) for run in runs)
     print(
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(drawn) + extra} figures, "
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {count} {'figure' if count == 1 else 'figures'}, "
         f"{duration(time.monotonic() - started)}"
     )
     print(f"figures: {figures}")
