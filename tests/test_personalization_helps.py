@@ -88,4 +88,3 @@ def test_a_style_can_be_learned_and_shuffled_labels_cannot(tmp_path):
         assert style[metric]["difference"]["low"] > 0, style[metric]
         assert style[metric]["share_improved"] > 0.6
         assert noise[metric]["difference"]["low"] <= 0, noise[metric]
-        assert noise[metric]["share_improved"] < 0.6
