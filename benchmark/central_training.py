@@ -233,6 +233,11 @@ def train(
       FlairError: the loss is no number any more.
     """
     position = _resume(trainer, run)
+    if position.step > 0 and position.epoch >= options.num_epochs:
+        raise FlairError(
+            f"--num_epochs={options.num_epochs}: {run.path} is past that already, {position.step} steps into epoch "
+            f"{position.epoch + 1}; give at least {position.epoch + 1}, another --run_dir, or --overwrite"
+        )
     sign = 1.0 if options.best_metric == "loss" else -1.0
     while position.epoch < options.num_epochs and not _has_stalled(position, options):
         _train_epoch(trainer, training, run, options, position, safe_points)

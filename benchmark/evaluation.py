@@ -61,7 +61,8 @@ def accumulate(
     loss_sum, num_photos = 0.0, 0
     for parts in _parts(dataset, 1 if devices is None else len(devices.replicas)):
         for (_, labels), (scores, losses) in zip(parts, step(parts), strict=False):
-            counts += score_histogram.histogram(scores.numpy(), labels.numpy())
+            # A score that is no number has no bucket; the sum of the losses, no number then either, tells.
+            counts += score_histogram.histogram(np.nan_to_num(scores.numpy()), labels.numpy())
             loss_sum += float(np.sum(losses.numpy(), dtype=np.float64))
             num_photos += len(losses)
             if progress is not None:

@@ -125,14 +125,15 @@ class RunFolder:
         """Writes run.json: versions, machine, `facts`; a continued run keeps its start and adds when it went on."""
         path = self.path / RUN_FILE
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.rows else {"started": now}
+        has_begun = bool(self.rows) or any((self.path / CHECKPOINTS_DIR).glob("*"))
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and has_begun else {"started": now}
         before, digest = known.get("data", {}).get("digest"), facts.get("data", {}).get("digest")
         if before is not None and before != digest:
             raise FlairError(
                 f"{self.path}: the run was made with other data than {facts['data'].get('tfrecords_dir')} holds now; "
                 "give the same records to continue it, another --run_dir, or --overwrite"
             )
-        continued = [*known.get("continued", []), now] if self.rows else []
+        continued = [*known.get("continued", []), now] if has_begun else []
         atomic.write_json(path, {"started": known["started"], "continued": continued, **environment(), **facts})
 
     def start_at(self, step: int) -> None:

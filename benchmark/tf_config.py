@@ -31,10 +31,13 @@ def place() -> Place:
     try:
         config = json.loads(text)
         cluster = config.get("cluster", {})
-        machines = [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, [])))]
+        hosts = {kind: cluster.get(kind, []) for kind in ("chief", "worker")}
+        if not all(isinstance(names, list) for names in hosts.values()):
+            raise TypeError("expected lists of addresses")
+        machines = [(kind, index) for kind, names in hosts.items() for index in range(len(names))]
         if not machines:
             return Place(0, 1)
-        mine = (config["task"]["type"], int(config["task"]["index"]))
+        mine = (config["task"]["type"], config["task"]["index"])
         return Place(machines.index(mine), len(machines))
     except (ValueError, TypeError, KeyError, AttributeError):
         raise FlairError(

@@ -266,16 +266,18 @@ def retry_after(value: str, now: float) -> float:
 
     >>> retry_after("120", now=0.0), retry_after("Thu, 01 Jan 1970 00:01:00 GMT", now=15.0), retry_after("soon", 0.0)
     (120.0, 45.0, 0.0)
+    >>> retry_after("0 Jan 2020 99999999999999999999:00:00", now=0.0)
+    0.0
     """
     if value.strip().isdecimal():
         return min(float(value), _A_MONTH)
     try:
         date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=datetime.timezone.utc)
+        return min(max(0.0, date.timestamp() - now), _A_MONTH)
+    except (ValueError, OverflowError):
         return 0.0  # a header nobody can read asks for nothing
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=datetime.timezone.utc)
-    return min(max(0.0, date.timestamp() - now), _A_MONTH)
 
 
 def content_range(response: requests.Response) -> tuple[int | None, int | None, int | None]:

@@ -84,12 +84,17 @@ class HDF5File:
             self._file = h5py.File(path, "r")
         except OSError:
             raise DamagedFile(f"{path}: is not an HDF5 file that can be read; prepare it again") from None
-        self.parameters: dict[str, Any] = self._read_parameters()
-        self._names = {
-            "labels": self._read_names("label_mapping"),
-            "fine_grained_labels": self._read_names("fine_grained_label_mapping"),
-        }
-        self.by_user = self._is_by_user()
+        try:
+            self.parameters: dict[str, Any] = self._read_parameters()
+            self._names = {
+                "labels": self._read_names("label_mapping"),
+                "fine_grained_labels": self._read_names("fine_grained_label_mapping"),
+            }
+            self.by_user = self._is_by_user()
+            self._check_number_of_users()
+        except FlairError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Closes the file."""
@@ -98,6 +103,8 @@ class HDF5File:
     def groups(self, partition: str) -> list[str]:
         """Names of the groups of a partition, sorted: user ids, or image ids where photos are not grouped by user."""
         with self._guarded(partition):
+            if self.parameters and partition not in self._file:
+                raise ValueError("is not there, though prepare_dataset.py writes every partition")
             return list(self._file[partition]) if partition in self._file else []
 
     def photos(self, partition: str, group: str) -> Iterator[Photo]:
@@ -153,6 +160,13 @@ class HDF5File:
         with self._guarded(f"metadata/{key}"):
             mapping = json.loads(text)
             return sorted(mapping, key=mapping.__getitem__)
+
+    def _check_number_of_users(self) -> None:
+        expected = self.parameters.get("num_users") if self.by_user else None
+        with self._guarded(""):
+            found = sum(len(self._file[partition]) for partition in PARTITIONS if partition in self._file)
+        if expected not in (None, found):
+            raise DamagedFile(f"{self.path}: holds {found:,} users, but was made with {expected:,}; prepare it again")
 
     def _is_by_user(self) -> bool:
         if "by_user" in self.parameters:

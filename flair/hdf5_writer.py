@@ -97,10 +97,12 @@ def write_hdf5(
         num_bytes = num_images * images.PIXELS_BYTES
     with unfinished_folder(unfinished, parameters, overwrite):
         data_file, places_file = unfinished / _DATA_FILE, unfinished / _PLACES_FILE
+        if overwrite and not _can_continue(data_file, places_file):
+            data_file.unlink(missing_ok=True)
         if not data_file.exists():
             require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_images)
             _make_skeleton(data_file, places_file, selection, layout, parameters)
-        places = np.load(places_file, allow_pickle=False)
+        places = _load_places(places_file)
         skipped, converted = _store_photos(
             _Context(source, data_file, image_format), selection, layout, places, num_workers or default_num_workers()
         )
@@ -108,6 +110,24 @@ def write_hdf5(
         discard(unfinished)
     num_users, excluded = len(selection.users), selection.excluded
     return Outcome(num_images, num_users, final.stat().st_size, skipped, tuple(converted), excluded=excluded)
+
+
+def _can_continue(data_file: Path, places_file: Path) -> bool:
+    try:
+        _load_places(places_file)
+        with open(data_file, "rb") as file:
+            Journal(data_file.with_name(_JOURNAL_FILE), file.fileno()).close()
+    except (OSError, FlairError):
+        return False
+    return True
+
+
+def _load_places(path: Path) -> NDArray[np.int64]:
+    try:
+        places: NDArray[np.int64] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise FlairError(f"{path}: is damaged; add --overwrite to start over") from None
+    return places
 
 
 def _make_skeleton(

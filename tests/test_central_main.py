@@ -295,6 +295,22 @@ def test_a_loss_that_is_no_number_stops_training(records, task, tmp_path):
         _train(records, task, tmp_path, learning_rate=1e38)
 
 
+def test_scores_that_are_no_numbers_give_a_loss_that_is_none(records, task):
+    model = flair_model.build_model("cnn", (*SIZE, 3), task.num_outputs)
+    model.trainable_variables[-1].assign(np.full(model.trainable_variables[-1].shape, np.nan))
+    metrics = evaluation.evaluate(model, evaluation_dataset(records, "val", task, SIZE, 16), task)
+    assert np.isnan(metrics["loss"])
+
+
+def test_a_run_past_fewer_epochs_is_not_ended_in_the_middle_of_one(records, task, tmp_path):
+    with SafePoints("step") as safe_points:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            _train(records, task, tmp_path / "run", safe_points=safe_points)
+    with pytest.raises(FlairError, match=r"--num_epochs=0: .* is past that already, 1 steps into epoch 1"):
+        _train(records, task, tmp_path / "run", num_epochs=0)
+
+
 def test_early_stopping_keeps_the_best_epoch(records, task, tmp_path):
     _, position = _train(
         records, task, tmp_path, num_epochs=12, learning_rate=0.3, early_stopping=1, best_metric="micro_recall"

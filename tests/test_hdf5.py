@@ -220,8 +220,23 @@ def test_a_flipped_byte_never_gives_a_wrong_photo_or_label(tiny_file: Path, data
         return
     finally:
         tiny_file.write_bytes(good)
-    for image_id, photo in found.items():
-        assert photo == expected[image_id]
+    assert found == expected
+
+
+def test_a_lost_partition_or_user_is_an_error(tiny_file: Path) -> None:
+    good = tiny_file.read_bytes()
+    try:
+        with h5py.File(tiny_file, "r+") as file:
+            file.move("test", "tess")
+        with pytest.raises(FlairError, match=r"users, but was made with|is not there"):
+            read_everything(tiny_file)
+        tiny_file.write_bytes(good)
+        with h5py.File(tiny_file, "r+") as file:
+            del file["train"][next(iter(file["train"]))]
+        with pytest.raises(FlairError, match="users, but was made with"):
+            read_everything(tiny_file)
+    finally:
+        tiny_file.write_bytes(good)
 
 
 @given(st.integers(1, 200_000))

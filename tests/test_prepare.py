@@ -308,6 +308,20 @@ def test_a_name_that_is_no_file_is_refused_in_one_line(name: str, flair_sample: 
     assert "is no name of a file" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["journal", "places.npy"])
+def test_overwrite_starts_over_from_damaged_unfinished_work(name: str, flair_sample: Path, tmp_path: Path) -> None:
+    driver = [sys.executable, str(ROOT / "tests/interrupted.py"), "SIGKILL"]
+    whole = start(*driver, "0", *arguments("raw", flair_sample, tmp_path / "whole", "--num_workers=1"))
+    late = int(whole.stderr.splitlines()[-1]) - 10
+    start(*driver, str(late), *arguments("raw", flair_sample, tmp_path / "output", "--num_workers=1"))
+    (tmp_path / ".output.unfinished" / name).write_bytes(b"")
+    refused = run_here("raw", flair_sample, tmp_path / "output")
+    assert refused.returncode == 1
+    assert f"{name}: is damaged; add --overwrite to start over" in refused.stderr
+    assert run_here("raw", flair_sample, tmp_path / "output", "--overwrite").returncode == 0
+    assert (tmp_path / "output").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def test_two_runs_at_once_do_not_mix(flair_sample: Path, tmp_path: Path) -> None:
     unfinished = tmp_path / "records" / ".unfinished"
     unfinished.mkdir(parents=True)

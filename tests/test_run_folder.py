@@ -128,6 +128,15 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
         run.describe(data={"digest": "def", "tfrecords_dir": "records"})
 
 
+def test_a_run_killed_in_its_first_epoch_does_not_go_on_with_other_data(tmp_path):
+    with _open(tmp_path) as run:
+        run.describe(data={"digest": "abc", "tfrecords_dir": "records"})
+        run.start_at(0)
+        run.checkpoints.save(7, {"weight": np.zeros(3)}, {"epoch": 0, "step": 7})
+    with _open(tmp_path) as run, pytest.raises(FlairError, match="made with other data than records holds now"):
+        run.describe(data={"digest": "def", "tfrecords_dir": "records"})
+
+
 def test_checkpoints_round_trip_and_only_the_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.latest() is None

@@ -37,6 +37,8 @@ def test_place(monkeypatch, text, expected):
         _config({"type": "worker", "index": 2}, worker=["a:1", "b:1"]),
         _config({}, worker=["a:1"]),
         _config({"type": "evaluator", "index": 0}, worker=["a:1"]),
+        _config({"type": "worker", "index": 0}, worker="localhost:12345"),
+        _config({"type": "worker", "index": 1.7}, worker=["a:1", "b:1"]),
     ],
 )
 def test_nonsense_is_one_line(monkeypatch, text):
