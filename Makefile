@@ -1,7 +1,7 @@
 # Every target makes the environment it needs in .venv first (requirements/environment.sh); nothing needs root or an
 # activated environment. PYTHON=/path/to/python3.11 chooses the interpreter; else a 3.11 or 3.10 is searched for.
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check format lock environment clean
+.PHONY: help demo test slow long check format lock environment clean
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHON
 
@@ -22,11 +22,15 @@ demo: ## From nothing to a trained private model on miniature data, in minutes
 
 test: ## Run the tests, save the slow ones
 	@$(environment) $(tools)
-	@$(run) pytest $(parallel) -m "not slow"
+	@$(run) pytest $(parallel) -m "not slow and not long"
 
 slow: ## Run the slow tests, those that train
 	@$(environment) $(tools)
 	@$(run) pytest $(parallel) -m slow --timeout=1800
+
+long: ## Run the tests that take many minutes, which CI leaves out
+	@$(environment) $(tools)
+	@$(run) pytest $(parallel) -m long --timeout=3600
 
 check: ## Check style, types, and that the pins agree with pyproject.toml
 	@$(environment) $(tools)

@@ -61,7 +61,7 @@ REPLACED = (
 
 # (pattern of the whole command, reason).
 NOT_RUN = (
-    (r"make (test|slow|check|format)", "would run these tests inside themselves"),
+    (r"make (test|slow|long|check|format)", "would run these tests inside themselves"),
     (r"make lock.*", "asks a package index for newer versions; tests/test_packaging.py tests the lock itself"),
     (r"make( environment.*)?", "installs gigabytes; tests/test_environment.py tests it with a stand-in for the index"),
     (r"python3 -m venv \.venv", "makes an environment; the tests run in one already"),

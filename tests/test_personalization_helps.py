@@ -61,7 +61,7 @@ def _run(*command):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_style_can_be_learned_and_shuffled_labels_cannot(tmp_path):
     records = _make_users_with_a_dialect(tmp_path)

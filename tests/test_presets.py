@@ -196,7 +196,7 @@ def test_training_is_refused_what_only_a_dry_run_may(folder, tmp_path, flags, me
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("setting", "presets"), [("central", CENTRAL), ("federated", [*FEDERATED, *PRIVATE, *PFL])])
 def test_every_preset_passes_a_dry_run(folder, setting, presets):
     flags = (f"--tfrecords_dir={folder}", "--num_users=41131", "--image_height=64", "--image_width=64")

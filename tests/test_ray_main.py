@@ -211,7 +211,7 @@ def _two_nodes(folder):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folder, tmp_path):
     flags = (*PRIVATE, *RAY, "--total_rounds=4")
     both, one = tmp_path / "both", tmp_path / "one"
@@ -278,7 +278,7 @@ def test_an_address_without_a_cluster_is_refused_in_one_line(folder, tmp_path):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_speed_main_prints_rates_and_imbalance(tmp_path):
     path = tmp_path / "ray.json"
     flags = ["--model=cnn", "--image_size=32", "--clients=8", "--repeats=2", f"--json={path}"]
