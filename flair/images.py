@@ -145,6 +145,8 @@ def _size(path: str, where: str) -> int:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingPhoto(f"{where}: the photo is missing; run download_dataset.py again") from None
+    except OSError as error:
+        raise BrokenPhoto(f"{where}: cannot be read ({error.strerror}); check the disk") from None
     if not stat.S_ISREG(status.st_mode):
         raise MissingPhoto(f"{where}: is no regular file; run download_dataset.py again")
     return status.st_size
@@ -154,8 +156,11 @@ def _read(path: str, where: str) -> bytes:
     size = _size(path, where)
     if size > MAX_JPEG_BYTES:
         raise BrokenPhoto(f"{where}: has {size:,} bytes, far more than a photo of that size; download it again")
-    with open(path, "rb") as file:
-        return file.read()
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise BrokenPhoto(f"{where}: cannot be read ({error.strerror}); check the disk") from None
 
 
 def _open(data: bytes, where: str) -> JpegImageFile:

@@ -94,6 +94,8 @@ class TFRecords:
             raise DamagedRecord(f"{span.path}: {error}") from None
         except FileNotFoundError:
             raise DamagedRecord(f"{span.path}: missing; prepare it again") from None
+        except OSError as error:
+            raise DamagedRecord(f"{span.path}: cannot be read ({error.strerror}); prepare it again") from None
         if count is not None and len(examples) != count:
             raise DamagedRecord(f"{span.path}: {len(examples)} photos at byte {offset:,}, the index says {count}")
         return examples

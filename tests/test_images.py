@@ -99,6 +99,13 @@ def test_a_bad_photo_is_named_with_its_user(
     assert "\n" not in str(error.value)
 
 
+def test_a_photo_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "small_images").mkdir()
+    (tmp_path / "small_images" / "1.jpg").symlink_to("1.jpg")
+    with pytest.raises(images.BrokenPhoto, match=r"1\.jpg .*: cannot be read \(Too many levels of symbolic links\)"):
+        images.read_jpeg(tmp_path, Record("1@N00", "1", ("art",), ("art",), "train"))
+
+
 @pytest.mark.parametrize("read", [images.read_jpeg, images.read_pixels])
 def test_a_missing_photo_is_named(tmp_path: Path, read: object) -> None:
     with pytest.raises(images.MissingPhoto, match=r"14913474848\.jpg \(image 14913474848 of user .*missing"):
