@@ -243,3 +243,7 @@ class PixelStandardization(tf.keras.layers.Layer):
         # Whole rows, because broadcasting over an innermost dimension of 3 takes five times as long.
         rows = tf.reshape(tf.cast(inputs, tf.float32), [-1, tf.shape(inputs)[1], 3 * width])
         return tf.cast(tf.reshape(rows * scale + shift, tf.shape(inputs)), self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        # Without a method of its own Keras refuses to save whole models with this layer, because of `autocast`.
+        return dict(super().get_config())
