@@ -20,9 +20,10 @@ from absl import flags
 from benchmark import command, evaluation_report
 from benchmark.evaluation_sets import EvaluationSet, choose_sets, load_sets
 from benchmark.records import Records, Task, make_task, open_records
-from benchmark.saved_model import BEST_FILE, SavedModel, digest, find_models
+from benchmark.saved_model import BEST_FILE, SavedModel, find_models
 from flair.errors import FlairError
 from flair.exclusion import read_exclusion
+from flair.file_digest import file_sha256
 from flair.progress import duration
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _evaluate(
             own = [result for result in results if result["model"] == model.name]
             facts = _model_facts(model, predictor.digest_of(model))
             of_run = content | {"models": [facts], "results": own, "comparisons": [], "drops": []}
-            of_run["best_sha256"] = digest(model.run_dir / BEST_FILE)
+            of_run["best_sha256"] = file_sha256(model.run_dir / BEST_FILE)
             evaluation_result.write_json(model.run_dir / evaluation_result.RESULT_FILE, of_run)
     evaluation_report.print_results(content)
     print(f"result: {path}; predictions, per_label.csv and per_user.csv: {folder}/PARTITION/MODEL/", flush=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from flair import command
 from flair.catalog import PARTITIONS
+from flair.file_digest import file_sha256
 from flair.metadata import Record
 from flair.preparation_flags import make_parser, positive_int
 
@@ -64,7 +65,7 @@ def write_model_features(
     from flair.progress import Progress
 
     saved = saved_model.describe(model_file)
-    digest = saved_model.digest(model_file)
+    digest = file_sha256(model_file)
     compute, num_features = _pooling(saved_model.load(saved), saved.image_size)
     image_ids = [record.image_id for record in records]
     key = hashlib.sha256(json.dumps([digest, batch_size, image_ids]).encode()).hexdigest()[:24]

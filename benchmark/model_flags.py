@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from benchmark import command, training_plan
 from benchmark.records import Records, Task, make_task, open_records
 from flair.catalog import IMAGE_SIZE
 from flair.errors import FlairError
+from flair.file_digest import file_sha256
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -141,11 +141,7 @@ def restored_model() -> dict[str, str] | None:
     restore = FLAGS.restore_model_path
     if restore is None:
         return None
-    with open(restore, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"path": str(restore), "sha256": digest.hexdigest()}
+    return {"path": str(restore), "sha256": file_sha256(restore)}
 
 
 def build_model_from_flags(num_outputs: int) -> tuple[tf.keras.Model, LoadReport | None]:

@@ -14,6 +14,7 @@ from benchmark.records import Records, Task
 from benchmark.saved_model import SavedModel
 from flair import atomic
 from flair.command import Terminated
+from flair.file_digest import file_sha256
 from flair.progress import Progress
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Predictor:
     def digest_of(self, model: SavedModel) -> str:
         """SHA-256 of the model's file."""
         if model.path not in self._digests:
-            self._digests[model.path] = saved_model.digest(model.path)
+            self._digests[model.path] = file_sha256(model.path)
         return self._digests[model.path]
 
     def finish(self) -> None:

@@ -23,6 +23,7 @@ from benchmark.records import Records, Task, make_task, open_records
 from benchmark.run_folder import RUN_FILE, TENSORBOARD_DIR, RunFolder
 from benchmark.saved_model import SavedModel
 from flair.errors import FlairError
+from flair.file_digest import file_sha256
 from flair.progress import duration
 
 personalize_flags.define_flags()
@@ -57,7 +58,7 @@ def _run(records: Records, task: Task, saved: SavedModel, run: RunFolder) -> dic
     started = time.monotonic()
     facts = {
         "data": {"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest()},
-        "model": {"path": FLAGS.model, "digest": saved_model.digest(saved.path)},
+        "model": {"path": FLAGS.model, "digest": file_sha256(saved.path)},
     }
     kind = UserResult if FLAGS.episodes == USERS else LabelResult
     log = EpisodeLog(run.path / EPISODES_FILE, kind)

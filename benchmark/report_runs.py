@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmark.run_folder import FLAGS_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TIMES_FILE, read_csv
-from benchmark.saved_model import BEST_FILE, digest, short_names
+from benchmark.saved_model import BEST_FILE, short_names
 from flair.errors import FlairError
+from flair.file_digest import file_sha256
 
 EVALUATION_FILE, PRIVACY_FILE, FIGURES_DIR, CAPTIONS_FILE = (
     "evaluation.json",
@@ -159,7 +160,7 @@ def _check_evaluation(run: Run) -> None:
     if run.evaluation.get("exclude"):
         run.notes.append(f"Evaluated without the photos of {run.evaluation['exclude']}.")
     recorded = run.evaluation.get("best_sha256")
-    if recorded is not None and best.is_file() and recorded != digest(best):
+    if recorded is not None and best.is_file() and recorded != file_sha256(best):
         run.evaluation = None
         run.notes.append("Its evaluation.json is of an earlier state of the run and is left out; evaluate it again.")
 

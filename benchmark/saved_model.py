@@ -7,7 +7,6 @@ comes from the run folder beside them, from Keras's own model description, or fr
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -123,15 +122,6 @@ def load(saved: SavedModel, image_size: tuple[int, int] | None = None) -> tf.ker
         layer, reason = next(iter(report.skipped.items()))
         raise FlairError(f"{saved.path}: does not fit the network {saved.network}: its layer {layer} {reason}")
     return model
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 def run_folder_of(path: Path) -> Path | None:

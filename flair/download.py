@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from flair import atomic, catalog, huggingface, threads, transfer
 from flair.client import Client, NotThere
-from flair.download_plan import Options, Plan, file_sha256, make_plan, require_disk
+from flair.download_plan import Options, Plan, make_plan, require_disk
 from flair.download_state import DownloadState, Entry, exclusive
 from flair.errors import FlairError
+from flair.file_digest import file_sha256
 from flair.metadata import load_records, load_taxonomy
 from flair.progress import Progress, duration
 from flair.progress import size as say_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 from flair import catalog, disk_space, threads, transfer
 from flair.client import Client, Patience, Remote
 from flair.download_state import DownloadState, scan_photos
+from flair.file_digest import file_sha256
 from flair.source import Archive, LabelFile, Source
 
 # Photos on a disk against their archive: the last block of every file is half empty.
@@ -97,15 +97,6 @@ def is_same_file(path: Path, state: DownloadState, name: str, url: str) -> bool:
     if entry is None or entry.url != url or not path.is_file() or path.stat().st_size != entry.size:
         return False
     return file_sha256(path) == entry.sha256
-
-
-def file_sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _limited(archives: list[Archive], limit: int | None) -> list[Archive]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from flair import checked_json
 from flair.errors import FlairError
 from flair.exclusion import Exclusion, read_exclusion, remaining_users
+from flair.file_digest import file_sha256
 from flair.metadata import User, limit_users, load_users, metadata_path
 from flair.progress import duration, size
 
@@ -77,17 +77,13 @@ def select(dataset_dir: str | Path, limit: int | None, exclude: str | Path | Non
 
     `exclude` is a file for `flair.exclusion.read_exclusion`; its photos leave before the subset is taken.
     """
-    path = metadata_path(dataset_dir)
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
+    metadata_sha256 = file_sha256(metadata_path(dataset_dir))
     all_users = load_users(dataset_dir)
     exclusion = None if exclude is None else read_exclusion(exclude)
     remaining = subset(all_users, None, exclusion)
     users = subset(remaining, limit)
     parameters = {
-        "metadata_sha256": digest.hexdigest(),
+        "metadata_sha256": metadata_sha256,
         "num_users": len(users),
         "limit_users": None if len(users) == len(remaining) else limit,
     }

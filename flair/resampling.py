@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from flair.catalog import HELDOUT
 from flair.eligibility import REASONS, Criteria, refusals
 from flair.errors import FlairError
 from flair.exclusion import Exclusion, read_exclusion
+from flair.file_digest import file_sha256
 from flair.heldout import heldout_image_ids
 from flair.label_scores import Scores, read_scores
 from flair.metadata import Record, load_records, metadata_path
@@ -128,7 +128,7 @@ def resample(plan: Plan) -> Resampled:
         refusals=refused,
         problem=problem,
         histogram=rule.histogram,
-        metadata_sha256=_sha256(metadata_path(plan.dataset_dir)),
+        metadata_sha256=file_sha256(metadata_path(plan.dataset_dir)),
     )
     return _describe(plan, inputs, testset)
 
@@ -163,7 +163,7 @@ def _members(plan: Plan, records: Sequence[Record], partition: str) -> list[Reco
         members = [record for record in records if record.partition == partition]
     else:
         assert plan.tfrecords_dir is not None
-        image_ids = heldout_image_ids(plan.tfrecords_dir, _sha256(metadata_path(plan.dataset_dir)))
+        image_ids = heldout_image_ids(plan.tfrecords_dir, file_sha256(metadata_path(plan.dataset_dir)))
         members = [record for record in records if record.image_id in image_ids]
     if not members:
         raise FlairError(f"--partition={partition}: has no photo in {plan.dataset_dir}")
@@ -274,7 +274,7 @@ def _parameters(plan: Plan) -> dict[str, Any]:
     }
     for name in ("reviews", "exclude", "scores"):
         path = getattr(plan, name)
-        parameters[name] = None if path is None else {"file": Path(path).name, "sha256": _sha256(Path(path))}
+        parameters[name] = None if path is None else {"file": Path(path).name, "sha256": file_sha256(Path(path))}
     parameters["models"] = None if plan.models is None else plan.models.split(",")
     return parameters
 
@@ -323,11 +323,3 @@ def _warnings(plan: Plan, inputs: _Inputs, testset: Testset) -> list[str]:
     if inputs.previous is not None and inputs.previous.metadata_sha256 not in (None, testset.metadata_sha256):
         warnings.append(f"{inputs.previous.name} was made from other metadata than {plan.dataset_dir} has now")
     return warnings
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

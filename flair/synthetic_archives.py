@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import shutil
 import tarfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import IO, cast
 
 from flair import atomic, catalog
 from flair.errors import FlairError
+from flair.file_digest import file_sha256
 from flair.metadata import load_records, photo_path
 from flair.progress import Progress
 from flair.source import MANIFEST_FILE
@@ -62,11 +62,7 @@ def pack(dataset_dir: str | Path, archives_dir: str | Path, num_archives: int, *
 
 
 def _measure(path: Path) -> dict[str, int | str]:
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return {"size": path.stat().st_size, "sha256": sha.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _write_archive(path: Path, dataset_dir: Path, top: str, image_ids: list[str]) -> None:

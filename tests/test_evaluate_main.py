@@ -20,6 +20,7 @@ from sklearn import metrics as sklearn_metrics
 from benchmark import flair_model, saved_model
 from benchmark.predictions import PredictionWriter, compare, open_predictions
 from flair.errors import FlairError
+from flair.file_digest import file_sha256
 from flair.metadata import load_users
 from flair.tfrecord_writer import write_tfrecords
 
@@ -184,7 +185,7 @@ def test_the_run_folder_gets_its_own_result(evaluated):
     (run,) = (path.parent for path in (root / "trained").glob("*/flags.txt"))
     own = json.loads((run / "evaluation.json").read_text())
     assert {result["model"] for result in own["results"]} == {"trained"}
-    assert own["best_sha256"] == saved_model.digest(run / "best.h5")
+    assert own["best_sha256"] == file_sha256(run / "best.h5")
     assert own["results"] == [result for result in content["results"] if result["model"] == "trained"]
 
 
