@@ -150,4 +150,5 @@ def stop_workers() -> None:
     while _workers:
         worker = _workers.pop()
         worker.terminate()
-        worker.wait()
+        # Not reaped: TFF signals its old worker's id before it starts another, so the id must stay taken until then.
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import itertools
 import json
@@ -200,23 +201,23 @@ def test_ten_kills_change_nothing(folder, tmp_path):
     _assert_same_run(broken / "run", unbroken / "run")
 
 
-def _descendants():
-    return {process.pid for process in psutil.process_iter(["cmdline"]) if _is_worker(process)}
-
-
-def _is_worker(process):
-    command = process.info["cmdline"] or []
-    return any("worker_binary" in part for part in command)
+def _processes_with(name, value):
+    """The processes that inherited this environment variable; a zombie has none."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if process.environ().get(name) == value:
+                found.append(process)
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_worker_of_tff_outlives_the_run(folder, tmp_path, number):
-    before = _descendants()
+def test_no_worker_of_tff_outlives_the_run(folder, tmp_path, monkeypatch, number):
+    monkeypatch.setenv("RUN_UNDER_TEST", str(tmp_path))
     flags = (*_places(folder, tmp_path), *PRIVATE, "--runtime=tff")
     _kill_after(flags, tmp_path / "run", 1, number)
-    left = [psutil.Process(pid) for pid in _descendants() - before if psutil.pid_exists(pid)]
-    _, alive = psutil.wait_procs(left, timeout=20)
+    _, alive = psutil.wait_procs(_processes_with("RUN_UNDER_TEST", str(tmp_path)), timeout=20)
     assert not alive
 
 

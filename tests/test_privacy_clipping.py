@@ -1,10 +1,5 @@
 """The split of noise in adaptive clipping, against TFF itself and against simulation."""
 
-import contextlib
-import os
-import signal
-from pathlib import Path
-
 import dp_accounting
 import numpy as np
 import pytest
@@ -71,18 +66,16 @@ def test_a_round_with_other_noise_than_accounted_stops_the_run():
 
 
 @pytest.fixture
-def no_worker_left():
-    """TFF's worker outlives the process that started it: this process's own are ended by their ids."""
+def tffs_worker():
+    """TFF's worker ends with the test, and another test's end does not take it away."""
+    runtime_tff = pytest.importorskip("benchmark.runtime_tff")
+    runtime_tff.guard_worker()
     yield
-    for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
-            if fields["Name"] == "worker_binary" and int(fields["PPid"]) == os.getpid():
-                os.kill(int(fields["Pid"]), signal.SIGINT)
+    runtime_tff.stop_workers()
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_worker_left")
+@pytest.mark.usefixtures("tffs_worker")
 @pytest.mark.parametrize(("cohort", "noise_multiplier"), [(200, 1.025), (200, 19.0), (10, 1.2), (3, 0.5), (3, 4.0)])
 def test_tffs_aggregator_adds_the_noise_that_is_accounted_for(cohort, noise_multiplier):
     tff = pytest.importorskip("tensorflow_federated")
