@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from benchmark.report_drawing import Canvas, Drawn, Left, Outcome, dot, legend_name, plain
 from benchmark.report_runs import Run
-from flair.figures import new_figure
 
-WIDTH, HEIGHT = 4.2, 3.2  # inches; a phone shows them four inches wide
-DOTS_PER_INCH = 200
 LABELS_SHOWN = 20
-# Okabe and Ito, https://jfly.uni-koeln.de/color/, without yellow, which is too pale on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS, _DASHES = "osD^vPX", ("-", "--", ":", "-.")
-_LEGEND_CHARACTERS = 30
 _STEPS = {"epoch": "epoch", "round": "round"}
 # Suffix of a column of metrics.csv -> its name on an axis, with its unit.
 _METRICS = {
@@ -34,35 +26,6 @@ _UPDATE_NORMS = {
     "average_client_norm": "mean norm of the clients' updates (L2)",
     "server_update_norm": "norm of the aggregated update (L2)",
 }
-
-
-class Drawn(NamedTuple):
-    """A figure as PNG; `section` is where it belongs."""
-
-    section: str
-    name: str
-    title: str
-    caption: str
-    alt: str
-    png: bytes
-
-
-class Left(NamedTuple):
-    """A figure that no run has data for, and why."""
-
-    section: str
-    reason: str
-
-
-class Style(NamedTuple):
-    """How one run looks in every figure."""
-
-    colour: str
-    dash: str
-    marker: str
-
-
-Outcome = Drawn | Left
 
 
 def draw_all(runs: Sequence[Run]) -> list[Outcome]:
@@ -82,18 +45,10 @@ def draw_all(runs: Sequence[Run]) -> list[Outcome]:
     return outcomes
 
 
-def styles(count: int) -> list[Style]:
-    """Different looks: colour and marker change first, then the dashes."""
-    return [
-        Style(PALETTE[i % len(PALETTE)], _DASHES[i // len(PALETTE) % len(_DASHES)], _MARKERS[i % len(_MARKERS)])
-        for i in range(count)
-    ]
-
-
-class _Drawer:
+class _Drawer(Canvas):
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
-        self.style = {run.name: style for run, style in zip(runs, styles(len(runs)), strict=True)}
+        super().__init__(runs)
 
     def learning_curve(self, metric: str, step: str) -> list[Outcome]:
         column = f"val_{metric}"
@@ -113,7 +68,7 @@ class _Drawer:
                 x = [run.seconds[s] / divisor for s in steps] if step == "time" else steps
                 if metric == "loss" and step != "time":
                     axes.plot(*run.series("train_loss"), color=self.style[run.name].colour, linewidth=0.9, alpha=0.45)
-                self._line(axes, run, x, values)
+                self.line(axes, run, x, values)
             axes.set(xlabel=over, ylabel=_METRICS[metric])
             if step != "time":
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -123,7 +78,7 @@ class _Drawer:
         if metric == "loss" and step != "time":
             caption += " Pale: the training loss, of the photos that were trained on."
         name = f"{metric}_over_{'time' if step == 'time' else f'{step}s'}"
-        return [self._figure("curves", name, title, caption, alt, draw, [run for run, *_ in curves])]
+        return [self.figure("curves", name, title, caption, alt, draw, [run for run, *_ in curves])]
 
     def against_epsilon(self) -> list[Outcome]:
         private = [run for run in self.runs if any("epsilon" in row for row in run.rows.values())]
@@ -147,10 +102,10 @@ class _Drawer:
 
         def draw(axes: Axes) -> None:
             for run, epsilons, values in curves:
-                self._line(axes, run, epsilons, values)
+                self.line(axes, run, epsilons, values)
             for run, level in levels:
                 style = self.style[run.name]
-                axes.axhline(level, color=style.colour, linestyle="--", linewidth=1.2, label=_legend_name(run.name))
+                axes.axhline(level, color=style.colour, linestyle="--", linewidth=1.2, label=legend_name(run.name))
             axes.set(xlabel="epsilon spent so far (users, smaller is more private)", ylabel=_METRICS[metric])
 
         title = f"Validation {_short(metric)} against epsilon"
@@ -159,7 +114,7 @@ class _Drawer:
             caption += " Dashed: where runs without privacy ended."
         alt = f"{title}: " + "; ".join(f"{run.name} {v[-1]:.3g} at epsilon {e[-1]:.3g}" for run, e, v in curves)
         shown = [*(run for run, *_ in curves), *(run for run, _ in levels)]
-        return self._figure("privacy", f"{metric}_against_epsilon", title, caption, alt, draw, shown)
+        return self.figure("privacy", f"{metric}_against_epsilon", title, caption, alt, draw, shown)
 
     def clip_norm(self) -> Outcome:
         return self._path(
@@ -185,13 +140,13 @@ class _Drawer:
 
         def draw(axes: Axes) -> None:
             for run, steps, values in found:
-                self._line(axes, run, steps, values, markers=False)
+                self.line(axes, run, steps, values, markers=False)
             axes.set(xlabel="round", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
         alt = f"{title} over rounds: " + _ends([(run.name, values[-1]) for run, _, values in found])
         caption = "In each round of training."
-        return self._figure("privacy", name, f"{title} over rounds", caption, alt, draw, [run for run, *_ in found])
+        return self.figure("privacy", name, f"{title} over rounds", caption, alt, draw, [run for run, *_ in found])
 
     def results(self) -> list[Outcome]:
         partition, found = self._evaluated()
@@ -209,15 +164,15 @@ class _Drawer:
 
             def draw(axes: Axes, rows: list[Any] = rows, metric: str = metric) -> None:
                 for position, (run, one) in enumerate(rows):
-                    _dot(axes, one, position, self.style[run.name])
-                axes.set_yticks(range(len(rows)), [_legend_name(run.name, 18) for run, _ in rows])
+                    dot(axes, one, position, self.style[run.name])
+                axes.set_yticks(range(len(rows)), [legend_name(run.name, 18) for run, _ in rows])
                 axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=_METRICS[metric])
 
             title = f"{_short(metric, start=True)} on {partition}"
             alt = f"{title}: " + _ends([(run.name, one["value"]) for run, one in rows])
             caption = "The best model of each run, with the 95% interval over users."
             height = 1.5 + 0.32 * len(rows)
-            outcomes.append(self._figure("results", f"{metric}_{partition}", title, caption, alt, draw, [], height))
+            outcomes.append(self.figure("results", f"{metric}_{partition}", title, caption, alt, draw, [], height))
         return outcomes
 
     def by_label(self) -> Outcome:
@@ -234,12 +189,12 @@ class _Drawer:
             for offset, (run, rows) in zip(offsets, tables, strict=True):
                 for position, label in enumerate(labels):
                     row = rows[label] | {"value": rows[label]["averaged_precision"]}
-                    _dot(
+                    dot(
                         axes,
                         row,
                         position + offset,
                         self.style[run.name],
-                        _legend_name(run.name) if not position else "",
+                        legend_name(run.name) if not position else "",
                     )
             axes.set_yticks(
                 range(len(labels)), [plain(f"{row['label']} ({row['photos']:,})") for row in first[: len(labels)]]
@@ -257,7 +212,7 @@ class _Drawer:
         alt = f"{title}, mean of the labels shown: " + _ends(means)
         height = 1.4 + len(labels) * max(0.24, 0.09 * len(tables))
         shown = [run for run, _ in tables]
-        return self._figure("labels", f"by_label_{partition}", title, caption, alt, draw, shown, height)
+        return self.figure("labels", f"by_label_{partition}", title, caption, alt, draw, shown, height)
 
     def by_user(self) -> list[Outcome]:
         partition, found = self._evaluated()
@@ -269,7 +224,7 @@ class _Drawer:
 
             def draw(axes: Axes, spreads: list[Any] = spreads, metric: str = metric) -> None:
                 for run, spread in spreads:
-                    self._line(axes, run, range(101), spread["percentiles"], markers=False)
+                    self.line(axes, run, range(101), spread["percentiles"], markers=False)
                 label = _METRICS.get(metric, f"{metric.replace('_', ' ')} (0 to 1)")
                 axes.set(xlabel="users with at most this value (%)", ylabel=f"a user's {label}", xlim=(0, 100))
 
@@ -279,7 +234,7 @@ class _Drawer:
             users = found[0][1]["users"]
             caption = f"All {users:,} users, from the lowest value to the highest."
             shown = [run for run, _ in spreads]
-            outcomes.append(self._figure("users", f"{metric}_by_user_{partition}", title, caption, alt, draw, shown))
+            outcomes.append(self.figure("users", f"{metric}_by_user_{partition}", title, caption, alt, draw, shown))
         return outcomes
 
     def _evaluated(self) -> tuple[str, list[tuple[Run, dict[str, Any]]]]:
@@ -292,55 +247,6 @@ class _Drawer:
             return "", []
         partition = max(counts, key=lambda name: (name == "test", counts[name]))
         return partition, [(run, result) for run, result in found if result["partition"] == partition]
-
-    def _line(self, axes: Axes, run: Run, x: Any, y: Any, markers: bool = True) -> None:
-        style = self.style[run.name]
-        marker = style.marker if markers and len(x) <= 30 else None
-        axes.plot(
-            *(x, y),
-            color=style.colour,
-            linestyle=style.dash,
-            marker=marker,
-            markersize=4,
-            linewidth=1.6,
-            label=_legend_name(run.name),
-        )
-
-    def _figure(
-        self,
-        section: str,
-        name: str,
-        title: str,
-        caption: str,
-        alt: str,
-        draw: Callable[[Axes], None],
-        shown: Sequence[Run],
-        height: float = HEIGHT,
-    ) -> Drawn:
-        columns = 3 if max((len(run.name) for run in shown), default=0) <= 12 else 2
-        columns = 1 if max((len(run.name) for run in shown), default=0) > 22 else columns
-        rows = -(-len(shown) // columns)
-        figure, (axes,) = new_figure(plain(title), WIDTH, height + 0.2 * rows)
-        figure.suptitle(plain(title), fontsize=10)
-        draw(axes)
-        if shown:
-            figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
-        return Drawn(section, name, title, caption, alt, _png(figure))
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()
-
-
-def _dot(axes: Axes, estimate: dict[str, Any], position: float, style: Style, label: str = "") -> None:
-    value, low, high = estimate["value"], estimate["low"], estimate["high"]
-    if low is not None and high is not None:
-        axes.plot([low, high], [position, position], color=style.colour, linewidth=1.4, linestyle=style.dash)
-    axes.plot(
-        *([value], [position], style.marker), color=style.colour, markersize=4.5, label=label or "_", linestyle="none"
-    )
 
 
 def _time_unit(seconds: Sequence[float]) -> tuple[str, float]:
@@ -359,14 +265,3 @@ def _short(metric: str, start: bool = False) -> str:
 
 def _ends(values: Sequence[tuple[str, float]]) -> str:
     return "; ".join(f"{name} {value:.3g}" for name, value in values)
-
-
-def _legend_name(name: str, limit: int = _LEGEND_CHARACTERS) -> str:
-    # A leading underscore would hide the entry.
-    text = name.lstrip("_") or name
-    return plain(text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit // 2) :]}")
-
-
-def plain(text: str) -> str:
-    """The text as matplotlib shows it, without reading a formula between dollar signs."""
-    return text.replace("$", r"\$")

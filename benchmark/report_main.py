@@ -35,7 +35,7 @@ def main(folders: list[str]) -> None:
     output = Path(FLAGS.output_dir)
     if output.exists() and not output.is_dir():
         raise FlairError(f"--output_dir={output}: is a file; expected a folder")
-    from benchmark import report_figures, report_page, report_runs
+    from benchmark import report_drawing, report_figures, report_page, report_runs
 
     runs = report_runs.open_runs(folders)
     comparisons = [] if FLAGS.evaluation is None else _comparisons(Path(FLAGS.evaluation))
@@ -44,7 +44,7 @@ def main(folders: list[str]) -> None:
         for outcome in report_figures.draw_all(runs):
             outcomes.append(outcome)
             progress.add()
-    drawn = [one for one in outcomes if isinstance(one, report_figures.Drawn)]
+    drawn = [one for one in outcomes if isinstance(one, report_drawing.Drawn)]
     made = time.strftime("%Y-%m-%d %H:%M")
     page = report_page.render(runs, outcomes, FLAGS.title, made, comparisons)
     figures = output / FIGURES_DIR
@@ -53,7 +53,7 @@ def main(folders: list[str]) -> None:
         atomic.write_bytes(figures / f"{_file_name(one.name)}.png", one.png)
     atomic.write_text(output / PAGE_FILE, page)
     for outcome in outcomes:
-        if isinstance(outcome, report_figures.Left):
+        if isinstance(outcome, report_drawing.Left):
             print(outcome.reason)
     for run in runs:
         for note in run.notes:

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from benchmark.evaluation_report import estimate_text
 from benchmark.privacy_statement import headline, statement_rows
-from benchmark.report_figures import Drawn, Left, Outcome
+from benchmark.report_drawing import Drawn, Left, Outcome
 from benchmark.report_runs import Run, different_settings
 from flair import __version__
 from flair.progress import duration
