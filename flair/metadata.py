@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import re
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,13 +45,15 @@ def metadata_path(dataset_dir: str | Path) -> Path:
     """Where `dataset_dir` keeps its metadata; a one-line error when it is no dataset directory."""
     folder = Path(dataset_dir)
     path = folder / METADATA_FILE
-    if not folder.is_dir():
-        raise FlairError(f"--dataset_dir={folder}: no such directory; make it with download_dataset.py")
-    if not path.is_file():
-        raise FlairError(
-            f"--dataset_dir={folder}: has no {METADATA_FILE}, so it is not a FLAIR dataset directory; "
-            "expected the folder that download_dataset.py wrote"
-        )
+    with _naming_unreadable(folder):
+        if not folder.is_dir():
+            raise FlairError(f"--dataset_dir={folder}: no such directory; make it with download_dataset.py")
+        if not os.path.lexists(path):
+            raise FlairError(
+                f"--dataset_dir={folder}: has no {METADATA_FILE}, so it is not a FLAIR dataset directory; "
+                "expected the folder that download_dataset.py wrote"
+            )
+    _require_file(path)
     return path
 
 
@@ -147,13 +152,13 @@ def load_taxonomy(dataset_dir: str | Path) -> dict[str, frozenset[str]]:
     """Reads `label_relationship.txt`: fine-grained label -> its coarse labels (a fine label may have several lines).
 
     Raises:
-      FlairError: the file is missing or a line is not `fine -> coarse`.
+      FlairError: the file is missing, is no file, cannot be read, or a line is not `fine -> coarse`.
     """
     path = Path(dataset_dir) / TAXONOMY_FILE
+    _require_file(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise FlairError(f"{path}: missing; download_dataset.py fetches it") from None
+        with _naming_unreadable(path):
+            lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise FlairError(f"{path}: is not UTF-8 text (byte {error.start}); download it again") from None
     taxonomy: dict[str, set[str]] = {}
@@ -192,11 +197,11 @@ def read_items(dataset_dir: str | Path) -> Iterator[Any]:
     """Yields the items of the JSON list `labels_and_metadata.json`, unchecked, without holding the file in memory.
 
     Raises:
-      FlairError: the folder or file is missing, or the file is no JSON list of anything.
+      FlairError: the folder or file is missing, is none, cannot be read, or the file is no JSON list of anything.
     """
     path = metadata_path(dataset_dir)
     try:
-        with open(path, encoding="utf-8") as file:
+        with _naming_unreadable(path), open(path, encoding="utf-8") as file:
             yield from JsonList(file)
     except UnicodeDecodeError:
         raise FlairError(f"{path}: is not UTF-8 text; download it again") from None
@@ -204,6 +209,29 @@ def read_items(dataset_dir: str | Path) -> Iterator[Any]:
         raise FlairError(f"{path}: nested too deeply to be FLAIR's metadata; download it again") from None
     except NotJsonList as error:
         raise FlairError(f"{path}, {error}; the download may be incomplete, run it again") from None
+
+
+def _require_file(path: Path) -> None:
+    """Raises a FlairError unless `path` is a regular file: a pipe would block whoever reads it."""
+    try:
+        with _naming_unreadable(path):
+            mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise FlairError(f"{path}: missing; download_dataset.py fetches it") from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise FlairError(f"{path}: is {what}; move it away and run download_dataset.py again")
+
+
+@contextlib.contextmanager
+def _naming_unreadable(path: Path) -> Iterator[None]:
+    """Makes a FlairError of any OSError but that of a missing file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FlairError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
 
 
 def parse_record(item: Any, index: int, path: Path) -> Record:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +53,10 @@ class TFRecords:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise FlairError(f"{folder}: no such directory; make it with prepare_tfrecords.py")
-        try:
-            self.parameters: Mapping[str, Any] = checked_json.read(self.folder / PARAMETERS_FILE)
-        except FileNotFoundError:
-            self.parameters = {}
+        self.parameters: Mapping[str, Any] = {}
+        if os.path.lexists(self.folder / PARAMETERS_FILE):
+            with _naming_unreadable(self.folder / PARAMETERS_FILE):
+                self.parameters = checked_json.read(self.folder / PARAMETERS_FILE)
         self.columns = self._read_columns()
 
     def has_partition(self, partition: str) -> bool:
@@ -73,8 +74,10 @@ class TFRecords:
     def users(self, partition: str) -> dict[str, Span]:
         """The users of a partition and where their records are."""
         folder = self.partition_folder(partition)
-        if not (folder / USER_INDEX_FILE).exists():
-            names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and not name.startswith("."))
+        if not os.path.lexists(folder / USER_INDEX_FILE):
+            with _naming_unreadable(folder):
+                listed = os.listdir(folder)
+            names = sorted(name for name in listed if name.endswith(SUFFIX) and not name.startswith("."))
             return {name.removesuffix(SUFFIX): Span(folder / name, None) for name in names}
         text = self._read_index(folder / USER_INDEX_FILE)
         try:
@@ -89,21 +92,19 @@ class TFRecords:
         """All photos of a user, in order, with one seek."""
         offset, num_bytes, count = span.location or (0, None, None)
         try:
-            examples = [decode(payload) for payload in read_payloads(span.path, offset, num_bytes)]
+            with _naming_unreadable(span.path):
+                examples = [decode(payload) for payload in read_payloads(span.path, offset, num_bytes)]
         except MalformedExample as error:
             raise DamagedRecord(f"{span.path}: {error}") from None
-        except FileNotFoundError:
-            raise DamagedRecord(f"{span.path}: missing; prepare it again") from None
-        except OSError as error:
-            raise DamagedRecord(f"{span.path}: cannot be read ({error.strerror}); prepare it again") from None
         if count is not None and len(examples) != count:
             raise DamagedRecord(f"{span.path}: {len(examples)} photos at byte {offset:,}, the index says {count}")
         return examples
 
     def _read_columns(self) -> LabelColumns | None:
-        for name in (LABEL_INDEX_FILE, *LINKS):
+        links = [name for name, target in LINKS.items() if target == LABEL_INDEX_FILE]
+        for name in (LABEL_INDEX_FILE, *links):
             path = self.folder / name
-            if not path.is_file():
+            if not os.path.lexists(path):
                 continue
             try:
                 content = json.loads(self._read_index(path))
@@ -117,7 +118,8 @@ class TFRecords:
         return None
 
     def _read_index(self, path: Path) -> str:
-        data = path.read_bytes()
+        with _naming_unreadable(path):
+            data = path.read_bytes()
         name = str(path.relative_to(self.folder))
         expected = self.parameters.get("index_crc32c", {}).get(name)
         if expected not in (None, f"{google_crc32c.value(data):08x}"):
@@ -126,3 +128,14 @@ class TFRecords:
             return data.decode()
         except UnicodeDecodeError:
             raise DamagedRecord(f"{path}: is not UTF-8 text; prepare it again") from None
+
+
+@contextlib.contextmanager
+def _naming_unreadable(path: Path) -> Iterator[None]:
+    """Makes a DamagedRecord of any OSError: a file that is missing, is a folder, or that the disk does not give."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DamagedRecord(f"{path}: missing; prepare it again") from None
+    except OSError as error:
+        raise DamagedRecord(f"{path}: cannot be read ({error.strerror}); prepare it again") from None

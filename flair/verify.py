@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flair import command
+from flair.errors import FlairError
 from flair.preparation_flags import add_exclude_flag, make_parser, positive_int
 
 if TYPE_CHECKING:
@@ -77,7 +78,13 @@ def run_checks(
     exclude: Path | None = None,
     num_workers: int = 1,
 ) -> Iterator[Check]:
-    """Yields the checks of a dataset directory, and of record files made from it, each when it is done."""
+    """Yields the checks of a dataset directory, and of record files made from it, each when it is done.
+
+    Files that are missing, cannot be read or are none (folders, links in a circle) are failed checks; the others go on.
+
+    Raises:
+      FlairError: the file `exclude` cannot be used.
+    """
     from flair.exclusion import read_exclusion
     from flair.metadata import group_by_user
     from flair.verify_metadata import check_labels, check_published_numbers, check_records
@@ -87,20 +94,45 @@ def run_checks(
     record_checks, metadata = check_records(dataset_dir)
     yield from record_checks
     if metadata is None:
+        yield check_labels(dataset_dir, [])[0]  # whether the taxonomy can be read
+        yield _not_compared(["photos"] + ["TFRecords"] * bool(tfrecords_dir) + ["HDF5 file"] * bool(hdf5_file))
         return
     yield from check_labels(dataset_dir, metadata.records)
     if expected == "flair":
         yield from check_published_numbers(dataset_dir, metadata.records)
-    yield from check_photos(dataset_dir, metadata, num_workers)
+    yield from _to_the_end("photos", lambda: check_photos(dataset_dir, metadata, num_workers))
     users = group_by_user(metadata.records)
     if tfrecords_dir is not None:
         from flair.verify_tfrecords import check_tfrecords
 
-        yield from check_tfrecords(dataset_dir, tfrecords_dir, users, num_workers, exclusion)
+        yield from _to_the_end(
+            "TFRecords", lambda: check_tfrecords(dataset_dir, tfrecords_dir, users, num_workers, exclusion)
+        )
     if hdf5_file is not None:
         from flair.verify_hdf5 import check_hdf5
 
-        yield from check_hdf5(dataset_dir, hdf5_file, users, num_workers, exclusion)
+        yield from _to_the_end("HDF5", lambda: check_hdf5(dataset_dir, hdf5_file, users, num_workers, exclusion))
+
+
+def _not_compared(parts: Sequence[str]) -> Check:
+    from flair.findings import Check
+
+    check = Check("what needs the metadata is checked", "parts", len(parts))
+    for part in parts:
+        check.fail(f"{part} not checked")
+    return check
+
+
+def _to_the_end(part: str, checks: Callable[[], list[Check]]) -> list[Check]:
+    """The checks of one part; one that failed where they broke off, so that the other parts have their turn."""
+    from flair.findings import Check
+
+    try:
+        return checks()
+    except (FlairError, OSError) as error:
+        check = Check(f"{part}: checked to the end", "parts", 1)
+        check.fail(command.explain_os_error(error) if isinstance(error, OSError) else str(error))
+        return [check]
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -57,10 +57,13 @@ def _inspect(dataset_dir: Path, records: Sequence[Record]) -> list[tuple[Record,
 def _check_orphans(dataset_dir: Path, metadata: Metadata) -> Check:
     check = Check("no photo lacks a record", "files")
     expected = {photo_path(dataset_dir, image_id).name for image_id in metadata.image_ids}
-    for name in _file_names(dataset_dir / SMALL_IMAGES_DIR):
-        check.checked += 1
-        if name not in expected:
-            check.fail(f"{SMALL_IMAGES_DIR}/{name}")
+    try:
+        for name in _file_names(dataset_dir / SMALL_IMAGES_DIR):
+            check.checked += 1
+            if name not in expected:
+                check.fail(f"{SMALL_IMAGES_DIR}/{name}")
+    except OSError as error:
+        check.fail(f"{SMALL_IMAGES_DIR} cannot be listed ({error.strerror})")
     return check
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -142,15 +145,102 @@ def test_a_damaged_dataset_is_told_count_by_count(copied: Path, tmp_path: Path) 
     assert report["failed_checks"] == len(expected)
 
 
-def test_a_folder_without_metadata_is_one_failed_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, failed, _output = verify(capsys, f"--dataset_dir={tmp_path}")
-    assert (code, failed) == (1, {"metadata is a JSON list of records": 1})
+def test_a_folder_without_metadata_fails_and_says_what_is_left_unchecked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, failed, output = verify(capsys, f"--dataset_dir={tmp_path}", f"--hdf5_file={tmp_path / 'flair.h5'}")
+    assert (code, failed) == (
+        1,
+        {"metadata is a JSON list of records": 1, "taxonomy can be read": 1, "what needs the metadata is checked": 2},
+    )
+    assert "2 of 2 parts: photos not checked; HDF5 file not checked\n" in output
 
 
 def test_a_missing_taxonomy_is_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copied / "label_relationship.txt").unlink()
     _code, failed, _output = verify(capsys, f"--dataset_dir={copied}")
     assert failed == {"taxonomy can be read": 1}
+
+
+def in_a_circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+NO_FILE: dict[str, Callable[[Path], object]] = {"folder": Path.mkdir, "link in a circle": in_a_circle, "pipe": os.mkfifo}
+
+
+@pytest.mark.parametrize("kind", NO_FILE)
+def test_what_is_no_file_in_the_place_of_any_file_of_the_dataset_is_a_finding(
+    kind: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taxonomy, metadata = copied / "label_relationship.txt", copied / "labels_and_metadata.json"
+    replace_photo(copied, 0, lambda data, path: NO_FILE[kind](path))
+    taxonomy.unlink()
+    NO_FILE[kind](taxonomy)
+    _code, failed, output = verify(capsys, f"--dataset_dir={copied}")
+    photo_check = "photos are JPEG and decode in full" if kind == "link in a circle" else "photos exist"
+    assert failed == {"taxonomy can be read": 1, photo_check: 1}
+    assert f"{taxonomy}: " in output
+    metadata.unlink()
+    NO_FILE[kind](metadata)
+    _code, failed, output = verify(capsys, f"--dataset_dir={copied}")
+    names = ["metadata is a JSON list of records", "taxonomy can be read", "what needs the metadata is checked"]
+    assert failed == dict.fromkeys(names, 1)
+    assert f"{metadata}: " in output
+
+
+@pytest.mark.parametrize("name", ["labels_and_metadata.json", "label_relationship.txt"])
+def test_a_file_that_the_disk_does_not_give_is_a_finding(
+    name: str, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not by permissions: tests may run as root, who reads everything.
+    def refuse(path: object, *args: Any, **options: Any) -> Any:
+        if str(path).endswith(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return really_open(path, *args, **options)
+
+    really_open = io.open
+    monkeypatch.setattr("io.open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    _code, failed, output = verify(capsys, f"--dataset_dir={copied}")
+    assert f"{copied / name}: cannot be read (Permission denied)" in output
+    assert 1 <= len(failed) <= 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "link in a circle"])
+@pytest.mark.parametrize(
+    ("layout", "name", "expected"),
+    [
+        ("sharded", "prepare_info.json", "indexes are intact"),
+        ("sharded", "label_index.json", "indexes are intact"),
+        ("sharded", "dev/user_index.json", "indexes are intact"),
+        ("sharded", "test/shard-00000-of-00001.tfrecords", "records pass their checksums"),
+        ("per_user", "test/stray", "no byte lacks a user"),
+    ],
+)
+def test_what_is_no_file_in_the_place_of_any_file_of_records_is_a_finding(
+    kind: str, layout: str, name: str, expected: str, miniature: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "records" / name
+    write_tfrecords(miniature, tmp_path / "records", layout=layout, num_workers=1)
+    path.unlink(missing_ok=True)
+    NO_FILE[kind](path)
+    (tmp_path / "flair.h5").mkdir()
+    places = (f"--tfrecords_dir={tmp_path / 'records'}", f"--hdf5_file={tmp_path / 'flair.h5'}")
+    _code, failed, output = verify(capsys, f"--dataset_dir={miniature}", *places)
+    assert set(failed) == {f"TFRecords: {expected}", "HDF5: the file can be read"}, output
+
+
+def test_a_part_that_breaks_off_is_a_finding_and_the_others_are_checked(
+    miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "disk")
+
+    write_tfrecords(miniature, tmp_path / "records", num_workers=1)
+    monkeypatch.setattr("flair.verify_photos.check_photos", broken)
+    _code, failed, output = verify(capsys, f"--dataset_dir={miniature}", f"--tfrecords_dir={tmp_path / 'records'}")
+    assert failed == {"photos: checked to the end": 1}
+    assert "OK    TFRecords: records pass their checksums" in output
 
 
 def flip(path: Path, at: int) -> None:
