@@ -18,7 +18,7 @@ import urllib3
 
 from flair import __version__
 from flair.errors import FlairError
-from flair.http_session import open_session
+from flair.http_session import NotEncrypted, open_session
 from flair.progress import duration
 from flair.progress import size as say_size
 from flair.threads import Stopped
@@ -89,7 +89,7 @@ class Client:
     """Sends requests by one set of rules; one client serves many threads.
 
     Proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, extra certificates from REQUESTS_CA_BUNDLE. TLS is always
-    verified, and an https address may not redirect to http.
+    verified, and no request, whatever its method, follows a redirect from https to http.
     """
 
     def __init__(
@@ -106,11 +106,17 @@ class Client:
         self._local = threading.local()
 
     def ask(self, url: str) -> Remote:
-        """Size and, where the hub publishes it, sha256 of `url` by HEAD; Nones when the server does not say."""
+        """Size and, where the hub publishes it, sha256 of `url` by HEAD; Nones when the server does not say.
+
+        Raises:
+          TransferError: it redirects from https to http.
+        """
         try:
             response = self._session().head(
                 url, allow_redirects=True, timeout=self._timeouts(), headers={"Accept-Encoding": "identity"}
             )
+        except NotEncrypted as error:
+            raise TransferError(str(error)) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError):
             return Remote(None, None, url)  # only an estimate is lost: the transfer itself reports what is wrong
         with response:
@@ -158,8 +164,6 @@ class Client:
         """The streamed reply to one GET: 200, 206 or 416; any other status is raised as what it means."""
         identity = {"Accept-Encoding": "identity", **headers}
         with self._session().get(url, headers=identity, stream=True, timeout=self._timeouts()) as response:
-            if url.startswith("https:") and not response.url.startswith("https:"):
-                raise TransferError(f"{url} redirects to {response.url}, which is not encrypted; refused")
             if response.status_code not in (200, 206, 416):
                 self._drain(response)
                 raise self._refusal(response)
@@ -313,6 +317,8 @@ def _hopeless(error: Exception) -> str | None:
             "the server's TLS certificate cannot be verified; check this machine's date, and point "
             "REQUESTS_CA_BUNDLE at the certificate of your network's proxy if it has one"
         )
+    if isinstance(error, NotEncrypted):
+        return str(error)
     if isinstance(error, requests.exceptions.TooManyRedirects):
         return "the server redirects in a circle"
     if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):

@@ -42,7 +42,7 @@ def make_plan(source: Source, options: Options, state: DownloadState, client: Cl
     """Compares what the source has with what is here, photo by photo; asks the server for the sizes of the rest.
 
     Raises:
-      FlairError: the source's list of archives cannot be read.
+      FlairError: the source's list of archives cannot be read, or a file redirects from https to http.
     """
     found = source.archives(client, state.folder, options.raw)
     wanted = [] if options.only_metadata else _limited(found, options.limit_archives)
@@ -133,7 +133,8 @@ def _ask(urls: list[str], client: Client, num_workers: int, stop: threading.Even
     def ask(url: str) -> None:
         answers[url] = client.ask(url)
 
-    threads.run(ask, urls, num_workers, stop)
+    for _, error in threads.run(ask, urls, num_workers, stop):
+        raise error
     return answers
 
 

@@ -1,4 +1,4 @@
-"""A requests session whose servers have to finish the head of a reply in time.
+"""A requests session whose servers have to finish the head of a reply in time, and may not lead out of encryption.
 
 The timeouts of requests are for each read of the socket, so a server that sends a header byte by byte could hold it for
 ever. The body is read in pieces by `flair.client`, which watches its rate itself.
@@ -12,14 +12,34 @@ import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
 
+class NotEncrypted(requests.RequestException):
+    """An https address redirects to one that is not; nothing has been sent there."""
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """As that of requests, which asks it before every hop of a redirect, whatever the method."""
+        target: str | None = super().get_redirect_target(resp)
+        if target is not None and urlsplit(resp.url).scheme == "https":
+            address = urljoin(resp.url, target)
+            if urlsplit(address).scheme != "https":
+                resp.close()
+                raise NotEncrypted(f"{resp.url} redirects to {address}, which is not encrypted; refused")
+        return target
+
+
 def open_session(head_seconds: float) -> requests.Session:
-    """A new session; the connection breaks when the head of a reply takes longer than `head_seconds`."""
+    """A new session; the connection breaks when the head of a reply takes longer than `head_seconds`.
+
+    Its requests raise NotEncrypted before they would follow a redirect from https to anything else.
+    """
     pools = _pool_classes(head_seconds)
 
     class Adapter(HTTPAdapter):
@@ -32,7 +52,7 @@ def open_session(head_seconds: float) -> requests.Session:
             manager.pool_classes_by_scheme = pools
             return manager
 
-    session = requests.Session()
+    session = _Session()
     session.mount("http://", Adapter())
     session.mount("https://", Adapter())
     return session

@@ -406,7 +406,31 @@ def test_an_https_address_may_not_redirect_to_http(
     tls_server.faults["/a.tar.gz"] = [Fault(status=302, headers=(("Location", f"{server.url}/a.tar.gz"),))]
     with pytest.raises(TransferError, match=r"redirects to http://.*which is not encrypted; refused"):
         fetch(tls_server, tmp_path / "a.part")
+    assert server.requests == [], "nothing is asked of the address that is not encrypted"
     check(fetch(tls_server, tmp_path / "a.part"))
+
+
+def test_no_request_of_any_kind_is_redirected_from_https_to_http(
+    server: FaultServer, tls_server: FaultServer, tls_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls_certificate))
+    tls_server.redirects["/a.tar.gz"] = (("Location", f"{server.url}/a.tar.gz"),)
+    tls_server.redirects["/first"] = (("Location", "/a.tar.gz"),)  # and at the second hop
+    client = make_client(Waits())
+    for path in ("/a.tar.gz", "/first"):
+        url = tls_server.url + path
+        for ask in (
+            lambda url: client.ask(url),
+            lambda url: client.read_range(url, 5, 10),
+            lambda url: transfer.fetch(client, url, tmp_path / "a.part"),
+        ):
+            with pytest.raises(TransferError, match=r"redirects to http://.*which is not encrypted; refused"):
+                ask(url)
+    assert client.retried == 0
+    assert server.requests == []
+    with fault_server.serve() as plain:  # from http to https and to http is as good as before
+        plain.redirects["/a.tar.gz"] = (("Location", f"{server.url}/a.tar.gz"),)
+        assert client.ask(f"{plain.url}/a.tar.gz").size == len(CONTENT)
 
 
 def test_redirect_circle_is_not_retried(server: FaultServer, tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ def test_a_damaged_dataset_is_told_count_by_count(copied: Path, tmp_path: Path) 
     assert report["failed_checks"] == len(expected)
 
 
-def test_a_folder_without_metadata_fails_and_says_what_is_left_unchecked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_metadata_fails_and_says_what_is_left_unchecked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, failed, output = verify(capsys, f"--dataset_dir={tmp_path}", f"--hdf5_file={tmp_path / 'flair.h5'}")
     assert (code, failed) == (
         1,
@@ -164,7 +166,11 @@ def in_a_circle(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-NO_FILE: dict[str, Callable[[Path], object]] = {"folder": Path.mkdir, "link in a circle": in_a_circle, "pipe": os.mkfifo}
+NO_FILE: dict[str, Callable[[Path], object]] = {
+    "folder": Path.mkdir,
+    "link in a circle": in_a_circle,
+    "pipe": os.mkfifo,
+}
 
 
 @pytest.mark.parametrize("kind", NO_FILE)
