@@ -25,13 +25,15 @@ _BLOCK = 512
 _GZIP = 31  # zlib's code for "with a gzip header and checksum"
 
 
-def unpack(archive: Path, photos_dir: Path, name: str, listing: Path, max_photo_bytes: int) -> Unpacked:
+def unpack(
+    archive: Path, photos_dir: Path, name: str, listing: Path, max_photo_bytes: int, num_photos: int | None = None
+) -> Unpacked:
     """Unpacks `archive` into `photos_dir`, all of its photos or none, then writes `listing` (see `flair.staging`).
 
     Raises:
       UnpackError: the archive is damaged (`corrupt`) or refused; nothing of it is in `photos_dir`.
     """
-    staging = Staging(photos_dir, name, max_photo_bytes)
+    staging = Staging(photos_dir, name, max_photo_bytes, num_photos)
     try:
         with open(archive, "rb") as file:
             limit = max(MIN_UNPACKED_LIMIT, MAX_EXPANSION * archive.stat().st_size)

@@ -225,6 +225,8 @@ class Client:
 
     def _range_attempt(self, url: str, start: int, length: int) -> bytes:
         with self.get(url, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
+            if encoding := content_encoding(response):
+                raise RangeIgnored(f"the server of {url} sends parts of it packed with {encoding}, which are of no use")
             if response.status_code != 206 or content_range(response)[0] != start:
                 raise RangeIgnored(f"the server of {url} sends whole files only (it ignores Range)")
             data = b"".join(self.chunks(response, length))
@@ -293,6 +295,12 @@ def content_range(response: requests.Response) -> tuple[int | None, int | None, 
         return None, None, None
     first, last, total = (None if text is None else int(text) for text in match.groups())
     return first, last, total
+
+
+def content_encoding(response: requests.Response) -> str | None:
+    """How the body is packed for the way, None for not at all; `x-gzip` is an old name of gzip (RFC 9110, 8.4.1.3)."""
+    name = response.headers.get("Content-Encoding", "").strip().lower().removeprefix("x-")
+    return None if name in ("", "identity") else name
 
 
 def header_int(headers: Mapping[str, str], name: str) -> int | None:

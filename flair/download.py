@@ -125,6 +125,7 @@ class _Download:
             return True
         try:
             transfer.fetch(self.client, file.url, part, on_bytes=self.bytes.counter(part))
+            transfer.take(part, target)
         except NotThere as error:
             if not file.optional:
                 raise FlairError(f"{file.name}: {error}; check the address") from None
@@ -135,7 +136,6 @@ class _Download:
             return False
         except FlairError as error:
             raise FlairError(f"{file.name}: {error}") from None
-        transfer.take(part, target)
         return True
 
     def _newest(self, name: str) -> Path:
@@ -184,11 +184,9 @@ class _Download:
         listing = self.state.listing(archive.name)
         job = Job(
             archive.kind, str(fetched.path), archive.name, str(photos_dir), str(listing),
-            MAX_PHOTO_BYTES[archive.folder],
+            MAX_PHOTO_BYTES[archive.folder], archive.photos,
         )  # fmt: skip
         unpacked = self.unpackers.unpack(job)
-        if archive.photos is not None and unpacked.photos != archive.photos:
-            raise UnpackError(f"holds {unpacked.photos:,} photos, but {archive.photos:,} are published")
         if unpacked.ignored:
             self.notes.append(
                 f"{archive.name}: left out {unpacked.ignored:,} members that are no photos, such as "

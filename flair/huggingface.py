@@ -132,13 +132,15 @@ def read_records(file: io.RawIOBase | io.BufferedReader, name: str) -> Iterator[
         )
 
 
-def unpack(archive: Path, photos_dir: Path, name: str, listing: Path, max_photo_bytes: int) -> Unpacked:
+def unpack(
+    archive: Path, photos_dir: Path, name: str, listing: Path, max_photo_bytes: int, num_photos: int | None = None
+) -> Unpacked:
     """Writes the photos of one shard to `photos_dir`, all or none, then `listing` (see `flair.staging`).
 
     Raises:
       UnpackError: the shard is damaged (`corrupt`) or refused; nothing of it is in `photos_dir`.
     """
-    staging = Staging(photos_dir, name, max_photo_bytes)
+    staging = Staging(photos_dir, name, max_photo_bytes, num_photos)
     try:
         with open(archive, "rb") as file:
             for number, row in enumerate(_batches(file, name, ["image_id", "image"], _PHOTOS_A_BATCH)):

@@ -88,18 +88,20 @@ class AppleSource:
         prefix = first_name.partition("-")[0]
         if self.base_url != catalog.APPLE_BASE_URL:
             url = f"{self.base_url}/{base}/{MANIFEST_FILE}"
-            part = work / f"{prefix}-{MANIFEST_FILE}.part"
+            manifest = work / f"{prefix}-{MANIFEST_FILE}"
+            part = manifest.with_name(f"{manifest.name}.part")
             transfer.discard(part)
             try:
                 transfer.fetch(client, url, part)
+                transfer.take(part, manifest)
             except NotThere:
                 pass  # a plain copy of Apple's server
             except TransferError as error:
                 raise FlairError(f"--base_url={self.base_url}: {error}") from None
             else:
-                archives = read_manifest(part.read_bytes(), url, prefix, folder)
-                transfer.discard(part)
-                return archives
+                content = manifest.read_bytes()
+                manifest.unlink()
+                return read_manifest(content, url, prefix, folder)
         paths = [url_path(index) for index in range(catalog.NUM_ARCHIVES)]
         return [Archive(path.rpartition("/")[2], f"{self.base_url}/{path}", folder) for path in paths]
 

@@ -33,11 +33,11 @@ class Unpacked(NamedTuple):
 class Staging:
     """A hidden folder inside `photos_dir` (so on the same file system) that `commit` empties into it.
 
-    A leftover of a killed process, of the same name, is removed first.
+    A leftover of a killed process, of the same name, is removed first. `num_photos` is the published number, or None.
     """
 
-    def __init__(self, photos_dir: Path, name: str, max_photo_bytes: int) -> None:
-        self.photos_dir, self.max_photo_bytes = photos_dir, max_photo_bytes
+    def __init__(self, photos_dir: Path, name: str, max_photo_bytes: int, num_photos: int | None = None) -> None:
+        self.photos_dir, self.max_photo_bytes, self.num_photos = photos_dir, max_photo_bytes, num_photos
         self.folder = staging_folder(photos_dir, name)
         self.sizes: dict[str, int] = {}
         photos_dir.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,13 @@ class Staging:
         self.sizes[image_id] = len(data)
 
     def commit(self, listing: Path) -> None:
-        """Moves every photo into place, then writes `listing`: one line `<image_id> <bytes>` a photo."""
+        """Moves every photo into place, then writes `listing`: one line `<image_id> <bytes>` a photo.
+
+        Raises:
+          UnpackError: there are more or fewer photos than published; none has moved.
+        """
+        if self.num_photos not in (None, len(self.sizes)):
+            raise UnpackError(f"holds {len(self.sizes):,} photos, but {self.num_photos:,} are published")
         target = os.open(self.photos_dir, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for image_id in self.sizes:

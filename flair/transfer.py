@@ -4,16 +4,20 @@ A file grows as `<name>.part`; beside it `<name>.part.json` remembers which vers
 (its ETag or Last-Modified, asked for again with If-Range, RFC 9110 section 13.1.5). After a kill the next call
 continues behind the last byte; when the server has another version by then, or ignores Range, the file starts over.
 A finished part keeps its name: the caller checks what is inside, then ends it with `take` or `discard`, so a kill
-between the two costs no second transfer.
+between the two costs no second transfer. Files are asked for as they are (Accept-Encoding: identity); a text that comes
+packed with gzip all the same stays so in its part, where bytes are counted as the server counts them, and is unpacked
+by `take`.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +25,14 @@ from typing import Any, NamedTuple
 import requests
 
 from flair import atomic
-from flair.client import Client, TransferError, TryAgain, content_range, file_name, header_int
+from flair.client import Client, TransferError, TryAgain, content_encoding, content_range, file_name, header_int
 from flair.progress import size as say_size
 from flair.threads import Stopped
 
 _START_BYTES = 64  # enough to tell a web page from an archive
 _MAGIC = {"gzip": b"\x1f\x8b", "parquet": b"PAR1"}
+# JSON of records shrinks to a twentieth.
+_MAX_EXPANSION = 200
 
 
 class WrongContent(TransferError):
@@ -34,7 +40,7 @@ class WrongContent(TransferError):
 
 
 class Fetched(NamedTuple):
-    """A whole file that arrived; `resumed` bytes of it were there before this call."""
+    """A whole file that arrived; `resumed` bytes of it were there before this call; `path` is its part."""
 
     path: Path
     size: int
@@ -93,10 +99,17 @@ def is_whole(part: Path) -> bool:
 
 
 def take(part: Path, final: Path) -> None:
-    """Gives a finished part its final name."""
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, final)
+    """Gives a finished part its final name, and unpacks it where the server had packed it for the way.
+
+    Raises:
+      TransferError: it cannot be unpacked; the part is gone.
+    """
+    if (_read_version(part) or {}).get("encoding") == "gzip":
+        _unpack(part, final)
+    else:
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, final)
     discard(part)
 
 
@@ -104,6 +117,22 @@ def discard(part: Path) -> None:
     """Removes a part and what is remembered of it."""
     _version_path(part).unlink(missing_ok=True)
     part.unlink(missing_ok=True)
+
+
+def _unpack(part: Path, final: Path) -> None:
+    limit = _MAX_EXPANSION * part.stat().st_size
+    try:
+        with atomic.replacing(final) as temporary, gzip.open(part) as packed, open(temporary, "wb") as file:
+            while data := packed.read(1 << 20):
+                file.write(data)
+                if file.tell() > limit:
+                    raise TransferError(f"unpacks to more than {say_size(limit)}, which no text does; refused")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        discard(part)
+        raise TransferError(f"came packed with gzip, and damaged ({error}); run the same command again") from None
+    except TransferError:
+        discard(part)
+        raise
 
 
 class _Transfer:
@@ -185,8 +214,21 @@ class _Transfer:
             raise TryAgain(f"the server sent a web page ({kind}) in place of the file: a proxy or a login page?")
         if self.size is not None and total is not None and total != self.size:
             raise TryAgain(f"the server promises {total:,} bytes, but {self.size:,} are published")
+        encoding = self._encoding(response)
         etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
-        self._remember({"url": self.url, "etag": etag, "last_modified": last_modified, "total": total})
+        version = {"url": self.url, "etag": etag, "last_modified": last_modified, "total": total}
+        self._remember({**version, "encoding": encoding})
+
+    def _encoding(self, response: requests.Response) -> str | None:
+        """What the body is packed with beyond the file itself; raises for what is not unpacked here."""
+        encoding = content_encoding(response)
+        if encoding == "gzip" and self.expect == "gzip":
+            return None  # some servers say that of a .tar.gz as it is
+        if encoding is not None and (encoding, self.expect) != ("gzip", "text"):
+            raise TransferError(
+                f"the server sends it packed with {encoding}, which nobody asked for (Content-Encoding); refused"
+            )
+        return encoding
 
     def _continue(self, response: requests.Response) -> None:
         first, _, total = content_range(response)
@@ -196,6 +238,7 @@ class _Transfer:
             for key, header in (("etag", "ETag"), ("last_modified", "Last-Modified"))
         )
         same_total = total is None or version.get("total") in (None, total)
+        same = same and self._encoding(response) == version.get("encoding")
         if self.version is None or first != self.position or not same or not same_total:
             self.start_over()
             raise TryAgain("the file changed on the server; starting over")

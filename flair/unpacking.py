@@ -28,7 +28,7 @@ _CHILD = "import sys; sys.path[0] = sys.argv[1]; from flair.unpacking import mai
 
 
 class Job(NamedTuple):
-    """What to unpack and where to; `kind` is "gzip" (a tar.gz) or "parquet"."""
+    """What to unpack and where to; `kind` is "gzip" (a tar.gz) or "parquet"; `num_photos` is None if not published."""
 
     kind: str
     archive: str
@@ -36,6 +36,7 @@ class Job(NamedTuple):
     photos_dir: str
     listing: str
     max_photo_bytes: int
+    num_photos: int | None = None
 
 
 class Unpackers:

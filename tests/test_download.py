@@ -280,6 +280,8 @@ def test_an_archive_with_too_few_photos(server: FaultServer, tmp_path: Path) -> 
     put_manifest(server, photos=41)
     outcome = bring(server, tmp_path, limit_archives=1)
     assert outcome.failed == ["small_images-00.tar.gz: holds 40 photos, but 41 are published"]
+    assert list((tmp_path / "small_images").iterdir()) == [], "none of them is in place"
+    assert not (tmp_path / ".download" / "small_images-00.tar.gz.photos").exists()
 
 
 def test_an_unsafe_archive_is_refused_and_nothing_escapes(server: FaultServer, tmp_path: Path) -> None:
@@ -324,6 +326,44 @@ def test_html_in_place_of_the_metadata(server: FaultServer, tmp_path: Path) -> N
     with pytest.raises(FlairError, match=r"labels_and_metadata\.json: the server sent a web page in place of text"):
         bring(server, tmp_path)
     assert not (tmp_path / "labels_and_metadata.json").exists()
+
+
+def packed(content: bytes, **fault: object) -> Fault:
+    """An answer compressed on the way, which nobody asked for."""
+    etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'  # of the file as it is: wrong, and common
+    headers = (("Content-Encoding", "gzip"), ("ETag", etag))
+    return Fault(status=200, body=gzip.compress(content), headers=headers, **fault)  # type: ignore[arg-type]
+
+
+def test_labels_and_manifest_that_come_packed_with_gzip(server: FaultServer, tmp_path: Path) -> None:
+    bring(server, tmp_path / "plain", limit_archives=1)
+    server.requests.clear()
+    for path, content in server.files.items():
+        if not path.endswith(".tar.gz"):
+            server.faults[path] = [packed(content)]
+    archive = "/images/small/small_images-00.tar.gz"  # of which some servers say that it is packed, as it is
+    server.faults[archive] = [Fault(headers=(("Content-Encoding", "x-gzip"),))]
+    assert bring(server, tmp_path / "packed", limit_archives=1).failed == []
+    assert tree(tmp_path / "packed") == tree(tmp_path / "plain")
+
+
+def test_labels_packed_with_gzip_that_break_off_or_are_damaged_or_bombs(server: FaultServer, tmp_path: Path) -> None:
+    path = "/labels/labels_and_metadata.json"
+    content = server.files[path]
+    server.faults[path] = [packed(content, drop_after=1000)]  # continued with bytes of the file as it is
+    assert bring(server, tmp_path / "broken", limit_archives=1).failed == []
+    assert (tmp_path / "broken" / "labels_and_metadata.json").read_bytes() == content
+    for body, message in (
+        (gzip.compress(content)[:-20], r"labels_and_metadata\.json: came packed with gzip, and damaged"),
+        (gzip.compress(bytes(30_000_000)), r"labels_and_metadata\.json: unpacks to more than .* refused"),
+    ):
+        server.faults[path] = [packed(b"")._replace(body=body)]
+        with pytest.raises(FlairError, match=message):
+            bring(server, tmp_path / "bad")
+        assert not list((tmp_path / "bad").rglob("labels_and_metadata*"))
+    server.faults[path] = [packed(content)._replace(headers=(("Content-Encoding", "br"),))]
+    with pytest.raises(FlairError, match=r"sends it packed with br, which nobody asked for \(Content-Encoding\); ref"):
+        bring(server, tmp_path / "brotli")
 
 
 def test_metadata_that_is_cut_off(server: FaultServer, tmp_path: Path) -> None:
