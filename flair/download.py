@@ -238,8 +238,10 @@ class _Download:
         return counts
 
     def _remove_leftovers(self) -> None:
-        """What a killed run left half done; its parts stay."""
+        """What a killed run left half done; its parts stay, and what it has read of this source's labels."""
         atomic.remove_leftovers(self.state.folder)
+        if huggingface.remove_other_records(self.state.folder, self.source.place):
+            _log("labels that an unfinished run read from another source, endpoint or revision are dropped")
         shutil.rmtree(self.labels_work, ignore_errors=True)
         for folder in (catalog.SMALL_IMAGES_DIR, catalog.RAW_IMAGES_DIR):
             for leftover in (self.folder / folder).glob(".*.tmp"):

@@ -7,9 +7,11 @@ Columns: https://huggingface.co/datasets/apple/flair.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import json
+import shutil
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from flair.source import Archive, LabelFile
 from flair.staging import Staging, Unpacked, UnpackError
 
 _RECORD_COLUMNS = ["user_id", "image_id", "labels", "partition", "fine_grained_labels"]
+_RECORDS_FOLDER = "records-"
 _PHOTOS_A_BATCH = 128
 _RECORDS_A_BATCH = 4096
 
@@ -59,7 +62,9 @@ class HuggingFaceSource:
         self, client: Client, work: Path, target: Path, num_workers: int, stop: threading.Event
     ) -> None:
         client.log(f"{target.name}: reading the labels out of the shards")
-        write_metadata(client, self.archives(client, work, raw=False), work, target, num_workers, stop)
+        records = records_folder(work, self.place)
+        records.mkdir(exist_ok=True)
+        write_metadata(client, self.archives(client, work, raw=False), work, records, target, num_workers, stop)
 
 
 def check_pyarrow() -> None:
@@ -71,20 +76,39 @@ def check_pyarrow() -> None:
         )
 
 
+def records_folder(work: Path, place: str) -> Path:
+    """Where the records of each shard wait for the others: a folder for this endpoint and revision alone."""
+    return work / f"{_RECORDS_FOLDER}{hashlib.sha256(place.encode()).hexdigest()[:16]}"
+
+
+def remove_other_records(work: Path, place: str) -> bool:
+    """Removes records that an unfinished run read at any other place than `place`; returns whether there were any."""
+    others = [folder for folder in work.glob(f"{_RECORDS_FOLDER}*") if folder != records_folder(work, place)]
+    for folder in others:
+        shutil.rmtree(folder)
+    return bool(others)
+
+
 def write_metadata(
-    client: Client, shards: list[Archive], work: Path, target: Path, num_workers: int, stop: threading.Event
+    client: Client,
+    shards: list[Archive],
+    work: Path,
+    records_dir: Path,
+    target: Path,
+    num_workers: int,
+    stop: threading.Event,
 ) -> None:
     """Writes `labels_and_metadata.json` in the official schema, records in the order of the shards.
 
-    Each shard's records wait in `work`, so that a killed run asks for no shard again. A server that ignores Range
-    sends the whole shard, which stays as a finished part for its photos.
+    Each shard's records wait in `records_dir`, so that a killed run asks for no shard again; it is removed at the end.
+    A server that ignores Range sends the whole shard, which stays in `work` as a finished part for its photos.
 
     Raises:
       FlairError: a shard cannot be read, or one of its records is not FLAIR's.
     """
 
     def extract(shard: Archive) -> None:
-        records = _records_path(work, shard)
+        records = records_dir / shard.name
         if records.exists():
             return
         with (
@@ -101,11 +125,10 @@ def write_metadata(
     with atomic.replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as output:
         output.write("[\n")
         for shard in shards:
-            text = _records_path(work, shard).read_text(encoding="utf-8")
+            text = (records_dir / shard.name).read_text(encoding="utf-8")
             output.write(text.removesuffix(",\n") + "\n" if shard is shards[-1] else text)
         output.write("]\n")
-    for shard in shards:
-        _records_path(work, shard).unlink()
+    shutil.rmtree(records_dir)
 
 
 def read_records(file: io.RawIOBase | io.BufferedReader, name: str) -> Iterator[Record]:
@@ -195,14 +218,10 @@ def _image_id(value: Any, where: str) -> str:
     return check_id(str(value), "image_id", where)
 
 
-def _records_path(work: Path, shard: Archive) -> Path:
-    return work / f"{shard.name}.records"
-
-
 def _open_shard(client: Client, shard: Archive, work: Path) -> io.RawIOBase | io.BufferedReader:
     """The shard on this disk if all of it is here, else behind Range requests, else fetched."""
     part = work / f"{shard.name}.part"
-    if not transfer.is_whole(part):
+    if not transfer.is_whole(part, shard.url):
         try:
             return _RangeFile(client, shard.url)
         except RangeIgnored as error:

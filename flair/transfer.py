@@ -92,10 +92,10 @@ def arrived_bytes(part: Path) -> int:
     return part.stat().st_size if _read_version(part) is not None else 0
 
 
-def is_whole(part: Path) -> bool:
-    """Whether an earlier run brought all of it."""
+def is_whole(part: Path, url: str | None = None) -> bool:
+    """Whether an earlier run brought all of it; from `url`, where that is given."""
     version = _read_version(part)
-    return version is not None and version.get("total") == part.stat().st_size
+    return version is not None and version.get("total") == part.stat().st_size and url in (None, version.get("url"))
 
 
 def take(part: Path, final: Path) -> None:
@@ -152,7 +152,7 @@ class _Transfer:
 
     def attempt(self) -> None:
         """One request; returns when the file is whole."""
-        if self.position and self.position == self._total():
+        if self.position and self.position == self._total() and (self.version or {}).get("url") == self.url:
             return
         headers = {}
         if self.position:
@@ -201,7 +201,7 @@ class _Transfer:
         if content_range(response)[2] != self.position:
             self.start_over()
             raise TryAgain("the file on the server is shorter than what has arrived of it; starting over")
-        self._remember({**(self.version or {}), "total": self.position})
+        self._remember({**(self.version or {}), "url": self.url, "total": self.position})
 
     def _begin(self, response: requests.Response) -> None:
         if self.position:

@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 
 import download_dataset
-from flair import catalog, huggingface
+from flair import catalog, huggingface, transfer
 from flair.client import Client, Patience
 from flair.download import Outcome, download
 from flair.download_plan import Options
 from flair.errors import FlairError
 from flair.huggingface import HuggingFaceSource
+from flair.source import AppleSource
 from flair.staging import UnpackError
 from tests import fault_server
 from tests.fault_server import Fault, FaultServer
-from tests.tiny_flair import make_photos, tree
+from tests.tiny_flair import make_photos, publish, tree
 
 pa = pytest.importorskip("pyarrow", reason="the huggingface extra is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="the huggingface extra is not installed")
@@ -114,7 +115,9 @@ def check_complete(hub: Hub, folder: Path) -> None:
     assert {path.stem: path.read_bytes() for path in (folder / "small_images").iterdir()} == PHOTOS
     check_metadata(hub, folder)
     names = [str(path.relative_to(folder)) for path in folder.rglob("*")]
-    assert not [name for name in names if ".part" in name.replace(".parquet", "") or ".tmp" in name or ".rec" in name]
+    assert not [
+        name for name in names if ".part" in name.replace(".parquet", "") or ".tmp" in name or "records" in name
+    ]
 
 
 def check_metadata(hub: Hub, folder: Path) -> None:
@@ -168,6 +171,82 @@ def test_labels_are_read_without_the_photos(hub: Hub, tmp_path: Path) -> None:
     assert not (tmp_path / "small_images").exists()
     assert whole_gets(hub) == []
     assert sum(request.sent for request in hub.server.gets(hub.signed(0))) < photo_bytes
+
+
+def kill_while_labels_are_read(hub: Hub, folder: Path) -> None:
+    """A run that has the labels of some shards when the hub goes away."""
+    paths = (hub.signed(3), f"{BASE}/{hub.paths[3]}")
+    for path in paths:
+        hub.server.faults[path] = [Fault(status=500)] * 99
+    with pytest.raises(FlairError, match=r"cannot read the labels of test-00000"):
+        bring(hub, folder)
+    assert len(list(folder.glob(".download/records-*/*.parquet"))) == 3
+    for path in paths:
+        hub.server.faults[path] = []
+
+
+def label_requests(hub: Hub) -> set[int]:
+    """Indexes of the shards that were asked for parts."""
+    return {index for index in range(4) if any(request.range for request in hub.server.gets(hub.signed(index)))}
+
+
+def test_labels_of_a_killed_run_are_kept_for_the_same_endpoint_and_revision_only(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dropped = "labels that an unfinished run read from another source, endpoint or revision are dropped"
+    kill_while_labels_are_read(hub, tmp_path)
+    hub.server.requests.clear()
+    bring(hub, tmp_path, only_metadata=True)
+    assert label_requests(hub) == {3}
+    assert dropped not in capsys.readouterr().err
+
+    (tmp_path / "labels_and_metadata.json").unlink()
+    kill_while_labels_are_read(hub, tmp_path)
+    with fault_server.serve() as server:
+        other = Hub(server)
+        for row in other.rows:
+            row["labels"] = ["animal"]
+        for index, path in enumerate(other.paths):
+            other.put(path, to_parquet(other.rows[10 * index : 10 * index + 10]))
+        bring(other, tmp_path, only_metadata=True)
+        assert label_requests(other) == {0, 1, 2, 3}
+        check_metadata(other, tmp_path)
+    assert dropped in capsys.readouterr().err
+
+
+def test_labels_of_a_killed_run_are_removed_when_the_folder_is_filled_from_apple(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kill_while_labels_are_read(hub, tmp_path)
+    with fault_server.serve() as server:
+        publish(server, PHOTOS, 2)
+        assert download(AppleSource(server.url), Options(tmp_path, patience=IMPATIENT)).failed == []
+        assert "read from another source, endpoint or revision are dropped" in capsys.readouterr().err
+        download(AppleSource(server.url), Options(tmp_path / "new", patience=IMPATIENT))
+    mixed = tree(tmp_path)
+    assert {name[4:]: mixed.pop(name) for name in list(mixed) if name.startswith("new/")} == mixed
+    assert not list(tmp_path.rglob("records-*"))
+
+
+def test_a_whole_shard_of_another_revision_is_not_read_for_labels(hub: Hub, tmp_path: Path) -> None:
+    bring(hub, tmp_path, limit_archives=1)
+    part = tmp_path / ".download" / "train-00000-of-00002.parquet.part"
+    transfer.fetch(Client(IMPATIENT), f"{hub.server.url}{BASE}/{hub.paths[0]}", part, expect="parquet")
+    revision = "a" * 40
+    for path in list(hub.server.redirects):
+        hub.server.redirects[path.replace(catalog.HUGGINGFACE_REVISION, revision)] = hub.server.redirects.pop(path)
+    for path in list(hub.server.files):
+        hub.server.files[path.replace(catalog.HUGGINGFACE_REVISION, revision)] = hub.server.files[path]
+    hub.rows[0]["labels"] = ["animal"]
+    content = to_parquet(hub.rows[:10])
+    hub.server.files["/cdn/new"] = content
+    hub.server.redirects[f"{BASE.replace(catalog.HUGGINGFACE_REVISION, revision)}/{hub.paths[0]}"] = (
+        ("Location", "/cdn/new"),
+        ("X-Linked-Size", str(len(content))),
+    )
+    source = HuggingFaceSource(hub.server.url, revision)
+    download(source, Options(tmp_path, patience=IMPATIENT, only_metadata=True))
+    assert json.loads((tmp_path / "labels_and_metadata.json").read_text())[0]["labels"] == ["animal"]
 
 
 def test_limit_takes_the_first_shards_and_all_metadata(hub: Hub, tmp_path: Path) -> None:

@@ -129,6 +129,17 @@ def test_a_whole_part_is_not_asked_for_again(server: FaultServer, tmp_path: Path
     assert server.requests == []
 
 
+def test_a_whole_part_of_another_address_is_asked_for(server: FaultServer, tmp_path: Path) -> None:
+    check(fetch(server, tmp_path / "a.part"))
+    server.files["/same"], server.files["/other"] = CONTENT, CONTENT[:2] + bytes(len(CONTENT) - 2)
+    client = make_client(Waits())
+    check(transfer.fetch(client, f"{server.url}/same", tmp_path / "a.part"))
+    assert [(request.status, request.sent) for request in server.gets("/same")] == [(416, 0)]
+    assert (
+        transfer.fetch(client, f"{server.url}/other", tmp_path / "a.part").path.read_bytes() == server.files["/other"]
+    )
+
+
 def test_take_leaves_only_the_final_file(server: FaultServer, tmp_path: Path) -> None:
     fetch(server, tmp_path / "a.part")
     transfer.take(tmp_path / "a.part", tmp_path / "a.tar.gz")
