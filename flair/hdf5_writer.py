@@ -96,30 +96,51 @@ def write_hdf5(
     if image_format == "raw":
         num_bytes = num_images * images.PIXELS_BYTES
     with unfinished_folder(unfinished, parameters, overwrite):
-        data_file, places_file = unfinished / _DATA_FILE, unfinished / _PLACES_FILE
-        if overwrite and not _can_continue(data_file, places_file):
-            data_file.unlink(missing_ok=True)
-        if not data_file.exists():
+        work = _reopen(unfinished, overwrite)
+        if work is None:
             require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_images)
-            _make_skeleton(data_file, places_file, selection, layout, parameters)
-        places = _load_places(places_file)
-        skipped, converted = _store_photos(
-            _Context(source, data_file, image_format), selection, layout, places, num_workers or default_num_workers()
-        )
-        os.replace(data_file, final)
+            _make_skeleton(unfinished, selection, layout, parameters)
+            work = _Work(unfinished)
+        context = _Context(source, work.data_file, image_format)
+        try:
+            skipped, converted = _store_photos(context, work, selection, layout, num_workers or default_num_workers())
+        finally:
+            work.close()
+        os.replace(work.data_file, final)
         discard(unfinished)
     num_users, excluded = len(selection.users), selection.excluded
     return Outcome(num_images, num_users, final.stat().st_size, skipped, tuple(converted), excluded=excluded)
 
 
-def _can_continue(data_file: Path, places_file: Path) -> bool:
+class _Work:
+    """Unfinished work, opened: the data file, the places of the photos in it, and the journal of what is done."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data_file = folder / _DATA_FILE
+        self.places = _load_places(folder / _PLACES_FILE)
+        self.descriptor = os.open(self.data_file, os.O_RDWR)
+        try:
+            self.journal = Journal(folder / _JOURNAL_FILE, self.descriptor)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    def close(self) -> None:
+        self.journal.close()
+        os.close(self.descriptor)
+
+
+def _reopen(folder: Path, overwrite: bool) -> _Work | None:
+    """The work that is in `folder`; None when there is none yet, or it is damaged and may be overwritten."""
+    if not (folder / _DATA_FILE).exists():
+        return None
     try:
-        _load_places(places_file)
-        with open(data_file, "rb") as file:
-            Journal(data_file.with_name(_JOURNAL_FILE), file.fileno()).close()
-    except (OSError, FlairError):
-        return False
-    return True
+        return _Work(folder)
+    except FlairError:
+        if not overwrite:
+            raise
+        (folder / _DATA_FILE).unlink()
+        return None
 
 
 def _load_places(path: Path) -> NDArray[np.int64]:
@@ -130,43 +151,35 @@ def _load_places(path: Path) -> NDArray[np.int64]:
     return places
 
 
-def _make_skeleton(
-    data_file: Path, places_file: Path, selection: Selection, layout: Format, parameters: dict[str, object]
-) -> None:
-    with replacing(data_file) as temporary:
+def _make_skeleton(folder: Path, selection: Selection, layout: Format, parameters: dict[str, object]) -> None:
+    with replacing(folder / _DATA_FILE) as temporary:
         places = write_skeleton(temporary, selection, layout, parameters)
-        with replacing(places_file) as temporary_places, open(temporary_places, "wb") as file:
+        with replacing(folder / _PLACES_FILE) as temporary_places, open(temporary_places, "wb") as file:
             np.save(file, places)
-        Journal.create(data_file.with_name(_JOURNAL_FILE), Position(0, temporary.stat().st_size))
+        Journal.create(folder / _JOURNAL_FILE, Position(0, temporary.stat().st_size))
 
 
 def _store_photos(
-    context: _Context, selection: Selection, layout: Format, places: NDArray[np.int64], num_workers: int
+    context: _Context, work: _Work, selection: Selection, layout: Format, num_workers: int
 ) -> tuple[int, list[str]]:
-    tasks = list(_tasks(groups_of(selection.users, layout), places, _image_bytes(layout)))
+    """How many photos an earlier run had stored, and which of all of them were converted."""
+    tasks = list(_tasks(groups_of(selection.users, layout), work.places, _image_bytes(layout)))
     num_images = [sum(len(piece.records) for piece in task) for task in tasks]
-    converted: list[str] = []
-    descriptor = os.open(context.data_file, os.O_RDWR)
-    journal = Journal(context.data_file.with_name(_JOURNAL_FILE), descriptor)
-    try:
-        done = journal.position.tasks
-        end = journal.position.end
-        os.ftruncate(descriptor, end)
-        skipped = sum(num_images[:done])
-        with Progress(sum(num_images), "HDF5", "photo", done=skipped) as progress:
-            results = map_in_order(_store_task, context, tasks[done:], min(num_workers, len(tasks) - done))
-            for index, stored in enumerate(results, start=done + 1):
-                with naming(context.data_file):
-                    end = _append(descriptor, end, stored)
-                journal.add(Position(index, end))
-                converted += stored.converted
-                progress.add(stored.num_images)
-        if layout.image_format == "jpeg":
-            global_heap.set_end_of_file(descriptor, end)
-        os.fsync(descriptor)
-    finally:
-        journal.close()
-        os.close(descriptor)
+    done, end = work.journal.position
+    converted = list(work.journal.notes)
+    os.ftruncate(work.descriptor, end)
+    skipped = sum(num_images[:done])
+    with Progress(sum(num_images), "HDF5", "photo", done=skipped) as progress:
+        results = map_in_order(_store_task, context, tasks[done:], min(num_workers, len(tasks) - done))
+        for index, stored in enumerate(results, start=done + 1):
+            with naming(context.data_file):
+                end = _append(work.descriptor, end, stored)
+            work.journal.add(Position(index, end), stored.converted)
+            converted += stored.converted
+            progress.add(stored.num_images)
+    if layout.image_format == "jpeg":
+        global_heap.set_end_of_file(work.descriptor, end)
+    os.fsync(work.descriptor)
     return skipped, converted
 
 

@@ -1,14 +1,15 @@
 """How far a long piece of work has come, so that a killed run is continued and a crashed machine is not trusted.
 
-A line is appended for each finished task, and another now and then when all data up to there are flushed to disk. What
-a killed process wrote is safe in the operating system's memory; after a crash of the machine only what was flushed
-counts.
+A line is appended for each finished task, with one before it for each thing to be remembered of the task, and another
+now and then when all data up to there are flushed to disk. What a killed process wrote is safe in the operating
+system's memory; after a crash of the machine only what was flushed counts.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +29,19 @@ class Position(NamedTuple):
 
 
 class Journal:
-    """Appends positions to a file made by `create`; `position` is the last that can be trusted, of any run."""
+    """Appends positions to a file made by `create`.
+
+    Attributes:
+      position: the last that can be trusted, of any run.
+      notes: words noted with tasks up to there, in order, when the journal was opened.
+
+    Raises:
+      FlairError: there is no journal, or none that has a position.
+    """
 
     def __init__(self, path: Path, data_descriptor: int) -> None:
         self._data = data_descriptor
-        self.position = _read(path)
+        self.position, self.notes = _read(path)
         self._file = open(path, "a", encoding="ascii")  # noqa: SIM115 - closed by close()
         # A killed process may have left half a line; the mark keeps it from being read as a whole one.
         self._file.write(f"~\nboot {_boot_id()}\n")
@@ -44,9 +53,10 @@ class Journal:
         """Makes a journal of work not yet begun, whose data file is on disk as it is."""
         write_text(path, f"{_line('flushed', start)}\n")
 
-    def add(self, position: Position) -> None:
-        """Records that the data of `position` have been written."""
+    def add(self, position: Position, notes: Sequence[str] = ()) -> None:
+        """Records that the data of `position` have been written; `notes` are words to remember of its last task."""
         self.position = position
+        self._file.writelines(f"note {note}\n" for note in notes)
         self._append("written")
         if time.monotonic() - self._last_flush > FLUSH_INTERVAL_SECONDS:
             self.flush()
@@ -71,18 +81,28 @@ def _line(word: str, position: Position) -> str:
     return f"{word} {position.tasks} {position.end}"
 
 
-def _read(path: Path) -> Position:
+def _read(path: Path) -> tuple[Position, list[str]]:
     written = flushed = boot_id = None
-    for line in path.read_text(encoding="ascii", errors="replace").split("\n")[:-1]:
+    notes: dict[int, list[str]] = {}  # of finished tasks
+    pending: list[str] = []
+    text = path.read_text(encoding="ascii", errors="replace") if path.exists() else ""
+    for line in text.split("\n")[:-1]:
         match line.split(" "):
+            case ["note", note]:
+                pending.append(note)
             case ["boot", name]:
-                boot_id = name
+                boot_id, pending = name, []
             case [word, tasks, end] if word in _WORDS and tasks.isdecimal() and end.isdecimal():
                 written = Position(int(tasks), int(end))
                 flushed = written if word == "flushed" else flushed
+                # What comes after this position was lost in a crash, and is done again.
+                notes = {task: words for task, words in notes.items() if task <= written.tasks}
+                if pending:
+                    notes[written.tasks], pending = pending, []
     if written is None or flushed is None:
         raise FlairError(f"{path}: is damaged; add --overwrite to start over")
-    return written if boot_id == _boot_id() else flushed
+    position = written if boot_id == _boot_id() else flushed
+    return position, [word for task, words in notes.items() if task <= position.tasks for word in words]
 
 
 def _boot_id() -> str:

@@ -54,6 +54,30 @@ def test_after_a_crash_of_the_machine_only_flushed_tasks_count(
     assert reopened(path, data) == Position(1, 150)
 
 
+def test_notes_are_those_of_the_tasks_that_count(tmp_path: Path, data: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal"
+    Journal.create(path, START)
+    first = Journal(path, data)
+    first.add(Position(1, 150), ["a", "b"])
+    first.flush()
+    first.add(Position(2, 210), ["c"])
+    first.close()
+    with open(path, "a") as file:
+        file.write("note d\nnote e")  # of a task that was not finished
+    killed = Journal(path, data)
+    assert killed.notes == ["a", "b", "c"]
+    killed.close()
+    (tmp_path / "boot_id").write_text("another\n")
+    monkeypatch.setattr(journal, "_BOOT_ID", tmp_path / "boot_id")
+    crashed = Journal(path, data)
+    assert (crashed.position, crashed.notes) == (Position(1, 150), ["a", "b"])
+    crashed.add(Position(2, 200))  # done again, from other data
+    crashed.close()
+    again = Journal(path, data)
+    assert (again.position, again.notes) == (Position(2, 200), ["a", "b"])
+    again.close()
+
+
 @pytest.mark.parametrize("torn", ["writ", "written 3", "written 3 x\n", "written 3 250", "\xff\xfe", "boot\n"])
 def test_a_torn_line_is_not_a_position(tmp_path: Path, data: int, torn: str) -> None:
     path = tmp_path / "journal"

@@ -384,6 +384,27 @@ def test_a_grayscale_photo_is_stored_as_rgb_and_told(command: str, miniature: Pa
     assert [(check.name, check.failures) for check in failed] == [("photos are RGB", 1)]
 
 
+@pytest.mark.parametrize("command", ["tfrecords", "sharded", "raw", "jpeg"])
+def test_a_killed_run_forgets_no_grayscale_photo(command: str, miniature: Path, tmp_path: Path) -> None:
+    dataset = copy(miniature, tmp_path / "dataset")
+    gray = []
+    for index in (0, 5, 40, 100, 159):
+        path, item = a_photo(dataset, index)
+        picture("L").save(path, "JPEG")
+        gray.append(item["image_id"])
+    flags = arguments(command, dataset, tmp_path / "output", "--num_workers=1")
+    driver = [sys.executable, str(ROOT / "tests/interrupted.py"), "SIGKILL"]
+    counted = start(*driver, "0", *arguments(command, dataset, tmp_path / "unbroken", "--num_workers=1"))
+    warning = next(line for line in counted.stdout.splitlines() if line.startswith("Warning: 5 grayscale photos"))
+    operations = int(counted.stderr.splitlines()[-1])
+    for stop_at in (operations - 12, 4):  # the second kill meets a run that has just been continued
+        assert start(*driver, str(stop_at), *flags).returncode == -signal.SIGKILL
+    resumed = start(sys.executable, *flags)
+    assert "Kept " in resumed.stdout
+    assert warning in resumed.stdout
+    assert sorted(warning.rpartition(": ")[2].split(", ")) == sorted(gray)
+
+
 def change_record(dataset: Path, index: int, **fields: object) -> None:
     path = dataset / "labels_and_metadata.json"
     items = json.loads(path.read_text())
