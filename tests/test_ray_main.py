@@ -221,7 +221,6 @@ def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folde
         workers = _workers(_descendants(*nodes))
         assert len(workers) == 2
         assert len({worker.ppid() for worker in workers}) == 2, "one worker on each node"
-        assert _listening([psutil.Process(run.pid), *_descendants(*nodes, run)]) <= {"127.0.0.1", "::1"}
         run.kill()
         run.communicate()
         assert not _ending(workers)
@@ -233,15 +232,6 @@ def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folde
     _run(*flags, *_places(folder, one))
     _assert_equal_states(both / "run", one / "run", 0)
     assert (both / "run" / "privacy.json").read_text() == (one / "run" / "privacy.json").read_text()
-
-
-def _listening(processes):
-    return {
-        connection.laddr.ip.removeprefix("::ffff:")
-        for process in processes
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
 
 
 def test_without_ray_the_extra_is_named(folder, tmp_path):
