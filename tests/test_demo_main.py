@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_demo_ends_with_a_report_of_its_three_runs(tmp_path, browser):
     flags = ("--num_images=240", "--num_epochs=2", "--total_rounds=3", "--clients_per_round=4", "--image_size=32")
     command = [sys.executable, "-m", "benchmark.demo_main", f"--demo_dir={tmp_path / 'demo'}", *flags]

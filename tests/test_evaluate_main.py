@@ -303,7 +303,7 @@ def test_damaged_predictions_are_named(tmp_path):
         open_predictions(tmp_path / "p")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_interrupted_evaluation_is_continued_with_the_same_numbers(evaluated, folder):
     root = evaluated[0]
     flags = [*_flags(root, folder, "broken"), "--eval_batch_size=4"]
@@ -327,7 +327,7 @@ def test_an_interrupted_evaluation_is_continued_with_the_same_numbers(evaluated,
     assert "old predictions == new predictions" in _evaluate(*flags).stdout
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_binary_model_has_accuracy_with_both_intervals(folder, tmp_path):
     _save(tmp_path / "structure.h5", 1, seed=2)
     done = _evaluate(
@@ -344,7 +344,7 @@ def test_a_binary_model_has_accuracy_with_both_intervals(folder, tmp_path):
     assert "Clopper-Pearson" in done.stdout and "macro_precision" not in result["metrics"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_fine_grained_models_are_known_by_their_outputs(folder, tmp_path):
     count = len(json.loads((folder / "label_index.json").read_text())["fine_grained_labels"])
     _save(tmp_path / "fine.h5", count)

@@ -68,7 +68,7 @@ def _personalize(layers, mu):
     return personalize
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_tff_agrees_to_1e_5(miniature, tmp_path):
     import tensorflow_federated as tff

@@ -219,7 +219,7 @@ def test_refusals(folder, model, tmp_path, flags, expected):
     assert expected in _refused(folder, model, f"--run_dir={tmp_path / 'run'}", *flags)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_duplicates_stay_on_one_side(folder, model, tmp_path):
     from benchmark.records import open_records
 

@@ -100,7 +100,7 @@ def _table(printed):
     return printed[printed.index("\nsettings") : printed.index("\nresults:")]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_table_is_mean_and_deviation_over_seeds(unbroken):
     path, table = unbroken
     (row,) = _results(path)
@@ -131,7 +131,7 @@ def _trainings_in(path):
     return [process for process in found if any(f"--run_dir={path}" in part for part in process.info["cmdline"])]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_sweep_continues_to_the_same_table(flagfile, unbroken, tmp_path, number, code):
     path = tmp_path / "sweep"
