@@ -160,12 +160,17 @@ def test_keep_archives(server: FaultServer, tmp_path: Path) -> None:
     check_complete(tmp_path)
 
 
-def test_raw_photos_too(server: FaultServer, tmp_path: Path) -> None:
+def add_raw(server: FaultServer) -> None:
+    """The same photos once more, as raw ones."""
     for path, content in list(server.files.items()):
         if path.endswith(".tar.gz"):
             server.files[path.replace("small/small_images", "raw/images")] = content
     names = [f"images-{index:02d}.tar.gz" for index in range(NUM_ARCHIVES)]
     server.files["/images/raw/manifest.json"] = json.dumps({"archives": [{"name": name} for name in names]}).encode()
+
+
+def test_raw_photos_too(server: FaultServer, tmp_path: Path) -> None:
+    add_raw(server)
     outcome = bring(server, tmp_path, raw=True)
     assert outcome.failed == []
     assert outcome.photos == {"small_images": (240, 720_000), "raw_images": (240, 720_000)}
@@ -669,6 +674,41 @@ def test_killed_again_and_again(server: FaultServer, tmp_path: Path) -> None:
     assert resumed >= 4
     bring(server, tmp_path / "unbroken")
     assert tree(folder) == tree(tmp_path / "unbroken")
+
+
+DRIVER = [sys.executable, str(Path(fault_server.__file__).with_name("interrupted.py"))]
+
+
+def run_interrupted(
+    signal_name: str, stop_at: int, *flags: str, environment: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """Exit code and standard error of the command that sends itself a signal at an operation on files (0: none)."""
+    ended = subprocess.run(
+        [*DRIVER, signal_name, str(stop_at), COMMAND[1], *flags],
+        capture_output=True, text=True, timeout=120, env={**os.environ, **(environment or {})},
+    )  # fmt: skip
+    assert "Traceback" not in ended.stderr
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGINT"])
+def test_killed_while_raw_photos_are_brought_too(server: FaultServer, tmp_path: Path, signal_name: str) -> None:
+    add_raw(server)
+    flags = ("--download_raw", f"--base_url={server.url}", "--num_workers=2")
+    code, errors = run_interrupted(signal_name, 0, f"--dataset_dir={tmp_path / 'unbroken'}", *flags)
+    assert code == 0, errors
+    operations = int(errors.splitlines()[-1])
+    killed = f"--dataset_dir={tmp_path / 'killed'}"
+    codes = [run_interrupted(signal_name, stop_at, killed, *flags)[0] for stop_at in (operations // 4, operations // 3)]
+    assert codes[0] == (-signal.SIGKILL if signal_name == "SIGKILL" else 130)
+    done = recorded(tmp_path / "killed" / ".download")
+    server.requests.clear()
+    code, errors = run_interrupted(signal_name, 0, killed, *flags)
+    assert code == 0, errors
+    assert not done & {request.path.rpartition("/")[2] for request in server.gets()}
+    assert tree(tmp_path / "killed") == tree(tmp_path / "unbroken")
+    assert len(list((tmp_path / "killed" / "raw_images").iterdir())) == 240
+    check_complete(tmp_path / "killed")
 
 
 def held_or_ended(server: FaultServer, process: subprocess.Popen[str]) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from flair.source import AppleSource
 from flair.staging import UnpackError
 from tests import fault_server
 from tests.fault_server import Fault, FaultServer
+from tests.test_download import run_interrupted
 from tests.tiny_flair import make_photos, publish, tree
 
 pa = pytest.importorskip("pyarrow", reason="the huggingface extra is not installed")
@@ -65,9 +67,9 @@ def to_parquet(rows: list[dict[str, Any]], schema: Any = SCHEMA, row_group_size:
 class Hub:
     """Ten photos a shard; `rows` in the order of the shards."""
 
-    def __init__(self, server: FaultServer) -> None:
+    def __init__(self, server: FaultServer, photos: dict[str, bytes] = PHOTOS) -> None:
         self.server, self.rows, self.paths = server, [], []
-        ids = iter(PHOTOS.items())
+        ids = iter(photos.items())
         for partition, count in catalog.HUGGINGFACE_SHARDS.items():
             for index in range(count):
                 rows = [make_row(*next(ids), partition) for _ in range(10)]
@@ -388,6 +390,31 @@ def test_without_pyarrow_one_line_says_what_to_install(monkeypatch: pytest.Monke
     with pytest.raises(FlairError, match=r"needs pyarrow, which is not installed; .*-r requirements/huggingface\.txt"):
         download_dataset.main([f"--dataset_dir={tmp_path / 'd'}", "--source=huggingface"])
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGINT"])
+def test_killed_while_shards_are_read_and_brought(tmp_path: Path, signal_name: str) -> None:
+    photos = make_photos(140)
+    with fault_server.serve() as server:
+        hub = Hub(server, photos)  # of 14 shards: the command in a process of its own knows no others
+        flags = ("--source=huggingface", "--num_workers=2")
+        endpoint = {"HF_ENDPOINT": server.url}
+        unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+        code, errors = run_interrupted(signal_name, 0, f"--dataset_dir={unbroken}", *flags, environment=endpoint)
+        assert code == 0, errors
+        operations = int(errors.splitlines()[-1])
+        codes = [
+            run_interrupted(signal_name, stop_at, f"--dataset_dir={killed}", *flags, environment=endpoint)[0]
+            for stop_at in (operations // 6, operations // 2)  # among the labels, among the photos
+        ]
+        assert codes[0] == (-signal.SIGKILL if signal_name == "SIGKILL" else 130)
+        server.requests.clear()
+        code, errors = run_interrupted(signal_name, 0, f"--dataset_dir={killed}", *flags, environment=endpoint)
+        assert code == 0, errors
+        assert len(whole_gets(hub)) < 14, "what was finished is not fetched again"
+        assert tree(killed) == tree(unbroken)
+        assert {path.stem: path.read_bytes() for path in (killed / "small_images").iterdir()} == photos
+        check_metadata(hub, killed)
 
 
 def test_hf_endpoint_is_honoured(

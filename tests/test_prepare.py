@@ -142,6 +142,31 @@ def test_a_killed_run_continues_to_the_same_result(
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("command", ["tfrecords", "jpeg"])
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGINT"])
+def test_a_killed_run_that_overwrites_continues_to_the_same_result(
+    command: str, signal_name: str, miniature: Path, tmp_path: Path
+) -> None:
+    for name in ("unbroken", "broken"):
+        assert run_here(command, miniature, tmp_path / name / "output", "--limit_users=9").returncode == 0
+    before = contents(tmp_path / "broken")
+    driver = [sys.executable, str(ROOT / "tests/interrupted.py"), signal_name]
+    overwrite = ("--overwrite", "--num_workers=1")
+    unbroken = start(*driver, "0", *arguments(command, miniature, tmp_path / "unbroken/output", *overwrite))
+    operations = int(unbroken.stderr.splitlines()[-1])
+    flags = arguments(command, miniature, tmp_path / "broken/output", *overwrite)
+    ended = []
+    for stop_at in (operations // 2, operations // 3, operations - 8):
+        ended.append(start(*driver, str(stop_at), *flags).returncode)
+        if stop_at < operations - 8:
+            after = contents(tmp_path / "broken")
+            assert before.items() <= after.items(), "the old output stays until the new one is complete"
+    assert ended[0] == (-signal.SIGKILL if signal_name == "SIGKILL" else 130)
+    last = start(sys.executable, *flags)
+    assert last.returncode == 0, last.stderr
+    assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
+
+
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1,500 photos of 300 users, most of them hard links to 20 drawn ones."""
