@@ -2,30 +2,29 @@
 
 Every step is a command in a process of its own: its time includes starting Python and reading the metadata, its memory
 is that of all its processes together. A synthetic dataset of the asked size is made once and kept. Within a repetition
-the copying and the steps take turns, so that a busy machine slows them alike; medians are over repetitions.
+the copying and the steps take turns, so that a busy machine slows them alike; medians are over repetitions. The
+download has curl and tar beside it (`benchmark.speed_download`).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import shutil
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from flair.catalog import IMAGE_SIZE, NUM_ARCHIVES, SMALL_IMAGES_DIR
+from benchmark import speed_download
+from benchmark.timed_command import ROOT, Measured, Step, measure, remove
+from flair.catalog import IMAGE_SIZE, METADATA_FILE, NUM_ARCHIVES, SMALL_IMAGES_DIR
 from flair.errors import FlairError
 from flair.preparation_flags import positive_int
 
-ROOT = Path(__file__).resolve().parents[1]
 PIXELS_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 EXTRACT, SHARDED, HDF5_JPEG = "extract the archives", "TFRecords sharded", "HDF5 jpeg"
-_SAMPLE_SECONDS = 0.05
 _COPY_FILES = """
 import os, sys
 source, target = sys.argv[1:]
@@ -43,6 +42,11 @@ with open(sys.argv[3], "wb") as file:
     file.flush()
     os.fsync(file.fileno())
 """
+_LOAD = """
+import sys
+from flair.metadata import load_records
+load_records(sys.argv[1])
+"""
 _EXTRACT = """
 import sys
 from pathlib import Path
@@ -50,27 +54,6 @@ from benchmark.speed_data import extract
 if __name__ == "__main__":
     extract(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
 """
-
-
-class Step(NamedTuple):
-    """A command to measure: the bytes it moves, what it leaves behind, and the steps it depends on.
-
-    Its time is divided by that of the step `baseline`; what the steps in `needs` leave has to be there.
-    """
-
-    name: str
-    command: list[str]
-    num_bytes: int
-    leaves: Path | None
-    baseline: str | None = None
-    needs: tuple[str, ...] = ()
-
-
-class Measured(NamedTuple):
-    """One run: seconds, and the largest resident memory of all processes together, in bytes."""
-
-    seconds: float
-    memory: int
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,20 +72,14 @@ def main(argv: Sequence[str]) -> int:
     steps = make_steps(work_dir, dataset, archives, flags.num_workers)
     if flags.steps:
         steps = choose(steps, flags.steps.split(","))
-    if any(step.name == EXTRACT for step in steps):
+    steps = speed_download.without_missing_programs(steps)
+    downloads = any(step.name in speed_download.NAMES for step in steps)
+    if downloads or any(step.name == EXTRACT for step in steps):
         _pack(dataset, archives, min(NUM_ARCHIVES, flags.num_images))
-    needed = {name for step in steps for name in step.needs}
-    runs: dict[str, list[Measured]] = {step.name: [] for step in steps}
-    for repetition in range(flags.repeats):
-        for step in steps:
-            runs[step.name].append(measure(step))
-            seconds = runs[step.name][-1].seconds
-            print(f"{repetition + 1} of {flags.repeats}: {step.name}: {seconds:.1f} s", file=sys.stderr, flush=True)
-            if step.leaves and step.name not in needed:
-                _remove(step.leaves)
-        for step in steps:
-            if step.leaves:
-                _remove(step.leaves)
+    with contextlib.ExitStack() as stack:
+        if downloads:
+            steps = speed_download.at(stack.enter_context(speed_download.serving(archives)), steps)
+        runs = _measure_in_turns(steps, flags.repeats)
     table = summarize(steps, runs, flags.num_images)
     print(format_table(table, flags.num_images, flags.repeats))
     print(f"The dataset stays in {work_dir}; delete it when you are done.")
@@ -112,14 +89,32 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _measure_in_turns(steps: Sequence[Step], repeats: int) -> dict[str, list[Measured]]:
+    needed = {name for step in steps for name in step.needs}
+    runs: dict[str, list[Measured]] = {step.name: [] for step in steps}
+    for repetition in range(repeats):
+        for step in steps:
+            runs[step.name].append(measure(step))
+            seconds = runs[step.name][-1].seconds
+            print(f"{repetition + 1} of {repeats}: {step.name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+            if step.leaves and step.name not in needed:
+                remove(step.leaves)
+        for step in steps:
+            if step.leaves:
+                remove(step.leaves)
+    return runs
+
+
 def make_steps(work_dir: Path, dataset: Path, archives: Path, num_workers: int) -> list[Step]:
     """The steps in the order in which they are measured."""
     photos = dataset / SMALL_IMAGES_DIR
     sizes = [entry.stat().st_size for entry in os.scandir(photos)]
     jpeg, raw = sum(sizes), len(sizes) * PIXELS_BYTES
+    metadata_bytes = (dataset / METADATA_FILE).stat().st_size
     python = sys.executable
     workers = f"--num_workers={num_workers}"
-    out = {name: work_dir / name for name in ("copy", "pixels", "photos", "per_user", "sharded", "raw.h5", "jpeg.h5")}
+    names = ("copy", "pixels", "photos", "curl", "download", "per_user", "sharded", "raw.h5", "jpeg.h5")
+    out = {name: work_dir / name for name in names}
     source = f"--dataset_dir={dataset}"
     records = [python, str(ROOT / "prepare_tfrecords.py"), source, workers, "--overwrite"]
     hdf5 = [python, str(ROOT / "prepare_dataset.py"), source, workers, "--overwrite"]
@@ -133,6 +128,8 @@ def make_steps(work_dir: Path, dataset: Path, archives: Path, num_workers: int) 
             out["photos"],
             copy,
         ),
+        *speed_download.make_steps(out["curl"], out["download"], jpeg, min(NUM_ARCHIVES, len(sizes))),
+        Step("metadata: load and check", [python, "-c", _LOAD, str(dataset)], metadata_bytes, None),
         Step("TFRecords per user", [*records, f"--tfrecords_dir={out['per_user']}"], jpeg, out["per_user"], copy),
         Step(
             SHARDED,
@@ -178,45 +175,6 @@ def extract(archives: Path, photos: Path, num_workers: int) -> None:
     list(map_in_order(_extract_one, photos, paths, num_workers))
 
 
-def measure(step: Step) -> Measured:
-    """Runs a step to its end; a step that fails ends the benchmark with what it printed."""
-    if step.leaves:
-        _remove(step.leaves)
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-    )
-    memory = 0
-    while True:
-        memory = max(memory, sum(map(resident_bytes, process_tree(process.pid))))
-        try:
-            output, _ = process.communicate(timeout=_SAMPLE_SECONDS)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        raise FlairError(f"{step.name} failed: {output.decode(errors='replace').strip().splitlines()[-1:]}")
-    return Measured(seconds, memory)
-
-
-def process_tree(pid: int) -> list[int]:
-    """A process and all processes below it (Linux)."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [pid, *(grandchild for child in children for grandchild in process_tree(int(child)))]
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 when it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
-
-
 def summarize(steps: Sequence[Step], runs: dict[str, list[Measured]], num_images: int) -> list[dict[str, Any]]:
     """Medians of each step; `ratio` is the median over repetitions of the step's time by its baseline's."""
     table = []
@@ -251,6 +209,8 @@ def format_table(table: Sequence[dict[str, Any]], num_images: int, repeats: int)
             f"{row['megabytes_per_second']:8.0f} {row['peak_memory_bytes'] / 1e6:10.0f} {ratio:>7}"
         )
     lines.append("ratio: time by the plain-Python copying or writing of the same bytes above it; 1 is the limit")
+    if any(row["step"] == speed_download.OURS for row in table):
+        lines.append(f"ratio of the download: time by that of {speed_download.CURL.removeprefix('download: ')}")
     return "\n".join(lines)
 
 
@@ -279,13 +239,6 @@ def _pack(dataset: Path, archives: Path, num_archives: int) -> None:
     if not (archives / "complete").exists():
         pack(dataset, archives, num_archives)
         (archives / "complete").touch()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

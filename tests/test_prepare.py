@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 import flair.command
-from benchmark.speed_data import process_tree, resident_bytes
+from benchmark.timed_command import process_tree, resident_bytes
 from flair.synthetic import make_dataset
 from flair.tfrecord import read_payloads
 from flair.verify import run_checks

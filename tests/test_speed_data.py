@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmark.speed_data import Measured, Step, choose, main, make_steps, measure, process_tree, summarize
+from benchmark import speed_download
+from benchmark.speed_data import choose, main, make_steps, summarize
+from benchmark.timed_command import Measured, Step, measure, process_tree
 from flair.errors import FlairError
+from flair.synthetic_archives import pack
+from tests.tiny_flair import tree
 
 
 def step(name: str, baseline: str | None = None, needs: tuple[str, ...] = ()) -> Step:
@@ -62,6 +67,42 @@ def test_every_step_runs_and_cleans_up(tmp_path: Path, capsys: pytest.CaptureFix
     assert names == [s.name for s in make_steps(tmp_path, tmp_path / "synthetic-60-0", tmp_path, 1)]
     assert all(f"\n{name} " in output for name in names)
     assert sorted(os.listdir(tmp_path)) == ["speed.json", "synthetic-60-0", "synthetic-60-0-archives"]
+
+
+def test_memory_counts_processes_that_threads_have_started() -> None:
+    child = "import time; data = bytearray(150_000_000); data[::4096] = data[::4096]; time.sleep(1)"
+    start = f"subprocess.run([sys.executable, '-c', {child!r}])"
+    code = f"import subprocess, sys, threading; threading.Thread(target=lambda: {start}).start()"
+    assert measure(Step("allocate", [sys.executable, "-c", code], 1, None)).memory > 150_000_000
+
+
+def test_both_downloads_bring_the_same_files(miniature: Path, tmp_path: Path) -> None:
+    pack(miniature, tmp_path / "archives", 5)
+    places = tmp_path / "curl", tmp_path / "ours"
+    with speed_download.serving(tmp_path / "archives") as address:
+        for step in speed_download.at(address, speed_download.make_steps(*places, 1, 5)):
+            subprocess.run(step.command, check=True, capture_output=True)
+    shutil.rmtree(places[1] / ".download")
+    assert tree(places[0] / "small_images") == tree(places[1] / "small_images") == tree(miniature / "small_images")
+    assert sorted(os.listdir(places[0])) == sorted(os.listdir(places[1]))
+
+
+def test_an_archive_that_curl_cannot_bring_fails_the_step(miniature: Path, tmp_path: Path) -> None:
+    pack(miniature, tmp_path / "archives", 2)
+    (tmp_path / "archives" / "images" / "small" / "small_images-01.tar.gz").unlink()
+    with speed_download.serving(tmp_path / "archives") as address:
+        (curl, _) = speed_download.at(address, speed_download.make_steps(tmp_path / "curl", tmp_path / "ours", 1, 2))
+        with pytest.raises(FlairError, match=r"curl \| tar, 4 at a time failed"):
+            measure(curl)
+
+
+def test_without_curl_its_step_is_skipped_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "curl" else f"/usr/bin/{name}")
+    steps = speed_download.make_steps(tmp_path / "curl", tmp_path / "ours", 1, 2)
+    assert [step.name for step in speed_download.without_missing_programs(steps)] == ["download: ours, 4 workers"]
+    assert capsys.readouterr().out == "Skipped: download: curl | tar, 4 at a time: curl not on this machine\n"
 
 
 def test_help_is_quick_and_names_every_flag() -> None:
