@@ -108,7 +108,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         flush=True,
     )
     run.describe(
-        data={"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest(), "users": users, "photos": photos},
+        data={**model_flags.data_place(), "digest": records.digest(), "users": users, "photos": photos},
         labels=list(task.label_names),
         seed=FLAGS.seed,
         restored_model=model_flags.restored_model(),

@@ -28,7 +28,10 @@ _READ_AHEAD = 3  # decoded batches waiting for the model
 class ClientData(Protocol):
     """Clients and their serialized examples."""
 
-    client_ids: Sequence[str]
+    @property
+    def client_ids(self) -> Sequence[str]:
+        """Ids of the clients."""
+        ...
 
     def read(self, client_id: str) -> list[bytes]:
         """The client's serialized examples, in a fixed order."""

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol
 
-from benchmark.client_data import IidClients, UserClients
+from benchmark.client_data import ClientData, IidClients, UserClients
 from benchmark.records import Records, open_records
 from flair.errors import FlairError
 
-Clients: TypeAlias = UserClients | IidClients
+
+class Clients(ClientData, Protocol):
+    """Clients of whom it is known how many photos each has."""
+
+    def num_photos(self, client_id: str) -> int:
+        """How many examples the client has, found without reading them."""
+        ...
 
 
 class ClientSource(NamedTuple):
-    """Training clients of a folder of records.
+    """Training clients of a place with records.
 
     Attributes:
-      tfrecords_dir: absolute path, the same on every machine.
+      place: absolute path of what `open_records` opens, the same on every machine.
       digest: `Records.digest()` of the data that is meant.
       iid, seed, photos_per_client: whether clients are artificial, and how they are made.
     """
 
-    tfrecords_dir: str
+    place: str
     digest: str
     iid: bool = False
     seed: int = 0
@@ -32,10 +38,10 @@ class ClientSource(NamedTuple):
         Raises:
           FlairError: there are none at this path, or other ones.
         """
-        records = open_records(self.tfrecords_dir)
+        records = open_records(self.place)
         if records.digest() != self.digest:
             raise FlairError(
-                f"{self.tfrecords_dir}: holds other data than on the machine that started the run; copy its files here"
+                f"{self.place}: holds other data than on the machine that started the run; copy its files here"
             )
         return records, training_clients(records, self.iid, self.seed, self.photos_per_client)
 

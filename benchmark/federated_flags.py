@@ -261,8 +261,8 @@ def noise_name(data_digest: str) -> str:
     The runtime is not one: the same run on Ray has the same clients' updates, and needs the same noise to be the same.
     """
     harmless = {
-        *("overwrite", "run_dir", "save_model_dir", "tfrecords_dir", "flagfile", "rounds_per_checkpoint"),
-        *("clients_per_thread", "eval_batch_size", "federated_eval", "federated_eval_clients"),
+        *("overwrite", "run_dir", "save_model_dir", "tfrecords_dir", "tfds_data_dir", "flagfile"),
+        *("clients_per_thread", "rounds_per_checkpoint", "eval_batch_size", "federated_eval", "federated_eval_clients"),
         *("federated_eval_local_training", "dry_run", "num_users", "runtime", *RAY_FLAGS),
     }
     lines = [line for line in command.flag_lines() if line[2:].partition("=")[0] not in harmless]

@@ -95,7 +95,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         flush=True,
     )
     run.describe(
-        data={"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest(), "users": users},
+        data={**model_flags.data_place(), "digest": records.digest(), "users": users},
         clients=len(data.client_ids),
         labels=list(task.label_names),
         seed=FLAGS.seed,
@@ -165,6 +165,12 @@ def _federated_eval(scorer: Scorer, records: Records, plan: PrivacyPlan | None, 
 
 
 def _client_data(records: Records) -> Clients:
+    if FLAGS.tfds_data_dir is not None and not FLAGS.iid:
+        from benchmark.tfds_clients import FlairClientData
+        from benchmark.tfds_records import TFDSRecords
+
+        assert isinstance(records, TFDSRecords)
+        return FlairClientData(records)
     from benchmark.client_source import training_clients
 
     return training_clients(records, FLAGS.iid, FLAGS.seed, FLAGS.mean_datapoints_per_user)
@@ -216,8 +222,8 @@ def _build_runtime(task: Task, data: Clients, plan: PrivacyPlan | None, digest: 
         from benchmark.client_source import ClientSource
         from benchmark.runtime_ray import RayRuntime
 
-        folder = os.path.abspath(FLAGS.tfrecords_dir)
-        source = ClientSource(folder, digest, FLAGS.iid, FLAGS.seed, FLAGS.mean_datapoints_per_user)
+        place = os.path.abspath(*model_flags.data_place().values())
+        source = ClientSource(place, digest, FLAGS.iid, FLAGS.seed, FLAGS.mean_datapoints_per_user)
         arguments, pool = model_flags.model_arguments(task.num_outputs), _ray_workers()
         try:
             runtime = RayRuntime(

@@ -22,7 +22,10 @@ MODELS = ("resnet18", "cnn")
 NORMALIZATIONS = ("auto", "group", "frozen_batch")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
-flags.DEFINE_string("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.")
+flags.DEFINE_string("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote, or an HDF5 file of photos.")
+flags.DEFINE_string(
+    "tfds_data_dir", None, "Instead of --tfrecords_dir: folder in which benchmark.tfds_main, or TFDS, built FLAIR."
+)
 flags.DEFINE_integer("image_height", 224, "Height of the model's input, in pixels.", lower_bound=16)
 flags.DEFINE_integer("image_width", 224, "Width of the model's input, in pixels.", lower_bound=16)
 flags.DEFINE_boolean("use_fine_grained_labels", False, "Predict the fine-grained labels, not the 17 coarse ones.")
@@ -58,7 +61,7 @@ flags.DEFINE_integer(
 )
 
 FLAGS = flags.FLAGS
-flags.mark_flag_as_required("tfrecords_dir")
+flags.mark_flags_as_mutual_exclusive(["tfrecords_dir", "tfds_data_dir"], required=True)
 # What a run of training says nothing about in its flags.txt.
 NOT_RECORDED = ("overwrite", "dry_run", "num_users")
 
@@ -106,9 +109,19 @@ def run_folder(saved_model: Path) -> Path:
 
 
 def open_task() -> tuple[Records, Task]:
-    """Opens `--tfrecords_dir` and looks up the labels to predict; imports no TensorFlow."""
-    records = open_records(FLAGS.tfrecords_dir)
+    """Opens `--tfrecords_dir` or `--tfds_data_dir` and looks up the labels to predict; imports no TensorFlow."""
+    if FLAGS.tfds_data_dir is None:
+        records = open_records(FLAGS.tfrecords_dir)
+    else:
+        from benchmark.tfds_records import TFDSRecords
+
+        records = TFDSRecords(FLAGS.tfds_data_dir)
     return records, make_task(records, FLAGS.use_fine_grained_labels, FLAGS.binary_label)
+
+
+def data_place() -> dict[str, str]:
+    """The flag that says where the records are, and its value, for run.json."""
+    return {name: FLAGS[name].value for name in ("tfrecords_dir", "tfds_data_dir") if FLAGS[name].value is not None}
 
 
 def build_model(num_outputs: int) -> tf.keras.Model:

@@ -166,7 +166,7 @@ class TFRecords(Records):
     def num_photos_of(self, partition: str, user_id: str) -> int:
         """Number of photos of one user: indexed, or found by reading the headers of the user's records."""
         span = self.span(partition, user_id)
-        return len(_scan_span(span)) if span.count is None else span.count
+        return len(scan_span(span)) if span.count is None else span.count
 
     def read_photos(self, partition: str, rows: Iterable[int]) -> list[bytes]:
         """Serialized examples of these rows of `photo_index(partition)`, each checked against its CRC-32C."""
@@ -196,7 +196,7 @@ class TFRecords(Records):
 
 
 def open_records(tfrecords_dir: str | os.PathLike[str]) -> Records:
-    """Opens a folder of TFRecords, or an HDF5 file that prepare_dataset.py wrote.
+    """Opens a folder of TFRecords, an HDF5 file that prepare_dataset.py wrote, or a folder in which TFDS built FLAIR.
 
     Raises:
       FlairError: it is neither, or its labels are damaged.
@@ -205,6 +205,10 @@ def open_records(tfrecords_dir: str | os.PathLike[str]) -> Records:
         from benchmark.hdf5_records import HDF5Records
 
         return HDF5Records(tfrecords_dir)
+    from benchmark.tfds_records import TFDSRecords, is_tfds_data_dir
+
+    if is_tfds_data_dir(tfrecords_dir):
+        return TFDSRecords(tfrecords_dir)
     return TFRecords(tfrecords_dir)
 
 
@@ -244,7 +248,7 @@ def _scan(spans: dict[str, Span]) -> PhotoIndex:
     paths = sorted({span.path for span in spans.values()})
     path_row = {path: row for row, path in enumerate(paths)}
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(_scan_span, spans.values(), chunksize=64))
+        found = list(pool.map(scan_span, spans.values(), chunksize=64))
     counts = [len(frames) for frames in found]
     frames = np.array([frame for frames in found for frame in frames], np.int64).reshape(-1, 2)
     return PhotoIndex(
@@ -257,7 +261,8 @@ def _scan(spans: dict[str, Span]) -> PhotoIndex:
     )
 
 
-def _scan_span(span: Span) -> list[tuple[int, int]]:
+def scan_span(span: Span) -> list[tuple[int, int]]:
+    """Offset and length in bytes of every framed record of a span, from their headers alone."""
     frames = []
     descriptor = os.open(span.path, os.O_RDONLY)
     try:

@@ -251,7 +251,7 @@ def _describe(run: Run) -> dict[str, Any]:
         ("setting", summary.get("setting")),
         ("started", facts.get("started")),
         ("continued", ", ".join(facts.get("continued", []))),
-        ("records", data.get("tfrecords_dir")),
+        ("records", data.get("tfrecords_dir") or data.get("tfds_data_dir")),
         ("digest of the records", data.get("digest")),
         ("git revision", facts.get("git_revision")),
         ("machine", ", ".join(str(machine[key]) for key in ("processor", "platform") if key in machine)),

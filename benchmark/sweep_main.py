@@ -55,7 +55,7 @@ def _check(given: Sequence[str], typed: Sequence[str], grid: dict[str, list[str]
     for name, reason in _NOT_TAKEN.items():
         if name in given:
             raise FlairError(f"--{name} is no flag of a sweep: {reason}")
-    if "tfrecords_dir" not in [*given, *grid]:
+    if not {"tfrecords_dir", "tfds_data_dir"} & {*given, *grid}:
         raise FlairError("--tfrecords_dir: is missing; give the folder that prepare_tfrecords.py wrote")
     for name in grid:
         if name in typed:

@@ -1,0 +1,121 @@
+"""Builds FLAIR as a TFDS data set from the folder that download_dataset.py wrote.
+
+Writes TFDS_DATA_DIR/flair/1.0.0, or nothing: what is there stays until the new data set is complete. A build that was
+stopped begins again. The same as `tfds build benchmark/flair_tfds.py --manual_dir=DATASET_DIR
+--data_dir=TFDS_DATA_DIR`, without what the command line of TFDS itself needs (apache-beam, which has no version that
+goes together with TFF).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from benchmark import command
+from flair.errors import FlairError
+from flair.progress import duration, size
+
+if TYPE_CHECKING:
+    from benchmark.flair_tfds import Flair
+
+flags.DEFINE_string("dataset_dir", None, "Folder that download_dataset.py wrote.", required=True)
+flags.DEFINE_string("tfds_data_dir", None, "Folder of TFDS data sets, to which FLAIR is added.", required=True)
+flags.DEFINE_integer("num_shards", None, "Files a partition; none: as TFDS chooses, 64 MB or more each.", lower_bound=1)
+flags.DEFINE_boolean("overwrite", False, "Build it again where it is built already.")
+
+FLAGS = flags.FLAGS
+_UNFINISHED = ".flair.unfinished"
+
+
+def main() -> None:
+    """Checks the folders, builds, says what was made."""
+    from benchmark.tfds_records import require_tfds
+    from flair.metadata import metadata_path
+
+    started = time.monotonic()
+    metadata_path(FLAGS.dataset_dir)
+    data_dir = Path(FLAGS.tfds_data_dir)
+    if data_dir.exists() and not data_dir.is_dir():
+        raise FlairError(f"--tfds_data_dir={data_dir}: is a file; expected a folder")
+    require_tfds(f"--tfds_data_dir={data_dir}")
+    from benchmark.tfds_records import TFDSRecords, is_tfds_data_dir
+
+    if is_tfds_data_dir(data_dir) and not FLAGS.overwrite:
+        builder = TFDSRecords(data_dir).builder
+        print(f"{builder.data_dir} is built already. To build it again, add --overwrite.")
+    else:
+        _build(data_dir)
+        builder = TFDSRecords(data_dir).builder
+    _report(builder, time.monotonic() - started)
+
+
+def _build(data_dir: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    from benchmark.flair_tfds import Flair
+
+    tfds.disable_progress_bar()
+    with _unfinished(data_dir) as unfinished:
+        builder = Flair(data_dir=str(unfinished))
+        builder.shows_progress = True
+        config = tfds.download.DownloadConfig(
+            manual_dir=os.path.abspath(FLAGS.dataset_dir), num_shards=FLAGS.num_shards, try_download_gcs=False
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would tell where the unfinished one is
+            builder.download_and_prepare(download_config=config)
+        final = Path(Flair(data_dir=str(data_dir)).data_dir)
+        final.parent.mkdir(exist_ok=True)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(builder.data_dir, final)
+
+
+@contextlib.contextmanager
+def _unfinished(data_dir: Path) -> Iterator[Path]:
+    """An empty folder for one build at a time, removed afterwards; what a killed build left there goes first."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(data_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise FlairError(f"--tfds_data_dir={data_dir}: another build is writing there; wait for it") from None
+    try:
+        folder = data_dir / _UNFINISHED
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        except BaseException as error:
+            # The front end says that the same command continues where it stopped. This one does not.
+            if not isinstance(error, Exception):
+                print("what was built so far is removed: the same command begins again", file=sys.stderr)
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _report(builder: Flair, seconds: float) -> None:
+    splits = builder.info.splits.values()
+    photos, files = (sum(getattr(split, name) for split in splits) for name in ("num_examples", "num_shards"))
+    users = sum(len(builder.users(partition)) for partition in builder.info.splits)
+    amount = size(sum(split.num_bytes for split in splits))
+    print(f"{builder.data_dir}: {photos:,} photos of {users:,} users, {amount} in {files:,} files")
+    print(f"ready in {duration(seconds)}")
+    print(f"next: python -m benchmark.federated_main --tfds_data_dir={FLAGS.tfds_data_dir}")
+
+
+if __name__ == "__main__":
+    command.run(main)
