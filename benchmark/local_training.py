@@ -26,13 +26,21 @@ def graph_step(spec: GraphSpec) -> OptimizerStep:
     return lambda state, weights, gradients: function([*state, *weights, *gradients])
 
 
+def clip_scales(gradients: Sequence[tf.Tensor], clipnorm: float, global_clipnorm: bool) -> list[tf.Tensor]:
+    """float32 scalars that clip the gradients to L2 norm `clipnorm`, each by itself or all together."""
+    # Not tf.clip_by_norm: it goes through all gradients seven times, which a step on two photos feels.
+    squares = [2 * tf.nn.l2_loss(gradient) for gradient in gradients]
+    if global_clipnorm:
+        squares = [tf.add_n(squares)] * len(squares)
+    return [clipnorm / tf.maximum(tf.sqrt(square), clipnorm) for square in squares]
+
+
 def clip_gradients(gradients: Sequence[tf.Tensor], clipnorm: float, global_clipnorm: bool) -> list[tf.Tensor]:
     """Clips gradients to L2 norm `clipnorm`, each by itself or all together; 0 leaves them as they are."""
     if clipnorm <= 0:
         return list(gradients)
-    if global_clipnorm:
-        return list(tf.clip_by_global_norm(gradients, clipnorm)[0])
-    return [tf.clip_by_norm(gradient, clipnorm) for gradient in gradients]
+    scales = clip_scales(gradients, clipnorm, global_clipnorm)
+    return [gradient * scale for gradient, scale in zip(gradients, scales, strict=True)]
 
 
 class LocalTrainer:
@@ -133,9 +141,12 @@ class LocalTrainer:
         )
 
     def _descend(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
-        clipped = clip_gradients(gradients, self.config.clipnorm, self.config.global_clipnorm)
-        for variable, gradient in zip(self.trainable, clipped, strict=True):
-            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=learning_rate, delta=gradient)
+        rates = [learning_rate] * len(gradients)
+        if self.config.clipnorm > 0:
+            scales = clip_scales(gradients, self.config.clipnorm, self.config.global_clipnorm)
+            rates = [learning_rate * scale for scale in scales]
+        for variable, gradient, rate in zip(self.trainable, gradients, rates, strict=True):
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
     @tf.function(reduce_retracing=True)
     def _optimizer_update(self, pixels: tf.Tensor, labels: tf.Tensor, optimizer_state: Sequence[tf.Tensor]) -> None:
