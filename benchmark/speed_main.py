@@ -12,7 +12,7 @@ from flair import command
 
 # Subject -> the module whose main(argv) measures it, and what it measures.
 SUBJECTS = {
-    "data": ("benchmark.speed_data", "download, record files, verifying, beside curl and tar, or copying the same bytes"),
+    "data": ("benchmark.speed_data", "download, record files and verifying, beside doing the same work plainly"),
     "step": ("benchmark.speed_step", "one training step, with each norm and number type"),
     "central": ("benchmark.speed_central", "central training and evaluation, beside the bare step"),
     "federated": ("benchmark.speed_federated", "federated rounds, beside the bare steps"),
