@@ -34,6 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="with --layout=sharded, close a shard after N photos; a user is never split (default: 2000)",
     )
     parser.add_argument(
+        "--feature_names",
+        choices=("flair", "tff"),
+        default="flair",
+        help="flair: as ml-flair names the features. tff: as tff.simulation.datasets.flair.load_data reads them, which "
+        "this toolkit reads, too (default: flair)",
+    )
+    parser.add_argument(
         "--heldout_fraction",
         type=preparation_flags.fraction,
         default="0",
@@ -53,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags.tfrecords_dir,
         layout=flags.layout,
         images_per_shard=flags.images_per_shard,
+        feature_names=flags.feature_names,
         limit_users=flags.limit_users,
         exclude=flags.exclude,
         heldout_fraction=flags.heldout_fraction,

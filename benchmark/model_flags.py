@@ -61,7 +61,11 @@ flags.DEFINE_integer(
 )
 
 FLAGS = flags.FLAGS
-flags.mark_flags_as_mutual_exclusive(["tfrecords_dir", "tfds_data_dir"], required=True)
+flags.register_multi_flags_validator(
+    ["tfrecords_dir", "tfds_data_dir"],
+    lambda places: list(places.values()).count(None) == 1,
+    "give either --tfrecords_dir or --tfds_data_dir",
+)
 # What a run of training says nothing about in its flags.txt.
 NOT_RECORDED = ("overwrite", "dry_run", "num_users")
 

@@ -73,7 +73,7 @@ def _build(data_dir: Path) -> None:
         )
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would tell where the unfinished one is
             builder.download_and_prepare(download_config=config)
-        final = Path(Flair(data_dir=str(data_dir)).data_dir)
+        final = data_dir / Path(builder.data_dir).relative_to(unfinished)
         final.parent.mkdir(exist_ok=True)
         if final.exists():
             shutil.rmtree(final)

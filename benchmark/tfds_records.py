@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from benchmark.flair_tfds import Flair
 
 DATASET_FOLDER = "flair"  # the name of the data set, a folder of TFDS's data_dir
+_DESCRIPTION_FILE = "dataset_info.json"
 
 
 def is_tfds_data_dir(folder: str | os.PathLike[str]) -> bool:
     """Whether FLAIR is built there by TFDS."""
-    return any((Path(folder) / DATASET_FOLDER).glob("*/dataset_info.json"))
+    return any((Path(folder) / DATASET_FOLDER).glob(f"*/{_DESCRIPTION_FILE}"))
 
 
 def require_tfds(flag: str) -> None:
@@ -168,12 +169,12 @@ def _open_builder(root: Path) -> Flair:
     from benchmark.flair_tfds import Flair
 
     with _naming_damage(root):
-        builder = Flair(data_dir=str(root))
-        if not builder.is_prepared():
+        if not (root / DATASET_FOLDER / str(Flair.VERSION) / _DESCRIPTION_FILE).is_file():
             raise FlairError(
                 f"--tfds_data_dir={root}: has no {DATASET_FOLDER}/{Flair.VERSION}; build FLAIR there with "
                 "python -m benchmark.tfds_main"
             )
+        builder = Flair(data_dir=str(root), version=str(Flair.VERSION))
         for name in LABEL_FEATURES:
             if builder.info.features[name].feature.names != builder.info.metadata["label_names"][name]:
                 raise ValueError(f"{name}.labels.txt has other labels than metadata.json")

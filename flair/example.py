@@ -20,6 +20,8 @@ IMAGE_ID_KEY = "image_id"
 USER_ID_KEY = "user_id"
 # The names of TensorFlow Federated's own loader, tff.simulation.datasets.flair; it writes no ids.
 TFF_KEYS = {"image": IMAGE_KEY, "label": LABELS_KEY, "fine_grained_label": FINE_LABELS_KEY}
+# Of the image, the coarse and the fine-grained labels.
+FEATURE_NAMES = {"flair": (IMAGE_KEY, LABELS_KEY, FINE_LABELS_KEY), "tff": tuple(TFF_KEYS)}
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
@@ -38,19 +40,22 @@ class Example(NamedTuple):
     user_id: str | None = None
 
 
-def encode(example: Example) -> bytes:
+def encode(example: Example, feature_names: str = "flair") -> bytes:
     """Serializes a photo; equal photos give equal bytes.
 
-    >>> decode(encode(Example(b"jpeg", (3,), (200, 1), "15", "9@N00"))).fine_grained_labels
+    `feature_names` is one of FEATURE_NAMES: `tff` names the features as TensorFlow Federated's loader reads them.
+
+    >>> decode(encode(Example(b"jpeg", (3,), (200, 1), "15", "9@N00"), "tff")).fine_grained_labels
     (200, 1)
     """
+    image_key, labels_key, fine_labels_key = FEATURE_NAMES[feature_names]
     features = [
-        _feature(FINE_LABELS_KEY, _int64_list(example.fine_grained_labels)),
-        _feature(IMAGE_KEY, _bytes_list(example.image)),
+        _feature(fine_labels_key, _int64_list(example.fine_grained_labels)),
+        _feature(image_key, _bytes_list(example.image)),
     ]
     if example.image_id is not None:
         features.append(_feature(IMAGE_ID_KEY, _bytes_list(example.image_id.encode())))
-    features.append(_feature(LABELS_KEY, _int64_list(example.labels)))
+    features.append(_feature(labels_key, _int64_list(example.labels)))
     if example.user_id is not None:
         features.append(_feature(USER_ID_KEY, _bytes_list(example.user_id.encode())))
     return _field(1, b"".join(features))

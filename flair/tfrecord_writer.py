@@ -61,6 +61,7 @@ class _Context(NamedTuple):
     dataset_dir: Path
     folder: Path
     columns: LabelColumns
+    feature_names: str
 
 
 class _Written(NamedTuple):
@@ -77,6 +78,7 @@ def write_tfrecords(
     *,
     layout: str = "per_user",
     images_per_shard: int = DEFAULT_IMAGES_PER_SHARD,
+    feature_names: str = "flair",
     limit_users: int | None = None,
     exclude: str | Path | None = None,
     heldout_fraction: Fraction = Fraction(0),
@@ -86,6 +88,7 @@ def write_tfrecords(
 ) -> Outcome:
     """Writes all photos of `dataset_dir` (or a consistent subset of `limit_users` users) as TFRecords.
 
+    `feature_names` is one of `flair.example.FEATURE_NAMES`; `tff` is for files of one user each, as TFF reads them.
     The photos that the file `exclude` names are left out; see `flair.exclusion`. Of each train user's photos,
     `heldout_fraction` goes to a partition of its own, by `seed`; see `flair.heldout`.
 
@@ -100,6 +103,10 @@ def write_tfrecords(
     parameters: dict[str, Any] = {"format": "flair-tfrecords", "format_version": 1, "layout": layout}
     if layout == "sharded":
         parameters["images_per_shard"] = images_per_shard
+    if feature_names != "flair":
+        if layout != "per_user":
+            raise FlairError(f"--feature_names={feature_names}: TFF reads one file a user; leave --layout={layout} out")
+        parameters["feature_names"] = feature_names
     parameters |= selection.parameters
     split = HeldOut(selection.users, [])
     if heldout_fraction:
@@ -128,7 +135,7 @@ def write_tfrecords(
             output.take_back()
         else:
             require_free_space(output.unfinished, num_bytes + _OVERHEAD_BYTES * selection.num_images)
-        context = _Context(source, output.unfinished, _label_columns(selection))
+        context = _Context(source, output.unfinished, _label_columns(selection), feature_names)
         files = plan([*split.users, *split.heldout], layout, images_per_shard)
         written = _write_files(context, files, num_workers or default_num_workers())
         _write_indexes(context, files, written, parameters)
@@ -204,7 +211,7 @@ def _write_file(context: _Context, file: RecordFile) -> _Written:
                     example, was_converted = to_example(context.dataset_dir, record, context.columns)
                     if was_converted:
                         converted.append(record.image_id)
-                    offset += output.write(frame(encode(example)))
+                    offset += output.write(frame(encode(example, context.feature_names)))
                 locations.append(Location(start, offset - start, len(user.records)))
         if converted:
             _note_converted(context.folder, file, converted)
