@@ -62,7 +62,7 @@ class FlairClientData(tff.simulation.datasets.ClientData):
         return StreamTable([slices_of(shards, *one) for one in slices])
 
     def _dataset_of(self, client_id: Any) -> tf.data.Dataset:
-        # TFF's graphs do not know that an id is a scalar.
-        row = tf.where(tf.constant(self._client_ids) == tf.reshape(client_id, []))[0, 0]
+        # In TFF's graphs, == compares Python objects and an id may have any shape.
+        row = tf.where(tf.equal(tf.constant(self._client_ids), tf.reshape(client_id, [])))[0, 0]
         features = self._records.builder.info.features
         return self._table.read(row).map(features.deserialize_example, tf.data.AUTOTUNE)

@@ -73,6 +73,7 @@ NOT_RUN = (
     (r"python3 -m flair\.review .*", "a server that does not end; tests/test_review.py opens it in a browser"),
     (r".* --reviews=.*", "needs what people mark on the review page; tests/test_sample_testset.py makes such marks"),
     (r".* --worker_gpus=1 .*", "needs a GPU"),
+    (r"tfds build .*", "starts only with apache-beam; tests/test_flair_tfds.py runs it behind TFDS's front door"),
     (r".*\bray (start|get-auth-token) .*", "starts servers that outlive it, or writes to the reader's home"),
     (r".* --ray_address=.*", "needs a running cluster; tests/test_ray_main.py makes one and trains on it"),
 )
