@@ -16,8 +16,9 @@ from flair.tfrecord_writer import write_tfrecords
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "benchmark" / "configs"
 TASKS = [f"{labels}_{start}" for labels in ("coarse", "fine") for start in ("scratch", "pretrained")]
-CENTRAL = [f"central_{task}" for task in (*TASKS, "structure")]
-FEDERATED = [f"federated_{task}" for task in (*TASKS, "structure")]
+MINIATURE = ("miniature_central", "miniature_federated")
+CENTRAL = [*(f"central_{task}" for task in (*TASKS, "structure")), MINIATURE[0]]
+FEDERATED = [*(f"federated_{task}" for task in (*TASKS, "structure")), MINIATURE[1]]
 PRIVATE = [f"federated_dp_{task}" for task in (*TASKS, "structure")]
 PFL = ["pfl_iid", "pfl_non_iid", "pfl_iid_dp", "pfl_non_iid_dp"]
 # By PLD, for FLAIR's 41,131 users, epsilon 2, delta n^-1.1 and 5,000 rounds: cohorts of 200, and of 5,000.
@@ -62,7 +63,7 @@ def test_a_preset_opens_with_what_it_is(preset):
     comment = _comment(preset)
     for part in ("Source: ", "Command:", "Hardware and time to expect: ", "Published: ", "Measured here: "):
         assert f"\n# {part}" in comment
-    module = "central_main" if preset.startswith("central") else "federated_main"
+    module = "central_main" if preset in CENTRAL else "federated_main"
     assert f"python -m benchmark.{module} --flagfile=benchmark/configs/{preset}.flags" in comment
     flags = (CONFIGS / f"{preset}.flags").read_text(encoding="utf-8").removeprefix(comment)
     # Paths and seeds are the user's.
@@ -206,7 +207,7 @@ def test_every_preset_passes_a_dry_run(folder, setting, presets):
     for preset in presets:
         plan = plans[f"{preset}.flags"]
         assert _value(plan, "data").startswith("train 41,131 users")
-        assert "resnet18" in _value(plan, "model")
+        assert ("cnn" if preset in MINIATURE else "resnet18") in _value(plan, "model")
         assert ("MISSING" in plan) == (preset in PFL or preset.endswith("pretrained"))
         assert ("sigma:" in plan) == (preset in SIGMAS)
         if preset in SIGMAS:
