@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 flags.DEFINE_string("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", required=True)
 flags.DEFINE_list(
-    "models", None, "Saved models: .h5 files, run folders (their best.h5), folders of .h5 files.", required=True
+    "models",
+    None,
+    "Saved models: .h5 files, run folders (their best.h5), folders of .h5 files or of run folders.",
+    required=True,
 )
 flags.DEFINE_list("partitions", ["val", "test"], "Partitions, or test sets: names in --testsets_dir or .json files.")
 flags.DEFINE_string("testsets_dir", "testsets", "Folder of the test sets that flair.sample_testset wrote.")

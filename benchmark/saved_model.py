@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FACTS_ATTRIBUTE = "flair_model"
 FLAGS_FILE, RUN_FILE, BEST_FILE = "flags.txt", "run.json", "best.h5"
 PUBLISHED_SIZE = (224, 224)
+_LARGEST_SIDE = 1 << 14  # pixels; more is a damaged file, and would exhaust memory
 _CLASSIFIER = "classifier"
 _FIRST_LAYERS = {"initial_conv": "resnet18", "conv1": "cnn"}
 
@@ -48,7 +49,7 @@ class SavedModel(NamedTuple):
 
 
 def find_models(names: Sequence[str]) -> list[SavedModel]:
-    """The models of `--models`: .h5 files, run folders (their best.h5), and folders of .h5 files.
+    """The models of `--models`: .h5 files, run folders (their best.h5), folders of .h5 files or else of run folders.
 
     Each has a short name of its own, made from where the paths differ.
 
@@ -56,7 +57,7 @@ def find_models(names: Sequence[str]) -> list[SavedModel]:
       FlairError: there is no such file or folder, or it holds no model; one line that names it.
     """
     paths = [path for name in names for path in _files(name)]
-    found = list(dict.fromkeys(paths))
+    found = distinct(paths)
     if not found:
         raise FlairError("--models: names no model; expected .h5 files, run folders or folders of .h5 files")
     places = [_display_path(path) for path in found]
@@ -75,10 +76,10 @@ def describe(path: Path, name: str | None = None) -> SavedModel:
     flags, labels = ({}, None) if run_dir is None else (_flags(run_dir), _labels(run_dir))
     try:
         with h5py.File(path, "r") as file:
-            facts = json.loads(file.attrs.get(FACTS_ATTRIBUTE, "{}"))
-            keras_size = _keras_size(file)
+            facts_size, dtype = _facts(json.loads(file.attrs.get(FACTS_ATTRIBUTE, "{}")))
+            keras_size = None if facts_size else _keras_size(file)
             weights = _weight_shapes(file.get("model_weights", file))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         raise FlairError(f"{path}: is not a Keras .h5 file ({_first_line(error)})") from None
     network = next((network for layer, network in _FIRST_LAYERS.items() if layer in weights), None)
     if network is None or _CLASSIFIER not in weights:
@@ -86,16 +87,16 @@ def describe(path: Path, name: str | None = None) -> SavedModel:
             f"{path}: is no network of this toolkit; expected a layer {_CLASSIFIER} and one of "
             f"{', '.join(_FIRST_LAYERS)}, found {', '.join(list(weights)[:5]) or 'no layer with weights'}"
         )
-    size = facts.get("input_shape", [None])[:2] if facts else keras_size or _flag_size(flags)
+    size = facts_size or keras_size or _flag_size(flags)
     return SavedModel(
         path=path,
         name=name or path.stem,
         network=network,
-        image_size=(int(size[0]), int(size[1])) if size else PUBLISHED_SIZE,
+        image_size=size or PUBLISHED_SIZE,
         is_size_known=size is not None,
         num_outputs=int(next(iter(weights[_CLASSIFIER].values()))[-1]),
         has_batch_statistics=any("moving_mean" in weight for layer in weights.values() for weight in layer),
-        compute_dtype=facts.get("compute_dtype") or flags.get("compute_dtype", "float32"),
+        compute_dtype=dtype or flags.get("compute_dtype", "float32"),
         run_dir=run_dir,
         labels=labels,
         binary_label=flags.get("binary_label"),
@@ -130,16 +131,29 @@ def run_folder_of(path: Path) -> Path | None:
     return next((folder for folder in candidates if (folder / FLAGS_FILE).is_file()), None)
 
 
+def distinct(paths: Iterable[Path]) -> list[Path]:
+    """The paths without those that name a file or folder again, as `a/../a/b.h5` does after `a/b.h5`."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
+
+
 def short_names(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Names that tell paths apart: what they share at the front is left out, and what is not needed at the end.
+    """Names that tell distinct paths apart, without what they share at the front and what is not needed at the end.
+
+    `.h5` is left out where nothing else has the name without it. A name is a relative path: results lie under it.
 
     >>> short_names(["/demo/central/cnn_17", "/demo/federated/cnn_17", "/demo/private/cnn_17"])
     ['central', 'federated', 'private']
     >>> short_names(["runs/a.h5", "runs/b.h5"]), short_names(["/runs/one/best"])
     (['a', 'b'], ['best'])
+    >>> short_names(["runs/a.h5", "runs/a"])
+    ['a.h5', 'a']
     """
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
-    parts = [(*one[:-1], one[-1].removesuffix(".h5")) for one in parts]
+    parts = [Path(os.path.abspath(path)).parts[1:] for path in paths]
+    bare = [(*one[:-1], one[-1].removesuffix(".h5")) for one in parts]
+    parts = bare if len(set(bare)) == len(parts) else parts
     columns = zip(*(one[:-1] for one in parts), strict=False)
     shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
     rests = [one[shared:] for one in parts]
@@ -161,9 +175,10 @@ def _files(name: str) -> list[Path]:
         if not (path / BEST_FILE).is_file():
             raise FlairError(f"--models={name}: this run has no {BEST_FILE} yet; let it evaluate at least once")
         return [path / BEST_FILE]
-    found = sorted(path.glob("*.h5"))
+    runs = sorted(flags.parent for flags in path.glob(f"*/{FLAGS_FILE}"))
+    found = sorted(path.glob("*.h5")) or [run / BEST_FILE for run in runs if (run / BEST_FILE).is_file()]
     if not found:
-        raise FlairError(f"--models={name}: holds no .h5 file and is no run folder")
+        raise FlairError(f"--models={name}: holds no .h5 file, is no run folder and holds none with a {BEST_FILE}")
     return found
 
 
@@ -184,6 +199,16 @@ def _weight_shapes(root: h5py.Group) -> dict[str, dict[str, tuple[int, ...]]]:
     return shapes
 
 
+def _facts(facts: dict[str, Any]) -> tuple[tuple[int, int] | None, str | None]:
+    """Input size and arithmetic, as a file of ours says them."""
+    shape, dtype = facts.get("input_shape"), facts.get("compute_dtype")
+    if shape is not None and not all(isinstance(side, int) and 0 < side <= _LARGEST_SIDE for side in shape[:2]):
+        raise ValueError(f"its input_shape is {str(shape)[:60]}")
+    if not isinstance(dtype, str | None):
+        raise ValueError(f"its compute_dtype is {str(dtype)[:60]}")
+    return None if shape is None else (shape[0], shape[1]), dtype
+
+
 def _keras_size(file: h5py.File) -> tuple[int, int] | None:
     config = json.loads(file.attrs.get("model_config", "{}"))
     for layer in _layers(config):
@@ -198,7 +223,7 @@ def _layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _flags(run_dir: Path) -> dict[str, str]:
-    lines = (run_dir / FLAGS_FILE).read_text(encoding="utf-8").splitlines()
+    lines = (run_dir / FLAGS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     return {name: value for name, _, value in (line.strip().removeprefix("--").partition("=") for line in lines)}
 
 

@@ -272,6 +272,31 @@ def test_what_is_no_network_of_ours_is_refused(tmp_path):
         saved_model.describe(tmp_path / "dense.h5")
 
 
+@pytest.mark.parametrize("facts", ["[]", "3", '{"input_shape": [null, null, 3]}', '{"input_shape": [1000000, 9, 3]}'])
+def test_a_damaged_description_in_a_model_is_refused_not_a_traceback(tmp_path, facts):
+    path = _save(tmp_path / "a.h5", 3)
+    with h5py.File(path, "r+") as file:
+        file.attrs[saved_model.FACTS_ATTRIBUTE] = facts
+    with pytest.raises(FlairError, match=r"is not a Keras \.h5 file"):
+        saved_model.describe(path)
+
+
+def test_a_model_beside_its_run_folder_has_a_name_of_its_own_below_the_output(evaluated, tmp_path):
+    (run,) = (path.parent for path in (evaluated[0] / "trained").glob("*/flags.txt"))
+    twin = run.with_suffix(".h5")
+    found = saved_model.find_models([str(twin), str(run), str(run / ".." / twin.name)])
+    assert [model.name for model in found] == [twin.name, run.name]
+
+
+def test_a_folder_of_run_folders_names_the_best_model_of_each(tmp_path):
+    for name in ("seed=0", "seed=1", "begun"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "flags.txt").write_text("--model=cnn\n")
+    for name in ("seed=0", "seed=1"):
+        _save(tmp_path / name / "best.h5", 3)
+    assert [model.name for model in saved_model.find_models([str(tmp_path)])] == ["seed=0", "seed=1"]
+
+
 def test_predictions_are_continued_where_they_stopped(tmp_path):
     scores, losses = np.random.default_rng(0).random((10, 3), np.float32), np.arange(10, dtype=np.float32)
     writer = PredictionWriter(tmp_path / "p", (10, 3), {"model": "a"})
