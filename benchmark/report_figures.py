@@ -207,7 +207,8 @@ class _Drawer(Canvas):
         if len(labels) < len(first):
             caption += f" The {len(labels)} most frequent of {len(first):,} labels; per_label.csv has all."
         means = [
-            (run.name, float(np.mean([rows[label]["averaged_precision"] for label in labels]))) for run, rows in tables
+            (run.name, float(np.mean([np.float64(rows[label]["averaged_precision"]) for label in labels])))
+            for run, rows in tables
         ]
         alt = f"{title}, mean of the labels shown: " + _ends(means)
         height = 1.4 + len(labels) * max(0.24, 0.09 * len(tables))
@@ -224,7 +225,7 @@ class _Drawer(Canvas):
 
             def draw(axes: Axes, spreads: list[Any] = spreads, metric: str = metric) -> None:
                 for run, spread in spreads:
-                    self.line(axes, run, range(101), spread["percentiles"], markers=False)
+                    self.line(axes, run, range(len(spread["percentiles"])), spread["percentiles"], markers=False)
                 label = _METRICS.get(metric, f"{metric.replace('_', ' ')} (0 to 1)")
                 axes.set(xlabel="users with at most this value (%)", ylabel=f"a user's {label}", xlim=(0, 100))
 
@@ -263,5 +264,5 @@ def _short(metric: str, start: bool = False) -> str:
     return text[0].upper() + text[1:] if start else text
 
 
-def _ends(values: Sequence[tuple[str, float]]) -> str:
-    return "; ".join(f"{name} {value:.3g}" for name, value in values)
+def _ends(values: Sequence[tuple[str, float | None]]) -> str:
+    return "; ".join(f"{name} {'-' if value is None else f'{value:.3g}'}" for name, value in values)

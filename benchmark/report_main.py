@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from benchmark import command
+from benchmark.json_shape import ESTIMATE, misfit
 from flair import atomic
 from flair.errors import FlairError
 from flair.progress import Progress, duration
@@ -27,6 +28,7 @@ flags.DEFINE_string(
 
 FLAGS = flags.FLAGS
 PAGE_FILE, FIGURES_DIR = "index.html", "figures"
+_EVALUATION = {"comparisons": [{"a": str, "b": str, "partition": str, "metrics": {"*": ESTIMATE}}]}
 
 
 def main(folders: list[str]) -> None:
@@ -71,14 +73,17 @@ def main(folders: list[str]) -> None:
 def _comparisons(folder: Path) -> list[dict[str, Any]]:
     path = folder if folder.is_file() else folder / "evaluation.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["comparisons"]
-        return [dict(one) for one in found]
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FlairError(
             f"--evaluation={folder}: has no evaluation.json; make it with benchmark.evaluate_main"
         ) from None
-    except (ValueError, KeyError, TypeError):
-        raise FlairError(f"{path}: is no result of benchmark.evaluate_main; make it again") from None
+    except (ValueError, RecursionError) as error:
+        raise FlairError(f"{path}: is not JSON ({error}); make it again") from None
+    reason = misfit(found, _EVALUATION)
+    if reason is not None:
+        raise FlairError(f"{path}: is no result of benchmark.evaluate_main ({reason}); make it again")
+    return list(found["comparisons"])
 
 
 def _file_name(name: str) -> str:

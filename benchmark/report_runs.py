@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmark.json_shape import ESTIMATE, NUMBER, NUMBER_OR_NULL, misfit
+from benchmark.privacy_statement import headline, statement_rows
 from benchmark.run_folder import FLAGS_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TIMES_FILE, read_csv
-from benchmark.saved_model import BEST_FILE, short_names
+from benchmark.saved_model import BEST_FILE, distinct, short_names
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
 
@@ -24,6 +26,22 @@ SECRET = "secret (the run is private)"
 _PLACES = ("run_dir", "save_model_dir", "overwrite", "flagfile", "rounds_per_checkpoint", "minutes_per_checkpoint")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_PNG = 20_000_000
+# What a report reads of each file; there may be more.
+_RESULT = {
+    "partition": str,
+    "users": int,
+    "metrics": {"*": ESTIMATE},
+    "per_label": [{"label": str, "photos": int, "averaged_precision": NUMBER_OR_NULL, "low": object, "high": object}],
+    "per_user": {"*": {"p50": NUMBER_OR_NULL, "percentiles": [NUMBER_OR_NULL]}},
+}
+_SHAPES: dict[str, Any] = {
+    RUN_FILE: {"data?": dict, "machine?": dict, "versions?": dict, "continued?": [str]},
+    SUMMARY_FILE: {"val?": {"*": NUMBER_OR_NULL}, "test?": {"*": NUMBER_OR_NULL}, "training_seconds?": NUMBER}
+    | {"parameters?": int},
+    PRIVACY_FILE: {"caveats": [{"severity": str, "name": str, "text": str}]},
+    EVALUATION_FILE: {"results": [_RESULT]},
+    CAPTIONS_FILE: {},
+}
 
 
 class ExtraFigure(NamedTuple):
@@ -92,7 +110,7 @@ def open_runs(folders: Iterable[str]) -> list[Run]:
     Raises:
       FlairError: a folder is missing, is no run folder and holds none, or holds damaged files.
     """
-    paths = list(dict.fromkeys(path for folder in folders for path in _run_folders(folder)))
+    paths = distinct(path for folder in folders for path in _run_folders(folder))
     return [_open(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
@@ -143,6 +161,7 @@ def _open(path: Path, name: str) -> Run:
         evaluation=_read_json(path / EVALUATION_FILE),
         figures=_extra_figures(path / FIGURES_DIR),
     )
+    _check_statement(run)
     if run.is_private and "seed" in run.settings:
         run.settings["seed"] = SECRET
     if not run.summary:
@@ -155,14 +174,24 @@ def _check_evaluation(run: Run) -> None:
     if run.evaluation is None:
         return
     best = run.path / BEST_FILE
-    if not isinstance(run.evaluation.get("results"), list):
-        raise FlairError(f"{run.path / EVALUATION_FILE}: is no result of benchmark.evaluate_main; delete it")
     if run.evaluation.get("exclude"):
         run.notes.append(f"Evaluated without the photos of {run.evaluation['exclude']}.")
     recorded = run.evaluation.get("best_sha256")
     if recorded is not None and best.is_file() and recorded != file_sha256(best):
         run.evaluation = None
         run.notes.append("Its evaluation.json is of an earlier state of the run and is left out; evaluate it again.")
+
+
+def _check_statement(run: Run) -> None:
+    if run.privacy is None:
+        return
+    try:
+        headline(run.privacy)
+        statement_rows(run.privacy)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FlairError(
+            f"{run.path / PRIVACY_FILE}: is no privacy statement ({type(error).__name__}: {error}); restore it"
+        ) from None
 
 
 def _step_name(path: Path) -> str:
@@ -186,9 +215,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise FlairError(f"{path}: is not JSON ({error}); delete it or make it again") from None
-    if not isinstance(content, dict):
-        raise FlairError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
+    reason = misfit(content, _SHAPES[path.name])
+    if reason is not None:
+        raise FlairError(f"{path}: is not what a command of ours wrote ({reason}); delete it or make it again")
+    return dict(content)
 
 
 def _settings(path: Path) -> dict[str, str]:

@@ -245,3 +245,47 @@ def test_help_is_quick_and_names_the_arguments():
 def test_names_tell_runs_apart():
     assert short_names(["/a/x/run", "/a/y/run", "/a/y/other"]) == ["x/run", "y/run", "y/other"]
     assert short_names(["/a/run", "/a/run/sub"]) == ["run", "run/sub"]
+    # A saved model and the run folder beside it: names are relative paths, so that results stay in their folder.
+    assert short_names(["/a/run.h5", "/a/run"]) == ["run.h5", "run"]
+
+
+def test_a_run_folder_named_twice_is_one_run(tmp_path):
+    _make_run(tmp_path / "run", "round", 1, 5)
+    assert len(open_runs([str(tmp_path / "run"), str(tmp_path / "run" / ".." / "run")])) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("privacy.json", {}, "caveats: is missing"),
+        ("privacy.json", {"caveats": []}, "is no privacy statement"),
+        ("privacy.json", [], "expected dict, found list"),
+        ("summary.json", {"training_seconds": "long"}, "training_seconds: expected int or float"),
+        ("summary.json", {"val": {"loss": [1]}}, "val.loss: expected"),
+        ("run.json", {"machine": "big"}, "machine: expected dict"),
+        ("evaluation.json", {"results": [{"partition": "test"}]}, "results[0].users: is missing"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_refused_in_one_line_not_a_traceback(tmp_path, name, content, reason):
+    _make_run(tmp_path / "run", "round", 1, 5)
+    (tmp_path / "run" / name).write_text(json.dumps(content))
+    with pytest.raises(FlairError) as caught:
+        open_runs([str(tmp_path / "run")])
+    assert str(tmp_path / "run" / name) in str(caught.value) and reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_a_diverged_model_that_are_null_do_not_stop_the_report(tmp_path):
+    from benchmark import report_figures
+
+    run = tmp_path / "run"
+    _make_run(run, "round", 1, 5)
+    _evaluate(run, "run", 1)
+    content = json.loads((run / "evaluation.json").read_text())
+    (result,) = content["results"]
+    result["metrics"]["loss"] = dict.fromkeys(("value", "low", "high"))
+    result["per_user"]["loss"] |= {"p50": None, "percentiles": [None] * 101}
+    result["per_label"][0]["averaged_precision"] = None
+    (run / "evaluation.json").write_text(json.dumps(content))
+    outcomes = report_figures.draw_all(open_runs([str(run)]))
+    assert any(one.name == "loss_by_user_test" for one in outcomes if hasattr(one, "name"))
