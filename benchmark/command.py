@@ -47,7 +47,7 @@ def run(main: Callable[..., int | None], takes: str | None = None) -> None:
     except UnicodeDecodeError:
         print(f"{program}: --flagfile: is not a text file; expected one flag a line", file=sys.stderr)
         sys.exit(flair.command.EXIT_USAGE)
-    except (flags.Error, OSError) as error:
+    except (flags.Error, OSError, ValueError) as error:  # a ValueError: --noflag=value
         print(f"{program}: {_one_line(error)}; --help lists the flags", file=sys.stderr)
         sys.exit(flair.command.EXIT_USAGE)
     arguments = [] if takes is None else [positional]

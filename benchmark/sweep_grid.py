@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import quote
@@ -22,6 +23,7 @@ _NOT_SWEPT = {
         "it changes no result",
     ),
 }
+_BOOLEANS = {"true": "1", "t": "1", "false": "0", "f": "0"}  # as absl reads them
 _LONGEST_NAME = 200  # file systems stop at 255 bytes
 
 
@@ -95,8 +97,9 @@ def make_runs(grid: dict[str, list[str]], first_seed: int, num_seeds: int) -> li
 
 
 def _number(value: str) -> str | float:
-    """`0.1` and `1e-1` are one value."""
+    """`0.1` and `1e-1` are one value, and so are `true` and `1`."""
     try:
-        return float(value)
+        number = float(_BOOLEANS.get(value.lower(), value))
     except ValueError:
-        return value.lower() if value.lower() in ("true", "false") else value
+        return value
+    return number if math.isfinite(number) else str(number)

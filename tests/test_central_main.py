@@ -174,6 +174,7 @@ def test_killed_at_any_time_and_continued_it_equals_the_unbroken_run(finished, t
         (["--tfrecords_dir={folder}", "--num_epochs=0"], 2, "num_epochs"),
         (["--tfrecords_dir={folder}", "--compute_dtype=float16"], 2, "compute_dtype"),
         (["--tfrecords_dir={folder}", "extra"], 2, "takes flags only, found 'extra'"),
+        (["--tfrecords_dir={folder}", "--nooverwrite=true"], 2, "--nooverwrite=true does not take an argument"),
         (["--tfrecords_dir={folder}/train"], 1, "has no label_index.json"),
         (["--tfrecords_dir={folder}", "--binary_label=dragon"], 1, "the labels are animal"),
         (["--tfrecords_dir={folder}", "--best_metric=accuracy"], 1, "the metrics are loss, macro_precision"),

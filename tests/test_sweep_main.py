@@ -170,6 +170,8 @@ def test_a_folder_in_use_is_refused(flagfile, tmp_path):
     [
         (["--grid", "learning_rate"], 1, "expected flag=value,value"),
         (["--grid", "learning_rate=0.1,1e-1"], 1, "given twice"),
+        (["--grid", "learning_rate=nan,NaN"], 1, "given twice"),
+        (["--grid", "use_fine_grained_labels=true,1"], 1, "given twice"),
         (["--grid", "learning_rate=1", "--grid", "learning_rate=2"], 1, "in the grid already"),
         (["--grid", "save_model_dir=a,b"], 1, "a folder of its own"),
         (["--grid", "eval_batch_size=8,16"], 1, "changes no result"),
