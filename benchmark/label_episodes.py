@@ -9,7 +9,7 @@ coarse names, which occur as fine-grained labels too, are no classes. Pure NumPy
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,26 +79,33 @@ def label_sets(alphabets: Mapping[str, Iterable[str]]) -> dict[str, str]:
     return found
 
 
+def one_alphabet(names: Iterable[str], coarse: Collection[str]) -> dict[str, list[str]]:
+    """A taxonomy for `make_alphabets` where none is known: one alphabet of all fine-grained labels.
+
+    Args:
+      names: all fine-grained labels of the records, whichever photos are at hand, so that every partition divides them
+        into the same label sets.
+      coarse: the coarse labels, which are no classes.
+    """
+    return {name: [ONE_ALPHABET] for name in names if name not in coarse}
+
+
 def make_alphabets(
-    photo_labels: Sequence[Iterable[str]], taxonomy: Mapping[str, Iterable[str]] | None, label_set: str
+    photo_labels: Sequence[Iterable[str]], taxonomy: Mapping[str, Iterable[str]], label_set: str
 ) -> list[Alphabet]:
     """The alphabets of one label set, each class with the photos that are its own.
 
     Args:
       photo_labels: fine-grained labels of each photo.
-      taxonomy: fine-grained label -> its coarse labels, as `flair.metadata.load_taxonomy` has it; None: all labels
-        are one alphabet.
+      taxonomy: fine-grained label -> its coarse labels, as `flair.metadata.load_taxonomy` or `one_alphabet` has it.
       label_set: `train`, `val` or `test`.
     """
     members: dict[str, set[str]] = {}
-    if taxonomy is None:
-        members[ONE_ALPHABET] = {name for names in photo_labels for name in names}
-    else:
-        coarse = {parent for parents in taxonomy.values() for parent in parents}
-        for name, parents in taxonomy.items():
-            for parent in parents:
-                if name not in coarse:
-                    members.setdefault(parent, set()).add(name)
+    coarse = {parent for parents in taxonomy.values() for parent in parents}
+    for name, parents in taxonomy.items():
+        for parent in parents:
+            if name not in coarse:
+                members.setdefault(parent, set()).add(name)
     sets = label_sets(members)
     chosen = {parent: {n for n in names if sets[n] == label_set} for parent, names in members.items()}
     photos: dict[str, dict[str, list[int]]] = {parent: {} for parent in chosen}

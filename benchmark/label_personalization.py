@@ -10,7 +10,7 @@ import numpy as np
 from benchmark import few_shot, personalization_summary, personalize_flags, saved_model
 from benchmark.episode_dump import DumpedEpisode, dump_episodes
 from benchmark.episode_log import EpisodeLog, LabelResult
-from benchmark.label_episodes import LabelEpisode, LabelEpisodes, make_alphabets
+from benchmark.label_episodes import LabelEpisode, LabelEpisodes, make_alphabets, one_alphabet
 from benchmark.photo_table import PhotoTable, read_photo_table
 from benchmark.records import Records, Task
 from benchmark.saved_model import SavedModel
@@ -84,7 +84,7 @@ def _episodes(table: PhotoTable, records: Records) -> LabelEpisodes:
     if taxonomy is not None and not set(names) & set(taxonomy):
         raise FlairError(f"--taxonomy={FLAGS.taxonomy}: knows none of the {len(names):,} labels of {records.root}")
     photo_labels = [[names[column] for column in columns] for columns in table.fine_grained_labels]
-    alphabets = make_alphabets(photo_labels, taxonomy, FLAGS.label_set)
+    alphabets = make_alphabets(photo_labels, taxonomy or one_alphabet(names, records.labels), FLAGS.label_set)
     return LabelEpisodes(alphabets, FLAGS.seed, FLAGS.ways, FLAGS.shots, FLAGS.num_query)
 
 

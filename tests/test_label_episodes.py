@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmark.label_episodes import LABEL_SETS, ONE_ALPHABET, Alphabet, LabelClass, LabelEpisodes, label_sets
+from benchmark.label_episodes import (
+    LABEL_SETS,
+    ONE_ALPHABET,
+    Alphabet,
+    LabelClass,
+    LabelEpisodes,
+    label_sets,
+    one_alphabet,
+)
 from benchmark.label_episodes import make_alphabets as make
 from flair.errors import FlairError
 
@@ -157,7 +165,22 @@ def test_a_label_of_two_parents_is_in_both_alphabets():
 
 def test_without_a_taxonomy_all_labels_are_one_alphabet():
     photos = [[f"l{i}"] for i in range(100)]
-    found = [make(photos, None, name) for name in LABEL_SETS]
+    found = [make(photos, one_alphabet([f"l{i}" for i in range(100)], ()), name) for name in LABEL_SETS]
     assert [[one.name for one in alphabets] for alphabets in found] == [[ONE_ALPHABET]] * 3
     rows = [row for alphabets in found for one in alphabets[0].classes for row in one.photos.tolist()]
     assert sorted(rows) == list(range(100))
+
+
+def test_without_a_taxonomy_coarse_names_are_no_classes():
+    names = [*(f"l{i}" for i in range(100)), "animal"]
+    photos = [["animal"], *([name, "animal"] for name in names[:-1])]
+    found = [make(photos, one_alphabet(names, ["animal"]), name)[0] for name in LABEL_SETS]
+    assert sum(len(alphabet.classes) for alphabet in found) == 100
+    assert sorted(row for alphabet in found for one in alphabet.classes for row in one.photos) == list(range(1, 101))
+
+
+def test_without_a_taxonomy_label_sets_do_not_depend_on_the_photos_at_hand():
+    names = [f"l{i}" for i in range(100)]
+    of_train = make([[name] for name in names[:60]], one_alphabet(names, ()), "train")[0]
+    of_test = make([[name] for name in names[30:]], one_alphabet(names, ()), "test")[0]
+    assert not {one.name for one in of_train.classes} & {one.name for one in of_test.classes}
