@@ -20,8 +20,9 @@ from benchmark import command, personalize_flags, saved_model
 from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
 from benchmark.personalize_flags import FLAGS, LABELS, USERS
 from benchmark.records import Records, Task, make_task, open_records
-from benchmark.run_folder import RUN_FILE, TENSORBOARD_DIR, RunFolder
+from benchmark.run_folder import FLAGS_FILE, RUN_FILE, TENSORBOARD_DIR, RunFolder
 from benchmark.saved_model import SavedModel
+from flair.catalog import TAXONOMY_FILE
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
 from flair.progress import duration
@@ -46,27 +47,43 @@ def main() -> None:
             (run.path / TENSORBOARD_DIR).rmdir()
         if FLAGS.overwrite:
             _remove_results(run.path)
+        facts = _facts(records, saved)
+        if not FLAGS.overwrite and any((run.path / name).exists() for name in (EPISODES_FILE, FEATURES_DIR)):
+            _check_same(run.path, facts)
         summary = run.summary
         if summary is not None and summary["episodes"] == FLAGS.num_episodes and FLAGS.dump_dir is None:
             print(f"{run.path}: complete already; --overwrite starts over")
         else:
-            summary = _run(records, task, saved, run)
+            try:
+                summary = _run(records, task, saved, run, facts)
+            except FlairError:
+                _forget_unless_begun(run.path)
+                raise
     _report(summary, run.path)
 
 
-def _run(records: Records, task: Task, saved: SavedModel, run: RunFolder) -> dict[str, Any]:
-    started = time.monotonic()
-    facts = {
+def _facts(records: Records, saved: SavedModel) -> dict[str, Any]:
+    """What the results come from, beside the flags."""
+    facts: dict[str, Any] = {
         "data": {"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest()},
         "model": {"path": FLAGS.model, "digest": file_sha256(saved.path)},
     }
+    if FLAGS.duplicates is not None and Path(FLAGS.duplicates).is_file():
+        facts["duplicates"] = {"path": FLAGS.duplicates, "digest": file_sha256(Path(FLAGS.duplicates))}
+    if FLAGS.taxonomy is not None:
+        path = personalize_flags.taxonomy_folder() / TAXONOMY_FILE
+        facts["taxonomy"] = {"path": str(path), "digest": file_sha256(path)}
+    return facts
+
+
+def _run(records: Records, task: Task, saved: SavedModel, run: RunFolder, facts: dict[str, Any]) -> dict[str, Any]:
+    started = time.monotonic()
+    run.describe(**facts, labels=list(task.label_names), seed=FLAGS.seed)
     kind = UserResult if FLAGS.episodes == USERS else LabelResult
     log = EpisodeLog(run.path / EPISODES_FILE, kind)
     if log.results:
-        _check_same(run.path, facts)
         print(f"{run.path}: continued after {len(log.results):,} episodes", flush=True)
     run.reopen()
-    run.describe(**facts, labels=list(task.label_names), seed=FLAGS.seed)
     size = (FLAGS.image_height or saved.image_size[0], FLAGS.image_width or saved.image_size[1])
     if not (saved.is_size_known or (FLAGS.image_height and FLAGS.image_width)):
         print(f"{saved.path}: does not say its input size; {size[0]}x{size[1]} is taken", flush=True)
@@ -116,12 +133,21 @@ def _task(records: Records, saved: SavedModel) -> Task:
 def _check_same(folder: Path, facts: dict[str, Any]) -> None:
     path = folder / RUN_FILE
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for name, flag in (("data", "tfrecords_dir"), ("model", "model")):
+    for name in facts:
+        flag = "tfrecords_dir" if name == "data" else name
         if before.get(name, {}).get("digest") != facts[name]["digest"]:
             raise FlairError(
                 f"{folder}: the run was begun with another content of --{flag} than is there now; give the same to "
                 "continue it, another --run_dir, or --overwrite"
             )
+
+
+def _forget_unless_begun(folder: Path) -> None:
+    # Or the same command with its flags mended would be refused, as another run's.
+    path = folder / EPISODES_FILE
+    if not path.is_file() or path.read_bytes().count(b"\n") <= 1:
+        _remove_results(folder)
+        (folder / FLAGS_FILE).unlink(missing_ok=True)
 
 
 def _remove_results(folder: Path) -> None:

@@ -219,6 +219,36 @@ def test_refusals(folder, model, tmp_path, flags, expected):
     assert expected in _refused(folder, model, f"--run_dir={tmp_path / 'run'}", *flags)
 
 
+def test_a_refused_run_leaves_no_flags_that_refuse_the_mended_command(folder, model, tmp_path):
+    run = f"--run_dir={tmp_path / 'run'}"
+    _refused(folder, model, run, "--num_support=4000")
+    assert "other flags" not in _refused(folder, model, run, "--num_support=5000")
+
+
+def test_a_complete_run_of_another_content_of_the_model_is_refused_not_reported(folder, model, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    run["model"]["digest"] = "0" * 64
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+    flags = ("--partition=train", "--num_episodes=30", "--steps=3", "--seed=5", f"--run_dir={tmp_path / 'run'}")
+    assert "another content of --model" in _refused(folder, model, *flags)
+
+
+def test_features_of_another_content_of_the_model_are_not_taken_over(folder, model, miniature, tmp_path):
+    flags = (
+        *("--partition=train", "--episodes=labels", "--ways=3", "--shots=1", "--num_query=1", "--num_episodes=1"),
+        f"--run_dir={tmp_path / 'run'}",
+    )
+    _run(folder, model, *flags)
+    # As a run killed before its first episode leaves it.
+    for name in ("episodes.csv", "summary.json"):
+        (tmp_path / "run" / name).unlink()
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    run["model"]["digest"] = "0" * 64
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+    assert "another content of --model" in _refused(folder, model, *flags)
+
+
 @pytest.mark.slow
 def test_duplicates_stay_on_one_side(folder, model, tmp_path):
     from benchmark.records import open_records
