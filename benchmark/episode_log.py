@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flair import atomic
+from flair.errors import FlairError
 
 
 class UserResult(NamedTuple):
@@ -50,6 +51,9 @@ class EpisodeLog:
 
     Attributes:
       results: those in the file.
+
+    Raises:
+      FlairError: another line of the file is damaged; one line naming it.
     """
 
     def __init__(self, path: Path, kind: type[UserResult] | type[LabelResult]) -> None:
@@ -85,6 +89,11 @@ def _read(path: Path, kind: type[UserResult] | type[LabelResult]) -> list[UserRe
         return results
     types = [float if "float" in str(annotation) else int if "int" in str(annotation) else str
              for annotation in kind.__annotations__.values()]  # fmt: skip
-    for cells in csv.reader(lines[:-1]):  # what follows the last newline is half a line
-        results.append(kind(*(of(cell) for of, cell in zip(types, cells, strict=True))))
+    try:
+        for cells in csv.reader(lines[:-1]):  # what follows the last newline is half a line
+            results.append(kind(*(of(cell) for of, cell in zip(types, cells, strict=True))))
+    except (ValueError, csv.Error):
+        raise FlairError(f"{path}: line {len(results) + 2} is damaged; start over with --overwrite") from None
+    if [result.episode for result in results] != list(range(len(results))):
+        raise FlairError(f"{path}: its episodes are not 0, 1, 2, ...; start over with --overwrite")
     return results

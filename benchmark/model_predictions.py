@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from benchmark import saved_model
 from benchmark.evaluation_sets import EvaluationSet
 from benchmark.predictions import Predictions, PredictionWriter, compare, open_predictions
@@ -14,6 +16,7 @@ from benchmark.records import Records, Task
 from benchmark.saved_model import SavedModel
 from flair import atomic
 from flair.command import Terminated
+from flair.errors import FlairError
 from flair.file_digest import file_sha256
 from flair.progress import Progress
 
@@ -100,6 +103,11 @@ class Predictor:
             try:
                 for batch in data:
                     scores, losses = step([batch])[0]
+                    if not (np.isfinite(scores).all() and np.isfinite(losses).all()):
+                        raise FlairError(
+                            f"{model.path}: gives scores or losses that are no finite numbers, its training has "
+                            "diverged; leave it out of --models"
+                        )
                     writer.add(scores.numpy(), losses.numpy())
                     progress.add(len(losses))
             except (KeyboardInterrupt, Terminated):
@@ -113,8 +121,6 @@ class Predictor:
         return self._loaded[1]
 
     def _write_set(self, photos: EvaluationSet, folder: Path) -> None:
-        import numpy as np
-
         atomic.write_text(folder / IDS_FILE, photos.ids_text())
         with atomic.replacing(folder / LABELS_FILE) as temporary, open(temporary, "wb") as file:
             np.save(file, photos.labels, allow_pickle=False)

@@ -82,11 +82,15 @@ class Personalizer:
           positions: int32 [steps, batch], from `batch_positions`.
 
         Raises:
-          FlairError: a photo cannot be decoded, or the loss is no longer a number.
+          FlairError: a photo cannot be decoded, or the loss is no number, before or after.
         """
         fits = len(query) <= self._query_size_limit
         kept = list(self._query_blocks(query)) if fits else None
         baseline = self._score(kept or self._query_blocks(query))
+        if not np.isfinite(baseline.loss):
+            raise FlairError(
+                f"the loss of the model as it is is {baseline.loss}: its training has diverged; give another --model"
+            )
         try:
             if len(positions):
                 inputs, labels = self._support(support)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
+from flair.errors import FlairError
 
 RESULTS = [
     UserResult(0, "10@N00", 7, 3, 3, 0.1, 1 / 3, 2 / 3, 0.1 + 0.2, 1e-17),
@@ -50,3 +51,15 @@ def test_episodes_come_in_order(tmp_path):
     log = EpisodeLog(tmp_path / "episodes.csv", UserResult)
     with pytest.raises(ValueError, match="episode 1 came where 0 was due"):
         log.add(RESULTS[1])
+
+
+@pytest.mark.parametrize("damage", [b"\x00\x00\x00", b"1,9,4", b"0,10@N00,7,3,3,0.1,0.3,0.6,0.3,0.1"])
+def test_a_damaged_line_within_is_named_not_a_traceback(tmp_path, damage):
+    path = tmp_path / "episodes.csv"
+    log = EpisodeLog(path, UserResult)
+    for result in RESULTS:
+        log.add(result)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:2], damage, *lines[3:]]))
+    with pytest.raises(FlairError, match=r"episodes\.csv: .*--overwrite"):
+        EpisodeLog(path, UserResult)

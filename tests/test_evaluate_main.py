@@ -243,6 +243,18 @@ def test_refusals_are_one_line_and_quick(folder, num_labels, evaluated, tmp_path
     assert "models" in _refused(data, code=2)
 
 
+def test_a_model_that_diverged_is_refused_in_one_line_not_a_traceback(folder, num_labels, tmp_path):
+    path = _save(tmp_path / "diverged.h5", num_labels)
+    with h5py.File(path, "r+") as file:
+        kernel = file["classifier"]["classifier"]["kernel:0"]
+        kernel[...] = np.nan
+    flags = (f"--tfrecords_dir={folder}", f"--models={path}", "--partitions=val", f"--output_dir={tmp_path / 'out'}")
+    done = _evaluate(*flags, check=False)
+    assert done.returncode == 1
+    assert "its training has diverged" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_a_saved_model_says_its_size_network_and_outputs(tmp_path, evaluated):
     path = _save(tmp_path / "a.h5", 3, size=(48, 64))
     saved = saved_model.describe(path)

@@ -188,3 +188,12 @@ def test_a_broken_photo_is_named(model, users):
 def test_a_learning_rate_without_reason_is_one_line(model, users):
     with pytest.raises(FlairError, match=r"--learning_rate=1e\+30 is too large"):
         _run(model, users[0], _adaptation(learning_rate=1e30))
+
+
+def test_a_model_that_diverged_in_training_is_named_not_the_learning_rate(users):
+    diverged = flair_model.build_model("cnn", (*SIZE, 3), 17, seed=3)
+    weight = diverged.get_layer("classifier").trainable_variables[0]
+    weight.assign(tf.fill(weight.shape, np.nan))
+    personalizer = Personalizer(diverged, TASK, SIZE, _adaptation())
+    with pytest.raises(FlairError, match="give another --model"):
+        personalizer.run(users[0][:3], users[0][3:5], batch_positions(3, 1, 2, 0, 0))
