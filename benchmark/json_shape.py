@@ -22,7 +22,7 @@ def misfit(value: Any, shape: Any, place: str = "") -> str | None:
     >>> misfit({"a": [1]}, {"a": [int], "b?": str}) is None
     True
     """
-    kinds = {list: list, dict: dict}.get(type(shape), shape)
+    kinds: Any = type(shape) if isinstance(shape, list | dict) else shape
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds in (NUMBER, NUMBER_OR_NULL, int)):
         names = [kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
         return f"{place or 'it'}: expected {' or '.join(names)}, found {type(value).__name__}"
