@@ -215,18 +215,25 @@ def _is_result_of_run(model: SavedModel) -> bool:
 
 
 def _pair(text: str, models: list[SavedModel]) -> tuple[str, str]:
-    names = text.split(",")
-    if len(names) != 2:
+    parts = text.split(",")
+    halves = [(",".join(parts[:end]).strip(), ",".join(parts[end:]).strip()) for end in range(1, len(parts))]
+    if len(halves) > 1:  # names may have commas of their own
+        halves = [names for names in halves if all(len(_models_called(name, models)) == 1 for name in names)]
+    if len(halves) != 1:
         raise FlairError(f"--compare={text}: expected two models, as --compare=a,b")
-    a, b = (_model_called(name.strip(), text, models) for name in names)
+    a, b = (_model_called(name, text, models) for name in halves[0])
     if a == b:
         raise FlairError(f"--compare={text}: both are {a}")
     return a, b
 
 
-def _model_called(name: str, text: str, models: list[SavedModel]) -> str:
+def _models_called(name: str, models: list[SavedModel]) -> list[str]:
     exact = [model.name for model in models if name in (model.name, str(model.path), str(model.run_dir))]
-    found = exact or [model.name for model in models if name in (*model.path.parts, model.path.stem)]
+    return exact or [model.name for model in models if name in (*model.path.parts, model.path.stem)]
+
+
+def _model_called(name: str, text: str, models: list[SavedModel]) -> str:
+    found = _models_called(name, models)
     if len(found) != 1:
         known = ", ".join(model.name for model in models)
         raise FlairError(f"--compare={text}: {name!r} names {len(found) or 'no'} models; the models are {known}")

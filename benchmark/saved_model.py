@@ -56,7 +56,7 @@ def find_models(names: Sequence[str]) -> list[SavedModel]:
     Raises:
       FlairError: there is no such file or folder, or it holds no model; one line that names it.
     """
-    paths = [path for name in names for path in _files(name)]
+    paths = [path for name in _rejoined(names) for path in _files(name)]
     found = distinct(paths)
     if not found:
         raise FlairError("--models: names no model; expected .h5 files, run folders or folders of .h5 files")
@@ -163,6 +163,16 @@ def short_names(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return ["/".join(one) for one in parts]
+
+
+def _rejoined(names: Sequence[str]) -> Iterator[str]:
+    # The folders of a sweep have commas in their names, at which a list of names has been cut.
+    rest = list(names)
+    while rest:
+        ends = range(1, len(rest) + 1)
+        end = next((end for end in ends if os.path.exists(",".join(rest[:end]))), 1)
+        yield ",".join(rest[:end])
+        del rest[:end]
 
 
 def _files(name: str) -> list[Path]:

@@ -309,6 +309,20 @@ def test_a_folder_of_run_folders_names_the_best_model_of_each(tmp_path):
     assert [model.name for model in saved_model.find_models([str(tmp_path)])] == ["seed=0", "seed=1"]
 
 
+def test_folders_of_a_sweep_with_commas_in_their_names_can_be_named_and_compared(tmp_path):
+    runs = [tmp_path / f"learning_rate=0.1,seed={seed}" for seed in (0, 1)]
+    for run in runs:
+        run.mkdir()
+        (run / "flags.txt").write_text("--model=cnn\n")
+        _save(run / "best.h5", 3)
+    names = ",".join(map(str, runs)).split(",")
+    assert [model.path.parent for model in saved_model.find_models(names)] == runs
+    flags = (f"--models={runs[0]},{runs[1]}", f"--compare={runs[0].name},{runs[1].name}", "--tfrecords_dir=/nowhere")
+    assert "/nowhere" in _refused(*flags)  # which is looked at after the models
+    with pytest.raises(FlairError, match="no such file"):
+        saved_model.find_models([*names, "none.h5"])
+
+
 def test_predictions_are_continued_where_they_stopped(tmp_path):
     scores, losses = np.random.default_rng(0).random((10, 3), np.float32), np.arange(10, dtype=np.float32)
     writer = PredictionWriter(tmp_path / "p", (10, 3), {"model": "a"})
