@@ -185,7 +185,7 @@ def test_a_stopped_run_goes_on_and_other_data_are_refused(data_dir, expected, tm
     train(f"--tfds_data_dir={data_dir}", out, "--rounds_per_checkpoint=1")
     for name in ("summary.json", "best.h5", "last.h5"):
         (out / "run" / name).unlink()
-    shutil.rmtree(sorted((out / "run" / "checkpoints").iterdir())[-1])
+    max((out / "run" / "checkpoints").iterdir()).unlink()
     other = tmp_path_factory.mktemp("other")
     make_dataset(other / "dataset", num_users=40, num_images=160, seed=2)
     copy = tmp_path / "copy"
