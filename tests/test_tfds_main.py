@@ -129,7 +129,7 @@ def test_training_takes_exactly_one_place(module, data_dir, tmp_path):
     assert "has no flair/1.0.0; build FLAIR there" in refused(module, f"--tfds_data_dir={tmp_path}")
 
 
-def test_help_is_quick_and_names_the_flag():
+def test_help_names_the_flag():
     for module in ("tfds_main", "federated_main"):
         assert "--tfds_data_dir=string" in done(module, "--help")
 
