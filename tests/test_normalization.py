@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmark.normalization import FrozenBatchNormalization, GroupNormalization, PixelStandardization
 
@@ -43,6 +45,21 @@ CASES = [
 
 @pytest.mark.parametrize(("shape", "groups"), CASES)
 def test_group_normalization_equals_keras(shape, groups):
+    _check_equal_to_keras(shape, groups)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    size=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    groups=st.integers(1, 8),
+    channels_of_group=st.integers(1, 6),
+)
+def test_group_normalization_of_any_shape_equals_keras(batch, size, groups, channels_of_group):
+    _check_equal_to_keras((batch, *size, groups * channels_of_group), groups)
+
+
+def _check_equal_to_keras(shape, groups):
     x, affine, cotangent = _random_case(hash((shape, groups)) % 1000, shape)
     ours, keras = GroupNormalization(groups, 1e-3), tf.keras.layers.GroupNormalization(groups, epsilon=1e-3)
     results = []
