@@ -27,8 +27,10 @@ class GroupNormalization(tf.keras.layers.Layer):
         mu_g = mean_c mu_c,    v_g = mean_c (v_c + (mu_c - mu_g)^2),    r = 1 / sqrt(v_g + epsilon),
         y = s x + (beta - s mu_g)    with    s = gamma r.
 
-    No difference of large numbers occurs: where the mean is huge beside the deviation, E[x^2] - mu^2 would lose the
-    variance, the deviations from the channel's own mean do not.
+    Where the mean is huge beside the deviation, E[x^2] - mu^2 would lose the variance; the deviations from the
+    channel's own mean do not. What is left are the scale and shift of y, and b_c below: differences of numbers as large
+    as the mean over the deviation, as Keras's are. At a mean of 10,000 deviations y is right to 1e-3 and its gradients
+    to 5e-3 of the largest, two to three times Keras's error.
 
     Backward. With u = dL/dy, a_c = sum_P u and b_c = sum_P u (x - mu_g) = sum_P u x - mu_g a_c,
 

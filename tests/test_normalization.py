@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmark.normalization import FrozenBatchNormalization, GroupNormalization, PixelStandardization
 
@@ -14,7 +16,7 @@ def _values_and_gradients(layer, x, cotangent):
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x)
-        loss = tf.reduce_sum(tf.cast(y, tf.float32) * cotangent)
+        loss = tf.reduce_sum(y * tf.cast(cotangent, y.dtype))
     gradients = tape.gradient(loss, [x, *layer.trainable_weights])
     return [tf.cast(value, tf.float32).numpy() for value in (y, *gradients)]
 
@@ -43,6 +45,21 @@ CASES = [
 
 @pytest.mark.parametrize(("shape", "groups"), CASES)
 def test_group_normalization_equals_keras(shape, groups):
+    _check_equal_to_keras(shape, groups)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    size=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    groups=st.integers(1, 8),
+    channels_of_group=st.integers(1, 6),
+)
+def test_group_normalization_of_any_shape_equals_keras(batch, size, groups, channels_of_group):
+    _check_equal_to_keras((batch, *size, groups * channels_of_group), groups)
+
+
+def _check_equal_to_keras(shape, groups):
     x, affine, cotangent = _random_case(hash((shape, groups)) % 1000, shape)
     ours, keras = GroupNormalization(groups, 1e-3), tf.keras.layers.GroupNormalization(groups, epsilon=1e-3)
     results = []
@@ -103,6 +120,24 @@ def test_group_normalization_keeps_a_small_variance_beside_a_huge_mean(mean):
     exact = (exact - exact.mean((1, 3), keepdims=True)) / np.sqrt(exact.var((1, 3), keepdims=True) + 1e-5)
     # float32 holds a number near 1e4 to 1e-3, and so the mean, the scaled photo and the shift each.
     np.testing.assert_allclose(layer(x).numpy().reshape(2, 256, 4, 2), exact, atol=1e-6 * abs(mean))
+
+
+@pytest.mark.parametrize("mean", [1e2, 1e4])
+def test_gradients_beside_a_huge_mean_are_nearly_as_good_as_kerass(mean):
+    x, affine, cotangent = _random_case(5, (4, 14, 14, 32))
+    x = tf.cast(x + mean, tf.float32)
+    results = []
+    for layer_type, dtype in (
+        (tf.keras.layers.GroupNormalization, tf.float64),
+        (tf.keras.layers.GroupNormalization, tf.float32),
+        (GroupNormalization, tf.float32),
+    ):
+        layer = layer_type(16, epsilon=1e-5, dtype=dtype)
+        layer.build(tf.TensorShape(x.shape))
+        layer.set_weights(affine)
+        results.append(_values_and_gradients(layer, tf.cast(x, dtype), cotangent))
+    for exact, keras, ours in zip(*results, strict=True):
+        assert _relative_error(ours, exact) < max(5 * _relative_error(keras, exact), 1e-6)
 
 
 def test_group_normalization_refuses_groups_that_do_not_divide():

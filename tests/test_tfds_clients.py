@@ -86,7 +86,7 @@ def test_its_computation_runs_in_tff(found):
 
     guard_worker()
     data = FlairClientData(found, "val")
-    client_id = data.client_ids[-1]
+    client_id = max(data.client_ids, key=data.num_photos)
 
     @tff.tensorflow.computation(np.str_)
     def count(client):

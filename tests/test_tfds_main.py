@@ -129,7 +129,7 @@ def test_training_takes_exactly_one_place(module, data_dir, tmp_path):
     assert "has no flair/1.0.0; build FLAIR there" in refused(module, f"--tfds_data_dir={tmp_path}")
 
 
-def test_help_is_quick_and_names_the_flag():
+def test_help_names_the_flag():
     for module in ("tfds_main", "federated_main"):
         assert "--tfds_data_dir=string" in done(module, "--help")
 
@@ -185,7 +185,7 @@ def test_a_stopped_run_goes_on_and_other_data_are_refused(data_dir, expected, tm
     train(f"--tfds_data_dir={data_dir}", out, "--rounds_per_checkpoint=1")
     for name in ("summary.json", "best.h5", "last.h5"):
         (out / "run" / name).unlink()
-    shutil.rmtree(sorted((out / "run" / "checkpoints").iterdir())[-1])
+    max((out / "run" / "checkpoints").iterdir()).unlink()
     other = tmp_path_factory.mktemp("other")
     make_dataset(other / "dataset", num_users=40, num_images=160, seed=2)
     copy = tmp_path / "copy"
