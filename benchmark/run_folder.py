@@ -172,6 +172,7 @@ class RunFolder:
 
     def _open(self) -> None:
         if self._overwrite:
+            self._check_command()
             for pattern in _OUTPUTS:
                 for path in self.path.glob(pattern):
                     path.unlink()
@@ -183,6 +184,17 @@ class RunFolder:
         self._check_flags()
         self.rows = read_csv(self.path / METRICS_FILE)
         self._seconds = {step: row["seconds"] for step, row in read_csv(self.path / TIMES_FILE).items()}
+
+    def _check_command(self) -> None:
+        """Refuses to start over in the folder of another command, whose run nobody meant to lose."""
+        path = self.path / RUN_FILE
+        try:
+            before = str(json.loads(path.read_text(encoding="utf-8"))["command"][0])
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            return  # No run, or a damaged one: to start over is the way out.
+        names = [Path(command).stem for command in (before, sys.argv[0])]
+        if names[0] != names[1] and all(name.endswith("_main") for name in names):
+            raise FlairError(f"{self.path}: holds a run of benchmark.{names[0]}; choose another --run_dir")
 
     def _check_flags(self) -> None:
         path = self.path / FLAGS_FILE

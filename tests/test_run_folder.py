@@ -87,6 +87,23 @@ def test_overwrite_forgets_the_run_but_no_other_file(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_overwrite_does_not_take_the_folder_of_another_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmark/federated_main.py"])
+    with RunFolder(tmp_path, ["--a=1"], "round") as run:
+        run.describe()
+        run.finish({"metric": 1})
+    with RunFolder(tmp_path, ["--a=2"], "round", overwrite=True) as run:
+        run.describe()
+        run.finish({"metric": 2})
+    monkeypatch.setattr("sys.argv", ["benchmark/personalize_main.py"])
+    with pytest.raises(FlairError, match=r"holds a run of benchmark\.federated_main; choose another --run_dir"):
+        RunFolder(tmp_path, ["--b=1"], "episode", overwrite=True).__enter__()
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"metric": 2}
+    (tmp_path / "run.json").write_text("{")
+    with RunFolder(tmp_path, ["--b=1"], "episode", overwrite=True) as run:
+        assert run.summary is None
+
+
 def test_a_folder_of_records_is_no_run_folder(tmp_path):
     (tmp_path / "label_index.json").write_text("{}")
     with pytest.raises(FlairError, match=r"holds data \(label_index\.json\)"), _open(tmp_path):
