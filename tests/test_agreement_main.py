@@ -24,7 +24,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_top_set_has_the_photos_that_models_agree_on(miniature: Path, tmp_path: Path) -> None:
     records, a, b = tmp_path / "records", tmp_path / "a.h5", tmp_path / "b.h5"
     columns = tmp_path / "records" / "label_index.json"

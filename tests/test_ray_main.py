@@ -211,7 +211,7 @@ def _two_nodes(folder):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folder, tmp_path):
     flags = (*PRIVATE, *RAY, "--total_rounds=4")
     both, one = tmp_path / "both", tmp_path / "one"

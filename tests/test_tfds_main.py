@@ -170,7 +170,7 @@ def test_federated_training_gives_the_metrics_of_tfrecords(data_dir, expected, t
     assert "complete already" in train(f"--tfds_data_dir={data_dir}", tmp_path / "one")[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_iid_training_gives_the_metrics_of_tfrecords(data_dir, tfrecords, tmp_path):
     rows = [
         train(place, tmp_path / name, "--iid", "--total_rounds=1")[1]
@@ -203,7 +203,7 @@ def test_a_stopped_run_goes_on_and_other_data_are_refused(data_dir, expected, tm
     assert rows == expected[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_ray
 def test_training_on_workers_gives_the_metrics_of_tfrecords(data_dir, expected, tmp_path):
     _, rows = train(f"--tfds_data_dir={data_dir}", tmp_path / "ray", "--runtime=ray", "--num_workers=2")
@@ -211,14 +211,14 @@ def test_training_on_workers_gives_the_metrics_of_tfrecords(data_dir, expected, 
         np.testing.assert_allclose(float(rows[0][name]), float(value), atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_on_tffs_runtime_gives_the_metrics_of_tfrecords(data_dir, expected, tmp_path):
     _, rows = train(f"--tfds_data_dir={data_dir}", tmp_path / "tff", "--runtime=tff", "--total_rounds=1")
     for name in ("train_loss", "val_loss"):
         np.testing.assert_allclose(float(rows[0][name]), float(expected[0][0][name]), atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dry_run_central_training_and_evaluation_read_it(data_dir, tfrecords, tmp_path):
     small = ("--model=cnn", "--image_height=32", "--image_width=32")
     plan = done("federated_main", f"--tfds_data_dir={data_dir}", *SMALL, "--dry_run")
