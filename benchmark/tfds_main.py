@@ -9,7 +9,6 @@ goes together with TFF).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
@@ -23,6 +22,7 @@ from absl import flags
 
 from benchmark import command
 from flair.errors import FlairError
+from flair.preparation import locked
 from flair.progress import duration, size
 
 if TYPE_CHECKING:
@@ -84,13 +84,7 @@ def _build(data_dir: Path) -> None:
 def _unfinished(data_dir: Path) -> Iterator[Path]:
     """An empty folder for one build at a time, removed afterwards; what a killed build left there goes first."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(data_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise FlairError(f"--tfds_data_dir={data_dir}: another build is writing there; wait for it") from None
-    try:
+    with locked(data_dir, f"--tfds_data_dir={data_dir}: another build is writing there; wait for it"):
         folder = data_dir / _UNFINISHED
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -103,8 +97,6 @@ def _unfinished(data_dir: Path) -> Iterator[Path]:
             raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(lock)
 
 
 def _report(builder: Flair, seconds: float) -> None:

@@ -193,8 +193,8 @@ def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> 
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a folder that is there from a second run; a FlairError when one works in it already."""
+def locked(folder: Path, refusal: str | None = None) -> Iterator[None]:
+    """Keeps a folder that is there from a second run; a FlairError, `refusal`, when one works in it already."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,7 +202,8 @@ def locked(folder: Path) -> Iterator[None]:
         # Some network file systems have no locks; going without is better than not going.
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             os.close(descriptor)
-            raise FlairError(f"{folder}: another process is preparing this output; wait for it or stop it") from None
+            busy = f"{folder}: another process is preparing this output; wait for it or stop it"
+            raise FlairError(refusal or busy) from None
     try:
         yield
     finally:
