@@ -12,6 +12,7 @@ from benchmark.evaluation_report import estimate_text
 from benchmark.privacy_statement import headline, statement_rows
 from benchmark.report_drawing import Drawn, Left, Outcome
 from benchmark.report_runs import Run, different_settings
+from benchmark.run_folder import place_of
 from flair import __version__
 from flair.progress import duration
 
@@ -251,7 +252,7 @@ def _describe(run: Run) -> dict[str, Any]:
         ("setting", summary.get("setting")),
         ("started", facts.get("started")),
         ("continued", ", ".join(facts.get("continued", []))),
-        ("records", data.get("tfrecords_dir") or data.get("tfds_data_dir")),
+        ("records", place_of(data)),
         ("digest of the records", data.get("digest")),
         ("git revision", facts.get("git_revision")),
         ("machine", ", ".join(str(machine[key]) for key in ("processor", "platform") if key in machine)),

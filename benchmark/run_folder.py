@@ -129,9 +129,8 @@ class RunFolder:
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and has_begun else {"started": now}
         before, digest = known.get("data", {}).get("digest"), facts.get("data", {}).get("digest")
         if before is not None and before != digest:
-            place = facts["data"].get("tfrecords_dir") or facts["data"].get("tfds_data_dir")
             raise FlairError(
-                f"{self.path}: the run was made with other data than {place} holds now; "
+                f"{self.path}: the run was made with other data than {place_of(facts['data'])} holds now; "
                 "give the same records to continue it, another --run_dir, or --overwrite"
             )
         continued = [*known.get("continued", []), now] if has_begun else []
@@ -243,6 +242,11 @@ class WatchedRunFolder(RunFolder):
     def finish(self, summary: Mapping[str, Any]) -> None: ...
 
     def reopen(self) -> None: ...
+
+
+def place_of(data: Mapping[str, Any]) -> str | None:
+    """Where the records of a run lay, as its run.json has it under `data`."""
+    return data.get("tfrecords_dir") or data.get("tfds_data_dir")
 
 
 def environment() -> dict[str, Any]:
