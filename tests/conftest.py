@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flair.synthetic import make_dataset
+from flair.tfrecord_writer import write_tfrecords
 
 # `make test` runs in a make: the makes under test must not take themselves for its children.
 for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
@@ -30,6 +31,14 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic dataset_dir: 160 photos of 40 users; 32/4/4 users, several coarse labels a partition. Read only."""
     folder = tmp_path_factory.mktemp("miniature") / "dataset"
     make_dataset(folder, num_users=40, num_images=160, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tfrecords(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The TFRecords of the miniature, a file a user. Read only."""
+    folder = tmp_path_factory.mktemp("records") / "records"
+    write_tfrecords(miniature, folder)
     return folder
 
 

@@ -19,14 +19,11 @@ from benchmark.client_data import (
     training_order,
 )
 from benchmark.records import make_task, open_records
-from flair.tfrecord_writer import write_tfrecords
 
 
 @pytest.fixture(scope="module")
-def records(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return open_records(path)
+def records(tfrecords):
+    return open_records(tfrecords)
 
 
 @pytest.fixture(scope="module")

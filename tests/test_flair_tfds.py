@@ -51,10 +51,8 @@ def built(miniature, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def records(miniature, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, folder)
-    return TFRecords(folder)
+def records(tfrecords):
+    return TFRecords(tfrecords)
 
 
 def build(dataset_dir, data_dir, **options):

@@ -37,7 +37,6 @@ from benchmark.runtime_inprocess import InProcessRuntime
 from benchmark.runtime_ray import RayRuntime
 from benchmark.scoring import LocalScorer, RayScorer
 from flair.errors import FlairError
-from flair.tfrecord_writer import write_tfrecords
 
 SIZE = (32, 32)
 SEED = 11
@@ -76,10 +75,8 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def records(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return open_records(path)
+def records(tfrecords):
+    return open_records(tfrecords)
 
 
 @pytest.fixture(scope="module")

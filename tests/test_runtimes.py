@@ -22,7 +22,6 @@ from benchmark.federated_config import (
 from benchmark.flair_model import build_model
 from benchmark.records import make_task, open_records
 from benchmark.runtime_inprocess import InProcessRuntime
-from flair.tfrecord_writer import write_tfrecords
 
 SIZE = (32, 32)
 SEED = 11
@@ -61,10 +60,8 @@ SLOW = {
 
 
 @pytest.fixture(scope="module")
-def records(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return open_records(path)
+def records(tfrecords):
+    return open_records(tfrecords)
 
 
 @pytest.fixture(scope="module")

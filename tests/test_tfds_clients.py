@@ -23,10 +23,8 @@ from flair.tfrecord_writer import write_tfrecords
 
 
 @pytest.fixture(scope="module")
-def records(miniature, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, folder)
-    return TFRecords(folder)
+def records(tfrecords):
+    return TFRecords(tfrecords)
 
 
 @pytest.fixture(scope="module")

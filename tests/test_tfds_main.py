@@ -20,7 +20,6 @@ import pytest
 pytest.importorskip("tensorflow_datasets", reason="the extra 'tfds' is not installed")
 
 from flair.synthetic import make_dataset
-from flair.tfrecord_writer import write_tfrecords
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")
@@ -132,13 +131,6 @@ def test_training_takes_exactly_one_place(module, data_dir, tmp_path):
 def test_help_names_the_flag():
     for module in ("tfds_main", "federated_main"):
         assert "--tfds_data_dir=string" in done(module, "--help")
-
-
-@pytest.fixture(scope="module")
-def tfrecords(miniature, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, folder)
-    return folder
 
 
 def train(place, out, *flags):

@@ -20,7 +20,6 @@ from benchmark.records import TFRecords, make_task, open_records
 from benchmark.tfds_records import TFDSRecords
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
-from flair.tfrecord_writer import write_tfrecords
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +32,8 @@ def data_dir(miniature, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(miniature, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, folder)
-    return TFRecords(folder)
+def expected(tfrecords):
+    return TFRecords(tfrecords)
 
 
 @pytest.fixture
