@@ -168,6 +168,7 @@ def _resume(runtime: Runtime, run: RunFolder, options: Options) -> Position:
     checkpoint = run.checkpoints.latest()
     if checkpoint is None:
         run.start_at(0)
+        print(f"round 1 of {options.total_rounds} begins", flush=True)
         return Position()
     runtime.restore([checkpoint.arrays[name] for name in sorted(checkpoint.arrays)])
     position = Position(**checkpoint.state)

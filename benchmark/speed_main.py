@@ -16,6 +16,7 @@ SUBJECTS = {
     "step": ("benchmark.speed_step", "one training step, with each norm and number type"),
     "central": ("benchmark.speed_central", "central training and evaluation, beside the bare step"),
     "federated": ("benchmark.speed_federated", "federated rounds, beside the bare steps"),
+    "audit": ("benchmark.speed_audit", "the search for near duplicates, on photos as far apart as real ones"),
     "ray": ("benchmark.speed_ray", "federated rounds on Ray by number of workers, beside inprocess, and sizing"),
 }
 
