@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -37,6 +39,7 @@ class ClientWork:
     def start_round(self) -> list[tf.Tensor]:
         """Forgets the last round's metrics; returns the aggregate of no client."""
         self._round_metrics.reset_state()
+        self.trainer.has_moved = True  # whatever the model was used for since
         return self.aggregation.zero()
 
     def train(
@@ -52,17 +55,18 @@ class ClientWork:
         """Trains one client from `global_weights` and adds its clipped, encoded result to `aggregate`.
 
         Args:
-          batches, global_weights, learning_rate, optimizer_state: as `LocalTrainer.run`.
+          batches, learning_rate, optimizer_state: as `LocalTrainer.run`.
+          global_weights: the same for all clients since `start_round`.
           aggregate: so far, from `start_round` or the client before.
           broadcast: what the server's aggregator sent for this round.
           seed: int64[2], for an aggregator that rounds stochastically.
         """
-        self.trainer.start(global_weights)
-        num_examples = self.trainer.run(batches, learning_rate, global_weights, optimizer_state)
-        sent = (global_weights, tf.constant(num_examples, tf.float32), aggregate, broadcast, seed)
-        added, is_finite = self._finish(*sent, exactly=False)
+        add, num_examples = self._trained(
+            batches, global_weights, learning_rate, aggregate, broadcast, seed, optimizer_state
+        )
+        added, is_finite = add(exactly=False)
         if not is_finite:
-            added, is_finite = self._finish(*sent, exactly=True)
+            added, is_finite = add(exactly=True)
         return ClientOutcome(list(added), num_examples, bool(is_finite))
 
     def metric_sums(self) -> list[np.ndarray]:
@@ -70,8 +74,51 @@ class ClientWork:
         metrics = self._round_metrics
         return [variable.numpy() for variable in (metrics.counts, metrics.loss_sum, metrics.num_photos)]
 
+    def _trained(
+        self,
+        batches: Callable[[], Iterable[Batch]],
+        global_weights: Sequence[tf.Tensor],
+        learning_rate: tf.Tensor,
+        aggregate: Sequence[tf.Tensor],
+        broadcast: Sequence[tf.Tensor],
+        seed: tf.Tensor,
+        optimizer_state: Sequence[tf.Tensor],
+    ) -> tuple[Callable[..., tuple[list[tf.Tensor], tf.Tensor]], int]:
+        """Trains; returns what adds the result to the aggregate, and the number of photos shown."""
+        if self.trainer.descends:
+            rest = iter(batches())
+            ahead = list(itertools.islice(rest, 2))
+            if len(ahead) == 1:
+                # Going through the weights costs as much as a good part of a step, and most clients of FLAIR have one.
+                if self.trainer.has_moved:
+                    self.trainer.start(global_weights)
+                pixels, labels = ahead[0]
+                step = (pixels, labels, learning_rate, aggregate, broadcast, seed)
+                return functools.partial(self._add_only_step, *step), int(labels.shape[0])
+            batches = lambda: itertools.chain(ahead, rest)  # noqa: E731
+        self.trainer.start(global_weights)
+        num_examples = self.trainer.run(batches, learning_rate, global_weights, optimizer_state)
+        sent = (global_weights, tf.constant(num_examples, tf.float32), aggregate, broadcast, seed)
+        return functools.partial(self._add_difference, *sent), num_examples
+
+    @tf.function(reduce_retracing=True)
+    def _add_only_step(
+        self,
+        pixels: tf.Tensor,
+        labels: tf.Tensor,
+        learning_rate: tf.Tensor,
+        aggregate: Sequence[tf.Tensor],
+        broadcast: Sequence[tf.Tensor],
+        seed: tf.Tensor,
+        exactly: bool,
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        self.trainer.forget()
+        update = self.trainer.only_update(pixels, labels, learning_rate)
+        num_examples = tf.cast(tf.shape(labels)[0], tf.float32)
+        return self._add(update, [], num_examples, aggregate, broadcast, seed, exactly)
+
     @tf.function
-    def _finish(
+    def _add_difference(
         self,
         global_weights: Sequence[tf.Tensor],
         num_examples: tf.Tensor,
@@ -80,14 +127,26 @@ class ClientWork:
         seed: tf.Tensor,
         exactly: bool,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The aggregate with this client in it, which is of no use where the update turns out not to be finite."""
-        config = self.trainer.config
         gradient = [tf.math.divide_no_nan(total, num_examples) for total in self.trainer.gradient_sum]
         update = (
             gradient
-            if config.algorithm == FED_SGD
+            if self.trainer.config.algorithm == FED_SGD
             else [weight - variable for weight, variable in zip(global_weights, self.trainer.trainable, strict=False)]
         )
+        full_gradient = gradient if self.trainer.config.algorithm == MIME_LITE else []
+        return self._add(update, full_gradient, num_examples, aggregate, broadcast, seed, exactly)
+
+    def _add(
+        self,
+        update: Sequence[tf.Tensor],
+        full_gradient: Sequence[tf.Tensor],
+        num_examples: tf.Tensor,
+        aggregate: Sequence[tf.Tensor],
+        broadcast: Sequence[tf.Tensor],
+        seed: tf.Tensor,
+        exactly: bool,
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The aggregate with this client in it, which is of no use where the update turns out not to be finite."""
         if exactly:
             is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in update])
             # A diverged client counts as TFF has it: a zero update of weight zero, its metrics left out.
@@ -95,7 +154,7 @@ class ClientWork:
         else:
             # The squares that clipping adds up anyway; they overflow before the update does, but never after.
             is_finite = tf.math.is_finite(tf.add_n([tf.nn.l2_loss(tensor) for tensor in update]))
-        weight = tf.where(is_finite, num_examples if config.weighted else 1.0, 0.0)
+        weight = tf.where(is_finite, num_examples if self.trainer.config.weighted else 1.0, 0.0)
         self._round_metrics.add(self.trainer.metrics, tf.cast(is_finite, tf.int64))
-        result = [*update, weight, *(gradient if config.algorithm == MIME_LITE else [])]
+        result = [*update, weight, *full_gradient]
         return self.aggregation.accumulate(aggregate, result, broadcast, seed), is_finite

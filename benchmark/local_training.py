@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import tensorflow as tf
 
-from benchmark.federated_config import FED_PROX, FED_SGD, MIME_LITE, ClientConfig
+from benchmark.federated_config import FED_AVG, FED_PROX, FED_SGD, MIME_LITE, ClientConfig
 from benchmark.flair_metrics import ScoreHistogram
 from benchmark.tff_graph import GraphFunction, GraphSpec
 
@@ -54,6 +54,7 @@ class LocalTrainer:
 
     Attributes:
       metrics: of the client at hand, each batch scored before its step.
+      has_moved: whether a step has changed the model's weights since `start`.
     """
 
     def __init__(
@@ -74,15 +75,31 @@ class LocalTrainer:
         self._variables = [*model.trainable_variables, *model.non_trainable_variables]
         self._optimizer_step = optimizer_step
         self._loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
+        self.has_moved = True
 
-    @tf.function
     def start(self, weights: Sequence[tf.Tensor]) -> None:
         """Sets the model to the global weights (trainable ones first) and forgets the client before."""
-        for variable, weight in zip(self._variables, weights, strict=True):
-            variable.assign(weight)
+        self._start(weights)
+        self.has_moved = False
+
+    def forget(self) -> None:
+        """Forgets the client before, but for what it did to the weights; to be called while tracing."""
         for gradient_sum in self.gradient_sum:
             gradient_sum.assign(tf.zeros_like(gradient_sum))
         self.metrics.reset_state()
+
+    @property
+    def descends(self) -> bool:
+        """Whether a client's steps are gradient descent, so that `only_update` can stand for a client's only step."""
+        return self.config.algorithm in (FED_AVG, FED_PROX)
+
+    def only_update(self, pixels: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> list[tf.Tensor]:
+        """Global minus local weights of a client of one batch, without moving the model; to be called while tracing.
+
+        The scaled gradient is all of it: FedProx's pull towards the global weights is zero at them.
+        """
+        gradients = self._gradients(pixels, labels, True)
+        return [r * gradient for r, gradient in zip(self._rates(gradients, learning_rate), gradients, strict=True)]
 
     def run(
         self,
@@ -99,6 +116,7 @@ class LocalTrainer:
           global_weights: what the client started from.
           optimizer_state: MimeLite's global optimizer state.
         """
+        self.has_moved = True
         if self.config.algorithm == MIME_LITE:
             for pixels, labels in batches():
                 self._add_gradient(pixels, labels, False)
@@ -114,6 +132,12 @@ class LocalTrainer:
             else:
                 self._sgd_update(pixels, labels, learning_rate)
         return num_examples
+
+    @tf.function
+    def _start(self, weights: Sequence[tf.Tensor]) -> None:
+        for variable, weight in zip(self._variables, weights, strict=True):
+            variable.assign(weight)
+        self.forget()
 
     def _gradients(self, pixels: tf.Tensor, labels: tf.Tensor, score: bool) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
@@ -140,11 +164,15 @@ class LocalTrainer:
             learning_rate,
         )
 
+    def _rates(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> list[tf.Tensor]:
+        """What each gradient is multiplied by: clipping scales the learning rate, not the gradient."""
+        if self.config.clipnorm <= 0:
+            return [learning_rate] * len(gradients)
+        scales = clip_scales(gradients, self.config.clipnorm, self.config.global_clipnorm)
+        return [learning_rate * scale for scale in scales]
+
     def _descend(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
-        rates = [learning_rate] * len(gradients)
-        if self.config.clipnorm > 0:
-            scales = clip_scales(gradients, self.config.clipnorm, self.config.global_clipnorm)
-            rates = [learning_rate * scale for scale in scales]
+        rates = self._rates(gradients, learning_rate)
         for variable, gradient, rate in zip(self.trainable, gradients, rates, strict=True):
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 

@@ -20,6 +20,7 @@ from benchmark.federated_config import (
     OptimizerConfig,
 )
 from benchmark.flair_model import build_model
+from benchmark.local_training import LocalTrainer
 from benchmark.records import make_task, open_records
 from benchmark.runtime_inprocess import InProcessRuntime
 
@@ -193,6 +194,56 @@ def test_one_client_with_one_step_is_central_sgd(task, data):
     gradients = tape.gradient(loss, central.trainable_variables)
     for weight, variable, gradient in zip(runtime.weights(), central.trainable_variables, gradients, strict=True):
         np.testing.assert_allclose(weight, variable.numpy() - 0.2 * gradient.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ClientConfig(learning_rates=(0.2,), clipnorm=0.05),
+        ClientConfig(learning_rates=(0.2,), clipnorm=0.1, global_clipnorm=True),
+        ClientConfig(learning_rates=(0.2,), clipnorm=0.0, algorithm=FED_PROX, proximal_strength=0.5),
+    ],
+    ids=lambda config: f"{config.algorithm}-{config.clipnorm}-{config.global_clipnorm}",
+)
+def test_the_update_of_a_clients_only_step_is_what_the_step_moves_the_weights_by(config, task):
+    random = np.random.default_rng(2)
+    pixels = tf.constant(random.integers(0, 256, (3, *SIZE, 3)), tf.float32)
+    labels = tf.constant(random.integers(0, 2, (3, task.num_outputs)), tf.float32)
+    model = build_model("cnn", (*SIZE, 3), task.num_outputs, seed=3)
+    trainer, weights = LocalTrainer(model, config), [variable.read_value() for variable in model.trainable_variables]
+    rate = tf.constant(config.learning_rates[0])
+    trainer.start(weights)
+    update = tf.function(trainer.only_update)(pixels, labels, rate)
+    for variable, weight in zip(model.trainable_variables, weights, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), weight.numpy())
+    scored = trainer.metrics.result()
+    trainer.start(weights)
+    trainer.run(lambda: iter([(pixels, labels)]), rate, weights)
+    assert trainer.metrics.result() == scored
+    assert max(np.abs(tensor).max() for tensor in update) > 1e-4
+    for moved, weight, variable in zip(update, weights, model.trainable_variables, strict=True):
+        np.testing.assert_allclose(moved, weight - variable, atol=1e-7)
+
+
+def test_a_client_of_one_step_starts_from_the_global_weights_whoever_trained_before(task, data):
+    plan = BatchPlan(task, SIZE, batch_size=4, epochs=1, max_elements=16)
+    sizes = {client_id: len(data.read(client_id)) for client_id in data.client_ids}
+    small = next(client_id for client_id, size in sizes.items() if size <= 4)
+    large = next(client_id for client_id, size in sizes.items() if size > 4)
+
+    def weights(cohorts):
+        model = build_model("cnn", (*SIZE, 3), task.num_outputs, seed=3)
+        runtime = InProcessRuntime(model, FederatedConfig(), data, plan, SEED)
+        for number, cohort in enumerate(cohorts):
+            runtime.run_round(number, cohort)
+            for variable in model.trainable_variables:  # as an evaluation of other weights leaves it
+                variable.assign(tf.ones_like(variable))
+        return runtime.weights()
+
+    # Of two addends the order does not matter, so the weights are equal to the bit.
+    one, other = (weights([[small], pair, [small]]) for pair in ([small, large], [large, small]))
+    for first, second in zip(one, other, strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_a_strong_proximal_term_holds_clients_near_the_global_model(task, data, plan):
