@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--image_format",
         choices=("raw", "jpeg"),
         default="raw",
-        help="raw: pixels, as published; 84 GB for the full dataset. jpeg: the photos' own bytes, 6 GB; "
+        help="raw: pixels, as published; 85 GB for the full dataset. jpeg: the photos' own bytes, 6 GB; "
         "flair.hdf5 reads either as arrays (default: raw)",
     )
     parser.add_argument(

@@ -17,10 +17,7 @@ _HOW = (
 
 
 class NoData(FlairError):
-    """There is no dataset to explore. Jupyter shows the message alone, without a traceback."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [str(self)]
+    """There is no dataset to explore."""
 
 
 def check_dataset_dir(dataset_dir: str | os.PathLike[str], photos: bool = False) -> Path:
@@ -30,7 +27,7 @@ def check_dataset_dir(dataset_dir: str | os.PathLike[str], photos: bool = False)
       NoData: says what is missing, and how to make a miniature.
     """
     given = os.fspath(dataset_dir)
-    folder = Path(given)
+    folder = Path(given).expanduser()  # no shell has read what was written into a cell
     if not given:
         raise NoData(f"No dataset was named.\n{_HOW}")
     if not (folder / METADATA_FILE).is_file():

@@ -30,7 +30,7 @@ def draw_photos(dataset_dir: str | Path, records: Sequence[Record], title: str, 
         try:
             axes.imshow(read_pixels(dataset_dir, record).data)
         except PhotoError as error:
-            axes.text(0.5, 0.5, textwrap.fill(str(error), 28), ha="center", va="center", fontsize=6)
+            _say(axes, error)
         axes.set_title(f"{record.image_id}  ({record.partition})", fontsize=7)
         axes.set_xlabel(_label_text(record), fontsize=6.5)
     return figure
@@ -50,10 +50,13 @@ def mean_photo(dataset_dir: str | Path, user: User, limit: int = 500) -> npt.NDA
 
 
 def draw_mean_photos(dataset_dir: str | Path, users: Sequence[User], columns: int = COLUMNS) -> Figure:
-    """The mean photo of each user."""
+    """The mean photo of each user; of one whose photos cannot all be read, why."""
     figure, tiles = _tiles(len(users), "The mean photo of a user", columns, text_lines=1)
     for axes, user in zip(tiles, users, strict=True):
-        axes.imshow(mean_photo(dataset_dir, user))
+        try:
+            axes.imshow(mean_photo(dataset_dir, user))
+        except PhotoError as error:
+            _say(axes, error)
         axes.set_title(user.user_id, fontsize=7)
         axes.set_xlabel(f"photos: {len(user.records):,}", fontsize=6.5)
     return figure
@@ -74,6 +77,10 @@ def _tiles(count: int, title: str, columns: int, text_lines: int) -> tuple[Figur
     for axes in grid[count:]:
         axes.remove()
     return figure, grid[:count]
+
+
+def _say(axes: Axes, error: PhotoError) -> None:
+    axes.text(0.5, 0.5, textwrap.fill(str(error), 28), ha="center", va="center", fontsize=6, transform=axes.transAxes)
 
 
 def _label_text(record: Record) -> str:

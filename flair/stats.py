@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
     names = list(_write_figures(annotations, statistics, taxonomy, output_dir))
     took = duration(time.monotonic() - start)
     print(f"{output_dir}: {', '.join(names)} and {NUMBERS_FILE}, of {len(records):,} photos, in {took}")
-    print(f"next: look at the figures, or at the photos: FLAIR_DATASET_DIR={flags.dataset_dir} jupyter notebook")
+    folder = shlex.quote(os.fspath(Path(flags.dataset_dir).absolute()))
+    print("next: look at the figures, or at the photos: make environment EXTRAS=notebooks; then, with it activated,")
+    print(f"      FLAIR_DATASET_DIR={folder} jupyter notebook explore_images.ipynb")
     return command.EXIT_OK
 
 

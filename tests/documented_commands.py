@@ -24,7 +24,6 @@ PLACES = (
     (r"(?<==)(records|tfrecords|DIR|…|\.\.\.)(?=\s|$)", "{work}/tfrecords"),
     (r"(?<==)(dataset|data)(?=\s|$)", "{work}/data"),
     (r"(?<==)RUN(?=/|\s|$)", "{work}/federated/cnn_federated_17labels"),
-    (r"(?<==)resnet18_(central|federated)_17labels\.h5", "{work}/federated/cnn_federated_17labels.h5"),
 )
 
 _SMALL_MODEL = "--model=cnn --image_height=32 --image_width=32"
@@ -68,7 +67,10 @@ NOT_RUN = (
     (r"source \.venv/bin/activate", "changes only the shell that types it"),
     (r"export .*", "changes only the shell that types it"),
     (r"python3 -m pip install .*", "installs gigabytes from a package index; tests/test_packaging.py checks the pins"),
-    (r"(FLAIR_\w+=\S+ )?jupyter notebook.*", "a server that does not end; tests/test_notebooks.py runs the notebooks"),
+    (
+        r"(FLAIR_\w+=\S+ )?(\.venv/bin/)?jupyter notebook.*",
+        "a server that does not end; tests/test_notebooks.py runs the notebooks",
+    ),
     (r"tensorboard --logdir=.*", "a server that does not end"),
     (r"python3 -m flair\.review .*", "a server that does not end; tests/test_review.py opens it in a browser"),
     (r".* --reviews=.*", "needs what people mark on the review page; tests/test_sample_testset.py makes such marks"),

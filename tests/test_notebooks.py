@@ -86,6 +86,20 @@ def test_without_data_it_says_how_to_make_some(name: str, monkeypatch: pytest.Mo
     assert "site-packages" not in str(raised.value) and "File " not in str(raised.value)
 
 
+def test_damaged_metadata_is_named_without_a_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    metadata = tmp_path / catalog.METADATA_FILE
+    metadata.write_text('[{"user_id": 3}]')
+    with pytest.raises(CellExecutionError) as raised:
+        execute("explore_labels.ipynb", monkeypatch, tmp_path, FLAIR_DATASET_DIR=tmp_path)
+    assert raised.value.evalue.startswith(f"{metadata}, record 0: field 'image_id' is missing")
+    assert "metadata.py" not in raised.value.traceback and "File " not in raised.value.traceback
+
+
+def test_a_home_folder_is_understood(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(miniature.parent))
+    assert check_dataset_dir(f"~/{miniature.name}") == miniature
+
+
 def test_a_folder_that_will_not_do_is_named(miniature: Path, tmp_path: Path) -> None:
     assert check_dataset_dir(miniature, photos=True) == miniature
     (tmp_path / catalog.METADATA_FILE).write_bytes((miniature / catalog.METADATA_FILE).read_bytes())

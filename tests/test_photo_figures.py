@@ -47,5 +47,8 @@ def test_a_photo_that_is_missing_does_not_hide_the_others(miniature: Path, tmp_p
     assert "missing" in figure.axes[1].texts[0].get_text().replace("\n", " ")
     with pytest.raises(MissingPhoto, match=records[1].image_id):
         mean_photo(tmp_path, group_by_user(records[1:])[0])
+    means = draw_mean_photos(tmp_path, [user for record in records for user in group_by_user([record])])
+    assert len(means.axes[0].images) == 1 and not means.axes[1].images
+    assert records[1].image_id in means.axes[1].texts[0].get_text().replace("\n", "")
     with pytest.raises(ValueError, match="at least one"):
         draw_photos(tmp_path, [], "none")

@@ -55,7 +55,9 @@ def test_a_table_figures_and_numbers_come_out(
     assert {"name": "structure", "photos": carrying} == {k: numbers["labels"][0][k] for k in ("name", "photos")}
     assert re.search(rf"^structure +{carrying} .* 228,923 +53\.4%", printed, re.M)
     assert re.search(r"^all +40 +51,414 +160 +429,078$", printed, re.M)
-    assert printed.splitlines()[-1].startswith("next: ")
+    *_, install, look = printed.splitlines()
+    assert install.startswith("next: ") and "EXTRAS=notebooks" in install
+    assert look.split() == [f"FLAIR_DATASET_DIR={miniature}", "jupyter", "notebook", "explore_images.ipynb"]
 
 
 def test_metadata_alone_will_do(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
