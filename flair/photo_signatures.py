@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from flair import images
 from flair.atomic import remove_leftovers, replacing
 from flair.block_means import NUM_SUMS, block_details, block_sums
-from flair.errors import FlairError
 from flair.metadata import Record
 from flair.pixel_distance import energy
 from flair.progress import Progress
+from flair.row_file import read_rows, write_rows
 from flair.workers import batches, map_in_order
 
 TABLE_FILE = "signatures.npy"
@@ -143,8 +143,7 @@ class _NewRows:
     def save(self) -> None:
         if any(map(len, self._rows)):
             path = self._cache_dir / f"new-{self._parts:06d}.npy"
-            with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, np.concatenate(self._rows))
+            write_rows(path, np.concatenate(self._rows))
             self._rows, self._parts = [], self._parts + 1
 
 
@@ -154,13 +153,7 @@ def _open_table(cache_dir: Path) -> NDArray[Any]:
 
 
 def _load(path: Path) -> NDArray[Any]:
-    try:
-        table: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise FlairError(f"{path}: is damaged ({error}); delete it and run the same command again") from None
-    if table.dtype != SIGNATURE or table.ndim != 1:
-        raise FlairError(f"{path}: is no table of signatures; delete it and run the same command again")
-    return table
+    return read_rows(path, SIGNATURE, mmap_mode="r")
 
 
 def _row_of(table: NDArray[Any]) -> Mapping[bytes, int]:

@@ -364,6 +364,23 @@ def test_a_broken_photo_is_named_and_the_cache_survives(planted: Planted, tmp_pa
     assert audit(dataset, tmp_path / "out").returncode == 0
 
 
+@pytest.mark.parametrize("name", ["pairs.npy", "structure.npy"])
+@pytest.mark.parametrize("content", [b"", b"junk", None], ids=["empty", "junk", "cut off"])
+def test_a_damaged_search_in_the_cache_is_named_not_a_traceback(
+    planted: Planted, audited: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(audited, output)
+    (path,) = output.glob(f"cache/search-*/{name}")
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    result = audit(planted.dataset_dir, output)
+    assert result.returncode == 1
+    assert f"{path}: is damaged" in result.stderr.splitlines()[-1] and "delete it" in result.stderr
+    path.unlink()
+    assert audit(planted.dataset_dir, output).returncode == 0
+    assert outputs(output) == outputs(audited)
+
+
 def test_coco_photos_have_no_near_duplicates_and_the_report_adds_up(coco256: Path, tmp_path: Path) -> None:
     result = audit(coco256, tmp_path)
     assert result.returncode == 0, result.stderr
