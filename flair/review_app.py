@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
-from flask import Flask, Response, abort, jsonify, render_template, request, send_file, url_for
+from flask import Flask, Response, abort, jsonify, render_template, request, send_file
 from werkzeug.exceptions import HTTPException
 
 from flair.catalog import PARTITIONS
+from flair.command import explain_os_error
 from flair.errors import FlairError
 from flair.metadata import Record, photo_path
 from flair.review_groups import NO_GROUPS, Group, Groups, anchor, decide, decisions, is_decided
@@ -79,10 +81,12 @@ def create_app(review: Review, port: int) -> Flask:
         return render_template("error.html", code=code, reason=error.description), code
 
     @app.errorhandler(FlairError)
-    def explain_file(error: FlairError) -> tuple[Response | str, int]:
+    @app.errorhandler(OSError)
+    def explain_file(error: FlairError | OSError) -> tuple[Response | str, int]:
+        reason = explain_os_error(error) if isinstance(error, OSError) else str(error)
         if request.path.startswith("/api/"):
-            return jsonify(error=str(error)), 500
-        return render_template("error.html", code=500, reason=str(error)), 500
+            return jsonify(error=reason), 500
+        return render_template("error.html", code=500, reason=reason), 500
 
     @app.get("/")
     def photos() -> str:
@@ -253,7 +257,10 @@ def _one_of(value: str, known: Sequence[str]) -> None:
 
 
 def _body(fields: Mapping[str, type]) -> dict[str, Any]:
-    body = request.get_json(silent=True)
+    try:
+        body = request.get_json(silent=True)
+    except RecursionError:
+        body = None
     if not isinstance(body, dict) or body.keys() != fields.keys():
         abort(400, f"expected JSON with the fields {', '.join(fields)}")
     for name, kind in fields.items():
@@ -274,7 +281,8 @@ def _page_size() -> int:
 def _link(**changes: object) -> str:
     """This page's address with other parameters; those that become empty are left out."""
     arguments: dict[str, Any] = {**request.args.to_dict(), **{name: str(value) for name, value in changes.items()}}
-    return url_for(str(request.endpoint), **{name: value for name, value in arguments.items() if value})
+    # Not url_for, for which some parameters that an address may have mean something else.
+    return f"{request.path}?{urlencode({name: value for name, value in arguments.items() if value})}"
 
 
 def _unknown(index: PhotoIndex, filters: Filters) -> str | None:
