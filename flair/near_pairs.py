@@ -144,10 +144,18 @@ class NearPairs:
         pairs["dssim"][exact] = 0.0
         missing = needed & np.isnan(pairs["dssim"])
         self.structured = Work(int(missing.sum()), int((needed & ~missing).sum()))
-        if not missing.any():
-            self._tidy("structure-*")
-            return
-        todo = pairs[missing]
+        if missing.any():
+            pairs["dssim"][missing] = self._structure_of(pairs[missing])
+            done = pairs[~np.isnan(pairs["dssim"])]
+            table = np.empty(len(done), _STRUCTURE)
+            for name in _STRUCTURE.names or ():
+                table[name] = done[name]
+            write_rows(path, table)
+        self._tidy("structure-*")
+        # Other runs may have asked for more; the result is the same without them.
+        pairs["dssim"][~needed] = np.nan
+
+    def _structure_of(self, todo: NDArray[Any]) -> NDArray[np.float64]:
         # Which pairs are to be done depends on what is known, so the unfinished work is named after them.
         store = PartStore(self._folder / f"structure-{_digest(todo.tobytes())}", np.dtype("<f8"))
         with Progress(len(todo), "dssim", "pair", done=min(store.done * _PAIRS_PER_TASK, len(todo))) as progress:
@@ -158,14 +166,8 @@ class NearPairs:
                     progress.add(len(found))
             finally:
                 store.save()
-        pairs["dssim"][missing] = store.rows()
-        done = pairs[~np.isnan(pairs["dssim"])]
-        table = np.empty(len(done), _STRUCTURE)
-        for name in _STRUCTURE.names or ():
-            table[name] = done[name]
-        write_rows(path, table)
-        self._tidy("structure-*")
         pair_comparison.forget_photos()
+        return store.rows()
 
     def _candidates(self) -> NDArray[Any]:
         """Pairs whose bound is within the limit, in the order in which they are compared."""

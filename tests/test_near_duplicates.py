@@ -217,6 +217,22 @@ def test_a_second_run_computes_nothing_and_a_changed_photo_is_seen(planted: Plan
     assert all(len(lists["l2"]) == 1 for lists in read(tmp_path / "out", "neighbors.json").values())
 
 
+def test_the_result_does_not_depend_on_what_other_runs_asked_for(
+    planted: Planted, audited: Path, tmp_path: Path
+) -> None:
+    def run(name: str, *flags: str) -> dict[str, bytes]:
+        cache = tmp_path / f"cache of {name}"
+        cache.mkdir(exist_ok=True)
+        shutil.copy(audited / "cache" / "signatures.npy", cache)
+        result = audit(planted.dataset_dir, tmp_path / name, f"--cache_dir={cache}", "--review_l2=300000000", *flags)
+        assert result.returncode == 0, result.stderr
+        return outputs(tmp_path / name)
+
+    run("second", "--review_dssim=0.5", "--top_k=9")
+    few = ("--review_dssim=0.5", "--duplicate_l2=1000000", "--top_k=1")
+    assert run("second", *few) == run("first", *few)
+
+
 def test_a_killed_run_continues_to_the_same_result(planted: Planted, audited: Path, tmp_path: Path) -> None:
     flags = [
         "-m",
