@@ -102,10 +102,10 @@ def read_neighbors(path: Path) -> dict[Pair, dict[str, float]]:
             for metric, found in metrics.items():
                 for other, distance in found:
                     key = pair(image_id, check_id(other, "image id", str(path)))
-                    distances.setdefault(key, {})[metric] = float(distance)
+                    distances.setdefault(key, {})[metric] = _finite(distance)
     except FileNotFoundError:
         raise FlairError(f"{path}: no such file; {expected}") from None
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise FlairError(f"{path}: is no list of neighbors; {expected}") from None
     return distances
 
@@ -163,6 +163,12 @@ def decide(members: Sequence[str], image_id: str, mark: str, reviews: Reviews) -
             if reviews.pair_mark(image_id, other) not in (wanted, "duplicate"):
                 changes.append(PairChange(pair(image_id, other), wanted))
     return changes
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError
+    return float(value)
 
 
 def _is_similar(values: Mapping[str, float]) -> bool:

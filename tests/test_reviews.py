@@ -11,7 +11,7 @@ import pytest
 
 from flair.errors import FlairError
 from flair.exclusion import Exclusion
-from flair.review_groups import Group, anchor, decide, decisions, is_decided
+from flair.review_groups import Group, anchor, decide, decisions, is_decided, read_neighbors
 from flair.reviews import NO_REVIEWS, PairChange, PhotoChange, ReviewFile, Reviews, pair, read_reviews
 
 WRITER = """
@@ -89,6 +89,14 @@ def test_pairs_join_and_come_apart(tmp_path: Path) -> None:
     result = reviews.applied_to(found)
     assert result.components == (frozenset("12"), frozenset("678"))
     assert result.listed == {"9"}
+
+
+@pytest.mark.parametrize("distance", ["NaN", "Infinity", "1" + "0" * 400, "null", '"3"'])
+def test_a_distance_that_is_no_finite_number_is_refused(tmp_path: Path, distance: str) -> None:
+    path = tmp_path / "neighbors.json"
+    path.write_text(f'{{"1": {{"l2": [["2", {distance}]]}}}}')
+    with pytest.raises(FlairError, match=r"neighbors.json: is no list of neighbors"):
+        read_neighbors(path)
 
 
 def test_a_photo_that_joins_a_reviewed_group_is_one_more_decision(tmp_path: Path) -> None:
