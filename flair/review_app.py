@@ -26,6 +26,7 @@ DEFAULT_PAGE_SIZE = 100
 GROUPS_PER_PAGE = 10
 USERS_PER_PAGE = 120
 MAX_PHOTOS_MARKED = 1000
+MAX_GROUP_MEMBERS = 100_000
 IN_SET, NEAR_DUPLICATES = "test set", "near duplicates"
 
 
@@ -217,7 +218,7 @@ def create_app(review: Review, port: int) -> Flask:
     @app.post("/api/groups")
     def mark_in_group() -> Response:
         body = _body({"members": list, "image_id": str, "mark": str, "reviewer": str})
-        members = _ids(review.index, body["members"])
+        members = _ids(review.index, body["members"], MAX_GROUP_MEMBERS)
         _one_of(body["mark"], PAIR_MARKS)
         if len(set(members)) < 2 or body["image_id"] not in members:
             abort(400, "expected two photos or more, the marked one among them")
@@ -242,9 +243,9 @@ def _known(index: PhotoIndex, image_id: str) -> Record:
     return record
 
 
-def _ids(index: PhotoIndex, values: Sequence[Any]) -> list[str]:
-    if not 0 < len(values) <= MAX_PHOTOS_MARKED:
-        abort(400, f"expected 1 to {MAX_PHOTOS_MARKED} photos, found {len(values)}")
+def _ids(index: PhotoIndex, values: Sequence[Any], most: int = MAX_PHOTOS_MARKED) -> list[str]:
+    if not 0 < len(values) <= most:
+        abort(400, f"expected 1 to {most} photos, found {len(values)}")
     for value in values:
         if not isinstance(value, str) or value not in index:
             abort(400, f"not a photo of this dataset: {value!r:.80}")

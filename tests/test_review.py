@@ -20,8 +20,9 @@ import psutil
 import pytest
 
 from flair.exclusion import read_exclusion
-from flair.metadata import load_records
+from flair.metadata import Record, load_records
 from flair.review_app import Review, create_app
+from flair.review_groups import Group, Groups
 from flair.review_index import PhotoIndex
 from flair.reviews import PairChange, ReviewFile, pair, read_reviews
 from flair.synthetic import make_dataset
@@ -362,6 +363,20 @@ def test_the_page_answers_at_the_address_that_browsers_send(
     client = create_app(Review(dataset / "dataset", index, ReviewFile(tmp_path / "reviews.json")), port).test_client()
     assert client.get("/", headers={"Host": host}).status_code == 200
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_a_group_of_thousands_can_be_marked(tmp_path: Path) -> None:
+    records = [Record("user", f"{number:05}", ("sky",), ("sky",), "train") for number in range(3000)]
+    group = Group(tuple(record.image_id for record in records), True)
+    reviews = ReviewFile(tmp_path / "reviews.json")
+    client = create_app(Review(tmp_path, PhotoIndex(records), reviews, Groups([group])), 80).test_client()
+    page = client.get("/groups").text
+    token = re.search(r'review-token" content="([^"]+)"', page)
+    assert token is not None and "and 2,976 more" in page
+    body = {"members": group.members, "image_id": "00000", "mark": "duplicate", "reviewer": "Ann"}
+    answer = client.post("/api/groups", json=body, headers={"X-Review-Token": token.group(1)})
+    assert answer.status_code == 200 and set(answer.get_json()["decisions"].values()) == {"duplicate"}
+    assert len(reviews.read().pairs) == 2999
 
 
 @pytest.mark.parametrize("name", ["endpoint", "_scheme", "_anchor", "_external", "_method"])

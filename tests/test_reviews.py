@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flair.errors import FlairError
 from flair.exclusion import Exclusion
 from flair.review_groups import Group, anchor, decide, decisions, is_decided, read_neighbors
-from flair.reviews import NO_REVIEWS, PairChange, PhotoChange, ReviewFile, Reviews, pair, read_reviews
+from flair.reviews import NO_REVIEWS, Mark, PairChange, PhotoChange, ReviewFile, Reviews, pair, read_reviews
 
+PAIRS = list(itertools.combinations("abcd", 2))
 WRITER = """
 import sys
 from flair.reviews import PhotoChange, ReviewFile
@@ -112,6 +116,18 @@ def test_a_photo_that_joins_a_reviewed_group_is_one_more_decision(tmp_path: Path
     reviews = marked(tmp_path, *decide(larger.members, "1", "duplicate", reviews))
     assert is_decided(larger, reviews)
     assert reviews.applied_to(Exclusion(components=[larger.members])).components == (frozenset("125"),)
+
+
+@given(marks=st.dictionaries(st.sampled_from(PAIRS), st.sampled_from(("duplicate", "not", "none"))))
+def test_marks_of_other_groups_decide_nothing(marks: dict[tuple[str, str], str]) -> None:
+    group = Group(tuple("abcd"), True)
+    alone = Reviews({}, {key: (Mark(mark, "me", "now"),) for key, mark in marks.items()})
+    others = {pair(f"x{number}", f"y{number}"): (Mark("not", "me", "now"),) for number in range(20)}
+    among_others = Reviews({}, {**alone.pairs, **others})
+    assert decisions(group, alone) == decisions(group, among_others)
+    assert anchor(group, alone) == anchor(group, among_others)
+    decided = {name for key, mark in marks.items() if mark != "none" for name in key}
+    assert anchor(group, alone) == min(decided, default="a")
 
 
 def test_a_decision_can_be_changed_and_taken_back(tmp_path: Path) -> None:
