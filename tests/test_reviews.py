@@ -37,6 +37,15 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert sorted(history) == sorted("abc" * 25)
 
 
+def test_reviews_behind_a_link_are_written_where_it_points(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "reviews.json").symlink_to(tmp_path / "shared" / "reviews.json")
+    ReviewFile(tmp_path / "reviews.json").update(lambda _: [PhotoChange("1", "ok")], "me", "now")
+    ReviewFile(tmp_path / "shared" / "reviews.json").update(lambda _: [PhotoChange("2", "ok")], "me", "now")
+    assert (tmp_path / "reviews.json").is_symlink()
+    assert len(read_reviews(tmp_path / "reviews.json").photos) == 2
+
+
 def test_the_last_mark_counts_and_the_others_are_kept(tmp_path: Path) -> None:
     file = ReviewFile(tmp_path / "reviews.json")
     for mark, who in (("blacklist", "Ann"), ("none", "Bo"), ("problematic", "Ann")):
