@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flair import atomic
 from flair.errors import FlairError
+from flair.row_file import DAMAGED_NPY
 
 _HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output=features.npy makes it"
 
@@ -71,7 +72,7 @@ def read_features(path: str | Path, image_ids: Sequence[str]) -> FeatureTable:
             raise ValueError
     except FileNotFoundError:
         raise FlairError(f"--features={path}: has no {ids_path(path).name} beside it; {_HOW}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError):
+    except (*DAMAGED_NPY, KeyError, AttributeError, RecursionError):
         raise FlairError(f"--features={path}: is no file of features, or does not fit its ids; {_HOW}") from None
     missing = [image_id for image_id in image_ids if image_id not in row_of]
     if missing:

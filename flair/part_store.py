@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair.atomic import remove_leftovers
-from flair.row_file import read_rows, write_rows
+from flair.row_file import map_rows, read_rows, write_rows
 
 SAVE_INTERVAL_SECONDS = 5.0
 _PART = re.compile(r"part-(\d{9})-(\d{9})\.npy")
@@ -37,7 +37,7 @@ class PartStore:
             if start == self.done:
                 self._parts.append(path)
                 self.done = stop
-                self.num_rows += len(read_rows(path, dtype, mmap_mode="r"))
+                self.num_rows += len(map_rows(path, dtype))
         self._waiting: list[NDArray[Any]] = []
         self._first = self.done
         self._last_save = time.monotonic()

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair import images
-from flair.atomic import remove_leftovers, replacing
+from flair.atomic import remove_leftovers
 from flair.block_means import NUM_SUMS, block_details, block_sums
 from flair.metadata import Record
 from flair.pixel_distance import energy
 from flair.progress import Progress
-from flair.row_file import read_rows, write_rows
+from flair.row_file import map_rows, read_rows, write_chunks, write_rows
 from flair.workers import batches, map_in_order
 
 TABLE_FILE = "signatures.npy"
@@ -46,7 +46,7 @@ class SignatureTable(NamedTuple):
     def read(self, photos: NDArray[Any] | range) -> NDArray[Any]:
         """SIGNATURE [k] of these photos."""
         rows = self.rows[photos.start : photos.stop] if isinstance(photos, range) else self.rows[photos]
-        return np.asarray(_load(self.path)[rows])
+        return np.asarray(map_rows(self.path, SIGNATURE)[rows])
 
 
 class Signatures(NamedTuple):
@@ -87,7 +87,7 @@ def read_signatures(dataset_dir: Path, records: Sequence[Record], cache_dir: Pat
     finally:
         new.save()
     _merge_parts(cache_dir)
-    table = _open_table(cache_dir)
+    table = map_rows(cache_dir / TABLE_FILE, SIGNATURE)
     row_of = _row_of(table)
     rows = np.array([row_of[digest] for digest in file_digests], np.int64)
     files = np.frombuffer(b"".join(file_digests), np.uint8).reshape(-1, 32)
@@ -174,11 +174,11 @@ def _merge_parts(cache_dir: Path) -> None:
         chosen.append(np.array([row for digest, row in row_of.items() if digest not in seen], np.int64))
         seen.update(row_of)
     path = cache_dir / TABLE_FILE
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(SIGNATURE), "fortran_order": False, "shape": (len(seen),)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for source, rows in zip(sources, chosen, strict=True):
-            for start in range(0, len(rows), _COPY_ROWS):
-                file.write(source[rows[start : start + _COPY_ROWS]].tobytes())
+    chunks = (
+        source[rows[start : start + _COPY_ROWS]]
+        for source, rows in zip(sources, chosen, strict=True)
+        for start in range(0, len(rows), _COPY_ROWS)
+    )
+    write_chunks(path, SIGNATURE, len(seen), chunks)
     for part in parts:
         os.remove(part)

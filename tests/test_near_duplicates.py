@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -380,15 +381,25 @@ def test_a_broken_photo_is_named_and_the_cache_survives(planted: Planted, tmp_pa
     assert audit(dataset, tmp_path / "out").returncode == 0
 
 
-@pytest.mark.parametrize("name", ["pairs.npy", "structure.npy"])
-@pytest.mark.parametrize("content", [b"", b"junk", None], ids=["empty", "junk", "cut off"])
-def test_a_damaged_search_in_the_cache_is_named_not_a_traceback(
-    planted: Planted, audited: Path, tmp_path: Path, name: str, content: bytes | None
+def _cut(data: bytes) -> bytes:
+    return data[:-9]
+
+
+def _flipped(data: bytes) -> bytes:
+    return data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
+
+
+@pytest.mark.parametrize("name", ["signatures.npy", "search-*/pairs.npy", "search-*/structure.npy"])
+@pytest.mark.parametrize(
+    "damaged", [lambda _: b"", lambda _: b"junk", _cut, _flipped], ids=["empty", "junk", "cut", "bit"]
+)
+def test_a_damaged_file_of_the_cache_is_named_and_not_trusted(
+    planted: Planted, audited: Path, tmp_path: Path, name: str, damaged: Callable[[bytes], bytes]
 ) -> None:
     output = tmp_path / "out"
     shutil.copytree(audited, output)
-    (path,) = output.glob(f"cache/search-*/{name}")
-    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    (path,) = output.glob(f"cache/{name}")
+    path.write_bytes(damaged(path.read_bytes()))
     result = audit(planted.dataset_dir, output)
     assert result.returncode == 1
     assert f"{path}: is damaged" in result.stderr.splitlines()[-1] and "delete it" in result.stderr
