@@ -69,7 +69,9 @@ def main() -> None:
     with _locked(Path(FLAGS.output_dir)) as folder:
         sets = load_sets(records, task, chosen, exclusion)
         evaluation_report.print_sets(sets)
-        if exclusion is not None and not any(one.num_excluded for one in sets):
+        if exclusion is not None and exclusion.digest == records.exclude_digest:
+            print(f"--exclude={FLAGS.exclude}: {records.root} was prepared with it; no more photos leave", flush=True)
+        elif exclusion is not None and not any(one.num_excluded for one in sets):
             print(f"--exclude={FLAGS.exclude}: takes no photo away; is it of this dataset?", flush=True)
         _evaluate(folder, models, pairs, sets, records, task)
     print(f"evaluated {len(models)} {'model' if len(models) == 1 else 'models'} in {_since(started)}")

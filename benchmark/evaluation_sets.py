@@ -96,11 +96,15 @@ def load_sets(
 ) -> list[EvaluationSet]:
     """Reads ids and labels of every partition that is asked for, and takes the rows of each set.
 
+    Records that were prepared with the same exclusion are left as they are: of near duplicates one photo stays there,
+    which without its twins looks like one whose twins are in another partition.
+
     Raises:
       FlairError: photos of a test set are missing, the records tell no ids where some are needed, or no photo is left.
     """
     whole = {partition: _read(records, partition, task) for partition in dict.fromkeys(one.partition for one in chosen)}
-    return [_take(whole[one.partition], one, exclusion, records) for one in chosen]
+    left_out = exclusion is not None and exclusion.digest == records.exclude_digest
+    return [_take(whole[one.partition], one, None if left_out else exclusion, records) for one in chosen]
 
 
 def _choose(name: str, testsets_dir: str) -> ChosenSet:

@@ -39,6 +39,7 @@ class HDF5Records(Records):
         self.root = self._file.path
         self.labels, self.fine_grained_labels = (self._columns(name) for name in ("label", "fine_grained_label"))
         self.image_format = self._file.image_format()
+        self.exclude_digest = self._file.parameters.get("exclude_sha256")
         self._groups: dict[str, dict[str, _Entry]] = {}
         self._by_user: dict[str, dict[str, list[tuple[str, int]]]] = {}
         self._indexes: dict[str, PhotoIndex] = {}

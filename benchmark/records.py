@@ -85,12 +85,14 @@ class Records(abc.ABC):
       root: the folder or file.
       labels, fine_grained_labels: label name -> column.
       image_format: `jpeg`, or `raw` where the serialized examples hold uint8 [256, 256, 3] pixels.
+      exclude_digest: `flair.exclusion.Exclusion.digest` of what --exclude left out of them, None: nothing.
     """
 
     root: Path
     labels: dict[str, int]
     fine_grained_labels: dict[str, int]
     image_format: str = "jpeg"
+    exclude_digest: str | None = None
 
     @abc.abstractmethod
     def users(self, partition: str) -> list[str]:
@@ -132,6 +134,7 @@ class TFRecords(Records):
                 f"--tfrecords_dir={root}: has no {LABEL_INDEX_FILE}; expected a folder of prepare_tfrecords.py"
             )
         self.labels, self.fine_grained_labels = self._folder.columns
+        self.exclude_digest = self._folder.parameters.get("exclude_sha256")
         self._spans: dict[str, dict[str, Span]] = {}
         self._indexes: dict[str, PhotoIndex] = {}
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flair import atomic
 from flair.errors import FlairError
+from flair.row_file import DAMAGED_NPY
 
 _HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output=features.npy makes it"
 
@@ -23,11 +24,15 @@ class FeatureTable(NamedTuple):
     rows: NDArray[np.int64]
 
     def squared_distances(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-        """Squared Euclidean distances float64 [k] of pairs of photos."""
+        """Squared Euclidean distances float64 [k] of pairs of photos; a FlairError where features are not finite."""
         found = np.empty(len(first))
         for start in range(0, len(first), 4096):
             part = slice(start, start + 4096)
             one, other = (self.values[self.rows[photos[part]]].astype(np.float64) for photos in (first, second))
+            if not (np.isfinite(one).all() and np.isfinite(other).all()):
+                raise FlairError(
+                    "--features: holds values that are no finite numbers; make it of a model that converged"
+                )
             found[part] = ((one - other) ** 2).sum(axis=1)
         return found
 
@@ -67,7 +72,7 @@ def read_features(path: str | Path, image_ids: Sequence[str]) -> FeatureTable:
             raise ValueError
     except FileNotFoundError:
         raise FlairError(f"--features={path}: has no {ids_path(path).name} beside it; {_HOW}") from None
-    except (ValueError, KeyError, TypeError, EOFError):
+    except (*DAMAGED_NPY, KeyError, AttributeError, RecursionError):
         raise FlairError(f"--features={path}: is no file of features, or does not fit its ids; {_HOW}") from None
     missing = [image_id for image_id in image_ids if image_id not in row_of]
     if missing:

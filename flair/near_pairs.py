@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair import block_means, neighbor_search, pair_comparison
-from flair.atomic import remove_leftovers, replacing
+from flair.atomic import remove_leftovers
 from flair.errors import FlairError
 from flair.images import read_pixels
 from flair.neighbor_search import Blocks
@@ -26,6 +26,7 @@ from flair.part_store import PartStore
 from flair.photo_signatures import Signatures, SignatureTable, equal
 from flair.pixel_distance import detail_correlation
 from flair.progress import Progress
+from flair.row_file import read_rows, write_rows
 from flair.workers import map_in_order
 
 NEAR_PAIR = np.dtype(
@@ -83,16 +84,17 @@ class NearPairs:
         """All pairs that count and are within the limit, NEAR_PAIR [k] sorted by rows, `dssim` not yet known (NaN).
 
         Raises:
-          FlairError: there are more than MAX_PAIRS of them, or a photo cannot be read any more.
+          FlairError: there are more than MAX_PAIRS of them, a photo cannot be read any more, or a file of the cache is
+            damaged.
         """
         path = self._folder / "pairs.npy"
         if path.exists():
-            pairs: NDArray[Any] = np.load(path, allow_pickle=False)
+            pairs = read_rows(path, NEAR_PAIR)
             self.searched = Work(0, self._scope.num_pairs())
             self.compared = Work(0, len(pairs))
         else:
             pairs = self._compare(self._candidates())
-            _save(path, pairs)
+            write_rows(path, pairs)
         self._tidy("candidates.npy", "tiles-*", "distances")
         return pairs
 
@@ -136,16 +138,24 @@ class NearPairs:
                 pairs["dssim"][rows] = pair_comparison.compare_structure(self._context, task)
             return
         path = self._folder / "structure.npy"
-        known = np.load(path, allow_pickle=False) if path.exists() else np.empty(0, _STRUCTURE)
+        known = read_rows(path, _STRUCTURE) if path.exists() else np.empty(0, _STRUCTURE)
         pairs["dssim"][np.searchsorted(_order(pairs), _order(known))] = known["dssim"]
         exact = needed & (pairs["l2"] == 0)
         pairs["dssim"][exact] = 0.0
         missing = needed & np.isnan(pairs["dssim"])
         self.structured = Work(int(missing.sum()), int((needed & ~missing).sum()))
-        if not missing.any():
-            self._tidy("structure-*")
-            return
-        todo = pairs[missing]
+        if missing.any():
+            pairs["dssim"][missing] = self._structure_of(pairs[missing])
+            done = pairs[~np.isnan(pairs["dssim"])]
+            table = np.empty(len(done), _STRUCTURE)
+            for name in _STRUCTURE.names or ():
+                table[name] = done[name]
+            write_rows(path, table)
+        self._tidy("structure-*")
+        # Other runs may have asked for more; the result is the same without them.
+        pairs["dssim"][~needed] = np.nan
+
+    def _structure_of(self, todo: NDArray[Any]) -> NDArray[np.float64]:
         # Which pairs are to be done depends on what is known, so the unfinished work is named after them.
         store = PartStore(self._folder / f"structure-{_digest(todo.tobytes())}", np.dtype("<f8"))
         with Progress(len(todo), "dssim", "pair", done=min(store.done * _PAIRS_PER_TASK, len(todo))) as progress:
@@ -156,22 +166,15 @@ class NearPairs:
                     progress.add(len(found))
             finally:
                 store.save()
-        pairs["dssim"][missing] = store.rows()
-        done = pairs[~np.isnan(pairs["dssim"])]
-        table = np.empty(len(done), _STRUCTURE)
-        for name in _STRUCTURE.names or ():
-            table[name] = done[name]
-        _save(path, table)
-        self._tidy("structure-*")
         pair_comparison.forget_photos()
+        return store.rows()
 
     def _candidates(self) -> NDArray[Any]:
         """Pairs whose bound is within the limit, in the order in which they are compared."""
         path = self._folder / "candidates.npy"
         if path.exists():
             self.searched = Work(0, self._scope.num_pairs())
-            found: NDArray[Any] = np.load(path, allow_pickle=False)
-            return found
+            return read_rows(path, _CANDIDATE)
         tiles = list(_tiles(self._scope, self._chunk_size))
         store = PartStore(self._folder / f"tiles-{self._chunk_size}", _CANDIDATE)
         context = _TileContext(
@@ -197,7 +200,7 @@ class NearPairs:
         found = found[
             np.lexsort((found["second"], found["first"], found["second"] // _NEARBY, found["first"] // _NEARBY))
         ]
-        _save(path, found)
+        write_rows(path, found)
         # Pairs of the tiles that an earlier run had searched are the share of the tiles' pairs.
         reused = round(self._scope.num_pairs() * done / max(sum(num_pairs), 1))
         self.searched = Work(self._scope.num_pairs() - reused, reused)
@@ -319,8 +322,3 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         sha.update(part)
     return sha.hexdigest()[:32]
-
-
-def _save(path: Path, rows: NDArray[Any]) -> None:
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, rows)

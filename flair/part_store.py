@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flair.atomic import remove_leftovers, replacing
+from flair.atomic import remove_leftovers
+from flair.row_file import map_rows, read_rows, write_rows
 
 SAVE_INTERVAL_SECONDS = 5.0
 _PART = re.compile(r"part-(\d{9})-(\d{9})\.npy")
@@ -21,6 +22,9 @@ class PartStore:
     """Rows of the first `done` tasks, in the tasks' order, in files `part-<first task>-<last task + 1>.npy`.
 
     The tasks must be the same in every run: name the folder after all that decides them.
+
+    Raises:
+      FlairError: a part is damaged.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
@@ -33,7 +37,7 @@ class PartStore:
             if start == self.done:
                 self._parts.append(path)
                 self.done = stop
-                self.num_rows += len(np.load(path, mmap_mode="r", allow_pickle=False))
+                self.num_rows += len(map_rows(path, dtype))
         self._waiting: list[NDArray[Any]] = []
         self._first = self.done
         self._last_save = time.monotonic()
@@ -50,8 +54,7 @@ class PartStore:
         """Puts on disk what is only in memory."""
         if self.done > self._first:
             path = self._folder / f"part-{self._first:09d}-{self.done:09d}.npy"
-            with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, np.concatenate(self._waiting).astype(self._dtype, copy=False))
+            write_rows(path, np.concatenate(self._waiting).astype(self._dtype, copy=False))
             self._parts.append(path)
             self._waiting, self._first = [], self.done
         self._last_save = time.monotonic()
@@ -59,7 +62,7 @@ class PartStore:
     def rows(self) -> NDArray[Any]:
         """All rows, in the order of the tasks."""
         self.save()
-        parts = [np.load(path, allow_pickle=False) for path in self._parts]
+        parts = [read_rows(path, self._dtype) for path in self._parts]
         return np.concatenate(parts) if parts else np.empty(0, self._dtype)
 
     def discard(self) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair import images
-from flair.atomic import remove_leftovers, replacing
+from flair.atomic import remove_leftovers
 from flair.block_means import NUM_SUMS, block_details, block_sums
-from flair.errors import FlairError
 from flair.metadata import Record
 from flair.pixel_distance import energy
 from flair.progress import Progress
+from flair.row_file import map_rows, read_rows, write_chunks, write_rows
 from flair.workers import batches, map_in_order
 
 TABLE_FILE = "signatures.npy"
@@ -46,7 +46,7 @@ class SignatureTable(NamedTuple):
     def read(self, photos: NDArray[Any] | range) -> NDArray[Any]:
         """SIGNATURE [k] of these photos."""
         rows = self.rows[photos.start : photos.stop] if isinstance(photos, range) else self.rows[photos]
-        return np.asarray(_load(self.path)[rows])
+        return np.asarray(map_rows(self.path, SIGNATURE)[rows])
 
 
 class Signatures(NamedTuple):
@@ -87,7 +87,7 @@ def read_signatures(dataset_dir: Path, records: Sequence[Record], cache_dir: Pat
     finally:
         new.save()
     _merge_parts(cache_dir)
-    table = _open_table(cache_dir)
+    table = map_rows(cache_dir / TABLE_FILE, SIGNATURE)
     row_of = _row_of(table)
     rows = np.array([row_of[digest] for digest in file_digests], np.int64)
     files = np.frombuffer(b"".join(file_digests), np.uint8).reshape(-1, 32)
@@ -143,8 +143,7 @@ class _NewRows:
     def save(self) -> None:
         if any(map(len, self._rows)):
             path = self._cache_dir / f"new-{self._parts:06d}.npy"
-            with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, np.concatenate(self._rows))
+            write_rows(path, np.concatenate(self._rows))
             self._rows, self._parts = [], self._parts + 1
 
 
@@ -154,13 +153,7 @@ def _open_table(cache_dir: Path) -> NDArray[Any]:
 
 
 def _load(path: Path) -> NDArray[Any]:
-    try:
-        table: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise FlairError(f"{path}: is damaged ({error}); delete it and run the same command again") from None
-    if table.dtype != SIGNATURE or table.ndim != 1:
-        raise FlairError(f"{path}: is no table of signatures; delete it and run the same command again")
-    return table
+    return read_rows(path, SIGNATURE, mmap_mode="r")
 
 
 def _row_of(table: NDArray[Any]) -> Mapping[bytes, int]:
@@ -181,11 +174,11 @@ def _merge_parts(cache_dir: Path) -> None:
         chosen.append(np.array([row for digest, row in row_of.items() if digest not in seen], np.int64))
         seen.update(row_of)
     path = cache_dir / TABLE_FILE
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(SIGNATURE), "fortran_order": False, "shape": (len(seen),)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for source, rows in zip(sources, chosen, strict=True):
-            for start in range(0, len(rows), _COPY_ROWS):
-                file.write(source[rows[start : start + _COPY_ROWS]].tobytes())
+    chunks = (
+        source[rows[start : start + _COPY_ROWS]]
+        for source, rows in zip(sources, chosen, strict=True)
+        for start in range(0, len(rows), _COPY_ROWS)
+    )
+    write_chunks(path, SIGNATURE, len(seen), chunks)
     for part in parts:
         os.remove(part)

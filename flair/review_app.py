@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
-from flask import Flask, Response, abort, jsonify, render_template, request, send_file, url_for
+from flask import Flask, Response, abort, jsonify, render_template, request, send_file
 from werkzeug.exceptions import HTTPException
 
 from flair.catalog import PARTITIONS
+from flair.command import explain_os_error
 from flair.errors import FlairError
 from flair.metadata import Record, photo_path
 from flair.review_groups import NO_GROUPS, Group, Groups, anchor, decide, decisions, is_decided
@@ -24,6 +26,7 @@ DEFAULT_PAGE_SIZE = 100
 GROUPS_PER_PAGE = 10
 USERS_PER_PAGE = 120
 MAX_PHOTOS_MARKED = 1000
+MAX_GROUP_MEMBERS = 100_000
 IN_SET, NEAR_DUPLICATES = "test set", "near duplicates"
 
 
@@ -79,10 +82,12 @@ def create_app(review: Review, port: int) -> Flask:
         return render_template("error.html", code=code, reason=error.description), code
 
     @app.errorhandler(FlairError)
-    def explain_file(error: FlairError) -> tuple[Response | str, int]:
+    @app.errorhandler(OSError)
+    def explain_file(error: FlairError | OSError) -> tuple[Response | str, int]:
+        reason = explain_os_error(error) if isinstance(error, OSError) else str(error)
         if request.path.startswith("/api/"):
-            return jsonify(error=str(error)), 500
-        return render_template("error.html", code=500, reason=str(error)), 500
+            return jsonify(error=reason), 500
+        return render_template("error.html", code=500, reason=reason), 500
 
     @app.get("/")
     def photos() -> str:
@@ -213,7 +218,7 @@ def create_app(review: Review, port: int) -> Flask:
     @app.post("/api/groups")
     def mark_in_group() -> Response:
         body = _body({"members": list, "image_id": str, "mark": str, "reviewer": str})
-        members = _ids(review.index, body["members"])
+        members = _ids(review.index, body["members"], MAX_GROUP_MEMBERS)
         _one_of(body["mark"], PAIR_MARKS)
         if len(set(members)) < 2 or body["image_id"] not in members:
             abort(400, "expected two photos or more, the marked one among them")
@@ -238,9 +243,9 @@ def _known(index: PhotoIndex, image_id: str) -> Record:
     return record
 
 
-def _ids(index: PhotoIndex, values: Sequence[Any]) -> list[str]:
-    if not 0 < len(values) <= MAX_PHOTOS_MARKED:
-        abort(400, f"expected 1 to {MAX_PHOTOS_MARKED} photos, found {len(values)}")
+def _ids(index: PhotoIndex, values: Sequence[Any], most: int = MAX_PHOTOS_MARKED) -> list[str]:
+    if not 0 < len(values) <= most:
+        abort(400, f"expected 1 to {most} photos, found {len(values)}")
     for value in values:
         if not isinstance(value, str) or value not in index:
             abort(400, f"not a photo of this dataset: {value!r:.80}")
@@ -253,7 +258,10 @@ def _one_of(value: str, known: Sequence[str]) -> None:
 
 
 def _body(fields: Mapping[str, type]) -> dict[str, Any]:
-    body = request.get_json(silent=True)
+    try:
+        body = request.get_json(silent=True)
+    except RecursionError:
+        body = None
     if not isinstance(body, dict) or body.keys() != fields.keys():
         abort(400, f"expected JSON with the fields {', '.join(fields)}")
     for name, kind in fields.items():
@@ -274,7 +282,8 @@ def _page_size() -> int:
 def _link(**changes: object) -> str:
     """This page's address with other parameters; those that become empty are left out."""
     arguments: dict[str, Any] = {**request.args.to_dict(), **{name: str(value) for name, value in changes.items()}}
-    return url_for(str(request.endpoint), **{name: value for name, value in arguments.items() if value})
+    # Not url_for, for which some parameters that an address may have mean something else.
+    return f"{request.path}?{urlencode({name: value for name, value in arguments.items() if value})}"
 
 
 def _unknown(index: PhotoIndex, filters: Filters) -> str | None:

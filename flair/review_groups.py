@@ -102,10 +102,10 @@ def read_neighbors(path: Path) -> dict[Pair, dict[str, float]]:
             for metric, found in metrics.items():
                 for other, distance in found:
                     key = pair(image_id, check_id(other, "image id", str(path)))
-                    distances.setdefault(key, {})[metric] = float(distance)
+                    distances.setdefault(key, {})[metric] = _finite(distance)
     except FileNotFoundError:
         raise FlairError(f"{path}: no such file; {expected}") from None
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise FlairError(f"{path}: is no list of neighbors; {expected}") from None
     return distances
 
@@ -115,10 +115,8 @@ def anchor(group: Group, reviews: Reviews) -> str:
 
     So a photo that joins a reviewed group is one more decision, whatever its id.
     """
-    for image_id in group.members:
-        if any(reviews.pair_mark(image_id, other) != NO_MARK for other in group.members if other != image_id):
-            return image_id
-    return group.members[0]
+    marked = {image_id for key in _marked_pairs(group, reviews) for image_id in key}
+    return next((image_id for image_id in group.members if image_id in marked), group.members[0])
 
 
 def decisions(group: Group, reviews: Reviews) -> dict[str, str]:
@@ -127,14 +125,11 @@ def decisions(group: Group, reviews: Reviews) -> dict[str, str]:
     A duplicate of a duplicate is one, and what is none of one of them is none of any.
     """
     first = anchor(group, reviews)
-    edges = [key for key in itertools.combinations(group.members, 2) if reviews.pair_mark(*key) == "duplicate"]
+    marked = _marked_pairs(group, reviews)
+    edges = [key for key, mark in marked.items() if mark == "duplicate"]
     same = next((found for found in connected_components(edges) if first in found), frozenset([first]))
-    state = {}
-    for name in group.members:
-        if name in same:
-            state[name] = "duplicate"
-        else:
-            state[name] = "not" if any(reviews.pair_mark(name, one) == "not" for one in same) else NO_MARK
+    apart = {image_id for key, mark in marked.items() if mark == "not" and not same.isdisjoint(key) for image_id in key}
+    state = {name: "duplicate" if name in same else "not" if name in apart else NO_MARK for name in group.members}
     del state[first]
     return state
 
@@ -163,6 +158,24 @@ def decide(members: Sequence[str], image_id: str, mark: str, reviews: Reviews) -
             if reviews.pair_mark(image_id, other) not in (wanted, "duplicate"):
                 changes.append(PairChange(pair(image_id, other), wanted))
     return changes
+
+
+def _marked_pairs(group: Group, reviews: Reviews) -> dict[Pair, str]:
+    """The pairs of a group that have a mark."""
+    num_pairs = len(group.members) * (len(group.members) - 1) // 2
+    keys: Iterable[Pair]
+    if num_pairs < len(reviews.pairs):
+        keys = (pair(*key) for key in itertools.combinations(group.members, 2))
+    else:  # of thousands of photos there are millions of pairs
+        members = frozenset(group.members)
+        keys = (key for key in reviews.pairs if members.issuperset(key))
+    return {key: mark for key in keys if (mark := reviews.pair_mark(*key)) != NO_MARK}
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError
+    return float(value)
 
 
 def _is_similar(values: Mapping[str, float]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from urllib.parse import urlsplit
 
 from flask import Flask, Request, Response, abort, request
 
@@ -17,6 +16,7 @@ LOOPBACK = "127.0.0.1"
 TOKEN_HEADER = "X-Review-Token"
 MAX_REQUEST_BYTES = 4 << 20
 _HOSTS = (LOOPBACK, "localhost")
+_HTTP_PORT = 80
 _CONTENT_SECURITY_POLICY = (
     "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
@@ -31,7 +31,8 @@ class Guard:
 
     def __init__(self, port: int) -> None:
         self.token = secrets.token_urlsafe(32)
-        self._hosts = frozenset(f"{host}:{port}" for host in _HOSTS)
+        # Browsers name the host without the port where that is HTTP's own.
+        self._hosts = frozenset(host if port == _HTTP_PORT else f"{host}:{port}" for host in _HOSTS)
         self._cookie = f"flair_review_{port}"  # cookies know no ports, so the name does
 
     def install(self, app: Flask) -> None:
@@ -50,7 +51,7 @@ class Guard:
 
     def _refusal(self, change: Request) -> str | None:
         origin = change.headers.get("Origin")
-        if origin is not None and (urlsplit(origin).scheme, urlsplit(origin).netloc) != ("http", change.host):
+        if origin is not None and origin != f"http://{change.host}":
             return "the request comes from another page"
         if change.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             return "the request comes from another page"

@@ -132,8 +132,10 @@ class ReviewFile:
           FlairError: the file there is damaged (it stays as it is), or the reviewer's name is unusable.
         """
         check_reviewer(reviewer)
-        with self._locked():
-            before = read_reviews(self.path) if self.path.exists() else NO_REVIEWS
+        # Through a link, which the new file would replace: the lock is of the file that others may reach otherwise.
+        path = Path(os.path.realpath(self.path))
+        with _locked(path):
+            before = read_reviews(path) if path.exists() else NO_REVIEWS
             photos, pairs = dict(before.photos), dict(before.pairs)
             for item in change(before):
                 mark = Mark(item.mark, reviewer, time)
@@ -142,19 +144,20 @@ class ReviewFile:
                 else:
                     pairs[item.pair] = (*pairs.get(item.pair, ()), mark)
             after = Reviews(photos, pairs)
-            write_json(self.path, to_json(after), indent=None)
+            write_json(path, to_json(after), indent=None)
         return after
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        # Of a file of its own: the reviews themselves are replaced, and with them a lock on them.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # Of a file of its own: the reviews themselves are replaced, and with them a lock on them.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_reviews(path: str | Path) -> Reviews:

@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 DEFAULT_FOLDER = "testsets"
 TESTSET_PARTITIONS = (*PARTITIONS, HELDOUT)
 MAX_MANIFEST_BYTES = 1 << 28
+_MAX_REVISION = 999_999_999
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -194,6 +195,9 @@ def _parse(content: Mapping[str, Any], path: Path) -> Testset:
         check_id(image_id, "image_id", str(path))
     if len(set(image_ids)) != len(image_ids):
         raise ValueError("an image id occurs twice")
+    revision = _typed(content, "revision", int, 0)
+    if not 0 <= revision <= _MAX_REVISION:
+        raise ValueError(f"its revision is {revision!r:.60}, expected 0 to {_MAX_REVISION:,}")
     return Testset(
         name=name,
         partition=partition,
@@ -203,7 +207,7 @@ def _parse(content: Mapping[str, Any], path: Path) -> Testset:
         parameters=_typed(content, "parameters", dict, {}),
         seed=_typed(content, "seed", int, None),
         time=_typed(content, "time", str, None),
-        revision=_typed(content, "revision", int, 0),
+        revision=revision,
         starting_from=_typed(content, "starting_from", str, None),
         refusals=_typed(content, "refusals", dict, {}),
         problem=_typed(content, "problem", str, None),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flair.errors import FlairError
-from flair.feature_file import ids_path, read_features
+from flair.feature_file import ids_path, read_features, write_features
 from flair.metadata import load_records, photo_path
 
 
@@ -90,7 +90,22 @@ def test_mistakes_end_in_one_line(tmp_path: Path, miniature: Path) -> None:
     np.save(tmp_path / "features.npy", np.zeros((2, 3), np.float32))
     with pytest.raises(FlairError, match=r"has no features.json beside it; python -m benchmark.features_main"):
         read_features(tmp_path / "features.npy", ["1"])
-    for text in ('{"image_ids": ["1"]}', "[]", "nonsense"):
+    for text in ('{"image_ids": ["1"]}', "[]", "nonsense", "[" * 100_000):
         (tmp_path / "features.json").write_text(text)
         with pytest.raises(FlairError, match="is no file of features, or does not fit its ids"):
             read_features(tmp_path / "features.npy", ["1"])
+
+
+def test_an_archive_of_arrays_is_no_file_of_features(tmp_path: Path) -> None:
+    write_features(tmp_path / "features.npy", np.ones((1, 2), np.float32), ["1"], {})
+    with open(tmp_path / "features.npy", "wb") as file:
+        np.savez(file, features=np.ones((1, 2), np.float32))
+    with pytest.raises(FlairError, match="is no file of features"):
+        read_features(tmp_path / "features.npy", ["1"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_of_a_diverged_model_are_refused(tmp_path: Path, value: float) -> None:
+    write_features(tmp_path / "features.npy", np.array([[1.0], [value]], np.float32), ["1", "2"], {})
+    with pytest.raises(FlairError, match="no finite numbers"):
+        read_features(tmp_path / "features.npy", ["1", "2"]).squared_distances(np.array([0]), np.array([1]))

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -217,6 +218,22 @@ def test_a_second_run_computes_nothing_and_a_changed_photo_is_seen(planted: Plan
     assert all(len(lists["l2"]) == 1 for lists in read(tmp_path / "out", "neighbors.json").values())
 
 
+def test_the_result_does_not_depend_on_what_other_runs_asked_for(
+    planted: Planted, audited: Path, tmp_path: Path
+) -> None:
+    def run(name: str, *flags: str) -> dict[str, bytes]:
+        cache = tmp_path / f"cache of {name}"
+        cache.mkdir(exist_ok=True)
+        shutil.copy(audited / "cache" / "signatures.npy", cache)
+        result = audit(planted.dataset_dir, tmp_path / name, f"--cache_dir={cache}", "--review_l2=300000000", *flags)
+        assert result.returncode == 0, result.stderr
+        return outputs(tmp_path / name)
+
+    run("second", "--review_dssim=0.5", "--top_k=9")
+    few = ("--review_dssim=0.5", "--duplicate_l2=1000000", "--top_k=1")
+    assert run("second", *few) == run("first", *few)
+
+
 def test_a_killed_run_continues_to_the_same_result(planted: Planted, audited: Path, tmp_path: Path) -> None:
     flags = [
         "-m",
@@ -362,6 +379,33 @@ def test_a_broken_photo_is_named_and_the_cache_survives(planted: Planted, tmp_pa
         assert (result.returncode, "signatures.npy: is damaged" in result.stderr) == (1, True)
         table.unlink()
     assert audit(dataset, tmp_path / "out").returncode == 0
+
+
+def _cut(data: bytes) -> bytes:
+    return data[:-9]
+
+
+def _flipped(data: bytes) -> bytes:
+    return data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
+
+
+@pytest.mark.parametrize("name", ["signatures.npy", "search-*/pairs.npy", "search-*/structure.npy"])
+@pytest.mark.parametrize(
+    "damaged", [lambda _: b"", lambda _: b"junk", _cut, _flipped], ids=["empty", "junk", "cut", "bit"]
+)
+def test_a_damaged_file_of_the_cache_is_named_and_not_trusted(
+    planted: Planted, audited: Path, tmp_path: Path, name: str, damaged: Callable[[bytes], bytes]
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(audited, output)
+    (path,) = output.glob(f"cache/{name}")
+    path.write_bytes(damaged(path.read_bytes()))
+    result = audit(planted.dataset_dir, output)
+    assert result.returncode == 1
+    assert f"{path}: is damaged" in result.stderr.splitlines()[-1] and "delete it" in result.stderr
+    path.unlink()
+    assert audit(planted.dataset_dir, output).returncode == 0
+    assert outputs(output) == outputs(audited)
 
 
 def test_coco_photos_have_no_near_duplicates_and_the_report_adds_up(coco256: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flair.errors import FlairError
 from flair.part_store import PartStore
 
 
@@ -37,6 +38,14 @@ def test_rows_are_those_of_the_tasks_in_order(
     assert store.rows().tolist() == list(range(sum(sizes)))
     store.discard()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk"])
+def test_a_damaged_part_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "part-000000000-000000001.npy"
+    path.write_bytes(content)
+    with pytest.raises(FlairError, match=f"{path.name}: is damaged .*; delete it"):
+        PartStore(tmp_path, np.dtype("<i4"))
 
 
 def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ import psutil
 import pytest
 
 from flair.exclusion import read_exclusion
+from flair.metadata import Record, load_records
+from flair.review_app import Review, create_app
+from flair.review_groups import Group, Groups
+from flair.review_index import PhotoIndex
 from flair.reviews import PairChange, ReviewFile, pair, read_reviews
 from flair.synthetic import make_dataset
 
@@ -311,6 +315,7 @@ def test_unknown_ids_and_paths_are_refused_and_change_nothing(server: Server, da
         ("/api/photos", photo | {"more": 1}),
         ("/api/photos", [photo]),
         ("/api/photos", b"{"),
+        ("/api/photos", b"[" * 100_000),
         ("/api/groups", group | {"members": [known, known]}),
         ("/api/groups", group | {"image_id": metadata(dataset)[2]["image_id"]}),
         ("/api/groups", group | {"mark": "ok"}),
@@ -328,6 +333,7 @@ def test_other_pages_cannot_change_anything(server: Server, dataset: Path) -> No
         {"Cookie": ""},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://[bad"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Content-Type": "text/plain"},
         {"Host": "evil.example"},
@@ -347,6 +353,37 @@ def test_other_names_for_this_machine_are_refused_and_headers_protect(server: Se
     assert page.headers["X-Content-Type-Options"] == "nosniff"
     assert "SameSite=Strict" in page.headers["Set-Cookie"] and "HttpOnly" in page.headers["Set-Cookie"]
     assert not re.search(r"""(?:src|href|action)=["'](?:https?:)?//""", page.body)
+
+
+@pytest.mark.parametrize(("port", "host"), [(80, "127.0.0.1"), (80, "localhost"), (8009, "127.0.0.1:8009")])
+def test_the_page_answers_at_the_address_that_browsers_send(
+    dataset: Path, tmp_path: Path, port: int, host: str
+) -> None:
+    index = PhotoIndex(load_records(dataset / "dataset"))
+    client = create_app(Review(dataset / "dataset", index, ReviewFile(tmp_path / "reviews.json")), port).test_client()
+    assert client.get("/", headers={"Host": host}).status_code == 200
+    assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_a_group_of_thousands_can_be_marked(tmp_path: Path) -> None:
+    records = [Record("user", f"{number:05}", ("sky",), ("sky",), "train") for number in range(3000)]
+    group = Group(tuple(record.image_id for record in records), True)
+    reviews = ReviewFile(tmp_path / "reviews.json")
+    client = create_app(Review(tmp_path, PhotoIndex(records), reviews, Groups([group])), 80).test_client()
+    page = client.get("/groups").text
+    token = re.search(r'review-token" content="([^"]+)"', page)
+    assert token is not None and "and 2,976 more" in page
+    body = {"members": group.members, "image_id": "00000", "mark": "duplicate", "reviewer": "Ann"}
+    answer = client.post("/api/groups", json=body, headers={"X-Review-Token": token.group(1)})
+    assert answer.status_code == 200 and set(answer.get_json()["decisions"].values()) == {"duplicate"}
+    assert len(reviews.read().pairs) == 2999
+
+
+@pytest.mark.parametrize("name", ["endpoint", "_scheme", "_anchor", "_external", "_method"])
+def test_parameters_that_mean_nothing_change_no_link(server: Server, name: str) -> None:
+    page = server.get(f"/?size=50&{name}=x")
+    assert page.code == 200
+    assert f'href="/?size=50&amp;{name}=x&amp;page=2"' in page.body
 
 
 def test_photos_are_served_by_known_id_only(server: Server, dataset: Path) -> None:
@@ -408,6 +445,15 @@ def test_reviews_damaged_meanwhile_are_told_and_left_alone(server: Server, datas
     answer = server.post("/api/photos", body, server_credentials_of(server))
     assert answer.code == 500 and "is not JSON" in json.loads(answer.body)["error"]
     assert server.reviews.read_text() == "{broken"
+
+
+def test_marks_that_cannot_be_written_are_told_why(server: Server, dataset: Path) -> None:
+    credentials = server.credentials()
+    server.reviews.mkdir()
+    body = {"image_ids": [metadata(dataset)[0]["image_id"]], "mark": "ok", "reviewer": "Ann"}
+    answer = server.post("/api/photos", body, credentials)
+    assert answer.code == 500 and "is a directory" in json.loads(answer.body)["error"]
+    assert "Traceback" not in server.stop()
 
 
 def server_credentials_of(server: Server) -> dict[str, str]:

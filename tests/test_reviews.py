@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flair.errors import FlairError
 from flair.exclusion import Exclusion
-from flair.review_groups import Group, anchor, decide, decisions, is_decided
-from flair.reviews import NO_REVIEWS, PairChange, PhotoChange, ReviewFile, Reviews, pair, read_reviews
+from flair.review_groups import Group, anchor, decide, decisions, is_decided, read_neighbors
+from flair.reviews import NO_REVIEWS, Mark, PairChange, PhotoChange, ReviewFile, Reviews, pair, read_reviews
 
+PAIRS = list(itertools.combinations("abcd", 2))
 WRITER = """
 import sys
 from flair.reviews import PhotoChange, ReviewFile
@@ -31,6 +35,15 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert reviews.photos_marked("ok") == {f"{who}{number}" for who in "abc" for number in range(25)}
     history = [mark.reviewer for mark in reviews.photos["shared"]]
     assert sorted(history) == sorted("abc" * 25)
+
+
+def test_reviews_behind_a_link_are_written_where_it_points(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "reviews.json").symlink_to(tmp_path / "shared" / "reviews.json")
+    ReviewFile(tmp_path / "reviews.json").update(lambda _: [PhotoChange("1", "ok")], "me", "now")
+    ReviewFile(tmp_path / "shared" / "reviews.json").update(lambda _: [PhotoChange("2", "ok")], "me", "now")
+    assert (tmp_path / "reviews.json").is_symlink()
+    assert len(read_reviews(tmp_path / "reviews.json").photos) == 2
 
 
 def test_the_last_mark_counts_and_the_others_are_kept(tmp_path: Path) -> None:
@@ -91,6 +104,14 @@ def test_pairs_join_and_come_apart(tmp_path: Path) -> None:
     assert result.listed == {"9"}
 
 
+@pytest.mark.parametrize("distance", ["NaN", "Infinity", "1" + "0" * 400, "null", '"3"'])
+def test_a_distance_that_is_no_finite_number_is_refused(tmp_path: Path, distance: str) -> None:
+    path = tmp_path / "neighbors.json"
+    path.write_text(f'{{"1": {{"l2": [["2", {distance}]]}}}}')
+    with pytest.raises(FlairError, match=r"neighbors.json: is no list of neighbors"):
+        read_neighbors(path)
+
+
 def test_a_photo_that_joins_a_reviewed_group_is_one_more_decision(tmp_path: Path) -> None:
     members = ("2", "5", "8")
     reviews = marked(tmp_path, *decide(members, "5", "duplicate", NO_REVIEWS))
@@ -104,6 +125,18 @@ def test_a_photo_that_joins_a_reviewed_group_is_one_more_decision(tmp_path: Path
     reviews = marked(tmp_path, *decide(larger.members, "1", "duplicate", reviews))
     assert is_decided(larger, reviews)
     assert reviews.applied_to(Exclusion(components=[larger.members])).components == (frozenset("125"),)
+
+
+@given(marks=st.dictionaries(st.sampled_from(PAIRS), st.sampled_from(("duplicate", "not", "none"))))
+def test_marks_of_other_groups_decide_nothing(marks: dict[tuple[str, str], str]) -> None:
+    group = Group(tuple("abcd"), True)
+    alone = Reviews({}, {key: (Mark(mark, "me", "now"),) for key, mark in marks.items()})
+    others = {pair(f"x{number}", f"y{number}"): (Mark("not", "me", "now"),) for number in range(20)}
+    among_others = Reviews({}, {**alone.pairs, **others})
+    assert decisions(group, alone) == decisions(group, among_others)
+    assert anchor(group, alone) == anchor(group, among_others)
+    decided = {name for key, mark in marks.items() if mark != "none" for name in key}
+    assert anchor(group, alone) == min(decided, default="a")
 
 
 def test_a_decision_can_be_changed_and_taken_back(tmp_path: Path) -> None:

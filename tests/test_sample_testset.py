@@ -286,6 +286,7 @@ def test_an_empty_bin_borrows_from_the_next_higher_only_when_allowed(workshop: W
         (["threshold", "--images_per_label=3"], 2, "--images_per_label goes with"),
         (["threshold", "--num_images=0"], 2, "at least 1"),
         (["threshold", "--require_reviewed"], 2, "needs --reviews"),
+        (["top", "--min_score=nan"], 2, "expected a number"),
         (["threshold", "--starting_from=nothing-0"], 1, "no such test set"),
         (["threshold", "--reviews=/dev/null"], 1, "is not JSON"),
         (["threshold", "--exclude=nothing.json"], 1, "no such file"),

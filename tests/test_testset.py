@@ -82,6 +82,8 @@ def test_a_manifest_made_by_hand_is_read(tmp_path: Path) -> None:
         ({"image_ids": ["1", "1"]}, "occurs twice"),
         ({"is_valid": "yes"}, "must be of type bool"),
         ({"revision": True}, "must be of type int"),
+        ({"revision": -5}, "expected 0 to"),
+        ({"revision": 10**30}, "expected 0 to"),
         ({"format": "other"}, "its format is"),
         ({"format_version": 2}, "this version reads 1"),
     ],
