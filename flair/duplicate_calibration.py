@@ -45,7 +45,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, metavar="N", help="of the choice, the drawing and the noise (default: 0)")
     add("--review_l2", type=positive_int, metavar="N", help="greatest l2 of a reviewed pair (default: 120000000)")
     add("--duplicate_l2", type=positive_int, metavar="N", help="greatest l2 of a duplicate (default: 100000000)")
-    add("--duplicate_dssim", type=float, metavar="X", help="greatest dssim of a duplicate (default: 0.15)")
+    add("--duplicate_dssim", type=finite_number, metavar="X", help="greatest dssim of a duplicate (default: 0.15)")
     add("--duplicate_correlation", type=float, metavar="X", help="a duplicate's least correlation (default: 0.6)")
     add("--output", metavar="FILE.json", help="also write the measurements to this file (default: none)")
     return parser.parse_args(argv)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,8 +90,11 @@ def audit(settings: Settings) -> Outcome:
     Raises:
       FlairError: bad metadata, a bad photo or file of features, more pairs than can be held, or a second run at work.
     """
-    settings.cache_dir.mkdir(parents=True, exist_ok=True)
-    with locked(settings.cache_dir):
+    with contextlib.ExitStack() as stack:
+        for folder in sorted({settings.cache_dir.resolve(), settings.output_dir.resolve()}):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()  # where nothing can be written, now is the time to say so
+            stack.enter_context(locked(folder))
         return _audit(settings)
 
 

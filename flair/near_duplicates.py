@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flair import command
 from flair.catalog import PARTITIONS
-from flair.preparation_flags import make_parser, positive_int
+from flair.preparation_flags import finite_number, make_parser, positive_int
 
 if TYPE_CHECKING:
     from flair.near_duplicate_audit import Settings
@@ -107,16 +107,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--features", metavar="FILE.npy", help="features of a saved model, made by benchmark.features_main")
     add("--review_l2", type=positive_int, metavar="N", help=f"list pairs up to this l2 (default: {_REVIEW_L2})")
-    add("--review_dssim", type=_number, metavar="X", help="count reviewed pairs up to this dssim (default: 0.2205)")
+    add("--review_dssim", type=finite_number, metavar="X", help="count reviewed pairs up to this dssim (default: 0.2205)")
     add("--duplicate_l2", type=positive_int, metavar="N", help=f"a duplicate's greatest l2 (default: {_DUPLICATE_L2})")
-    add("--duplicate_dssim", type=_number, metavar="X", help="a duplicate's greatest dssim (default: 0.15)")
+    add("--duplicate_dssim", type=finite_number, metavar="X", help="a duplicate's greatest dssim (default: 0.15)")
     add(
         "--duplicate_correlation",
-        type=_number,
+        type=finite_number,
         metavar="X",
         help="a near duplicate's least correlation of detail finer than 16 pixels, from -1 to 1 (default: 0.6)",
     )
-    add("--duplicate_features", type=_number, metavar="X", help="a duplicate's greatest distance of features")
+    add("--duplicate_features", type=finite_number, metavar="X", help="a duplicate's greatest distance of features")
     add("--no_mirrored", action="store_true", help="do not look for mirrored copies (default: do)")
     add("--cache_dir", help="folder for what is computed, by content (default: cache in --output_dir)")
     add(
@@ -161,16 +161,6 @@ def _names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
         return tuple(name for name in known if name in names)
 
     return parse
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not abs(value) < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
-    return value
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from fractions import Fraction
 
@@ -46,6 +47,17 @@ def add_exclude_flag(parser: argparse.ArgumentParser, what: str) -> None:
         help=f"{what} these photos: near_duplicates.json of flair.near_duplicates, or a JSON list of image ids "
         "(default: none)",
     )
+
+
+def finite_number(text: str) -> float:
+    """The value of a flag that is any number but NaN and infinity."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
+    return value
 
 
 def fraction(text: str) -> Fraction:

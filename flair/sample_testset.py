@@ -147,7 +147,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="matched, top: N photos of each label instead of --num_images",
     )
     add("--scores", metavar="FILE", help="a score of each photo for each label, JSON or CSV (default: none)")
-    add("--min_score", type=_finite, metavar="X", help="score that a photo needs for its rarest label (default: none)")
+    add("--min_score", type=finite_number, metavar="X", help="score that a photo needs for its rarest label (default: none)")
     add("--models", metavar="A.h5,B.h5", help="top: take the agreement of these models for the score (default: none)")
     add("--tfrecords_dir", help="prepared records: for seen_users and heldout, and for --models (default: none)")
     flags = parser.parse_args(argv)
@@ -193,16 +193,6 @@ def _check(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
     flags.min_positives = flags.min_positives or 5
     flags.reference = flags.reference or "test"
     flags.match = flags.match or "labels"
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
-    return value
 
 
 def _whole(text: str) -> int:

@@ -419,12 +419,22 @@ def test_coco_photos_have_no_near_duplicates_and_the_report_adds_up(coco256: Pat
     assert sum(row["total"] for row in summary["duplicate_pairs"]["by relation"].values()) == len(pairs)
 
 
-def test_a_second_audit_of_the_same_cache_is_refused(planted: Planted, tmp_path: Path) -> None:
-    descriptor = os.open(tmp_path, os.O_RDONLY)
+@pytest.mark.parametrize("shared", ["cache", "out"])
+def test_a_second_audit_of_the_same_cache_or_output_is_refused(planted: Planted, tmp_path: Path, shared: str) -> None:
+    (tmp_path / shared).mkdir()
+    descriptor = os.open(tmp_path / shared, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        refused = audit(planted.dataset_dir, tmp_path / "out", f"--cache_dir={tmp_path}")
+        refused = audit(planted.dataset_dir, tmp_path / "out", f"--cache_dir={tmp_path / 'cache'}")
     finally:
         os.close(descriptor)
     assert refused.returncode == 1
-    assert "another process is preparing this output" in refused.stderr
+    assert f"{tmp_path / shared}: another process is preparing this output" in refused.stderr
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(planted: Planted, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = audit(planted.dataset_dir, tmp_path / "file" / "out", f"--cache_dir={tmp_path / 'cache'}")
+    assert refused.returncode == 1
+    assert str(tmp_path / "file") in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert not list((tmp_path / "cache").glob("*.npy"))
