@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flair import command
-from flair.preparation_flags import make_parser, positive_int
+from flair.preparation_flags import finite_number, make_parser, positive_int
 
 DESCRIPTION = """\
 Plants copies of a dataset's photos, of even skies and of photos of the night (re-encoded, resized, noised, slightly
@@ -46,7 +46,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--review_l2", type=positive_int, metavar="N", help="greatest l2 of a reviewed pair (default: 120000000)")
     add("--duplicate_l2", type=positive_int, metavar="N", help="greatest l2 of a duplicate (default: 100000000)")
     add("--duplicate_dssim", type=finite_number, metavar="X", help="greatest dssim of a duplicate (default: 0.15)")
-    add("--duplicate_correlation", type=float, metavar="X", help="a duplicate's least correlation (default: 0.6)")
+    add(
+        "--duplicate_correlation",
+        type=finite_number,
+        metavar="X",
+        help="a duplicate's least correlation (default: 0.6)",
+    )
     add("--output", metavar="FILE.json", help="also write the measurements to this file (default: none)")
     return parser.parse_args(argv)
 

@@ -107,7 +107,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--features", metavar="FILE.npy", help="features of a saved model, made by benchmark.features_main")
     add("--review_l2", type=positive_int, metavar="N", help=f"list pairs up to this l2 (default: {_REVIEW_L2})")
-    add("--review_dssim", type=finite_number, metavar="X", help="count reviewed pairs up to this dssim (default: 0.2205)")
+    add(
+        "--review_dssim",
+        type=finite_number,
+        metavar="X",
+        help="count reviewed pairs up to this dssim (default: 0.2205)",
+    )
     add("--duplicate_l2", type=positive_int, metavar="N", help=f"a duplicate's greatest l2 (default: {_DUPLICATE_L2})")
     add("--duplicate_dssim", type=finite_number, metavar="X", help="a duplicate's greatest dssim (default: 0.15)")
     add(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flair import command
-from flair.preparation_flags import positive_int
+from flair.preparation_flags import finite_number, positive_int
 
 if TYPE_CHECKING:
     from flair.resampling import Resampled
@@ -147,7 +146,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="matched, top: N photos of each label instead of --num_images",
     )
     add("--scores", metavar="FILE", help="a score of each photo for each label, JSON or CSV (default: none)")
-    add("--min_score", type=finite_number, metavar="X", help="score that a photo needs for its rarest label (default: none)")
+    add(
+        "--min_score",
+        type=finite_number,
+        metavar="X",
+        help="score that a photo needs for its rarest label (default: none)",
+    )
     add("--models", metavar="A.h5,B.h5", help="top: take the agreement of these models for the score (default: none)")
     add("--tfrecords_dir", help="prepared records: for seen_users and heldout, and for --models (default: none)")
     flags = parser.parse_args(argv)
