@@ -389,15 +389,23 @@ def _flipped(data: bytes) -> bytes:
     return data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
 
 
+@pytest.fixture(scope="module")
+def searched_once(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An audit whose cache no other audit shares."""
+    output = tmp_path_factory.mktemp("searched_once")
+    assert audit(planted.dataset_dir, output).returncode == 0
+    return output
+
+
 @pytest.mark.parametrize("name", ["signatures.npy", "search-*/pairs.npy", "search-*/structure.npy"])
 @pytest.mark.parametrize(
     "damaged", [lambda _: b"", lambda _: b"junk", _cut, _flipped], ids=["empty", "junk", "cut", "bit"]
 )
 def test_a_damaged_file_of_the_cache_is_named_and_not_trusted(
-    planted: Planted, audited: Path, tmp_path: Path, name: str, damaged: Callable[[bytes], bytes]
+    planted: Planted, searched_once: Path, tmp_path: Path, name: str, damaged: Callable[[bytes], bytes]
 ) -> None:
     output = tmp_path / "out"
-    shutil.copytree(audited, output)
+    shutil.copytree(searched_once, output)
     (path,) = output.glob(f"cache/{name}")
     path.write_bytes(damaged(path.read_bytes()))
     result = audit(planted.dataset_dir, output)
@@ -405,7 +413,7 @@ def test_a_damaged_file_of_the_cache_is_named_and_not_trusted(
     assert f"{path}: is damaged" in result.stderr.splitlines()[-1] and "delete it" in result.stderr
     path.unlink()
     assert audit(planted.dataset_dir, output).returncode == 0
-    assert outputs(output) == outputs(audited)
+    assert outputs(output) == outputs(searched_once)
 
 
 def test_coco_photos_have_no_near_duplicates_and_the_report_adds_up(coco256: Path, tmp_path: Path) -> None:
