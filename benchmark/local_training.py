@@ -1,4 +1,4 @@
-"""A client's steps on a resident model: one model a process, whose weights are set anew for every client.
+"""A client's steps on a resident model: one model a process, set back to the global weights for the next client.
 
 The steps are the ones `tff.learning.algorithms` defines (FedAvg: McMahan et al. 2017, https://arxiv.org/abs/1602.05629;
 FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127; FedSGD and MimeLite as in TFF 0.87), but each step is a
