@@ -37,6 +37,7 @@ SMALLER = (
     (r" benchmark\.sweep_main ", f"--seeds=1 {_SMALL_MODEL} {_SMALL_ROUNDS}"),
     (r" benchmark\.personalize_main ", "--partition=train --num_episodes=4"),
     (r" --episodes=labels ", "--label_set=train"),
+    (r" benchmark\.speed_main audit ", "--num_images=120"),
     (
         r" benchmark\.speed_main ray",
         "--model=cnn --image_size=32 --workers=1 --clients=2 --batch_size=2 --repeats=1",
