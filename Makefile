@@ -26,7 +26,7 @@ test: ## Run the tests, save the slow ones
 
 slow: ## Run the slow tests, those that train
 	@$(environment) $(tools)
-	@$(run) pytest $(parallel) -m slow --timeout=1800
+	@$(run) pytest $(parallel) -m "slow and not long" --timeout=1800
 
 long: ## Run the tests that take many minutes, which CI leaves out
 	@$(environment) $(tools)

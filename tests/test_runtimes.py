@@ -114,8 +114,12 @@ def test_inprocess_equals_tff(name, task, data, plan):
     _assert_equal_runs(FAST[name], task, data, plan)
 
 
+# The server's optimizers are TFF's own code in both runtimes: one of each kind is enough for every change.
+_LONG = ("adagrad", "adamw", "robust_unweighted")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] if n in _LONG else []) for n in SLOW])
 def test_inprocess_equals_tff_for_every_algorithm_and_aggregator(name, task, data, plan):
     _assert_equal_runs(SLOW[name], task, data, plan)
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rounds_memory_and_the_start_of_a_run_are_measured(tfrecords: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     sizes = ["--model=cnn", "--image_size=32", "--photos=2", "--clients=2", "--fit_clients=1,2", "--repeats=1"]

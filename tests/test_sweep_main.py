@@ -132,7 +132,14 @@ def _trainings_in(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.long),
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long),
+    ],
+)
 def test_a_stopped_sweep_continues_to_the_same_table(flagfile, unbroken, tmp_path, number, code):
     path = tmp_path / "sweep"
     process = _start(flagfile, path)
