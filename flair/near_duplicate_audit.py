@@ -90,11 +90,11 @@ def audit(settings: Settings) -> Outcome:
     Raises:
       FlairError: bad metadata, a bad photo or file of features, more pairs than can be held, or a second run at work.
     """
-    with contextlib.ExitStack() as stack:
-        for folder in sorted({settings.cache_dir.resolve(), settings.output_dir.resolve()}):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()  # where nothing can be written, now is the time to say so
-            stack.enter_context(locked(folder))
+    folders = sorted({settings.cache_dir.resolve(), settings.output_dir.resolve()})
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # where nothing can be written, now is the time to say so
+    with locked(folders[0]), locked(folders[1]) if folders[1:] else contextlib.nullcontext():
         return _audit(settings)
 
 
