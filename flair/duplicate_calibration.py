@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flair import command
-from flair.preparation_flags import finite_number, make_parser, positive_int
+from flair.duplicate_flags import add_threshold_flags, thresholds_of
+from flair.preparation_flags import make_parser, positive_int
 
 DESCRIPTION = """\
 Plants copies of a dataset's photos, of even skies and of photos of the night (re-encoded, resized, noised, slightly
@@ -23,12 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from flair import atomic
     from flair.calibration import calibrate, table
-    from flair.duplicate_rule import Thresholds
     from flair.progress import duration
 
     start = time.monotonic()
-    given = {name: getattr(flags, name) for name in Thresholds._fields if getattr(flags, name, None) is not None}
-    found = calibrate(Path(flags.dataset_dir), flags.num_photos, flags.seed, Thresholds(**given))
+    found = calibrate(Path(flags.dataset_dir), flags.num_photos, flags.seed, thresholds_of(flags))
     print(table(found))
     if flags.output:
         atomic.write_json(flags.output, found)
@@ -43,15 +42,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--num_photos", type=positive_int, default=200, metavar="N", help="photos of each set (default: 200)")
     add("--seed", type=int, default=0, metavar="N", help="of the choice, the drawing and the noise (default: 0)")
-    add("--review_l2", type=positive_int, metavar="N", help="greatest l2 of a reviewed pair (default: 120000000)")
-    add("--duplicate_l2", type=positive_int, metavar="N", help="greatest l2 of a duplicate (default: 100000000)")
-    add("--duplicate_dssim", type=finite_number, metavar="X", help="greatest dssim of a duplicate (default: 0.15)")
-    add(
-        "--duplicate_correlation",
-        type=finite_number,
-        metavar="X",
-        help="a duplicate's least correlation (default: 0.6)",
-    )
+    add_threshold_flags(parser)
     add("--output", metavar="FILE.json", help="also write the measurements to this file (default: none)")
     return parser.parse_args(argv)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from flair import command
 from flair.catalog import PARTITIONS
+from flair.duplicate_flags import DUPLICATE_L2, REVIEW_L2, add_threshold_flags, thresholds_of
 from flair.preparation_flags import finite_number, make_parser, positive_int
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ others are compared in full. Writes neighbors.json, near_duplicates.json, duplic
 summary.txt. What was computed is kept in --cache_dir by content; a run that was stopped continues when the same command
 is given again. See docs/audit.md."""
 _METRICS = ("sha256", "l2", "dssim", "features")
-_REVIEW_L2, _DUPLICATE_L2 = 120_000_000, 100_000_000  # as in flair.duplicate_rule, which needs NumPy
 _SCOPES = ("all", "cross_partition", "cross_user", "within_user")
 
 
@@ -50,13 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _settings(flags: argparse.Namespace) -> Settings:
-    from flair.duplicate_rule import Thresholds
     from flair.near_duplicate_audit import Settings
     from flair.workers import default_num_workers
 
-    thresholds = Thresholds(
-        **{name: getattr(flags, name) for name in Thresholds._fields if getattr(flags, name) is not None}
-    )
     return Settings(
         dataset_dir=Path(flags.dataset_dir),
         output_dir=Path(flags.output_dir),
@@ -65,7 +61,7 @@ def _settings(flags: argparse.Namespace) -> Settings:
         partitions=flags.partitions,
         metrics=flags.metrics,
         top_k=flags.top_k,
-        thresholds=thresholds,
+        thresholds=thresholds_of(flags),
         features=Path(flags.features) if flags.features else None,
         mirrored=not flags.no_mirrored,
         brute_force=flags.brute_force,
@@ -106,20 +102,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="list the N nearest of a photo in neighbors.json; duplicates are found beyond it (default: 30)",
     )
     add("--features", metavar="FILE.npy", help="features of a saved model, made by benchmark.features_main")
-    add("--review_l2", type=positive_int, metavar="N", help=f"list pairs up to this l2 (default: {_REVIEW_L2})")
+    add_threshold_flags(parser)
     add(
         "--review_dssim",
         type=finite_number,
         metavar="X",
         help="count reviewed pairs up to this dssim (default: 0.2205)",
-    )
-    add("--duplicate_l2", type=positive_int, metavar="N", help=f"a duplicate's greatest l2 (default: {_DUPLICATE_L2})")
-    add("--duplicate_dssim", type=finite_number, metavar="X", help="a duplicate's greatest dssim (default: 0.15)")
-    add(
-        "--duplicate_correlation",
-        type=finite_number,
-        metavar="X",
-        help="a near duplicate's least correlation of detail finer than 16 pixels, from -1 to 1 (default: 0.6)",
     )
     add("--duplicate_features", type=finite_number, metavar="X", help="a duplicate's greatest distance of features")
     add("--no_mirrored", action="store_true", help="do not look for mirrored copies (default: do)")
@@ -150,10 +138,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--features is given, but features is not among --metrics; add it or leave the file out")
     if flags.duplicate_features is not None and not flags.features:
         parser.error("--duplicate_features needs --features=FILE.npy")
-    review_l2 = flags.review_l2 or _REVIEW_L2
+    review_l2 = flags.review_l2 or REVIEW_L2
     if (flags.duplicate_l2 or 0) > review_l2:
         parser.error(f"--duplicate_l2 is greater than --review_l2={review_l2}; pairs are searched for up to that only")
-    if flags.duplicate_l2 is None and review_l2 < _DUPLICATE_L2:
+    if flags.duplicate_l2 is None and review_l2 < DUPLICATE_L2:
         flags.duplicate_l2 = review_l2
     return flags
 
