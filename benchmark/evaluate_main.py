@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from benchmark import command, evaluation_report
-from benchmark.evaluation_sets import EvaluationSet, choose_sets, load_sets
+from benchmark.evaluation_sets import EvaluationSet, choose_sets, load_sets, prepared_with
 from benchmark.records import Records, Task, make_task, open_records
 from benchmark.saved_model import BEST_FILE, SavedModel, find_models
 from flair.errors import FlairError
@@ -69,7 +69,7 @@ def main() -> None:
     with _locked(Path(FLAGS.output_dir)) as folder:
         sets = load_sets(records, task, chosen, exclusion)
         evaluation_report.print_sets(sets)
-        if exclusion is not None and exclusion.digest == records.exclude_digest:
+        if prepared_with(records, exclusion):
             print(f"--exclude={FLAGS.exclude}: {records.root} was prepared with it; no more photos leave", flush=True)
         elif exclusion is not None and not any(one.num_excluded for one in sets):
             print(f"--exclude={FLAGS.exclude}: takes no photo away; is it of this dataset?", flush=True)

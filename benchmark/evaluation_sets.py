@@ -103,8 +103,14 @@ def load_sets(
       FlairError: photos of a test set are missing, the records tell no ids where some are needed, or no photo is left.
     """
     whole = {partition: _read(records, partition, task) for partition in dict.fromkeys(one.partition for one in chosen)}
-    left_out = exclusion is not None and exclusion.digest == records.exclude_digest
-    return [_take(whole[one.partition], one, None if left_out else exclusion, records) for one in chosen]
+    if prepared_with(records, exclusion):
+        exclusion = None
+    return [_take(whole[one.partition], one, exclusion, records) for one in chosen]
+
+
+def prepared_with(records: Records, exclusion: Exclusion | None) -> bool:
+    """Whether the records have been prepared with this exclusion."""
+    return exclusion is not None and exclusion.digest == records.exclude_digest
 
 
 def _choose(name: str, testsets_dir: str) -> ChosenSet:
