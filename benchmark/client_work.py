@@ -61,9 +61,20 @@ class ClientWork:
           broadcast: what the server's aggregator sent for this round.
           seed: int64[2], for an aggregator that rounds stochastically.
         """
-        add, num_examples = self._trained(
-            batches, global_weights, learning_rate, aggregate, broadcast, seed, optimizer_state
-        )
+        only = None
+        if self.trainer.descends:
+            only, batches = _look_ahead(batches)
+        if only is None:
+            self.trainer.start(global_weights)
+            num_examples = self.trainer.run(batches, learning_rate, global_weights, optimizer_state)
+            sent = (global_weights, tf.constant(num_examples, tf.float32), aggregate, broadcast, seed)
+            add = functools.partial(self._add_difference, *sent)
+        else:
+            # Going through the weights costs as much as a good part of a step, and most clients of FLAIR have one.
+            if self.trainer.has_moved:
+                self.trainer.start(global_weights)
+            num_examples = int(only[1].shape[0])
+            add = functools.partial(self._add_only_step, *only, learning_rate, aggregate, broadcast, seed)
         added, is_finite = add(exactly=False)
         if not is_finite:
             added, is_finite = add(exactly=True)
@@ -73,33 +84,6 @@ class ClientWork:
         """`ScoreHistogram`'s sums over all clients since `start_round`, each batch scored before its step."""
         metrics = self._round_metrics
         return [variable.numpy() for variable in (metrics.counts, metrics.loss_sum, metrics.num_photos)]
-
-    def _trained(
-        self,
-        batches: Callable[[], Iterable[Batch]],
-        global_weights: Sequence[tf.Tensor],
-        learning_rate: tf.Tensor,
-        aggregate: Sequence[tf.Tensor],
-        broadcast: Sequence[tf.Tensor],
-        seed: tf.Tensor,
-        optimizer_state: Sequence[tf.Tensor],
-    ) -> tuple[Callable[..., tuple[list[tf.Tensor], tf.Tensor]], int]:
-        """Trains; returns what adds the result to the aggregate, and the number of photos shown."""
-        if self.trainer.descends:
-            rest = iter(batches())
-            ahead = list(itertools.islice(rest, 2))
-            if len(ahead) == 1:
-                # Going through the weights costs as much as a good part of a step, and most clients of FLAIR have one.
-                if self.trainer.has_moved:
-                    self.trainer.start(global_weights)
-                pixels, labels = ahead[0]
-                step = (pixels, labels, learning_rate, aggregate, broadcast, seed)
-                return functools.partial(self._add_only_step, *step), int(labels.shape[0])
-            batches = lambda: itertools.chain(ahead, rest)  # noqa: E731
-        self.trainer.start(global_weights)
-        num_examples = self.trainer.run(batches, learning_rate, global_weights, optimizer_state)
-        sent = (global_weights, tf.constant(num_examples, tf.float32), aggregate, broadcast, seed)
-        return functools.partial(self._add_difference, *sent), num_examples
 
     @tf.function(reduce_retracing=True)
     def _add_only_step(
@@ -158,3 +142,12 @@ class ClientWork:
         self._round_metrics.add(self.trainer.metrics, tf.cast(is_finite, tf.int64))
         result = [*update, weight, *full_gradient]
         return self.aggregation.accumulate(aggregate, result, broadcast, seed), is_finite
+
+
+def _look_ahead(
+    batches: Callable[[], Iterable[Batch]],
+) -> tuple[Batch | None, Callable[[], Iterable[Batch]]]:
+    """The batch of a client that has but one, else None; and the batches, to be gone through once more only."""
+    rest = iter(batches())
+    ahead = list(itertools.islice(rest, 2))
+    return ahead[0] if len(ahead) == 1 else None, functools.partial(itertools.chain, ahead, rest)
