@@ -7,7 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-_LARGE_MAP = 200_000  # numbers a photo, above which a loop over photos costs less than casts of the whole tensor
+from benchmark import map_passes
+
+_LARGE_MAP = 50_000  # numbers a photo, from which on compiled passes save more than they cost
 _Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
 
@@ -27,10 +29,10 @@ class GroupNormalization(tf.keras.layers.Layer):
         mu_g = mean_c mu_c,    v_g = mean_c (v_c + (mu_c - mu_g)^2),    r = 1 / sqrt(v_g + epsilon),
         y = s x + (beta - s mu_g)    with    s = gamma r.
 
-    Where the mean is huge beside the deviation, E[x^2] - mu^2 would lose the variance; the deviations from the
-    channel's own mean do not. What is left are the scale and shift of y, and b_c below: differences of numbers as large
-    as the mean over the deviation, as Keras's are. At a mean of 10,000 deviations y is right to 1e-3 and its gradients
-    to 5e-3 of the largest, two to three times Keras's error.
+    Where the mean is huge beside the deviation, E[x^2] - mu^2 would lose the variance; deviations from the channel's
+    own mean, or that of some of its pixels (`map_passes.fused`), do not. What is left are the scale and shift of y, and
+    b_c below: differences of numbers as large as the mean over the deviation, as Keras's are. At a mean of 10,000
+    deviations y is right to 1e-3 and its gradients to 5e-3 of the largest, two to three times Keras's error.
 
     Backward. With u = dL/dy, a_c = sum_P u and b_c = sum_P u (x - mu_g) = sum_P u x - mu_g a_c,
 
@@ -66,117 +68,37 @@ class GroupNormalization(tf.keras.layers.Layer):
 def _group_normalization(
     inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float
 ) -> tf.Tensor:
-    elements = inputs.shape[1:].num_elements()
-    is_large = elements is not None and elements >= _LARGE_MAP
-    if inputs.dtype == tf.bfloat16 and is_large and not tf.config.list_physical_devices("GPU"):
-        return _normalize_by_photo(inputs, gamma, beta, groups, epsilon)
-    return _normalize(inputs, gamma, beta, groups, epsilon)
-
-
-def _normalize(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float) -> tf.Tensor:
     """The formulas of `GroupNormalization`, in float32."""
+    passes = _passes(inputs)
 
     @tf.custom_gradient
-    def normalize(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, _Gradient]:
-        x = tf.cast(inputs, tf.float32)
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, _Gradient]:
         pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
-        channel_mean = _sum_over_pixels(x) / pixels
-        deviations = tf.math.squared_difference(x, _over_pixels(channel_mean))
-        mean, variance = _group_moments(channel_mean, _sum_over_pixels(deviations) / pixels, groups)
+        channel_mean, channel_variance = passes.moments(x)
+        mean = _mean_in_groups(channel_mean, groups)
+        variance = _mean_in_groups(channel_variance + tf.math.squared_difference(channel_mean, mean), groups)
         inverse = tf.math.rsqrt(variance + epsilon)
         scale = inverse * gamma
-        outputs = x * _over_pixels(scale) + _over_pixels(beta - mean * scale)
 
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            u = tf.cast(upstream, tf.float32)
-            a = _sum_over_pixels(u)
-            b = _sum_over_pixels(u * x) - mean * a
+        def gradient(u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            a, b = passes.sums(u, x)
+            b -= mean * a
             scale_of_x = -_mean_in_groups(gamma * b, groups) / pixels * inverse**3
             shift = -_mean_in_groups(gamma * a, groups) / pixels * inverse - mean * scale_of_x
-            to_inputs = u * _over_pixels(scale) + x * _over_pixels(scale_of_x) + _over_pixels(shift)
-            return tf.cast(to_inputs, inputs.dtype), tf.reduce_sum(inverse * b, 0), tf.reduce_sum(a, 0)
+            to_inputs = passes.combine(u, scale, x, scale_of_x, shift)
+            return to_inputs, tf.reduce_sum(inverse * b, 0), tf.reduce_sum(a, 0)
 
-        return tf.cast(outputs, inputs.dtype), gradient
-
-    return normalize(inputs, gamma, beta)
-
-
-def _normalize_by_photo(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float) -> tf.Tensor:
-    """The same for large maps of bfloat16 on a CPU: photo by photo, in oneDNN's batch normalization.
-
-    It is the one operation that reads bfloat16, keeps float32 statistics and scales and shifts in the same pass; every
-    other would need float32 copies of the whole tensor. A batch of one photo makes its statistics those of a photo.
-    """
-
-    @tf.custom_gradient
-    def normalize(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, _Gradient]:
-        pixels = float(inputs.shape[1] * inputs.shape[2])
-        none, ones, zeros = tf.zeros([0]), tf.ones_like(gamma), tf.zeros_like(gamma)
-        shape = inputs.shape[1:]
-
-        def scale_and_shift(x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, scale: Any, shift: Any) -> tf.Tensor:
-            return tf.raw_ops.FusedBatchNormV3(
-                x=x, scale=scale, offset=shift, mean=mean, variance=variance, epsilon=epsilon, is_training=False
-            )[0]
-
-        def forward(photo: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            x = inputs[photo : photo + 1]
-            fused = tf.raw_ops.FusedBatchNormV3(x=x, scale=ones, offset=zeros, mean=none, variance=none)
-            # The operation divides the sum of squares by pixels - 1.
-            moments = _group_moments(fused[1][None], fused[2][None] * ((pixels - 1) / pixels), groups)
-            mean, variance = moments[0][0], moments[1][0]
-            return scale_and_shift(x, mean, variance, gamma, beta)[0], mean, variance
-
-        outputs, mean, variance = _over_photos(forward, inputs, shape)
-
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            def backward(photo: tf.Tensor) -> tuple[tf.Tensor, ...]:
-                x, u = inputs[photo : photo + 1], upstream[photo : photo + 1]
-                scaled_u, inverse_b, a, _, _ = tf.raw_ops.FusedBatchNormGradV3(
-                    y_backprop=u,
-                    x=x,
-                    scale=gamma,
-                    reserve_space_1=mean[photo],
-                    reserve_space_2=variance[photo],
-                    reserve_space_3=none,
-                    epsilon=epsilon,
-                    is_training=False,
-                )
-                inverse = tf.math.rsqrt(variance[photo] + epsilon)
-                scale_of_x = -_mean_in_groups((gamma * inverse_b)[None], groups)[0] / pixels * inverse
-                shift = -_mean_in_groups((gamma * a)[None], groups)[0] / pixels * inverse
-                rest = scale_and_shift(x, mean[photo], variance[photo], scale_of_x, shift)
-                return (scaled_u + rest)[0], inverse_b, a
-
-            to_inputs, inverse_b, a = _over_photos(backward, upstream, shape)
-            return to_inputs, tf.reduce_sum(inverse_b, 0), tf.reduce_sum(a, 0)
-
-        return outputs, gradient
+        return passes.scale(x, scale, beta - mean * scale), gradient
 
     return normalize(inputs, gamma, beta)
 
 
-def _over_photos(
-    function: Callable[[tf.Tensor], tuple[tf.Tensor, ...]], inputs: tf.Tensor, shape: tf.TensorShape
-) -> tuple[tf.Tensor, ...]:
-    """Calls `function` with the number of each photo and stacks its results: a map and two vectors of channels."""
-    vector = tf.TensorSpec(shape[-1:], tf.float32)
-    signature = (tf.TensorSpec(shape, inputs.dtype), vector, vector)
-    numbers = tf.range(tf.shape(inputs)[0])
-    return tf.map_fn(function, numbers, fn_output_signature=signature, parallel_iterations=4)
-
-
-def _sum_over_pixels(x: tf.Tensor) -> tf.Tensor:
-    """float32 [b, h, w, c] -> [b, c]; a product with ones is the fastest sum that TensorFlow has for this on a CPU."""
-    shape = tf.shape(x)
-    pixels = shape[1] * shape[2]
-    return tf.matmul(tf.ones([shape[0], 1, pixels]), tf.reshape(x, [shape[0], pixels, x.shape[-1]]))[:, 0]
-
-
-def _group_moments(channel_mean: tf.Tensor, channel_variance: tf.Tensor, groups: int) -> tuple[tf.Tensor, tf.Tensor]:
-    mean = _mean_in_groups(channel_mean, groups)
-    variance = _mean_in_groups(channel_variance + tf.math.squared_difference(channel_mean, mean), groups)
-    return mean, variance
+def _passes(inputs: tf.Tensor) -> map_passes.Passes:
+    shape = inputs.shape[1:]
+    elements = shape.num_elements()
+    if elements is not None and elements >= _LARGE_MAP and not tf.config.list_physical_devices("GPU"):
+        return map_passes.fused(*shape, inputs.dtype)
+    return map_passes.plain()
 
 
 def _mean_in_groups(values: tf.Tensor, groups: int) -> tf.Tensor:
@@ -184,10 +106,6 @@ def _mean_in_groups(values: tf.Tensor, groups: int) -> tf.Tensor:
     grouped = tf.reshape(values, [tf.shape(values)[0], groups, values.shape[-1] // groups])
     means = tf.reduce_mean(grouped, -1, keepdims=True)
     return tf.reshape(tf.tile(means, [1, 1, values.shape[-1] // groups]), tf.shape(values))
-
-
-def _over_pixels(values: tf.Tensor) -> tf.Tensor:
-    return values[:, tf.newaxis, tf.newaxis, :]
 
 
 class FrozenBatchNormalization(tf.keras.layers.Layer):
