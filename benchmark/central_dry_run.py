@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import flags
 
 from benchmark import machine, model_flags, training_plan
-from benchmark.central_training import CentralTrainer
+from benchmark.central_trainer import CentralTrainer
 from benchmark.devices import Devices
 from benchmark.flair_data import EvaluationData, TrainingData
 from benchmark.records import Records, Task

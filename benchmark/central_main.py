@@ -20,7 +20,8 @@ from flair.errors import FlairError
 from flair.progress import duration
 
 if TYPE_CHECKING:
-    from benchmark.central_training import CentralTrainer, Options
+    from benchmark.central_trainer import CentralTrainer
+    from benchmark.central_training import Options
     from benchmark.devices import Devices
     from benchmark.flair_data import EvaluationData, TrainingData
 
@@ -118,17 +119,19 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     from benchmark.central_training import BEST_FILE, train
     from benchmark.interruption import SafePoints
 
-    devices.barrier()
-    with SafePoints("step or evaluation") as safe_points:
-        position = train(trainer, training, validation, run, _options(training.steps_per_epoch), safe_points)
-    devices.barrier()
-    flair_model.load_by_name(trainer.model, run.path / BEST_FILE)
-    if run.is_written:
-        flair_model.save_weights(trainer.model, saved_model)
-    results = {
-        name: evaluation.accumulate(trainer.model, data, task, devices=devices)
-        for name, data in (("val", validation), ("test", test))
-    }
+    with devices.together():
+        devices.barrier()
+        with SafePoints("step or evaluation") as safe_points:
+            position = train(trainer, training, validation, run, _options(training.steps_per_epoch), safe_points)
+        devices.barrier()
+        flair_model.load_by_name(trainer.model, run.path / BEST_FILE)
+        if run.is_written:
+            flair_model.save_weights(trainer.model, saved_model)
+        results = {
+            name: evaluation.accumulate(trainer.model, data, task, devices=devices)
+            for name, data in (("val", validation), ("test", test))
+        }
+    devices.leave()
     return {
         "setting": "central",
         "model": FLAGS.model,
@@ -145,7 +148,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
 
 
 def _build(records: Records, task: Task) -> _Built:
-    from benchmark.central_training import CentralTrainer
+    from benchmark.central_trainer import CentralTrainer
     from benchmark.devices import Devices
     from benchmark.flair_data import TrainingData, evaluation_dataset
 

@@ -6,14 +6,18 @@ writes files, so that the result does not depend on the number of devices beyond
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from benchmark import tf_config
+from flair.errors import FlairError
+
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
 
 
 class Devices:
@@ -30,6 +34,7 @@ class Devices:
         if strategy is not None:
             self._strategy = strategy
         elif self.num_workers > 1:
+            print(f"waiting for the {self.num_workers} machines of TF_CONFIG", file=sys.stderr, flush=True)
             self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
         elif len(tf.config.list_logical_devices("GPU")) > 1:
             self._strategy = tf.distribute.MirroredStrategy()
@@ -64,16 +69,35 @@ class Devices:
         others = [[tf.zeros_like(value) for value in values]] * (len(self.replicas) - 1)
         parts = [[tf.constant(value) for value in values], *others]
 
-        @tf.function(autograph=False)
-        def total(*columns: Any) -> Any:
-            return self._strategy.run(lambda *tensors: [sum_over_replicas(tensor) for tensor in tensors], args=columns)
-
         columns = [self._distribute([part[column] for part in parts]) for column in range(len(values))]
-        return [self._strategy.experimental_local_results(value)[0].numpy() for value in total(*columns)]
+        return [self._strategy.experimental_local_results(value)[0].numpy() for value in self._sums(*columns)]
 
     def barrier(self) -> None:
         """Waits until every process is here."""
         self.sum_over_workers([np.zeros(1, np.float32)])
+
+    def leave(self) -> None:
+        """Waits, before this process ends, until every other one has what this one sent."""
+        # An error means that the others have left, so they had all.
+        with suppress(*_LOST):
+            self.barrier()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside it, the loss of another machine of the job is a FlairError."""
+        try:
+            yield
+        except _LOST:
+            if self.num_workers == 1:
+                raise
+            raise FlairError(
+                "another machine of TF_CONFIG has failed or cannot be reached; see what it printed, then start all of "
+                "them again with the same command, and training goes on from its newest checkpoint"
+            ) from None
+
+    @tf.function(autograph=False)
+    def _sums(self, *columns: Any) -> Any:
+        return self._strategy.run(lambda *tensors: [sum_over_replicas(tensor) for tensor in tensors], args=columns)
 
     def _distribute(self, tensors: Sequence[tf.Tensor]) -> Any:
         remaining = iter(tensors)

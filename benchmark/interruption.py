@@ -8,6 +8,8 @@ from types import FrameType, TracebackType
 
 from flair.command import Terminated
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
 
 class SafePoints:
     """While entered, SIGINT and SIGTERM only set `requested`; the caller saves and calls `stop()`.
@@ -21,7 +23,7 @@ class SafePoints:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> SafePoints:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             self._previous[number] = signal.signal(number, self._request)
         return self
 

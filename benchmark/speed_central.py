@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.machine import machine, peak_bytes
+from benchmark.machine import machine, number_of, peak_bytes
 from benchmark.speed_step import ratio
 from flair import atomic
 from flair.preparation_flags import positive_int
 
 if TYPE_CHECKING:
-    from benchmark.central_training import CentralTrainer
+    from benchmark.central_trainer import CentralTrainer
     from benchmark.flair_data import TrainingData
     from benchmark.records import Records
 
@@ -60,7 +60,7 @@ def _records(flags: argparse.Namespace) -> Iterator[Records]:
 
 def _measure(records: Records, flags: argparse.Namespace) -> dict[str, Any]:
     from benchmark import flair_model
-    from benchmark.central_training import CentralTrainer
+    from benchmark.central_trainer import CentralTrainer
     from benchmark.devices import Devices
     from benchmark.flair_data import TrainingData, make_task
 
@@ -100,6 +100,13 @@ def _measure(records: Records, flags: argparse.Namespace) -> dict[str, Any]:
         report[f"{name} vs training"] = ratio(seconds[name], seconds["training"])
         # A share, so the inverse of a speed: the time of the metrics over the time of the whole.
         report[f"metrics {labels} share"] = 1 / ratio(seconds[f"metrics {labels}"], seconds[name])
+    report["pipeline_photos"] = training.num_photos
+    report["pipeline_bytes"] = number_of(
+        "benchmark.speed_pipeline",
+        f"--tfrecords_dir={records.root}",
+        f"--batch_size={flags.memory_batch_size}",
+        f"--image_size={flags.image_size}",
+    )
     return report
 
 
@@ -181,6 +188,8 @@ def _format(report: dict[str, Any], flags: argparse.Namespace) -> str:
         f"medians of {flags.repeats} repetitions of {flags.steps} steps",
         *(f"{name:<36}{value:>9.1f} images/s  {note}" for name, value, note in rows),
         f"peak memory of this process, with three models: {report['peak_bytes'] / 1e9:.2f} GB",
+        f"memory of the input pipeline alone, {report['pipeline_photos']:,} photos shuffled in batches "
+        f"of {flags.memory_batch_size}: {report['pipeline_bytes'] / 1e6:.0f} MB",
     ]
     return "\n".join(lines)
 
@@ -196,6 +205,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="resnet18", help="network, resnet18 or cnn")
     parser.add_argument("--compute_dtype", choices=("float32", "bfloat16"), default="float32", help="of the layers")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="photos a training step")
+    parser.add_argument(
+        "--memory_batch_size",
+        type=positive_int,
+        default=512,
+        help="photos a batch for the memory of the pipeline",
+    )
     parser.add_argument("--eval_batch_size", type=positive_int, default=512, help="photos a batch in evaluation")
     parser.add_argument("--eval_partition", choices=("val", "test"), default="val", help="photos to evaluate")
     parser.add_argument("--image_size", type=positive_int, default=224, help="height and width of the input, in pixels")

@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmark.machine import machine, peak_bytes
+from benchmark.machine import machine, number_of, peak_bytes
 from flair import atomic
 from flair.preparation_flags import positive_int
 
@@ -130,10 +129,8 @@ def _peak_memory(flags: argparse.Namespace, variant: tuple[str, str]) -> int:
 
 def _memory_of(flags: argparse.Namespace, index: int) -> int:
     """Peak memory of a process that runs this variant alone."""
-    command = [sys.executable, "-m", "benchmark.speed_step", f"--memory_of={index}", f"--model={flags.model}"]
-    command += [f"--batch_size={flags.batch_size}", f"--image_size={flags.image_size}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ})
-    return int(done.stdout.split()[-1])
+    sizes = (f"--batch_size={flags.batch_size}", f"--image_size={flags.image_size}")
+    return number_of("benchmark.speed_step", f"--memory_of={index}", f"--model={flags.model}", *sizes)
 
 
 def _format(rows: Sequence[dict[str, Any]], flags: argparse.Namespace) -> str:

@@ -44,6 +44,8 @@ def test_central_measures_training_and_evaluation(miniature, tmp_path):
     assert set(report["images_per_second"]) >= {"bare", "training", "pipeline", "evaluation 17", "evaluation 1628"}
     assert 0 < report["metrics 17 share"] < 1
     assert "of the bare step" in done.stdout
+    # What it keeps are batches of 32x32 photos, nowhere near the 2 GB of a buffer of decoded photos.
+    assert 0 < report["pipeline_bytes"] < 0.4e9
 
 
 def test_peak_memory_is_that_of_this_process_alone():
