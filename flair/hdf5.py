@@ -147,7 +147,9 @@ class HDF5File:
             yield
         except _LIBRARY_ERRORS as error:
             reason = " ".join(str(error).split())
-            raise DamagedFile(f"{self.path}: damaged or of an unknown layout at /{where}: {reason}") from None
+            # A damaged name may hold a line break or a control character of a terminal.
+            place = where.encode("unicode_escape").decode()
+            raise DamagedFile(f"{self.path}: damaged or of an unknown layout at /{place}: {reason}") from None
 
     def _read_parameters(self) -> dict[str, Any]:
         with self._guarded("metadata"):

@@ -206,6 +206,17 @@ def read_everything(path: Path) -> dict[str, tuple[Record, bytes]]:
         }
 
 
+def test_a_line_break_in_a_damaged_user_id_leaves_the_error_one_line(tiny_file: Path, tmp_path: Path) -> None:
+    with HDF5File(tiny_file) as file:
+        user_id = file.groups("train")[0].encode()
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(tiny_file.read_bytes().replace(user_id, user_id[:-2] + b"\n" + user_id[-1:]))
+    with pytest.raises(FlairError, match=r"damaged or of an unknown layout at /train/") as caught:
+        read_everything(damaged)
+    assert "\n" not in str(caught.value)
+    assert "\\n" in str(caught.value)
+
+
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_a_flipped_byte_never_gives_a_wrong_photo_or_label(tiny_file: Path, data: st.DataObject) -> None:
