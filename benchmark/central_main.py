@@ -53,6 +53,16 @@ flags.DEFINE_float("minutes_per_checkpoint", 10.0, "Minutes between checkpoints 
 FLAGS = flags.FLAGS
 # Flags that a continued run may change: its result stays the same, up to rounding for microbatch_size.
 _CHANGEABLE = ("overwrite", "minutes_per_checkpoint", "microbatch_size", "run_dir", "flagfile")
+# Flags that may differ between the machines of a job: where things lie, and when to save.
+_OF_A_MACHINE = (
+    *model_flags.NOT_RECORDED,
+    "tfrecords_dir",
+    "tfds_data_dir",
+    "save_model_dir",
+    "restore_model_path",
+    "run_dir",
+    "minutes_per_checkpoint",
+)
 
 
 class _Built(NamedTuple):
@@ -121,6 +131,8 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
 
     with devices.together():
         devices.barrier()
+        if not run.is_described:
+            raise FlairError(f"{run.path}: has no run of worker 0; give a --run_dir on a disk that all machines share")
         with SafePoints("step or evaluation") as safe_points:
             position = train(trainer, training, validation, run, _options(training.steps_per_epoch), safe_points)
         devices.barrier()
@@ -153,6 +165,10 @@ def _build(records: Records, task: Task) -> _Built:
     from benchmark.flair_data import TrainingData, evaluation_dataset
 
     devices = Devices()
+    with devices.together():
+        restored = model_flags.restored_model()
+        facts = [*command.flag_lines(_OF_A_MACHINE), records.digest(), restored and restored["sha256"]]
+        devices.check_equal(repr(facts), "some flags, data or starting weights")
     microbatch = FLAGS.microbatch_size or (64 if devices.is_cpu else FLAGS.train_batch_size)
     trainer = CentralTrainer(
         lambda: model_flags.build_model(task.num_outputs), task, FLAGS.clipnorm, devices, microbatch

@@ -69,6 +69,7 @@ def train(
       FlairError: the loss is no number any more.
     """
     position = _resume(trainer, run)
+    trainer.devices.check_equal(f"{position.epoch} {position.step}", f"a run folder ({run.path}) at one step")
     if position.step > 0 and position.epoch >= options.num_epochs:
         raise FlairError(
             f"--num_epochs={options.num_epochs}: {run.path} is past that already, {position.step} steps into epoch "

@@ -6,6 +6,8 @@ writes files, so that the result does not depend on the number of devices beyond
 
 from __future__ import annotations
 
+import hashlib
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -17,7 +19,16 @@ import tensorflow as tf
 from benchmark import tf_config
 from flair.errors import FlairError
 
-_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+_LOST_MESSAGE = (
+    "another machine of TF_CONFIG has failed or cannot be reached; see what it printed, then start all of them again "
+    "with the same command, and training goes on from its newest checkpoint"
+)
 
 
 class Devices:
@@ -34,8 +45,7 @@ class Devices:
         if strategy is not None:
             self._strategy = strategy
         elif self.num_workers > 1:
-            print(f"waiting for the {self.num_workers} machines of TF_CONFIG", file=sys.stderr, flush=True)
-            self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+            self._strategy = _join_machines(self.num_workers)
         elif len(tf.config.list_logical_devices("GPU")) > 1:
             self._strategy = tf.distribute.MirroredStrategy()
         else:
@@ -76,6 +86,20 @@ class Devices:
         """Waits until every process is here."""
         self.sum_over_workers([np.zeros(1, np.float32)])
 
+    def check_equal(self, text: str, what: str) -> None:
+        """Compares a text over all processes, none of which may go on alone.
+
+        Raises:
+          FlairError: it is not the same everywhere; says that `what` differs.
+        """
+        digests = np.zeros((self.num_workers, 32), np.float32)  # whole numbers up to 255 are exact, and so are sums
+        digests[self.worker] = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+        (digests,) = self.sum_over_workers([digests])
+        others = [worker for worker in range(self.num_workers) if not np.array_equal(digests[worker], digests[0])]
+        if others:
+            self.leave()
+            raise FlairError(f"TF_CONFIG: worker {others[0]} has {what}, worker 0 another")
+
     def leave(self) -> None:
         """Waits, before this process ends, until every other one has what this one sent."""
         # An error means that the others have left, so they had all.
@@ -90,10 +114,7 @@ class Devices:
         except _LOST:
             if self.num_workers == 1:
                 raise
-            raise FlairError(
-                "another machine of TF_CONFIG has failed or cannot be reached; see what it printed, then start all of "
-                "them again with the same command, and training goes on from its newest checkpoint"
-            ) from None
+            raise FlairError(_LOST_MESSAGE) from None
 
     @tf.function(autograph=False)
     def _sums(self, *columns: Any) -> Any:
@@ -102,6 +123,19 @@ class Devices:
     def _distribute(self, tensors: Sequence[tf.Tensor]) -> Any:
         remaining = iter(tensors)
         return self._strategy.experimental_distribute_values_from_function(lambda _context: next(remaining))
+
+
+def _join_machines(count: int) -> tf.distribute.Strategy:
+    print(f"waiting for the {count} machines of TF_CONFIG; Ctrl-C ends it", file=sys.stderr, flush=True)
+    # TensorFlow waits without returning to Python, whose own handlers would not run. There is nothing to save yet.
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except _LOST:
+        raise FlairError(_LOST_MESSAGE) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def sum_over_replicas(tensor: tf.Tensor) -> tf.Tensor:

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from benchmark.run_folder import environment
+from flair.errors import FlairError
 
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -47,7 +48,9 @@ def peak_bytes(process: int | None = None) -> int:
 
 def number_of(module: str, *flags: str) -> int:
     """The number that a module of ours prints last when it runs in a process of its own, with these flags."""
-    done = subprocess.run([sys.executable, "-m", module, *flags], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", module, *flags], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise FlairError(f"{module} {' '.join(flags)}: exited with {done.returncode}; see what it printed above")
     return int(done.stdout.split()[-1])
 
 

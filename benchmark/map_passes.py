@@ -5,7 +5,7 @@ products leaves the products behind. `fused` has XLA compile each pass into one 
 adds along a dimension in one thread, but tensors to each other in all of them; so a sum over pixels first adds blocks
 of pixels to each other, and what is left, some times smaller, is summed by TensorFlow.
 
-XLA compiles anew for each batch size, some 30 ms a pass: worth it for large maps only.
+XLA compiles anew for each batch size, 30 to 60 ms a pass: worth it for large maps only.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class Passes(NamedTuple):
 
     Attributes:
       moments: x -> mean and variance over the pixels.
-      sums: u, x -> the sums over the pixels of u and of u * x.
-      scale: x, scale, shift -> x * scale + shift, a map.
-      combine: u, scale_of_u, x, scale_of_x, shift -> u * scale_of_u + x * scale_of_x + shift, a map.
+      sums: u, x, mean -> the sums over the pixels of u and of u * (x - mean).
+      scale: x, mean, scale, shift -> (x - mean) * scale + shift, a map; this shift is one of all photos, `[channels]`.
+      combine: u, scale_of_u, x, mean, scale_of_x, shift -> u * scale_of_u + (x - mean) * scale_of_x + shift, a map.
     """
 
     moments: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    sums: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    scale: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-    combine: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+    sums: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    scale: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+    combine: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def plain() -> Passes:
-    """Passes made of TensorFlow's operations, for any device and shape."""
-    return Passes(_moments, lambda u, x: (_total(_float(u)), _total(_float(u) * _float(x))), _scale, _combine)
+    """Passes made of TensorFlow's operations, for any device and shape; the mean is taken out of the vectors."""
+    return Passes(_moments, _sums, _scale, _combine)
 
 
 @functools.cache
@@ -59,11 +59,24 @@ def fused(height: int, width: int, channels: int, dtype: tf.DType) -> Passes:
         parts = [part - reference[:, tf.newaxis] for part in split(x)]
         return tf.stack([_add(parts), _add([tf.square(part) for part in parts])], 2)
 
-    def products(u: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        of_u = split(u)
-        return tf.stack([_add(of_u), _add([a * b for a, b in zip(of_u, split(x), strict=True)])], 2)
+    def products(u: tf.Tensor, x: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+        of_u, of_x = split(u), split(x)
+        pairs = zip(of_u, of_x, strict=True)
+        return tf.stack([_add(of_u), _add([a * (b - mean[:, tf.newaxis]) for a, b in pairs])], 2)
 
-    compiled_deviations, compiled_products = compiled(deviations, a_map, vector), compiled(products, a_map, a_map)
+    def scale(x: tf.Tensor, mean: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+        return tf.cast((_float(x) - _over_pixels(mean)) * _over_pixels(scale) + shift, dtype)
+
+    def combine(
+        u: tf.Tensor, scale_of_u: tf.Tensor, x: tf.Tensor, mean: tf.Tensor, scale_of_x: tf.Tensor, shift: tf.Tensor
+    ) -> tf.Tensor:
+        of_x = (_float(x) - _over_pixels(mean)) * _over_pixels(scale_of_x)
+        return tf.cast(_float(u) * _over_pixels(scale_of_u) + of_x + _over_pixels(shift), dtype)
+
+    compiled_deviations, compiled_products = (
+        compiled(deviations, a_map, vector),
+        compiled(products, a_map, a_map, vector),
+    )
 
     def moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # In one pass, by deviations from the mean of a sixteenth of the pixels. That mean's squared distance from the
@@ -75,9 +88,9 @@ def fused(height: int, width: int, channels: int, dtype: tf.DType) -> Passes:
 
     return Passes(
         moments,
-        lambda u, x: _both_totals(compiled_products(u, x)),
-        compiled(_scale, a_map, vector, vector),
-        compiled(_combine, a_map, vector, a_map, vector, vector),
+        lambda u, x, mean: _both_totals(compiled_products(u, x, mean)),
+        compiled(scale, a_map, vector, vector, tf.TensorSpec((channels,), tf.float32)),
+        compiled(combine, a_map, vector, a_map, vector, vector, vector),
     )
 
 
@@ -90,13 +103,20 @@ def _mean(x: tf.Tensor) -> tf.Tensor:
     return _total(_float(x)) / tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
 
 
-def _scale(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    return tf.cast(_float(x) * _over_pixels(scale) + _over_pixels(shift), x.dtype)
+def _sums(u: tf.Tensor, x: tf.Tensor, mean: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    of_u = _total(_float(u))
+    return of_u, _total(_float(u) * _float(x)) - mean * of_u
 
 
-def _combine(u: tf.Tensor, scale_of_u: tf.Tensor, x: tf.Tensor, scale_of_x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    total = _float(u) * _over_pixels(scale_of_u) + _float(x) * _over_pixels(scale_of_x) + _over_pixels(shift)
-    return tf.cast(total, x.dtype)
+def _scale(x: tf.Tensor, mean: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+    return tf.cast(_float(x) * _over_pixels(scale) + _over_pixels(shift - mean * scale), x.dtype)
+
+
+def _combine(
+    u: tf.Tensor, scale_of_u: tf.Tensor, x: tf.Tensor, mean: tf.Tensor, scale_of_x: tf.Tensor, shift: tf.Tensor
+) -> tf.Tensor:
+    of_u, of_x = _float(u) * _over_pixels(scale_of_u), _float(x) * _over_pixels(scale_of_x)
+    return tf.cast(of_u + of_x + _over_pixels(shift - mean * scale_of_x), x.dtype)
 
 
 def _add(tensors: list[tf.Tensor]) -> tf.Tensor:

@@ -27,14 +27,15 @@ class GroupNormalization(tf.keras.layers.Layer):
     Forward. mu_c = sum_P x / n, v_c = sum_P (x - mu_c)^2 / n, and by the law of total variance
 
         mu_g = mean_c mu_c,    v_g = mean_c (v_c + (mu_c - mu_g)^2),    r = 1 / sqrt(v_g + epsilon),
-        y = s x + (beta - s mu_g)    with    s = gamma r.
+        y = s (x - mu_g) + beta    with    s = gamma r.
 
     Where the mean is huge beside the deviation, E[x^2] - mu^2 would lose the variance; deviations from the channel's
-    own mean, or that of some of its pixels (`map_passes.fused`), do not. What is left are the scale and shift of y, and
-    b_c below: differences of numbers as large as the mean over the deviation, as Keras's are. At a mean of 10,000
-    deviations y is right to 1e-3 and its gradients to 5e-3 of the largest, two to three times Keras's error.
+    own mean, or that of some of its pixels (`map_passes.fused`), do not. In small maps, to save passes, the mean is
+    then taken from the shift of y and from b_c below: differences of numbers as large as the mean over the deviation,
+    as Keras's are. At a mean of 10,000 deviations y is right to 1e-3 and its gradients to 5e-3 of the
+    largest, two to three times Keras's error.
 
-    Backward. With u = dL/dy, a_c = sum_P u and b_c = sum_P u (x - mu_g) = sum_P u x - mu_g a_c,
+    Backward. With u = dL/dy, a_c = sum_P u and b_c = sum_P u (x - mu_g),
 
         dL/dbeta = sum over photos of a_c,    dL/dgamma = sum over photos of r b_c,
         dL/dx = s u - r^3 B (x - mu_g) - r A    with    A = mean_g(gamma a_c) / n,  B = mean_g(gamma b_c) / n,
@@ -81,14 +82,13 @@ def _group_normalization(
         scale = inverse * gamma
 
         def gradient(u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            a, b = passes.sums(u, x)
-            b -= mean * a
+            a, b = passes.sums(u, x, mean)
             scale_of_x = -_mean_in_groups(gamma * b, groups) / pixels * inverse**3
-            shift = -_mean_in_groups(gamma * a, groups) / pixels * inverse - mean * scale_of_x
-            to_inputs = passes.combine(u, scale, x, scale_of_x, shift)
+            shift = -_mean_in_groups(gamma * a, groups) / pixels * inverse
+            to_inputs = passes.combine(u, scale, x, mean, scale_of_x, shift)
             return to_inputs, tf.reduce_sum(inverse * b, 0), tf.reduce_sum(a, 0)
 
-        return passes.scale(x, scale, beta - mean * scale), gradient
+        return passes.scale(x, mean, scale, beta), gradient
 
     return normalize(inputs, gamma, beta)
 

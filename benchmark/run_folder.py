@@ -106,6 +106,11 @@ class RunFolder:
             self._lock.close()
 
     @property
+    def is_described(self) -> bool:
+        """Whether `describe` has been called on this folder, by any process."""
+        return (self.path / RUN_FILE).is_file()
+
+    @property
     def is_written(self) -> bool:
         """Whether this process writes files."""
         return True

@@ -382,7 +382,7 @@ def _assert_nearly_equal_runs(one, other):
             assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-4)
 
 
-def _two_machines(flags, directory):
+def _two_machines(flags, directory, *flags_of_the_second):
     """The processes of a job of two machines, and the files they print to."""
     workers = [f"localhost:{_free_port()}" for _ in range(2)]
     printed = [directory / f"printed{index}" for index in range(2)]
@@ -392,7 +392,7 @@ def _two_machines(flags, directory):
         with open(printed[index], "w") as file:
             processes.append(
                 subprocess.Popen(
-                    _command(*flags),
+                    _command(*flags, *flags_of_the_second[: len(flags_of_the_second) * index]),
                     cwd=ROOT,
                     env={**os.environ, "TF_CONFIG": config},
                     stdout=file,
@@ -446,6 +446,37 @@ def test_ctrl_c_on_one_of_two_machines_stops_both_and_a_lost_one_is_one_line(fin
         assert process.wait(timeout=300) == 0, path.read_text()
     assert "continuing after" in printed[0].read_text()
     _assert_nearly_equal_runs(alone, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_machines_that_were_started_differently_are_refused(finished, tmp_path):
+    out, _ = finished
+    alone = next(path for path in out.iterdir() if path.is_dir())
+    flags = [f"--flagfile={alone / 'flags.txt'}", f"--save_model_dir={tmp_path}"]
+    for different, message in (
+        ("--train_batch_size=24", "TF_CONFIG: worker 1 has some flags, data or starting weights, worker 0 another"),
+        (f"--run_dir={tmp_path / 'other'}", "give a --run_dir on a disk that all machines share"),
+    ):
+        processes, printed = _two_machines(flags, tmp_path, different)
+        assert [process.wait(timeout=100) for process in processes] == [1, 1]
+        texts = [path.read_text() for path in printed]
+        assert message in texts[1].splitlines()[-1]
+        assert all("Traceback" not in text for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_waiting_for_a_machine_can_be_ended(finished, tmp_path, number):
+    out, _ = finished
+    alone = next(path for path in out.iterdir() if path.is_dir())
+    flags = [f"--flagfile={alone / 'flags.txt'}", f"--save_model_dir={tmp_path}"]
+    processes, printed = _two_machines(flags, tmp_path)
+    processes[1].kill()
+    deadline = time.monotonic() + 100
+    while "waiting for the 2 machines" not in printed[0].read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    processes[0].send_signal(number)
+    assert processes[0].wait(timeout=30) == -number
 
 
 def _free_port():

@@ -168,6 +168,11 @@ def test_gradients_beside_a_huge_mean_are_nearly_as_good_as_kerass(mean, shape):
         assert _relative_error(ours, exact) < max(5 * _relative_error(keras, exact), 1e-6)
 
 
+@pytest.mark.parametrize("value", [0.0, 5.0, -1e6])
+def test_large_maps_of_one_value_are_zero(value):
+    np.testing.assert_array_equal(GroupNormalization(4)(np.full((2, 80, 80, 8), value, np.float32)), 0)
+
+
 def test_group_normalization_refuses_groups_that_do_not_divide():
     with pytest.raises(ValueError, match="10 channels do not divide into 4 groups"):
         GroupNormalization(4, name="n").build(tf.TensorShape([None, 2, 2, 10]))
