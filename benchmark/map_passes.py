@@ -79,8 +79,8 @@ def fused(height: int, width: int, channels: int, dtype: tf.DType) -> Passes:
     )
 
     def moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # In one pass, by deviations from the mean of a sixteenth of the rows. That mean's squared distance from the mean
-        # of all is at most 16 variances, so the difference below loses four bits at worst, whatever the mean is.
+        # In one pass, by deviations from the mean of a sixteenth of the rows. Its squared distance from the mean of all
+        # is at most 16 variances, so the difference below loses four bits at worst, whatever the mean is.
         reference = _mean(x[:, : -(-height // 16)])
         of_deviations, of_squares = _both_totals(compiled_deviations(x, reference))
         mean = of_deviations / pixels
