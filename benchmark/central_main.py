@@ -165,10 +165,8 @@ def _build(records: Records, task: Task) -> _Built:
     from benchmark.flair_data import TrainingData, evaluation_dataset
 
     devices = Devices()
-    with devices.together():
-        restored = model_flags.restored_model()
-        facts = [*command.flag_lines(_OF_A_MACHINE), records.digest(), restored and restored["sha256"]]
-        devices.check_equal(repr(facts), "some flags, data or starting weights")
+    if devices.num_workers > 1:
+        _check_alike(devices, records)
     microbatch = FLAGS.microbatch_size or (64 if devices.is_cpu else FLAGS.train_batch_size)
     trainer = CentralTrainer(
         lambda: model_flags.build_model(task.num_outputs), task, FLAGS.clipnorm, devices, microbatch
@@ -185,6 +183,13 @@ def _build(records: Records, task: Task) -> _Built:
         for partition in ("val", "test")
     )
     return _Built(devices, trainer, training, validation, test)
+
+
+def _check_alike(devices: Devices, records: Records) -> None:
+    restored = model_flags.restored_model()
+    facts = [*command.flag_lines(_OF_A_MACHINE), records.digest(), restored and restored["sha256"]]
+    with devices.together():
+        devices.check_equal(repr(facts), "some flags, data or starting weights")
 
 
 def _dry_run(records: Records, task: Task) -> None:

@@ -392,7 +392,7 @@ def _two_machines(flags, directory, *flags_of_the_second):
         with open(printed[index], "w") as file:
             processes.append(
                 subprocess.Popen(
-                    _command(*flags, *flags_of_the_second[: len(flags_of_the_second) * index]),
+                    _command(*flags, *(flags_of_the_second if index else ())),
                     cwd=ROOT,
                     env={**os.environ, "TF_CONFIG": config},
                     stdout=file,
@@ -542,7 +542,6 @@ def _check_both_dtypes_learn(folder, tmp_path, num_epochs, learning_rate):
         [function([found[dtype, seed] for seed in range(3)]) for dtype in ("float32", "bfloat16")]
         for function in (np.mean, lambda values: np.std(values, ddof=1))
     )
-    print(found, means, deviations)
     # Welch's t-test would call a difference real at about 2.8 standard errors with so few seeds.
     assert abs(means[0] - means[1]) < 2.8 * max(np.hypot(*deviations) / np.sqrt(3), 0.005)
 
