@@ -16,6 +16,7 @@ import tensorflow_federated as tff
 from benchmark.federated_config import (
     FED_PROX,
     FED_SGD,
+    MAX_UPDATE_NORM,
     MIME_LITE,
     TREE,
     ClientConfig,
@@ -118,17 +119,16 @@ def build_base_optimizer(config: FederatedConfig) -> tff.learning.optimizers.Opt
     )
 
 
-def build_aggregation_factory(config: FederatedConfig, record_specs: Sequence[tf.TensorSpec]) -> AggregationFactory:
+def build_aggregation_factory(config: FederatedConfig) -> AggregationFactory:
     """Mean, robust or private aggregation of client updates, as TFF defines it.
 
     Args:
       config: `noise` chooses a `DifferentiallyPrivateFactory`, which is unweighted; else `aggregator` by name.
-      record_specs: of one update, in the container the learning process uses (tree aggregation checks it).
     """
     weighted, learning = config.client.weighted, tff.learning
     factory: AggregationFactory
     if config.noise is not None:
-        factory = _private_factory(config.noise, record_specs)
+        factory = _private_factory(config.noise)
     elif config.aggregator == "mean":
         factory = tff.aggregators.MeanFactory() if weighted else tff.aggregators.UnweightedMeanFactory()
     elif config.aggregator == "compression":
@@ -145,11 +145,13 @@ def build_aggregation_factory(config: FederatedConfig, record_specs: Sequence[tf
 def build_learning_process(
     config: FederatedConfig,
     model_fn: Callable[[], tff.learning.models.VariableModel],
-    record_specs: list[tf.TensorSpec],
 ) -> tff.learning.templates.LearningProcess:
     """The `tff.learning.algorithms` process of this configuration, for TFF's own runtime."""
     client, algorithms = config.client, tff.learning.algorithms
-    factory = build_aggregation_factory(config, record_specs)
+    if config.noise is not None and config.noise.mechanism == TREE:
+        raise ValueError("TFF's own runtime cannot be given the noise of a tree")
+    # TFF leaves out updates that are not finite, but not those whose norm is not.
+    factory = tff.aggregators.zeroing_factory(MAX_UPDATE_NORM, build_aggregation_factory(config), norm_order=2.0)
     if isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
         factory = tff.aggregators.as_weighted_aggregator(factory)
     weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if client.weighted else tff.learning.ClientWeighting.UNIFORM
@@ -176,32 +178,13 @@ def build_learning_process(
     )
 
 
-def _private_factory(
-    noise: NoiseConfig, record_specs: Sequence[tf.TensorSpec]
-) -> tff.aggregators.UnweightedAggregationFactory:
-    factories, adaptive = tff.aggregators.DifferentiallyPrivateFactory, noise.target_unclipped_quantile > 0
-    if noise.mechanism == TREE and adaptive:
-        return factories.tree_adaptive(
-            noise.noise_multiplier,
-            noise.clients_per_round,
-            record_specs,
-            initial_l2_norm_clip=noise.l2_norm_clip,
-            restart_warmup=noise.restart_warmup,
-            restart_frequency=noise.restart_frequency,
-            target_unclipped_quantile=noise.target_unclipped_quantile,
-            clip_learning_rate=noise.clip_learning_rate,
-            clipped_count_stddev=noise.clipped_count_stddev,
-            noise_seed=noise.noise_seed,
-        )
-    if noise.mechanism == TREE:
-        return factories.tree_aggregation(
-            noise.noise_multiplier,
-            noise.clients_per_round,
-            noise.l2_norm_clip,
-            record_specs,
-            noise_seed=noise.noise_seed,
-        )
-    if adaptive:
+def _private_factory(noise: NoiseConfig) -> tff.aggregators.UnweightedAggregationFactory:
+    # Tree aggregation is the same sum with other normal numbers (`benchmark.gaussian_noise`). TFF's own tree keeps its
+    # noise in its state, from where any checkpoint would give it away.
+    factories = tff.aggregators.DifferentiallyPrivateFactory
+    if noise.target_unclipped_quantile > 0:
+        if noise.mechanism == TREE:
+            raise ValueError("tree aggregation takes a fixed clip norm")
         return factories.gaussian_adaptive(
             noise.noise_multiplier,
             noise.clients_per_round,

@@ -6,6 +6,7 @@ operations, so that a graph (TFF's runtime) and Python (ours) make the same batc
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,6 +86,16 @@ class IidClients:
     def num_photos(self, client_id: str) -> int:
         """How many examples the artificial client has."""
         return len(self._rows[client_id])
+
+
+def content_digest(data: ClientData) -> str:
+    """SHA-256 of every client's id and photos, in order: unlike `Records.digest`, it reads all of them."""
+    sha = hashlib.sha256()
+    for client_id in data.client_ids:
+        sha.update(repr(client_id).encode())
+        for serialized in data.read(client_id):
+            sha.update(hashlib.sha256(serialized).digest())
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True)

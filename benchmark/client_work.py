@@ -10,18 +10,18 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from benchmark.federated_config import FED_SGD, MIME_LITE
+from benchmark.federated_config import FED_SGD, MAX_UPDATE_NORM, MIME_LITE
 from benchmark.flair_metrics import ScoreHistogram
 from benchmark.local_training import Batch, LocalTrainer
 from benchmark.server import ClientAggregation
 
 
 class ClientOutcome(NamedTuple):
-    """What is kept of one client: the aggregate with it in, its examples, and whether its update was finite."""
+    """What is kept of one client: the aggregate with it in, its examples, and whether its update was usable."""
 
     aggregate: list[tf.Tensor]
     num_examples: int
-    is_finite: bool
+    is_usable: bool
 
 
 class ClientWork:
@@ -75,10 +75,10 @@ class ClientWork:
                 self.trainer.start(global_weights)
             num_examples = int(only[1].shape[0])
             add = functools.partial(self._add_only_step, *only, learning_rate, aggregate, broadcast, seed)
-        added, is_finite = add(exactly=False)
-        if not is_finite:
-            added, is_finite = add(exactly=True)
-        return ClientOutcome(list(added), num_examples, bool(is_finite))
+        added, is_usable = add(refuse=False)
+        if not is_usable:
+            added, _ = add(refuse=True)
+        return ClientOutcome(list(added), num_examples, bool(is_usable))
 
     def metric_sums(self) -> list[np.ndarray]:
         """`ScoreHistogram`'s sums over all clients since `start_round`, each batch scored before its step."""
@@ -94,12 +94,12 @@ class ClientWork:
         aggregate: Sequence[tf.Tensor],
         broadcast: Sequence[tf.Tensor],
         seed: tf.Tensor,
-        exactly: bool,
+        refuse: bool,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         self.trainer.forget()
         update = self.trainer.only_update(pixels, labels, learning_rate)
         num_examples = tf.cast(tf.shape(labels)[0], tf.float32)
-        return self._add(update, [], num_examples, aggregate, broadcast, seed, exactly)
+        return self._add(update, [], num_examples, aggregate, broadcast, seed, refuse)
 
     @tf.function
     def _add_difference(
@@ -109,7 +109,7 @@ class ClientWork:
         aggregate: Sequence[tf.Tensor],
         broadcast: Sequence[tf.Tensor],
         seed: tf.Tensor,
-        exactly: bool,
+        refuse: bool,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         gradient = [tf.math.divide_no_nan(total, num_examples) for total in self.trainer.gradient_sum]
         update = (
@@ -118,7 +118,7 @@ class ClientWork:
             else [weight - variable for weight, variable in zip(global_weights, self.trainer.trainable, strict=False)]
         )
         full_gradient = gradient if self.trainer.config.algorithm == MIME_LITE else []
-        return self._add(update, full_gradient, num_examples, aggregate, broadcast, seed, exactly)
+        return self._add(update, full_gradient, num_examples, aggregate, broadcast, seed, refuse)
 
     def _add(
         self,
@@ -128,20 +128,21 @@ class ClientWork:
         aggregate: Sequence[tf.Tensor],
         broadcast: Sequence[tf.Tensor],
         seed: tf.Tensor,
-        exactly: bool,
+        refuse: bool,
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The aggregate with this client in it, which is of no use where the update turns out not to be finite."""
-        if exactly:
-            is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in update])
+        """The aggregate with this client in it, which is of no use where the update turns out not to be usable."""
+        sent = [*update, *full_gradient]
+        if refuse:
             # A diverged client counts as TFF has it: a zero update of weight zero, its metrics left out.
-            update = [tf.where(is_finite, tensor, tf.zeros_like(tensor)) for tensor in update]
+            sent = [tf.zeros_like(tensor) for tensor in sent]
+            is_usable = tf.constant(False)
         else:
-            # The squares that clipping adds up anyway; they overflow before the update does, but never after.
-            is_finite = tf.math.is_finite(tf.add_n([tf.nn.l2_loss(tensor) for tensor in update]))
-        weight = tf.where(is_finite, num_examples if self.trainer.config.weighted else 1.0, 0.0)
-        self._round_metrics.add(self.trainer.metrics, tf.cast(is_finite, tf.int64))
-        result = [*update, weight, *full_gradient]
-        return self.aggregation.accumulate(aggregate, result, broadcast, seed), is_finite
+            # Not a test of every number: these sums are what clipping needs anyway, and NaN is above no bound.
+            is_usable = 2 * tf.add_n([tf.nn.l2_loss(tensor) for tensor in sent]) <= MAX_UPDATE_NORM**2
+        weight = tf.where(is_usable, num_examples if self.trainer.config.weighted else 1.0, 0.0)
+        self._round_metrics.add(self.trainer.metrics, tf.cast(is_usable, tf.int64))
+        result = [*sent[: len(update)], weight, *sent[len(update) :]]
+        return self.aggregation.accumulate(aggregate, result, broadcast, seed), is_usable
 
 
 def _look_ahead(

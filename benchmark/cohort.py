@@ -1,9 +1,12 @@
-"""Which clients take part in a round: a function of (seed, round) alone, so a resumed run equals an unbroken one."""
+"""Which clients take part in a round: a function of the round and of a seed or the noise key."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from benchmark.noise_key import KeyStream, NoiseKey
 from benchmark.seeds import derive_generator
 
 UNIFORM = "uniform"
@@ -14,13 +17,19 @@ SAMPLINGS = (UNIFORM, POISSON, CYCLIC, FIXED)
 
 
 def sample_cohort(
-    client_ids: Sequence[str], *, seed: int, round_number: int, clients_per_round: int, sampling: str = UNIFORM
+    client_ids: Sequence[str],
+    *,
+    seed: int | NoiseKey,
+    round_number: int,
+    clients_per_round: int,
+    sampling: str = UNIFORM,
 ) -> list[str]:
     """The clients of one round.
 
     Args:
       client_ids: all clients, in an order that does not change between runs.
-      seed: of the run.
+      seed: of the run, or the noise key of a private run, whose cohorts nobody may know: the sampling is part of the
+        proof.
       round_number: counted from 0.
       clients_per_round: the size of the cohort (`uniform`) or its expectation (`poisson`).
       sampling: `uniform` draws exactly `clients_per_round` clients without replacement; `poisson` includes every
@@ -40,18 +49,22 @@ def sample_cohort(
     """
     if not 1 <= clients_per_round <= len(client_ids):
         raise ValueError(f"clients_per_round={clients_per_round} must be between 1 and {len(client_ids)} clients")
-    generator = derive_generator(seed, "cohort", sampling, round_number)
+    generator = _generator(seed, "cohort", sampling, round_number)
     if sampling == UNIFORM:
         chosen = generator.choice(len(client_ids), size=clients_per_round, replace=False)
     elif sampling == POISSON:
         chosen = (generator.random(len(client_ids)) < clients_per_round / len(client_ids)).nonzero()[0]
         generator.shuffle(chosen)
     elif sampling == CYCLIC:
-        order = derive_generator(seed, "cohort", sampling).permutation(len(client_ids))
+        order = _generator(seed, "cohort", sampling).permutation(len(client_ids))
         start = round_number % -(-len(client_ids) // clients_per_round) * clients_per_round
         chosen = order[start : start + clients_per_round]
     elif sampling == FIXED:
-        chosen = derive_generator(seed, "cohort", sampling).choice(len(client_ids), clients_per_round, replace=False)
+        chosen = _generator(seed, "cohort", sampling).choice(len(client_ids), clients_per_round, replace=False)
     else:
         raise ValueError(f"sampling={sampling!r} must be one of {', '.join(SAMPLINGS)}")
     return [client_ids[index] for index in chosen]
+
+
+def _generator(seed: int | NoiseKey, *names: str | int) -> np.random.Generator | KeyStream:
+    return seed.stream(*names) if isinstance(seed, NoiseKey) else derive_generator(seed, *names)

@@ -13,6 +13,9 @@ ALGORITHMS = (FED_AVG, FED_PROX, FED_SGD, MIME_LITE)
 SERVER_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum", "yogi", "adagrad")
 AGGREGATORS = ("mean", "clipping", "zeroing", "robust", "compression")
 
+# The squares of a longer update overflow in float32, where clipping would scale it by infinity.
+MAX_UPDATE_NORM = 1e19
+
 GAUSSIAN = "gaussian"
 TREE = "tree"
 
@@ -58,13 +61,12 @@ class NoiseConfig:
     """Clipping and noise of the aggregate, in the terms of TFF's `DifferentiallyPrivateFactory`.
 
     Attributes:
-      mechanism: `gaussian` (fresh noise a round) or `tree` (DP-FTRL).
+      mechanism: `gaussian` (fresh noise per round) or `tree` (DP-FTRL), whose clip norm is fixed.
       noise_multiplier: effective total, relative to the clipping norm, for the sum over the cohort.
       clients_per_round: expected cohort; the sum is divided by it whoever takes part.
       l2_norm_clip: bound on a client's update, or where the adaptive bound starts.
       target_unclipped_quantile: of the adaptive bound; 0 keeps the bound fixed.
       clipped_count_stddev: noise of the count that adapts the bound, in clients.
-      restart_warmup, restart_frequency: rounds at which adaptive tree aggregation starts a new tree.
     """
 
     mechanism: str
@@ -74,9 +76,6 @@ class NoiseConfig:
     target_unclipped_quantile: float = 0.0
     clipped_count_stddev: float | None = None
     clip_learning_rate: float = 0.2
-    noise_seed: int = 0
-    restart_warmup: int = 128
-    restart_frequency: int = 1024
 
 
 @dataclass(frozen=True)

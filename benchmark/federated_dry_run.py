@@ -15,6 +15,7 @@ from benchmark.cohort import POISSON, UNIFORM
 from benchmark.federated_config import FED_SGD, MIME_LITE, ClientConfig
 from benchmark.flair_data import EvaluationData
 from benchmark.privacy import PrivacyPlan, adaptive_noise
+from benchmark.privacy_accounting import rounded_up
 from benchmark.records import Records, Task
 from benchmark.runtime import Runtime
 from benchmark.step_timer import evaluation_speed, memory_row, seconds_of
@@ -79,7 +80,8 @@ def privacy_lines(plan: PrivacyPlan) -> list[str]:
     own = plan.run_noise_multiplier
     lines = entry(
         "privacy",
-        f"epsilon {plan.epsilon_pld:.4g} by PLD, {plan.epsilon_rdp:.4g} by RDP, at delta {plan.delta:.4g} after "
+        f"epsilon {rounded_up(plan.epsilon_pld)} by PLD, {rounded_up(plan.epsilon_rdp)} by RDP, at delta "
+        f"{rounded_up(plan.delta)} after "
         f"{plan.total_rounds:,} rounds",
         f"{plan.num_users:,} users, {plan.sampling.value} cohorts of {plan.accounted_cohort:,}"
         + (", simulated" if plan.simulated_cohort else ""),
@@ -91,7 +93,7 @@ def privacy_lines(plan: PrivacyPlan) -> list[str]:
     if plan.simulated_cohort is not None:
         rows.append(
             f"{own:.4g} on the run's own {plan.cohort:,} clients, whose own epsilon is "
-            f"{plan.own_epsilon_at(plan.total_rounds):.4g}"
+            f"{rounded_up(plan.own_epsilon_at(plan.total_rounds))}"
         )
     if config.clipped_count_stddev is None:
         rows.append(f"per query: {own:.4g} on the updates; the clipping norm is fixed")

@@ -5,13 +5,12 @@ Imports nothing heavy: every combination that cannot work is refused before Tens
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 
 from absl import flags
 
-from benchmark import command, ineffective_flags, privacy
+from benchmark import ineffective_flags, privacy
 from benchmark.cohort import CYCLIC, FIXED, POISSON, SAMPLINGS, UNIFORM
 from benchmark.federated_config import (
     AGGREGATORS,
@@ -29,11 +28,10 @@ from benchmark.federated_config import (
     OptimizerConfig,
 )
 from benchmark.privacy_accounting import ACCOUNTANTS
-from benchmark.ray_flags import RAY_FLAGS, check_ray_flags
+from benchmark.ray_flags import check_ray_flags
 from benchmark.records import Task
 from benchmark.schedules import SCHEDULES, learning_rates
 from benchmark.score_histogram import metric_names
-from benchmark.seeds import derive_seed
 from flair.errors import FlairError
 
 INPROCESS, TFF, RAY = "inprocess", "tff", "ray"
@@ -83,7 +81,7 @@ flags.DEFINE_integer("clients_per_round", 200, "Clients in a round: exactly, or 
 flags.DEFINE_integer(
     "clients_per_thread", 50, "Kept from the published benchmark, no effect: memory does not grow with the cohort."
 )
-flags.DEFINE_integer("client_datasets_random_seed", None, "Seed of the cohorts; none: --seed.")
+flags.DEFINE_integer("client_datasets_random_seed", None, "Seed of the cohorts without privacy; none: --seed.")
 flags.DEFINE_enum(
     "client_sampling", None, SAMPLINGS[:3], "How cohorts are drawn; none: poisson with privacy, uniform without."
 )
@@ -115,6 +113,15 @@ flags.DEFINE_integer(
     "Scale the noise as if so many clients took part. The run itself does not have the stated epsilon.",
 )
 flags.DEFINE_boolean("published_noise", False, "The noise of ml-flair's formula, which counts rounds wrongly.")
+flags.DEFINE_string(
+    "noise_key_file",
+    None,
+    "Repeat the noise and the cohorts that follow from this file of 64 hexadecimal digits; the privacy then holds only "
+    "while the file is secret. None: a new secret key, deleted when the run is complete.",
+)
+flags.DEFINE_boolean(
+    "keep_noise_key", False, "Leave noise.key in the run folder when the run is complete, for a --noise_key_file."
+)
 flags.DEFINE_boolean(
     "debug_measurements", False, "Record statistics of the updates before noise, which are not private."
 )
@@ -163,7 +170,7 @@ def sampling() -> str:
 
 
 def cohort_seed() -> int:
-    """The seed of the cohorts."""
+    """The seed of the cohorts of a run without privacy."""
     return int(FLAGS.seed if FLAGS.client_datasets_random_seed is None else FLAGS.client_datasets_random_seed)
 
 
@@ -227,8 +234,18 @@ def _check_privacy_flags() -> None:
     quantile = FLAGS.target_unclipped_quantile
     if FLAGS.aggregator == TREE and quantile > 0 and quantile != FLAGS["target_unclipped_quantile"].default:
         raise FlairError(
-            f"--target_unclipped_quantile={quantile:g}: with --aggregator=tree TFF draws the "
-            "noise of an adaptive norm from the clock, so no run could be continued or repeated; give 0"
+            f"--target_unclipped_quantile={quantile:g}: with --aggregator=tree the clip norm is fixed, because the "
+            "noise of a node would have to fit all clip norms of the rounds below it; give 0"
+        )
+    if FLAGS.runtime == TFF and FLAGS.aggregator == TREE:
+        raise FlairError(
+            "--runtime=tff: TFF's own tree aggregation keeps its noise in its state, from where any checkpoint would "
+            "give it away; use --runtime=inprocess or ray"
+        )
+    if FLAGS.runtime == TFF and FLAGS.noise_key_file is not None:
+        raise FlairError(
+            f"--noise_key_file={FLAGS.noise_key_file}: TFF's own runtime draws noise that cannot be repeated; use "
+            "--runtime=inprocess or ray, or leave it out"
         )
     if FLAGS.aggregator not in ("mean", TREE):
         raise FlairError(
@@ -253,20 +270,6 @@ def check_best_metric(task: Task) -> None:
 def make_privacy_plan(num_users: int) -> privacy.PrivacyPlan | None:
     """The privacy of the run, None without; FlairError when this many users cannot give it."""
     return privacy.make_plan(num_users=num_users, **_privacy_arguments()) if is_private() else None
-
-
-def noise_name(data_digest: str) -> str:
-    """Names the noise of this run: a digest of the data and of every flag that can change the released models.
-
-    The runtime is not one: the same run on Ray has the same clients' updates, and needs the same noise to be the same.
-    """
-    harmless = {
-        *("overwrite", "run_dir", "save_model_dir", "tfrecords_dir", "tfds_data_dir", "flagfile"),
-        *("clients_per_thread", "rounds_per_checkpoint", "eval_batch_size", "federated_eval", "federated_eval_clients"),
-        *("federated_eval_local_training", "dry_run", "num_users", "runtime", *RAY_FLAGS),
-    }
-    lines = [line for line in command.flag_lines() if line[2:].partition("=")[0] not in harmless]
-    return hashlib.sha256("\n".join([data_digest, *lines]).encode()).hexdigest()
 
 
 def check_cohort(num_clients: int) -> None:
@@ -310,7 +313,7 @@ def _noise_config(plan: privacy.PrivacyPlan) -> NoiseConfig:
     sigma, adaptive = plan.run_noise_multiplier, target_quantile() > 0
     stddev = FLAGS.clipped_count_stddev
     if adaptive and stddev is None:
-        stddev = privacy.clipped_count_stddev(FLAGS.clients_per_round, sigma)
+        stddev = privacy.clipped_count_stddev(FLAGS.clients_per_round, sigma, plan.published_noise)
     if adaptive:
         privacy.adaptive_noise(sigma, stddev)  # refuses a deviation too small to share the noise
     return NoiseConfig(
@@ -320,7 +323,6 @@ def _noise_config(plan: privacy.PrivacyPlan) -> NoiseConfig:
         l2_norm_clip=FLAGS.l2_norm_clip,
         target_unclipped_quantile=target_quantile(),
         clipped_count_stddev=stddev if adaptive else None,
-        noise_seed=int(derive_seed(FLAGS.seed, "tree noise")[0] >> 1),
     )
 
 

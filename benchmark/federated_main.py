@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import command, federated_flags, model_flags, training_plan
+from benchmark import command, federated_flags, model_flags, noise_key, training_plan
 from benchmark.cohort import sample_cohort
-from benchmark.federated_config import TREE
 from benchmark.federated_flags import FLAGS
 from benchmark.privacy import PrivacyPlan, Sampling
+from benchmark.privacy_accounting import rounded_up
 from benchmark.ray_flags import RAY_FLAGS
 from benchmark.records import Records, Task
 from benchmark.run_folder import RunFolder
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from benchmark.client_data import BatchPlan
     from benchmark.client_source import Clients
     from benchmark.federated_training import Position
+    from benchmark.noise_key import NoiseKey
+    from benchmark.privacy_caveats import KeyState
     from benchmark.ray_pool import WorkerPool
     from benchmark.runtime import Runtime
     from benchmark.scoring import Scorer
@@ -94,13 +96,16 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         f"test on; {task.num_outputs} labels",
         flush=True,
     )
+    restored = model_flags.restored_model()
+    key = None if plan is None else _noise_key(run, data, task, plan, restored and restored["sha256"])
     run.describe(
         data={**model_flags.data_place(), "digest": records.digest(), "users": users},
         clients=len(data.client_ids),
         labels=list(task.label_names),
         seed=FLAGS.seed,
-        cohort_seed=federated_flags.cohort_seed(),
-        restored_model=model_flags.restored_model(),
+        restored_model=restored,
+        cohort_seed=federated_flags.cohort_seed() if key is None else None,
+        noise_key_sha256=None if key is None else key.sha256,
     )
     if plan is not None:
         _announce(plan)
@@ -111,12 +116,12 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         best_metric=FLAGS.best_metric,
         initial_clip=None if plan is None else FLAGS.l2_norm_clip,
     )
-    runtime, model = _build_runtime(task, data, plan, records.digest())
+    runtime, model = _build_runtime(task, data, plan, records.digest(), key)
     try:
         scorer = _scorer(runtime, model, records, task)
         with SafePoints("round") as safe_points:
             position = federated_training.train(
-                *(runtime, model, scorer, _cohort_function(data), plan, run, options, safe_points),
+                *(runtime, model, scorer, _cohort_function(data, key), plan, run, options, safe_points),
                 on_checkpoint=lambda position: _write_privacy(plan, position, run),
             )
         if FLAGS.runtime != federated_flags.RAY:
@@ -141,6 +146,9 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         "saved_model": str(saved_model),
     }
     if plan is not None:
+        if not FLAGS.keep_noise_key:
+            noise_key.forget_key(run.path)
+        _write_privacy(plan, position, run)
         summary["epsilon"] = plan.own_epsilon_at(position.round)
         if plan.simulated_cohort is not None:
             summary["simulated_epsilon"] = plan.epsilon_at(position.round)
@@ -188,11 +196,26 @@ def _batch_plan(task: Task) -> BatchPlan:
     )
 
 
-def _cohort_function(data: Clients) -> Any:
+def _noise_key(run: RunFolder, data: Clients, task: Task, plan: PrivacyPlan, restored: str | None) -> NoiseKey:
+    """The secret key of a private run. Runs of one --noise_key_file share it only if all of `identity` is equal."""
+    from benchmark.client_data import content_digest
+
+    identity = [
+        *(federated_flags.federated_config(plan), _batch_plan(task), federated_flags.sampling(), restored),
+        *(FLAGS.clients_per_round, FLAGS.iid, FLAGS.mean_datapoints_per_user, FLAGS.seed),
+        *(FLAGS.model, FLAGS.normalization, FLAGS.compute_dtype),
+    ]
+    # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
+    if not run.has_begun and (FLAGS.keep_noise_key or FLAGS.noise_key_file is not None):
+        identity.append(content_digest(data))
+    return noise_key.key_of_run(run.path, FLAGS.noise_key_file, list(map(repr, identity)), run.has_begun)
+
+
+def _cohort_function(data: Clients, key: NoiseKey | None) -> Any:
     def cohort_of(round_number: int) -> list[str]:
         return sample_cohort(
             data.client_ids,
-            seed=federated_flags.cohort_seed(),
+            seed=federated_flags.cohort_seed() if key is None else key,
             round_number=round_number,
             clients_per_round=FLAGS.clients_per_round,
             sampling=federated_flags.sampling(),
@@ -201,7 +224,9 @@ def _cohort_function(data: Clients) -> Any:
     return cohort_of
 
 
-def _build_runtime(task: Task, data: Clients, plan: PrivacyPlan | None, digest: str) -> tuple[Runtime, Any]:
+def _build_runtime(
+    task: Task, data: Clients, plan: PrivacyPlan | None, digest: str, key: NoiseKey | None = None
+) -> tuple[Runtime, Any]:
     batches = _batch_plan(task)
     config = federated_flags.federated_config(plan)
     if FLAGS.runtime == federated_flags.RAY:
@@ -217,7 +242,6 @@ def _build_runtime(task: Task, data: Clients, plan: PrivacyPlan | None, digest: 
 
         build = functools.partial(model_flags.build_model_from_flags, task.num_outputs)
         return TffRuntime(lambda: build()[0], config, data, batches, FLAGS.seed), model
-    noise_name = federated_flags.noise_name(digest)
     if FLAGS.runtime == federated_flags.RAY:
         from benchmark.client_source import ClientSource
         from benchmark.runtime_ray import RayRuntime
@@ -227,7 +251,7 @@ def _build_runtime(task: Task, data: Clients, plan: PrivacyPlan | None, digest: 
         arguments, pool = model_flags.model_arguments(task.num_outputs), _ray_workers()
         try:
             runtime = RayRuntime(
-                *(model, arguments, config, data, source, batches, FLAGS.seed, noise_name, pool),
+                *(model, arguments, config, data, source, batches, FLAGS.seed, key, pool),
                 eval_batch_size=FLAGS.eval_batch_size,
             )
         except BaseException:
@@ -236,7 +260,7 @@ def _build_runtime(task: Task, data: Clients, plan: PrivacyPlan | None, digest: 
         return runtime, model
     from benchmark.runtime_inprocess import InProcessRuntime
 
-    return InProcessRuntime(model, config, data, batches, FLAGS.seed, noise_name), model
+    return InProcessRuntime(model, config, data, batches, FLAGS.seed, key), model
 
 
 def _ray_workers() -> WorkerPool:
@@ -258,15 +282,15 @@ def _scorer(runtime: Runtime, model: tf.keras.Model, records: Records, task: Tas
 
 def _announce(plan: PrivacyPlan) -> None:
     print(
-        f"differential privacy: epsilon {plan.epsilon:.4g} at delta {plan.delta:.3g} after {plan.total_rounds:,} "
-        f"rounds ({plan.accountant.upper()}), noise multiplier {plan.noise_multiplier:.4g}, "
+        f"differential privacy: epsilon {rounded_up(plan.epsilon)} at delta {rounded_up(plan.delta)} after "
+        f"{plan.total_rounds:,} rounds ({plan.accountant.upper()}), noise multiplier {plan.noise_multiplier:.4g}, "
         f"{plan.sampling.value} sampling of {plan.cohort:,} of {plan.num_users:,} clients a round",
         flush=True,
     )
     if plan.simulated_cohort is not None:
         print(
             f"the noise is that of a simulated cohort of {plan.simulated_cohort:,}; the run itself has epsilon "
-            f"{plan.own_epsilon_at(plan.total_rounds):.4g}",
+            f"{rounded_up(plan.own_epsilon_at(plan.total_rounds))}",
             flush=True,
         )
     if plan.sampling is Sampling.UNIFORM:
@@ -289,9 +313,18 @@ def _write_privacy(plan: PrivacyPlan | None, position: Position, run: RunFolder)
         clipped_count_stddev=noise.clipped_count_stddev,
         artificial_users=FLAGS.iid,
         restored_model=FLAGS.restore_model_path is not None,
-        seeded_noise=FLAGS.runtime != federated_flags.TFF or noise.mechanism == TREE,
+        noise_key=_state_of_key(run),
+        drawn_by_tff=FLAGS.runtime == federated_flags.TFF,
     )
     write_statement(run.path, make_statement(plan, record))
+
+
+def _state_of_key(run: RunFolder) -> KeyState:
+    from benchmark.privacy_caveats import KeyState
+
+    if FLAGS.noise_key_file is not None:
+        return KeyState.GIVEN
+    return KeyState.PRESENT if (run.path / noise_key.KEY_FILE).exists() else KeyState.DELETED
 
 
 def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
@@ -304,7 +337,7 @@ def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
     print(f"best model: {saved_model}")
     print(f"run folder: {run_dir}")
     if "epsilon" in summary:
-        print(f"epsilon: {summary['epsilon']:.4g}; read {run_dir / 'privacy.txt'} for what that means")
+        print(f"epsilon: {rounded_up(summary['epsilon'])}; read {run_dir / 'privacy.txt'} for what that means")
     print(f"{summary['rounds']} rounds in {duration(summary['training_seconds'])} of training")
     print(f"next: tensorboard --logdir={run_dir}")
 

@@ -12,7 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark import flair_model, privacy
+from benchmark.federated_config import MAX_UPDATE_NORM
 from benchmark.interruption import SafePoints
+from benchmark.privacy_accounting import rounded_up
 from benchmark.run_folder import RunFolder
 from benchmark.runtime import RoundResult, Runtime, clipping_norm
 from benchmark.scoring import Scorer
@@ -140,18 +142,22 @@ def _evaluate(
 def _check_round(
     round_number: int, cohort: Sequence[str], result: RoundResult, plan: privacy.PrivacyPlan | None
 ) -> None:
-    diverged = list(result.non_finite_clients)
-    all_lost = bool(cohort) and len(diverged) == len(cohort)
+    refused = list(result.refused_clients)
+    # One client by itself may be at fault, as under Poisson sampling it may make up a cohort.
+    all_lost = len(cohort) > 1 and len(refused) == len(cohort)
     if all_lost or result.update_rejected or not math.isfinite(result.metrics["loss"]):
-        named = f"clients {', '.join(diverged[:5])}" if diverged else f"cohort {', '.join(cohort[:5])}"
-        more = f" and {len(diverged or cohort) - 5} more" if len(diverged or cohort) > 5 else ""
+        named = f"clients {', '.join(refused[:5])}" if refused else f"cohort {', '.join(cohort[:5])}"
+        more = f" and {len(refused or cohort) - 5} more" if len(refused or cohort) > 5 else ""
         raise FlairError(
             f"round {round_number + 1}: training has diverged, the numbers are no longer finite ({named}{more}); "
             "lower --client_learning_rate or --client_clipnorm, and start in another --run_dir"
         )
-    if diverged:
-        shown = ", ".join(diverged[:5])
-        print(f"round {round_number + 1}: left out {len(diverged)} clients whose update is not finite: {shown}")
+    if refused:
+        shown = ", ".join(refused[:5])
+        print(
+            f"round {round_number + 1}: left out {len(refused)} clients whose update is not finite or longer than "
+            f"{MAX_UPDATE_NORM:g}: {shown}"
+        )
     # TFF keeps no such record of tree aggregation; where it must, a missing one is a failed check.
     if plan is not None and (result.noise_multipliers or plan.mechanism is privacy.Mechanism.GAUSSIAN):
         privacy.check_noise(list(result.noise_multipliers), plan.run_noise_multiplier)
@@ -183,13 +189,15 @@ def _save(runtime: Runtime, run: RunFolder, position: Position) -> None:
 
 
 def _note(row: dict[str, Any]) -> str:
-    shown = {"loss": "train_loss", "clip": "clip_norm", "epsilon": "epsilon"}
-    return ", ".join(f"{name} {row[key]:.4g}" for name, key in shown.items() if key in row)
+    shown = {"loss": "train_loss", "clip": "clip_norm"}
+    parts = [f"{name} {row[key]:.4g}" for name, key in shown.items() if key in row]
+    return ", ".join([*parts, *([f"epsilon {rounded_up(row['epsilon'])}"] if "epsilon" in row else [])])
 
 
 def _line(position: Position, options: Options, row: dict[str, float]) -> str:
     parts = [f"round {position.round} of {options.total_rounds}: train_loss {row['train_loss']:.4f}"]
     parts += [f"val_loss {row['val_loss']:.4f}"]
     parts += [f"{n} {v:.4f}" for n, v in row.items() if n.startswith("val_") and n.endswith("averaged_precision")]
-    parts += [f"{name} {row[name]:.4g}" for name in ("clip_norm", "epsilon") if name in row]
+    parts += [f"clip_norm {row['clip_norm']:.4g}"] if "clip_norm" in row else []
+    parts += [f"epsilon {rounded_up(row['epsilon'])}"] if "epsilon" in row else []
     return ", ".join(parts) + (" (best so far)" if position.best_round == position.round else "")

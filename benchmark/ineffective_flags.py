@@ -18,7 +18,7 @@ FLAGS = flags.FLAGS
 _WITH_SECOND_MOMENT = ("adam", "adamw", "yogi")
 _OF_PRIVACY = (
     *("l2_norm_clip", "target_unclipped_quantile", "clipped_count_stddev", "delta", "accountant"),
-    *("simulated_clients_per_round", "published_noise"),
+    *("simulated_clients_per_round", "published_noise", "noise_key_file", "keep_noise_key"),
 )
 
 
@@ -36,7 +36,9 @@ def refuse_ineffective(is_private: bool, is_adaptive: bool) -> None:
     _refuse_server_flags()
     if not is_private:
         _refuse(_OF_PRIVACY, "without --epsilon or --noise_multiplier")
-    elif not is_adaptive:
+    else:
+        _refuse(("client_datasets_random_seed",), "with privacy, whose cohorts follow from a secret key")
+    if is_private and not is_adaptive:
         _refuse(("clipped_count_stddev",), "with a fixed clipping norm (--target_unclipped_quantile=0 or tree)")
     for side in ("client", "server"):
         warmup = FLAGS[f"{side}_warmup_rounds"].value

@@ -48,7 +48,7 @@ flags.DEFINE_enum(
     "compute_dtype", "float32", COMPUTE_DTYPES, "Arithmetic of the layers; weights, loss and metrics stay float32."
 )
 flags.DEFINE_integer(
-    "seed", 0, "Seed of everything random: initial weights, order of photos, augmentation, noise.", 0, 2**48
+    "seed", 0, "Seed of what is random and not secret: initial weights, order of photos, augmentation.", 0, 2**48
 )
 flags.DEFINE_boolean(
     "dry_run", False, "Build everything, print the plan with an estimate of time and memory, train and write nothing."

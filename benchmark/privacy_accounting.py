@@ -9,6 +9,7 @@ dp_accounting's, imported at the first call because it takes a second; q = 1 is 
 
 from __future__ import annotations
 
+import decimal
 import functools
 import math
 from collections.abc import Callable
@@ -122,6 +123,18 @@ def rounds_affordable(cost: Callable[[int], float], target: float, guess: int = 
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= target else (low, middle)
     return low
+
+
+def rounded_up(value: float, digits: int = 4) -> str:
+    """An epsilon or a delta in so many significant digits, never less than it is: what is claimed must hold.
+
+    >>> rounded_up(2.0003), rounded_up(2.0), rounded_up(8.40e-06 + 1e-12), rounded_up(math.inf)
+    ('2.001', '2', '8.401e-06', 'inf')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    up = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING).create_decimal_from_float(value)
+    return f"{float(up):.{digits}g}"
 
 
 def published_noise_multiplier(target: float, num_users: int, cohort: int, total_rounds: int, delta: float) -> float:

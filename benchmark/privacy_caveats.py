@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmark.privacy import Mechanism, PrivacyPlan, Sampling, clip_collapses
+from benchmark.privacy_accounting import rounded_up
 
 WEAK_EPSILON = 10.0
+SMALL_USERS_TIMES_DELTA = 0.01
+
+
+class KeyState(enum.Enum):
+    """Who can know the secret that noise and cohorts follow from."""
+
+    DELETED = "deleted"
+    """Drawn for this run, and deleted when it was complete."""
+    PRESENT = "in the run folder"
+    """Drawn for this run; it lies there still."""
+    GIVEN = "given as a file"
+    """From a --noise_key_file, which stays."""
 
 
 class Caveat(NamedTuple):
@@ -34,8 +48,10 @@ class RunRecord:
     """Users drawn across the split (--iid): the unit is then no person."""
     restored_model: bool = False
     """Training started from other weights (--restore_model_path)."""
-    seeded_noise: bool = True
-    """Noise and cohorts follow from --seed."""
+    noise_key: KeyState = KeyState.PRESENT
+    """What has become of the key that noise and cohorts follow from."""
+    drawn_by_tff: bool = False
+    """The noise is TFF's own (--runtime=tff); only the cohorts follow from the key."""
 
 
 def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
@@ -55,7 +71,7 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
                 "simulated cohort",
                 f"The epsilon stated is that of a run with {plan.simulated_cohort:,} clients a round; the run itself "
                 f"does NOT have this epsilon. It trained {plan.cohort:,} clients a round with noise multiplier "
-                f"{plan.run_noise_multiplier:.4g}: its own epsilon is {plan.own_epsilon_at(rounds):.4g}.",
+                f"{plan.run_noise_multiplier:.4g}: its own epsilon is {rounded_up(plan.own_epsilon_at(rounds))}.",
             )
         )
     if run.artificial_users:
@@ -67,14 +83,15 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
                 "the epsilon protects an artificial client, not a person.",
             )
         )
-    if plan.sampling is Sampling.UNIFORM:
+    proved = plan.replace_one_epsilon_at(rounds)
+    if proved is not None:
         found.append(
             Caveat(
                 "high",
                 "fixed-size sampling",
                 f"Each cohort was exactly {plan.cohort:,} users drawn without replacement, but the epsilon assumes "
                 "Poisson sampling; the two can differ widely (https://arxiv.org/abs/2405.20769). What is proved for "
-                f"this sampling is epsilon {plan.replace_one_epsilon_at(rounds):.4g} when one user is replaced by "
+                f"this sampling is epsilon {rounded_up(proved)} when one user is replaced by "
                 "another (RDP). "
                 "Use --client_sampling=poisson for the stated epsilon.",
             )
@@ -97,13 +114,20 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
                 "run's schedule ensures; adjacency is zeroing out one user's contributions.",
             )
         )
-    if plan.delta >= 1 / plan.num_users:
+    users_times_delta = plan.num_users * plan.delta
+    if users_times_delta > SMALL_USERS_TIMES_DELTA:
+        severity, outcome = (
+            ("high", "publishing one user's data outright would satisfy it")
+            if users_times_delta >= 1
+            else ("medium", "publishing all photos of one user drawn at random with that probability would satisfy it")
+        )
         found.append(
             Caveat(
-                "high",
+                severity,
                 "large delta",
-                f"delta {plan.delta:.3g} is not below 1/users = {1 / plan.num_users:.3g}: publishing one user's data "
-                "outright would satisfy it.",
+                f"users * delta = {rounded_up(users_times_delta)} is not small: {outcome}. "
+                f"--delta={rounded_up(SMALL_USERS_TIMES_DELTA / plan.num_users, 1)} would make it "
+                f"{SMALL_USERS_TIMES_DELTA:g}, for more noise.",
             )
         )
     if plan.epsilon_at(rounds) > WEAK_EPSILON:
@@ -129,25 +153,45 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
 
 def _about_noise(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
     found = []
-    if run.seeded_noise:
+    if run.noise_key is KeyState.PRESENT:
         found.append(
             Caveat(
                 "critical",
-                "seed",
-                "Noise and cohorts follow from --seed, the other flags and the data: whoever knows them (flags.txt and "
-                "run.json hold them) can take the noise away. The guarantee holds only while the seed is secret and "
-                "hard to guess; the default 0 is neither.",
+                "noise key",
+                "Noise and cohorts follow from noise.key in the run's folder: whoever reads it can take the noise "
+                "away. It is deleted when the run is complete, unless --keep_noise_key is given; publish nothing of "
+                "this folder before.",
+            )
+        )
+    if run.noise_key is KeyState.GIVEN:
+        found.append(
+            Caveat(
+                "critical",
+                "noise key file",
+                "Noise and cohorts follow from the file given as --noise_key_file, so that whoever has it can take the "
+                "noise away. Release one run of such a file only: repeated on another machine, its models differ by "
+                "more than rounding in the end, but their noise is the same.",
+            )
+        )
+    if run.drawn_by_tff:
+        found.append(
+            Caveat(
+                "medium",
+                "noise of TFF's runtime",
+                "The noise was drawn by TFF's worker process from a generator that is not cryptographic, seeded by the "
+                "operating system with 64 bits. --runtime=inprocess draws it from a cipher.",
             )
         )
     if run.target_unclipped_quantile is not None and run.clipped_count_stddev is not None:
         stddev, quantile = run.clipped_count_stddev, run.target_unclipped_quantile
-        if clip_collapses(plan.cohort, stddev, quantile):
+        if clip_collapses(plan.cohort, stddev, quantile, plan.sampling is Sampling.POISSON):
             found.append(
                 Caveat(
                     "note",
                     "collapsing clip",
-                    f"With {plan.cohort:,} clients the noise on the unclipped count ({stddev:.3g} clients) alone "
-                    f"pushes the fraction above the target {quantile:g}, so that the clip norm shrinks towards zero: "
+                    f"With {plan.cohort:,} clients the noise on the unclipped count ({stddev:.3g} clients) and the "
+                    "changing size of the cohort alone push the fraction above the target "
+                    f"{quantile:g}, so that the clip norm shrinks towards zero: "
                     "private, but training stops. Use larger cohorts, a larger --target_unclipped_quantile, or a "
                     "fixed clip (0).",
                 )
@@ -156,8 +200,8 @@ def _about_noise(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
         Caveat(
             "note",
             "floating point",
-            "The proof is about real numbers; the noise is drawn in float32 by a generator that is not cryptographic. "
-            "Attacks on low-order bits (Mironov 2012) are out of its scope.",
+            "The proof is about real numbers; the noise is rounded to float32. Attacks on low-order bits (Mironov "
+            "2012) are out of its scope.",
         )
     )
     return found

@@ -29,17 +29,21 @@ class AdaptiveNoise(NamedTuple):
         return self.sum_noise_multiplier / total
 
 
-def clipped_count_stddev(cohort: int, noise_multiplier: float) -> float:
+def clipped_count_stddev(cohort: int, noise_multiplier: float, published: bool = False) -> float:
     """Standard deviation for the noise on the count of unclipped clients, in clients: max(0.05 * cohort, sigma).
 
     TFF's default is 0.05 * cohort, which it refuses when sigma >= 0.1 * cohort and which doubles the sum's noise a
     little below that. With sigma as the floor the sum's noise grows by at most 15.5% and no cohort is too small.
-    `noise_multiplier` is what TFF is given (`PrivacyPlan.run_noise_multiplier`).
+    `noise_multiplier` is what TFF is given (`PrivacyPlan.run_noise_multiplier`). `published` is TFF's default, as
+    ml-flair leaves it, wherever TFF takes that.
 
     >>> clipped_count_stddev(200, 1.025), clipped_count_stddev(10, 1.2)
     (10.0, 1.2)
+    >>> clipped_count_stddev(200, 10.72, published=True)
+    10.0
     """
-    return max(DEFAULT_COUNT_FRACTION * cohort, noise_multiplier)
+    default = DEFAULT_COUNT_FRACTION * cohort
+    return default if published and noise_multiplier < 2 * default else max(default, noise_multiplier)
 
 
 def adaptive_noise(noise_multiplier: float, count_stddev: float) -> AdaptiveNoise:
@@ -57,16 +61,18 @@ def adaptive_noise(noise_multiplier: float, count_stddev: float) -> AdaptiveNois
     return AdaptiveNoise(sum_noise, count_stddev)
 
 
-def clip_collapses(cohort: int, count_stddev: float, target_quantile: float) -> bool:
+def clip_collapses(cohort: int, count_stddev: float, target_quantile: float, is_poisson: bool = True) -> bool:
     """Whether the count's noise drives the adaptive clip to zero whatever the updates are.
 
     The noisy unclipped fraction is cut to [0, 1], so that even with every update clipped its mean is above zero; where
-    that mean exceeds the target quantile, the clip shrinks for ever.
+    that mean exceeds the target quantile, the clip shrinks for ever. A client counts -1/2 or 1/2, and the sum is
+    divided by the expected `cohort` B: with every update clipped, the fraction is 1/2 - size / (2 B). The size of a
+    Poisson cohort, of variance B, gives it the variance 1 / (4 B), and the count's noise b^2 / B^2 more.
 
-    >>> clip_collapses(200, 10.0, 0.1), clip_collapses(4, 2.0, 0.1)
-    (False, True)
+    >>> clip_collapses(200, 10.0, 0.1), clip_collapses(5, 1.0, 0.1), clip_collapses(5, 1.0, 0.1, is_poisson=False)
+    (False, True, False)
     """
-    spread = count_stddev / cohort
+    spread = math.sqrt((count_stddev / cohort) ** 2 + (0.25 / cohort if is_poisson else 0.0))
     if spread == 0:
         return False
     density_drop = (1 - math.exp(-0.5 / spread**2)) / math.sqrt(2 * math.pi)

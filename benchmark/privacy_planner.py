@@ -17,6 +17,8 @@ from benchmark.privacy import (
     clipped_count_stddev,
     make_plan,
 )
+from benchmark.privacy_accounting import rounded_up
+from benchmark.privacy_caveats import SMALL_USERS_TIMES_DELTA
 from flair.errors import FlairError
 
 
@@ -95,7 +97,7 @@ def answer_text(found: dict[str, Any]) -> str:
     for label, key in _ROWS:
         pld, rdp = found["by"]["pld"][key], found["by"]["rdp"][key]
         if pld is not None or rdp is not None:
-            lines.append(f"{label:<38}{_number(pld):>12}{_number(rdp):>12}")
+            lines.append(f"{label:<38}{_text(key, pld):>12}{_text(key, rdp):>12}")
     lines += ["", *_remarks(found)]
     return "\n".join(lines)
 
@@ -112,7 +114,7 @@ def table_row(found: dict[str, Any]) -> str:
     pld, rdp = found["by"]["pld"], found["by"]["rdp"]
     return (
         f"{found['clients_per_round']:>9,}{found['sampling_probability']:>12.4g}"
-        f"{_number(pld[key]):>24}{_number(rdp[key]):>24}{_number(pld['noise_on_mean']):>20}"
+        f"{_text(key, pld[key]):>24}{_text(key, rdp[key]):>24}{_number(pld['noise_on_mean']):>20}"
     )
 
 
@@ -128,6 +130,8 @@ _ROWS = (
     ("rounds affordable", "rounds"),
 )
 _KEYS = tuple(key for _, key in _ROWS)
+# A claim, or the noise that a claim needs.
+_ROUNDED_UP = ("epsilon", "own_epsilon", "replace_one_epsilon", "noise_multiplier", "run_noise_multiplier")
 
 
 def _plans(question: Question) -> dict[str, PrivacyPlan]:
@@ -146,7 +150,7 @@ def _plans(question: Question) -> dict[str, PrivacyPlan]:
 def _by_accountant(question: Question, plan: PrivacyPlan, name: str) -> dict[str, Any]:
     noise = plan.run_noise_multiplier
     gaussian = plan.mechanism is Mechanism.GAUSSIAN
-    count_stddev = clipped_count_stddev(plan.cohort, noise) if gaussian else None
+    count_stddev = clipped_count_stddev(plan.cohort, noise, plan.published_noise) if gaussian else None
     return {
         "noise_multiplier": plan.noise_multiplier,
         "run_noise_multiplier": noise,
@@ -174,7 +178,7 @@ def _setting(found: dict[str, Any]) -> str:
         cohort += f" simulating {found['simulated_clients_per_round']:,}"
     return (
         f"{found['num_users']:,} users, {cohort} ({found['client_sampling']}, q {found['sampling_probability']:.4g}), "
-        f"{found['total_rounds']:,} rounds, delta {found['delta']:.4g}, {found['mechanism']} noise"
+        f"{found['total_rounds']:,} rounds, delta {rounded_up(found['delta'])}, {found['mechanism']} noise"
     )
 
 
@@ -191,6 +195,9 @@ def _remarks(found: dict[str, Any]) -> list[str]:
         remarks.append(
             "The epsilon assumes Poisson sampling, which fixed-size cohorts are not; what is proved for them is above."
         )
+    users_times_delta = found["num_users"] * found["delta"]
+    if users_times_delta > SMALL_USERS_TIMES_DELTA:
+        remarks.append(f"Users * delta is {rounded_up(users_times_delta)}, which is not small: see docs/privacy.md.")
     if found["asks_for"] == "rounds" and not found["by"]["pld"]["rounds"]:
         remarks.append("Not even one round is affordable.")
     if found["by"]["rdp"]["noise_multiplier"] is None:
@@ -201,7 +208,7 @@ def _remarks(found: dict[str, Any]) -> list[str]:
 
 
 def _next_command(found: dict[str, Any]) -> str:
-    noise = f"--noise_multiplier={found['by']['pld']['noise_multiplier']:.6g}"
+    noise = f"--noise_multiplier={rounded_up(found['by']['pld']['noise_multiplier'], 6)}"
     budget = f"--epsilon={found['epsilon_asked']:g}" if found["asks_for"] == "noise" else noise
     rounds = found["by"]["pld"]["rounds"] or found["total_rounds"]
     parts = [
@@ -220,6 +227,10 @@ def _next_command(found: dict[str, Any]) -> str:
     if found["published_noise"]:
         parts.append("--published_noise")
     return " ".join(parts)
+
+
+def _text(key: str, value: float | int | None) -> str:
+    return rounded_up(value) if value is not None and key in _ROUNDED_UP else _number(value)
 
 
 def _number(value: float | int | None) -> str:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.privacy import Mechanism, PrivacyPlan, Sampling, adaptive_noise
-from benchmark.privacy_caveats import RunRecord, caveats
+from benchmark.privacy_accounting import rounded_up
+from benchmark.privacy_caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
 from flair import atomic
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TEXT_WIDTH = 100
+ARTIFICIAL = "artificial user"
 CLIP_NORMS_IN_TEXT = 12
 _ADJACENCY = {
     True: "one user's contributions replaced by zeros",
@@ -42,7 +44,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
     rounds = run.rounds_completed
     return {
         "format": FORMAT_VERSION,
-        "unit": "artificial user" if run.artificial_users else "user",
+        "unit": ARTIFICIAL if run.artificial_users else "user",
         "adjacency": _ADJACENCY[plan.separation is not None],
         "users": plan.num_users,
         "sampling": {
@@ -55,7 +57,9 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
         "rounds": {"completed": rounds, "planned": plan.total_rounds},
         "noise": _noise(plan, run),
         "clipping": _clipping(run),
+        "noise_key": run.noise_key.value,
         "delta": plan.delta,
+        "users_times_delta": plan.num_users * plan.delta,
         "target_epsilon": plan.target_epsilon,
         "accountant": {
             "name": plan.accountant,
@@ -72,7 +76,8 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
 
 
 def statement_text(statement: dict[str, Any]) -> str:
-    """The statement in words: a sentence, a table of its numbers (4 significant digits), and the caveats.
+    """The statement in words: its claim, a table of its numbers (4 significant digits; epsilons and deltas are rounded
+    up), and the caveats.
 
     Made from the dict alone, so that privacy.txt and privacy.json cannot disagree.
     """
@@ -123,25 +128,53 @@ def _clipping(run: RunRecord) -> dict[str, Any]:
 
 
 def headline(statement: dict[str, Any]) -> str:
-    """The statement in one or two sentences."""
+    """The statement in two or three sentences: first what can make it void, then the claim and its conditions."""
+    return " ".join(filter(None, [_secrecy(statement), _claim(statement), _delta(statement)]))
+
+
+def _secrecy(statement: dict[str, Any]) -> str:
+    key = statement.get("noise_key", "--seed")
+    if key == KeyState.DELETED.value:
+        return ""
+    place = {
+        KeyState.GIVEN.value: "the file given as --noise_key_file",
+        KeyState.PRESENT.value: "noise.key in the run's folder",
+        "--seed": "the --seed of this run (an older version's, whose noise followed from it)",
+    }[key]
+    return f"WHAT FOLLOWS HOLDS ONLY WHILE {place} IS SECRET: whoever has it can take the noise away."
+
+
+def _delta(statement: dict[str, Any]) -> str:
+    users_times_delta = statement["users"] * statement["delta"]
+    if users_times_delta <= SMALL_USERS_TIMES_DELTA:
+        return ""
+    return f"Users * delta = {rounded_up(users_times_delta)} is not small: see below."
+
+
+def _claim(statement: dict[str, Any]) -> str:
     rounds, name = statement["rounds"], statement["accountant"]["name"]
-    spent = _number(statement["epsilon"]["completed"][name])
-    delta = _number(statement["delta"])
+    spent = _claimed(statement["epsilon"]["completed"][name])
     done = f"{rounds['completed']:,} of {rounds['planned']:,} rounds"
-    guarantee = f"({spent}, {delta})-differential privacy"
+    guarantee = f"({spent}, {_claimed(statement['delta'])})-differential privacy"
+    provided = (
+        "provided that only the models and clip norms of this run are released, and nothing else that its training "
+        "users' photos went into: no training metrics, no cohorts, no other run"
+    )
     if statement["simulated_clients_per_round"] is not None:
         return (
             f"After {done}, a run with {statement['simulated_clients_per_round']:,} clients a round would have "
             f"{guarantee} for a {statement['unit']}. THIS RUN DOES NOT: it simulates that noise with "
-            f"{statement['clients_per_round']:,} clients, and its own epsilon is {_number(statement['own_epsilon'])}."
+            f"{statement['clients_per_round']:,} clients, and its own epsilon is {_claimed(statement['own_epsilon'])}, "
+            f"{provided}."
         )
     if statement["replace_one_epsilon"] is not None:
         return (
             f"After {done} the models would have {guarantee} for a {statement['unit']} HAD cohorts been drawn by "
             "Poisson sampling. They were of fixed size, for which epsilon "
-            f"{_number(statement['replace_one_epsilon'])} is proved (one user replaced by another)."
+            f"{_claimed(statement['replace_one_epsilon'])} is proved (one user replaced by another), {provided}."
         )
-    return f"After {done} the models have {guarantee} for a {statement['unit']}, subject to the limits below."
+    person = ", who is NOT A PERSON (--iid)" if statement["unit"] == ARTIFICIAL else ""
+    return f"After {done} the models have {guarantee} for one {statement['unit']}{person}, {provided}."
 
 
 def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
@@ -159,6 +192,7 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("rounds completed", _number(statement["rounds"]["completed"])),
         ("rounds planned", _number(statement["rounds"]["planned"])),
         ("noise", noise["where"]),
+        ("noise key", str(statement.get("noise_key", "-"))),
         ("noise multiplier, total", _number(noise["noise_multiplier"])),
         ("  given to the aggregator", _number(noise["run_noise_multiplier"])),
         ("  on the sum of updates", _number(noise["sum_noise_multiplier"])),
@@ -168,15 +202,16 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("target unclipped quantile", _number(clipping["target_unclipped_quantile"])),
         ("clip norm, least and most", f"{_number(clipping['least'])} and {_number(clipping['most'])}"),
         ("clip norm over the rounds", _path(clipping["clip_norms"])),
-        ("delta", _number(statement["delta"])),
+        ("delta", _claimed(statement["delta"])),
+        ("users * delta", _claimed(statement["users"] * statement["delta"])),
         ("accountant", f"{statement['accountant']['name']} ({statement['accountant']['library']})"),
         ("epsilon asked for", _number(statement["target_epsilon"])),
-        ("epsilon, rounds completed, PLD", _number(epsilon["completed"]["pld"])),
-        ("epsilon, rounds completed, RDP", _number(epsilon["completed"]["rdp"])),
-        ("epsilon, rounds planned, PLD", _number(epsilon["planned"]["pld"])),
-        ("epsilon, rounds planned, RDP", _number(epsilon["planned"]["rdp"])),
-        ("the run's own epsilon (simulated)", _number(statement["own_epsilon"])),
-        ("epsilon proved, one replaced, RDP", _number(statement["replace_one_epsilon"])),
+        ("epsilon, rounds completed, PLD", _claimed(epsilon["completed"]["pld"])),
+        ("epsilon, rounds completed, RDP", _claimed(epsilon["completed"]["rdp"])),
+        ("epsilon, rounds planned, PLD", _claimed(epsilon["planned"]["pld"])),
+        ("epsilon, rounds planned, RDP", _claimed(epsilon["planned"]["rdp"])),
+        ("the run's own epsilon (simulated)", _claimed(statement["own_epsilon"])),
+        ("epsilon proved, one replaced, RDP", _claimed(statement["replace_one_epsilon"])),
     ]
 
 
@@ -194,6 +229,10 @@ def _number(value: float | int | None) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _claimed(value: float | None) -> str:
+    return "-" if value is None else rounded_up(value)
 
 
 def _finite(value: float | None) -> float | None:

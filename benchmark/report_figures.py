@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from benchmark.privacy_accounting import rounded_up
 from benchmark.report_drawing import Canvas, Drawn, Left, Outcome, dot, legend_name, plain
 from benchmark.report_runs import Run
 
@@ -112,7 +113,7 @@ class _Drawer(Canvas):
         caption = "Each point is an evaluation of a private run."
         if levels:
             caption += " Dashed: where runs without privacy ended."
-        alt = f"{title}: " + "; ".join(f"{run.name} {v[-1]:.3g} at epsilon {e[-1]:.3g}" for run, e, v in curves)
+        alt = f"{title}: " + "; ".join(f"{run.name} {v[-1]:.3g} at epsilon {rounded_up(e[-1])}" for run, e, v in curves)
         shown = [*(run for run, *_ in curves), *(run for run, _ in levels)]
         return self.figure("privacy", f"{metric}_against_epsilon", title, caption, alt, draw, shown)
 

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from benchmark.evaluation_report import estimate_text
+from benchmark.privacy_accounting import rounded_up
 from benchmark.privacy_statement import headline, statement_rows
 from benchmark.report_drawing import Drawn, Left, Outcome
 from benchmark.report_runs import Run, different_settings
@@ -218,7 +219,7 @@ def _result_rows(run: Run) -> list[dict[str, Any]]:
     trained = f"{summary[unit]} {unit}" if (unit := f"{run.step_name}s") in summary else "-"
     if "training_seconds" in summary:
         trained += f", {duration(summary['training_seconds'])}"
-    epsilon = f"{summary['epsilon']:.3g}" if isinstance(summary.get("epsilon"), float) else "none"
+    epsilon = rounded_up(summary["epsilon"]) if isinstance(summary.get("epsilon"), float) else "none"
     if run.is_private and epsilon == "none":
         epsilon = "infinite" if "epsilon" in summary else "see below"
     common = {"run": run.name, "trained": trained, "epsilon": epsilon}

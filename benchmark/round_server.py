@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -9,7 +10,9 @@ import tensorflow as tf
 
 from benchmark import score_histogram
 from benchmark.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
-from benchmark.federated_config import FederatedConfig
+from benchmark.federated_config import TREE, FederatedConfig, NoiseConfig
+from benchmark.gaussian_noise import FreshNoise, GaussianNoise, TreeNoise
+from benchmark.noise_key import NoiseKey
 from benchmark.runtime import RoundResult
 from benchmark.seeds import derive_seed
 from benchmark.server import Server, ServerSpec
@@ -25,9 +28,9 @@ class RoundServer:
       model: its weights are where training starts.
       config: algorithm, optimizers and aggregator.
       is_binary: whether metrics carry their bare names.
-      seed: of the run; the noise of a round follows from it and the round's number.
-      noise_name: names the run's noise. Two runs that differ must not share noise, or the difference of their models
-        would show the clients' updates without any; `federated_main` gives a digest of flags and data.
+      seed: of the run; what an aggregator rounds stochastically follows from it and the round's number.
+      noise_key: what the noise of a private run follows from, by round. None draws a new one: two runs that differ
+        must not share noise, or the difference of their models would show the clients' updates without any.
 
     Attributes:
       spec: the server computation.
@@ -38,9 +41,15 @@ class RoundServer:
     step_spec: GraphSpec | None
 
     def __init__(
-        self, model: tf.keras.Model, config: FederatedConfig, is_binary: bool, seed: int, noise_name: str = ""
+        self,
+        model: tf.keras.Model,
+        config: FederatedConfig,
+        is_binary: bool,
+        seed: int,
+        noise_key: NoiseKey | None = None,
     ) -> None:
-        self._config, self._is_binary, self._seed, self._noise_name = config, is_binary, seed, noise_name
+        self._config, self._is_binary, self._seed = config, is_binary, seed
+        self._noise = None if config.noise is None else _noise_of(config.noise, noise_key or NoiseKey.draw())
         self._num_outputs = model.output_shape[-1]
         trainable = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
         non_trainable = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.non_trainable_variables)
@@ -48,7 +57,7 @@ class RoundServer:
         self.spec = build_server_spec(
             trainable,
             non_trainable,
-            build_aggregation_factory(config, trainable),
+            build_aggregation_factory(config),
             build_optimizer(config.server_optimizer),
             base_optimizer,
         )
@@ -73,21 +82,20 @@ class RoundServer:
         aggregate: list[tf.Tensor] | None = None
         sums: list[np.ndarray] | None = None
         num_examples = 0
-        non_finite: list[str] = []
+        refused: list[str] = []
         for result in results:
             one = [tf.convert_to_tensor(array) for array in result.aggregate]
             aggregate = one if aggregate is None else self._server.merge(aggregate, one)
             counted = [np.asarray(array) for array in result.metric_sums]
             sums = counted if sums is None else [total + more for total, more in zip(sums, counted, strict=True)]
             num_examples += result.num_examples
-            non_finite += result.non_finite_clients
-        noise_seed = self._round_seed("noise", self._noise_name, round_number)
+            refused += result.refused_clients
         if aggregate is None:
             aggregate = self._zero([])
-        self._state, measurements = self._server.finish(self._state, aggregate, noise_seed)
-        return RoundResult(
-            self._metrics(sums), measurements, num_examples, self._noise_multipliers(), tuple(non_finite)
-        )
+        normals = None if self._noise is None else functools.partial(self._noise.normals, round_number)
+        seed = self._round_seed("rounding", round_number)
+        self._state, measurements = self._server.finish(self._state, aggregate, seed, normals)
+        return RoundResult(self._metrics(sums), measurements, num_examples, self._noise_multipliers(), tuple(refused))
 
     def weights(self) -> list[np.ndarray]:
         """The global weights, trainable ones first."""
@@ -118,3 +126,9 @@ class RoundServer:
             for name, value in named
             if name.startswith("aggregator/dp_event/") and name.endswith("noise_multiplier")
         )
+
+
+def _noise_of(config: NoiseConfig, key: NoiseKey) -> GaussianNoise:
+    if config.mechanism == TREE:
+        return TreeNoise(key)
+    return FreshNoise(key)

@@ -1,6 +1,7 @@
 """The folder of one training run: enough to watch it, to continue it and to repeat it.
 
 flags.txt      every flag, reusable with --flagfile
+noise.key      of a private run that is not complete: what its noise and cohorts follow from
 run.json       versions, machine, git revision, data digest, seeds, when it started and continued
 metrics.csv    one row an epoch or round; equal for equal flags, however often the run was interrupted
 times.csv      seconds of training by the end of each row
@@ -41,6 +42,7 @@ _OUTPUTS = (
     TIMES_FILE,
     SUMMARY_FILE,
     "privacy.*",
+    "noise.key",
     "best.h5",
     "last.h5",
     "clients*.csv",
@@ -106,6 +108,11 @@ class RunFolder:
             self._lock.close()
 
     @property
+    def has_begun(self) -> bool:
+        """Whether a step of this run has been trained."""
+        return bool(self.rows) or any((self.path / CHECKPOINTS_DIR).glob("*"))
+
+    @property
     def is_described(self) -> bool:
         """Whether `describe` has been called on this folder, by any process."""
         return (self.path / RUN_FILE).is_file()
@@ -130,15 +137,14 @@ class RunFolder:
         """Writes run.json: versions, machine, `facts`; a continued run keeps its start and adds when it went on."""
         path = self.path / RUN_FILE
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        has_begun = bool(self.rows) or any((self.path / CHECKPOINTS_DIR).glob("*"))
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and has_begun else {"started": now}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.has_begun else {"started": now}
         before, digest = known.get("data", {}).get("digest"), facts.get("data", {}).get("digest")
         if before is not None and before != digest:
             raise FlairError(
                 f"{self.path}: the run was made with other data than {place_of(facts['data'])} holds now; "
                 "give the same records to continue it, another --run_dir, or --overwrite"
             )
-        continued = [*known.get("continued", []), now] if has_begun else []
+        continued = [*known.get("continued", []), now] if self.has_begun else []
         atomic.write_json(path, {"started": known["started"], "continued": continued, **environment(), **facts})
 
     def start_at(self, step: int) -> None:

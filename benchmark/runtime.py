@@ -18,14 +18,15 @@ class RoundResult:
       measurements: of aggregator and server optimizer, by slash-joined name (clipping norm, ...).
       num_examples: photos shown, epochs counted.
       noise_multipliers: of the Gaussian queries that the aggregator answered, from TFF's record of the round.
-      non_finite_clients: clients whose update was not finite and therefore left out, where the runtime can tell.
+      refused_clients: clients whose update was not finite or longer than `MAX_UPDATE_NORM`, and therefore left out,
+        where the runtime can tell.
     """
 
     metrics: dict[str, float]
     measurements: dict[str, float]
     num_examples: int
     noise_multipliers: tuple[float, ...] = field(default=())
-    non_finite_clients: tuple[str, ...] = field(default=())
+    refused_clients: tuple[str, ...] = field(default=())
 
     @property
     def update_rejected(self) -> bool:

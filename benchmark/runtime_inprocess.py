@@ -13,6 +13,7 @@ import tensorflow as tf
 from benchmark.client_data import BatchPlan, ClientData
 from benchmark.federated_config import FederatedConfig
 from benchmark.local_training import LocalTrainer, graph_step
+from benchmark.noise_key import NoiseKey
 from benchmark.round_server import RoundServer
 from benchmark.runtime import RoundResult
 from benchmark.server import ClientAggregation
@@ -27,8 +28,8 @@ class InProcessRuntime:
       config: algorithm, optimizers and aggregator.
       data: the training clients.
       plan: how a client goes through its photos.
-      seed: of the run; noise, order and augmentation of a round follow from it and the round's number.
-      noise_name: names the run's noise, see `RoundServer`.
+      seed: of the run; order and augmentation of a round follow from it and the round's number.
+      noise_key: of a private run, see `RoundServer`.
     """
 
     def __init__(
@@ -38,9 +39,9 @@ class InProcessRuntime:
         data: ClientData,
         plan: BatchPlan,
         seed: int,
-        noise_name: str = "",
+        noise_key: NoiseKey | None = None,
     ) -> None:
-        self._server = RoundServer(model, config, plan.task.is_binary, seed, noise_name)
+        self._server = RoundServer(model, config, plan.task.is_binary, seed, noise_key)
         spec = self._server.spec
         step = None if self._server.step_spec is None else graph_step(self._server.step_spec)
         self.trainer = LocalTrainer(model, config.client, step, plan.task.is_binary)

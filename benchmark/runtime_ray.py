@@ -19,6 +19,7 @@ from benchmark.assignment import assign, client_cost
 from benchmark.client_data import BatchPlan
 from benchmark.client_source import Clients, ClientSource
 from benchmark.federated_config import FederatedConfig
+from benchmark.noise_key import NoiseKey
 from benchmark.ray_pool import WorkerPool
 from benchmark.ray_worker import Job
 from benchmark.round_server import RoundServer
@@ -61,7 +62,7 @@ class RayRuntime:
       config: algorithm, optimizers and aggregator.
       data: the training clients, as `source` opens them on the workers' machines.
       plan: how a client goes through its photos.
-      seed, noise_name: as of `InProcessRuntime`.
+      seed, noise_key: as of `InProcessRuntime`; the key stays in this process.
       pool: the workers, which end with the runtime.
       eval_batch_size: photos a batch when workers score.
 
@@ -82,13 +83,13 @@ class RayRuntime:
         source: ClientSource,
         plan: BatchPlan,
         seed: int,
-        noise_name: str,
+        noise_key: NoiseKey | None,
         pool: WorkerPool,
         eval_batch_size: int = 512,
     ) -> None:
         self.pool = pool
         self._plan, self._data = plan, data
-        self.server = RoundServer(model, config, plan.task.is_binary, seed, noise_name)
+        self.server = RoundServer(model, config, plan.task.is_binary, seed, noise_key)
         spec = self.server.spec
         graphs = (spec.work, spec.zero, spec.accumulate, self.server.step_spec)
         pool.give(
@@ -120,7 +121,7 @@ class RayRuntime:
             np.concatenate([*client_seconds, np.zeros(0)]),
         )
         place = {client_id: position for position, client_id in enumerate(cohort)}
-        return replace(result, non_finite_clients=tuple(sorted(result.non_finite_clients, key=place.__getitem__)))
+        return replace(result, refused_clients=tuple(sorted(result.refused_clients, key=place.__getitem__)))
 
     def weights(self) -> list[np.ndarray]:
         """The global weights, trainable ones first."""

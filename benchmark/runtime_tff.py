@@ -46,8 +46,7 @@ class TffRuntime:
         guard_worker()
         model = model_fn()
         weights = tff.learning.models.ModelWeights.from_model(model)
-        record_specs = [tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables]
-        process = build_learning_process(config, lambda: _tff_model(model_fn(), plan), record_specs)
+        process = build_learning_process(config, lambda: _tff_model(model_fn(), plan))
         self._process = process
 
         @tff.tensorflow.computation(_CLIENT_TYPE)
@@ -75,12 +74,14 @@ class TffRuntime:
         self._state = output.state
         train = output.metrics["client_work"]["train"]
         metrics = {name: float(value) for name, value in train["flair"].items()}
+        aggregated = output.metrics["aggregator"]
         measurements = {
             name: float(value)
-            for part in ("aggregator", "finalizer")
-            for name, value in _flatten(output.metrics.get(part), part)
+            for part, values in (("aggregator", aggregated["zeroing"]), ("finalizer", output.metrics.get("finalizer")))
+            for name, value in _flatten(values, part)
         }
-        return RoundResult(metrics, measurements, int(train["num_examples"]), self._noise_multipliers())
+        refused = ("TFF does not say which",) * int(aggregated["zeroed_count"])
+        return RoundResult(metrics, measurements, int(train["num_examples"]), self._noise_multipliers(), refused)
 
     def weights(self) -> list[np.ndarray]:
         """The global weights, trainable ones first."""
@@ -96,9 +97,10 @@ class TffRuntime:
         self._state = tf.nest.pack_sequence_as(self._state, list(state))
 
     def _noise_multipliers(self) -> tuple[float, ...]:
-        if not hasattr(self._state.aggregator, "dp_event"):
+        state = self._state.aggregator["inner_agg"]
+        if not hasattr(state, "dp_event"):
             return ()
-        event = tff.aggregators.differential_privacy.extract_dp_event_from_state(self._state.aggregator)
+        event = tff.aggregators.differential_privacy.extract_dp_event_from_state(state)
         events = getattr(event, "events", [event])
         return tuple(float(one.noise_multiplier) for one in events if hasattr(one, "noise_multiplier"))
 

@@ -6,9 +6,10 @@ Imports TensorFlow only, so that a worker process needs nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from benchmark.tff_graph import GraphFunction, GraphSpec
@@ -68,13 +69,32 @@ class Server:
         return self._merge([*first, *second])
 
     def finish(
-        self, state: Sequence[tf.Tensor], aggregate: Sequence[tf.Tensor], seed: tf.Tensor
+        self,
+        state: Sequence[tf.Tensor],
+        aggregate: Sequence[tf.Tensor],
+        seed: tf.Tensor,
+        normals: Callable[[int], np.ndarray] | None = None,
     ) -> tuple[list[tf.Tensor], dict[str, float]]:
-        """Noise, mean and server optimizer step; returns the new state and the round's measurements."""
-        outputs = self._update([*state, *self._report(aggregate)], seed)
+        """Noise, mean and server optimizer step; returns the new state and the round's measurements.
+
+        Args:
+          seed: int64[2], for an aggregator that rounds stochastically.
+          normals: how many -> float32 [so many] standard normal numbers; a private aggregator needs it.
+        """
+        outputs = self._update([*state, *self._report(aggregate)], seed, self._noise(normals))
         num_state = len(self.spec.state_names)
         measurements = zip(self.spec.measurement_names, outputs[num_state:], strict=True)
         return outputs[:num_state], {name: float(value) for name, value in measurements if value.shape.rank == 0}
+
+    def _noise(self, normals: Callable[[int], np.ndarray] | None) -> list[tf.Tensor]:
+        shapes = self._update.normal_shapes
+        if not shapes:
+            return []
+        if normals is None:
+            raise ValueError("this aggregator adds noise and needs normal numbers")
+        sizes = [shape.num_elements() for shape in shapes]
+        parts = np.split(normals(sum(sizes)), np.cumsum(sizes)[:-1])
+        return [tf.constant(part.reshape(shape)) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class ClientAggregation:

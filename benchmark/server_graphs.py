@@ -137,7 +137,8 @@ class _MimeLite:
         update_type: tff.Type,
     ) -> None:
         specs = tuple(trainable)
-        self.aggregation = tff.aggregators.MeanFactory().create(update_type, _WEIGHT_TYPE)
+        # Of a round without any usable client the mean is zero, not a state that is no number ever after.
+        self.aggregation = tff.aggregators.MeanFactory(no_nan_division=True).create(update_type, _WEIGHT_TYPE)
         self.initialize = tff.tensorflow.computation(lambda: optimizer.initialize(specs))
 
         @tff.tensorflow.computation(self.initialize.type_signature.result, update_type)

@@ -43,16 +43,16 @@ class ShareResult(NamedTuple):
 
     Attributes:
       aggregate: TFF's accumulated results of the clients, as tensors or arrays.
-      metric_sums: of `ScoreHistogram`: counts, loss and photos, over the clients whose update was finite.
+      metric_sums: of `ScoreHistogram`: counts, loss and photos, over the clients whose update was not refused.
       num_examples: photos shown, epochs counted.
-      non_finite_clients: clients whose update was not finite and therefore left out.
+      refused_clients: clients whose update was not finite or longer than `MAX_UPDATE_NORM`, and therefore left out.
       client_seconds: float64 [clients], how long each client took.
     """
 
     aggregate: Sequence[tf.Tensor]
     metric_sums: Sequence[np.ndarray]
     num_examples: int
-    non_finite_clients: tuple[str, ...]
+    refused_clients: tuple[str, ...]
     client_seconds: np.ndarray
 
 
@@ -90,7 +90,7 @@ class ShareTrainer:
             passes=2 if self.trainer.config.algorithm == MIME_LITE else 1,
         )
         aggregate = self._work.start_round()
-        num_examples, non_finite, seconds = 0, [], []
+        num_examples, refused, seconds = 0, [], []
         for client_id in clients:
             started = time.perf_counter()
             outcome = self._work.train(
@@ -104,11 +104,11 @@ class ShareTrainer:
             )
             aggregate = outcome.aggregate
             num_examples += outcome.num_examples
-            if not outcome.is_finite:
-                non_finite.append(client_id)
+            if not outcome.is_usable:
+                refused.append(client_id)
             seconds.append(time.perf_counter() - started)
         return ShareResult(
-            aggregate, self._work.metric_sums(), num_examples, tuple(non_finite), np.array(seconds, np.float64)
+            aggregate, self._work.metric_sums(), num_examples, tuple(refused), np.array(seconds, np.float64)
         )
 
 

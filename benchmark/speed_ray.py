@@ -74,7 +74,7 @@ def _measure(flags: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for count in flags.workers:
             pool = WorkerPool(cluster, count)
             runtimes[_name(count)] = RayRuntime(
-                *(_model(arguments), arguments, config, data, source, plan, 0, "", pool)
+                *(_model(arguments), arguments, config, data, source, plan, 0, None, pool)
             )
         settings |= {name: _round_of(runtime, cohort) for name, runtime in runtimes.items()}
         seconds, timings = _take_turns(settings, runtimes, flags.repeats)

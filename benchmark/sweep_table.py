@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmark.privacy_accounting import rounded_up
 from benchmark.run_folder import SUMMARY_FILE
 from benchmark.sweep_grid import Run
 from flair import atomic
@@ -56,7 +57,7 @@ def table(rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.numbers if _is_shown(name)))
     header = ["settings", "seeds", *(name.replace("averaged_precision", "AP") for name in names)]
     body = [
-        [row.label, _seeds(row), *(str(row.numbers[name]) if name in row.numbers else "-" for name in names)]
+        [row.label, _seeds(row), *(_text(name, row.numbers[name]) if name in row.numbers else "-" for name in names)]
         for row in rows
     ]
     widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
@@ -111,6 +112,11 @@ def _spread(values: Sequence[float]) -> Spread:
 
 def _is_shown(name: str) -> bool:
     return name.endswith("averaged_precision") or name in ("val_loss", "epsilon", "simulated_epsilon")
+
+
+def _text(name: str, spread: Spread) -> str:
+    # Every seed of a setting spends the same epsilon, a claim that is rounded up.
+    return rounded_up(spread.mean) if name in ("epsilon", "simulated_epsilon") else str(spread)
 
 
 def _seeds(row: Row) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import csv
+import hashlib
 import itertools
 import json
 import os
@@ -18,8 +19,12 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+import tensorflow as tf
 
 from benchmark.checkpoint import Checkpoints
+from benchmark.gaussian_noise import standard_normals
+from benchmark.noise_key import NoiseKey
+from benchmark.seeds import derive_seed
 from flair import example, tfrecord
 from flair.tfrecord_writer import write_tfrecords
 from tests.published_records import write_published_records
@@ -106,10 +111,18 @@ PRIVATE = (*SMALL, "--total_rounds=4", "--rounds_per_eval=2", "--rounds_per_chec
 
 
 @pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory):
+def repeatable(tmp_path_factory):
+    """The flags of a private run whose noise can be repeated."""
+    path = tmp_path_factory.mktemp("key") / "secret"
+    path.write_text("5e" * 32 + "\n")
+    return (*PRIVATE, f"--noise_key_file={path}")
+
+
+@pytest.fixture(scope="module")
+def finished(folder, repeatable, tmp_path_factory):
     """A complete private run of four rounds."""
     out = tmp_path_factory.mktemp("finished")
-    done = _run(*_places(folder, out), *PRIVATE)
+    done = _run(*_places(folder, out), *repeatable)
     return out, out / "run", done.stdout
 
 
@@ -140,7 +153,7 @@ def test_a_private_run_repeated_from_its_folder_alone_gives_the_same_numbers(fin
     _run(f"--flagfile={run_dir / 'flags.txt'}", f"--save_model_dir={tmp_path}")
     _assert_same_run(tmp_path / _saved_model(out).stem, run_dir)
     facts = json.loads((run_dir / "run.json").read_text())
-    assert (facts["seed"], facts["cohort_seed"], facts["restored_model"]) == (0, 0, None)
+    assert (facts["seed"], facts["cohort_seed"], facts["restored_model"]) == (0, None, None)
 
 
 def test_the_clip_norm_of_the_statement_is_the_one_in_force(finished):
@@ -151,17 +164,17 @@ def test_the_clip_norm_of_the_statement_is_the_one_in_force(finished):
         assert float(after["clip_norm"]) == float(before["dp_query_metrics/clip"])
 
 
-def test_a_complete_run_is_not_repeated(folder, finished):
+def test_a_complete_run_is_not_repeated(folder, repeatable, finished):
     out, run_dir, _ = finished
     before = (run_dir / "metrics.csv").read_bytes()
-    done = _run(*_places(folder, out), *PRIVATE)
+    done = _run(*_places(folder, out), *repeatable)
     assert "complete already" in done.stdout
     assert (run_dir / "metrics.csv").read_bytes() == before
 
 
-def test_other_flags_in_the_same_folder_are_refused(folder, finished):
+def test_other_flags_in_the_same_folder_are_refused(folder, repeatable, finished):
     out, _, _ = finished
-    line = _refused(*_places(folder, out), *PRIVATE, "--client_learning_rate=0.5")
+    line = _refused(*_places(folder, out), *repeatable, "--client_learning_rate=0.5")
     assert "client_learning_rate" in line and "--overwrite" in line
 
 
@@ -181,9 +194,9 @@ def _kill_after(flags, run_dir, round_number, number):
 
 # Killed ten times: test_ten_kills_change_nothing.
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_continues_to_the_same_result(folder, finished, tmp_path, number, code):
+def test_a_stopped_run_continues_to_the_same_result(folder, repeatable, finished, tmp_path, number, code):
     run_dir = tmp_path / "run"
-    flags = (*_places(folder, tmp_path), *PRIVATE)
+    flags = (*_places(folder, tmp_path), *repeatable)
     assert _kill_after(flags, run_dir, 1, number) == code
     done = _run(*flags)
     assert "continuing after round" in done.stdout
@@ -191,15 +204,91 @@ def test_a_stopped_run_continues_to_the_same_result(folder, finished, tmp_path, 
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing(folder, tmp_path):
+def test_ten_kills_change_nothing(folder, repeatable, tmp_path):
     """SIGKILL at ten seeded places of a twelve-round private run, resumed each time."""
-    flags = (*PRIVATE, "--total_rounds=12")
+    flags = (*repeatable, "--total_rounds=12")
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     _run(*flags, *_places(folder, unbroken))
     for round_number in range(1, 11):
         assert _kill_after((*flags, *_places(folder, broken)), broken / "run", round_number, signal.SIGKILL) == -9
     _run(*flags, *_places(folder, broken))
     _assert_same_run(broken / "run", unbroken / "run")
+
+
+def _every_byte(run_dir):
+    return b"".join(path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file())
+
+
+def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(folder, tmp_path):
+    flags, key = (*_places(folder, tmp_path), *PRIVATE), tmp_path / "run" / "noise.key"
+    assert _kill_after(flags, tmp_path / "run", 1, signal.SIGTERM) == 143
+    assert key.stat().st_mode & 0o777 == 0o600
+    secrets = [bytes.fromhex(line) for line in key.read_text().split()]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["noise_key_sha256"] == NoiseKey(secrets[1]).sha256
+    statement = " ".join((tmp_path / "run" / "privacy.txt").read_text().split())
+    assert "HOLDS ONLY WHILE noise.key in the run's folder IS SECRET" in statement
+    moved = key.rename(tmp_path / "elsewhere")
+    line = _refused(*flags)
+    assert "noise.key" in line and "--overwrite" in line
+    assert not key.exists()
+    key.write_text("00" * 32)
+    assert "another run" in _refused(*flags)
+    moved.rename(key)
+    _run(*flags)
+    assert not key.exists()
+    statement = " ".join((tmp_path / "run" / "privacy.txt").read_text().split())
+    assert statement.startswith("PRIVACY STATEMENT After 4 of 4 rounds the models have (")
+    published = _every_byte(tmp_path / "run")
+    for secret in secrets:
+        assert secret not in published and secret.hex().encode() not in published
+
+
+# The updates are zero and the server adds what it gets, so that a released model's change is its noise.
+ONLY_NOISE = (
+    *("--client_learning_rate=0", "--server_optimizer=sgd", "--server_learning_rate=1", "--rounds_per_checkpoint=1"),
+    *("--target_unclipped_quantile=0", "--total_rounds=3", "--rounds_per_eval=3", "--noise_multiplier=1"),
+)
+
+
+def _noise_of_last_round(run_dir):
+    """What the last round added to the weights, in units of its deviation."""
+    states = [np.load(path) for path in sorted((run_dir / "checkpoints").glob("*.npz"))[-2:]]
+    weights = [name for name in states[0].files if name.startswith("array/") and states[0][name].ndim >= 1]
+    moved = np.concatenate([np.ravel(states[0][name] - states[1][name]) for name in weights])
+    return moved / moved.std()
+
+
+def _predictions(run_dir, count):
+    """What somebody with the folder and the source code could take for the noise of its last round."""
+    texts = [path.read_text() for path in (run_dir / "run.json", run_dir / "flags.txt")]
+    facts = json.loads(texts[0])
+    found = [bytes(32), bytes.fromhex(facts["noise_key_sha256"]), bytes.fromhex(facts["data"]["digest"])]
+    found += [hashlib.sha256(text.encode()).digest() for text in (*texts, facts["started"])]
+    found += [derive_seed(0, *names).tobytes() * 2 for names in (("noise",), ("noise", 2), ("tree noise",))]
+    for secret in found:
+        for key in (NoiseKey(secret), NoiseKey(secret).derive("run")):
+            yield standard_normals(key.stream("noise", 2), count)
+    for seed in (derive_seed(0, "noise", "", 2), derive_seed(0, "noise", facts["data"]["digest"], 2)):
+        yield tf.random.stateless_normal([count], seed).numpy()
+
+
+@pytest.mark.slow
+def test_the_noise_of_a_published_run_cannot_be_taken_away_but_by_who_has_its_key(folder, repeatable, tmp_path):
+    _run(*_places(folder, tmp_path / "published"), *SMALL, *ONLY_NOISE)
+    noise = _noise_of_last_round(tmp_path / "published" / "run")
+    assert len(noise) > 10_000
+    for predicted in _predictions(tmp_path / "published" / "run", len(noise)):
+        assert abs(np.corrcoef(noise, predicted)[0, 1]) < 5 / np.sqrt(len(noise))
+
+    given = tmp_path / "given" / "run"
+    _run(*_places(folder, given.parent), *SMALL, *ONLY_NOISE, repeatable[-1], "--keep_noise_key")
+    noise = _noise_of_last_round(given)
+    key = NoiseKey(bytes.fromhex((given / "noise.key").read_text().split()[1]))
+    predicted = standard_normals(key.stream("noise", 2), len(noise))
+    # Number by number the same; the aggregator draws for one tensor after the other, in an order of its own.
+    np.testing.assert_allclose(np.sort(noise), np.sort(predicted / predicted.std()), atol=1e-3)
+    statement = " ".join((given / "privacy.txt").read_text().split())
+    assert "HOLDS ONLY WHILE the file given as --noise_key_file IS SECRET" in statement.split("After")[0]
 
 
 def _processes_with(name, value):
@@ -254,6 +343,13 @@ def test_records_of_the_published_code_train(miniature, tmp_path):
         (("--noise_multiplier=1", "--clipped_count_stddev=0.1"), "--clipped_count_stddev"),
         (("--epsilon=2", "--algorithm=mime_lite"), "--algorithm"),
         (("--epsilon=2", "--l2_norm_clip=0"), "--l2_norm_clip"),
+        (("--epsilon=2", "--client_datasets_random_seed=3"), "--client_datasets_random_seed"),
+        (("--keep_noise_key",), "--keep_noise_key"),
+        (("--noise_key_file=/nowhere/key",), "--noise_key_file"),
+        (("--epsilon=2", "--noise_key_file=/nowhere/key"), "/nowhere/key"),
+        (("--epsilon=2", f"--noise_key_file={ROOT / 'README.md'}"), "README.md"),
+        (("--epsilon=2", "--runtime=tff", "--noise_key_file=/nowhere/key"), "--runtime"),
+        (("--epsilon=2", "--runtime=tff", "--aggregator=tree"), "--runtime"),
         (("--aggregator=tree",), "--aggregator"),
         (("--aggregator=tree", "--epsilon=2", "--client_sampling=poisson"), "--client_sampling"),
         (("--algorithm=fed_prox",), "--proximal_strength"),

@@ -30,6 +30,7 @@ from benchmark.federated_config import (
     OptimizerConfig,
 )
 from benchmark.flair_model import build_model
+from benchmark.noise_key import NoiseKey
 from benchmark.ray_cluster import Cluster
 from benchmark.ray_pool import WorkerPool
 from benchmark.records import make_task, open_records
@@ -40,6 +41,7 @@ from flair.errors import FlairError
 
 SIZE = (32, 32)
 SEED = 11
+KEY = NoiseKey(bytes(range(32)))
 _UNWEIGHTED = ClientConfig(weighted=False)
 _ADAPTIVE = NoiseConfig(GAUSSIAN, 0.5, 6.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1.0)
 CONFIGS = {
@@ -50,7 +52,7 @@ CONFIGS = {
 SLOW_CONFIGS = {
     "tree": FederatedConfig(
         client=_UNWEIGHTED,
-        noise=NoiseConfig(TREE, 0.1, 6.0, 0.05, noise_seed=5),
+        noise=NoiseConfig(TREE, 0.1, 6.0, 0.05),
         server_optimizer=OptimizerConfig("sgd", (1.0,)),
     ),
     "robust": FederatedConfig(aggregator="robust"),
@@ -119,11 +121,11 @@ def _model_arguments(task):
 def _ray(config, source, plan, pool):
     arguments = _model_arguments(plan.task)
     data = source.open()[1]
-    return RayRuntime(build_model(*arguments), arguments, config, data, source, plan, SEED, "noise", pool)
+    return RayRuntime(build_model(*arguments), arguments, config, data, source, plan, SEED, KEY, pool)
 
 
 def _inprocess(config, source, plan):
-    return InProcessRuntime(build_model(*_model_arguments(plan.task)), config, source.open()[1], plan, SEED, "noise")
+    return InProcessRuntime(build_model(*_model_arguments(plan.task)), config, source.open()[1], plan, SEED, KEY)
 
 
 def _cohort(source, round_number, size=6):
@@ -217,7 +219,7 @@ def test_diverged_clients_are_named_in_the_cohorts_order(source, plan, pools):
     config = FederatedConfig(client=ClientConfig(learning_rates=(float("inf"),)))
     cohort = _cohort(source, 0)
     result = _ray(config, source, plan, pools(2)).run_round(0, cohort)
-    assert result.non_finite_clients == tuple(cohort)
+    assert result.refused_clients == tuple(cohort)
 
 
 @pytest.mark.slow
@@ -268,7 +270,7 @@ def test_other_data_on_a_machine_is_refused(source, plan, pools):
     data = source.open()[1]
     arguments = _model_arguments(plan.task)
     with pytest.raises(FlairError, match="other data"):
-        RayRuntime(build_model(*arguments), arguments, CONFIGS["fed_avg"], data, other, plan, SEED, "noise", pools(2))
+        RayRuntime(build_model(*arguments), arguments, CONFIGS["fed_avg"], data, other, plan, SEED, KEY, pools(2))
 
 
 def _kill_when_training(place, delay, killed):

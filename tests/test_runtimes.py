@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +11,7 @@ import tensorflow as tf
 from benchmark.client_data import BatchPlan, UserClients, client_batches
 from benchmark.cohort import sample_cohort
 from benchmark.federated_config import (
+    ALGORITHMS,
     FED_PROX,
     FED_SGD,
     GAUSSIAN,
@@ -21,6 +24,7 @@ from benchmark.federated_config import (
 )
 from benchmark.flair_model import build_model
 from benchmark.local_training import LocalTrainer
+from benchmark.noise_key import NoiseKey
 from benchmark.records import make_task, open_records
 from benchmark.runtime_inprocess import InProcessRuntime
 
@@ -52,11 +56,6 @@ SLOW = {
     "adagrad": FederatedConfig(server_optimizer=OptimizerConfig("adagrad", (0.01,))),
     "adamw": FederatedConfig(server_optimizer=OptimizerConfig("adamw", (0.01,))),
     "fixed_dp": FederatedConfig(client=_UNWEIGHTED, noise=NoiseConfig(GAUSSIAN, 0.0, 3.0, 0.05)),
-    "tree": FederatedConfig(
-        client=_UNWEIGHTED,
-        noise=NoiseConfig(TREE, 0.1, 3.0, 0.05, noise_seed=5),
-        server_optimizer=OptimizerConfig("sgd", (1.0,)),
-    ),
 }
 
 
@@ -265,11 +264,15 @@ def test_a_strong_proximal_term_holds_clients_near_the_global_model(task, data, 
     assert held < 0.95 * free
 
 
-def test_a_restored_runtime_continues_bit_for_bit(task, data, plan):
-    config = FederatedConfig(client=_UNWEIGHTED, noise=NoiseConfig(GAUSSIAN, 0.5, 3.0, 0.05, 0.3, 1.0))
+@pytest.mark.parametrize("noise", [NoiseConfig(GAUSSIAN, 0.5, 3.0, 0.05, 0.3, 1.0), NoiseConfig(TREE, 0.5, 3.0, 0.05)])
+def test_a_restored_runtime_continues_bit_for_bit(noise, task, data, plan):
+    config = FederatedConfig(client=_UNWEIGHTED, noise=noise)
+
+    key = NoiseKey.draw()
 
     def runtime(seed):
-        return InProcessRuntime(build_model("cnn", (*SIZE, 3), task.num_outputs, seed=seed), config, data, plan, SEED)
+        model = build_model("cnn", (*SIZE, 3), task.num_outputs, seed=seed)
+        return InProcessRuntime(model, config, data, plan, SEED, key)
 
     unbroken = runtime(0)
     for round_number in range(4):
@@ -290,7 +293,7 @@ def test_a_diverged_client_is_left_out_and_named(task, data, plan):
     start = runtime.weights()
     cohort = _cohort(data, 0)
     result = runtime.run_round(0, cohort)
-    assert result.non_finite_clients == tuple(cohort)
+    assert result.refused_clients == tuple(cohort)
     assert result.metrics["loss"] == 0
     for one, other in zip(runtime.weights(), start, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -306,14 +309,10 @@ def test_an_empty_cohort_changes_nothing_without_noise(task, data, plan):
         np.testing.assert_array_equal(one, other)
 
 
-def _noise(plan, data, task, rounds, name=""):
-    """What rounds without clients do to the weights of a small model."""
-    config = FederatedConfig(
-        client=_UNWEIGHTED,
-        server_optimizer=OptimizerConfig("sgd", (1.0,)),
-        noise=NoiseConfig(GAUSSIAN, 0.5, 3.0, 0.05),
-    )
-    runtime = InProcessRuntime(build_model("cnn", (*SIZE, 3), task.num_outputs, seed=3), config, data, plan, SEED, name)
+def _noise(config, plan, data, task, rounds, key=None):
+    """What rounds without clients do to the weights of a small model: [rounds, weights]."""
+    model = build_model("cnn", (*SIZE, 3), task.num_outputs, seed=3)
+    runtime = InProcessRuntime(model, config, data, plan, SEED, key)
     noise = []
     for round_number in range(rounds):
         before = runtime.weights()
@@ -322,9 +321,136 @@ def _noise(plan, data, task, rounds, name=""):
     return np.stack(noise)
 
 
-def test_noise_of_different_rounds_and_different_runs_is_unrelated(task, data, plan):
-    """Two runs that shared their noise would show the clients' updates in the difference of their models."""
-    noise = np.concatenate([_noise(plan, data, task, 3), _noise(plan, data, task, 1, "another run")])
-    correlation = np.corrcoef(noise)[np.triu_indices(4, 1)]
-    assert np.abs(correlation).max() < 5 / np.sqrt(noise.shape[1])
+def _private(mechanism, rate=0.1, **changes):
+    noise = NoiseConfig(mechanism, 0.5, 3.0, 0.05, **changes)
+    client = ClientConfig(weighted=False, learning_rates=(rate,))
+    return FederatedConfig(client=client, server_optimizer=OptimizerConfig("sgd", (1.0,)), noise=noise)
+
+
+_PRIVATE = {
+    "fixed": _private(GAUSSIAN),
+    "adaptive": _private(GAUSSIAN, target_unclipped_quantile=0.3, clipped_count_stddev=1.0),
+    "tree": _private(TREE),
+}
+
+
+@pytest.mark.parametrize("name", _PRIVATE)
+def test_noise_of_different_rounds_and_different_runs_is_unrelated(name, task, data, plan):
+    """Two runs that shared their noise would show the clients' updates in the difference of their models.
+
+    Under the tree, consecutive rounds share nodes, so that only sums of other runs' rounds are looked at.
+    """
+    faster = dataclasses.replace(_PRIVATE[name], client=ClientConfig(weighted=False, learning_rates=(0.7,)))
+    runs = [_noise(config, plan, data, task, 3) for config in (_PRIVATE[name], _PRIVATE[name], faster)]
+    size = runs[0].shape[1]
+    rounds = np.concatenate(runs)
+    correlation = np.corrcoef(rounds)
+    own = [correlation[3 * run : 3 * run + 3, 3 * run : 3 * run + 3] for run in range(3)]
+    for block in own if name != "tree" else []:
+        assert np.abs(block[np.triu_indices(3, 1)]).max() < 5 / np.sqrt(size)
+    for block in own:
+        block[:] = 0
+    assert np.abs(correlation).max() < 5 / np.sqrt(size)
+    totals = np.corrcoef([run.sum(0) for run in runs])
+    assert np.abs(totals[np.triu_indices(3, 1)]).max() < 5 / np.sqrt(size)
+
+
+def test_fresh_noise_has_the_stated_deviation(task, data, plan):
+    noise = _noise(_PRIVATE["fixed"], plan, data, task, 3)
     assert noise.std() == pytest.approx(0.5 * 0.05 / 3.0, rel=0.02)
+
+
+@pytest.mark.parametrize("name", _PRIVATE)
+def test_noise_follows_from_the_key_and_the_round_alone(name, task, data, plan):
+    key = NoiseKey(bytes(range(32)))
+    first, second = (_noise(_PRIVATE[name], plan, data, task, 2, key) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_tree_noise_on_the_sum_of_rounds_is_that_of_its_nodes(task, data, plan):
+    noise = _noise(_PRIVATE["tree"], plan, data, task, 4).cumsum(0) / (0.5 * 0.05 / 3.0)
+    expected = [1, 1 / 1.5, 1 + 1 / 1.5, 1 / 1.75]  # of 1, 2, 3 and 4 rounds: nodes of levels 0; 1; 0 and 1; 2
+    np.testing.assert_allclose(noise.var(1), expected, rtol=6 * np.sqrt(2 / noise.shape[1]))
+
+
+def test_a_client_with_a_huge_update_is_left_out_by_name_and_the_others_train(task, data):
+    """Its norm is finite, its square is not: clipping would scale it by infinity."""
+    plan = BatchPlan(task, SIZE, batch_size=64, epochs=1, max_elements=16)
+    key, cohort = NoiseKey(bytes(32)), data.client_ids[:6]
+
+    def config(rate, **changes):
+        return FederatedConfig(ClientConfig(weighted=False, clipnorm=0.0, learning_rates=(rate,)), **changes)
+
+    def moved(client_id):
+        plain = config(1.0, server_optimizer=OptimizerConfig("sgd", (1.0,)))
+        runtime = InProcessRuntime(_linear_model(task.num_outputs), plain, data, plan, SEED)
+        start = runtime.weights()
+        runtime.run_round(0, [client_id])
+        return np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(runtime.weights(), start, strict=True)))
+
+    norms = sorted((moved(client_id), client_id) for client_id in cohort)
+    (second, _), (first, huge) = norms[-2:]
+    private = config(1e19 / np.sqrt(first * second), noise=_ADAPTIVE)
+
+    def weights(clients):
+        runtime = InProcessRuntime(_linear_model(task.num_outputs), private, data, plan, SEED, key)
+        result = runtime.run_round(0, clients)
+        return runtime.weights(), result
+
+    found, result = weights(cohort)
+    expected, _ = weights([client_id for client_id in cohort if client_id != huge])
+    assert result.refused_clients == (huge,)
+    assert not result.update_rejected
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_updates_that_are_all_huge_change_nothing(algorithm, task, data, plan):
+    strength = 0.5 if algorithm == FED_PROX else 0.0
+    client = ClientConfig(algorithm, (1e30,), clipnorm=0.0, proximal_strength=strength)
+    runtime = InProcessRuntime(_linear_model(task.num_outputs), FederatedConfig(client), data, plan, SEED)
+    start, cohort = runtime.weights(), _cohort(data, 0)
+    result = runtime.run_round(0, cohort)
+    if algorithm == FED_SGD:  # its clients send gradients, which no rate makes huge
+        assert result.refused_clients == ()
+        return
+    assert result.refused_clients == tuple(cohort)
+    assert all(np.isfinite(array).all() for array in runtime.state())
+    for one, other in zip(runtime.weights(), start, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_tffs_runtime_leaves_out_huge_updates_too(task, data, plan):
+    from benchmark.runtime_tff import TffRuntime
+
+    client = ClientConfig(learning_rates=(1e25,), clipnorm=0.0, weighted=False)
+    config = FederatedConfig(client, noise=_ADAPTIVE)
+    runtime = TffRuntime(lambda: _linear_model(task.num_outputs), config, data, plan, SEED)
+    try:
+        start = runtime.weights()
+        result = runtime.run_round(0, _cohort(data, 0))
+        assert len(result.refused_clients) == 3
+        assert not result.update_rejected
+        for one, other in zip(runtime.weights(), start, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+    finally:
+        runtime.close()
+
+
+@pytest.mark.slow
+def test_two_runs_of_tffs_runtime_share_no_noise(task, data, plan):
+    from benchmark.runtime_tff import TffRuntime
+
+    def model():
+        return build_model("cnn", (*SIZE, 3), task.num_outputs, seed=3)
+
+    moved = []
+    for _ in range(2):
+        runtime = TffRuntime(model, _private(GAUSSIAN, rate=0.0), data, plan, SEED)
+        start = runtime.weights()
+        runtime.run_round(0, _cohort(data, 0))
+        moved.append(np.concatenate([np.ravel(a - b) for a, b in zip(runtime.weights(), start, strict=True)]))
+        runtime.close()
+    assert abs(np.corrcoef(moved)[0, 1]) < 5 / np.sqrt(len(moved[0]))

@@ -1,0 +1,209 @@
+"""The secret key of a private run: the only thing that its noise and its cohorts follow from.
+
+Guarantee: what is drawn for (key, purpose, round) is AES-256 in counter mode under a key of its own, BLAKE2b of all
+three. Who knows any number of draws, and everything else about a run, can compute neither the key nor another draw
+without breaking one of the two. A round's draws need no earlier ones, so that a continued run draws what an unbroken
+one would have drawn.
+
+Edge cases: the key is 32 bytes of the operating system (`os.urandom`), never of a seed. It lies in the run folder,
+readable by its owner alone, from before the first round until the run is complete; unlinking a file does not wipe the
+disk under it. A run that repeats another from a key file has noise of its own unless both are the same run in
+everything that their rounds depend on (`key_of_run`): two models with the same noise differ by clean updates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmark.run_folder import RUN_FILE
+from flair import atomic, json_text
+from flair.errors import FlairError
+
+KEY_FILE = "noise.key"
+_BYTES = 32
+_TEXT = re.compile(rb"[0-9a-f]{64}(\s+[0-9a-f]{64})?\s*")
+# The counter of a block's cipher begins at its number times 2^64: streams of different blocks never meet.
+_BLOCK_BITS = 64
+
+
+class NoiseKey:
+    """256 secret bits, and the streams that follow from them.
+
+    >>> key = NoiseKey(bytes(32))
+    >>> key.stream("noise", 7).uint64(0, 2).tolist()
+    [15247794028208604819, 14660125670369364023]
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != _BYTES:
+            raise ValueError(f"expected a key of {_BYTES} bytes, got {len(secret)}")
+        self._secret = secret
+
+    def __repr__(self) -> str:
+        return f"NoiseKey(sha256={self.sha256})"
+
+    @classmethod
+    def draw(cls) -> NoiseKey:
+        """A new key from the operating system."""
+        return cls(os.urandom(_BYTES))
+
+    @classmethod
+    def read(cls, path: str | Path) -> NoiseKey:
+        """The first key in a file of 64 hexadecimal digits each.
+
+        Raises:
+          FlairError: there is no such file, or it holds something else.
+        """
+        return _read_keys(path)[0]
+
+    def hex(self) -> str:
+        """The secret itself, as a key file has it."""
+        return self._secret.hex()
+
+    @property
+    def sha256(self) -> str:
+        """Names the key without telling anything that helps to guess it."""
+        return hashlib.sha256(b"noise key " + self._secret).hexdigest()
+
+    def derive(self, *names: str | int) -> NoiseKey:
+        """The key of its own that belongs to `names`."""
+        message = repr(names).encode()
+        return NoiseKey(
+            hashlib.blake2b(message, key=self._secret, digest_size=_BYTES, person=b"flair noise key").digest()
+        )
+
+    def stream(self, *names: str | int) -> KeyStream:
+        """The random numbers called `names`."""
+        return KeyStream(self.derive(*names)._secret)
+
+
+class KeyStream:
+    """Random numbers of one purpose: `fill` any block of them, or draw a cohort as from `numpy.random.Generator`.
+
+    Each of the drawing methods begins anew: call `random` once, and one of the other three once.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        from cryptography.hazmat.primitives.ciphers import algorithms
+
+        self._algorithm = algorithms.AES(key)
+
+    def fill(self, block: int, buffer: bytearray, zeros: bytes) -> None:
+        """Writes the first bytes of a block into `buffer`, 15 bytes longer than `zeros`, whose length says how many.
+
+        With room of its caller's, because fresh megabytes cost the kernel six times what the cipher costs.
+        """
+        from cryptography.hazmat.primitives.ciphers import Cipher, modes
+
+        counter = (block << _BLOCK_BITS).to_bytes(16, "big")
+        Cipher(self._algorithm, modes.CTR(counter)).encryptor().update_into(zeros, buffer)
+
+    def uint64(self, block: int, count: int) -> np.ndarray:
+        """The first `count` numbers of a block: uint64 [count], uniform."""
+        zeros = bytes(8 * count)
+        buffer = bytearray(len(zeros) + 15)
+        self.fill(block, buffer, zeros)
+        return np.frombuffer(buffer, "<u8", count)
+
+    def random(self, size: int) -> np.ndarray:
+        """float64 [size], uniform on [0, 1), as `numpy.random.Generator.random`."""
+        return (self.uint64(0, size) >> np.uint64(11)) * 2.0**-53
+
+    def permutation(self, size: int) -> np.ndarray:
+        """int64 [size]: 0 to size - 1 in random order; two equal 64-bit numbers, which would tie, do not happen."""
+        return np.argsort(self.uint64(1, size), kind="stable")
+
+    def choice(self, among: int, size: int, replace: bool = False) -> np.ndarray:
+        """int64 [size]: distinct numbers below `among`."""
+        assert not replace
+        return self.permutation(among)[:size]
+
+    def shuffle(self, values: np.ndarray) -> None:
+        """Puts `values` in random order, in place."""
+        values[:] = values[self.permutation(len(values))]
+
+
+def key_of_run(folder: Path, given: str | None, identity: Sequence[str], has_begun: bool) -> NoiseKey:
+    """The key of the run in `folder`: the one that lies there, or for a new run a new one, written before it is used.
+
+    Its file holds two keys: the first repeats the run as a --noise_key_file, the second is the run's own, which follows
+    from the first and `identity`.
+
+    Args:
+      given: --noise_key_file, from which a new run's key follows; None draws one.
+      identity: everything that the rounds depend on beside the key, as text.
+      has_begun: a model of this run may have been seen already. If its key is gone then, what is returned raises
+        FlairError as soon as it is asked for a number.
+
+    Raises:
+      FlairError: the key is another run's, or `given` holds none.
+    """
+    path = folder / KEY_FILE
+    if not has_begun:
+        first = NoiseKey.draw() if given is None else NoiseKey.read(given)
+        key = first.derive("run", *identity)
+        _write_keys(path, [first, key])
+        return key
+    recorded = _recorded_hash(folder)
+    if not path.exists():
+        return _LostKey(path, recorded or "")
+    key = _read_keys(path)[-1]
+    if recorded not in (None, key.sha256):
+        raise FlairError(f"{path}: is the noise key of another run; put this run's back, or start over: --overwrite")
+    return key
+
+
+def forget_key(folder: Path) -> None:
+    """Deletes the key in `folder`, if there is one."""
+    (folder / KEY_FILE).unlink(missing_ok=True)
+
+
+class _LostKey(NoiseKey):
+    """Stands for a key that is gone: a run whose rounds are all done can still be evaluated."""
+
+    def __init__(self, path: Path, sha256: str) -> None:
+        super().__init__(bytes(_BYTES))
+        self._path, self._recorded = path, sha256
+
+    @property
+    def sha256(self) -> str:
+        return self._recorded
+
+    def derive(self, *names: str | int) -> NoiseKey:
+        raise FlairError(
+            f"{self._path}: no such file; noise and cohorts of a private run follow from it, so that this run cannot "
+            "be continued; put it back, or start over: --overwrite"
+        )
+
+
+def _read_keys(path: str | Path) -> list[NoiseKey]:
+    try:
+        with open(path, "rb") as file:
+            text = file.read(1024)
+    except FileNotFoundError:
+        raise FlairError(f"{path}: no such file; expected a noise key of 64 hexadecimal digits") from None
+    if _TEXT.fullmatch(text) is None:
+        raise FlairError(f"{path}: is not a noise key; expected 64 hexadecimal digits (0-9, a-f) and nothing else")
+    return [NoiseKey(bytes.fromhex(key.decode())) for key in text.split()]
+
+
+def _write_keys(path: Path, keys: Sequence[NoiseKey]) -> None:
+    """For the owner alone, whole or not at all, and onto the disk itself: a run must not outlive its key."""
+    with atomic.replacing(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="ascii") as file:
+            os.fchmod(descriptor, 0o600)  # a umask or an access list may say otherwise
+            file.writelines(f"{key.hex()}\n" for key in keys)
+
+
+def _recorded_hash(folder: Path) -> str | None:
+    try:
+        return str(json_text.read(folder / RUN_FILE)["noise_key_sha256"])
+    except (FileNotFoundError, json_text.BadJson, LookupError, TypeError):
+        return None  # what is wrong with it, the run folder says
