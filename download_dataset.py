@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from flair import catalog, command
 from flair.errors import FlairError
+from flair.paths import path_flag
 
 EPILOG = """\
 Stopped or failed, the same command continues at the byte where it was; what is finished is not fetched again.
@@ -69,7 +68,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--dataset_dir", required=True, type=Path, help="folder to put the dataset in; made when missing (required)")
+    add(
+        "--dataset_dir",
+        type=path_flag,
+        required=True,
+        help="folder to put the dataset in; made when missing (required)",
+    )
     add(
         "--download_raw",
         action="store_true",
@@ -156,4 +160,4 @@ def _http_url(text: str) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv[1:])
+    command.run(main, stopped=command.CONTINUES)

@@ -16,6 +16,7 @@ from flair import command
 from flair.catalog import PARTITIONS
 from flair.file_digest import file_sha256
 from flair.metadata import Record
+from flair.paths import command_line, path_flag
 from flair.preparation_flags import make_parser, positive_int
 
 DESCRIPTION = """\
@@ -43,10 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Wrote {num_features:,} features of each of {num_photos:,} photos to {flags.output} in {duration(seconds)} "
         f"({num_photos / max(seconds, 1e-9):,.0f} photos/s)."
     )
-    print(
-        f"Next: python -m flair.near_duplicates --dataset_dir={flags.dataset_dir} --output_dir=duplicates "
-        f"--features={flags.output}"
-    )
+    made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates", "features": flags.output}
+    print("Next:", command_line("python -m flair.near_duplicates", **made))
     return command.EXIT_OK
 
 
@@ -106,8 +105,10 @@ def _pooling(model: object, image_size: tuple[int, int]) -> tuple[Callable[[list
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("python -m benchmark.features_main", DESCRIPTION)
-    parser.add_argument("--model", required=True, metavar="FILE.h5", help="a saved model of this toolkit")
-    parser.add_argument("--output", required=True, metavar="FILE.npy", help="file to write")
+    parser.add_argument(
+        "--model", type=path_flag, required=True, metavar="FILE.h5", help="a saved model of this toolkit"
+    )
+    parser.add_argument("--output", type=path_flag, required=True, metavar="FILE.npy", help="file to write")
     parser.add_argument(
         "--partitions",
         nargs="+",
@@ -127,4 +128,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

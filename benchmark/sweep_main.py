@@ -19,6 +19,7 @@ from benchmark.sweep_grid import Run, make_runs, parse_grid
 from benchmark.sweep_program import SETTINGS
 from benchmark.sweep_runs import LOG_FILE, Outcome, Runner
 from flair.errors import FlairError
+from flair.paths import path_flag, word
 from flair.preparation_flags import positive_int
 from flair.progress import Progress, duration
 
@@ -109,7 +110,7 @@ def _report(folder: Path, rows: Sequence[sweep_table.Row], outcomes: Sequence[Ou
     if failed:
         print("next: mend what failed, then the same command")
     elif done is not None:
-        print(f"next: python -m benchmark.report_main {folder}/*/")
+        print(f"next: python -m benchmark.report_main {word(folder)}/*/")
     return 1 if failed else 0
 
 
@@ -127,7 +128,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--seeds", type=positive_int, default=1, help="seeds of each setting, from --seed on (1)")
     parser.add_argument("--jobs", type=positive_int, default=1, help="runs at once (1)")
-    parser.add_argument("--sweep_dir", default="sweep", help="folder of the sweep (sweep)")
+    parser.add_argument("--sweep_dir", type=path_flag, default="sweep", help="folder of the sweep (sweep)")
     parser.add_argument("--setting", choices=SETTINGS, help="training command; found from the flags where not given")
     flags, rest = parser.parse_known_args(argv)
     stray = next((argument for argument in rest if not argument.startswith("-")), None)
@@ -137,6 +138,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    from flair.command import run
+    from flair.command import CONTINUES, run
 
-    run(main)
+    run(main, stopped=CONTINUES)
