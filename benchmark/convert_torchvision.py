@@ -66,7 +66,7 @@ def convert(tensors: dict[str, np.ndarray], path: str | Path = "weights") -> dic
 
 def write_keras_weights(layers: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
     """Writes layers as Keras's .h5 weights format, whole or not at all."""
-    with atomic.replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic.replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         file.attrs["layer_names"] = [name.encode() for name in layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.14.0"
         for name, weights in layers.items():

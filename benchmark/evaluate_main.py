@@ -8,7 +8,6 @@ evaluation in --output_dir; an interrupted evaluation is continued. docs/evaluat
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from benchmark import command, evaluation_report, path_flags
 from benchmark.evaluation_sets import EvaluationSet, choose_sets, load_sets, prepared_with
 from benchmark.records import Records, Task, make_task, open_records
 from benchmark.saved_model import BEST_FILE, SavedModel, find_models
+from flair import lock
 from flair.errors import FlairError
 from flair.exclusion import read_exclusion
 from flair.file_digest import file_sha256
@@ -252,11 +252,8 @@ def _locked(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise FlairError(f"--output_dir={folder}: is a file; expected a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "evaluation.lock", "a", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FlairError(f"{folder}: another evaluation is writing there; choose another --output_dir") from None
+    busy = f"{folder}: another evaluation is writing there; choose another --output_dir"
+    with lock.exclusive(folder / "evaluation.lock", busy):
         yield folder
 
 

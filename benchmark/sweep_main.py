@@ -7,8 +7,6 @@ continues a sweep: complete runs are skipped, interrupted ones go on from their 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import io
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from benchmark import sweep_program, sweep_table
 from benchmark.sweep_grid import Run, make_runs, parse_grid
 from benchmark.sweep_program import SETTINGS
 from benchmark.sweep_runs import LOG_FILE, Outcome, Runner
+from flair import lock
 from flair.errors import FlairError
 from flair.paths import path_flag, word
 from flair.preparation_flags import positive_int
@@ -43,8 +42,7 @@ def main(argv: Sequence[str]) -> int:
     runs = make_runs(grid, _first_seed(arguments), flags.seeds)
     folder = Path(flags.sweep_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "a", encoding="utf-8") as lock:
-        _take(lock, folder)
+    with lock.exclusive(folder / LOCK_FILE, f"{folder}: another sweep is running here; choose another --sweep_dir"):
         print(f"{_runs(len(runs))} of benchmark.{setting}_main in {folder}, {flags.jobs} at a time", flush=True)
         outcomes = _run(Runner(folder, setting, arguments), runs, flags.jobs)
         rows = sweep_table.rows_of(folder, runs, {one.run for one in outcomes if one.failure is None})
@@ -69,13 +67,6 @@ def _first_seed(arguments: Sequence[str]) -> int:
         return 0 if text is None else int(text)
     except ValueError:
         raise FlairError(f"--seed={text}: expected a whole number") from None
-
-
-def _take(lock: io.TextIOWrapper, folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FlairError(f"{folder}: another sweep is running here; choose another --sweep_dir") from None
 
 
 def _run(runner: Runner, runs: Sequence[Run], jobs: int) -> list[Outcome]:

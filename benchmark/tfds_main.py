@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from benchmark import command, path_flags
+from flair import lock
 from flair.errors import FlairError
 from flair.paths import command_line
-from flair.preparation import locked
 from flair.progress import duration, size
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _build(data_dir: Path) -> None:
 def _unfinished(data_dir: Path) -> Iterator[Path]:
     """An empty folder for one build at a time, removed afterwards; what a killed build left there goes first."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    with locked(data_dir, f"--tfds_data_dir={data_dir}: another build is writing there; wait for it"):
+    with lock.exclusive(data_dir, f"--tfds_data_dir={data_dir}: another build is writing there; wait for it"):
         folder = data_dir / _UNFINISHED
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

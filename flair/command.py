@@ -46,6 +46,9 @@ def run(
     `stopped` ends the line after Ctrl-C or SIGTERM: it says what the same command does when it is given again.
     """
     standard_streams.mend()
+    # Our HDF5 files appear whole, under other names than those they are written to: there is nothing to lock, and some
+    # file systems cannot. Keras opens files by itself and asks the environment only, when the library is imported.
+    os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
     code = EXIT_FAILED
     try:
         try:
