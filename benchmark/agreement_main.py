@@ -35,6 +35,7 @@ _READ_AT_ONCE = 256
 def main() -> None:
     """Checks the models against the records, scores, writes."""
     start = time.monotonic()
+    atomic.destination(FLAGS.output_file)  # refused before hours of work, not after them
     models = find_models(FLAGS.models)
     records = open_records(FLAGS.tfrecords_dir)
     task = make_task(records, FLAGS.use_fine_grained_labels, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flair import command
+from flair import atomic, command
 from flair.catalog import PARTITIONS
 from flair.file_digest import file_sha256
 from flair.metadata import Record
@@ -68,7 +68,8 @@ def write_model_features(
     compute, num_features = _pooling(saved_model.load(saved), saved.image_size)
     image_ids = [record.image_id for record in records]
     key = hashlib.sha256(json.dumps([digest, batch_size, image_ids]).encode()).hexdigest()[:24]
-    store = PartStore(output.with_name(f".{output.name}.unfinished") / key, np.dtype(np.float32))
+    unfinished = atomic.beside(atomic.destination(output), "unfinished")
+    store = PartStore(unfinished / key, np.dtype(np.float32))
     done = store.done * batch_size
     try:
         with Progress(len(records), "features", "photo", done=min(done, len(records))) as progress:
@@ -82,7 +83,7 @@ def write_model_features(
     about = {"model": model_file.name, "model_sha256": digest, "layer": LAYER, "network": saved.network}
     write_features(output, values, image_ids, about)
     store.discard()
-    output.with_name(f".{output.name}.unfinished").rmdir()
+    unfinished.rmdir()
     return len(values), num_features
 
 

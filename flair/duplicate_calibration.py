@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from flair.progress import duration
 
     start = time.monotonic()
+    if flags.output:
+        atomic.destination(flags.output)  # refused before the work, not after it
     found = calibrate(Path(flags.dataset_dir), flags.num_photos, flags.seed, thresholds_of(flags))
     print(table(found))
     if flags.output:

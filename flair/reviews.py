@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flair import lock
-from flair.atomic import write_json
+from flair.atomic import beside, write_json
 from flair.components import connected_components
 from flair.errors import FlairError
 from flair.exclusion import Exclusion
@@ -156,7 +156,7 @@ def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{path}: another process has been writing there for a minute; stop it"
     # The threads of this process do not depend on the file system.
-    with _THREADS, lock.exclusive(path.with_name(f".{path.name}.lock"), busy, patience=60):
+    with _THREADS, lock.exclusive(beside(path, "lock"), busy, patience=60):
         yield
 
 

@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from flair.workers import default_num_workers
 
     start = time.monotonic()
+    if flags.report:
+        atomic.destination(flags.report)  # refused before the work, not after it
     checks = []
     for check in run_checks(
         Path(flags.dataset_dir),
