@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from flair import catalog, command
 from flair.errors import FlairError
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         source = AppleSource(flags.base_url)
     options = Options(
-        flags.dataset_dir,
+        Path(flags.dataset_dir),
         num_workers=flags.num_workers,
         only_metadata=flags.only == "metadata",
         limit_archives=flags.limit_archives,
