@@ -15,9 +15,6 @@ class _Path(flags.ArgumentParser):
     def parse(self, argument: str) -> str:
         return expand(argument)
 
-    def flag_type(self) -> str:
-        return "path"
-
 
 class _Paths(flags.ListParser):
     def parse(self, argument: str | list[str]) -> list[str]:

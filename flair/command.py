@@ -49,6 +49,8 @@ def run(
     # Our HDF5 files appear whole, under other names than those they are written to: there is nothing to lock, and some
     # file systems cannot. Keras opens files by itself and asks the environment only, when the library is imported.
     os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
+    # Commands draw into files; another backend, as a notebook's, may not be installed.
+    os.environ["MPLBACKEND"] = "agg"
     code = EXIT_FAILED
     try:
         try:

@@ -95,7 +95,7 @@ def audit(settings: Settings) -> Outcome:
         tempfile.TemporaryFile(dir=folder).close()  # where nothing can be written, now is the time to say so
     with contextlib.ExitStack() as held:
         for folder in folders:
-            busy = f"{folder}: another audit is writing there; wait for it or stop it"
+            busy = f"{folder}: another process is preparing this output; wait for it or stop it"
             held.enter_context(lock.exclusive(folder, busy))
         outcome = _audit(settings)
     return outcome

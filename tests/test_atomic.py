@@ -181,6 +181,13 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
     assert other.value.filename == str(folder / "another")
 
 
+def test_a_path_that_is_no_text_can_be_named_in_a_file(tmp_path: Path) -> None:
+    place = os.fsdecode(b"data \xff")
+    atomic.write_json(tmp_path / place, {"dataset_dir": place})
+    text = (tmp_path / place).read_bytes().decode("utf-8")
+    assert json.loads(text) == {"dataset_dir": place}
+
+
 @pytest.mark.parametrize("name", ["a" * 248 + ".h5", "é" * 126 + ".h5"], ids=len)
 def test_preparation_takes_every_name_and_writes_through_links(tmp_path: Path, miniature: Path, name: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / name)
