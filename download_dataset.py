@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from flair import catalog, command
 from flair.errors import FlairError
+from flair.paths import path_flag
 
 EPILOG = """\
 Stopped or failed, the same command continues at the byte where it was; what is finished is not fetched again.
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         source = AppleSource(flags.base_url)
     options = Options(
-        flags.dataset_dir,
+        Path(flags.dataset_dir),
         num_workers=flags.num_workers,
         only_metadata=flags.only == "metadata",
         limit_archives=flags.limit_archives,
@@ -69,7 +69,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--dataset_dir", required=True, type=Path, help="folder to put the dataset in; made when missing (required)")
+    add(
+        "--dataset_dir",
+        type=path_flag,
+        required=True,
+        help="folder to put the dataset in; made when missing (required)",
+    )
     add(
         "--download_raw",
         action="store_true",
@@ -156,4 +161,4 @@ def _http_url(text: str) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, sys.argv[1:])
+    command.run(main, stopped=command.CONTINUES)

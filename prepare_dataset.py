@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from flair import command, preparation_flags
+from flair.paths import command_line, path_flag
 
 DESCRIPTION = """\
 Turns the folder that download_dataset.py wrote into one HDF5 file.
@@ -17,7 +18,7 @@ is there; a run that was stopped continues when the same command is given again.
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, writes the file, prints what was made; returns the exit code."""
     parser = preparation_flags.make_parser("prepare_dataset.py", DESCRIPTION)
-    parser.add_argument("--output_file", required=True, help="HDF5 file to write")
+    parser.add_argument("--output_file", type=path_flag, required=True, help="HDF5 file to write")
     parser.add_argument(
         "--not_group_data_by_user",
         action="store_true",
@@ -57,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         overwrite=flags.overwrite,
     )
     print(*outcome.summary(flags.output_file, time.monotonic() - start), sep="\n")
-    exclude = f" --exclude={flags.exclude}" if flags.exclude else ""
-    print(f"Next: python -m flair.verify --dataset_dir={flags.dataset_dir} --hdf5_file={flags.output_file}{exclude}")
+    made = {"dataset_dir": flags.dataset_dir, "hdf5_file": flags.output_file, "exclude": flags.exclude}
+    print("Next:", command_line("python -m flair.verify", **made))
     return command.EXIT_OK
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from flair import command, preparation_flags
+from flair.paths import command_line, path_flag
 
 DESCRIPTION = """\
 Turns the folder that download_dataset.py wrote into TFRecords for training.
@@ -18,7 +19,7 @@ when the same command is given again."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, writes the records, prints what was made; returns the exit code."""
     parser = preparation_flags.make_parser("prepare_tfrecords.py", DESCRIPTION)
-    parser.add_argument("--tfrecords_dir", required=True, help="folder to write to")
+    parser.add_argument("--tfrecords_dir", type=path_flag, required=True, help="folder to write to")
     parser.add_argument(
         "--layout",
         choices=("per_user", "sharded"),
@@ -69,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         overwrite=flags.overwrite,
     )
     print(*outcome.summary(flags.tfrecords_dir, time.monotonic() - start), sep="\n")
-    print(f"Next: python -m benchmark.central_main --tfrecords_dir={flags.tfrecords_dir}")
-    verify = f"python -m flair.verify --dataset_dir={flags.dataset_dir} --tfrecords_dir={flags.tfrecords_dir}"
-    print(f"  or: {verify}" + (f" --exclude={flags.exclude}" if flags.exclude else ""))
+    print("Next:", command_line("python -m benchmark.central_main", tfrecords_dir=flags.tfrecords_dir))
+    made = {"dataset_dir": flags.dataset_dir, "tfrecords_dir": flags.tfrecords_dir, "exclude": flags.exclude}
+    print("  or:", command_line("python -m flair.verify", **made))
     return command.EXIT_OK
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

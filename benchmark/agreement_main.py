@@ -12,18 +12,19 @@ from collections.abc import Iterator
 import numpy as np
 from absl import flags
 
-from benchmark import command
+from benchmark import command, path_flags
 from benchmark.records import Records, Task, make_task, open_records
 from benchmark.saved_model import SavedModel, find_models
 from flair import atomic, example
 from flair.catalog import HELDOUT, PARTITIONS
 from flair.errors import FlairError
+from flair.paths import command_line
 from flair.progress import Progress, duration
 
-flags.DEFINE_string("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", required=True)
-flags.DEFINE_list("models", None, "Saved models: .h5 files, run folders, folders of .h5 files.", required=True)
+path_flags.DEFINE_path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", required=True)
+path_flags.DEFINE_paths("models", None, "Saved models: .h5 files, run folders, folders of .h5 files.", required=True)
 flags.DEFINE_enum("partition", "test", [*PARTITIONS, HELDOUT], "Partition whose photos are scored.")
-flags.DEFINE_string("output_file", None, "JSON file to write.", required=True)
+path_flags.DEFINE_path("output_file", None, "JSON file to write.", required=True)
 flags.DEFINE_boolean("use_fine_grained_labels", False, "The models predict the fine-grained labels.")
 flags.DEFINE_integer("eval_batch_size", 512, "Photos a batch; changes speed, never a number.", lower_bound=1)
 
@@ -34,6 +35,7 @@ _READ_AT_ONCE = 256
 def main() -> None:
     """Checks the models against the records, scores, writes."""
     start = time.monotonic()
+    atomic.destination(FLAGS.output_file)  # refused before hours of work, not after them
     models = find_models(FLAGS.models)
     records = open_records(FLAGS.tfrecords_dir)
     task = make_task(records, FLAGS.use_fine_grained_labels, None)
@@ -56,7 +58,8 @@ def main() -> None:
         f"{FLAGS.output_file}: {len(agreement):,} photos scored by {len(models)} models "
         f"in {duration(time.monotonic() - start)}"
     )
-    print(f"next: python -m flair.sample_testset top --scores={FLAGS.output_file} --dataset_dir=DATASET --name=NAME")
+    sample = command_line("python -m flair.sample_testset top", scores=FLAGS.output_file)
+    print(f"next: {sample} --dataset_dir=DATASET --name=NAME")
 
 
 def _predict(model: SavedModel, records: Records, task: Task) -> np.ndarray:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from benchmark import command, model_flags, tf_config
+from benchmark import command, model_flags, path_flags, tf_config
 from benchmark.records import Records, Task
 from benchmark.run_folder import RunFolder, WatchedRunFolder
 from benchmark.schedules import SCHEDULES, learning_rates
 from flair.errors import FlairError
+from flair.paths import command_line
 from flair.progress import duration
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "early_stopping", 0, "Epochs without a better model after which training stops; 0 never stops early.", lower_bound=0
 )
-flags.DEFINE_string("run_dir", None, "Folder of this run; none: the saved model's path without .h5.")
+path_flags.DEFINE_path("run_dir", None, "Folder of this run; none: the saved model's path without .h5.")
 flags.DEFINE_boolean("overwrite", False, "Start over, forgetting the run that --run_dir holds.")
 flags.DEFINE_float("minutes_per_checkpoint", 10.0, "Minutes between checkpoints inside an epoch.", lower_bound=0)
 
@@ -239,8 +240,8 @@ def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
     print(f"best model: {saved_model}")
     print(f"run folder: {run_dir}")
     print(f"{_epochs(summary['epochs'])} in {duration(summary['training_seconds'])} of training")
-    print(f"next: tensorboard --logdir={run_dir}")
+    print("next:", command_line("tensorboard", logdir=run_dir))
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

@@ -14,19 +14,23 @@ from typing import Any
 from absl import flags
 
 import flair.command
+from flair import standard_streams
+from flair.command import CONTINUES, STARTS_OVER
+from flair.paths import expand
 
 _ENUM_PREFIX = re.compile(r"^<[^>]*>: ")  # absl puts the choices there; they are in the usage already
 _HELP_FLAGS = ("--help", "-help", "-h", "--helpfull", "--helpshort", "-?")
 
 
-def run(main: Callable[..., int | None], takes: str | None = None) -> None:
+def run(main: Callable[..., int | None], takes: str | None = None, stopped: str = STARTS_OVER) -> None:
     """Parses `sys.argv` into absl's FLAGS, calls `main()` and exits as `flair.command.run` does.
 
-    With `takes`, the name of what the program takes beside flags, it calls `main(values)` with at least one of them.
+    With `takes`, the name of the paths that the program takes beside flags, it calls `main(paths)` with at least one.
 
     An unknown flag, a value of the wrong type or a missing required flag exits 2 with one line on stderr; `--help`
     prints every flag of the program with its default and exits 0 without importing anything heavy.
     """
+    standard_streams.mend()
     # Must stand before the first import of TensorFlow, which prints forty lines about CUDA otherwise. A "1" is what
     # TensorFlow itself leaves in the environment of a parent process.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
@@ -38,7 +42,7 @@ def run(main: Callable[..., int | None], takes: str | None = None) -> None:
     if any(argument in _HELP_FLAGS for argument in before_separator):
         flair.command.run(lambda _argv: print(help_text(program, sys.modules["__main__"].__doc__ or "", takes)))
     try:
-        positional = flags.FLAGS(sys.argv)[1:]
+        positional = [expand(path) for path in flags.FLAGS(sys.argv)[1:]]
         if positional and takes is None:
             raise flags.Error(f"takes flags only, found {positional[0]!r}")
         if takes is not None and not positional:
@@ -51,7 +55,9 @@ def run(main: Callable[..., int | None], takes: str | None = None) -> None:
         print(f"{program}: {_one_line(error)}; --help lists the flags", file=sys.stderr)
         sys.exit(flair.command.EXIT_USAGE)
     arguments = [] if takes is None else [positional]
-    flair.command.run(lambda _argv: main(*arguments))
+    if stopped == CONTINUES and "overwrite" in flags.FLAGS and flags.FLAGS.overwrite:
+        stopped = "the same command without --overwrite continues where it stopped"
+    flair.command.run(lambda _argv: main(*arguments), stopped=stopped)
 
 
 def _check_finite() -> None:

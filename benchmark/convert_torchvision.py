@@ -13,9 +13,10 @@ import h5py
 import numpy as np
 from absl import flags
 
-from benchmark import command, safetensors_file
+from benchmark import command, path_flags, safetensors_file
 from flair import atomic
 from flair.errors import FlairError
+from flair.paths import command_line
 from flair.progress import duration
 
 FLAGS = flags.FLAGS
@@ -33,7 +34,8 @@ def main() -> None:
         f"{FLAGS.output}: {len(layers)} layers, {count:,} weights of {FLAGS.weights}, "
         f"in {duration(time.monotonic() - started)}"
     )
-    print(f"next: python -m benchmark.central_main --restore_model_path={FLAGS.output} --tfrecords_dir=DIR")
+    train = command_line("python -m benchmark.central_main", restore_model_path=FLAGS.output)
+    print(f"next: {train} --tfrecords_dir=DIR")
 
 
 def convert(tensors: dict[str, np.ndarray], path: str | Path = "weights") -> dict[str, dict[str, np.ndarray]]:
@@ -64,7 +66,7 @@ def convert(tensors: dict[str, np.ndarray], path: str | Path = "weights") -> dic
 
 def write_keras_weights(layers: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
     """Writes layers as Keras's .h5 weights format, whole or not at all."""
-    with atomic.replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic.replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         file.attrs["layer_names"] = [name.encode() for name in layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.14.0"
         for name, weights in layers.items():
@@ -96,6 +98,6 @@ class _Source:
 
 if __name__ == "__main__":
     # Here, because whoever imports `convert` has required flags of its own.
-    flags.DEFINE_string("weights", None, "The .safetensors file to convert.", required=True)
-    flags.DEFINE_string("output", None, "The .h5 file to write.", required=True)
+    path_flags.DEFINE_path("weights", None, "The .safetensors file to convert.", required=True)
+    path_flags.DEFINE_path("output", None, "The .h5 file to write.", required=True)
     command.run(main)

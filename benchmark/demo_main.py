@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from benchmark import command
+from benchmark import command, path_flags
 from flair import catalog, mirror
 from flair.errors import FlairError
 from flair.progress import duration
 
-flags.DEFINE_string("demo_dir", "demo", "Folder for everything that the demo makes.")
+path_flags.DEFINE_path("demo_dir", "demo", "Folder for everything that the demo makes.")
 flags.DEFINE_integer("num_images", 2000, "Photos of the miniature data set.", lower_bound=100)
 flags.DEFINE_integer("num_epochs", 12, "Epochs of central training.", lower_bound=1)
 flags.DEFINE_integer("total_rounds", 60, "Rounds of each federated training.", lower_bound=1)
@@ -202,4 +202,4 @@ def _know_nothing(dataset_dir: Path) -> float:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

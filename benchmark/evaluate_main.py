@@ -8,7 +8,6 @@ evaluation in --output_dir; an interrupted evaluation is continued. docs/evaluat
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,30 +16,36 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from benchmark import command, evaluation_report
+from benchmark import command, evaluation_report, path_flags
 from benchmark.evaluation_sets import EvaluationSet, choose_sets, load_sets, prepared_with
 from benchmark.records import Records, Task, make_task, open_records
 from benchmark.saved_model import BEST_FILE, SavedModel, find_models
+from flair import lock
 from flair.errors import FlairError
 from flair.exclusion import read_exclusion
 from flair.file_digest import file_sha256
+from flair.paths import command_line
 from flair.progress import duration
 
 if TYPE_CHECKING:
     from benchmark.evaluation_result import Scored
 
-flags.DEFINE_string("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", required=True)
-flags.DEFINE_list(
+path_flags.DEFINE_path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", required=True)
+path_flags.DEFINE_paths(
     "models",
     None,
     "Saved models: .h5 files, run folders (their best.h5), folders of .h5 files or of run folders.",
     required=True,
 )
-flags.DEFINE_list("partitions", ["val", "test"], "Partitions, or test sets: names in --testsets_dir or .json files.")
-flags.DEFINE_string("testsets_dir", "testsets", "Folder of the test sets that flair.sample_testset wrote.")
-flags.DEFINE_string("exclude", None, "Leave out the photos of this JSON file: ids, or near_duplicates.json.")
-flags.DEFINE_multi_string("compare", [], "Two models, a,b: the paired difference a - b. May be given several times.")
-flags.DEFINE_string("output_dir", "evaluation", "Folder for the result, the tables and the predictions.")
+path_flags.DEFINE_paths(
+    "partitions", ["val", "test"], "Partitions, or test sets: names in --testsets_dir or .json files."
+)
+path_flags.DEFINE_path("testsets_dir", "testsets", "Folder of the test sets that flair.sample_testset wrote.")
+path_flags.DEFINE_path("exclude", None, "Leave out the photos of this JSON file: ids, or near_duplicates.json.")
+path_flags.DEFINE_multi_paths(
+    "compare", [], "Two models, a,b: the paired difference a - b. May be given several times."
+)
+path_flags.DEFINE_path("output_dir", "evaluation", "Folder for the result, the tables and the predictions.")
 flags.DEFINE_boolean(
     "reuse_predictions", False, "Take finished predictions of the same model and photos instead of making them anew."
 )
@@ -77,7 +82,7 @@ def main() -> None:
     print(f"evaluated {len(models)} {'model' if len(models) == 1 else 'models'} in {_since(started)}")
     runs = list(dict.fromkeys(str(model.run_dir) for model in models if _is_result_of_run(model)))
     if runs:
-        print(f"next: python -m benchmark.report_main {' '.join(runs)}")
+        print("next:", command_line("python -m benchmark.report_main", *runs))
     else:
         print(f"next: the predictions are in {folder}; docs/evaluation.md says how to read them")
 
@@ -247,11 +252,8 @@ def _locked(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise FlairError(f"--output_dir={folder}: is a file; expected a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "evaluation.lock", "a", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FlairError(f"{folder}: another evaluation is writing there; choose another --output_dir") from None
+    busy = f"{folder}: another evaluation is writing there; choose another --output_dir"
+    with lock.exclusive(folder / "evaluation.lock", busy):
         yield folder
 
 
@@ -269,4 +271,4 @@ def _since(started: float) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

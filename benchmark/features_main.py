@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flair import command
+from flair import atomic, command
 from flair.catalog import PARTITIONS
 from flair.file_digest import file_sha256
 from flair.metadata import Record
+from flair.paths import command_line, path_flag
 from flair.preparation_flags import make_parser, positive_int
 
 DESCRIPTION = """\
@@ -43,10 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Wrote {num_features:,} features of each of {num_photos:,} photos to {flags.output} in {duration(seconds)} "
         f"({num_photos / max(seconds, 1e-9):,.0f} photos/s)."
     )
-    print(
-        f"Next: python -m flair.near_duplicates --dataset_dir={flags.dataset_dir} --output_dir=duplicates "
-        f"--features={flags.output}"
-    )
+    made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates", "features": flags.output}
+    print("Next:", command_line("python -m flair.near_duplicates", **made))
     return command.EXIT_OK
 
 
@@ -69,7 +68,8 @@ def write_model_features(
     compute, num_features = _pooling(saved_model.load(saved), saved.image_size)
     image_ids = [record.image_id for record in records]
     key = hashlib.sha256(json.dumps([digest, batch_size, image_ids]).encode()).hexdigest()[:24]
-    store = PartStore(output.with_name(f".{output.name}.unfinished") / key, np.dtype(np.float32))
+    unfinished = atomic.beside(atomic.destination(output), "unfinished")
+    store = PartStore(unfinished / key, np.dtype(np.float32))
     done = store.done * batch_size
     try:
         with Progress(len(records), "features", "photo", done=min(done, len(records))) as progress:
@@ -83,7 +83,7 @@ def write_model_features(
     about = {"model": model_file.name, "model_sha256": digest, "layer": LAYER, "network": saved.network}
     write_features(output, values, image_ids, about)
     store.discard()
-    output.with_name(f".{output.name}.unfinished").rmdir()
+    unfinished.rmdir()
     return len(values), num_features
 
 
@@ -106,8 +106,10 @@ def _pooling(model: object, image_size: tuple[int, int]) -> tuple[Callable[[list
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("python -m benchmark.features_main", DESCRIPTION)
-    parser.add_argument("--model", required=True, metavar="FILE.h5", help="a saved model of this toolkit")
-    parser.add_argument("--output", required=True, metavar="FILE.npy", help="file to write")
+    parser.add_argument(
+        "--model", type=path_flag, required=True, metavar="FILE.h5", help="a saved model of this toolkit"
+    )
+    parser.add_argument("--output", type=path_flag, required=True, metavar="FILE.npy", help="file to write")
     parser.add_argument(
         "--partitions",
         nargs="+",
@@ -127,4 +129,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from benchmark import ineffective_flags, privacy
+from benchmark import ineffective_flags, path_flags, privacy
 from benchmark.cohort import CYCLIC, FIXED, POISSON, SAMPLINGS, UNIFORM
 from benchmark.federated_config import (
     AGGREGATORS,
@@ -113,7 +113,7 @@ flags.DEFINE_integer(
     "Scale the noise as if so many clients took part. The run itself does not have the stated epsilon.",
 )
 flags.DEFINE_boolean("published_noise", False, "The noise of ml-flair's formula, which counts rounds wrongly.")
-flags.DEFINE_string(
+path_flags.DEFINE_path(
     "noise_key_file",
     None,
     "Repeat the noise and the cohorts that follow from this file of 64 hexadecimal digits; the privacy then holds only "
@@ -142,7 +142,7 @@ flags.DEFINE_boolean(
     False,
     "With --federated_eval: also train each client on half of its photos and score the other half before and after.",
 )
-flags.DEFINE_string("run_dir", None, "Folder of this run; none: the saved model's path without .h5.")
+path_flags.DEFINE_path("run_dir", None, "Folder of this run; none: the saved model's path without .h5.")
 flags.DEFINE_boolean("overwrite", False, "Start over, forgetting the run that --run_dir holds.")
 
 FLAGS = flags.FLAGS

@@ -21,6 +21,7 @@ from benchmark.privacy_accounting import rounded_up
 from benchmark.ray_flags import RAY_FLAGS
 from benchmark.records import Records, Task
 from benchmark.run_folder import RunFolder
+from flair.paths import command_line
 from flair.progress import duration
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
     if "epsilon" in summary:
         print(f"epsilon: {rounded_up(summary['epsilon'])}; read {run_dir / 'privacy.txt'} for what that means")
     print(f"{summary['rounds']} rounds in {duration(summary['training_seconds'])} of training")
-    print(f"next: tensorboard --logdir={run_dir}")
+    print("next:", command_line("tensorboard", logdir=run_dir))
 
 
 def _spread(values: dict[str, float]) -> str:
@@ -347,4 +348,4 @@ def _spread(values: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

@@ -6,7 +6,7 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
-from flair.command import Terminated
+from flair.stopping import Terminated
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 

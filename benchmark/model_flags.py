@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from benchmark import command, training_plan
+from benchmark import command, path_flags, training_plan
 from benchmark.records import Records, Task, make_task, open_records
 from flair.catalog import IMAGE_SIZE
 from flair.errors import FlairError
@@ -22,18 +22,18 @@ MODELS = ("resnet18", "cnn")
 NORMALIZATIONS = ("auto", "group", "frozen_batch")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
-flags.DEFINE_string("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote, or an HDF5 file of photos.")
-flags.DEFINE_string(
+path_flags.DEFINE_path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote, or an HDF5 file of photos.")
+path_flags.DEFINE_path(
     "tfds_data_dir", None, "Instead of --tfrecords_dir: folder in which benchmark.tfds_main, or TFDS, built FLAIR."
 )
 flags.DEFINE_integer("image_height", 224, "Height of the model's input, in pixels.", lower_bound=16)
 flags.DEFINE_integer("image_width", 224, "Width of the model's input, in pixels.", lower_bound=16)
 flags.DEFINE_boolean("use_fine_grained_labels", False, "Predict the fine-grained labels, not the 17 coarse ones.")
 flags.DEFINE_string("binary_label", None, "Predict this one label only, as a yes or no; none: all labels.")
-flags.DEFINE_string(
+path_flags.DEFINE_path(
     "restore_model_path", None, "Start from the weights of this .h5 file (layers are matched by name); none: random."
 )
-flags.DEFINE_string("save_model_dir", "./", "Folder for the trained model.")
+path_flags.DEFINE_path("save_model_dir", "./", "Folder for the trained model.")
 flags.DEFINE_integer(
     "eval_batch_size", 512, "Photos a batch in evaluation; changes speed, never a number.", lower_bound=1
 )

@@ -15,10 +15,10 @@ from benchmark.predictions import Predictions, PredictionWriter, compare, open_p
 from benchmark.records import Records, Task
 from benchmark.saved_model import SavedModel
 from flair import atomic
-from flair.command import Terminated
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
 from flair.progress import Progress
+from flair.stopping import Terminated
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from absl import flags
 
+from benchmark import path_flags
 from benchmark.adaptation import HEAD, LAYERS
 from benchmark.label_episodes import LABEL_SETS
 from benchmark.user_episodes import DUPLICATE_AWARE, RANDOM, SPLITS
@@ -26,8 +27,8 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines them; not at import, because some have the names of other programs' flags."""
-    flags.DEFINE_string("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote, or an HDF5 file of photos.")
-    flags.DEFINE_string("model", None, "Saved model (.h5) to start every episode from.")
+    path_flags.DEFINE_path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote, or an HDF5 file of photos.")
+    path_flags.DEFINE_path("model", None, "Saved model (.h5) to start every episode from.")
     flags.DEFINE_enum("partition", "test", PARTITIONS, "Partition whose users or photos make the episodes.")
     flags.DEFINE_enum(
         "episodes", USERS, EPISODES, "What an episode is: a user, or a few-shot task over fine-grained labels."
@@ -45,7 +46,7 @@ def define_flags() -> None:
         "How a user's photos are divided: at random; the newest to test on, by Flickr's photo id; or at random with "
         "near duplicates on one side.",
     )
-    flags.DEFINE_string(
+    path_flags.DEFINE_path(
         "duplicates", None, "near_duplicates.json of flair.near_duplicates, for --split=duplicate_aware."
     )
     flags.DEFINE_enum(
@@ -89,13 +90,13 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "label_set", "test", LABEL_SETS, "Which of the disjoint sets of fine-grained labels to draw from."
     )
-    flags.DEFINE_string(
+    path_flags.DEFINE_path(
         "taxonomy",
         None,
         f"{TAXONOMY_FILE} of the dataset: classes of one label episode share a coarse label; none: they are drawn from "
         "all labels.",
     )
-    flags.DEFINE_string(
+    path_flags.DEFINE_path(
         "dump_dir", None, "Also write the episodes as TFRecords to this folder, for other frameworks; none: do not."
     )
     flags.DEFINE_boolean("use_fine_grained_labels", False, "The model predicts the fine-grained labels.")
@@ -103,7 +104,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("image_height", None, "Height of the model's input; none: as it was trained.", lower_bound=16)
     flags.DEFINE_integer("image_width", None, "Width of the model's input; none: as it was trained.", lower_bound=16)
     flags.DEFINE_integer("seed", 0, "Seed of users, splits, sizes and batches.", 0, 2**48)
-    flags.DEFINE_string("run_dir", None, "Folder for the results; none: <model>_personalization beside the model.")
+    path_flags.DEFINE_path("run_dir", None, "Folder for the results; none: <model>_personalization beside the model.")
     flags.DEFINE_boolean("overwrite", False, "Forget what an earlier run left in the folder.")
     flags.mark_flags_as_required(["tfrecords_dir", "model"])
 

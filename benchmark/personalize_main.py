@@ -25,6 +25,7 @@ from benchmark.saved_model import SavedModel
 from flair.catalog import TAXONOMY_FILE
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
+from flair.paths import command_line
 from flair.progress import duration
 
 personalize_flags.define_flags()
@@ -166,8 +167,9 @@ def _report(summary: dict[str, Any], folder: Path) -> None:
     files = [EPISODES_FILE, *([USERS_FILE] if summary["kind"] == USERS else []), "summary.json", f"{FIGURES_DIR}/"]
     print(f"{folder}: {', '.join(files)}")
     print(f"{summary['episodes']:,} episodes in {duration(summary['seconds'])}")
-    print(f"next: python -m benchmark.report_main {folder}, and docs/personalization.md for what the numbers mean")
+    report = command_line("python -m benchmark.report_main", folder)
+    print(f"next: {report}   # docs/personalization.md says what the numbers mean")
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

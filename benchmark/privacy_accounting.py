@@ -28,6 +28,7 @@ COARSEST_INTERVAL = 1e-3
 FINEST_INTERVAL = 1e-9
 MAX_LOSS_BUCKETS = 200_000
 MAX_ROUNDS = 10**9
+MAX_ROUNDS_OF_A_STAGE = 10**6
 MIN_PLD_NOISE_MULTIPLIER = 5e-3
 RDP_ROUNDING = 3e-14
 RELATIVE_TOLERANCE = 1e-4
@@ -64,7 +65,7 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
         return rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
     interval = _loss_interval(noise_multiplier, sampling_probability, rounds, delta)
     one_round = _one_round_pld(noise_multiplier, sampling_probability, interval)
-    return float(one_round.self_compose(rounds).get_epsilon_for_delta(delta))
+    return float(_composed(one_round, rounds).get_epsilon_for_delta(delta))
 
 
 def epsilon(accountant: str, noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:
@@ -117,8 +118,9 @@ def rounds_affordable(cost: Callable[[int], float], target: float, guess: int = 
     5024
     """
     low, high = 0, guess
-    while cost(high) <= target and high < MAX_ROUNDS:
+    while high <= MAX_ROUNDS and cost(high) <= target:
         low, high = high, 2 * high
+    high = min(high, MAX_ROUNDS + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= target else (low, middle)
@@ -241,6 +243,21 @@ def _one_round_pld(noise_multiplier: float, sampling_probability: float, interva
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_probability
     )
+
+
+def _composed(one_round: PrivacyLossDistribution, rounds: int) -> PrivacyLossDistribution:
+    """The loss of `rounds` rounds, beyond a million composed in two stages.
+
+    dp_accounting bounds the loss of a composition too loosely when its rounds are many times its buckets: at ten
+    million, distributions ten times as long as needed; and it raises the number of buckets to the number of rounds,
+    in whole numbers, which takes longer than all the rest. Every stage is an upper bound, so their result is one.
+    """
+    if rounds <= MAX_ROUNDS_OF_A_STAGE:
+        return one_round.self_compose(rounds)
+    stage = math.isqrt(rounds)
+    stages, rest = divmod(rounds, stage)
+    whole = one_round.self_compose(stage).self_compose(stages)
+    return whole.compose(one_round.self_compose(rest)) if rest else whole
 
 
 def _loss_interval(noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:

@@ -47,6 +47,8 @@ class Question:
 
 def check_question(question: Question) -> None:
     """Raises FlairError on values that mean nothing; instant."""
+    if question.total_rounds > privacy_accounting.MAX_ROUNDS:
+        raise FlairError(f"--total_rounds={question.total_rounds}: expected at most {privacy_accounting.MAX_ROUNDS:,}")
     given = dataclasses.asdict(question)
     if question.asks_for == "rounds":
         if question.published_noise:
@@ -97,7 +99,7 @@ def answer_text(found: dict[str, Any]) -> str:
     for label, key in _ROWS:
         pld, rdp = found["by"]["pld"][key], found["by"]["rdp"][key]
         if pld is not None or rdp is not None:
-            lines.append(f"{label:<38}{_text(key, pld):>12}{_text(key, rdp):>12}")
+            lines.append(f"{label:<38}{_text(key, pld):>12} {_text(key, rdp):>11}")
     lines += ["", *_remarks(found)]
     return "\n".join(lines)
 

@@ -14,15 +14,15 @@ from typing import Any
 
 from absl import flags
 
-from benchmark import command
+from benchmark import command, path_flags
 from benchmark.json_shape import ESTIMATE, misfit
 from flair import atomic
 from flair.errors import FlairError
 from flair.progress import Progress, duration
 
-flags.DEFINE_string("output_dir", "report", "Folder for index.html and figures/.")
+path_flags.DEFINE_path("output_dir", "report", "Folder for index.html and figures/.")
 flags.DEFINE_string("title", "FLAIR runs", "Title of the page.")
-flags.DEFINE_string(
+path_flags.DEFINE_path(
     "evaluation", None, "Folder of an evaluation of several models, whose paired differences are shown as well."
 )
 

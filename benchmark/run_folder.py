@@ -12,8 +12,8 @@ summary.json   the result; its presence means that the run is complete
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmark.checkpoint import Checkpoints
-from flair import __version__, atomic
+from flair import __version__, atomic, lock
 from flair.errors import FlairError
 
 FLAGS_FILE, RUN_FILE, METRICS_FILE, TIMES_FILE = "flags.txt", "run.json", "metrics.csv", "times.csv"
@@ -81,23 +81,20 @@ class RunFolder:
         self._columns: list[str] = []  # of metrics.csv as it was last written whole
         self._flag_lines, self._changeable, self._overwrite = flag_lines, frozenset(changeable), overwrite
         self._defaults = dict(defaults or {})
-        self._lock: io.TextIOWrapper | None = None
+        self._lock: contextlib.AbstractContextManager[int] | None = None
 
     def __enter__(self) -> RunFolder:
         foreign = [name for name in _DATA_FILES if (self.path / name).exists()]
         if foreign:
             raise FlairError(f"{self.path}: holds data ({foreign[0]}) and cannot be a run folder too; give a --run_dir")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / LOCK_FILE, "a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise FlairError(f"{self.path}: another run is writing to this folder; choose another --run_dir") from None
+        busy = f"{self.path}: another run is writing to this folder; choose another --run_dir"
+        self._lock = lock.exclusive(self.path / LOCK_FILE, busy)
+        self._lock.__enter__()
         try:
             self._open()
         except BaseException:
-            self._lock.close()
+            self._lock.__exit__(None, None, None)
             raise
         return self
 
@@ -105,7 +102,7 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
-            self._lock.close()
+            self._lock.__exit__(None, None, None)
 
     @property
     def has_begun(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmark.sizing import Parts, size, table
 from flair import command
 from flair.errors import FlairError
+from flair.paths import path_flag
 from flair.preparation_flags import positive_int
 
 # ResNet-18 at 224 pixels, float32, 17 labels, on one core of an AMD EPYC (Zen 5), as `speed_main ray --repeats=2`
@@ -76,7 +77,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmark.scale_main",
         description="Computes rounds of FLAIR on clusters of any size from measured parts.",
     )
-    parser.add_argument("--parts", metavar="FILE", help="JSON of `speed_main ray` (default: ResNet-18 on Zen 5 cores)")
+    parser.add_argument(
+        "--parts", type=path_flag, metavar="FILE", help="JSON of `speed_main ray` (default: ResNet-18 on Zen 5 cores)"
+    )
     parser.add_argument("--clients", type=_int_list, default=[200, 5000], help="of a round (default: 200,5000)")
     parser.add_argument("--machines", type=_int_list, default=[1, 10, 100], help="default: 1,10,100")
     parser.add_argument("--workers_per_machine", type=positive_int, default=2, help="default: 2")

@@ -22,6 +22,7 @@ from PIL import Image, ImageEnhance
 from benchmark.timed_command import Step, measure
 from flair import atomic
 from flair.metadata import Record, load_records, photo_path
+from flair.paths import path_flag
 from flair.preparation_flags import positive_int
 from flair.progress import duration
 from flair.synthetic import make_dataset
@@ -109,7 +110,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmark.speed_main audit",
         description="Measures the audit for near duplicates on generated photos, copies planted among them.",
     )
-    parser.add_argument("--work_dir", required=True, help="folder for the photos, which stay, and for output")
+    parser.add_argument(
+        "--work_dir", type=path_flag, required=True, help="folder for the photos, which stay, and for output"
+    )
     parser.add_argument(
         "--num_images", type=positive_int, default=20_000, help="photos; FLAIR: 429078 (default: 20000)"
     )
@@ -118,5 +121,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--num_workers", type=positive_int, default=os.cpu_count() or 1, help="processes (default: all cores)"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
+    parser.add_argument("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
     return parser.parse_args(argv)

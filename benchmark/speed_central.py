@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.machine import machine, number_of, peak_bytes
 from benchmark.speed_step import ratio
 from flair import atomic
+from flair.paths import path_flag
 from flair.preparation_flags import positive_int
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--tfrecords_dir", help="records to read; a synthetic dataset without it")
+    parser.add_argument("--tfrecords_dir", type=path_flag, help="records to read; a synthetic dataset without it")
     parser.add_argument("--num_images", type=positive_int, default=1500, help="photos of the synthetic dataset")
     parser.add_argument("--model", default="resnet18", help="network, resnet18 or cnn")
     parser.add_argument("--compute_dtype", choices=("float32", "bfloat16"), default="float32", help="of the layers")
@@ -216,5 +217,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--image_size", type=positive_int, default=224, help="height and width of the input, in pixels")
     parser.add_argument("--steps", type=positive_int, default=10, help="training steps a repetition")
     parser.add_argument("--repeats", type=positive_int, default=5, help="repetitions, of which medians are taken")
-    parser.add_argument("--json", help="write the numbers to this file too")
+    parser.add_argument("--json", type=path_flag, help="write the numbers to this file too")
     return parser.parse_args(argv)

@@ -21,6 +21,7 @@ from benchmark import speed_download
 from benchmark.timed_command import ROOT, Measured, Step, measure, remove
 from flair.catalog import IMAGE_SIZE, METADATA_FILE, NUM_ARCHIVES, SMALL_IMAGES_DIR
 from flair.errors import FlairError
+from flair.paths import path_flag
 from flair.preparation_flags import positive_int
 
 PIXELS_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
@@ -259,7 +260,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmark.speed_main data",
         description="Measures the data path on a synthetic dataset, beside plain-Python copying of the same bytes.",
     )
-    parser.add_argument("--work_dir", required=True, help="folder for the dataset, which stays, and for output")
+    parser.add_argument(
+        "--work_dir", type=path_flag, required=True, help="folder for the dataset, which stays, and for output"
+    )
     parser.add_argument("--num_images", type=positive_int, default=20_000, help="photos (default: 20000)")
     parser.add_argument(
         "--distinct_photos", type=positive_int, help="draw so many photos, hard-link the others (default: draw all)"
@@ -270,5 +273,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--num_workers", type=positive_int, default=os.cpu_count() or 1, help="processes of a step (default: all cores)"
     )
     parser.add_argument("--steps", help="only steps whose names contain one of these words, comma-separated")
-    parser.add_argument("--json", metavar="FILE", help="also write the table as JSON")
+    parser.add_argument("--json", type=path_flag, metavar="FILE", help="also write the table as JSON")
     return parser.parse_args(argv)

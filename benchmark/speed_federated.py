@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.machine import peak_bytes
 from benchmark.timed_command import ROOT
 from flair.errors import FlairError
+from flair.paths import path_flag
 from flair.preparation_flags import positive_int
 
 if TYPE_CHECKING:
@@ -332,9 +333,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runtimes", default="inprocess", help="inprocess, or inprocess,tff (default: inprocess)")
     parser.add_argument("--repeats", type=positive_int, default=5, help="repetitions (default: 5)")
     parser.add_argument(
-        "--tfrecords_dir", help="also measure opening these records, reading a cohort of 200, and the start of a run"
+        "--tfrecords_dir",
+        type=path_flag,
+        help="also measure opening these records, reading a cohort of 200, and the start of a run",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
+    parser.add_argument("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
     parser.add_argument("--memory_of", choices=MEMORY_OF, help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
     flags.runtimes = flags.runtimes.split(",")

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from benchmark.machine import peak_bytes
+from flair.paths import path_flag
 from flair.preparation_flags import positive_int
 
 
 def main(argv: Sequence[str]) -> int:
     """Goes once through the training photos and prints by how many bytes the process grew."""
     parser = argparse.ArgumentParser("python -m benchmark.speed_pipeline", description=__doc__)
-    parser.add_argument("--tfrecords_dir", required=True, help="records to read")
+    parser.add_argument("--tfrecords_dir", type=path_flag, required=True, help="records to read")
     parser.add_argument("--batch_size", type=positive_int, required=True, help="photos a batch")
     parser.add_argument("--image_size", type=positive_int, required=True, help="height and width, in pixels")
     flags = parser.parse_args(argv)

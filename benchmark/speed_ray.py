@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import sizing
 from flair.errors import FlairError
+from flair.paths import path_flag
 from flair.preparation_flags import positive_int
 
 if TYPE_CHECKING:
@@ -253,5 +254,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=positive_int, default=16, help="photos a step (default: 16)")
     parser.add_argument("--epochs", type=positive_int, default=1, help="passes a client a round (default: 1)")
     parser.add_argument("--repeats", type=positive_int, default=3, help="repetitions (default: 3)")
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON")
+    parser.add_argument("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
     return parser.parse_args(argv)

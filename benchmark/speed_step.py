@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.machine import machine, number_of, peak_bytes
 from flair import atomic
+from flair.paths import path_flag
 from flair.preparation_flags import positive_int
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: seconds of all cores, steadier on a busy machine"
     )
-    parser.add_argument("--json", help="write the numbers to this file too")
+    parser.add_argument("--json", type=path_flag, help="write the numbers to this file too")
     parser.add_argument("--memory_of", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

@@ -7,8 +7,6 @@ continues a sweep: complete runs are skipped, interrupted ones go on from their 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import io
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +16,9 @@ from benchmark import sweep_program, sweep_table
 from benchmark.sweep_grid import Run, make_runs, parse_grid
 from benchmark.sweep_program import SETTINGS
 from benchmark.sweep_runs import LOG_FILE, Outcome, Runner
+from flair import lock
 from flair.errors import FlairError
+from flair.paths import path_flag, word
 from flair.preparation_flags import positive_int
 from flair.progress import Progress, duration
 
@@ -42,8 +42,7 @@ def main(argv: Sequence[str]) -> int:
     runs = make_runs(grid, _first_seed(arguments), flags.seeds)
     folder = Path(flags.sweep_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "a", encoding="utf-8") as lock:
-        _take(lock, folder)
+    with lock.exclusive(folder / LOCK_FILE, f"{folder}: another sweep is running here; choose another --sweep_dir"):
         print(f"{_runs(len(runs))} of benchmark.{setting}_main in {folder}, {flags.jobs} at a time", flush=True)
         outcomes = _run(Runner(folder, setting, arguments), runs, flags.jobs)
         rows = sweep_table.rows_of(folder, runs, {one.run for one in outcomes if one.failure is None})
@@ -68,13 +67,6 @@ def _first_seed(arguments: Sequence[str]) -> int:
         return 0 if text is None else int(text)
     except ValueError:
         raise FlairError(f"--seed={text}: expected a whole number") from None
-
-
-def _take(lock: io.TextIOWrapper, folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FlairError(f"{folder}: another sweep is running here; choose another --sweep_dir") from None
 
 
 def _run(runner: Runner, runs: Sequence[Run], jobs: int) -> list[Outcome]:
@@ -109,7 +101,7 @@ def _report(folder: Path, rows: Sequence[sweep_table.Row], outcomes: Sequence[Ou
     if failed:
         print("next: mend what failed, then the same command")
     elif done is not None:
-        print(f"next: python -m benchmark.report_main {folder}/*/")
+        print(f"next: python -m benchmark.report_main {word(folder)}/*/")
     return 1 if failed else 0
 
 
@@ -127,7 +119,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--seeds", type=positive_int, default=1, help="seeds of each setting, from --seed on (1)")
     parser.add_argument("--jobs", type=positive_int, default=1, help="runs at once (1)")
-    parser.add_argument("--sweep_dir", default="sweep", help="folder of the sweep (sweep)")
+    parser.add_argument("--sweep_dir", type=path_flag, default="sweep", help="folder of the sweep (sweep)")
     parser.add_argument("--setting", choices=SETTINGS, help="training command; found from the flags where not given")
     flags, rest = parser.parse_known_args(argv)
     stray = next((argument for argument in rest if not argument.startswith("-")), None)
@@ -137,6 +129,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    from flair.command import run
+    from flair.command import CONTINUES, run
 
-    run(main)
+    run(main, stopped=CONTINUES)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from benchmark.run_folder import SUMMARY_FILE
 from benchmark.sweep_grid import Run
 from flair import atomic
-from flair.command import Terminated
+from flair.stopping import Terminated
 
 LOG_FILE, ARGUMENTS_FILE = "sweep.log", "sweep_flags.json"
 _POLL_SECONDS = 0.1

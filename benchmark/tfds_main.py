@@ -12,7 +12,6 @@ import contextlib
 import io
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,16 +19,17 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from benchmark import command
+from benchmark import command, path_flags
+from flair import lock
 from flair.errors import FlairError
-from flair.preparation import locked
+from flair.paths import command_line
 from flair.progress import duration, size
 
 if TYPE_CHECKING:
     from benchmark.flair_tfds import Flair
 
-flags.DEFINE_string("dataset_dir", None, "Folder that download_dataset.py wrote.", required=True)
-flags.DEFINE_string("tfds_data_dir", None, "Folder of TFDS data sets, to which FLAIR is added.", required=True)
+path_flags.DEFINE_path("dataset_dir", None, "Folder that download_dataset.py wrote.", required=True)
+path_flags.DEFINE_path("tfds_data_dir", None, "Folder of TFDS data sets, to which FLAIR is added.", required=True)
 flags.DEFINE_integer("num_shards", None, "Files a partition; none: as TFDS chooses, 64 MB or more each.", lower_bound=1)
 flags.DEFINE_boolean("overwrite", False, "Build it again where it is built already.")
 
@@ -84,17 +84,12 @@ def _build(data_dir: Path) -> None:
 def _unfinished(data_dir: Path) -> Iterator[Path]:
     """An empty folder for one build at a time, removed afterwards; what a killed build left there goes first."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    with locked(data_dir, f"--tfds_data_dir={data_dir}: another build is writing there; wait for it"):
+    with lock.exclusive(data_dir, f"--tfds_data_dir={data_dir}: another build is writing there; wait for it"):
         folder = data_dir / _UNFINISHED
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:
             yield folder
-        except BaseException as error:
-            # The front end says that the same command continues where it stopped. This one does not.
-            if not isinstance(error, Exception):
-                print("what was built so far is removed: the same command begins again", file=sys.stderr)
-            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -106,7 +101,7 @@ def _report(builder: Flair, seconds: float) -> None:
     amount = size(sum(split.num_bytes for split in splits))
     print(f"{builder.data_dir}: {photos:,} photos of {users:,} users, {amount} in {files:,} files")
     print(f"ready in {duration(seconds)}")
-    print(f"next: python -m benchmark.federated_main --tfds_data_dir={FLAGS.tfds_data_dir}")
+    print("next:", command_line("python -m benchmark.federated_main", tfds_data_dir=FLAGS.tfds_data_dir))
 
 
 if __name__ == "__main__":

@@ -3,30 +3,76 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from flair.errors import FlairError
+
+_MAX_NAME_BYTES = 143  # the least that a file system in use allows (eCryptfs); most allow 255
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def destination(path: str | os.PathLike[str]) -> Path:
+    """Where a file named `path` is put: there, or where the link of that name leads, so that it stays a link.
+
+    Raises:
+      FlairError: something is there that no file can take the place of, such as a pipe or a device.
+      OSError: a folder is there, the name is too long, or links lead in a circle.
+    """
+    if not Path(path).name:
+        raise FlairError(f"{str(path)!r}: is no name of a file")
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise FlairError(f"{path}: is a pipe or a device, which a whole file cannot replace; give the name of a file")
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
+
+
+def beside(path: Path, mark: str) -> Path:
+    """The hidden name `.<name>.<mark>` in the same folder; a long name in it is cut, and told apart by its digest."""
+    if len(os.fsencode(f".{path.name}.{mark}")) <= _MAX_NAME_BYTES:
+        return path.with_name(f".{path.name}.{mark}")
+    end = f"~{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{mark}"
+    start = path.name
+    while len(os.fsencode(f".{start}{end}")) > _MAX_NAME_BYTES:
+        start = start[:-1]
+    return path.with_name(f".{start}{end}")
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` on success, removes it on any failure.
 
-    The parent folder is made when missing. The temporary name is `.<name>.<pid>.tmp`, so that a leftover of a
-    killed process is recognised and two processes never share one.
+    The parent folder is made when missing. The temporary name is `beside(path, "<pid>.tmp")`, so that a leftover of a
+    killed process is recognised and two processes never share one. A link stays, and its target is replaced.
+
+    Raises:
+      FlairError, OSError: see `destination`; errors of writing name `path`, not the temporary file.
     """
-    final = Path(path)
+    final = destination(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    temporary = beside(final, f"{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, final)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and (
+            error.filename == str(temporary) or (error.filename is None and error.errno in _OF_WRITING)
+        ):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -45,8 +91,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes `text` to `path` as UTF-8, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    """Writes `text` to `path` as UTF-8, whole or not at all; the bytes of a path that are none as `\\udcff`."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> None:

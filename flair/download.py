@@ -20,6 +20,7 @@ from flair.download_state import DownloadState, Entry, exclusive
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
 from flair.metadata import load_records, load_taxonomy
+from flair.paths import command_line
 from flair.progress import Progress, duration
 from flair.progress import size as say_size
 from flair.source import MAX_PHOTO_BYTES, Archive, LabelFile, Source
@@ -312,4 +313,4 @@ def print_summary(outcome: Outcome, source: Source, options: Options) -> None:
         without = "--only" if options.only_metadata else "--limit_archives"
         print(f"Next: the same command without {without} for all photos")
     else:
-        print(f"Next: python3 -m flair.verify --dataset_dir={folder}")
+        print("Next:", command_line("python3 -m flair.verify", dataset_dir=folder))

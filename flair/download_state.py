@@ -7,16 +7,14 @@ that a rerun notices any that have gone since. Unfinished files are the `.part`s
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from flair import atomic
+from flair import atomic, lock
 from flair.errors import FlairError
 from flair.staging import read_listing
 
@@ -108,29 +106,7 @@ def exclusive(dataset_dir: Path, log: Callable[[str], None]) -> Iterator[int]:
     """
     folder = dataset_dir / WORK_DIR
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _lock(descriptor, dataset_dir, log)
+    busy = f"--dataset_dir={dataset_dir}: another download is at work there; wait for it, or stop it"
+    waiting = f"waiting for another download into {dataset_dir} to end"
+    with lock.exclusive(folder, busy, patience=_LOCK_SECONDS, on_wait=lambda: log(waiting)) as descriptor:
         yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, dataset_dir: Path, log: Callable[[str], None]) -> None:
-    deadline = time.monotonic() + _LOCK_SECONDS
-    told = False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if not told:
-                told = True
-                log(f"waiting for another download into {dataset_dir} to end")
-            if time.monotonic() > deadline:
-                raise FlairError(
-                    f"--dataset_dir={dataset_dir}: another download is at work there; wait for it, or stop it"
-                ) from None
-            time.sleep(0.1)
-        except OSError:
-            return  # some network file systems have no such locks; then nothing guards but the user

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flair import command
 from flair.duplicate_flags import add_threshold_flags, thresholds_of
+from flair.paths import command_line, path_flag
 from flair.preparation_flags import make_parser, positive_int
 
 DESCRIPTION = """\
@@ -27,13 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from flair.progress import duration
 
     start = time.monotonic()
+    if flags.output:
+        atomic.destination(flags.output)  # refused before the work, not after it
     found = calibrate(Path(flags.dataset_dir), flags.num_photos, flags.seed, thresholds_of(flags))
     print(table(found))
     if flags.output:
         atomic.write_json(flags.output, found)
         print(f"Wrote {flags.output}.")
     print(f"Measured in {duration(time.monotonic() - start)}.")
-    print(f"Next: python -m flair.near_duplicates --dataset_dir={flags.dataset_dir} --output_dir=duplicates")
+    made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates"}
+    print("Next:", command_line("python -m flair.near_duplicates", **made))
     return command.EXIT_OK
 
 
@@ -43,7 +47,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--num_photos", type=positive_int, default=200, metavar="N", help="photos of each set (default: 200)")
     add("--seed", type=int, default=0, metavar="N", help="of the choice, the drawing and the noise (default: 0)")
     add_threshold_flags(parser)
-    add("--output", metavar="FILE.json", help="also write the measurements to this file (default: none)")
+    add(
+        "--output", type=path_flag, metavar="FILE.json", help="also write the measurements to this file (default: none)"
+    )
     return parser.parse_args(argv)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -81,8 +82,11 @@ class HDF5File:
         if not self.path.is_file():
             raise FlairError(f"{path}: no such file; make it with prepare_dataset.py")
         try:
-            self._file = h5py.File(path, "r")
-        except OSError:
+            # Without a lock: nothing writes to a file of ours in its place, and some file systems have none.
+            self._file = h5py.File(path, "r", locking=False)
+        except OSError as error:
+            if error.errno:  # the system's, not the library's: the file may be a good one
+                raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
             raise DamagedFile(f"{path}: is not an HDF5 file that can be read; prepare it again") from None
         try:
             self.parameters: dict[str, Any] = self._read_parameters()

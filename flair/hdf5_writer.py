@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair import global_heap, images
-from flair.atomic import replacing
+from flair.atomic import beside, destination, replacing
 from flair.errors import FlairError
 from flair.hdf5 import CHECKSUM_DTYPE, HDF5File, record_checksum
 from flair.hdf5_skeleton import Format, groups_of, write_skeleton
@@ -84,10 +84,12 @@ def write_hdf5(
     source, final = Path(dataset_dir), Path(output_file)
     if not final.name:
         raise FlairError(f"--output_file={output_file}: is no name of a file; expected one such as flair.hdf5")
+    if not final.is_dir():
+        final = destination(final)
     layout = Format(image_format, label_format, by_user)
     selection = select(source, limit_users, exclude)
     parameters = {"format": "flair-hdf5", "format_version": 1, **layout._asdict(), **selection.parameters}
-    unfinished = final.with_name(f".{final.name}.unfinished")
+    unfinished = beside(final, "unfinished")
     num_images = selection.num_images
     if not overwrite and _is_complete(final, parameters):
         discard(unfinished)

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from flair import command
 from flair.errors import FlairError
+from flair.paths import path_flag
 
 _ONE_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -186,7 +187,9 @@ def main(argv: Sequence[str]) -> int:
         description="Serves a folder on the loopback interface, with resumable downloads, until Ctrl-C.",
         allow_abbrev=False,
     )
-    parser.add_argument("--folder", required=True, help="folder to serve, such as one made with --archives_dir")
+    parser.add_argument(
+        "--folder", type=path_flag, required=True, help="folder to serve, such as one made with --archives_dir"
+    )
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any free one (default: 8000)")
     flags = parser.parse_args(argv)
     with Mirror(flags.folder, flags.port) as server:

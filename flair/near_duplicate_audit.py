@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flair import atomic
+from flair import atomic, lock
 from flair.duplicate_rule import Thresholds, is_near_duplicate, may_be_duplicate
 from flair.errors import FlairError
 from flair.exact_copies import exact_pairs
@@ -31,7 +31,6 @@ from flair.near_duplicate_report import (
 from flair.near_pairs import DEFAULT_CHUNK_SIZE, NearPairs, Work
 from flair.pair_scope import make_scope
 from flair.photo_signatures import Signatures, equal, read_signatures
-from flair.preparation import locked
 
 NEIGHBORS_FILE = "neighbors.json"
 NEAR_DUPLICATES_FILE = "near_duplicates.json"
@@ -94,8 +93,12 @@ def audit(settings: Settings) -> Outcome:
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # where nothing can be written, now is the time to say so
-    with locked(folders[0]), locked(folders[1]) if folders[1:] else contextlib.nullcontext():
-        return _audit(settings)
+    with contextlib.ExitStack() as held:
+        for folder in folders:
+            busy = f"{folder}: another process is preparing this output; wait for it or stop it"
+            held.enter_context(lock.exclusive(folder, busy))
+        outcome = _audit(settings)
+    return outcome
 
 
 def _audit(settings: Settings) -> Outcome:

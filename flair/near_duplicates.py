@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from flair import command
 from flair.catalog import PARTITIONS
 from flair.duplicate_flags import DUPLICATE_L2, REVIEW_L2, add_threshold_flags, thresholds_of
+from flair.paths import command_line, path_flag
 from flair.preparation_flags import finite_number, make_parser, positive_int
 
 if TYPE_CHECKING:
@@ -40,12 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(*outcome.work_lines(seconds), sep="\n")
     names = ", ".join(path.name for path in outcome.written)
     print(f"Wrote {names} to {flags.output_dir} in {duration(seconds)}.")
-    print(f"Next: python -m flair.review --dataset_dir={flags.dataset_dir} --duplicates={flags.output_dir}")
-    exclude = Path(flags.output_dir) / "near_duplicates.json"
-    print(
-        f"  or: python prepare_tfrecords.py --dataset_dir={flags.dataset_dir} --tfrecords_dir=tfrecords "
-        f"--exclude={exclude}"
-    )
+    folder, exclude = flags.dataset_dir, Path(flags.output_dir) / "near_duplicates.json"
+    print("Next:", command_line("python -m flair.review", dataset_dir=folder, duplicates=flags.output_dir))
+    prepare = {"dataset_dir": folder, "tfrecords_dir": "tfrecords", "exclude": exclude}
+    print("  or:", command_line("python prepare_tfrecords.py", **prepare))
     return command.EXIT_OK
 
 
@@ -73,7 +72,7 @@ def _settings(flags: argparse.Namespace) -> Settings:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("python -m flair.near_duplicates", DESCRIPTION)
     add = parser.add_argument
-    add("--output_dir", required=True, help="folder to write to")
+    add("--output_dir", type=path_flag, required=True, help="folder to write to")
     add(
         "--pairs",
         choices=_SCOPES,
@@ -101,7 +100,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="list the N nearest of a photo in neighbors.json; duplicates are found beyond it (default: 30)",
     )
-    add("--features", metavar="FILE.npy", help="features of a saved model, made by benchmark.features_main")
+    add(
+        "--features",
+        type=path_flag,
+        metavar="FILE.npy",
+        help="features of a saved model, made by benchmark.features_main",
+    )
     add_threshold_flags(parser)
     add(
         "--review_dssim",
@@ -111,7 +115,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--duplicate_features", type=finite_number, metavar="X", help="a duplicate's greatest distance of features")
     add("--no_mirrored", action="store_true", help="do not look for mirrored copies (default: do)")
-    add("--cache_dir", help="folder for what is computed, by content (default: cache in --output_dir)")
+    add("--cache_dir", type=path_flag, help="folder for what is computed, by content (default: cache in --output_dir)")
     add(
         "--chunk_size",
         type=positive_int,
@@ -157,4 +161,4 @@ def _names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

@@ -7,16 +7,13 @@ so that the same command continues it and a different one is told so. Only finis
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flair import checked_json
+from flair import checked_json, lock
 from flair.errors import FlairError
 from flair.exclusion import Exclusion, read_exclusion, remaining_users
 from flair.file_digest import file_sha256
@@ -133,7 +130,7 @@ def unfinished_folder(folder: Path, parameters: Mapping[str, Any], overwrite: bo
       FlairError: another process works there, or the work there has other parameters and `overwrite` is false.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with lock.exclusive(folder, f"{folder}: another process is preparing this output; wait for it or stop it"):
         yield _continues(folder, parameters, overwrite)
 
 
@@ -190,24 +187,6 @@ def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> 
             entry.unlink()
     checked_json.write(path, parameters)
     return False
-
-
-@contextlib.contextmanager
-def locked(folder: Path, refusal: str | None = None) -> Iterator[None]:
-    """Keeps a folder that is there from a second run; a FlairError, `refusal`, when one works in it already."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # Some network file systems have no locks; going without is better than not going.
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(descriptor)
-            busy = f"{folder}: another process is preparing this output; wait for it or stop it"
-            raise FlairError(refusal or busy) from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _short(value: object) -> str:

@@ -7,13 +7,17 @@ import math
 import re
 from fractions import Fraction
 
+from flair.paths import path_flag
+
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser that keeps the line breaks of `description`, with the flag for the source."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset_dir", required=True, help="folder with labels_and_metadata.json and small_images")
+    parser.add_argument(
+        "--dataset_dir", type=path_flag, required=True, help="folder with labels_and_metadata.json and small_images"
+    )
     return parser
 
 
@@ -43,6 +47,7 @@ def add_exclude_flag(parser: argparse.ArgumentParser, what: str) -> None:
     """Adds --exclude; `what` is done with the photos."""
     parser.add_argument(
         "--exclude",
+        type=path_flag,
         metavar="FILE.json",
         help=f"{what} these photos: near_duplicates.json of flair.near_duplicates, or a JSON list of image ids "
         "(default: none)",

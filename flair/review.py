@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flair import command
+from flair.paths import command_line, path_flag
 
 if TYPE_CHECKING:
     from werkzeug.serving import BaseWSGIServer
@@ -50,8 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         server.server_close()
         print(f"Reviews: {review.reviews.path.absolute()} ({_count(review.reviews)})")
         print(
-            f"Next: python -m flair.sample_testset threshold --dataset_dir={flags.dataset_dir} --name=NAME "
-            f"--reviews={review.reviews.path}",
+            "Next:",
+            command_line(
+                "python -m flair.sample_testset threshold",
+                dataset_dir=flags.dataset_dir,
+                name="NAME",
+                reviews=review.reviews.path,
+            ),
             flush=True,
         )
     return command.EXIT_INTERRUPTED
@@ -74,7 +80,7 @@ def _export(flags: argparse.Namespace) -> int:
         f"Wrote {flags.export}: {len(others):,} photos in {len(reviewed.components):,} components "
         f"({len(found.components):,} before the marks of {flags.reviews})"
     )
-    print(f"Next: --exclude={flags.export} in preparation, sampling and evaluation")
+    print(command_line("Next:", exclude=flags.export), "in preparation, sampling and evaluation")
     return command.EXIT_OK
 
 
@@ -154,14 +160,31 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m flair.review", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--dataset_dir", required=True, help="folder with labels_and_metadata.json and small_images")
-    add("--duplicates", metavar="DIR", help="--output_dir of flair.near_duplicates: groups to compare (default: none)")
-    add("--testset", metavar="FILE", help="manifest of flair.sample_testset: a filter for its photos (default: none)")
-    add("--reviews", default="reviews.json", metavar="FILE", help="where marks are kept (default: reviews.json)")
+    add("--dataset_dir", type=path_flag, required=True, help="folder with labels_and_metadata.json and small_images")
+    add(
+        "--duplicates",
+        type=path_flag,
+        metavar="DIR",
+        help="--output_dir of flair.near_duplicates: groups to compare (default: none)",
+    )
+    add(
+        "--testset",
+        type=path_flag,
+        metavar="FILE",
+        help="manifest of flair.sample_testset: a filter for its photos (default: none)",
+    )
+    add(
+        "--reviews",
+        type=path_flag,
+        default="reviews.json",
+        metavar="FILE",
+        help="where marks are kept (default: reviews.json)",
+    )
     add("--reviewer", metavar="NAME", help="name written beside marks; the page can change it (default: your login)")
     add("--port", type=_port, default=DEFAULT_PORT, help=f"0: any that is free (default: {DEFAULT_PORT})")
     add(
         "--export",
+        type=path_flag,
         metavar="FILE.json",
         help="serve nothing: write the near duplicates, corrected by the marks of --reviews, in the form "
         "that --exclude reads (default: serve the page)",
@@ -179,4 +202,4 @@ def _port(text: str) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

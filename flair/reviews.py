@@ -7,16 +7,17 @@ was decided still holds. Each mark is kept with its reviewer and time, older one
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flair.atomic import write_json
+from flair import lock
+from flair.atomic import beside, write_json
 from flair.components import connected_components
 from flair.errors import FlairError
 from flair.exclusion import Exclusion
@@ -30,6 +31,7 @@ PHOTO_MARKS = ("ok", "problematic", "blacklist", NO_MARK)
 PAIR_MARKS = ("duplicate", "not", NO_MARK)
 REFUSED_MARKS = ("blacklist", "problematic")
 MAX_REVIEWER_LENGTH = 80
+_THREADS = threading.Lock()
 
 Pair = tuple[str, str]
 
@@ -152,12 +154,10 @@ class ReviewFile:
 def _locked(path: Path) -> Iterator[None]:
     # Of a file of its own: the reviews themselves are replaced, and with them a lock on them.
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    busy = f"{path}: another process has been writing there for a minute; stop it"
+    # The threads of this process do not depend on the file system.
+    with _THREADS, lock.exclusive(beside(path, "lock"), busy, patience=60):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def read_reviews(path: str | Path) -> Reviews:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flair import command
+from flair.paths import command_line, path_flag, paths_flag
 from flair.preparation_flags import finite_number, positive_int
 
 if TYPE_CHECKING:
@@ -46,15 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not testset.is_valid:
         print(f"INVALID: {testset.problem}")
         print(f"Wrote {path}, marked is_valid: false, with {what}, in {duration(time.monotonic() - start)}.")
-        print(f"Next: the same command with --starting_from={testset.name} and other parameters")
+        print(command_line("Next: the same command with", starting_from=testset.name), "and other parameters")
         return command.EXIT_FAILED
     print(f"Wrote {path}: {what}, in {duration(time.monotonic() - start)}.")
     records = flags.tfrecords_dir or "TFRECORDS"
     partitions = f"test,{path if Path(flags.output_dir) != Path('testsets') else testset.name}"
-    print(
-        f"Next: python -m benchmark.evaluate_main --tfrecords_dir={records} --models=MODEL.h5 --partitions={partitions}"
-    )
-    print(f"  or: python -m flair.review --dataset_dir={flags.dataset_dir} --testset={path}")
+    evaluate = {"tfrecords_dir": records, "models": "MODEL.h5", "partitions": partitions}
+    print("Next:", command_line("python -m benchmark.evaluate_main", **evaluate))
+    print("  or:", command_line("python -m flair.review", dataset_dir=flags.dataset_dir, testset=path))
     return command.EXIT_OK
 
 
@@ -81,11 +81,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("rule", choices=RULES, help="how photos are drawn")
-    add("--dataset_dir", required=True, help="folder with labels_and_metadata.json")
+    add("--dataset_dir", type=path_flag, required=True, help="folder with labels_and_metadata.json")
     add("--name", required=True, help="name of the set, as flair-b; its revision is added")
-    add("--output_dir", default="testsets", help="folder of the manifests (default: testsets)")
+    add("--output_dir", type=path_flag, default="testsets", help="folder of the manifests (default: testsets)")
     add(
-        "--starting_from", metavar="SET", help="name or file of the revision whose photos are kept where still eligible"
+        "--starting_from",
+        type=path_flag,
+        metavar="SET",
+        help="name or file of the revision whose photos are kept where still eligible",
     )
     add("--revision", type=_whole, metavar="N", help="number of this revision (default: 0, or the next one)")
     add("--seed", type=int, default=0, help="of everything random (default: 0)")
@@ -104,9 +107,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--use_fine_grained_labels", action="store_true", help="labels are the fine-grained ones (default: the coarse)")
     eligible = parser.add_argument_group("which photos are eligible")
     add = eligible.add_argument
-    add("--reviews", metavar="FILE", help="reviews.json of flair.review (default: none)")
+    add("--reviews", type=path_flag, metavar="FILE", help="reviews.json of flair.review (default: none)")
     add(
         "--exclude",
+        type=path_flag,
         metavar="FILE.json",
         help="near_duplicates.json of flair.near_duplicates, or a JSON list of image ids, which count as blacklisted "
         "(default: none)",
@@ -145,15 +149,29 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="matched, top: N photos of each label instead of --num_images",
     )
-    add("--scores", metavar="FILE", help="a score of each photo for each label, JSON or CSV (default: none)")
+    add(
+        "--scores",
+        type=path_flag,
+        metavar="FILE",
+        help="a score of each photo for each label, JSON or CSV (default: none)",
+    )
     add(
         "--min_score",
         type=finite_number,
         metavar="X",
         help="score that a photo needs for its rarest label (default: none)",
     )
-    add("--models", metavar="A.h5,B.h5", help="top: take the agreement of these models for the score (default: none)")
-    add("--tfrecords_dir", help="prepared records: for seen_users and heldout, and for --models (default: none)")
+    add(
+        "--models",
+        type=paths_flag,
+        metavar="A.h5,B.h5",
+        help="top: take the agreement of these models for the score (default: none)",
+    )
+    add(
+        "--tfrecords_dir",
+        type=path_flag,
+        help="prepared records: for seen_users and heldout, and for --models (default: none)",
+    )
     flags = parser.parse_args(argv)
     _check(parser, flags)
     return flags

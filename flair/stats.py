@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 from flair import atomic, command
 from flair.catalog import TAXONOMY_FILE
 from flair.errors import FlairError
+from flair.paths import path_flag, word
 from flair.progress import duration
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     names = list(_write_figures(annotations, statistics, taxonomy, output_dir))
     took = duration(time.monotonic() - start)
     print(f"{output_dir}: {', '.join(names)} and {NUMBERS_FILE}, of {len(records):,} photos, in {took}")
-    folder = shlex.quote(os.fspath(Path(flags.dataset_dir).absolute()))
+    folder = word(Path(flags.dataset_dir).absolute())
     print("next: look at the figures, or at the photos: make environment EXTRAS=notebooks; then, with it activated,")
     print(f"      FLAIR_DATASET_DIR={folder} jupyter notebook explore_images.ipynb")
     return command.EXIT_OK
@@ -88,8 +87,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--dataset_dir", metavar="DIR", required=True, help="folder that download_dataset.py wrote; photos not needed")
-    add("--output_dir", metavar="DIR", default="flair_stats", help="folder for the figures (default: flair_stats)")
+    add(
+        "--dataset_dir",
+        type=path_flag,
+        metavar="DIR",
+        required=True,
+        help="folder that download_dataset.py wrote; photos not needed",
+    )
+    add(
+        "--output_dir",
+        type=path_flag,
+        metavar="DIR",
+        default="flair_stats",
+        help="folder for the figures (default: flair_stats)",
+    )
     add("--seed", metavar="N", type=int, default=0, help="of the shuffled control (default: 0)")
     return parser.parse_args(argv)
 

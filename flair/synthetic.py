@@ -13,6 +13,7 @@ from typing import NamedTuple
 from flair import atomic, command
 from flair.catalog import ATTRIBUTION_FILE, METADATA_FILE, TAXONOMY_FILE
 from flair.errors import FlairError
+from flair.paths import command_line, path_flag
 from flair.progress import duration, size
 from flair.synthetic_taxonomy import DEFAULT_NUM_FINE_LABELS, make_taxonomy, relationship_text
 
@@ -194,10 +195,11 @@ def main(argv: Sequence[str]) -> int:
         num_bytes = sum(path.stat().st_size for path in pack(made.dataset_dir, archives_dir, num_archives))
         took = duration(time.monotonic() - start)
         print(f"{archives_dir}: {num_archives} archives and the labels, {size(num_bytes)}, packed in {took}")
-        print(f"next: python -m flair.mirror --folder={archives_dir} --port=8000")
+        print("next:", command_line("python -m flair.mirror", folder=archives_dir, port="8000"))
     elif not flags["metadata_only"]:
-        print(f"next: python prepare_dataset.py --dataset_dir={made.dataset_dir} --output_file=flair.hdf5")
-        print(f"  or: python prepare_tfrecords.py --dataset_dir={made.dataset_dir} --tfrecords_dir=tfrecords")
+        folder = made.dataset_dir
+        print("next:", command_line("python prepare_dataset.py", dataset_dir=folder, output_file="flair.hdf5"))
+        print("  or:", command_line("python prepare_tfrecords.py", dataset_dir=folder, tfrecords_dir="tfrecords"))
     return command.EXIT_OK
 
 
@@ -221,7 +223,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--dataset_dir", metavar="DIR", required=True, help="new or empty folder for the dataset")
+    add("--dataset_dir", type=path_flag, metavar="DIR", required=True, help="new or empty folder for the dataset")
     add("--num_users", metavar="N", type=int, help="users, at least 3; FLAIR: 51414 (default: to fit --num_images)")
     add("--num_images", metavar="N", type=int, help="photos, at least 3; FLAIR: 429078 (default: to fit --num_users)")
     add("--seed", metavar="N", type=int, default=0, help="from 0; the same seed gives the same files (default: 0)")
@@ -257,6 +259,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--distinct_photos", metavar="N", type=int, help="draw N photos, hard-link the others (default: draw all)")
     add(
         "--archives_dir",
+        type=path_flag,
         metavar="DIR",
         help="also pack it as Apple's server has it, into this folder (default: do not)",
     )
@@ -266,4 +269,4 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, stopped=command.CONTINUES)

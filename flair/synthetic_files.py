@@ -76,7 +76,7 @@ def _draw(context: tuple[Path, Painter], records: Sequence[Record]) -> int:
     dataset_dir, painter = context
     for record in records:
         path = photo_path(dataset_dir, record.image_id)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = atomic.beside(path, f"{os.getpid()}.tmp")
         # Not atomic.replacing: its fsync for each of 429,078 files would take longer than the drawing.
         try:
             temporary.write_bytes(painter.jpeg(record))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flair import atomic
 from flair.catalog import HELDOUT, PARTITIONS
 from flair.errors import FlairError
 from flair.metadata import check_id
@@ -232,7 +233,7 @@ def _typed(content: Mapping[str, Any], key: str, kind: type, default: Any = _REQ
 
 def _create(path: Path, data: bytes) -> None:
     """Creates `path` with all of `data`; a FlairError where something has that name, however late it got it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = atomic.beside(path, f"{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 
 from flair import checked_json, images
-from flair.atomic import remove_leftovers, write_bytes
+from flair.atomic import beside, remove_leftovers, write_bytes
 from flair.errors import FlairError
 from flair.example import Example, MalformedExample, decode, encode
 from flair.exclusion import read_exclusion
@@ -199,7 +199,7 @@ def _write_task(context: _Context, task: list[RecordFile]) -> list[_Written]:
 
 def _write_file(context: _Context, file: RecordFile) -> _Written:
     path = context.folder / file.name
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path, f"{os.getpid()}.tmp")
     converted: list[str] = []
     locations: list[Location] = []
     offset = 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from flair import command
 from flair.errors import FlairError
+from flair.paths import command_line, path_flag
 from flair.preparation_flags import add_exclude_flag, make_parser, positive_int
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from flair.workers import default_num_workers
 
     start = time.monotonic()
+    if flags.report:
+        atomic.destination(flags.report)  # refused before the work, not after it
     checks = []
     for check in run_checks(
         Path(flags.dataset_dir),
@@ -60,13 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _next_command(flags: argparse.Namespace, failed: int) -> str:
     if not failed and flags.tfrecords_dir:
-        return f"Next: python -m benchmark.central_main --tfrecords_dir={flags.tfrecords_dir}"
+        return "Next: " + command_line("python -m benchmark.central_main", tfrecords_dir=flags.tfrecords_dir)
     if not failed:
-        return f"Next: python prepare_tfrecords.py --dataset_dir={flags.dataset_dir} --tfrecords_dir=tfrecords"
-    return (
-        f"Next: python download_dataset.py --dataset_dir={flags.dataset_dir}, if its photos or metadata failed; "
-        "prepare record files that failed again with --overwrite"
-    )
+        made = {"dataset_dir": flags.dataset_dir, "tfrecords_dir": "tfrecords"}
+        return "Next: " + command_line("python prepare_tfrecords.py", **made)
+    download = command_line("python download_dataset.py", dataset_dir=flags.dataset_dir)
+    return f"Next: {download} if its photos or metadata failed; prepare record files that failed again with --overwrite"
 
 
 def run_checks(
@@ -137,15 +139,17 @@ def _to_the_end(part: str, checks: Callable[[], list[Check]]) -> list[Check]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("python -m flair.verify", DESCRIPTION)
-    parser.add_argument("--tfrecords_dir", help="also check this folder of TFRecords (default: none)")
-    parser.add_argument("--hdf5_file", help="also check this HDF5 file (default: none)")
+    parser.add_argument("--tfrecords_dir", type=path_flag, help="also check this folder of TFRecords (default: none)")
+    parser.add_argument("--hdf5_file", type=path_flag, help="also check this HDF5 file (default: none)")
     parser.add_argument(
         "--expected",
         choices=("flair",),
         help="also compare with the published numbers of the full dataset (default: do not)",
     )
     add_exclude_flag(parser, "record files are expected to lack")
-    parser.add_argument("--report", metavar="FILE.json", help="also write the checks to this file (default: none)")
+    parser.add_argument(
+        "--report", type=path_flag, metavar="FILE.json", help="also write the checks to this file (default: none)"
+    )
     parser.add_argument(
         "--num_workers",
         type=positive_int,

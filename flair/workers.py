@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -38,7 +40,8 @@ def map_in_order(
     """Yields `function(context, task)` for each task, in order, computed by `num_workers` processes (1: by this one).
 
     The result does not depend on `num_workers`. `context` is sent to each process once. An error of a task is raised
-    when its turn comes; after it, or after Ctrl-C, tasks at work are finished and the others dropped.
+    when its turn comes; after it, or after Ctrl-C, tasks at work are finished and the others dropped. Where the system
+    refuses a process, or the shared memory for it, that is told in a line, and the work goes on without it.
 
     Raises:
       FlairError: a process died (killed for memory, or by a crash in a library).
@@ -47,13 +50,25 @@ def map_in_order(
         for task in tasks:
             yield function(context, task)
         return
-    # Spawned processes share no memory, locks or threads with this one, whatever it has imported or loaded.
-    executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _initialize, (context,))
-    pending: deque[Future[Result]] = deque()
     try:
-        for task in tasks:
-            with _signals_held_back():
-                pending.append(executor.submit(_call, function, task))
+        # Spawned processes share no memory, locks or threads with this one, whatever it has imported or loaded.
+        executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _initialize, (context,))
+    except OSError as error:
+        _tell_refused(error)
+        yield from map_in_order(function, context, tasks, 1)
+        return
+    pending: deque[Future[Result]] = deque()
+    left = iter(tasks)
+    try:
+        for task in left:
+            try:
+                with _signals_held_back():
+                    pending.append(executor.submit(_call, function, task))
+            except OSError as error:
+                _tell_refused(error)
+                while pending:
+                    yield pending.popleft().result()
+                yield from map_in_order(function, context, itertools.chain([task], left), 1)
             if len(pending) >= num_workers * TASKS_PER_WORKER:
                 yield pending.popleft().result()
         while pending:
@@ -82,6 +97,15 @@ def batches(items: Iterable[Item], size: int, weight: Callable[[Item], int]) -> 
             batch, total = [], 0
     if batch:
         yield batch
+
+
+def _tell_refused(error: OSError) -> None:
+    print(
+        f"no more worker processes: {error.strerror or error}, for a process or for its shared memory in /dev/shm; "
+        "going on with fewer, as --num_workers=1 does with none",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 @contextlib.contextmanager

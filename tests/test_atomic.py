@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flair import atomic
+from flair.command import explain_os_error
+from flair.errors import FlairError
+from flair.hdf5_writer import write_hdf5
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,3 +88,112 @@ def test_text_is_utf8_and_json_ends_in_a_newline(tmp_path: Path) -> None:
     text = (tmp_path / "j").read_text(encoding="utf-8")
     assert "né" in text and text.endswith("}\n")
     assert json.loads(text) == {"né": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 248 + ".json", "é" * 125 + ".json", "写" * 83 + ".json", "a" * 140, "b" * 255], ids=len
+)
+def test_every_name_that_the_file_system_takes_is_written(tmp_path: Path, name: str) -> None:
+    with atomic.replacing(tmp_path / name) as temporary:
+        temporary.write_text("new")
+        assert temporary.name.startswith(".") and temporary.name.endswith(".tmp")
+        atomic.write_text(tmp_path / f"{name[:-1]}x", "of a name that differs at its end")
+    assert (tmp_path / name).read_text() == "new"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=255))
+def test_a_hidden_name_is_short_and_of_whole_characters(name: str) -> None:
+    hidden = atomic.beside(Path("folder") / f"x{name}", "unfinished")
+    assert len(hidden.name.encode()) <= 143 and hidden.parent == Path("folder")
+    assert hidden == atomic.beside(Path("folder") / f"x{name}", "unfinished")
+    assert hidden != atomic.beside(Path("folder") / f"x{name}y", "unfinished")
+    if len(name.encode()) < 130:
+        assert hidden.name == f".x{name}.unfinished"
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    there, links = tmp_path / "there", tmp_path / "links"
+    there.mkdir()
+    links.mkdir()
+    (there / "file").write_text("old")
+    (links / "to file").symlink_to("../there/file")
+    (links / "dangling").symlink_to(there / "new" / "file")
+    (links / "to link").symlink_to("to file")
+    for name in ("to file", "dangling", "to link"):
+        with atomic.replacing(links / name) as temporary:
+            temporary.write_text(name)
+            assert temporary.parent == (links / name).resolve().parent
+        assert (links / name).is_symlink() and (links / name).resolve().read_text() == name
+    assert sorted(path.name for path in there.rglob("*")) == ["file", "file", "new"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "link to a device", "folder", "circle", "too long", "below a file"])
+def test_what_no_file_can_replace_is_refused_before_the_work(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    path = tmp_path / kind
+    ends = os.openpty()
+    for end in ends:
+        request.addfinalizer(functools.partial(os.close, end))
+    terminal = os.ttyname(ends[1])  # of a folder where nothing can be made, should this test ever fail
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path(terminal)
+    elif kind == "link to a device":
+        path.symlink_to(terminal)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "circle":
+        path.symlink_to(path)
+    elif kind == "too long":
+        path = tmp_path / ("a" * 256)
+    else:
+        path.write_text("a file")
+        path = path / "x" / "y"
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises((FlairError, OSError)) as refused, atomic.replacing(path):
+        pytest.fail("the work began")
+    text = explain_os_error(refused.value) if isinstance(refused.value, OSError) else str(refused.value)
+    assert str(path) in text and "\n" not in text and ".tmp" not in text
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as large:
+            atomic.write_text(folder / "name", "more than fits")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(FileNotFoundError) as gone, atomic.replacing(folder / "name") as temporary:
+        pass
+    assert large.value.filename == gone.value.filename == str(folder / "name")
+    with (
+        pytest.raises(FileNotFoundError) as other,
+        atomic.replacing(folder / "name") as temporary,
+        open(folder / "another"),
+    ):
+        temporary.write_text("x")
+    assert other.value.filename == str(folder / "another")
+
+
+def test_a_path_that_is_no_text_can_be_named_in_a_file(tmp_path: Path) -> None:
+    place = os.fsdecode(b"data \xff")
+    atomic.write_json(tmp_path / place, {"dataset_dir": place})
+    text = (tmp_path / place).read_bytes().decode("utf-8")
+    assert json.loads(text) == {"dataset_dir": place}
+
+
+@pytest.mark.parametrize("name", ["a" * 248 + ".h5", "é" * 126 + ".h5"], ids=len)
+def test_preparation_takes_every_name_and_writes_through_links(tmp_path: Path, miniature: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    for path in (tmp_path / "link", tmp_path / name):
+        write_hdf5(miniature, path, image_format="jpeg", num_workers=1)
+    assert sorted(os.listdir(tmp_path)) == sorted(["link", name]) and (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(FlairError, match="fifo: is a pipe or a device"):
+        write_hdf5(miniature, tmp_path / "fifo", num_workers=1)

@@ -107,7 +107,7 @@ def test_a_signal_removes_what_is_half_written(
     process.send_signal(signal_number)
     _, err = process.communicate()
     assert process.returncode == code
-    assert err == f"prog.py: {word}; the same command continues where it stopped\n"
+    assert err == f"prog.py: {word}; the same command starts over\n"
     assert [path.name for path in tmp_path.iterdir()] == ["prog.py"]
 
 
@@ -127,7 +127,9 @@ def test_a_full_disk_under_stdout_is_one_line(command) -> None:
         process = command("print('lost')", stdout=stdout)
         _, err = process.communicate()
     assert process.returncode == 1
-    assert err == "prog.py: cannot read or write: the disk is full; free some space and run the same command again\n"
+    assert err == (
+        "prog.py: cannot write to standard output: the disk is full; free some space and run the same command again\n"
+    )
 
 
 def test_a_missing_file_is_named(command) -> None:
@@ -153,6 +155,12 @@ def test_system_errors_say_where_and_what_next(number: int, advice: str) -> None
     line = explain_os_error(OSError(number, os.strerror(number), "/data/x"))
     assert line.startswith("cannot read or write '/data/x': ") and advice in line
     assert "\n" not in line and "Errno" not in line
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOTDIR])
+def test_without_a_file_no_path_is_blamed(number: int) -> None:
+    """Shared memory and semaphores fail so, too, and no other path helps them."""
+    assert explain_os_error(OSError(number, os.strerror(number))) == f"cannot read or write: {os.strerror(number)}"
 
 
 def test_an_error_without_a_number_is_said_once() -> None:

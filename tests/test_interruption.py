@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from benchmark.interruption import SafePoints
-from flair.command import Terminated
+from flair.stopping import Terminated
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])

@@ -124,6 +124,31 @@ def test_calibrated_noise_is_enough_and_hardly_more(accountant, target, q, round
     assert privacy_accounting.epsilon(accountant, 0.998 * found, q, rounds, 1e-5) > target
 
 
+def _gdp_epsilon(mu, delta):
+    """Epsilon of mu-Gaussian DP: what very many rounds of little sampling come to (Bu et al. 2020, theorem 5)."""
+    return _gaussian_epsilon(1 / mu, delta)
+
+
+@pytest.mark.parametrize(("cohort", "rounds"), [(200, 10**6 + 1), (200, 10**7), (5000, 10**8)])
+def test_very_many_rounds_are_answered_soon_and_come_to_the_limit_of_gaussian_dp(cohort, rounds):
+    q = cohort / USERS
+    noise_multiplier = privacy_accounting.noise_multiplier_for("rdp", 2.0, q, rounds, DELTA)
+    found = privacy_accounting.pld_epsilon(noise_multiplier, q, rounds, DELTA)
+    mu = q * math.sqrt(rounds * math.expm1(noise_multiplier**-2))
+    assert found == pytest.approx(_gdp_epsilon(mu, DELTA), rel=0.02)
+    assert found < privacy_accounting.rdp_epsilon(noise_multiplier, q, rounds, DELTA)
+
+
+def test_rounds_composed_in_stages_are_those_composed_at_once(monkeypatch):
+    setting = (1.0, 200 / USERS, 5003, DELTA)  # a prime number of rounds
+    at_once = privacy_accounting.pld_epsilon(*setting)
+    privacy_accounting.pld_epsilon.cache_clear()
+    monkeypatch.setattr(privacy_accounting, "MAX_ROUNDS_OF_A_STAGE", 100)
+    in_stages = privacy_accounting.pld_epsilon(*setting)
+    privacy_accounting.pld_epsilon.cache_clear()
+    assert in_stages == pytest.approx(at_once, rel=1e-6) and in_stages != at_once
+
+
 @pytest.mark.parametrize("accountant", privacy_accounting.ACCOUNTANTS)
 def test_no_rounds_cost_nothing(accountant):
     assert privacy_accounting.epsilon(accountant, 1.0, 0.01, 0, 1e-5) == 0.0
@@ -149,6 +174,12 @@ def test_hopeless_noise_is_accounted_for_in_bounded_time_and_memory():
 @pytest.mark.parametrize("guess", [1, 5, 8, 1000])
 def test_rounds_affordable_finds_the_last_round_from_any_guess(limit, guess):
     assert privacy_accounting.rounds_affordable(lambda rounds: rounds, limit, guess) == limit
+
+
+@pytest.mark.parametrize("limit", [10**9 - 1, 10**9, 10**9 + 1, 2**40])
+@pytest.mark.parametrize("guess", [1, 999, 10**9])
+def test_rounds_affordable_end_at_a_billion(limit, guess):
+    assert privacy_accounting.rounds_affordable(lambda rounds: rounds, limit, guess) == min(limit, 10**9)
 
 
 def test_fixed_size_cohorts_by_the_theorem_for_replacing_one_user():

@@ -93,6 +93,13 @@ def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_billion_rounds_are_answered_and_more_are_refused():
+    given = {"num_users": 41131, "cohort": 200, "noise_multiplier": 325.0}
+    assert privacy_planner.answer(Question(**given, total_rounds=10**9))["by"]["pld"]["epsilon"] < 2
+    with pytest.raises(FlairError, match="--total_rounds=1000000001: expected at most 1,000,000,000"):
+        privacy_planner.answer(Question(**given, total_rounds=10**9 + 1))
+
+
 def test_wrong_usage_exits_2():
     assert _run("--epsilon=plenty").returncode == 2
     assert _run("--client_sampling=lottery").returncode == 2

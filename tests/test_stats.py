@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -167,3 +168,15 @@ def test_a_synthetic_population_of_full_size_is_near_the_published_tables() -> N
     for label in statistics.coarse:
         assert label.photos == pytest.approx(catalog.COARSE_LABEL_COUNTS[label.name], rel=0.1)
     assert len(count_labels(encode(records[:1000]), encode(records[:1000]).coarse)) <= 17
+
+
+@pytest.mark.parametrize("backend", ["Qt4Agg", "module://of_a_notebook"])
+def test_a_backend_of_the_environment_is_not_needed(miniature: Path, tmp_path: Path, backend: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "flair.stats", f"--dataset_dir={miniature}", f"--output_dir={tmp_path}"],
+        env={**os.environ, "MPLBACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

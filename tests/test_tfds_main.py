@@ -241,6 +241,6 @@ def test_a_stopped_build_is_gone_and_begins_again(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "what was built so far is removed: the same command begins again" in errors
+    assert "benchmark.tfds_main: interrupted; the same command starts over\n" in errors
     assert list((tmp_path / "tfds").iterdir()) == []
     assert "2,000 photos of 100 users" in done("tfds_main", *flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -55,3 +56,34 @@ def test_no_more_tasks_are_taken_than_fit_in_flight() -> None:
 def test_a_process_that_dies_is_told() -> None:
     with pytest.raises(FlairError, match="a worker process died, most likely for lack of memory"):
         list(map_in_order(die, None, range(20), 2))
+
+
+def test_without_shared_memory_this_process_does_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    """No file may grow: so semaphores fail as they do where /dev/shm is full, read-only or missing."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    results = map_in_order(multiply, 10, iter(range(8)), 3)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        first = next(results)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [first, *results] == list(range(0, 80, 10))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "shared memory in /dev/shm" in line and "--num_workers=1" in line
+
+
+def test_where_no_process_can_start_this_one_does_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def tasks() -> Iterator[int]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # no pipe to the new process
+        yield 0
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        yield from range(1, 20)
+
+    try:
+        results = list(map_in_order(multiply, 10, tasks(), 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert results == list(range(0, 200, 10))
+    assert "no more worker processes: Too many open files" in capsys.readouterr().err

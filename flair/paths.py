@@ -1,0 +1,55 @@
+"""Paths as users type them: what stands for a home folder in flags, and how paths are shown for typing them again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+
+
+def expand(path: str) -> str:
+    """The path with `~` or `~user` at its beginning replaced by that home folder; a folder of that name is `./~`.
+
+    Shells do that at the beginning of a word only: `--dataset_dir=~/flair` reaches a command as it is typed.
+
+    Raises:
+      ValueError: there is no such user; one line that says what to type instead.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded == path and path.startswith("~"):
+        home = path.partition("/")[0]
+        raise ValueError(f"{path!r}: {home} is the home folder of nobody here; a folder of that name is ./{home}")
+    return expanded
+
+
+def path_flag(text: str) -> str:
+    """The value of a flag that is a path: the `type` of its argument."""
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def paths_flag(text: str) -> str:
+    """The value of a flag that is paths separated by commas, with commas between them still."""
+    return ",".join(path_flag(path) for path in text.split(","))
+
+
+def word(path: str | os.PathLike[str]) -> str:
+    """A path as one word of a shell's command that is no flag.
+
+    >>> word("my data"), word("-x")
+    ("'my data'", './-x')
+    """
+    text = os.fspath(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def command_line(program: str, *paths: str | os.PathLike[str], **flags: str | os.PathLike[str] | None) -> str:
+    """The command as it can be typed in a shell, with the flags that are not None.
+
+    >>> command_line("python -m flair.verify", dataset_dir="my data", exclude=None)
+    "python -m flair.verify --dataset_dir='my data'"
+    """
+    given = [f"--{name}={shlex.quote(os.fspath(value))}" for name, value in flags.items() if value is not None]
+    return " ".join([program, *given, *map(word, paths)])
