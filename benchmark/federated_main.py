@@ -98,7 +98,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         flush=True,
     )
     restored = model_flags.restored_model()
-    key = None if plan is None else _noise_key(run, data, task, plan, restored and restored["sha256"])
+    key = None if plan is None else _noise_key(run, data, task, plan, None if restored is None else restored["sha256"])
     run.describe(
         data={**model_flags.data_place(), "digest": records.digest(), "users": users},
         clients=len(data.client_ids),

@@ -1,5 +1,7 @@
 """The split of noise in adaptive clipping, against TFF itself and against simulation."""
 
+import math
+
 import dp_accounting
 import numpy as np
 import pytest
@@ -90,3 +92,25 @@ def test_tffs_aggregator_adds_the_noise_that_is_accounted_for(cohort, noise_mult
     privacy_clipping.check_event(event, noise_multiplier)
     with pytest.raises(FlairError):
         privacy_clipping.check_event(event, 1.001 * noise_multiplier)
+
+
+@pytest.mark.parametrize(("cohort", "sigma"), [(4, 1.0), (5, 1.0), (10, 2.2)])
+def test_a_clip_that_collapses_under_poisson_cohorts_is_foreseen(cohort, sigma):
+    """Simulated: all updates are above the clip, which has to grow, but noise and the cohort's size shrink it."""
+    deviation = privacy_clipping.clipped_count_stddev(cohort, sigma)
+    random, clip, rounds = np.random.default_rng(0), 1.0, 4000
+    for _ in range(rounds):
+        size = random.poisson(cohort)
+        fraction = 0.5 + (-0.5 * size + deviation * random.normal()) / cohort
+        clip *= math.exp(-0.2 * (np.clip(fraction, 0, 1) - 0.1))
+    assert clip < 1e-3
+    assert privacy_clipping.clip_collapses(cohort, deviation, 0.1)
+
+
+def test_published_noise_has_the_published_deviation_of_the_count():
+    """ml-flair leaves TFF's default, 0.05 * 200; with our larger one the sum's noise was 12.38."""
+    sigma = 10.72
+    deviation = privacy_clipping.clipped_count_stddev(200, sigma, published=True)
+    assert deviation == 10
+    assert privacy_clipping.adaptive_noise(sigma, deviation).sum_noise_multiplier == pytest.approx(12.70, abs=0.005)
+    assert privacy_clipping.clipped_count_stddev(10, sigma, published=True) == sigma  # TFF refuses 0.5

@@ -1,13 +1,14 @@
 """The statement says everything it must, warns where it must, and its text and JSON say the same."""
 
 import json
+import math
 import re
 
 import pytest
 
 from benchmark.privacy import Mechanism, Sampling, clipped_count_stddev, make_plan
-from benchmark.privacy_caveats import RunRecord, caveats
-from benchmark.privacy_statement import make_statement, statement_text, write_statement
+from benchmark.privacy_caveats import KeyState, RunRecord, caveats
+from benchmark.privacy_statement import headline, make_statement, statement_text, write_statement
 
 SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
 CLIPS = [0.1 * 1.01**i for i in range(30)]
@@ -37,16 +38,29 @@ def plans():
         "tree": make_plan(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE),
         "weak": make_plan(**SMALL, noise_multiplier=0.4),
         "large delta": make_plan(**SMALL, epsilon=4.0, delta=0.01),
+        "small delta": make_plan(**SMALL, epsilon=4.0, delta=1e-6),
     }
 
 
-def _numbers(value):
+def _numbers(value, place=()):
     if isinstance(value, dict):
         for key, inner in value.items():
             if key not in ("caveats", "clip_norms", "format"):
-                yield from _numbers(inner)
+                yield from _numbers(inner, (*place, key))
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield value
+        yield place, value
+
+
+def _shown(place, number):
+    """As the text has it: four significant digits, a claim never below its value."""
+    if isinstance(number, int):
+        return f"{number:,}"
+    is_claim = {"epsilon", "own_epsilon", "replace_one_epsilon", "delta", "users_times_delta"} & set(place)
+    shown = f"{number:.4g}"
+    if is_claim and float(shown) < number:
+        exponent = math.floor(math.log10(number))
+        shown = f"{float(shown) + 10.0 ** (exponent - 3):.4g}"
+    return shown
 
 
 def _names(plan, run):
@@ -86,13 +100,13 @@ def test_text_has_every_number_and_every_caveat_of_the_json(plans, name):
     statement = json.loads(json.dumps(make_statement(plan, run), allow_nan=False))
     text = statement_text(statement)
     shown = set(re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?![\w-])", text))
-    missing = [n for n in _numbers(statement) if (f"{n:,}" if isinstance(n, int) else f"{n:.4g}") not in shown]
+    missing = [one for one in _numbers(statement) if _shown(*one) not in shown]
     assert missing == []
     squeezed = " ".join(text.split())
     for caveat in statement["caveats"]:
         assert f"[{caveat['severity']}] {caveat['name']}: {caveat['text']}" in squeezed
     rows = dict(re.findall(r"^(\S.*?):\s{2,}(.*)$", text, re.MULTILINE))
-    assert rows["epsilon, rounds completed, PLD"] == f"{statement['epsilon']['completed']['pld']:.4g}"
+    assert rows["epsilon, rounds completed, PLD"] == _shown(("epsilon",), statement["epsilon"]["completed"]["pld"])
     assert rows["cohorts drawn"] == statement["sampling"]["used"]
     assert rows["adjacency"] == statement["adjacency"]
     assert rows["accountant"] == "pld (" + statement["accountant"]["library"] + ")"
@@ -106,7 +120,7 @@ def test_simulated_cohort_denies_the_epsilon_first_of_all(plans):
     assert statement["caveats"][0]["name"] == "simulated cohort"
     headline = " ".join(statement_text(statement).split("\n\n")[1].split())
     assert "THIS RUN DOES NOT" in headline
-    assert f"its own epsilon is {statement['own_epsilon']:.4g}" in headline
+    assert f"its own epsilon is {_shown(('own_epsilon',), statement['own_epsilon'])}" in headline
 
 
 def test_fixed_size_sampling_says_what_is_assumed_and_what_is_proved(plans):
@@ -120,13 +134,14 @@ def test_fixed_size_sampling_says_what_is_assumed_and_what_is_proved(plans):
 
 
 def test_a_plain_run_carries_what_no_run_covers_and_nothing_else(plans):
-    assert _names(plans["poisson"], _adaptive(plans["poisson"], seeded_noise=False)) == {
+    assert _names(plans["poisson"], _adaptive(plans["poisson"], noise_key=KeyState.DELETED)) == {
         "un-noised measurements",
         "tuning",
         "evaluation users",
         "unit",
         "trusted server",
         "floating point",
+        "large delta",
     }
 
 
@@ -139,14 +154,59 @@ def test_a_plain_run_carries_what_no_run_covers_and_nothing_else(plans):
         ("large delta", {}, "large delta"),
         ("poisson", {"artificial_users": True}, "artificial users"),
         ("poisson", {"restored_model": True}, "restored weights"),
-        ("poisson", {"seeded_noise": True}, "seed"),
+        ("poisson", {"noise_key": KeyState.PRESENT}, "noise key"),
+        ("poisson", {"noise_key": KeyState.GIVEN}, "noise key file"),
+        ("poisson", {"drawn_by_tff": True}, "noise of TFF's runtime"),
         ("poisson", {"target_unclipped_quantile": 0.01}, "collapsing clip"),
     ],
 )
 def test_caveats_come_where_they_belong(plans, plan, change, name):
     assert name in _names(plans[plan], _adaptive(plans[plan], **change))
-    plain = _adaptive(plans["poisson"], seeded_noise=False)
-    assert name not in _names(plans["poisson"], plain)
+    plain = _adaptive(plans["small delta"], noise_key=KeyState.DELETED)
+    assert name not in _names(plans["small delta"], plain)
+
+
+@pytest.mark.parametrize(
+    ("key", "first"),
+    [
+        (KeyState.PRESENT, "WHAT FOLLOWS HOLDS ONLY WHILE noise.key in the run's folder IS SECRET"),
+        (KeyState.GIVEN, "WHAT FOLLOWS HOLDS ONLY WHILE the file given as --noise_key_file IS SECRET"),
+        (KeyState.DELETED, "After 30 of 40 rounds"),
+    ],
+)
+@pytest.mark.parametrize("name", ["poisson", "uniform", "simulated"])
+def test_the_headline_begins_with_who_could_take_the_noise_away(plans, name, key, first):
+    statement = make_statement(plans[name], _adaptive(plans[name], noise_key=key))
+    assert statement["noise_key"] == key.value
+    assert headline(statement).startswith(first)
+    assert "provided that only the models and clip norms of this run are released" in headline(statement)
+
+
+def test_an_older_statement_says_that_its_noise_followed_from_the_seed(plans):
+    statement = make_statement(plans["poisson"], _adaptive(plans["poisson"]))
+    older = {name: value for name, value in statement.items() if name not in ("noise_key", "users_times_delta")}
+    assert headline(older).startswith("WHAT FOLLOWS HOLDS ONLY WHILE the --seed")
+    assert statement_text({**older, "format": 1})
+
+
+def test_users_times_delta_is_said_where_it_is_not_small(plans):
+    for name, shown in (("poisson", True), ("small delta", False)):
+        statement = make_statement(plans[name], _adaptive(plans[name]))
+        assert statement["users_times_delta"] == 500 * statement["delta"]
+        assert ("Users * delta = 0.5372 is not small" in headline(statement)) == shown
+
+
+def test_a_claim_is_rounded_up():
+    """An epsilon of 2.0003 was printed as 2."""
+    plan = make_plan(num_users=41_131, cohort=200, total_rounds=5000, noise_multiplier=0.9736)
+    assert 2.0 < plan.epsilon < 2.0005
+    text = statement_text(make_statement(plan, RunRecord(5000, [0.1])))
+    assert "(2.001, 8.404e-06)-differential privacy" in " ".join(text.split())
+
+
+def test_artificial_users_are_said_to_be_no_persons_in_the_claim_itself(plans):
+    statement = make_statement(plans["poisson"], _adaptive(plans["poisson"], artificial_users=True))
+    assert "NOT A PERSON" in headline(statement)
 
 
 def test_tree_statement_is_about_zeroing_out(plans):
