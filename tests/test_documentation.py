@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from benchmark import privacy
-from benchmark.privacy_caveats import RunRecord
+from benchmark.privacy_caveats import KeyState, RunRecord
 from benchmark.privacy_statement import make_statement, statement_text
 from flair import mirror
 from flair.synthetic import make_dataset
@@ -93,7 +93,7 @@ def test_the_statement_that_is_explained_is_the_one_a_run_writes() -> None:
     (shown,) = (block for block in blocks((ROOT / "docs/privacy.md").read_text()) if block.language == "text")
     plan = privacy.make_plan(num_users=41_131, cohort=200, total_rounds=5_000, epsilon=2.0)
     deviation = privacy.clipped_count_stddev(200, plan.run_noise_multiplier)
-    record = RunRecord(5_000, [0.1], target_unclipped_quantile=0.1, clipped_count_stddev=deviation)
+    record = RunRecord(5_000, [0.1], 0.1, deviation, noise_key=KeyState.DELETED)
     written = statement_text(make_statement(plan, record)).splitlines()
     assert [line for line in shown.lines if line not in written] == []
 

@@ -201,7 +201,7 @@ def test_a_claim_is_rounded_up():
     plan = make_plan(num_users=41_131, cohort=200, total_rounds=5000, noise_multiplier=0.9736)
     assert 2.0 < plan.epsilon < 2.0005
     text = statement_text(make_statement(plan, RunRecord(5000, [0.1])))
-    assert "(2.001, 8.404e-06)-differential privacy" in " ".join(text.split())
+    assert "(2.001, 8.403e-06)-differential privacy" in " ".join(text.split())
 
 
 def test_artificial_users_are_said_to_be_no_persons_in_the_claim_itself(plans):
