@@ -8,7 +8,6 @@ works, not how good FLAIR models are.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from benchmark import command, path_flags
+from benchmark.run_files import read_json
 from flair import catalog, mirror
 from flair.errors import FlairError
 from flair.progress import duration
@@ -185,7 +185,7 @@ def _print_table(folder: Path, seconds: float) -> None:
 
 def _summary(folder: Path) -> dict[str, Any]:
     (path,) = folder.glob("*/summary.json")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return read_json(path, {}) or {}
 
 
 def _know_nothing(dataset_dir: Path) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmark.records import Records
-from flair import atomic, example
+from flair import atomic, example, json_text
 from flair.errors import FlairError
 from flair.progress import Progress
 from flair.tfrecord import frame, read_payloads
@@ -100,8 +100,8 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(dict(settings)))
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            found = json_text.read(path)
+        except json_text.BadJson:
             found = None
         if not isinstance(found, dict) or found != wanted:
             raise FlairError(f"--dump_dir={folder}: holds episodes of other settings; choose a new or empty folder")

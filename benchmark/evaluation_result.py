@@ -19,7 +19,7 @@ from benchmark.predictions import Predictions
 from benchmark.records import Task
 from benchmark.scored_photos import Replicates, ScoredPhotos
 from benchmark.user_distribution import distribution
-from flair import atomic
+from flair import atomic, checked_json
 from flair.progress import Progress
 
 FORMAT_VERSION = 1
@@ -184,8 +184,8 @@ def interval_facts(num_resamples: int, seed: int) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a result; numbers that are not finite become null."""
-    atomic.write_json(path, _finite(value))
+    """Writes a result, with a checksum; numbers that are not finite become null."""
+    checked_json.write(path, _finite(value))
 
 
 def _difference(

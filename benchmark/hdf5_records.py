@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmark.json_shape import misfit
 from benchmark.records import PhotoIndex, Records
-from flair import example
+from flair import example, json_text
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
 from flair.hdf5 import HDF5File, record_checksum
@@ -98,10 +99,19 @@ class HDF5Records(Records):
 
     def _columns(self, kind: str) -> dict[str, int]:
         mapping, counter = (self._file.text(f"{kind}_{name}") for name in ("mapping", "counter"))
-        if mapping is not None:
-            return dict(json.loads(mapping))
-        if counter is not None:
-            return label_index(json.loads(counter))
+        text = counter if mapping is None else mapping
+        if text is not None:
+            where = f"{self.root}: /metadata/{kind}_{'counter' if mapping is None else 'mapping'}"
+            try:
+                numbers = json_text.parse(text)
+            except json_text.BadJson as error:
+                raise FlairError(f"{where} is damaged ({error}); prepare it again") from None
+            if misfit(numbers, {"*": int}) is not None:
+                raise FlairError(f"{where} does not number labels; prepare it again")
+            columns = dict(numbers) if mapping is not None else label_index(numbers)
+            if sorted(columns.values()) != list(range(len(columns))):
+                raise FlairError(f"{where} does not number labels from 0; prepare it again")
+            return columns
         raise FlairError(f"{self.root}: has no /metadata/{kind}_counter; prepare it again with prepare_dataset.py")
 
     def _entries(self, partition: str) -> dict[str, _Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from benchmark.label_episodes import LabelEpisode, LabelEpisodes, make_alphabets
 from benchmark.photo_table import PhotoTable, read_photo_table
 from benchmark.records import Records, Task
 from benchmark.saved_model import SavedModel
-from flair import atomic
 from flair.errors import FlairError
 from flair.metadata import load_taxonomy
 from flair.progress import Progress
+from flair.row_file import read_rows, write_rows
 
 FLAGS = personalize_flags.FLAGS
 _PHOTOS_PER_FILE = 512
@@ -103,20 +104,33 @@ def _features(
     def forward(pixels: tf.Tensor) -> tf.Tensor:
         return tf.cast(body(pixels, training=False), tf.float32)
 
+    dtype = np.dtype([("features", np.float32, (int(body.output_shape[-1]),))])
     found = []
     with Progress(len(rows), "features", "photo") as progress:
         for start in range(0, len(rows), _PHOTOS_PER_FILE):
             path = folder / f"{start:07d}.npy"
             chosen = rows[start : start + _PHOTOS_PER_FILE]
-            if not path.is_file():
+            features = _kept(path, dtype, len(chosen))
+            if features is None:
                 serialized = records.read_photos(FLAGS.partition, chosen)
                 batches = [serialized[i : i + _PHOTOS_PER_BATCH] for i in range(0, len(serialized), _PHOTOS_PER_BATCH)]
                 features = np.concatenate([forward(decode_photos(decode, batch)[0]).numpy() for batch in batches])
-                with atomic.replacing(path) as temporary, open(temporary, "wb") as file:
-                    np.save(file, features)
-            found.append(np.load(path, allow_pickle=False))
+                write_rows(path, np.ascontiguousarray(features).view(dtype)[:, 0])
+            found.append(features)
             progress.add(len(chosen))
     return np.concatenate(found)
+
+
+def _kept(path: Path, dtype: np.dtype[Any], count: int) -> np.ndarray | None:
+    """Features float32 [count, channels] that an earlier process saved; None where there are none, or not whole."""
+    try:
+        kept: np.ndarray = read_rows(path, dtype)["features"]
+    except FileNotFoundError:
+        return None
+    except FlairError:
+        print(f"{path}: is damaged; its features are made anew", file=sys.stderr)
+        return None
+    return kept if len(kept) == count else None
 
 
 def _score(episodes: LabelEpisodes, rows: np.ndarray, features: np.ndarray, log: EpisodeLog) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ from benchmark.evaluation_sets import EvaluationSet
 from benchmark.predictions import Predictions, PredictionWriter, compare, open_predictions
 from benchmark.records import Records, Task
 from benchmark.saved_model import SavedModel
-from flair import atomic
+from flair import atomic, regular_file
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
 from flair.progress import Progress
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 UNFINISHED_FILE, IDS_FILE, LABELS_FILE = "unfinished.json", "ids.csv", "labels.npy"
+_EVALUATION = re.compile(rb"([0-9]+-[0-9]+)\n")
 
 
 class Predictor:
@@ -44,8 +47,8 @@ class Predictor:
         self._records_digest = records.digest()
         self._loaded: tuple[tuple[Path, tuple[int, int]], tf.keras.Model] | None = None
         marker = folder / UNFINISHED_FILE
-        if marker.is_file():
-            self._evaluation = marker.read_text(encoding="utf-8").strip()
+        self._evaluation = _read_marker(marker)
+        if self._evaluation:
             print(f"{folder}: continuing the evaluation that was interrupted", flush=True)
         else:
             self._evaluation = f"{time.time_ns()}-{os.getpid()}"
@@ -124,3 +127,16 @@ class Predictor:
         atomic.write_text(folder / IDS_FILE, photos.ids_text())
         with atomic.replacing(folder / LABELS_FILE) as temporary, open(temporary, "wb") as file:
             np.save(file, photos.labels, allow_pickle=False)
+
+
+def _read_marker(path: Path) -> str:
+    """The name of the evaluation that is under way, empty where there is none."""
+    try:
+        data = regular_file.read_bytes(path)
+    except FileNotFoundError:
+        return ""
+    match = _EVALUATION.fullmatch(data)
+    if match is None:
+        print(f"{path}: is damaged; the interrupted evaluation's predictions are made anew", file=sys.stderr)
+        return ""
+    return match[1].decode()

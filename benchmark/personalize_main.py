@@ -10,7 +10,6 @@ one. docs/personalization.md says what the numbers mean.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from benchmark import command, personalize_flags, saved_model
 from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
 from benchmark.personalize_flags import FLAGS, LABELS, USERS
 from benchmark.records import Records, Task, make_task, open_records
+from benchmark.run_files import read_json
 from benchmark.run_folder import FLAGS_FILE, RUN_FILE, TENSORBOARD_DIR, RunFolder
 from benchmark.saved_model import SavedModel
 from flair.catalog import TAXONOMY_FILE
@@ -133,7 +133,7 @@ def _task(records: Records, saved: SavedModel) -> Task:
 
 def _check_same(folder: Path, facts: dict[str, Any]) -> None:
     path = folder / RUN_FILE
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = read_json(path, {f"{name}?": {"digest?": str} for name in facts}) or {}
     for name in facts:
         flag = "tfrecords_dir" if name == "data" else name
         if before.get(name, {}).get("digest") != facts[name]["digest"]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flair import tfrecord_reader
+from flair import regular_file, tfrecord_reader
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
 from flair.tfrecord import FRAME_BYTES, DamagedRecord, masked_crc32c, read_payloads
@@ -152,7 +152,13 @@ class TFRecords(Records):
     def read_user(self, partition: str, user_id: str) -> list[bytes]:
         """Serialized examples of one user, in file order, each checked against its CRC-32C."""
         span = self.span(partition, user_id)
-        return list(read_payloads(span.path, span.offset, span.length))
+        payloads = list(read_payloads(span.path, span.offset, span.length))
+        if not payloads or span.count not in (None, len(payloads)):
+            expected = "one or more" if span.count is None else span.count
+            raise DamagedRecord(
+                f"{span.path}: {len(payloads)} photos of {user_id}, expected {expected}; prepare it again"
+            )
+        return payloads
 
     def photo_index(self, partition: str) -> PhotoIndex:
         """Where every photo of the partition lies; found by reading the headers of all records once."""
@@ -267,8 +273,8 @@ def _scan(spans: dict[str, Span]) -> PhotoIndex:
 def scan_span(span: Span) -> list[tuple[int, int]]:
     """Offset and length in bytes of every framed record of a span, from their headers alone."""
     frames = []
-    descriptor = os.open(span.path, os.O_RDONLY)
-    try:
+    with regular_file.open_file(span.path) as file:
+        descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
         position, end = span.offset, size if span.length is None else span.offset + span.length
         while position < end:
@@ -280,6 +286,6 @@ def scan_span(span: Span) -> list[tuple[int, int]]:
                 raise DamagedRecord(f"{span.path}: ends inside the record at byte {position:,}; prepare it again")
             frames.append((position, length))
             position += length
-    finally:
-        os.close(descriptor)
+    if not frames:
+        raise DamagedRecord(f"{span.path}: holds no photo of a user; prepare it again")
     return frames

@@ -7,15 +7,14 @@ and users where benchmark.evaluate_main has evaluated a run. Figures that a run 
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from benchmark import command, path_flags
-from benchmark.json_shape import ESTIMATE, misfit
+from benchmark import command, path_flags, run_files
+from benchmark.json_shape import ESTIMATE
 from flair import atomic
 from flair.errors import FlairError
 from flair.progress import Progress, duration
@@ -72,17 +71,9 @@ def main(folders: list[str]) -> None:
 
 def _comparisons(folder: Path) -> list[dict[str, Any]]:
     path = folder if folder.is_file() else folder / "evaluation.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FlairError(
-            f"--evaluation={folder}: has no evaluation.json; make it with benchmark.evaluate_main"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise FlairError(f"{path}: is not JSON ({error}); make it again") from None
-    reason = misfit(found, _EVALUATION)
-    if reason is not None:
-        raise FlairError(f"{path}: is no result of benchmark.evaluate_main ({reason}); make it again")
+    found = run_files.read_json(path, _EVALUATION)
+    if found is None:
+        raise FlairError(f"--evaluation={folder}: has no evaluation.json; make it with benchmark.evaluate_main")
     return list(found["comparisons"])
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmark.json_shape import ESTIMATE, NUMBER, NUMBER_OR_NULL, misfit
+from benchmark.json_shape import ESTIMATE, NUMBER, NUMBER_OR_NULL
 from benchmark.privacy_statement import headline, statement_rows
-from benchmark.run_folder import FLAGS_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TIMES_FILE, read_csv
+from benchmark.run_files import read_flags, read_json, read_seconds, read_table
+from benchmark.run_folder import FLAGS_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TIMES_FILE
 from benchmark.saved_model import BEST_FILE, distinct, short_names
+from flair import regular_file
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
 
@@ -35,7 +36,7 @@ _RESULT = {
     "per_user": {"*": {"p50": NUMBER_OR_NULL, "percentiles": [NUMBER_OR_NULL]}},
 }
 _SHAPES: dict[str, Any] = {
-    RUN_FILE: {"data?": dict, "machine?": dict, "versions?": dict, "continued?": [str]},
+    RUN_FILE: {"started?": str, "data?": dict, "machine?": dict, "versions?": dict, "continued?": [str]},
     SUMMARY_FILE: {"val?": {"*": NUMBER_OR_NULL}, "test?": {"*": NUMBER_OR_NULL}, "training_seconds?": NUMBER}
     | {"parameters?": int},
     PRIVACY_FILE: {"caveats": [{"severity": str, "name": str, "text": str}]},
@@ -147,18 +148,18 @@ def _run_folders(name: str) -> list[Path]:
 
 
 def _open(path: Path, name: str) -> Run:
-    metrics = path / METRICS_FILE
+    step_name, rows = read_table(path / METRICS_FILE)
     run = Run(
         path=path,
         name=name,
-        step_name=_step_name(metrics),
-        rows=_read_table(metrics),
-        seconds={step: row["seconds"] for step, row in _read_table(path / TIMES_FILE).items() if "seconds" in row},
-        settings=_settings(path / FLAGS_FILE),
-        facts=_read_json(path / RUN_FILE) or {},
-        summary=_read_json(path / SUMMARY_FILE) or {},
-        privacy=_read_json(path / PRIVACY_FILE),
-        evaluation=_read_json(path / EVALUATION_FILE),
+        step_name=step_name,
+        rows=rows,
+        seconds=read_seconds(path / TIMES_FILE),
+        settings=read_flags(path / FLAGS_FILE) or {},
+        facts=_read(path / RUN_FILE) or {},
+        summary=_read(path / SUMMARY_FILE) or {},
+        privacy=_read(path / PRIVACY_FILE),
+        evaluation=_read(path / EVALUATION_FILE),
         figures=_extra_figures(path / FIGURES_DIR),
     )
     _check_statement(run)
@@ -194,47 +195,19 @@ def _check_statement(run: Run) -> None:
         ) from None
 
 
-def _step_name(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.readline().partition(",")[0].strip()
-
-
-def _read_table(path: Path) -> dict[int, dict[str, float]]:
-    try:
-        return read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise FlairError(f"{path}: is damaged ({error}); expected what a training wrote") from None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FlairError(f"{path}: is not JSON ({error}); delete it or make it again") from None
-    reason = misfit(content, _SHAPES[path.name])
-    if reason is not None:
-        raise FlairError(f"{path}: is not what a command of ours wrote ({reason}); delete it or make it again")
-    return dict(content)
-
-
-def _settings(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    parts = (line.strip().removeprefix("--").partition("=") for line in lines if line.strip().startswith("--"))
-    return {name: value for name, _, value in parts}
+def _read(path: Path) -> dict[str, Any] | None:
+    return read_json(path, _SHAPES[path.name])
 
 
 def _extra_figures(folder: Path) -> list[ExtraFigure]:
     if not folder.is_dir():
         return []
-    captions: Mapping[str, Any] = _read_json(folder / CAPTIONS_FILE) or {}
+    captions: Mapping[str, Any] = _read(folder / CAPTIONS_FILE) or {}
     found = []
     for path in sorted(folder.glob("*.png")):
-        png = path.read_bytes() if path.stat().st_size <= _LARGEST_PNG else b""
-        if not png.startswith(_PNG):
+        with regular_file.open_file(path) as file:
+            png = file.read(_LARGEST_PNG + 1)
+        if len(png) > _LARGEST_PNG or not png.startswith(_PNG):
             raise FlairError(f"{path}: is no PNG image of at most {_LARGEST_PNG:,} bytes; delete it or make it again")
         caption = captions.get(path.name, path.stem.replace("_", " "))
         found.append(ExtraFigure(path.name, png, str(caption)))

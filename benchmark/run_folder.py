@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import os
 import platform
 import shutil
@@ -29,7 +28,9 @@ from types import TracebackType
 from typing import Any
 
 from benchmark.checkpoint import Checkpoints
-from flair import __version__, atomic, lock
+from benchmark.json_shape import NUMBER
+from benchmark.run_files import read_flags, read_json, read_seconds, read_table
+from flair import __version__, atomic, checked_json, lock
 from flair.errors import FlairError
 
 FLAGS_FILE, RUN_FILE, METRICS_FILE, TIMES_FILE = "flags.txt", "run.json", "metrics.csv", "times.csv"
@@ -48,6 +49,16 @@ _OUTPUTS = (
     "clients*.csv",
     "evaluation.json",
 )
+_DESCRIPTION = {"started": str, "continued?": [str], "data?": {"digest?": str}}
+_METRICS = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "training_seconds": NUMBER}
+# What a complete run says of itself when its command is typed again, by the name of its steps.
+_SUMMARIES: dict[str, Any] = {
+    "epoch": {**_METRICS, "num_epochs": int, "epochs": int, "best_epoch": int}
+    | {"know_nothing": {"val": NUMBER, "test": NUMBER}},
+    "round": {**_METRICS, "rounds": int, "best_round": int, "epsilon?": NUMBER}
+    | {"clients?": {"count": int, "test": {"*": {"*": NUMBER}}}},
+    "episode": {"episodes": int, "kind": str, "seconds": NUMBER},
+}
 _DATA_FILES = ("label_index.json", "label_to_index.json", "labels_and_metadata.json")
 _PACKAGES = ("numpy", "tensorflow", "tensorflow-federated", "tensorflow-privacy", "dp-accounting", "ray")
 
@@ -121,9 +132,8 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The result of a complete run, None before."""
-        path = self.path / SUMMARY_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """The result of a complete run, None before; a FlairError where the file is damaged."""
+        return read_json(self.path / SUMMARY_FILE, _SUMMARIES.get(self.step_name, {}))
 
     @property
     def seconds(self) -> float:
@@ -134,7 +144,7 @@ class RunFolder:
         """Writes run.json: versions, machine, `facts`; a continued run keeps its start and adds when it went on."""
         path = self.path / RUN_FILE
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and self.has_begun else {"started": now}
+        known = (read_json(path, _DESCRIPTION) if self.has_begun else None) or {"started": now}
         before, digest = known.get("data", {}).get("digest"), facts.get("data", {}).get("digest")
         if before is not None and before != digest:
             raise FlairError(
@@ -142,10 +152,17 @@ class RunFolder:
                 "give the same records to continue it, another --run_dir, or --overwrite"
             )
         continued = [*known.get("continued", []), now] if self.has_begun else []
-        atomic.write_json(path, {"started": known["started"], "continued": continued, **environment(), **facts})
+        checked_json.write(path, {"started": known["started"], "continued": continued, **environment(), **facts})
 
     def start_at(self, step: int) -> None:
-        """Forgets every row after `step`: the run goes on from there."""
+        """Forgets every row after `step`: the run goes on from there. Says which rows up to there are lost."""
+        lost = [row for row in range(1, step + 1) if row not in self.rows]
+        if lost:
+            print(
+                f"{self.path / METRICS_FILE}: has lost {len(lost):,} of the rows up to {self.step_name} {step:,}, the "
+                f"first of {self.step_name} {lost[0]:,}; the run goes on without them",
+                file=sys.stderr,
+            )
         self.rows = {row: values for row, values in self.rows.items() if row <= step}
         self._seconds = {row: seconds for row, seconds in self._seconds.items() if row <= step}
         from benchmark import event_file
@@ -171,7 +188,7 @@ class RunFolder:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, which marks the run complete."""
-        atomic.write_json(self.path / SUMMARY_FILE, summary)
+        checked_json.write(self.path / SUMMARY_FILE, summary)
 
     def reopen(self) -> None:
         """Takes the mark of completeness away, to train on."""
@@ -189,28 +206,31 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
             atomic.remove_leftovers(folder)
         self._check_flags()
-        self.rows = read_csv(self.path / METRICS_FILE)
-        self._seconds = {step: row["seconds"] for step, row in read_csv(self.path / TIMES_FILE).items()}
+        self.rows = read_table(self.path / METRICS_FILE, self.step_name)[1]
+        self._seconds = read_seconds(self.path / TIMES_FILE, self.step_name)
 
     def _check_command(self) -> None:
         """Refuses to start over in the folder of another command, whose run nobody meant to lose."""
-        path = self.path / RUN_FILE
         try:
-            before = str(json.loads(path.read_text(encoding="utf-8"))["command"][0])
-        except (FileNotFoundError, ValueError, LookupError, TypeError):
-            return  # No run, or a damaged one: to start over is the way out.
+            described = read_json(self.path / RUN_FILE, {"command": [str]})
+        except FlairError:
+            return  # A damaged run: to start over is the way out.
+        before = next(iter(described["command"]), "") if described else ""
         names = [Path(command).stem for command in (before, sys.argv[0])]
         if names[0] != names[1] and all(name.endswith("_main") for name in names):
             raise FlairError(f"{self.path}: holds a run of benchmark.{names[0]}; choose another --run_dir")
 
     def _check_flags(self) -> None:
         path = self.path / FLAGS_FILE
-        if path.is_file():
-            before, now = _flag_values(path.read_text("utf-8").splitlines()), _flag_values(self._flag_lines)
+        before = read_flags(path)
+        if before is None and any(self.checkpoints.folder.glob("*")):
+            raise FlairError(f"{path}: is missing, beside checkpoints of a run; restore it, or add --overwrite")
+        if before is not None:
+            now = _flag_values(self._flag_lines)
             before = {name: value for name, value in self._defaults.items() if name in now} | before
             different = [n for n in sorted({*before, *now} - self._changeable) if before.get(n) != now.get(n)]
             if different:
-                changes = ", ".join(f"--{n} was {before.get(n)} and is {now.get(n)}" for n in different)
+                changes = ", ".join(f"--{n} was {_printable(before.get(n))} and is {now.get(n)}" for n in different)
                 raise FlairError(
                     f"{self.path}: holds a run with other flags ({changes}); "
                     "give the same flags to continue it, another --run_dir, or --overwrite"
@@ -266,7 +286,7 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "command": sys.argv,
+        "command": [os.fsencode(argument).decode("utf-8", "replace") for argument in sys.argv],
         "versions": versions,
         "machine": {"platform": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
         "git_revision": _git_revision(),
@@ -294,6 +314,10 @@ def _flag_values(lines: Iterable[str]) -> dict[str, str]:
     return {name: value for name, _, value in (line.strip().removeprefix("--").partition("=") for line in lines)}
 
 
+def _printable(value: str | None) -> str | None:
+    return value if value is None or value.isprintable() else repr(value)
+
+
 def _cell(value: float | None) -> str:
     return "" if value is None else repr(float(value))
 
@@ -307,17 +331,3 @@ def _write(path: Path, rows: list[list[Any]]) -> None:
 def _append(path: Path, row: list[Any]) -> None:
     with open(path, "a", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerow(row)
-
-
-def read_csv(path: Path) -> dict[int, dict[str, float]]:
-    """metrics.csv or times.csv: step -> column -> value, without empty cells and without a half-written last line."""
-    if not path.is_file():
-        return {}
-    rows: dict[int, dict[str, float]] = {}
-    with open(path, encoding="utf-8", newline="") as file:
-        header, *body = list(csv.reader(file)) or [[]]
-    for cells in body:
-        if len(cells) != len(header):  # the last line of a killed process
-            break
-        rows[int(cells[0])] = {n: float(c) for n, c in zip(header[1:], cells[1:], strict=True) if c}
-    return rows

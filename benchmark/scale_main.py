@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark.json_shape import NUMBER
+from benchmark.run_files import read_json
 from benchmark.sizing import Parts, size, table
 from flair import command
 from flair.errors import FlairError
@@ -24,6 +26,7 @@ RESNET18 = Parts(
     fixed_seconds=0.22,
     worker_bytes=1_800_000_000,
 )
+_PARTS = dict.fromkeys(Parts._fields, NUMBER)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,10 +58,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _read(path: Path) -> Parts:
-    try:
-        return Parts(**json.loads(path.read_text(encoding="utf-8"))["parts"])
-    except (ValueError, KeyError, TypeError):
-        raise FlairError(f"--parts={path}: expected the file that `benchmark.speed_main ray --json` wrote") from None
+    content = read_json(path, {"parts": _PARTS})
+    if content is None:
+        raise FlairError(f"--parts={path}: no such file; expected what `benchmark.speed_main ray --json` wrote")
+    parts = Parts(**{name: content["parts"][name] for name in Parts._fields})
+    wrong = next((name for name, value in parts._asdict().items() if not 0 <= value < math.inf), None)
+    if wrong is not None or parts.photo_seconds == 0:
+        raise FlairError(f"{path}: parts.{wrong or 'photo_seconds'} is not a size or a time; measure it again")
+    return parts
 
 
 def _int_list(text: str) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,8 @@ from typing import NamedTuple
 
 from benchmark.run_folder import SUMMARY_FILE
 from benchmark.sweep_grid import Run
-from flair import atomic
+from flair import atomic, json_text, regular_file
+from flair.errors import FlairError
 from flair.stopping import Terminated
 
 LOG_FILE, ARGUMENTS_FILE = "sweep.log", "sweep_flags.json"
@@ -89,8 +89,8 @@ class Runner:
     def _is_complete(self, run: Run) -> bool:
         folder = self.run_folder(run)
         try:
-            recorded = json.loads((folder / ARGUMENTS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            recorded = json_text.parse(regular_file.read_bytes(folder / ARGUMENTS_FILE))
+        except (FileNotFoundError, FlairError, json_text.BadJson):
             return False
         # With other arguments the command itself compares the flags, and says what differs.
         return (folder / SUMMARY_FILE).is_file() and recorded == self._recorded(run)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmark.json_shape import NUMBER
 from benchmark.privacy_accounting import rounded_up
+from benchmark.run_files import read_json
 from benchmark.run_folder import SUMMARY_FILE
 from benchmark.sweep_grid import Run
 from flair import atomic
+from flair.errors import FlairError
 
 CSV_FILE, JSON_FILE = "results.csv", "results.json"
+_SUMMARY = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "epsilon?": NUMBER, "simulated_epsilon?": NUMBER}
 
 
 class Spread(NamedTuple):
@@ -97,7 +100,9 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def _numbers(path: Path) -> dict[str, float]:
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = read_json(path, _SUMMARY)
+    if summary is None:
+        raise FlairError(f"{path}: is missing, though its run is complete; run the same command again")
     numbers = {
         f"{partition}_{name}": float(value)
         for partition in ("val", "test")

@@ -5,10 +5,10 @@ The format is TensorFlow's: https://www.tensorflow.org/guide/distributed_trainin
 
 from __future__ import annotations
 
-import json
 import os
 from typing import NamedTuple
 
+from flair import json_text
 from flair.errors import FlairError
 
 
@@ -29,7 +29,7 @@ def place() -> Place:
     if not text:
         return Place(0, 1)
     try:
-        config = json.loads(text)
+        config = json_text.parse(text)
         cluster = config.get("cluster", {})
         hosts = {kind: cluster.get(kind, []) for kind in ("chief", "worker")}
         if not all(isinstance(names, list) for names in hosts.values()):

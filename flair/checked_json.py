@@ -9,10 +9,12 @@ from typing import Any
 
 import google_crc32c
 
+from flair import json_text, regular_file
 from flair.atomic import write_bytes
 from flair.errors import FlairError
 
 _CHECKSUM = "crc32c"
+_BEGINNING = b'{\n"'
 
 
 class DamagedIndex(FlairError):
@@ -34,6 +36,28 @@ def write(path: str | Path, value: Mapping[str, Any]) -> None:
     write_bytes(path, encode(value))
 
 
+def parse(data: bytes) -> Any:
+    """The value of bytes that `encode` made, without the checksum; or of any other JSON, which has none to check.
+
+    The spelling tells which it is: no other writer's JSON begins as that of `encode`. So no damage takes the checksum
+    away, and yet a person may write such a file, or write a changed one with any tool.
+
+    Raises:
+      BadJson: the text is no JSON, or is spelled as by `encode` and was changed since.
+    """
+    value = json_text.parse(data)
+    if isinstance(value, dict):
+        value.pop(_CHECKSUM, None)
+        if is_checked(data) and encode(value) != data:
+            raise json_text.BadJson("its checksum does not fit its content")
+    return value
+
+
+def is_checked(data: bytes) -> bool:
+    """Whether the bytes are spelled as by `encode`, so that `parse` holds them against their checksum."""
+    return data.startswith(_BEGINNING)
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """Reads what `write` wrote, without the checksum.
 
@@ -41,7 +65,7 @@ def read(path: str | Path) -> dict[str, Any]:
       DamagedIndex: the file was changed in any byte; one line naming it.
       FileNotFoundError: there is no such file.
     """
-    data = Path(path).read_bytes()
+    data = regular_file.read_bytes(path)
     try:
         value = json.loads(data)
         value.pop(_CHECKSUM)

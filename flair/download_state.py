@@ -7,14 +7,13 @@ that a rerun notices any that have gone since. Unfinished files are the `.part`s
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from flair import atomic, lock
+from flair import checked_json, lock, regular_file
 from flair.errors import FlairError
 from flair.staging import read_listing
 
@@ -62,16 +61,18 @@ class DownloadState:
 
     def gone(self, name: str, present: Mapping[str, int]) -> int:
         """How many photos of a finished archive are not in `present` (image id -> bytes) as they were unpacked."""
+        number = self._entries[name].photos or 0
         try:
             listed = read_listing(self.listing(name))
         except (FileNotFoundError, ValueError):
-            entry = self._entries[name]
-            return entry.photos or 0  # nobody knows which they were
+            listed = {}
+        if len(listed) != number:
+            return number  # nobody knows which they were
         return sum(present.get(image_id) != size for image_id, size in listed.items())
 
     def _read(self) -> dict[str, Entry]:
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
+            content = checked_json.parse(regular_file.read_bytes(self._path))
             if content["version"] != _VERSION:
                 raise FlairError(
                     f"{self._path}: written by another version of this toolkit (format {content['version']!r}, "
@@ -85,7 +86,7 @@ class DownloadState:
 
     def _write(self) -> None:
         files = {name: entry._asdict() for name, entry in sorted(self._entries.items())}
-        atomic.write_json(self._path, {"version": _VERSION, "files": files})
+        checked_json.write(self._path, {"version": _VERSION, "files": files})
 
 
 def scan_photos(folder: Path) -> dict[str, int]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flair import regular_file
 from flair.catalog import PARTITIONS
 from flair.components import connected_components
 from flair.errors import FlairError
@@ -118,16 +119,16 @@ def read_exclusion(path: str | Path) -> Exclusion:
     Raises:
       FlairError: the file is missing, is neither, or holds something that is no id; one line naming it.
     """
+    if Path(path).is_dir():
+        example = Path(path) / "near_duplicates.json"
+        raise FlairError(f"{path}: is a directory; expected a file, such as {example}")
     try:
-        content = json.loads(Path(path).read_bytes().decode("utf-8"), object_pairs_hook=_Pairs)
+        content = json.loads(regular_file.read_bytes(path).decode("utf-8"), object_pairs_hook=_Pairs)
     except FileNotFoundError:
         raise FlairError(
             f"{path}: no such file; expected a JSON list of image ids, or the near_duplicates.json that "
             "python -m flair.near_duplicates writes"
         ) from None
-    except IsADirectoryError:
-        example = Path(path) / "near_duplicates.json"
-        raise FlairError(f"{path}: is a directory; expected a file, such as {example}") from None
     except UnicodeDecodeError:
         raise FlairError(f"{path}: is not UTF-8 text; expected JSON") from None
     except (ValueError, RecursionError) as error:

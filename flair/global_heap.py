@@ -7,17 +7,22 @@ Global Heap" and "VIII.B. Reference Encoding / variable-length", https://support
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
+from pathlib import Path
 
+from flair import regular_file
 from flair.errors import FlairError
 
 _COLLECTION = struct.Struct("<4sB3xQ")  # signature, version, size of the collection with this header
+_BEGINNING = b"GCOL\x01\0\0\0"
 _OBJECT = struct.Struct("<HH4xQ")  # index, reference count, size of the object without this header
 _REFERENCE = struct.Struct("<IQI")  # number of elements, address of the collection, index in it
 _MIN_COLLECTION_BYTES = 4096  # H5HG_MINSIZE
 REFERENCE_BYTES = _REFERENCE.size
 _SUPERBLOCK_VERSION_OFFSET = 8
+_BYTES_CHECKED = 1 << 26
 _END_OF_FILE_OFFSET = 40  # in a superblock of version 0 with 8-byte offsets and lengths
 
 
@@ -50,3 +55,38 @@ def set_end_of_file(descriptor: int, end: int) -> None:
     if superblock[_SUPERBLOCK_VERSION_OFFSET] != 0 or superblock[13:15] != b"\x08\x08":
         raise FlairError("this version of the HDF5 library writes an unknown superblock; use --image_format=raw")
     os.pwrite(descriptor, struct.pack("<Q", end), _END_OF_FILE_OFFSET)
+
+
+def check_first_collections(path: Path) -> None:
+    """Refuses damaged collections in the first 64 MB of an HDF5 file, where it keeps its attributes.
+
+    At an object without an index and a size the HDF5 library goes round for ever, and nothing can interrupt it.
+
+    Raises:
+      FlairError: an object of a collection has such a size, or ends outside of it.
+    """
+    with regular_file.open_file(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if (
+                data[_SUPERBLOCK_VERSION_OFFSET : _SUPERBLOCK_VERSION_OFFSET + 1] == b"\0"
+                and data[13:15] != b"\x08\x08"
+            ):
+                return  # of another writer, with other sizes of addresses
+            start = data.find(_BEGINNING, 0, _BYTES_CHECKED)
+            while start >= 0:
+                _check_collection(data, start, path)
+                start = data.find(_BEGINNING, start + _COLLECTION.size, _BYTES_CHECKED)
+
+
+def _check_collection(data: mmap.mmap, start: int, path: Path) -> None:
+    place = start + _COLLECTION.size
+    if place > len(data):
+        return
+    end = start + _COLLECTION.unpack_from(data, start)[2]
+    while place + _OBJECT.size <= end <= len(data):
+        index, _, size = _OBJECT.unpack_from(data, place)
+        place += size if index == 0 else _OBJECT.size + -(-size // 8) * 8
+        if (index == 0 and size < _OBJECT.size) or place > end:
+            raise FlairError(f"{path}: is damaged in the heap at byte {start:,}; prepare it again")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
+from flair.global_heap import check_first_collections
 from flair.images import PIXELS_SHAPE, decode
 from flair.metadata import LABEL_SEPARATOR, Record
 
@@ -81,6 +82,7 @@ class HDF5File:
         self.path = Path(path)
         if not self.path.is_file():
             raise FlairError(f"{path}: no such file; make it with prepare_dataset.py")
+        check_first_collections(self.path)
         try:
             # Without a lock: nothing writes to a file of ours in its place, and some file systems have none.
             self._file = h5py.File(path, "r", locking=False)

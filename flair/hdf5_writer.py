@@ -32,10 +32,12 @@ from flair.preparation import (
     unfinished_folder,
 )
 from flair.progress import Progress
+from flair.row_file import read_rows, write_rows
 from flair.workers import default_num_workers, map_in_order
 
 _DATA_FILE = "data.hdf5"
 _PLACES_FILE = "places.npy"
+_PLACE = np.dtype([("image", "<i8"), ("checksum", "<i8")])
 _JOURNAL_FILE = "journal"
 _IMAGES_PER_TASK = 128
 _OVERHEAD_BYTES = 2000  # of a photo's ids, labels, group and padding, generously
@@ -123,6 +125,10 @@ class _Work:
         self.descriptor = os.open(self.data_file, os.O_RDWR)
         try:
             self.journal = Journal(folder / _JOURNAL_FILE, self.descriptor)
+            # Cut off, it would be continued with zeros in place of photos.
+            if os.fstat(self.descriptor).st_size < self.journal.position.end:
+                self.journal.close()
+                raise FlairError(f"{self.data_file}: is cut off; add --overwrite to start over")
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -147,8 +153,8 @@ def _reopen(folder: Path, overwrite: bool) -> _Work | None:
 
 def _load_places(path: Path) -> NDArray[np.int64]:
     try:
-        places: NDArray[np.int64] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        places: NDArray[np.int64] = read_rows(path, _PLACE).view(np.int64).reshape(-1, 2)
+    except (FlairError, FileNotFoundError):
         raise FlairError(f"{path}: is damaged; add --overwrite to start over") from None
     return places
 
@@ -156,8 +162,7 @@ def _load_places(path: Path) -> NDArray[np.int64]:
 def _make_skeleton(folder: Path, selection: Selection, layout: Format, parameters: dict[str, object]) -> None:
     with replacing(folder / _DATA_FILE) as temporary:
         places = write_skeleton(temporary, selection, layout, parameters)
-        with replacing(folder / _PLACES_FILE) as temporary_places, open(temporary_places, "wb") as file:
-            np.save(file, places)
+        write_rows(folder / _PLACES_FILE, np.ascontiguousarray(places).view(_PLACE).reshape(-1))
         Journal.create(folder / _JOURNAL_FILE, Position(0, temporary.stat().st_size))
 
 

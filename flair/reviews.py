@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import threading
 import unicodedata
@@ -16,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flair import lock
-from flair.atomic import beside, write_json
+from flair import checked_json, json_text, lock, regular_file
+from flair.atomic import beside
 from flair.components import connected_components
 from flair.errors import FlairError
 from flair.exclusion import Exclusion
@@ -146,7 +145,7 @@ class ReviewFile:
                 else:
                     pairs[item.pair] = (*pairs.get(item.pair, ()), mark)
             after = Reviews(photos, pairs)
-            write_json(path, to_json(after), indent=None)
+            checked_json.write(path, to_json(after))
         return after
 
 
@@ -167,11 +166,14 @@ def read_reviews(path: str | Path) -> Reviews:
       FlairError: the file is missing, is none of the page's, or was made by a later version; one line naming it.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = checked_json.parse(regular_file.read_bytes(path))
     except FileNotFoundError:
         raise FlairError(f"{path}: no such file; expected the reviews.json that python -m flair.review wrote") from None
-    except (ValueError, RecursionError):
-        raise FlairError(f"{path}: is not JSON; expected the reviews.json that python -m flair.review wrote") from None
+    except json_text.BadJson as error:
+        raise FlairError(
+            f"{path}: is not JSON as it was written ({error}); expected the reviews.json that python -m flair.review "
+            "wrote"
+        ) from None
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"expected an object with the format {FORMAT!r}")

@@ -6,8 +6,7 @@ The CRC-32C of the rows follows them in the file, where NumPy does not look. A f
 from __future__ import annotations
 
 import struct
-import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +14,11 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from flair import npy_file
 from flair.atomic import replacing
 from flair.errors import FlairError
 
-# What np.load raises for damaged files, by what the damage does to the Python literal in their header.
-DAMAGED_NPY = (ValueError, EOFError, TypeError, SyntaxError, OverflowError, tokenize.TokenError)
 _CHECKSUM = struct.Struct("<I")
-_BYTES_AT_ONCE = 1 << 22
 
 
 def write_rows(path: Path, rows: NDArray[Any]) -> None:
@@ -36,7 +33,7 @@ def write_chunks(path: Path, dtype: np.dtype[Any], count: int, chunks: Iterable[
         np.lib.format.write_array_header_1_0(file, header)
         checksum = 0
         for chunk in chunks:
-            for data in _pieces(chunk):
+            for data in npy_file.pieces(chunk):
                 checksum = google_crc32c.extend(checksum, data)
                 file.write(data)
         file.write(_CHECKSUM.pack(checksum))
@@ -50,9 +47,7 @@ def read_rows(path: Path, dtype: np.dtype[Any], mmap_mode: Literal["r"] | None =
       FileNotFoundError: there is no such file.
     """
     rows = map_rows(path, dtype)
-    checksum = 0
-    for data in _pieces(rows):
-        checksum = google_crc32c.extend(checksum, data)
+    checksum = npy_file.crc32c(rows)
     with open(path, "rb") as file:
         file.seek(rows.offset + rows.nbytes)
         found = file.read()
@@ -64,15 +59,6 @@ def read_rows(path: Path, dtype: np.dtype[Any], mmap_mode: Literal["r"] | None =
 def map_rows(path: Path, dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
     """The rows of a file, which stay on disk, unchecked but for their number and `dtype`; errors as of `read_rows`."""
     try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except DAMAGED_NPY as error:
+        return npy_file.map_array(path, [dtype], 1, _CHECKSUM.size)
+    except npy_file.BadNpy as error:
         raise FlairError(f"{path}: is damaged ({error}); delete it and run the same command again") from None
-    if not isinstance(rows, np.memmap) or rows.dtype != dtype or rows.ndim != 1:
-        raise FlairError(f"{path}: holds something else than it should; delete it and run the same command again")
-    return rows
-
-
-def _pieces(rows: NDArray[Any]) -> Iterator[bytes]:
-    at_once = max(1, _BYTES_AT_ONCE // rows.dtype.itemsize)
-    for start in range(0, len(rows), at_once):
-        yield rows[start : start + at_once].tobytes()

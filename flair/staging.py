@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from flair import atomic
+from flair import atomic, regular_file
 from flair.errors import FlairError
 
 MAX_PHOTOS = 1_000_000  # in one archive; FLAIR's hold about 10,000
@@ -106,7 +106,7 @@ def staging_folder(photos_dir: Path, name: str) -> Path:
 def read_listing(listing: Path) -> dict[str, int]:
     """Image id -> bytes, as `Staging.commit` wrote it."""
     sizes = {}
-    for line in listing.read_text(encoding="utf-8").splitlines():
+    for line in regular_file.read_bytes(listing).decode("utf-8").splitlines():
         image_id, _, size = line.partition(" ")
         sizes[image_id] = int(size)
     return sizes

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import errno
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flair import atomic
+from flair import atomic, checked_json, json_text, regular_file
 from flair.catalog import HELDOUT, PARTITIONS
 from flair.errors import FlairError
 from flair.metadata import check_id
@@ -126,7 +125,7 @@ def write_testset(testset: Testset, folder: str | Path = DEFAULT_FOLDER) -> Path
     """
     path = manifest_path(check_set_name(testset.name), folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _create(path, (json.dumps(to_json(testset), indent=1, ensure_ascii=False) + "\n").encode())
+    _create(path, checked_json.encode(to_json(testset)))
     return path
 
 
@@ -168,14 +167,15 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise FlairError(f"{path}: has {path.stat().st_size:,} bytes, far more than a test set")
-        content = json.loads(path.read_bytes())
+        content = checked_json.parse(regular_file.read_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         others = sorted(file.stem for file in path.parent.glob("*.json")) if path.parent.is_dir() else []
         known = f"{path.parent} has {', '.join(others[:20])}" if others else "flair.sample_testset makes one"
         raise FlairError(f"{path}: no such test set; {known}") from None
-    except (ValueError, RecursionError):
+    except json_text.BadJson as error:
         raise FlairError(
-            f"{path}: is not a test set: not JSON; expected a file that flair.sample_testset wrote"
+            f"{path}: is not a test set: is not JSON as it was written ({error}); expected a file that "
+            "flair.sample_testset wrote"
         ) from None
     if not isinstance(content, dict):
         raise FlairError(f"{path}: is not a test set: expected a JSON object, found {type(content).__name__}")

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import google_crc32c
 
+from flair import regular_file
 from flair.errors import FlairError
 
 _LENGTH = struct.Struct("<Q")
@@ -51,7 +52,7 @@ def read_payloads(path: str | Path, offset: int = 0, length: int | None = None) 
     Raises:
       DamagedRecord: a checksum is wrong, or the bytes end inside a record; one line naming the file and the offset.
     """
-    with open(path, "rb") as file:
+    with regular_file.open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         end = size if length is None else offset + length
         if end > size:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
-from flair import checked_json
+from flair import checked_json, regular_file
 from flair.catalog import HELDOUT
 from flair.errors import FlairError
 from flair.example import Example, MalformedExample, decode
@@ -96,6 +96,8 @@ class TFRecords:
                 examples = [decode(payload) for payload in read_payloads(span.path, offset, num_bytes)]
         except MalformedExample as error:
             raise DamagedRecord(f"{span.path}: {error}") from None
+        if not examples:
+            raise DamagedRecord(f"{span.path}: holds no photo of a user; prepare it again")
         if count is not None and len(examples) != count:
             raise DamagedRecord(f"{span.path}: {len(examples)} photos at byte {offset:,}, the index says {count}")
         return examples
@@ -119,7 +121,7 @@ class TFRecords:
 
     def _read_index(self, path: Path) -> str:
         with _naming_unreadable(path):
-            data = path.read_bytes()
+            data = regular_file.read_bytes(path)
         name = str(path.relative_to(self.folder))
         expected = self.parameters.get("index_crc32c", {}).get(name)
         if expected not in (None, f"{google_crc32c.value(data):08x}"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
+from benchmark.episode_log import EpisodeLog, LabelResult, UserResult, to_csv
 from flair.errors import FlairError
 
 RESULTS = [
@@ -63,3 +63,28 @@ def test_a_damaged_line_within_is_named_not_a_traceback(tmp_path, damage):
     path.write_bytes(b"\n".join([*lines[:2], damage, *lines[3:]]))
     with pytest.raises(FlairError, match=r"episodes\.csv: .*--overwrite"):
         EpisodeLog(path, UserResult)
+
+
+def test_no_changed_byte_is_taken_for_a_result(tmp_path):
+    path = tmp_path / "episodes.csv"
+    log = EpisodeLog(path, UserResult)
+    for result in RESULTS:
+        log.add(result)
+    data = path.read_bytes()
+    for place in range(len(data) - 1):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(FlairError, match=r"episodes\.csv: .*--overwrite"):
+            EpisodeLog(path, UserResult)
+    path.write_bytes(data + b"\xff\n")
+    with pytest.raises(FlairError, match="is damaged at byte"):
+        EpisodeLog(path, UserResult)
+
+
+def test_a_log_of_an_older_version_is_continued(tmp_path):
+    path = tmp_path / "episodes.csv"
+    path.write_text(to_csv(UserResult._fields, RESULTS[::2][:1]))
+    log = EpisodeLog(path, UserResult)
+    assert log.results == RESULTS[:1]
+    log.add(RESULTS[1])
+    assert EpisodeLog(path, UserResult).results[0] == RESULTS[0]
+    assert path.read_text().splitlines()[0].endswith(",crc32c")

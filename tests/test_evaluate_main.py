@@ -354,6 +354,58 @@ def test_damaged_predictions_are_named(tmp_path):
         open_predictions(tmp_path / "p")
 
 
+def test_no_changed_byte_of_predictions_is_believed(tmp_path):
+    folder, scores, losses = _predicted(tmp_path, finish=True)
+    lines = []
+    for name in ("predictions.npy", "losses.npy", "made_from.json"):
+        data = (folder / name).read_bytes()
+        for place in range(len(data)):
+            (folder / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            try:
+                found = open_predictions(folder)
+            except FlairError as error:
+                lines.append(str(error))
+                continue
+            # Of a NumPy header, the padding means nothing.
+            assert name != "made_from.json" and place < 128 and found.facts == {"model": "a"}
+            np.testing.assert_array_equal(found.scores, scores)
+            np.testing.assert_array_equal(found.losses, losses)
+        (folder / name).write_bytes(data)
+    assert all(line.startswith(f"{folder}: its predictions are damaged") and line.isprintable() for line in lines)
+
+
+def test_damaged_unfinished_predictions_are_made_anew(tmp_path, capsys):
+    folder, scores, losses = _predicted(tmp_path, finish=False)
+    kept = {path.name: path.read_bytes() for path in (folder / "unfinished").iterdir()}
+    for name, data in kept.items():
+        for damaged in (b"", data[: len(data) // 2], data[:-1] + b"\x01", b"[" * 100_000, None):
+            for other, whole in kept.items():
+                (folder / "unfinished" / other).write_bytes(whole)
+            (folder / "unfinished" / name).unlink()
+            if damaged is None:
+                (folder / "unfinished" / name).mkdir()
+            else:
+                (folder / "unfinished" / name).write_bytes(damaged)
+            writer = PredictionWriter(folder, (6, 2), {"model": "a"})
+            assert writer.num_done == 0
+            line = capsys.readouterr().err
+            assert line.startswith(f"{folder / 'unfinished'}: is damaged (") and line.count("\n") == 1
+            writer.add(scores, losses)
+            np.testing.assert_array_equal(writer.finish().scores, scores)
+            (folder / "unfinished").mkdir()
+
+
+def _predicted(tmp_path, finish):
+    scores, losses = np.random.default_rng(0).random((6, 2), np.float32), np.arange(6, dtype=np.float32)
+    writer = PredictionWriter(tmp_path / "p", (6, 2), {"model": "a"})
+    writer.add(scores, losses)
+    if finish:
+        writer.finish()
+    else:
+        writer.save()
+    return tmp_path / "p", scores, losses
+
+
 @pytest.mark.slow
 def test_an_interrupted_evaluation_is_continued_with_the_same_numbers(evaluated, folder):
     root = evaluated[0]

@@ -268,3 +268,12 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         HDF5File(tmp_path / "text")
     with pytest.raises(FlairError, match="no such file"):
         HDF5File(tmp_path / "nothing")
+
+
+def test_a_heap_at_which_the_library_would_never_end_is_refused(tiny_file: Path, tmp_path: Path) -> None:
+    data = tiny_file.read_bytes()
+    start = data.index(b"GCOL") + 16
+    for wrong in (bytes(16), b"\1\0\0\0\0\0\0\0" + b"\xff" * 8):
+        (tmp_path / "damaged.hdf5").write_bytes(data[:start] + wrong + data[start + 16 :])
+        with pytest.raises(FlairError, match=r"damaged\.hdf5: is damaged in the heap at byte"):
+            HDF5File(tmp_path / "damaged.hdf5")

@@ -94,3 +94,29 @@ def test_a_journal_without_a_position_is_refused(tmp_path: Path, data: int) -> N
     (tmp_path / "journal").write_text("written 1\n")
     with pytest.raises(FlairError, match="add --overwrite to start over"):
         Journal(tmp_path / "journal", data)
+
+
+def test_behind_a_changed_byte_nothing_is_trusted(tmp_path: Path, data: int) -> None:
+    path = tmp_path / "journal"
+    Journal.create(path, START)
+    first = Journal(path, data)
+    ends = {0: 100}
+    for task in range(1, 6):
+        ends[task] = 100 + 50 * task
+        first.add(Position(task, ends[task]), [f"note{task}"])
+    first.close()
+    good = path.read_bytes()
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        try:
+            again = Journal(path, data)
+        except FlairError:
+            assert place < good.index(b"\n") + 1
+            continue
+        again.close()
+        tasks, end = again.position
+        assert end == ends[tasks] and again.notes == [f"note{task}" for task in range(1, tasks + 1)]
+        continued = Journal(path, data)
+        continued.add(Position(tasks + 1, 999))
+        continued.close()
+        assert reopened(path, data) == Position(tasks + 1, 999)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import sizing
+from benchmark import scale_main, sizing
+from flair.errors import FlairError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,3 +81,21 @@ def test_the_command_computes_with_measured_parts(tmp_path):
     refused = _command(f"--parts={measured}", *flags)
     assert refused.returncode == 1
     assert len(refused.stderr.splitlines()) == 1 and str(measured) in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"photo_seconds": "0.1"}, "parts.photo_seconds: expected int or float, found str"),
+        ({"photo_seconds": float("nan")}, "parts.photo_seconds is not a size or a time"),
+        ({"worker_bytes": -1}, "parts.worker_bytes is not a size or a time"),
+        ({"weights_bytes": 10**30}, "is larger than 64 bits"),
+        ({"merge_seconds": True}, "parts.merge_seconds: expected int or float, found bool"),
+    ],
+)
+def test_parts_that_are_no_measurements_are_refused(tmp_path, change, reason):
+    measured = tmp_path / "ray.json"
+    measured.write_text(json.dumps({"parts": PARTS._asdict() | change}))
+    with pytest.raises(FlairError) as refused:
+        scale_main.main([f"--parts={measured}", "--clients=10", "--machines=1"])
+    assert reason in str(refused.value) and str(measured) in str(refused.value)

@@ -34,6 +34,7 @@ def test_place(monkeypatch, text, expected):
     [
         "{",
         "[]",
+        "[" * 100_000,
         _config({"type": "worker", "index": 2}, worker=["a:1", "b:1"]),
         _config({}, worker=["a:1"]),
         _config({"type": "evaluator", "index": 0}, worker=["a:1"]),
