@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.run_files import read_json
 from benchmark.run_folder import RUN_FILE
-from flair import atomic, json_text
+from flair import atomic
 from flair.errors import FlairError
 
 KEY_FILE = "noise.key"
@@ -142,7 +143,7 @@ def key_of_run(folder: Path, given: str | None, identity: Sequence[str], has_beg
         FlairError as soon as it is asked for a number.
 
     Raises:
-      FlairError: the key is another run's, or `given` holds none.
+      FlairError: the key is another run's, `given` holds none, or run.json is damaged.
     """
     path = folder / KEY_FILE
     if not has_begun:
@@ -203,7 +204,5 @@ def _write_keys(path: Path, keys: Sequence[NoiseKey]) -> None:
 
 
 def _recorded_hash(folder: Path) -> str | None:
-    try:
-        return str(json_text.read(folder / RUN_FILE)["noise_key_sha256"])
-    except (FileNotFoundError, json_text.BadJson, LookupError, TypeError):
-        return None  # what is wrong with it, the run folder says
+    recorded = (read_json(folder / RUN_FILE, {}) or {}).get("noise_key_sha256")
+    return None if recorded is None else str(recorded)

@@ -20,7 +20,7 @@ def _cohort(round_number, sampling="uniform", seed=0, size=20, users=USERS):
 @given(
     num_users=st.integers(1, 60),
     data=st.data(),
-    seed=st.integers(0, 2**31),
+    seed=st.integers(0, 2**31) | st.binary(min_size=32, max_size=32).map(NoiseKey),
     round_number=st.integers(0, 10_000),
     sampling=st.sampled_from(SAMPLINGS),
 )
@@ -42,12 +42,13 @@ def test_uniform_cohorts_have_their_size_and_change_with_round_and_seed():
     assert _cohort(0) != _cohort(0, seed=1)
 
 
-def test_every_user_joins_a_poisson_cohort_on_its_own_with_the_same_probability():
+@pytest.mark.parametrize("seed", [0, NoiseKey(bytes(32))], ids=["seed", "noise key"])
+def test_every_user_joins_a_poisson_cohort_on_its_own_with_the_same_probability(seed):
     rounds, q = 2000, 20 / 500
     counts = dict.fromkeys(USERS, 0)
     sizes = []
     for round_number in range(rounds):
-        cohort = _cohort(round_number, "poisson")
+        cohort = _cohort(round_number, "poisson", seed)
         sizes.append(len(cohort))
         for user in cohort:
             counts[user] += 1
