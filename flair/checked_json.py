@@ -9,6 +9,7 @@ from typing import Any
 
 import google_crc32c
 
+from flair import json_text
 from flair.atomic import write_bytes
 from flair.errors import FlairError
 
@@ -43,10 +44,10 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     data = Path(path).read_bytes()
     try:
-        value = json.loads(data)
+        value = json_text.parse(data)
         value.pop(_CHECKSUM)
         intact = encode(value) == data
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         intact = False
     if not intact:
         raise DamagedIndex(f"{path}: damaged: its checksum does not fit its content; prepare it again with --overwrite")

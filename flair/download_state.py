@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import threading
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from flair import atomic
+from flair import atomic, json_text
 from flair.errors import FlairError
 from flair.staging import read_listing
 
@@ -73,7 +72,7 @@ class DownloadState:
 
     def _read(self) -> dict[str, Entry]:
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
+            content = json_text.read(self._path)
             if content["version"] != _VERSION:
                 raise FlairError(
                     f"{self._path}: written by another version of this toolkit (format {content['version']!r}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flair import atomic
+from flair import atomic, json_text
 from flair.errors import FlairError
 from flair.row_file import DAMAGED_NPY
 
@@ -66,13 +65,13 @@ def read_features(path: str | Path, image_ids: Sequence[str]) -> FeatureTable:
         raise FlairError(f"--features={path}: no such file; {_HOW}")
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-        names = json.loads(ids_path(path).read_text(encoding="utf-8"))["image_ids"]
+        names = json_text.read(ids_path(path))["image_ids"]
         row_of = {name: row for row, name in enumerate(names)}
         if values.ndim != 2 or len(values) != len(names) or values.dtype.kind != "f":
             raise ValueError
     except FileNotFoundError:
         raise FlairError(f"--features={path}: has no {ids_path(path).name} beside it; {_HOW}") from None
-    except (*DAMAGED_NPY, KeyError, AttributeError, RecursionError):
+    except (*DAMAGED_NPY, KeyError, AttributeError):
         raise FlairError(f"--features={path}: is no file of features, or does not fit its ids; {_HOW}") from None
     missing = [image_id for image_id in image_ids if image_id not in row_of]
     if missing:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flair import json_text
 from flair.atomic import write_json
 from flair.components import connected_components
 from flair.errors import FlairError
@@ -167,11 +167,12 @@ def read_reviews(path: str | Path) -> Reviews:
       FlairError: the file is missing, is none of the page's, or was made by a later version; one line naming it.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = json_text.read(path)
     except FileNotFoundError:
         raise FlairError(f"{path}: no such file; expected the reviews.json that python -m flair.review wrote") from None
-    except (ValueError, RecursionError):
-        raise FlairError(f"{path}: is not JSON; expected the reviews.json that python -m flair.review wrote") from None
+    except json_text.BadJson as error:
+        expected = "expected the reviews.json that python -m flair.review wrote"
+        raise FlairError(f"{path}: cannot be read: {error}; {expected}") from None
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"expected an object with the format {FORMAT!r}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flair import json_text
 from flair.catalog import HELDOUT, PARTITIONS
 from flair.errors import FlairError
 from flair.metadata import check_id
@@ -167,14 +168,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise FlairError(f"{path}: has {path.stat().st_size:,} bytes, far more than a test set")
-        content = json.loads(path.read_bytes())
+        content = json_text.read(path)
     except (FileNotFoundError, NotADirectoryError):
         others = sorted(file.stem for file in path.parent.glob("*.json")) if path.parent.is_dir() else []
         known = f"{path.parent} has {', '.join(others[:20])}" if others else "flair.sample_testset makes one"
         raise FlairError(f"{path}: no such test set; {known}") from None
-    except (ValueError, RecursionError):
+    except json_text.BadJson as error:
         raise FlairError(
-            f"{path}: is not a test set: not JSON; expected a file that flair.sample_testset wrote"
+            f"{path}: is not a test set: {error}; expected a file that flair.sample_testset wrote"
         ) from None
     if not isinstance(content, dict):
         raise FlairError(f"{path}: is not a test set: expected a JSON object, found {type(content).__name__}")
