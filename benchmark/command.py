@@ -14,8 +14,10 @@ from typing import Any
 from absl import flags
 
 import flair.command
+from benchmark import flag_file
 from flair import standard_streams
 from flair.command import CONTINUES, STARTS_OVER
+from flair.errors import FlairError
 from flair.paths import expand
 
 _ENUM_PREFIX = re.compile(r"^<[^>]*>: ")  # absl puts the choices there; they are in the usage already
@@ -42,14 +44,14 @@ def run(main: Callable[..., int | None], takes: str | None = None, stopped: str 
     if any(argument in _HELP_FLAGS for argument in before_separator):
         flair.command.run(lambda _argv: print(help_text(program, sys.modules["__main__"].__doc__ or "", takes)))
     try:
-        positional = [expand(path) for path in flags.FLAGS(sys.argv)[1:]]
+        positional = [expand(path) for path in flags.FLAGS(flag_file.expand(sys.argv))[1:]]
         if positional and takes is None:
             raise flags.Error(f"takes flags only, found {positional[0]!r}")
         if takes is not None and not positional:
             raise flags.Error(f"expected at least one {takes}")
         _check_finite()
-    except UnicodeDecodeError:
-        print(f"{program}: --flagfile: is not a text file; expected one flag a line", file=sys.stderr)
+    except FlairError as error:
+        print(f"{program}: {error}", file=sys.stderr)
         sys.exit(flair.command.EXIT_USAGE)
     except (flags.Error, OSError, ValueError) as error:  # a ValueError: --noflag=value
         print(f"{program}: {_one_line(error)}; --help lists the flags", file=sys.stderr)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark import sweep_program, sweep_table
+from benchmark import flag_file, sweep_program, sweep_table
 from benchmark.sweep_grid import Run, make_runs, parse_grid
 from benchmark.sweep_program import SETTINGS
 from benchmark.sweep_runs import LOG_FILE, Outcome, Runner
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """Parses the flags, runs what is not done, prints the table; 1 if a run failed."""
     started = time.monotonic()
     flags, training_flags = _parse(argv)
-    arguments = sweep_program.expand([*(f"--flagfile={path}" for path in flags.flagfile), *training_flags])
+    arguments = flag_file.expand([*(f"--flagfile={path}" for path in flags.flagfile), *training_flags])
     grid = parse_grid([text for texts in flags.grid for text in texts])
     given = sweep_program.names_of(arguments)
     _check(given, sweep_program.names_of(training_flags), grid)

@@ -7,26 +7,10 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from absl import flags
-
 from flair.errors import FlairError
 
 SETTINGS = ("central", "federated")
 _FLAG_IN_HELP = re.compile(r"^  --(?:\[no\])?(\w+)", re.MULTILINE)
-
-
-def expand(arguments: Sequence[str]) -> list[str]:
-    """The arguments with every --flagfile replaced by the flags in it.
-
-    Raises:
-      FlairError: a flagfile cannot be read.
-    """
-    try:
-        expanded: list[str] = flags.FlagValues().read_flags_from_files(["sweep", *arguments])[1:]
-    except (OSError, flags.Error) as error:
-        message = " ".join(str(error).split()).removeprefix("ERROR:: ")
-        raise FlairError(f"--flagfile: {message}") from None
-    return expanded
 
 
 def names_of(arguments: Iterable[str]) -> list[str]:

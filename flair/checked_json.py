@@ -67,10 +67,10 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     data = regular_file.read_bytes(path)
     try:
-        value = json.loads(data)
+        value = json_text.parse(data)
         value.pop(_CHECKSUM)
         intact = encode(value) == data
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         intact = False
     if not intact:
         raise DamagedIndex(f"{path}: damaged: its checksum does not fit its content; prepare it again with --overwrite")

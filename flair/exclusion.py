@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from flair import regular_file
+from flair import json_text, regular_file
 from flair.catalog import PARTITIONS
 from flair.components import connected_components
 from flair.errors import FlairError
@@ -123,17 +122,15 @@ def read_exclusion(path: str | Path) -> Exclusion:
         example = Path(path) / "near_duplicates.json"
         raise FlairError(f"{path}: is a directory; expected a file, such as {example}")
     try:
-        content = json.loads(regular_file.read_bytes(path).decode("utf-8"), object_pairs_hook=_Pairs)
+        content = json_text.parse(regular_file.read_bytes(path))
     except FileNotFoundError:
         raise FlairError(
             f"{path}: no such file; expected a JSON list of image ids, or the near_duplicates.json that "
             "python -m flair.near_duplicates writes"
         ) from None
-    except UnicodeDecodeError:
-        raise FlairError(f"{path}: is not UTF-8 text; expected JSON") from None
-    except (ValueError, RecursionError) as error:
-        raise FlairError(f"{path}: is not JSON ({error}); make it again") from None
-    if isinstance(content, _Pairs):
+    except json_text.BadJson as error:
+        raise FlairError(f"{path}: cannot be read: {error}; mend it or make it again") from None
+    if isinstance(content, dict):
         return Exclusion(components=connected_components(_edges(content, path)))
     if isinstance(content, list):
         return Exclusion(listed=[_id(item, f"{path}, item {index}") for index, item in enumerate(content)])
@@ -142,18 +139,9 @@ def read_exclusion(path: str | Path) -> Exclusion:
     )
 
 
-class _Pairs(NamedTuple):
-    """A JSON object as it stands in the file, so that a key that occurs twice is seen."""
-
-    pairs: list[tuple[str, Any]]
-
-
-def _edges(content: _Pairs, path: str | Path) -> list[tuple[str, str]]:
-    for key, count in Counter(key for key, _ in content.pairs).items():
-        if count > 1:
-            raise FlairError(f"{path}: the id {key!r:.60} occurs {count} times as a key; expected every image once")
+def _edges(content: Mapping[str, Any], path: str | Path) -> list[tuple[str, str]]:
     edges = []
-    for key, others in content.pairs:
+    for key, others in content.items():
         image_id = _id(key, str(path))
         if not isinstance(others, list):
             raise FlairError(f"{path}, image {image_id}: expected a list of its near duplicates, found {_kind(others)}")
@@ -168,5 +156,5 @@ def _id(value: Any, where: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    kinds = {_Pairs: "an object", list: "a list", str: f"the text {value!r:.60}", type(None): "null"}
+    kinds = {dict: "an object", list: "a list", str: f"the text {value!r:.60}", type(None): "null"}
     return kinds.get(type(value), f"{value!r:.60}")

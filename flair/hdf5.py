@@ -6,7 +6,6 @@ The layout is described in docs/formats.md.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from flair import json_text
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
 from flair.global_heap import check_first_collections
@@ -159,14 +159,14 @@ class HDF5File:
 
     def _read_parameters(self) -> dict[str, Any]:
         with self._guarded("metadata"):
-            return dict(json.loads(self._file["metadata"].attrs.get(PARAMETERS_ATTRIBUTE, "{}")))
+            return dict(json_text.parse(self._file["metadata"].attrs.get(PARAMETERS_ATTRIBUTE, "{}")))
 
     def _read_names(self, key: str) -> list[str]:
         text = self.text(key)
         if text is None:
             return []
         with self._guarded(f"metadata/{key}"):
-            mapping = json.loads(text)
+            mapping = json_text.parse(text)
             return sorted(mapping, key=mapping.__getitem__)
 
     def _check_number_of_users(self) -> None:

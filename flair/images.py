@@ -1,8 +1,9 @@
 """One photo of `small_images`: read, checked, and turned into what the record files store.
 
 A photo is refused unless it is a whole 256x256 JPEG in RGB or grayscale. Its dimensions are read from the header and
-checked before anything is decoded, so a decompression bomb costs no memory. Grayscale becomes RGB, because readers of
-the record files reshape every photo to [256, 256, 3].
+checked before anything is decoded, so a decompression bomb costs no memory. Bytes behind its end marker are no fault:
+cameras and web sites append some, and every decoder stops before them. Grayscale becomes RGB, because readers of the
+record files reshape every photo to [256, 256, 3].
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from flair.catalog import IMAGE_SIZE, SMALL_IMAGES_DIR
 from flair.errors import FlairError
+from flair.jpeg_markers import BadJpeg
+from flair.jpeg_whole import require_whole
 from flair.metadata import Record
 
 PIXELS_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 PIXELS_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 MAX_JPEG_BYTES = 4 * 1024 * 1024  # FLAIR's photos have 3 to 22 KB; uncompressed they have 192 KiB
 CONVERTED_QUALITY = 95  # of a grayscale photo stored as an RGB JPEG
-_END_OF_IMAGE = b"\xff\xd9"
-_DRAFT_SIZE = (IMAGE_SIZE // 8, IMAGE_SIZE // 8)
 
 
 class PhotoError(FlairError):
@@ -39,7 +40,7 @@ class MissingPhoto(PhotoError):
 
 
 class BrokenPhoto(PhotoError):
-    """The file is no JPEG, or does not decode to its end."""
+    """The file is no JPEG, or its coded data does not fill its picture."""
 
 
 class WrongSize(PhotoError):
@@ -98,19 +99,15 @@ def read_file(dataset_dir: str | Path, record: Record) -> tuple[bytes, str]:
 
 
 def checked_jpeg(data: bytes, where: str) -> Jpeg:
-    """Checks a JPEG to its last coded byte, at an eighth of the resolution (which costs half); see `read_jpeg`."""
+    """Checks that a JPEG is whole, to its last coded bit; see `read_jpeg`."""
     image = _open(data, where)
-    if image.mode == "L":
-        return Jpeg(_encode_rgb(image, data, where), True)
-    image.draft("RGB", _DRAFT_SIZE)
-    _load(image, data, where)
-    return Jpeg(data, False)
+    return Jpeg(_encode_rgb(image, where), True) if image.mode == "L" else Jpeg(data, False)
 
 
 def decode(data: bytes, where: str) -> Pixels:
     """Decodes JPEG bytes to RGB; `where` begins the message of the PhotoError that a bad photo ends in."""
     image = _open(data, where)
-    _load(image, data, where)
+    _load(image, where)
     converted = image.mode == "L"
     return Pixels(np.asarray(image.convert("RGB") if converted else image), converted)
 
@@ -174,21 +171,22 @@ def _open(data: bytes, where: str) -> JpegImageFile:
         raise WrongSize(f"{where}: is {width}x{height} pixels, expected {IMAGE_SIZE}x{IMAGE_SIZE}; download it again")
     if image.mode not in ("RGB", "L"):
         raise WrongColors(f"{where}: its colors are {image.mode}, expected RGB; convert it or download it again")
+    try:
+        require_whole(data)
+    except BadJpeg as error:
+        raise BrokenPhoto(f"{where}: {error}; download it again") from None
     return image
 
 
-def _load(image: JpegImageFile, data: bytes, where: str) -> None:
+def _load(image: JpegImageFile, where: str) -> None:
     try:
         image.load()
     except (OSError, SyntaxError, ValueError):
-        raise BrokenPhoto(f"{where}: is truncated: it does not decode to its end; download it again") from None
-    # A file that lacks nothing but its end marker decodes; it is truncated all the same.
-    if _END_OF_IMAGE not in data[-1024:]:
-        raise BrokenPhoto(f"{where}: is truncated: it has no end-of-image marker; download it again")
+        raise BrokenPhoto(f"{where}: is damaged: it does not decode; download it again") from None
 
 
-def _encode_rgb(image: JpegImageFile, data: bytes, where: str) -> bytes:
-    _load(image, data, where)
+def _encode_rgb(image: JpegImageFile, where: str) -> bytes:
+    _load(image, where)
     encoded = io.BytesIO()
     image.convert("RGB").save(encoded, "JPEG", quality=CONVERTED_QUALITY, subsampling=0)
     return encoded.getvalue()

@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-_DECODER = json.JSONDecoder()
+from flair.json_text import BadJson, distinct, refuse_half_pairs, whole_number
+
+_DECODER = json.JSONDecoder(object_pairs_hook=distinct, parse_int=whole_number)
 _END_OR_NUMBER = ("", *"0123456789.eE+-")
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
 class NotJsonList(ValueError):
-    """The text is not a JSON list; the message begins with the line."""
+    """The text is not a JSON list that can be used; the message begins with the line."""
 
 
 class JsonList:
@@ -24,7 +26,7 @@ class JsonList:
     [{'a': 1}, 2]
 
     Raises:
-      NotJsonList: while iterating, at the first thing that is not JSON, or if the text is no list.
+      NotJsonList: while iterating, at the first thing that `flair.json_text.parse` refuses, or if the text is no list.
     """
 
     def __init__(self, file: TextIO, block: int = 1 << 20) -> None:
@@ -64,11 +66,26 @@ class JsonList:
                     self._position = error.pos - start
                     raise self._error(f"not JSON: {error.msg}") from None
                 continue
+            except RecursionError:
+                raise self._error("lists and objects are nested too deep") from None
+            except BadJson as error:
+                # The digits of a number that the block cuts may be those before a point.
+                if self._text[-1:] not in _END_OR_NUMBER or not self._read_more():
+                    raise self._error(str(error)) from None
+                continue
+            if self._text.find("\\u", start, end) >= 0:
+                self._refuse_half_pairs(item)
             # A number that the block cuts goes on in the next one.
             if self._text[end : end + 1] not in _END_OR_NUMBER or not self._read_more():
                 self._position += end - start
                 self._block = self._first_block
                 return item
+
+    def _refuse_half_pairs(self, item: Any) -> None:
+        try:
+            refuse_half_pairs(item)
+        except BadJson as error:
+            raise self._error(str(error)) from None
 
     def _next_character(self) -> str:
         while True:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flair.text_file import NotText, decode
+
 _LARGEST = 2**63 - 1
 
 
@@ -33,14 +35,14 @@ def parse(text: str | bytes) -> Any:
     """
     try:
         if isinstance(text, bytes):
-            text = text.decode("utf-8")
+            text = decode(text)
         value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=distinct, parse_int=whole_number)
         if "\\u" in text:
             refuse_half_pairs(value)
     except BadJson:
         raise
-    except UnicodeDecodeError as error:
-        raise BadJson(f"not UTF-8 text, at byte {error.start}; save it as UTF-8") from None
+    except NotText as error:
+        raise BadJson(str(error)) from None
     except json.JSONDecodeError as error:
         raise BadJson(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:

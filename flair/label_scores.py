@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flair import json_text, text_file
 from flair.errors import FlairError
 from flair.metadata import check_id
 
@@ -51,11 +51,11 @@ def read_scores(path: str | Path) -> Scores:
       FlairError: the file is missing, has another form, a photo or label twice, or a score that is no finite number.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = text_file.read(path)
     except FileNotFoundError:
         raise FlairError(f"--scores={path}: no such file; {_EXPECTED}") from None
-    except UnicodeDecodeError:
-        raise FlairError(f"--scores={path}: is not UTF-8 text; {_EXPECTED}") from None
+    except text_file.NotText as error:
+        raise FlairError(f"--scores={path}: is {error}; {_EXPECTED}") from None
     scores: dict[str, dict[str, float]] = {}
     try:
         rows = _from_csv(text) if str(path).endswith(".csv") else _from_json(text)
@@ -64,7 +64,7 @@ def read_scores(path: str | Path) -> Scores:
             if label in of_photo:
                 raise ValueError(f"photo {image_id} has two scores for {label!r:.60}")
             of_photo[label] = _number(value, image_id)
-    except (ValueError, RecursionError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise FlairError(f"--scores={path}: {error}; {_EXPECTED}") from None
     if not any(scores.values()):
         raise FlairError(f"--scores={path}: has no score; {_EXPECTED}")
@@ -72,7 +72,7 @@ def read_scores(path: str | Path) -> Scores:
 
 
 def _from_json(text: str) -> Iterator[tuple[str, str, Any]]:
-    content = json.loads(text)
+    content = json_text.parse(text)
     if not isinstance(content, dict):
         raise ValueError(f"is a JSON {type(content).__name__}")
     for image_id, of_photo in content.items():

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flair import text_file
 from flair.catalog import METADATA_FILE, PARTITIONS, SMALL_IMAGES_DIR, TAXONOMY_FILE
 from flair.errors import FlairError
 from flair.json_list import JsonList, NotJsonList
@@ -158,9 +159,9 @@ def load_taxonomy(dataset_dir: str | Path) -> dict[str, frozenset[str]]:
     _require_file(path)
     try:
         with _naming_unreadable(path):
-            lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise FlairError(f"{path}: is not UTF-8 text (byte {error.start}); download it again") from None
+            lines = text_file.read(path).splitlines()
+    except text_file.NotText as error:
+        raise FlairError(f"{path}: is {error}, or download it again") from None
     taxonomy: dict[str, set[str]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -201,14 +202,12 @@ def read_items(dataset_dir: str | Path) -> Iterator[Any]:
     """
     path = metadata_path(dataset_dir)
     try:
-        with _naming_unreadable(path), open(path, encoding="utf-8") as file:
+        with _naming_unreadable(path), open(path, encoding=text_file.ENCODING) as file:
             yield from JsonList(file)
-    except UnicodeDecodeError:
-        raise FlairError(f"{path}: is not UTF-8 text; download it again") from None
-    except RecursionError:
-        raise FlairError(f"{path}: nested too deeply to be FLAIR's metadata; download it again") from None
+    except UnicodeDecodeError as error:
+        raise FlairError(f"{path}: is {text_file.explain(error)}, or download it again") from None
     except NotJsonList as error:
-        raise FlairError(f"{path}, {error}; the download may be incomplete, run it again") from None
+        raise FlairError(f"{path}, {error}; mend it, or run download_dataset.py again") from None
 
 
 def _require_file(path: Path) -> None:

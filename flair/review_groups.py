@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from flair import json_text
 from flair.components import connected_components
 from flair.errors import FlairError
 from flair.exclusion import Exclusion, read_exclusion
@@ -96,7 +96,7 @@ def read_neighbors(path: Path) -> dict[Pair, dict[str, float]]:
     expected = "expected the neighbors.json that python -m flair.near_duplicates wrote"
     distances: dict[Pair, dict[str, float]] = {}
     try:
-        content = json.loads(path.read_bytes())
+        content = json_text.read(path)
         for image_id, metrics in content.items():
             check_id(image_id, "image id", str(path))
             for metric, found in metrics.items():
@@ -105,7 +105,9 @@ def read_neighbors(path: Path) -> dict[Pair, dict[str, float]]:
                     distances.setdefault(key, {})[metric] = _finite(distance)
     except FileNotFoundError:
         raise FlairError(f"{path}: no such file; {expected}") from None
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+    except json_text.BadJson as error:
+        raise FlairError(f"{path}: cannot be read: {error}; {expected}") from None
+    except (ValueError, TypeError, AttributeError, OverflowError):
         raise FlairError(f"{path}: is no list of neighbors; {expected}") from None
     return distances
 

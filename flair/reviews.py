@@ -170,10 +170,8 @@ def read_reviews(path: str | Path) -> Reviews:
     except FileNotFoundError:
         raise FlairError(f"{path}: no such file; expected the reviews.json that python -m flair.review wrote") from None
     except json_text.BadJson as error:
-        raise FlairError(
-            f"{path}: is not JSON as it was written ({error}); expected the reviews.json that python -m flair.review "
-            "wrote"
-        ) from None
+        expected = "expected the reviews.json that python -m flair.review wrote"
+        raise FlairError(f"{path}: cannot be read: {error}; {expected}") from None
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"expected an object with the format {FORMAT!r}")

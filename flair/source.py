@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from flair import catalog, transfer
+from flair import catalog, json_text, transfer
 from flair.client import Client, NotThere, TransferError
 from flair.errors import FlairError
 
@@ -113,9 +112,9 @@ def read_manifest(content: bytes, url: str, prefix: str, folder: str) -> list[Ar
       FlairError: it is not of the documented form; the names of its archives become file names, so they are checked.
     """
     try:
-        items = json.loads(content)["archives"]
+        items = json_text.parse(content)["archives"]
         archives = [_manifest_archive(item, url, prefix, folder) for item in items[:_MAX_ARCHIVES]]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise FlairError(f"{url}: not a manifest of archives ({reason}); mend the mirror") from None
     if not archives or len({archive.name for archive in archives}) != len(items):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flair import atomic, command
+from flair import atomic, command, json_text
 from flair.catalog import ATTRIBUTION_FILE, METADATA_FILE, TAXONOMY_FILE
 from flair.errors import FlairError
 from flair.paths import command_line, path_flag
@@ -165,8 +164,8 @@ def _claim(folder: Path, recipe: _Recipe) -> bool:
         atomic.write_json(path, recipe._asdict())
         return False
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        found = json_text.read(path)
+    except json_text.BadJson:
         found = None
     if not isinstance(found, dict):
         raise FlairError(f"{path}: is damaged; choose a new folder, or delete this one and run the same command again")

@@ -174,8 +174,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise FlairError(f"{path}: no such test set; {known}") from None
     except json_text.BadJson as error:
         raise FlairError(
-            f"{path}: is not a test set: is not JSON as it was written ({error}); expected a file that "
-            "flair.sample_testset wrote"
+            f"{path}: is not a test set: {error}; expected a file that flair.sample_testset wrote"
         ) from None
     if not isinstance(content, dict):
         raise FlairError(f"{path}: is not a test set: expected a JSON object, found {type(content).__name__}")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from flair import json_text
 from flair.catalog import HELDOUT
 from flair.metadata import Record, User
 from flair.workers import batches
@@ -92,7 +93,7 @@ def parse_user_index(text: str) -> Mapping[str, tuple[str, Location]]:
       ValueError: it is not such an index, or a file name is a path.
     """
     index: dict[str, tuple[str, Location]] = {}
-    content = json.loads(text)
+    content = json_text.parse(text)
     if not isinstance(content, dict):
         raise ValueError("expected an object")
     for user_id, entry in content.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
-from flair import checked_json, regular_file
+from flair import checked_json, json_text, regular_file
 from flair.catalog import HELDOUT
 from flair.errors import FlairError
 from flair.example import Example, MalformedExample, decode
@@ -109,7 +108,7 @@ class TFRecords:
             if not os.path.lexists(path):
                 continue
             try:
-                content = json.loads(self._read_index(path))
+                content = json_text.parse(self._read_index(path))
                 columns = LabelColumns(content["labels"], content["fine_grained_labels"])
                 valid = all(label_index(mapping) == mapping for mapping in columns)
             except (ValueError, KeyError, TypeError, AttributeError):

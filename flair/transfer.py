@@ -14,7 +14,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
 import os
 import re
 import zlib
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import requests
 
-from flair import atomic
+from flair import atomic, json_text
 from flair.client import Client, TransferError, TryAgain, content_encoding, content_range, file_name, header_int
 from flair.progress import size as say_size
 from flair.threads import Stopped
@@ -288,7 +287,7 @@ def _read_version(part: Path, url: str | None = None) -> dict[str, Any] | None:
     if not part.is_file():
         return None
     try:
-        version = json.loads(_version_path(part).read_text(encoding="utf-8"))
+        version = json_text.read(_version_path(part))
     except (FileNotFoundError, ValueError):
         return None  # bytes of unknown origin are worth nothing
     if not isinstance(version, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from flair.errors import FlairError
 from flair.exclusion import Exclusion
 from flair.findings import Check
 from flair.hdf5 import HDF5File, Photo
+from flair.json_text import BadJson, parse
 from flair.metadata import Record, User, count_labels, label_index
 from flair.preparation import check_exclusion, subset
 from flair.progress import Progress
@@ -113,8 +113,8 @@ def _check_lists(file: HDF5File, users: Sequence[User], all_users: Sequence[User
 
 def _is_json_of(text: str, value: object) -> bool:
     try:
-        return bool(json.loads(text) == value)
-    except (ValueError, RecursionError):
+        return bool(parse(text) == value)
+    except BadJson:
         return False
 
 

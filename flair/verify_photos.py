@@ -47,7 +47,7 @@ def _inspect(dataset_dir: Path, records: Sequence[Record]) -> list[tuple[Record,
     problems = []
     for record in records:
         try:
-            if images.read_pixels(dataset_dir, record).converted:
+            if images.read_jpeg(dataset_dir, record).converted:
                 problems.append((record, _GRAYSCALE))
         except images.PhotoError as error:
             problems.append((record, type(error).__name__))

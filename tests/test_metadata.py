@@ -94,7 +94,7 @@ def test_a_bad_record_is_named_with_its_field(tmp_path: Path, change: dict[str, 
         ("[]", "the list of records is empty"),
         ("[1]", "record 0: expected an object, found int"),
         (json.dumps([GOOD], indent=1)[:-9], "line 12: not JSON"),
-        ("[" * 100_000, "nested too deeply"),
+        ("[" * 100_000, "nested too deep"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, content: str, message: str) -> None:

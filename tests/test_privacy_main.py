@@ -89,7 +89,7 @@ def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
     (tmp_path / "flags").write_bytes(b"\xd0\xff\x00")
     done = _run(f"--flagfile={tmp_path / 'flags'}")
     assert done.returncode == 2
-    assert "not a text file" in done.stderr
+    assert "is not UTF-8 text" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

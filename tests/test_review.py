@@ -443,7 +443,7 @@ def test_reviews_damaged_meanwhile_are_told_and_left_alone(server: Server, datas
     server.reviews.write_text("{broken")
     body = {"image_ids": [metadata(dataset)[0]["image_id"]], "mark": "ok", "reviewer": "Ann"}
     answer = server.post("/api/photos", body, server_credentials_of(server))
-    assert answer.code == 500 and "is not JSON" in json.loads(answer.body)["error"]
+    assert answer.code == 500 and "not JSON" in json.loads(answer.body)["error"]
     assert server.reviews.read_text() == "{broken"
 
 

@@ -288,7 +288,7 @@ def test_an_empty_bin_borrows_from_the_next_higher_only_when_allowed(workshop: W
         (["threshold", "--require_reviewed"], 2, "needs --reviews"),
         (["top", "--min_score=nan"], 2, "expected a number"),
         (["threshold", "--starting_from=nothing-0"], 1, "no such test set"),
-        (["threshold", "--reviews=/dev/null"], 1, "is not JSON"),
+        (["threshold", "--reviews=/dev/null"], 1, "not JSON"),
         (["threshold", "--exclude=nothing.json"], 1, "no such file"),
         (["matched", "--match=score", "--scores=nothing.json"], 1, "no such file"),
     ],

@@ -278,7 +278,12 @@ def test_a_malformed_user_index_is_refused(text: str) -> None:
         parse_user_index(text)
 
 
-@given(st.dictionaries(st.text(max_size=5).filter(lambda key: key != "crc32c"), st.integers() | st.text() | st.none()))
+@given(
+    st.dictionaries(
+        st.text(max_size=5).filter(lambda key: key != "crc32c"),
+        st.integers(-(2**63) + 1, 2**63 - 1) | st.text() | st.none(),
+    )
+)
 @settings(max_examples=50)
 def test_checked_json_round_trips(tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]) -> None:
     path = tmp_path_factory.mktemp("json") / "file.json"

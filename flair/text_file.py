@@ -1,0 +1,45 @@
+"""Text that people typed or saved with an editor of theirs: UTF-8, with or without a byte order mark."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+ENCODING = "utf-8-sig"  # UTF-8 whose byte order mark, if there is one, is no part of the text
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class NotText(ValueError):
+    """The bytes are not UTF-8 text; the message is a clause that says what they are, without the file's name."""
+
+
+def read(path: str | Path) -> str:
+    """The text of a file, its line ends as they are; NotText as `decode`, OSError if the file cannot be read."""
+    return decode(Path(path).read_bytes())
+
+
+def decode(data: bytes) -> str:
+    """The text without its byte order mark.
+
+    Raises:
+      NotText: it is UTF-16, or no text at all.
+
+    >>> decode(b"\\xef\\xbb\\xbfdog -> animal")
+    'dog -> animal'
+    >>> decode("dog".encode("utf-16"))
+    Traceback (most recent call last):
+    flair.text_file.NotText: UTF-16 text; save it as UTF-8
+    """
+    try:
+        text = data.decode(ENCODING)
+    except UnicodeDecodeError as error:
+        raise NotText(explain(error)) from None
+    if "\0" in text:
+        raise NotText("not UTF-8 text, but has zero bytes, as UTF-16 does; save it as UTF-8")
+    return text
+
+
+def explain(error: UnicodeDecodeError) -> str:
+    """The clause for a file that is read piece by piece, with the encoding above."""
+    is_utf16 = error.start == 0 and error.object[:2] in _UTF16_MARKS
+    return f"{'UTF-16' if is_utf16 else 'not UTF-8'} text; save it as UTF-8"
