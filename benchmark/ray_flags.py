@@ -42,7 +42,7 @@ def check_ray_flags(is_ray: bool) -> None:
     address = FLAGS.ray_address
     if address is not None and address != "auto":
         host, _, port = address.rpartition(":")
-        if "/" in address or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        if "/" in address or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
             raise FlairError(
                 f"--ray_address={address}: expected host:port as `ray start --head` printed it (the default port is "
                 "6379), or auto, on a machine of the cluster"

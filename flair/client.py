@@ -18,12 +18,13 @@ import urllib3
 
 from flair import __version__
 from flair.errors import FlairError
-from flair.http_session import NotEncrypted, open_session
+from flair.http_session import NotEncrypted, ReadTooSlow, ReadWatch, open_session, redirect_target
 from flair.progress import duration
 from flair.progress import size as say_size
 from flair.threads import Stopped
 
 CHUNK_BYTES = 1 << 18
+MAX_REDIRECTS = 20
 # A try that brought fewer new bytes than this counts as one more failure in a row.
 WORTHWHILE_BYTES = 1 << 18
 LONGEST_RETRY_AFTER_SECONDS = 600.0
@@ -112,17 +113,15 @@ class Client:
           TransferError: it redirects from https to http.
         """
         try:
-            response = self._session().head(
-                url, allow_redirects=True, timeout=self._timeouts(), headers={"Accept-Encoding": "identity"}
-            )
+            hops = self._send("HEAD", url, {})
         except NotEncrypted as error:
             raise TransferError(str(error)) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError):
             return Remote(None, None, url)  # only an estimate is lost: the transfer itself reports what is wrong
-        with response:
+        with hops[-1] as response:
             size = header_int(response.headers, "Content-Length") if response.ok else None
             sha256 = None
-            for hop in (*response.history, response):
+            for hop in hops:
                 size = header_int(hop.headers, "X-Linked-Size") or size
                 etag = hop.headers.get("X-Linked-ETag", "").strip('"')
                 sha256 = etag if re.fullmatch(r"[0-9a-f]{64}", etag) else sha256
@@ -162,8 +161,7 @@ class Client:
     @contextlib.contextmanager
     def get(self, url: str, headers: Mapping[str, str]) -> Iterator[requests.Response]:
         """The streamed reply to one GET: 200, 206 or 416; any other status is raised as what it means."""
-        identity = {"Accept-Encoding": "identity", **headers}
-        with self._session().get(url, headers=identity, stream=True, timeout=self._timeouts()) as response:
+        with self._send("GET", url, headers)[-1] as response:
             if response.status_code not in (200, 206, 416):
                 self._drain(response)
                 raise self._refusal(response)
@@ -175,12 +173,19 @@ class Client:
         Each chunk is what one read of the socket gave, so that a server that trickles cannot hold the reader: less
         than the minimum rate over the timeout is a fault.
         """
+        with ReadWatch(response, self.patience.timeout) as watch:
+            yield from self._watched_chunks(response, remaining, watch)
+
+    def _watched_chunks(self, response: requests.Response, remaining: int | None, watch: ReadWatch) -> Iterator[bytes]:
         clock, timeout = self.patience.clock, self.patience.timeout
         window_start, window_bytes = clock(), 0
         while remaining is None or remaining > 0:
             wanted = CHUNK_BYTES if remaining is None else min(CHUNK_BYTES, remaining)
             try:
-                chunk = response.raw.read1(wanted, decode_content=False)
+                with watch.reading():
+                    chunk = response.raw.read1(wanted, decode_content=False)
+            except ReadTooSlow:
+                raise TryAgain(f"the server stalls: no data in {duration(timeout)}, though it sends") from None
             except urllib3.exceptions.ProtocolError:
                 if remaining is None:
                     raise
@@ -197,6 +202,23 @@ class Client:
                 if window_bytes < self.patience.minimum_rate * elapsed:
                     raise TryAgain(f"the server stalls: {say_size(window_bytes)} in {duration(elapsed)}")
                 window_start, window_bytes = clock(), 0
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str]) -> list[requests.Response]:
+        """The replies to one request: redirects, closed with their bodies unread, and the last one, streamed."""
+        hops: list[requests.Response] = []
+        while True:
+            identity = {"Accept-Encoding": "identity", **headers}
+            response = self._session().request(
+                method, url, headers=identity, stream=True, timeout=self._timeouts(), allow_redirects=False
+            )
+            hops.append(response)
+            target = redirect_target(response)
+            if target is None:
+                return hops
+            response.close()  # requests itself would read all of the body, however much that is
+            if len(hops) > MAX_REDIRECTS:
+                raise requests.exceptions.TooManyRedirects
+            url = target
 
     def _wait(self, name: str, reason: str, failures: int, seconds: float) -> None:
         with self._lock:
@@ -275,7 +297,7 @@ def retry_after(value: str, now: float) -> float:
     >>> retry_after("0 Jan 2020 99999999999999999999:00:00", now=0.0)
     0.0
     """
-    if value.strip().isdecimal():
+    if re.fullmatch(r"[0-9]+", value.strip()):
         return min(float(value), _A_MONTH)
     try:
         date = email.utils.parsedate_to_datetime(value)
@@ -289,7 +311,8 @@ def retry_after(value: str, now: float) -> float:
 def content_range(response: requests.Response) -> tuple[int | None, int | None, int | None]:
     """First byte, last byte and total of a Content-Range header; None where it does not say."""
     match = re.fullmatch(
-        r"bytes\s+(?:(\d{1,18})-(\d{1,18})|\*)/(?:(\d{1,18})|\*)", response.headers.get("Content-Range", "").strip()
+        r"bytes\s+(?:([0-9]{1,18})-([0-9]{1,18})|\*)/(?:([0-9]{1,18})|\*)",
+        response.headers.get("Content-Range", "").strip(),
     )
     if match is None:
         return None, None, None
@@ -306,7 +329,7 @@ def content_encoding(response: requests.Response) -> str | None:
 def header_int(headers: Mapping[str, str], name: str) -> int | None:
     """A header that is a whole number, else None."""
     text = headers.get(name, "").strip()
-    return int(text) if re.fullmatch(r"\d{1,18}", text) else None
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def file_name(url: str) -> str:

@@ -1,6 +1,6 @@
-"""A requests session whose servers have to finish the head of a reply in time, and may not lead out of encryption.
+"""What requests lacks against servers that dawdle: deadlines for the head and each read of a reply, safe redirects.
 
-The timeouts of requests are for each read of the socket, so a server that sends a header byte by byte could hold it for
+The timeouts of requests are for each read of the socket, so that a server that sends byte by byte could hold it for
 ever. The body is read in pieces by `flair.client`, which watches its rate itself.
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -17,29 +18,92 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.utils import requote_uri
 
 
 class NotEncrypted(requests.RequestException):
     """An https address redirects to one that is not; nothing has been sent there."""
 
 
+class ReadTooSlow(Exception):
+    """One read of a body brought nothing in time, though bytes may have come: the lengths of chunks, say."""
+
+
 class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """As that of requests, which asks it before every hop of a redirect, whatever the method."""
-        target: str | None = super().get_redirect_target(resp)
-        if target is not None and urlsplit(resp.url).scheme == "https":
-            address = urljoin(resp.url, target)
-            if urlsplit(address).scheme != "https":
-                resp.close()
-                raise NotEncrypted(f"{resp.url} redirects to {address}, which is not encrypted; refused")
-        return target
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Never any: requests reads the body of a reply before it so much as prepares to follow it."""
+
+
+def redirect_target(response: requests.Response) -> str | None:
+    """The whole address to which a reply redirects, None where it does not.
+
+    Raises:
+      NotEncrypted: it leads from https to anything else.
+      requests.exceptions.InvalidURL: it leads to what is not an address.
+    """
+    if not response.is_redirect:
+        return None
+    location = response.headers["Location"]
+    try:
+        location = location.encode("latin-1").decode("utf-8")  # as requests has it of servers that send text as it is
+        address = urljoin(response.url, requote_uri(location))
+        scheme = urlsplit(address).scheme
+    except ValueError:
+        response.close()
+        raise requests.exceptions.InvalidURL(f"{response.url} redirects to {location[:80]!r}") from None
+    if urlsplit(response.url).scheme == "https" and scheme != "https":
+        response.close()
+        raise NotEncrypted(f"{response.url} redirects to {address}, which is not encrypted; refused")
+    return address
+
+
+class ReadWatch:
+    """Breaks the connection under a read of a body that takes longer than `seconds`, while the context is entered.
+
+    The socket's own timeout is for each byte, and http.client reads the line before a chunk, or the lines behind the
+    last one, to their end: a server that sends them byte by byte, or without end, would hold the reader for ever.
+    """
+
+    def __init__(self, response: requests.Response, seconds: float) -> None:
+        self._response, self._seconds = response, seconds
+        self._since: float | None = None
+        self._is_cut = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> ReadWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around one read; raises ReadTooSlow in place of what came of a read that was cut."""
+        self._since = time.monotonic()
+        try:
+            yield
+        except Exception:
+            if not self._is_cut:
+                raise
+        finally:
+            self._since = None
+        if self._is_cut:
+            raise ReadTooSlow
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._seconds / 4):
+            since = self._since
+            if since is not None and time.monotonic() - since > self._seconds:
+                self._is_cut = True
+                with contextlib.suppress(OSError, AttributeError):  # closed in the meantime
+                    self._response.raw._fp.fp.raw._sock.shutdown(socket.SHUT_RDWR)
+                return
 
 
 def open_session(head_seconds: float) -> requests.Session:
-    """A new session; the connection breaks when the head of a reply takes longer than `head_seconds`.
-
-    Its requests raise NotEncrypted before they would follow a redirect from https to anything else.
-    """
+    """A new session; the connection breaks when the head of a reply takes longer than `head_seconds`."""
     pools = _pool_classes(head_seconds)
 
     class Adapter(HTTPAdapter):

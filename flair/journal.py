@@ -129,7 +129,7 @@ def _read(path: Path) -> tuple[Position, list[str], int]:
 
 
 def _is_number(text: str) -> bool:
-    return text.isdecimal() and len(text) < 20
+    return text.isascii() and text.isdecimal() and len(text) < 20
 
 
 def _boot_id() -> str:

@@ -78,7 +78,7 @@ def fraction(text: str) -> Fraction:
 
 def positive_int(text: str) -> int:
     """The value of a flag that is a whole number of at least 1."""
-    value = int(text) if text.isdecimal() else 0
+    value = int(text) if text.isascii() and text.isdecimal() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
     return value

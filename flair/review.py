@@ -196,7 +196,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or int(text[:6]) > 65535:
+    if not (text.isascii() and text.isdecimal()) or int(text[:6]) > 65535:
         raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {text!r}")
     return int(text)
 

@@ -13,6 +13,7 @@ from flair.client import Client, NotThere, TransferError
 from flair.errors import FlairError
 
 MANIFEST_FILE = "manifest.json"
+_MAX_MANIFEST_BYTES = 16 << 20
 # Generous bounds of one photo: small photos have 3 to 22 kB, Flickr takes originals up to 200 MB.
 MAX_PHOTO_BYTES = {catalog.SMALL_IMAGES_DIR: 4 << 20, catalog.RAW_IMAGES_DIR: 256 << 20}
 _MAX_ARCHIVES = 10_000
@@ -91,8 +92,8 @@ class AppleSource:
             part = manifest.with_name(f"{manifest.name}.part")
             transfer.discard(part)
             try:
-                transfer.fetch(client, url, part)
-                transfer.take(part, manifest)
+                transfer.fetch(client, url, part, most=_MAX_MANIFEST_BYTES)
+                transfer.take(part, manifest, _MAX_MANIFEST_BYTES)
             except NotThere:
                 pass  # a plain copy of Apple's server
             except TransferError as error:
@@ -124,7 +125,7 @@ def read_manifest(content: bytes, url: str, prefix: str, folder: str) -> list[Ar
 
 def _manifest_archive(item: Any, url: str, prefix: str, folder: str) -> Archive:
     name, size, sha256, photos = item["name"], item.get("size"), item.get("sha256"), item.get("photos")
-    if not isinstance(name, str) or not re.fullmatch(rf"{prefix}-\d{{2,5}}\.tar\.gz", name):
+    if not isinstance(name, str) or not re.fullmatch(rf"{prefix}-[0-9]{{2,5}}\.tar\.gz", name):
         raise ValueError(f"name {name!r:.60}, expected {prefix}-NN.tar.gz")
     for field, value in (("size", size), ("photos", photos)):
         if value is not None and (type(value) is not int or value < 0):

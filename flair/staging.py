@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from flair import atomic, regular_file
+from flair import atomic, lock, regular_file
 from flair.errors import FlairError
 
 MAX_PHOTOS = 1_000_000  # in one archive; FLAIR's hold about 10,000
+_LOCK_SECONDS = 600.0  # moving a million names takes a minute
 
 
 class UnpackError(FlairError):
@@ -74,19 +76,40 @@ class Staging:
         """Moves every photo into place, then writes `listing`: one line `<image_id> <bytes>` a photo.
 
         Raises:
-          UnpackError: there are more or fewer photos than published; none has moved.
+          UnpackError: there are more or fewer photos than published, or one that another archive brought with other
+            bytes; none has moved.
         """
         if self.num_photos not in (None, len(self.sizes)):
             raise UnpackError(f"holds {len(self.sizes):,} photos, but {self.num_photos:,} are published")
-        target = os.open(self.photos_dir, os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        # Two archives at once would each find the other's photos not there yet.
+        with lock.exclusive(
+            self.photos_dir, "another archive is being unpacked there", patience=_LOCK_SECONDS
+        ) as target:
+            self._check_owners(listing)
             for image_id in self.sizes:
                 name = f"{image_id}.jpg"
                 os.rename(name, name, src_dir_fd=self._descriptor, dst_dir_fd=target)
-        finally:
-            os.close(target)
-        atomic.write_text(listing, "".join(f"{image_id} {size}\n" for image_id, size in self.sizes.items()))
+            atomic.write_text(listing, "".join(f"{image_id} {size}\n" for image_id, size in self.sizes.items()))
         self.discard()
+
+    def _check_owners(self, listing: Path) -> None:
+        """Refuses a photo of another archive that has other bytes: which came last would decide what it shows."""
+        different = {image_id for image_id in self.sizes if self._differs(f"{image_id}.jpg")}
+        if not different:
+            return
+        for other in sorted(listing.parent.glob(f"*{listing.suffix}")):
+            if other == listing:
+                continue
+            shared = different.intersection(read_listing(other))
+            if shared:
+                raise UnpackError(
+                    f"brings photo {min(shared)!r} with other bytes than {other.stem} did; refused, because nobody "
+                    "knows which of the two is right: tell whoever runs the server"
+                )
+
+    def _differs(self, name: str) -> bool:
+        present = self.photos_dir / name
+        return os.path.lexists(present) and not filecmp.cmp(present, self.folder / name, shallow=False)
 
     def unpacked(self, ignored: int = 0, first_ignored: str = "") -> Unpacked:
         """What came through here."""

@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,10 @@ _START_BYTES = 64  # enough to tell a web page from an archive
 _MAGIC = {"gzip": b"\x1f\x8b", "parquet": b"PAR1"}
 # JSON of records shrinks to a twentieth.
 _MAX_EXPANSION = 200
+# Bytes; what a server without a published size may send. FLAIR's metadata has 0.1 GB, its largest raw archive 30 GB.
+MOST_BYTES = {"text": 2 << 30, "parquet": 16 << 30, "gzip": 128 << 30}
+_LEAST_FREE_BYTES = 64 << 20
+_LOOK_EVERY_BYTES = 32 << 20
 
 
 class WrongContent(TransferError):
@@ -55,6 +60,7 @@ def fetch(
     expect: str = "text",
     size: int | None = None,
     sha256: str | None = None,
+    most: int | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Fetched:
     """Brings all of `url` to `part`, continuing what is already there.
@@ -66,6 +72,7 @@ def fetch(
       expect: "gzip", "parquet" or "text"; another start than theirs, or a web page, is refused.
       size: published size in bytes, checked; None when nobody publishes it.
       sha256: published checksum, checked; None when nobody publishes it.
+      most: bytes that are taken at most, whatever the server promises; None: `MOST_BYTES` of what is expected.
       on_bytes: told of every byte (those of an earlier run at once; a negative number when the file starts over).
 
     Raises:
@@ -74,7 +81,8 @@ def fetch(
       TransferError: given up, with the last reason; the part stays for the next run.
       Stopped: the command is being interrupted; the part stays.
     """
-    transfer = _Transfer(client, url, part, expect, size, on_bytes)
+    most = MOST_BYTES[expect] if most is None else most
+    transfer = _Transfer(client, url, part, expect, size, max(most, size or 0), on_bytes)
     client.retry(file_name(url), transfer.attempt, lambda: transfer.furthest)
     got_size, got_sha256 = transfer.position, transfer.hash.hexdigest()
     if size is not None and got_size != size:
@@ -97,14 +105,14 @@ def is_whole(part: Path, url: str | None = None) -> bool:
     return version is not None and version.get("total") == part.stat().st_size and url in (None, version.get("url"))
 
 
-def take(part: Path, final: Path) -> None:
+def take(part: Path, final: Path, most: int = MOST_BYTES["text"]) -> None:
     """Gives a finished part its final name, and unpacks it where the server had packed it for the way.
 
     Raises:
-      TransferError: it cannot be unpacked; the part is gone.
+      TransferError: it cannot be unpacked, or to more than `most` bytes; the part is gone.
     """
     if (_read_version(part) or {}).get("encoding") == "gzip":
-        _unpack(part, final)
+        _unpack(part, final, most)
     else:
         with open(part, "rb") as file:
             os.fsync(file.fileno())
@@ -118,8 +126,8 @@ def discard(part: Path) -> None:
     part.unlink(missing_ok=True)
 
 
-def _unpack(part: Path, final: Path) -> None:
-    limit = _MAX_EXPANSION * part.stat().st_size
+def _unpack(part: Path, final: Path, most: int) -> None:
+    limit = min(most, _MAX_EXPANSION * part.stat().st_size)
     try:
         with atomic.replacing(final) as temporary, gzip.open(part) as packed, open(temporary, "wb") as file:
             while data := packed.read(1 << 20):
@@ -138,10 +146,18 @@ class _Transfer:
     """One file between tries: how far it is, its running hash, and which version of it this is."""
 
     def __init__(
-        self, client: Client, url: str, part: Path, expect: str, size: int | None, on_bytes: Callable[[int], None]
+        self,
+        client: Client,
+        url: str,
+        part: Path,
+        expect: str,
+        size: int | None,
+        most: int,
+        on_bytes: Callable[[int], None],
     ) -> None:
         self.client, self.url, self.part = client, url, part
-        self.expect, self.size, self.on_bytes = expect, size, on_bytes
+        self.expect, self.size, self.most, self.on_bytes = expect, size, most, on_bytes
+        self.contradictions = 0
         self.hash = hashlib.sha256()
         self.position = self.furthest = self.resumed = 0
         self.start = b""
@@ -212,7 +228,11 @@ class _Transfer:
         if kind in ("text/html", "application/xhtml+xml"):
             raise TryAgain(f"the server sent a web page ({kind}) in place of the file: a proxy or a login page?")
         if self.size is not None and total is not None and total != self.size:
-            raise TryAgain(f"the server promises {total:,} bytes, but {self.size:,} are published")
+            self.contradictions += 1
+            reason = f"the server promises {total:,} bytes, but {self.size:,} are published"
+            if self.contradictions > 1:  # a file that is being replaced there may be asked for once more
+                raise TransferError(f"{reason}, by the same server; tell whoever runs it, or use another source")
+            raise TryAgain(reason)
         encoding = self._encoding(response)
         etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
         version = {"url": self.url, "etag": etag, "last_modified": last_modified, "total": total}
@@ -244,14 +264,36 @@ class _Transfer:
 
     def _receive(self, response: requests.Response) -> None:
         end = self._total()
+        if end is not None and end > self.most:
+            self._refuse_length(f"promises {say_size(end)},")
+        looked_at = self.position - _LOOK_EVERY_BYTES
         with open(self.part, "ab", buffering=0) as file:
             for chunk in self.client.chunks(response, None if end is None else end - self.position):
+                if self.position + len(chunk) > self.most:
+                    self._refuse_length("sends")
+                if self.position - looked_at >= _LOOK_EVERY_BYTES:
+                    self._check_disk()
+                    looked_at = self.position
                 self._write(file, chunk)
                 self._count(chunk)
                 if len(self.start) == _START_BYTES:
                     self._check_start()
         if end is not None and self.position < end:
             raise TryAgain(f"the connection broke after {say_size(self.position)} of {say_size(end)}")
+
+    def _refuse_length(self, does: str) -> None:
+        self.start_over()
+        raise TransferError(
+            f"the server {does} more than the {say_size(self.most)} that such a file may have; refused, nothing is kept"
+        )
+
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self.part.parent).free
+        if free < _LEAST_FREE_BYTES:
+            raise TransferError(
+                f"the disk of {self.part.parent} has only {say_size(free)} left; free some space and run the same "
+                "command again"
+            )
 
     def _write(self, file: io.FileIO, chunk: bytes) -> None:
         view = memoryview(chunk)

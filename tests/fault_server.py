@@ -41,6 +41,7 @@ class Fault(NamedTuple):
     chunked: bool = False  # no Content-Length
     before_piece: Callable[[int], object] | None = None  # called with the bytes sent so far
     piece_bytes: int = PIECE_BYTES
+    script: Callable[[Callable[[bytes], object]], object] | None = None  # writes the whole reply, until it fails
 
 
 class FaultServer(http.server.ThreadingHTTPServer):
@@ -134,6 +135,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             waiting = self.server.faults[self.path]
             fault = waiting.pop(0) if waiting else Fault()
+        if fault.script is not None:
+            self._remember(0)
+            self.close_connection = True
+            with contextlib.suppress(OSError):  # the client broke off
+                fault.script(self.wfile.write)
+            return
         content = self.server.files.get(self.path)
         if fault.status is None and self.path in self.server.redirects:
             self._answer(302, b"", [("Content-Length", "0"), *self.server.redirects[self.path]], fault)
