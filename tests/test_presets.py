@@ -71,6 +71,15 @@ def test_a_preset_opens_with_what_it_is(preset):
     assert ("--restore_model_path=" in comment) == ("--normalization=frozen_batch" in flags)
 
 
+def test_what_a_paper_did_is_not_claimed_without_a_source():
+    texts = [_comment(preset) for preset in (*CENTRAL, *FEDERATED, *PRIVATE, *PFL)]
+    texts.append((ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8"))
+    for text in texts:
+        assert not re.search(r"[Tt]he paper\s+(#\s+)?(simulates\b(?!\s+is not on record)|used)", text)
+        # The code of ml-flair has the flag, but no number for it; pfl-research's configuration has one.
+        assert "pfl-research" in text or "5000" not in text.replace("--total_rounds=5000", "")
+
+
 def test_published_numbers_are_those_on_record():
     for preset, number in {
         "federated_coarse_scratch": "macro AP 50.1",
@@ -100,6 +109,7 @@ def test_every_preset_parses_and_says_its_settings():
         assert (flags["client_learning_rate"], flags["server_learning_rate"]) == (0.01, 0.1)
         assert (flags["server_optimizer"], flags["server_warmup_rounds"]) == ("adamw", 30)
         assert flags["rounds_per_eval"] == 20
+        assert flags["best_metric"] == "macro_averaged_precision"
         assert flags.get("mean_datapoints_per_user") == (None if "non_iid" in preset else 50)
         assert flags.get("simulated_clients_per_round") == (5000 if preset.endswith("dp") else None)
 
