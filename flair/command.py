@@ -25,6 +25,8 @@ class Terminated(BaseException):
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs `main(argv)` and exits: 0, its return value, 1 with one line on stderr, 130 (Ctrl-C) or 143 (SIGTERM)."""
     signal.signal(signal.SIGTERM, _terminate)
+    # Figures go to files; matplotlib does not even start where a user's value names a window system that it lacks.
+    os.environ["MPLBACKEND"] = "agg"
     program = os.path.basename(sys.argv[0])
     if program == "__main__.py" or sys.modules["__main__"].__spec__ is not None:
         program = getattr(sys.modules["__main__"].__spec__, "name", program)
