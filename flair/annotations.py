@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -27,6 +28,10 @@ class LabelPairs(NamedTuple):
     names: tuple[str, ...]
     photo: Integers
     label: Integers
+
+    def rows(self, names: Iterable[str]) -> list[int]:
+        """The rows of some of the names."""
+        return [bisect.bisect_left(self.names, name) for name in names]
 
 
 class Annotations(NamedTuple):

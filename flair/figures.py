@@ -16,6 +16,7 @@ from flair import atomic
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 MAP = "cividis"  # even in lightness, and the same to the colour-blind
 DOTS_PER_INCH = 120
+LONGEST_NAME = 40  # characters of a label
 
 
 def new_figure(title: str, width: float = 8.0, height: float = 4.5, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -28,6 +29,24 @@ def new_figure(title: str, width: float = 8.0, height: float = 4.5, columns: int
         each.grid(True, color="#e4e4e4", linewidth=0.6)
         each.set_axisbelow(True)
     return figure, axes
+
+
+def plain(text: str, most: int = LONGEST_NAME) -> str:
+    """The text as a figure shows it: cut where it is long, and no formula between dollar signs.
+
+    >>> plain("a $20 note")
+    'a \\\\$20 note'
+    """
+    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
+
+
+def whole_bins(most: int, limit: int = 60) -> list[float]:
+    """Edges of the bins of whole numbers from 1 to `most`: one a number, or `limit` at most.
+
+    >>> whole_bins(3)
+    [0.5, 1.5, 2.5, 3.5]
+    """
+    return list(np.unique(np.round(np.linspace(1, most + 1, min(most + 1, limit)))) - 0.5)
 
 
 def draw_table(

@@ -97,8 +97,9 @@ class ReadWatch:
             since = self._since
             if since is not None and time.monotonic() - since > self._seconds:
                 self._is_cut = True
+                body: Any = self._response.raw._fp  # urllib3's, of http.client, over the file of the socket
                 with contextlib.suppress(OSError, AttributeError):  # closed in the meantime
-                    self._response.raw._fp.fp.raw._sock.shutdown(socket.SHUT_RDWR)
+                    body.fp.raw._sock.shutdown(socket.SHUT_RDWR)
                 return
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flair import regular_file
 from flair.text_file import NotText, decode
 
 _LARGEST = 2**63 - 1
@@ -17,7 +18,7 @@ class BadJson(ValueError):
 
 def read(path: str | Path) -> Any:
     """The value in a JSON file; BadJson as `parse`, OSError if the file cannot be read."""
-    return parse(Path(path).read_bytes())
+    return parse(regular_file.read_bytes(path))
 
 
 def parse(text: str | bytes) -> Any:

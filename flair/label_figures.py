@@ -10,22 +10,23 @@ from matplotlib.figure import Figure
 
 from flair import catalog
 from flair.annotations import Annotations
-from flair.figures import BLUE, ORANGE, draw_table, new_figure
-from flair.label_statistics import LabelCount, children, co_occurrence, count_labels, labels_per_photo
+from flair.figures import BLUE, ORANGE, draw_table, new_figure, plain, whole_bins
+from flair.label_statistics import COARSE_HEAD, LabelCount, children, co_occurrence, count_labels, labels_per_photo
 
 HEAD = 20  # as many as ml-flair lists
 
 
 def draw_coarse_labels(annotations: Annotations) -> Figure:
     """Share of the photos with each coarse label, beside the published share where it is one of FLAIR's 17."""
-    counted = count_labels(annotations, annotations.coarse)[::-1]
-    figure, (axes,) = new_figure("Coarse labels", height=0.28 * len(counted) + 1.4)
-    names = [label.name for label in counted]
-    axes.barh(names, [100 * label.photos / annotations.num_photos for label in counted], color=BLUE, label="this data")
-    published = [name for name in names if name in catalog.COARSE_LABEL_COUNTS]
+    found = count_labels(annotations, annotations.coarse)
+    counted = found[:COARSE_HEAD][::-1]
+    figure, (axes,) = new_figure(_headline("Coarse labels", found), height=0.28 * len(counted) + 1.4)
+    shares = [100 * label.photos / annotations.num_photos for label in counted]
+    _draw_shares(axes, counted, shares, color=BLUE, label="this data")
+    published = {row: label.name for row, label in enumerate(counted) if label.name in catalog.COARSE_LABEL_COUNTS}
     total = sum(catalog.NUM_IMAGES.values())
-    shares = [100 * catalog.COARSE_LABEL_COUNTS[name] / total for name in published]
-    axes.plot(shares, published, "D", color=ORANGE, markersize=5, label="FLAIR, published")
+    shares = [100 * catalog.COARSE_LABEL_COUNTS[name] / total for name in published.values()]
+    axes.plot(shares, list(published), "D", color=ORANGE, markersize=5, label="FLAIR, published")
     axes.set_xlabel("photos with the label (%)")
     axes.set_ylabel("coarse label")
     axes.legend(loc="lower right")
@@ -37,8 +38,8 @@ def draw_labels_per_photo(annotations: Annotations) -> Figure:
     figure, axes = new_figure("Labels of a photo", columns=2)
     kinds = ("coarse", annotations.coarse), ("fine-grained", annotations.fine)
     for each, (kind, pairs) in zip(axes, kinds, strict=True):
-        counts = np.bincount(labels_per_photo(pairs, annotations.num_photos))[1:]
-        each.bar(np.arange(1, len(counts) + 1), counts, color=BLUE, width=0.9)
+        counts = labels_per_photo(pairs, annotations.num_photos)
+        each.hist(counts, bins=whole_bins(int(counts.max())), color=BLUE, rwidth=0.9)
         each.set_xlabel(f"{kind} labels of a photo")
         each.set_ylabel("photos")
     return figure
@@ -63,14 +64,15 @@ def draw_fine_labels(annotations: Annotations, head: int = HEAD) -> Figure:
 
 def draw_co_occurrence(annotations: Annotations) -> Figure:
     """Of the photos with one coarse label, the share that carry another: P(column | row) in percent."""
-    counted = [label.name for label in count_labels(annotations, annotations.coarse)]
-    order = [annotations.coarse.names.index(name) for name in counted]
-    together = co_occurrence(annotations.coarse, annotations.num_photos)[np.ix_(order, order)]
+    found = count_labels(annotations, annotations.coarse)
+    counted = [label.name for label in found[:COARSE_HEAD]]
+    together = co_occurrence(annotations.coarse, annotations.num_photos, annotations.coarse.rows(counted))
     share = 100 * together / together.diagonal()[:, None]
     size = 0.42 * len(counted) + 2.5
-    figure, (axes,) = new_figure("Coarse labels that occur together", width=size + 1.5, height=size)
+    figure, (axes,) = new_figure(_headline("Coarse labels that occur together", found), width=size + 1.5, height=size)
     texts = np.vectorize("{:.0f}".format)(share)
-    draw_table(axes, share, counted, counted, texts, "photos of the row's label that carry the column's (%)")
+    names = [plain(name) for name in counted]
+    draw_table(axes, share, names, names, texts, "photos of the row's label that carry the column's (%)")
     axes.set_xlabel("also carries")
     axes.set_ylabel("of the photos with")
     return figure
@@ -85,12 +87,16 @@ def draw_hierarchy(
     figure, (axes,) = new_figure(
         "Fine-grained labels below each coarse label", width=11, height=0.36 * len(below) + 1.4
     )
-    axes.barh(list(below), [len(names) for names in below.values()], color="#b9d6e8", label="in the taxonomy")
-    axes.barh(list(below), [sum(name in photos for name in names) for names in below.values()], color=BLUE, height=0.35)
+    rows = range(len(below))
+    axes.barh(rows, [len(names) for names in below.values()], color="#b9d6e8", label="in the taxonomy")
+    axes.barh(rows, [sum(name in photos for name in names) for names in below.values()], color=BLUE, height=0.35)
+    axes.set_yticks(rows, [plain(name) for name in below])
     axes.plot([], [], color=BLUE, linewidth=5, label="on a photo of this data")
     for row, (coarse, names) in enumerate(below.items()):
         frequent = sorted((name for name in names if name != coarse), key=lambda name: (-photos.get(name, 0), name))
-        axes.text(len(names), row, "  " + ", ".join(frequent[:examples]), va="center", fontsize=7, color="#333333")
+        axes.text(
+            len(names), row, "  " + ", ".join(map(plain, frequent[:examples])), va="center", fontsize=7, color="#333333"
+        )
     axes.set_xlim(0, 2.2 * max(map(len, below.values()), default=1))
     axes.set_xlabel("fine-grained labels; beside the bar the most frequent ones")
     axes.set_ylabel("coarse label")
@@ -98,8 +104,17 @@ def draw_hierarchy(
     return figure
 
 
+def _headline(title: str, found: Sequence[LabelCount]) -> str:
+    return title if len(found) <= COARSE_HEAD else f"{title}: the {COARSE_HEAD} most frequent of {len(found):,}"
+
+
+def _draw_shares(axes: Axes, counted: Sequence[LabelCount], values: Sequence[float], **options: str) -> None:
+    axes.barh(range(len(counted)), values, **options)  # type: ignore[arg-type]
+    axes.set_yticks(range(len(counted)), [plain(label.name) for label in counted])
+
+
 def _draw_bars(axes: Axes, counted: Sequence[LabelCount], title: str) -> None:
-    axes.barh([label.name for label in counted][::-1], [label.photos for label in counted][::-1], color=BLUE)
+    _draw_shares(axes, counted[::-1], [label.photos for label in counted][::-1], color=BLUE)
     axes.tick_params(axis="y", labelsize=7)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("photos with the label")

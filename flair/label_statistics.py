@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from flair.annotations import Annotations, Integers, LabelPairs
 from flair.catalog import PARTITIONS, Distribution
+
+COARSE_HEAD = 24  # as many coarse labels as tables and figures show; FLAIR has 17
 
 
 def describe(values: npt.ArrayLike) -> Distribution:
@@ -35,9 +37,23 @@ def labels_per_photo(pairs: LabelPairs, num_photos: int) -> Integers:
     return np.bincount(pairs.photo, minlength=num_photos)
 
 
+class UserLabels(NamedTuple):
+    """Which labels users have, one row a combination: int64 rows of the users and of the names, and photos."""
+
+    user: Integers
+    label: Integers
+    photos: Integers
+
+
+def labels_of_users(annotations: Annotations, pairs: LabelPairs) -> UserLabels:
+    """Which labels each user's photos carry, sorted by user; as long as there are combinations, not users by labels."""
+    cells, photos = np.unique(annotations.owner[pairs.photo] * len(pairs.names) + pairs.label, return_counts=True)
+    return UserLabels(*np.divmod(cells, len(pairs.names)), photos)
+
+
 def labels_per_user(annotations: Annotations, pairs: LabelPairs) -> Integers:
     """How many different labels each user's photos carry: int64 [users]."""
-    return np.bincount(_user_label_cells(annotations, pairs) // len(pairs.names), minlength=annotations.num_users)
+    return np.bincount(labels_of_users(annotations, pairs).user, minlength=annotations.num_users)
 
 
 class LabelCount(NamedTuple):
@@ -51,16 +67,21 @@ class LabelCount(NamedTuple):
 def count_labels(annotations: Annotations, pairs: LabelPairs) -> list[LabelCount]:
     """All labels that occur, the most frequent first, equals by name."""
     photos = np.bincount(pairs.label, minlength=len(pairs.names))
-    cells = _user_label_cells(annotations, pairs)
-    users = np.bincount(cells % len(pairs.names), minlength=len(pairs.names))
+    users = np.bincount(labels_of_users(annotations, pairs).label, minlength=len(pairs.names))
     counted = map(LabelCount, pairs.names, photos.tolist(), users.tolist())
     return sorted(counted, key=lambda label: (-label.photos, label.name))
 
 
-def co_occurrence(pairs: LabelPairs, num_photos: int) -> Integers:
-    """Photos that carry both labels: int64 [labels, labels], symmetric, the labels' own counts on the diagonal."""
-    carries = np.zeros((num_photos, len(pairs.names)), np.float32)
-    carries[pairs.photo, pairs.label] = 1
+def co_occurrence(pairs: LabelPairs, num_photos: int, labels: Sequence[int]) -> Integers:
+    """Photos that carry both of two `labels` (rows of the names): int64 [labels, labels], symmetric.
+
+    The labels' own counts stand on the diagonal. Time and memory grow with the square of `labels`.
+    """
+    place = np.full(len(pairs.names), -1)
+    place[list(labels)] = np.arange(len(labels))
+    chosen = place[pairs.label] >= 0
+    carries = np.zeros((num_photos, len(labels)), np.float32)
+    carries[pairs.photo[chosen], place[pairs.label[chosen]]] = 1
     # Whole numbers below 2^24 are exact in float32, and a float product is threaded.
     chunks = np.array_split(carries, num_photos // 2**20 + 1)
     return sum(((chunk.T @ chunk).astype(np.int64) for chunk in chunks), np.zeros((1, 1), np.int64))
@@ -77,8 +98,3 @@ def children(taxonomy: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
         for coarse in taxonomy[fine]:
             found.setdefault(coarse, []).append(fine)
     return dict(sorted(found.items()))
-
-
-def _user_label_cells(annotations: Annotations, pairs: LabelPairs) -> Integers:
-    """user * labels + label of every combination that occurs, once each."""
-    return np.unique(annotations.owner[pairs.photo] * len(pairs.names) + pairs.label)

@@ -17,8 +17,13 @@ from flair import text_file
 from flair.catalog import METADATA_FILE, PARTITIONS, SMALL_IMAGES_DIR, TAXONOMY_FILE
 from flair.errors import FlairError
 from flair.json_list import JsonList, NotJsonList
+from flair.json_text import shown
 
 LABEL_SEPARATOR = "|"  # of the HDF5 label strings, so no label may contain it
+MAX_LABEL_LENGTH = 256  # characters; FLAIR's have 26 at most
+MAX_LABELS = 1000  # of one photo and kind; FLAIR's photos have 36 at most
+_NO_LABEL = re.compile(r"[|\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # the separator, and what breaks a line
+_LABEL_RULE = f"of 1 to {MAX_LABEL_LENGTH} characters without {LABEL_SEPARATOR!r} and control characters"
 _FIELDS = ("user_id", "image_id", "labels", "fine_grained_labels", "partition")
 # Wider than Flickr's own forms, but never a path: no slash, no dot, no leading hyphen.
 _SAFE_ID = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9_@-]{0,127}")
@@ -168,8 +173,13 @@ def load_taxonomy(dataset_dir: str | Path) -> dict[str, frozenset[str]]:
             continue
         fine, arrow, coarse = (part.strip() for part in line.partition("->"))
         if not (fine and arrow and coarse):
-            raise FlairError(f"{path}, line {number}: expected 'fine -> coarse', found {line!r}; download it again")
-        taxonomy.setdefault(fine, set()).add(coarse)
+            raise FlairError(
+                f"{path}, line {number}: expected 'fine -> coarse', found {shown(line)}; download it again"
+            )
+        try:
+            taxonomy.setdefault(_LABEL_NAMES[fine], set()).add(_LABEL_NAMES[coarse])
+        except ValueError:
+            raise FlairError(f"{path}, line {number}: expected labels {_LABEL_RULE}, found {shown(line)}") from None
     return {fine: frozenset(coarse) for fine, coarse in taxonomy.items()}
 
 
@@ -188,7 +198,7 @@ def check_id(value: str, what: str, where: str) -> str:
     """Returns `value` if it is a harmless id (never a path), else raises a FlairError naming `what` and `where`."""
     if not _SAFE_ID.fullmatch(value):
         raise FlairError(
-            f"{where}: {what} {value!r} is not an id (letters, digits, '@', '_' and '-', at most 128); "
+            f"{where}: {what} {shown(value)} is not an id (letters, digits, '@', '_' and '-', at most 128); "
             "refused, because ids become file names"
         )
     return value
@@ -257,7 +267,7 @@ def parse_record(item: Any, index: int, path: Path) -> Record:
     if partition not in PARTITIONS:
         raise FlairError(
             f"{_where(item, index, path)}: field 'partition' must be one of {', '.join(PARTITIONS)}, "
-            f"found {partition!r}"
+            f"found {shown(partition)}"
         )
     return Record(
         sys.intern(user_id),
@@ -271,12 +281,14 @@ def parse_record(item: Any, index: int, path: Path) -> Record:
 def _parse_labels(labels: Any, field: str, item: Mapping[str, Any], index: int, path: Path) -> tuple[str, ...]:
     if not isinstance(labels, list) or not labels:
         raise FlairError(f"{_where(item, index, path)}: field {field!r} must be a non-empty list, found {labels!r:.60}")
+    if len(labels) > MAX_LABELS:
+        found = f"must hold {MAX_LABELS:,} labels at most, found {len(labels):,}"
+        raise FlairError(f"{_where(item, index, path)}: field {field!r} {found}")
     try:
         names = [_LABEL_NAMES[label] for label in labels]
     except (TypeError, ValueError):
         raise FlairError(
-            f"{_where(item, index, path)}: field {field!r} must hold label names without "
-            f"{LABEL_SEPARATOR!r}, found {labels!r:.60}"
+            f"{_where(item, index, path)}: field {field!r} must hold label names {_LABEL_RULE}, found {labels!r:.60}"
         ) from None
     return tuple(dict.fromkeys(names))
 
@@ -285,7 +297,7 @@ class _LabelNames(dict[str, str]):
     """Label name -> the one object for it, checked when it is first seen; ValueError when it is none."""
 
     def __missing__(self, label: Any) -> str:
-        if not isinstance(label, str) or not label or LABEL_SEPARATOR in label or "\0" in label:
+        if not isinstance(label, str) or not 0 < len(label) <= MAX_LABEL_LENGTH or _NO_LABEL.search(label):
             raise ValueError
         return self.setdefault(label, sys.intern(label))
 
@@ -295,7 +307,8 @@ _LABEL_NAMES = _LabelNames()
 
 def _where(item: Mapping[str, Any], index: int, path: Path) -> str:
     image_id = item.get("image_id")
-    return f"{path}, record {index}" + (f" (image {image_id})" if isinstance(image_id, str) else "")
+    is_id = isinstance(image_id, str) and _SAFE_ID.fullmatch(image_id)
+    return f"{path}, record {index}" + (f" (image {image_id})" if is_id else "")
 
 
 def _check_consistency(records: Sequence[Record], path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flair.figures import DOTS_PER_INCH
+from flair.figures import DOTS_PER_INCH, plain
 from flair.images import PIXELS_SHAPE, PhotoError, read_pixels
 from flair.metadata import Record, User
 
@@ -80,10 +80,18 @@ def _tiles(count: int, title: str, columns: int, text_lines: int) -> tuple[Figur
 
 
 def _say(axes: Axes, error: PhotoError) -> None:
-    axes.text(0.5, 0.5, textwrap.fill(str(error), 28), ha="center", va="center", fontsize=6, transform=axes.transAxes)
+    axes.text(
+        0.5,
+        0.5,
+        textwrap.fill(plain(str(error), 1000), 28),
+        ha="center",
+        va="center",
+        fontsize=6,
+        transform=axes.transAxes,
+    )
 
 
 def _label_text(record: Record) -> str:
     coarse = textwrap.wrap(", ".join(record.labels), 34, max_lines=2, placeholder=" …")
     fine = textwrap.wrap(f"({', '.join(record.fine_grained_labels)})", 34, max_lines=3, placeholder=" …)")
-    return "\n".join([*coarse, *fine])
+    return "\n".join(map(plain, [*coarse, *fine]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from werkzeug.exceptions import HTTPException
 from flair.catalog import PARTITIONS
 from flair.command import explain_os_error
 from flair.errors import FlairError
+from flair.images import MAX_JPEG_BYTES
 from flair.metadata import Record, photo_path
+from flair.photo_file import open_photo
 from flair.review_groups import NO_GROUPS, Group, Groups, anchor, decide, decisions, is_decided
 from flair.review_guard import Guard
 from flair.review_index import MARK_FILTERS, Filters, PhotoIndex
@@ -190,9 +194,15 @@ def create_app(review: Review, port: int) -> Flask:
     @app.get("/image/<image_id>.jpg")
     def image(image_id: str) -> Response:
         path = photo_path(review.dataset_dir, _known(review.index, image_id).image_id)
-        if not path.is_file():
-            abort(404, f"{path} is missing")
-        response = send_file(path, mimetype="image/jpeg", conditional=True, max_age=600)
+        file = open_photo(path)
+        if file is None:
+            abort(404, f"{path} is missing, or no regular file of this folder; links are not followed")
+        with file:
+            status = os.fstat(file.fileno())
+            data = file.read(MAX_JPEG_BYTES)
+        etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
+        photo = io.BytesIO(data)
+        response = send_file(photo, mimetype="image/jpeg", etag=etag, last_modified=status.st_mtime, max_age=600)
         response.headers["Cache-Control"] = "private, max-age=600"
         return response
 
@@ -299,4 +309,8 @@ def _unknown(index: PhotoIndex, filters: Filters) -> str | None:
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    file = open_photo(path)
+    if file is None:
+        return None
+    with file:
+        return os.fstat(file.fileno()).st_size

@@ -9,6 +9,7 @@ from flair import catalog
 from flair.annotations import Annotations, encode
 from flair.catalog import Distribution
 from flair.label_statistics import (
+    COARSE_HEAD,
     LabelCount,
     count_labels,
     describe,
@@ -20,6 +21,7 @@ from flair.metadata import Record
 from flair.user_divergence import Divergence, by_size, measure
 
 HEAD = 20  # as many fine-grained labels as ml-flair lists
+_LONGEST_NAME = 40
 _PUBLISHED = {
     "coarse labels of a photo": catalog.COARSE_LABELS_PER_IMAGE,
     "fine-grained labels of a photo": catalog.FINE_LABELS_PER_IMAGE,
@@ -146,11 +148,14 @@ def _numbers(distribution: Distribution) -> str:
 def _coarse(statistics: Statistics) -> Iterator[str]:
     total, published_total = sum(statistics.photos.values()), sum(catalog.NUM_IMAGES.values())
     yield f"{'coarse label':<16}{'photos':>10}{'share':>8}{'published':>12}{'share':>8}{'users':>10}"
-    for label in statistics.coarse:
+    for label in statistics.coarse[:COARSE_HEAD]:
         published = catalog.COARSE_LABEL_COUNTS.get(label.name)
         there = f"{published:>12,}{published / published_total:>8.1%}" if published else f"{'-':>12}{'-':>8}"
-        yield f"{label.name:<16}{label.photos:>10,}{label.photos / total:>8.1%}{there}{label.users:>10,}"
-    missing = [name for name in catalog.COARSE_LABEL_COUNTS if name not in {label.name for label in statistics.coarse}]
+        yield f"{_short(label.name):<16}{label.photos:>10,}{label.photos / total:>8.1%}{there}{label.users:>10,}"
+    if len(statistics.coarse) > COARSE_HEAD:
+        yield f"and {len(statistics.coarse) - COARSE_HEAD:,} more"
+    present = {label.name for label in statistics.coarse}
+    missing = [name for name in catalog.COARSE_LABEL_COUNTS if name not in present]
     if missing:
         yield f"on no photo: {', '.join(missing)}"
 
@@ -160,7 +165,11 @@ def _fine(statistics: Statistics) -> Iterator[str]:
     published = list(catalog.HEAD_FINE_LABEL_COUNTS.items())
     for rank, (name, photos) in enumerate(published[:HEAD]):
         label = statistics.fine[rank] if rank < len(statistics.fine) else None
-        here = f"{label.name:<24}{label.photos:>10,}{label.users:>10,}" if label else f"{'-':<24}{'-':>10}{'-':>10}"
+        here = (
+            f"{_short(label.name):<24}{label.photos:>10,}{label.users:>10,}"
+            if label
+            else f"{'-':<24}{'-':>10}{'-':>10}"
+        )
         yield f"{here}   {name:<20}{photos:>10,}"
     rare = [sum(label.photos < limit for label in statistics.fine) for limit in (2, 10, 100)]
     yield (
@@ -169,6 +178,10 @@ def _fine(statistics: Statistics) -> Iterator[str]:
     )
     if statistics.unused is not None:
         yield f"in the taxonomy, but on no photo: {len(statistics.unused):,}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _divergence(divergence: Divergence) -> Iterator[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flair.annotations import Annotations, Integers
+from flair.label_statistics import UserLabels, labels_of_users
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,13 +27,6 @@ class Divergence(NamedTuple):
     shuffled: Floats
 
 
-def user_label_counts(annotations: Annotations) -> Integers:
-    """Photos of each user with each coarse label: int64 [users, labels]."""
-    num_labels = len(annotations.coarse.names)
-    cells = annotations.owner[annotations.coarse.photo] * num_labels + annotations.coarse.label
-    return np.bincount(cells, minlength=annotations.num_users * num_labels).reshape(-1, num_labels)
-
-
 def divergences(counts: Integers) -> Floats:
     """Jensen-Shannon divergence, in bits, of each row's distribution from that of the sum of all rows.
 
@@ -42,12 +36,8 @@ def divergences(counts: Integers) -> Floats:
     >>> divergences(np.array([[4, 0], [0, 4]])).round(4).tolist()
     [0.3113, 0.3113]
     """
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    population = counts.sum(axis=0) / counts.sum()
-    middle = (shares + population) / 2
-    return (
-        _relative_entropy(shares, middle) + _relative_entropy(np.broadcast_to(population, shares.shape), middle)
-    ) / 2
+    user, label = np.nonzero(counts)
+    return _divergences(UserLabels(user, label, counts[user, label]))
 
 
 def shuffle_photos(annotations: Annotations, seed: int) -> Annotations:
@@ -59,8 +49,8 @@ def measure(annotations: Annotations, seed: int = 0) -> Divergence:
     """The divergence of every user, and of the same users after their photos were shuffled."""
     return Divergence(
         annotations.photos_per_user(),
-        divergences(user_label_counts(annotations)),
-        divergences(user_label_counts(shuffle_photos(annotations, seed))),
+        _divergences(labels_of_users(annotations, annotations.coarse)),
+        _divergences(labels_of_users(shuffle_photos(annotations, seed), annotations.coarse)),
     )
 
 
@@ -89,7 +79,13 @@ def by_size(divergence: Divergence) -> list[SizeGroup]:
     ]
 
 
-def _relative_entropy(shares: Floats, other: Floats) -> Floats:
-    """Kullback-Leibler divergence of each row in bits, 0 log 0 being 0."""
-    ratio = np.divide(shares, other, out=np.ones_like(other), where=shares > 0)
-    return np.asarray((shares * np.log2(ratio)).sum(axis=1))
+def _divergences(own: UserLabels) -> Floats:
+    """As `divergences`, of nothing but the labels that users have: they may be many, and each user has few."""
+    of_user = np.bincount(own.user, own.photos)
+    of_label = np.bincount(own.label, own.photos)
+    share, population = own.photos / of_user[own.user], (of_label / of_label.sum())[own.label]
+    middle = (share + population) / 2
+    terms = share * np.log2(share / middle) + population * np.log2(population / middle)
+    # A label that the user does not have gives its share of the population: the middle is half of that, one bit.
+    absent = 1 - np.bincount(own.user, population)
+    return np.asarray((np.bincount(own.user, terms) + absent) / 2)

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from flair import catalog
 from flair.annotations import Annotations, Integers
-from flair.figures import BLUE, GREEN, ORANGE, draw_table, new_figure
-from flair.label_statistics import count_labels, labels_per_user
-from flair.user_divergence import Divergence, by_size, user_label_counts
+from flair.figures import BLUE, GREEN, ORANGE, draw_table, new_figure, plain, whole_bins
+from flair.label_statistics import COARSE_HEAD, count_labels, labels_of_users, labels_per_user
+from flair.user_divergence import Divergence, by_size
 
 _BELOW_ONE = 0.7  # where log axes of users begin, so that a bar of one user is seen
 
@@ -41,8 +41,8 @@ def draw_photos_per_user(annotations: Annotations) -> Figure:
 def draw_labels_per_user(annotations: Annotations) -> Figure:
     """Histograms of the number of different coarse and fine-grained labels on a user's photos."""
     figure, axes = new_figure("Different labels of a user", columns=2)
-    coarse = np.bincount(labels_per_user(annotations, annotations.coarse))[1:]
-    axes[0].bar(np.arange(1, len(coarse) + 1), coarse, color=BLUE, width=0.9)
+    coarse = labels_per_user(annotations, annotations.coarse)
+    axes[0].hist(coarse, bins=whole_bins(int(coarse.max())), color=BLUE, rwidth=0.9)
     axes[0].set_xlabel("different coarse labels of a user")
     axes[0].set_ylabel("users")
     fine = labels_per_user(annotations, annotations.fine)
@@ -68,19 +68,35 @@ def draw_user_labels(annotations: Annotations, users: Sequence[int]) -> Figure:
     Args:
       users: rows of `annotations.user_ids`.
     """
-    names = [label.name for label in count_labels(annotations, annotations.coarse)]
-    order = [annotations.coarse.names.index(name) for name in names]
-    counts: Integers = user_label_counts(annotations)[np.ix_(list(users), order)]
+    names = [label.name for label in count_labels(annotations, annotations.coarse)[:COARSE_HEAD]]
+    counts = _label_counts(annotations, users, annotations.coarse.rows(names))
     photos = annotations.photos_per_user()[list(users)]
     rows = [f"{annotations.user_ids[user]} ({count:,})" for user, count in zip(users, photos.tolist(), strict=True)]
     figure, (axes,) = new_figure(
         "Label counts of some users", width=0.5 * len(names) + 4, height=0.32 * len(users) + 2.2
     )
     share = 100 * counts / photos[:, None]
-    draw_table(axes, share, rows, names, np.vectorize("{:,}".format)(counts), "of the user's photos (%)")
+    draw_table(
+        axes,
+        share,
+        rows,
+        [plain(name) for name in names],
+        np.vectorize("{:,}".format)(counts),
+        "of the user's photos (%)",
+    )
     axes.set_xlabel("coarse label")
     axes.set_ylabel("user (photos)")
     return figure
+
+
+def _label_counts(annotations: Annotations, users: Sequence[int], labels: Sequence[int]) -> Integers:
+    """Photos of some users with some labels: int64 [users, labels]."""
+    own = labels_of_users(annotations, annotations.coarse)
+    counts = np.zeros((len(users), len(annotations.coarse.names)), np.int64)
+    for row, user in enumerate(users):
+        of_user = slice(*np.searchsorted(own.user, [user, user + 1]))
+        counts[row, own.label[of_user]] = own.photos[of_user]
+    return counts[:, list(labels)]
 
 
 def draw_divergence(divergence: Divergence) -> Figure:

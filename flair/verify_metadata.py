@@ -12,6 +12,8 @@ from flair.errors import FlairError
 from flair.findings import Check
 from flair.metadata import Record, count_labels, load_taxonomy, metadata_path, parse_record, read_items
 
+_LABELS_NAMED = 3  # of an image with labels that are not in the taxonomy
+
 
 class Metadata(NamedTuple):
     """What can be used of the metadata: the first record of each image id, and every image id that is mentioned."""
@@ -80,7 +82,8 @@ def check_labels(dataset_dir: Path, records: Sequence[Record]) -> list[Check]:
         unknown = [name for name in record.labels if name not in coarse_labels]
         unknown += [name for name in record.fine_grained_labels if name not in taxonomy]
         if unknown:
-            known.fail(f"image {record.image_id} ({', '.join(map(repr, unknown))})")
+            more = ", ..." if len(unknown) > _LABELS_NAMED else ""
+            known.fail(f"image {record.image_id} ({', '.join(map(repr, unknown[:_LABELS_NAMED]))}{more})")
         elif not _is_mapped(record, taxonomy):
             mapped.fail(f"image {record.image_id}")
     return [readable, known, mapped]

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,8 +58,11 @@ def test_counts_are_those_of_counting_by_hand(records: list[Record]) -> None:
         name: (photos[name], len(owners[name])) for name in photos
     }
     assert [label.photos for label in counted] == sorted(photos.values(), reverse=True)
-    together = co_occurrence(annotations.coarse, len(records))
     names = annotations.coarse.names
+    together = co_occurrence(annotations.coarse, len(records), range(len(names)))
+    if len(names) > 1:
+        some = co_occurrence(annotations.coarse, len(records), [1, 0])
+        np.testing.assert_array_equal(some, together[np.ix_([1, 0], [1, 0])])
     assert {(a, b): together[i, j] for i, a in enumerate(names) for j, b in enumerate(names)} == {
         (a, b): pairs[a, b] for a in names for b in names
     }

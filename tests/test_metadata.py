@@ -67,8 +67,17 @@ def test_the_sample_is_read_as_it_is_written(flair_sample: Path) -> None:
         ({"labels": "art"}, r"field 'labels' must be a non-empty list, found 'art'"),
         ({"fine_grained_labels": [3]}, r"field 'fine_grained_labels' must hold label names"),
         ({"labels": [["art"]]}, r"field 'labels' must hold label names"),
-        ({"labels": ["a|b"]}, r"field 'labels' must hold label names without '\|'"),
+        ({"labels": ["a|b"]}, r"field 'labels' must hold label names .* without '\|'"),
         ({"labels": [""]}, r"field 'labels' must hold label names"),
+        ({"labels": ["x" * 257]}, r"record 1 \(image 1\): field 'labels' must hold label names of 1 to 256 characters"),
+        pytest.param({"labels": ["x" * 10**7]}, r"record 1 \(image 1\): field 'labels' must hold label", id="long"),
+        ({"labels": ["a\nb"]}, r"and control characters, found \['a\\nb'\]"),
+        ({"labels": ["\x1b[2J"]}, r"and control characters"),
+        pytest.param({"labels": ["a"] * 10**6}, r"image 1\): field 'labels' must hold 1,000 labels at most", id="many"),
+        pytest.param({"image_id": "9" * 10**6}, r"image_id '9{40}'\.\.\. \(1,000,000 characters\) is", id="id"),
+        ({"user_id": "u" * 129}, r"record 1: user_id 'u{40}'\.\.\. \(129 characters\) is not an id"),
+        pytest.param({"partition": "x" * 10**6}, r"found 'x{40}'\.\.\. \(1,000,000 characters\)", id="partition"),
+        ({"image_id": "1\n2", "labels": MISSING}, r"record 1: field 'labels' is missing"),
         ({"image_id": "../../etc/passwd"}, r"record 1: image_id '../../etc/passwd' is not an id"),
         ({"image_id": "a/b"}, r"image_id 'a/b' is not an id"),
         ({"user_id": ".."}, r"user_id '..' is not an id"),
@@ -83,7 +92,7 @@ def test_a_bad_record_is_named_with_its_field(tmp_path: Path, change: dict[str, 
     items[1] = {key: value for key, value in {**items[1], **change}.items() if value is not MISSING}
     with pytest.raises(FlairError, match=message) as error:
         load_records(write(tmp_path, items))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -149,6 +158,9 @@ def test_taxonomy_keeps_every_coarse_label_of_a_fine_one(tmp_path: Path) -> None
     assert load_taxonomy(tmp_path) == {"bag": {"equipment", "art"}, "art": {"art"}}
     (tmp_path / "label_relationship.txt").write_text("bag -> equipment\nbag equipment\n")
     with pytest.raises(FlairError, match="line 2: expected 'fine -> coarse', found 'bag equipment'"):
+        load_taxonomy(tmp_path)
+    (tmp_path / "label_relationship.txt").write_text(f"bag -> equipment\nbag -> {'x' * 10**6}\n")
+    with pytest.raises(FlairError, match=r"line 2: expected labels of 1 to 256 .*'bag -> x+'\.\.\. \(1,000,007 char"):
         load_taxonomy(tmp_path)
 
 

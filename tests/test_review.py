@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -401,6 +402,44 @@ def test_photos_are_served_by_known_id_only(server: Server, dataset: Path) -> No
         assert server.get(f"/image/{name}").code == 404
     assert server.get("/photo/123").code == 404
     assert server.get("/groups/99").code == 404
+
+
+def test_only_regular_files_of_the_photo_folder_are_served(tmp_path: Path) -> None:
+    make_dataset(tmp_path, num_users=3, num_images=6, seed=1)
+    records = load_records(tmp_path)
+    review = Review(tmp_path, PhotoIndex(records), ReviewFile(tmp_path / "reviews.json"))
+    client = create_app(review, 80).test_client()
+    folder, secret = tmp_path / "small_images", tmp_path / "secret"
+    secret.write_text("secret")
+
+    def get(record: Record, page: str = "image") -> Any:
+        address = f"/{page}/{record.image_id}" + (".jpg" if page == "image" else "")
+        return client.get(address, base_url="http://127.0.0.1:80")
+
+    own = folder / f"{records[0].image_id}.jpg"
+    answer = get(records[0])
+    assert (answer.status_code, answer.data) == (200, own.read_bytes())
+    again = client.get(
+        f"/image/{records[0].image_id}.jpg",
+        base_url="http://127.0.0.1:80",
+        headers={"If-None-Match": answer.headers["ETag"]},
+    )
+    assert again.status_code == 304
+    for record, make in (
+        (records[1], lambda path: path.symlink_to(secret)),
+        (records[2], lambda path: path.symlink_to(own)),
+        (records[3], os.mkfifo),
+        (records[4], Path.mkdir),
+    ):
+        path = folder / f"{record.image_id}.jpg"
+        path.unlink()
+        make(path)
+        answer = get(record)
+        assert answer.status_code == 404 and b"secret" not in answer.data
+        assert get(record, "photo").status_code == 200
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert get(records[0]).status_code == 404
 
 
 def test_it_listens_on_loopback_only(server: Server) -> None:

@@ -77,6 +77,23 @@ def test_very_little_data_will_do(tmp_path: Path, count: int) -> None:
     assert main([f"--dataset_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}"]) == 0
 
 
+def test_very_many_and_odd_labels_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tables of users by labels, or of labels by labels, would have no end; a name is no formula."""
+    count = 10_000
+    names = [f"{number} costs $\\frac$ " + "x" * 200 for number in range(count)]
+    records = [
+        Record(f"{number}@N00", str(number), tuple(names[number : number + 9]), ("$\\bread$",), "train")
+        for number in range(count)
+    ]
+    records.append(Record("0@N00", "all", tuple(names[:1000]), ("bread",), "train"))
+    (tmp_path / catalog.METADATA_FILE).write_text(json.dumps([record_to_json(record) for record in records]))
+    (tmp_path / catalog.TAXONOMY_FILE).write_text("".join(f"bread -> {name}\n" for name in names[:50]))
+    assert main([f"--dataset_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert f"and {count - 24:,} more" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "co_occurrence.png") as figure:
+        assert max(figure.size) < 4000
+
+
 def test_real_photos_and_other_data_will_do(flair_sample: Path, coco256: Path, tmp_path: Path) -> None:
     for folder in (flair_sample, coco256):
         assert main([f"--dataset_dir={folder}", f"--output_dir={tmp_path / folder.name}"]) == 0
@@ -102,6 +119,14 @@ def test_mistakes_end_in_one_line(miniature: Path, tmp_path: Path) -> None:
         assert ended.returncode == code
         assert said in ended.stderr.splitlines()[-1]
         assert "Traceback" not in ended.stderr
+
+
+def test_figures_do_not_depend_on_a_window_system(miniature: Path, tmp_path: Path) -> None:
+    shutil.copy(miniature / catalog.METADATA_FILE, tmp_path)
+    command = [sys.executable, "-m", "flair.stats", f"--dataset_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}"]
+    environment = {**os.environ, "MPLBACKEND": "Qt4Agg"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_same_seed_gives_the_same_numbers(miniature: Path) -> None:

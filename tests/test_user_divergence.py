@@ -12,10 +12,11 @@ from hypothesis.extra import numpy as arrays
 from scipy.spatial.distance import jensenshannon
 
 from flair import user_divergence
-from flair.annotations import encode
+from flair.annotations import Annotations, encode
+from flair.label_statistics import labels_of_users
 from flair.metadata import load_records
 from flair.synthetic import make_dataset
-from flair.user_divergence import by_size, divergences, measure, shuffle_photos, user_label_counts
+from flair.user_divergence import by_size, divergences, measure, shuffle_photos
 
 
 @given(arrays.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.integers(0, 40)))
@@ -37,10 +38,17 @@ def test_equal_users_do_not_diverge_and_strangers_do() -> None:
     assert divergences(crowd)[-1] > 0.98
 
 
+def label_table(annotations: Annotations) -> np.ndarray:
+    user, label, photos = labels_of_users(annotations, annotations.coarse)
+    table = np.zeros((annotations.num_users, len(annotations.coarse.names)), np.int64)
+    table[user, label] = photos
+    return table
+
+
 def test_counts_per_user_are_those_of_the_records(miniature: Path) -> None:
     records = load_records(miniature)
     annotations = encode(records)
-    counts = user_label_counts(annotations)
+    counts = label_table(annotations)
     user, label = 3, 1
     own = [record for record in records if record.user_id == annotations.user_ids[user]]
     assert counts[user, label] == sum(annotations.coarse.names[label] in record.labels for record in own)
@@ -52,7 +60,7 @@ def test_shuffling_keeps_sizes_and_labels_and_follows_from_the_seed(miniature: P
     shuffled = shuffle_photos(annotations, seed=4)
     assert (shuffled.owner != annotations.owner).any()
     np.testing.assert_array_equal(shuffled.photos_per_user(), annotations.photos_per_user())
-    np.testing.assert_array_equal(user_label_counts(shuffled).sum(axis=0), user_label_counts(annotations).sum(axis=0))
+    np.testing.assert_array_equal(label_table(shuffled).sum(axis=0), label_table(annotations).sum(axis=0))
     np.testing.assert_array_equal(shuffled.owner, shuffle_photos(annotations, seed=4).owner)
     assert (shuffled.owner != shuffle_photos(annotations, seed=5).owner).any()
 
