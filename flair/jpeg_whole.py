@@ -1,25 +1,24 @@
 """Whether a JPEG file is whole: its markers are in order, and its coded data fills its picture.
 
 libjpeg decodes what is there, takes zeros for the rest, and warns; Pillow does not pass the warning on. So the file is
-decoded at an eighth of its size as if the picture were one row of coding units taller. libjpeg leaves units black-and-
-white mean gray (128) once it has run out of data, and not before: data that ends inside the picture leaves all of the
-added row gray; data that fills the picture ends within the row's first unit, which begins with the color of the last
-one. Where that is gray by chance, where the data goes on, and in files of several scans or with restart markers, the
-codes are read one by one.
+decoded at an eighth of its size as if the picture were one row of coding units taller. libjpeg leaves units mean gray
+(128) once it has run out of data, and not before: data that ends inside the picture leaves all of the added row gray;
+data that fills the picture ends within the row's first unit, which begins with the color of the last one. Where that is
+gray by chance, where the data goes on, and in files of several scans or with restart markers, the codes are read one by
+one. What passes nevertheless is damage after which the codes fit the picture again, give or take a few bytes.
 """
 
 from __future__ import annotations
 
 import io
 
-import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
 
 from flair.jpeg_coding import require_filled
 from flair.jpeg_markers import BadJpeg, Frame, Markers, read_markers
 
 _BLOCK = 8
-_RAN_OUT = 128
+_RAN_OUT = b"\x80"
 
 
 def require_whole(data: bytes) -> None:
@@ -54,17 +53,21 @@ def _ends_in_time(data: bytes, frame: Frame) -> bool:
     across, down = (1 if single else max(part[place] for part in frame.components) for place in (1, 2))
     rows = -(-frame.height // (_BLOCK * down)) * down  # in an eighth of the size
     taller = (_BLOCK * (rows + down)).to_bytes(2, "big")
-    below = _decode_small(data[: frame.height_at] + taller + data[frame.height_at + 2 :])[rows:]
-    ran_out = below == _RAN_OUT
-    return not ran_out[:, :across].all() and bool(ran_out[:, across:].all())
+    small = _decode_small(data[: frame.height_at] + taller + data[frame.height_at + 2 :])
+    colors = len(small.getbands())
+    pixels, line = small.tobytes(), small.width * colors
+    below = [pixels[start : start + line] for start in range(rows * line, len(pixels), line)]
+    first = b"".join(row[: across * colors] for row in below)
+    others = b"".join(row[across * colors :] for row in below)
+    return bool(first.strip(_RAN_OUT)) and not others.strip(_RAN_OUT)
 
 
-def _decode_small(data: bytes) -> np.ndarray:
-    """The gray picture at an eighth of the size, uint8 [rows, columns]; all coded data is read for it."""
+def _decode_small(data: bytes) -> JpegImageFile:
+    """The picture at an eighth of the size; all coded data is read for it."""
     try:
         image = JpegImageFile(io.BytesIO(data))
-        image.draft("L", (max(1, image.width // _BLOCK), max(1, image.height // _BLOCK)))
+        image.draft("RGB", (max(1, image.width // _BLOCK), max(1, image.height // _BLOCK)))
         image.load()
     except (OSError, SyntaxError, ValueError):
         raise BadJpeg("is truncated or damaged: it does not decode to its end") from None
-    return np.asarray(image)
+    return image
