@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 import tensorflow as tf
 
+from benchmark import weights_file
 from benchmark.normalization import FrozenBatchNormalization, GroupNormalization, PixelStandardization
-from benchmark.saved_model import FACTS_ATTRIBUTE
+from benchmark.weights_file import Misfit, WeightsFile, weight_name
 from flair import atomic
 from flair.errors import FlairError
+from flair.hdf5_object import printable
 
 EPSILON = 1e-5
 RESNET_GROUPS = 32
 CNN_GROUPS = 8
 CNN_FILTERS = (32, 64, 128, 128)
+_LAYERS_SHOWN = 50
 _layers = tf.keras.layers
 NormFactory = Callable[[str, int, tf.keras.mixed_precision.Policy], Callable[[tf.Tensor], tf.Tensor]]
 
 
 class LoadReport(NamedTuple):
-    """Which layers took weights from a file, and why each other one did not."""
+    """Which layers took weights from a file, and why each other one did not.
+
+    `by_position` says which weights of a layer had foreign names and so were taken by their position.
+    """
 
     loaded: list[str]
     skipped: dict[str, str]
+    by_position: dict[str, str]
 
     def __str__(self) -> str:
         text = f"loaded {len(self.loaded)} layers"
         if self.skipped:
-            text += "; skipped " + ", ".join(f"{name} ({reason})" for name, reason in self.skipped.items())
+            text += f"; skipped {_listed(self.skipped)}"
+        if self.by_position:
+            text += f"; by position, since their names are foreign: {_listed(self.by_position)}"
         return text
+
+
+def _listed(layers: Mapping[str, str]) -> str:
+    shown = [f"{printable(name)} ({what})" for name, what in itertools.islice(layers.items(), _LAYERS_SHOWN)]
+    rest = f" and {len(layers) - _LAYERS_SHOWN:,} more" if len(layers) > _LAYERS_SHOWN else ""
+    return ", ".join(shown) + rest
 
 
 def build_model(
@@ -151,37 +164,43 @@ def _cnn(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
 
 def wants_batch_normalization(path: str | Path) -> bool:
     """Whether a weights file has batch statistics, so that it needs frozen batch normalization."""
-    return any("moving_mean" in weight for weights in _read_weights(path).values() for weight in weights)
+    with WeightsFile(path) as file:
+        return any(weight_name(weight) == "moving_mean" for weights in file.layers.values() for weight in weights)
 
 
 def load_by_name(model: tf.keras.Model, path: str | Path) -> LoadReport:
-    """Loads a Keras .h5 file (weights or whole model) into the layers of equal name and shapes.
+    """Loads a Keras .h5 file (weights or whole model) into the layers of equal name, weights of equal name and shapes.
 
     Raises:
-      FlairError: the file is no Keras HDF5 file, or not one layer fits.
+      FlairError: the file is no Keras HDF5 file, it is damaged, a weight that fits is not finite, or not one layer
+        fits; the model is as before then.
     """
-    stored = _read_weights(path)
-    loaded, skipped = [], {}
-    for layer in model.layers:
-        variables = layer.trainable_weights + layer.non_trainable_weights
-        if not variables:
-            continue
-        values = list(stored.get(layer.name, {}).values())
-        reason = _mismatch(variables, values)
-        if reason is None:
-            tf.keras.backend.batch_set_value(list(zip(variables, values, strict=True)))
+    values: list[tuple[tf.Variable, np.ndarray]] = []
+    loaded, skipped, by_position = [], {}, {}
+    with WeightsFile(path) as file:
+        file.verify()
+        for layer in model.layers:
+            variables = {weight_name(v.name): v for v in layer.trainable_weights + layer.non_trainable_weights}
+            if not variables:
+                continue
+            found = file.fit(layer.name, {name: tuple(v.shape) for name, v in variables.items()})
+            if isinstance(found, Misfit):
+                skipped[layer.name] = found.reason
+                continue
+            values += [(variable, found.values[name]) for name, variable in variables.items()]
             loaded.append(layer.name)
-        else:
-            skipped[layer.name] = reason
-    for name in stored:
-        if stored[name] and name not in loaded and name not in skipped:
-            skipped[name] = "not in the model"
-    if not loaded:
-        raise FlairError(
-            f"{path}: none of its layers ({', '.join(list(stored)[:5]) or 'none at all'}, ...) fits the model "
-            f"{model.name}; expected layer names such as {', '.join(_weighted_names(model)[:3])}"
-        )
-    return LoadReport(loaded, skipped)
+            if found.by_position:
+                by_position[layer.name] = ", ".join(f"{name} as {wanted}" for name, wanted in found.by_position)
+        for name, weights in file.layers.items():
+            if weights and name not in loaded and name not in skipped:
+                skipped[name] = "not in the model"
+        if not loaded:
+            raise FlairError(
+                f"{path}: none of its layers ({', '.join(list(file.layers)[:5]) or 'none at all'}, ...) fits the model "
+                f"{model.name}; expected layer names such as {', '.join(_weighted_names(model)[:3])}"
+            )
+    tf.keras.backend.batch_set_value(values)
+    return LoadReport(loaded, skipped, by_position)
 
 
 def save_weights(model: tf.keras.Model, path: str | Path) -> None:
@@ -190,41 +209,8 @@ def save_weights(model: tf.keras.Model, path: str | Path) -> None:
     facts = {"name": model.name, "input_shape": model.input_shape[1:], "compute_dtype": weighted.compute_dtype}
     with atomic.replacing(path) as temporary:
         model.save_weights(str(temporary), save_format="h5")
-        with h5py.File(temporary, "r+") as file:
-            file.attrs[FACTS_ATTRIBUTE] = json.dumps(facts)
+        weights_file.seal(temporary, facts)
 
 
 def _weighted_names(model: tf.keras.Model) -> list[str]:
     return [layer.name for layer in model.layers if layer.weights]
-
-
-def _mismatch(variables: list[tf.Variable], values: list[np.ndarray]) -> str | None:
-    if not values:
-        return "not in the file"
-    wanted, found = [tuple(v.shape) for v in variables], [value.shape for value in values]
-    return None if wanted == found else f"has shapes {found}, needs {wanted}"
-
-
-def _read_weights(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
-    try:
-        with h5py.File(path, "r") as file:
-            root = file.get("model_weights", file)
-            names = _read_names(root.attrs, "layer_names")
-            if not names:
-                raise FlairError(f"{path}: is HDF5 but holds no Keras weights (no attribute layer_names)")
-            return {name: _read_layer(root[name]) for name in names}
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise FlairError(f"{path}: is not a Keras .h5 weights file ({error})") from None
-
-
-def _read_layer(group: h5py.Group) -> dict[str, np.ndarray]:
-    return {name: np.asarray(group[name]) for name in _read_names(group.attrs, "weight_names")}
-
-
-def _read_names(attributes: h5py.AttributeManager, key: str) -> list[str]:
-    if key in attributes:
-        names = list(attributes[key])
-    else:  # Keras splits an attribute over 64 kB into numbered chunks.
-        chunks = itertools.takewhile(attributes.__contains__, (f"{key}{i}" for i in itertools.count()))
-        names = [name for chunk in chunks for name in attributes[chunk]]
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]

@@ -9,6 +9,7 @@ from absl import flags
 
 from benchmark import command, path_flags, training_plan
 from benchmark.records import Records, Task, make_task, open_records
+from benchmark.saved_model import COMPUTE_DTYPES
 from flair.catalog import IMAGE_SIZE
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 MODELS = ("resnet18", "cnn")
 NORMALIZATIONS = ("auto", "group", "frozen_batch")
-COMPUTE_DTYPES = ("float32", "bfloat16")
 
 path_flags.DEFINE_path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote, or an HDF5 file of photos.")
 path_flags.DEFINE_path(

@@ -6,24 +6,27 @@ comes from the run folder beside them, from Keras's own model description, or fr
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flair import json_text
+from flair.catalog import IMAGE_SIZE
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
-    import h5py
     import tensorflow as tf
 
 FACTS_ATTRIBUTE = "flair_model"
+COMPUTE_DTYPES = ("float32", "bfloat16")
 FLAGS_FILE, RUN_FILE, BEST_FILE = "flags.txt", "run.json", "best.h5"
 PUBLISHED_SIZE = (224, 224)
-_LARGEST_SIDE = 1 << 14  # pixels; more is a damaged file, and would exhaust memory
+_LARGEST_SIDE = 4 * IMAGE_SIZE  # pixels, as of the flags of training; more would exhaust memory
+_MOST_OUTPUTS = 1 << 15
+_WHOLE_NUMBER = re.compile("[0-9]{1,9}")
 _CLASSIFIER = "classifier"
 _FIRST_LAYERS = {"initial_conv": "resnet18", "conv1": "cnn"}
 
@@ -70,33 +73,37 @@ def describe(path: Path, name: str | None = None) -> SavedModel:
     Raises:
       FlairError: the file is no Keras .h5 file, or no network of this toolkit.
     """
-    import h5py
+    from benchmark.weights_file import WeightsFile, weight_name
+    from flair.hdf5_object import printable
 
     run_dir = run_folder_of(path)
     flags, labels = ({}, None) if run_dir is None else (_flags(run_dir), _labels(run_dir))
-    try:
-        with h5py.File(path, "r") as file:
-            facts_size, dtype = _facts(json.loads(file.attrs.get(FACTS_ATTRIBUTE, "{}")))
-            keras_size = None if facts_size else _keras_size(file)
-            weights = _weight_shapes(file.get("model_weights", file))
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        raise FlairError(f"{path}: is not a Keras .h5 file ({_first_line(error)})") from None
+    with WeightsFile(path) as file:
+        weights = {name: [weight_name(weight) for weight in found] for name, found in file.layers.items() if found}
+        facts = file.facts()
+        size = _facts_size(facts, path) or _keras_size(file.keras_config(), path) or _flag_size(flags, run_dir)
+        outputs = list(file.shapes(_CLASSIFIER).values()) if _CLASSIFIER in weights else []
     network = next((network for layer, network in _FIRST_LAYERS.items() if layer in weights), None)
     if network is None or _CLASSIFIER not in weights:
+        found = ", ".join(printable(name) for name in list(weights)[:5]) or "no layer with weights"
         raise FlairError(
             f"{path}: is no network of this toolkit; expected a layer {_CLASSIFIER} and one of "
-            f"{', '.join(_FIRST_LAYERS)}, found {', '.join(list(weights)[:5]) or 'no layer with weights'}"
+            f"{', '.join(_FIRST_LAYERS)}, found {found}"
         )
-    size = facts_size or keras_size or _flag_size(flags)
+    num_outputs = max(outputs, key=len)[-1] if any(outputs) else 0
+    if not 0 < num_outputs <= _MOST_OUTPUTS:
+        raise FlairError(
+            f"{path}: its layer {_CLASSIFIER} has {num_outputs:,} outputs; expected 1 to {_MOST_OUTPUTS:,}"
+        )
     return SavedModel(
         path=path,
         name=name or path.stem,
         network=network,
         image_size=size or PUBLISHED_SIZE,
         is_size_known=size is not None,
-        num_outputs=int(next(iter(weights[_CLASSIFIER].values()))[-1]),
-        has_batch_statistics=any("moving_mean" in weight for layer in weights.values() for weight in layer),
-        compute_dtype=dtype or flags.get("compute_dtype", "float32"),
+        num_outputs=num_outputs,
+        has_batch_statistics=any("moving_mean" in layer for layer in weights.values()),
+        compute_dtype=_compute_dtype(facts, flags, path),
         run_dir=run_dir,
         labels=labels,
         binary_label=flags.get("binary_label"),
@@ -114,11 +121,13 @@ def load(saved: SavedModel, image_size: tuple[int, int] | None = None) -> tf.ker
     """
     from benchmark import flair_model
 
-    shape = (*(image_size or saved.image_size), 3)
+    shape = (*_checked_size(image_size or saved.image_size, saved.path), 3)
     model = flair_model.build_model(
         saved.network, shape, saved.num_outputs, saved.has_batch_statistics, compute_dtype=saved.compute_dtype
     )
     report = flair_model.load_by_name(model, saved.path)
+    if report.by_position:
+        print(f"{saved.path}: {report}", flush=True)
     if report.skipped:
         layer, reason = next(iter(report.skipped.items()))
         raise FlairError(f"{saved.path}: does not fit the network {saved.network}: its layer {layer} {reason}")
@@ -196,40 +205,46 @@ def _display_path(path: Path) -> Path:
     return path.parent if path.name == BEST_FILE and (path.parent / FLAGS_FILE).is_file() else path
 
 
-def _weight_shapes(root: h5py.Group) -> dict[str, dict[str, tuple[int, ...]]]:
-    import h5py
-
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and len(item.shape) > 0:
-            shapes.setdefault(name.partition("/")[0], {})[name] = tuple(item.shape)
-
-    root.visititems(visit)
-    return shapes
-
-
-def _facts(facts: dict[str, Any]) -> tuple[tuple[int, int] | None, str | None]:
-    """Input size and arithmetic, as a file of ours says them."""
-    shape, dtype = facts.get("input_shape"), facts.get("compute_dtype")
-    if shape is not None and not all(isinstance(side, int) and 0 < side <= _LARGEST_SIDE for side in shape[:2]):
-        raise ValueError(f"its input_shape is {str(shape)[:60]}")
-    if not isinstance(dtype, str | None):
-        raise ValueError(f"its compute_dtype is {str(dtype)[:60]}")
-    return None if shape is None else (shape[0], shape[1]), dtype
+def _checked_size(size: Any, source: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width), as plain positive numbers for which a network can be built."""
+    sides = list(size[:2]) if isinstance(size, list | tuple) else [size]
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in sides):
+        given = json_text.shown(str(size))
+        raise FlairError(
+            f"{source}: the model cannot have an input of {given} pixels; expected a height and a width from 1 to "
+            f"{_LARGEST_SIDE}"
+        )
+    return sides[0], sides[1]
 
 
-def _keras_size(file: h5py.File) -> tuple[int, int] | None:
-    config = json.loads(file.attrs.get("model_config", "{}"))
-    for layer in _layers(config):
-        shape = layer.get("config", {}).get("batch_input_shape")
-        if shape and len(shape) == 4 and shape[1] and shape[2]:
-            return shape[1], shape[2]
+def _facts_size(facts: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
+    """The input size, as a file of ours says it."""
+    return None if facts.get("input_shape") is None else _checked_size(facts["input_shape"], path)
+
+
+def _compute_dtype(facts: Mapping[str, Any], flags: Mapping[str, str], path: Path) -> str:
+    dtype = facts.get("compute_dtype") or flags.get("compute_dtype", COMPUTE_DTYPES[0])
+    if dtype not in COMPUTE_DTYPES:
+        given = json_text.shown(str(dtype))
+        raise FlairError(f"{path}: says the arithmetic {given}; expected {' or '.join(COMPUTE_DTYPES)}")
+    return str(dtype)
+
+
+def _keras_size(config: Any, path: Path) -> tuple[int, int] | None:
+    """The input size in Keras's description of a whole model, whose layers have a `batch_input_shape`."""
+    for layer in _listed(_item(_item(config, "config"), "layers")):
+        shape = _listed(_item(_item(layer, "config"), "batch_input_shape"))
+        if len(shape) == 4 and shape[1] and shape[2]:
+            return _checked_size(shape[1:3], path)
     return None
 
 
-def _layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield from config.get("config", {}).get("layers", []) if isinstance(config.get("config"), dict) else []
+def _item(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _flags(run_dir: Path) -> dict[str, str]:
@@ -237,17 +252,21 @@ def _flags(run_dir: Path) -> dict[str, str]:
     return {name: value for name, _, value in (line.strip().removeprefix("--").partition("=") for line in lines)}
 
 
-def _flag_size(flags: dict[str, str]) -> tuple[int, int] | None:
-    with contextlib.suppress(KeyError, ValueError):
-        return int(flags["image_height"]), int(flags["image_width"])
-    return None
+def _flag_size(flags: Mapping[str, str], run_dir: Path | None) -> tuple[int, int] | None:
+    sides = [flags.get(name, "") for name in ("image_height", "image_width")]
+    if run_dir is None or not all(sides):
+        return None
+    return _checked_size([int(side) if _WHOLE_NUMBER.fullmatch(side) else side for side in sides], run_dir / FLAGS_FILE)
 
 
 def _labels(run_dir: Path) -> tuple[str, ...] | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return tuple(json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))["labels"])
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    path = run_dir / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        labels = _item(json_text.read(path), "labels")
+    except json_text.BadJson as error:
+        raise FlairError(f"{path}: {error}; move it away to use the model without what it says") from None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        return None
+    return tuple(labels)

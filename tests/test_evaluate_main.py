@@ -244,10 +244,10 @@ def test_refusals_are_one_line_and_quick(folder, num_labels, evaluated, tmp_path
 
 
 def test_a_model_that_diverged_is_refused_in_one_line_not_a_traceback(folder, num_labels, tmp_path):
-    path = _save(tmp_path / "diverged.h5", num_labels)
-    with h5py.File(path, "r+") as file:
-        kernel = file["classifier"]["classifier"]["kernel:0"]
-        kernel[...] = np.nan
+    model, path = flair_model.build_model("cnn", (*SIZE, 3), num_labels), tmp_path / "diverged.h5"
+    kernel = model.get_layer("classifier").kernel
+    kernel.assign(tf.fill(kernel.shape, np.nan))
+    flair_model.save_weights(model, path)
     flags = (f"--tfrecords_dir={folder}", f"--models={path}", "--partitions=val", f"--output_dir={tmp_path / 'out'}")
     done = _evaluate(*flags, check=False)
     assert done.returncode == 1
@@ -289,7 +289,7 @@ def test_a_damaged_description_in_a_model_is_refused_not_a_traceback(tmp_path, f
     path = _save(tmp_path / "a.h5", 3)
     with h5py.File(path, "r+") as file:
         file.attrs[saved_model.FACTS_ATTRIBUTE] = facts
-    with pytest.raises(FlairError, match=r"is not a Keras \.h5 file"):
+    with pytest.raises(FlairError, match=r"a\.h5: (is not a Keras \.h5 file|the model cannot have an input of)"):
         saved_model.describe(path)
 
 
