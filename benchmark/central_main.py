@@ -52,8 +52,9 @@ flags.DEFINE_boolean("overwrite", False, "Start over, forgetting the run that --
 flags.DEFINE_float("minutes_per_checkpoint", 10.0, "Minutes between checkpoints inside an epoch.", lower_bound=0)
 
 FLAGS = flags.FLAGS
-# Flags that a continued run may change: its result stays the same, up to rounding for microbatch_size.
-_CHANGEABLE = ("overwrite", "minutes_per_checkpoint", "microbatch_size", "run_dir", "flagfile")
+# Flags that a continued run may change: its result stays the same, up to rounding for microbatch_size. Restored weights
+# are compared by content.
+_CHANGEABLE = ("overwrite", "minutes_per_checkpoint", "microbatch_size", "run_dir", "flagfile", "restore_model_path")
 # Flags that may differ between the machines of a job: where things lie, and when to save.
 _OF_A_MACHINE = (
     *model_flags.NOT_RECORDED,

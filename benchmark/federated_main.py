@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from benchmark.runtime import Runtime
     from benchmark.scoring import Scorer
 
-# Flags that a continued run may change without changing its result so far.
-_CHANGEABLE = ("overwrite", "run_dir", "flagfile", "rounds_per_checkpoint", "clients_per_thread", *RAY_FLAGS)
+# Flags that a continued run may change without changing its result so far. Restored weights are compared by content.
+_CHANGEABLE = (
+    *("overwrite", "run_dir", "flagfile", "restore_model_path", "rounds_per_checkpoint", "clients_per_thread"),
+    *RAY_FLAGS,
+)
 
 
 def main() -> None:

@@ -151,6 +151,11 @@ class RunFolder:
                 f"{self.path}: the run was made with other data than {place_of(facts['data'])} holds now; "
                 "give the same records to continue it, another --run_dir, or --overwrite"
             )
+        if "restored_model" in known and _sha256(known["restored_model"]) != _sha256(facts.get("restored_model")):
+            raise FlairError(
+                f"{self.path}: the run was begun with other restored weights than --restore_model_path names now; "
+                "give the same file to continue it, another --run_dir, or --overwrite"
+            )
         continued = [*known.get("continued", []), now] if self.has_begun else []
         checked_json.write(path, {"started": known["started"], "continued": continued, **environment(), **facts})
 
@@ -270,6 +275,10 @@ class WatchedRunFolder(RunFolder):
     def finish(self, summary: Mapping[str, Any]) -> None: ...
 
     def reopen(self) -> None: ...
+
+
+def _sha256(restored: Any) -> str | None:
+    return restored.get("sha256") if isinstance(restored, dict) else None
 
 
 def place_of(data: Mapping[str, Any]) -> str | None:

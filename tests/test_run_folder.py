@@ -317,3 +317,19 @@ def test_a_checkpoint_is_never_unpickled(tmp_path):
         np.savez(file, **{"state.json": np.array([{"a": 1}], dtype=object)}, allow_pickle=True)
     with pytest.raises(FlairError, match="no checkpoint can be read"):
         Checkpoints(tmp_path).latest()
+
+
+def test_restored_weights_are_compared_by_content_not_by_path(tmp_path):
+    """A run that went on from other weights under the same name was continued as if they were the same."""
+    flags = [*FLAGS, "--restore_model_path=a.h5"]
+    with _open(tmp_path, flags, changeable=("restore_model_path",)) as run:
+        run.describe(restored_model={"path": "a.h5", "sha256": "1"})
+        run.start_at(0)
+        run.add_row(1, {"loss": 0.5}, 1.0)
+    moved = [*FLAGS, "--restore_model_path=b.h5"]
+    with _open(tmp_path, moved, changeable=("restore_model_path",)) as run:
+        run.describe(restored_model={"path": "b.h5", "sha256": "1"})
+        with pytest.raises(FlairError, match="other restored weights"):
+            run.describe(restored_model={"path": "b.h5", "sha256": "2"})
+        with pytest.raises(FlairError, match="other restored weights"):
+            run.describe(restored_model=None)
