@@ -146,6 +146,7 @@ class _Transfer:
         self.hash = hashlib.sha256()
         self.position = self.furthest = self.resumed = 0
         self.start = b""
+        self.contradicted = False
         self.version = _read_version(part, url)
         if self.version is not None:
             self._load()
@@ -213,7 +214,11 @@ class _Transfer:
         if kind in ("text/html", "application/xhtml+xml"):
             raise TryAgain(f"the server sent a web page ({kind}) in place of the file: a proxy or a login page?")
         if self.size is not None and total is not None and total != self.size:
-            raise TryAgain(f"the server promises {total:,} bytes, but {self.size:,} are published")
+            reason = f"the server promises {total:,} bytes, but {self.size:,} are published"
+            if self.contradicted:
+                raise TransferError(f"{reason}; asked twice, so the two do not belong together")
+            self.contradicted = True
+            raise TryAgain(reason)
         encoding = self._encoding(response)
         etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
         version = {"url": self.url, "etag": etag, "last_modified": last_modified, "total": total}
