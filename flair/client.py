@@ -352,6 +352,11 @@ def _hopeless(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, requests.exceptions.TooManyRedirects):
         return "the server redirects in a circle"
-    if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
+    malformed = (
+        requests.exceptions.InvalidURL,
+        requests.exceptions.InvalidSchema,
+        urllib3.exceptions.LocationParseError,
+    )
+    if isinstance(error, malformed):
         return f"not an address that can be fetched: {error}"
     return None

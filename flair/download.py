@@ -67,6 +67,7 @@ class _Download:
         self.label_urls: dict[str, str] = {}  # of the files that are new
         self.label_error: FlairError | None = None
         self.image_ids: list[str] = []
+        self.disputed: set[str] = set()  # archives whose photos another one brings with other bytes
 
     def run(self) -> Outcome:
         """All of it, in order: plan, labels, photos, check."""
@@ -89,7 +90,11 @@ class _Download:
             self._remove_parts()
             failed = self._missing_photos()
         broken_names = {archive.name for archive, _ in broken if archive is not None}
-        here = [archive for archive in (*plan.finished, *plan.pending) if archive.name not in broken_names]
+        for archive in (*plan.finished, *plan.pending):
+            if archive.name in self.disputed:  # either may be the wrong one, so the next run brings both anew
+                self.state.forget(archive.name)
+        missing = broken_names | self.disputed
+        here = [archive for archive in (*plan.finished, *plan.pending) if archive.name not in missing]
         return Outcome(
             failed,
             self.notes,
@@ -170,6 +175,7 @@ class _Download:
                     count(-part.stat().st_size)
                 transfer.discard(part)
                 if isinstance(error, UnpackError) and not error.corrupt:
+                    self.disputed.update([error.rival] * bool(error.rival))
                     raise
                 if last_try:
                     raise FlairError(f"{error}; fetched twice, wrong both times, so the server's copy is bad") from None

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from flair import checked_json, lock, regular_file
 from flair.errors import FlairError
-from flair.staging import read_listing
+from flair.staging import LISTING_SUFFIX, read_listing
 
 WORK_DIR = ".download"
 _VERSION = 1
@@ -51,21 +51,24 @@ class DownloadState:
             self._entries[name] = entry
             self._write()
 
+    def forget(self, name: str) -> None:
+        """Takes back that `name` is finished."""
+        with self._lock:
+            if self._entries.pop(name, None) is not None:
+                self._write()
+
     def part(self, name: str) -> Path:
         """Where `name` grows."""
         return self.folder / f"{name}.part"
 
     def listing(self, name: str) -> Path:
         """Where the photos of the archive `name` are listed."""
-        return self.folder / f"{name}.photos"
+        return self.folder / f"{name}{LISTING_SUFFIX}"
 
     def gone(self, name: str, present: Mapping[str, int]) -> int:
         """How many photos of a finished archive are not in `present` (image id -> bytes) as they were unpacked."""
         number = self._entries[name].photos or 0
-        try:
-            listed = read_listing(self.listing(name))
-        except (FileNotFoundError, ValueError):
-            listed = {}
+        listed = read_listing(self.listing(name))
         if len(listed) != number:
             return number  # nobody knows which they were
         return sum(present.get(image_id) != size for image_id, size in listed.items())

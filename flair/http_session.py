@@ -58,7 +58,7 @@ def redirect_target(response: requests.Response) -> str | None:
 
 
 class ReadWatch:
-    """Breaks the connection under a read of a body that takes longer than `seconds`, while the context is entered.
+    """Breaks the connection under a read of a body that takes half as long again as `seconds`, or more.
 
     The socket's own timeout is for each byte, and http.client reads the line before a chunk, or the lines behind the
     last one, to their end: a server that sends them byte by byte, or without end, would hold the reader for ever.
@@ -95,7 +95,8 @@ class ReadWatch:
     def _watch(self) -> None:
         while not self._ended.wait(self._seconds / 4):
             since = self._since
-            if since is not None and time.monotonic() - since > self._seconds:
+            # Later than the socket's own timeout, which knows that nothing came at all.
+            if since is not None and time.monotonic() - since > 1.5 * self._seconds:
                 self._is_cut = True
                 body: Any = self._response.raw._fp  # urllib3's, of http.client, over the file of the socket
                 with contextlib.suppress(OSError, AttributeError):  # closed in the meantime

@@ -13,7 +13,7 @@ from flair.client import Client, NotThere, TransferError
 from flair.errors import FlairError
 
 MANIFEST_FILE = "manifest.json"
-_MAX_MANIFEST_BYTES = 16 << 20
+_MAX_MANIFEST_BYTES = 4 << 20  # ten thousand archives take half of it
 # Generous bounds of one photo: small photos have 3 to 22 kB, Flickr takes originals up to 200 MB.
 MAX_PHOTO_BYTES = {catalog.SMALL_IMAGES_DIR: 4 << 20, catalog.RAW_IMAGES_DIR: 256 << 20}
 _MAX_ARCHIVES = 10_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -12,15 +13,17 @@ from flair import atomic, lock, regular_file
 from flair.errors import FlairError
 
 MAX_PHOTOS = 1_000_000  # in one archive; FLAIR's hold about 10,000
-_LOCK_SECONDS = 600.0  # moving a million names takes a minute
+LISTING_SUFFIX = ".photos"
+_LISTED = re.compile(r"(\S+) ([0-9]{1,15})")
+_LOCK_SECONDS = 600.0  # for the photos of all other archives at work to move into place
 
 
 class UnpackError(FlairError):
-    """What is wrong with an archive; `corrupt` when fetching it again may help."""
+    """What is wrong with an archive; `corrupt` when fetching it again may help, `rival` the archive it contradicts."""
 
-    def __init__(self, reason: str, *, corrupt: bool = False) -> None:
+    def __init__(self, reason: str, *, corrupt: bool = False, rival: str = "") -> None:
         super().__init__(reason)
-        self.corrupt = corrupt
+        self.corrupt, self.rival = corrupt, rival
 
 
 class Unpacked(NamedTuple):
@@ -63,7 +66,13 @@ class Staging:
         if image_id in self.sizes:
             raise UnpackError(f"holds photo {image_id!r} twice; refused")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        file = os.open(f"{image_id}.jpg", flags, 0o666, dir_fd=self._descriptor)
+        try:
+            file = os.open(f"{image_id}.jpg", flags, 0o666, dir_fd=self._descriptor)
+        except FileExistsError:
+            raise UnpackError(
+                f"holds photo {image_id!r} and one whose id differs in case only, which this file system takes for the "
+                "same; refused, choose a --dataset_dir on another file system"
+            ) from None
         try:
             view = memoryview(data)
             while view:
@@ -73,43 +82,47 @@ class Staging:
         self.sizes[image_id] = len(data)
 
     def commit(self, listing: Path) -> None:
-        """Moves every photo into place, then writes `listing`: one line `<image_id> <bytes>` a photo.
+        """Writes `listing`, one line `<image_id> <bytes>` per photo, then moves every photo into place.
+
+        The listings beside it say which photos other archives brought: those are never replaced by other bytes.
+        What no listing has is replaced.
 
         Raises:
-          UnpackError: there are more or fewer photos than published, or one that another archive brought with other
-            bytes; none has moved.
+          UnpackError: there are more or fewer photos than published, or another archive brought one of them with other
+            bytes (`rival`); none has moved.
         """
         if self.num_photos not in (None, len(self.sizes)):
             raise UnpackError(f"holds {len(self.sizes):,} photos, but {self.num_photos:,} are published")
-        # Two archives at once would each find the other's photos not there yet.
-        with lock.exclusive(
-            self.photos_dir, "another archive is being unpacked there", patience=_LOCK_SECONDS
-        ) as target:
-            self._check_owners(listing)
+        busy = f"{self.photos_dir}: another process moves photos there, without end; stop it"
+        # Two archives that land together must see each other's photos.
+        with lock.exclusive(self.photos_dir, busy, patience=_LOCK_SECONDS) as target:
+            self._require_no_rival(listing)
+            # Listed first: after a kill among the moves, another archive must know whose the moved ones are.
+            atomic.write_text(listing, "".join(f"{image_id} {size}\n" for image_id, size in self.sizes.items()))
             for image_id in self.sizes:
                 name = f"{image_id}.jpg"
                 os.rename(name, name, src_dir_fd=self._descriptor, dst_dir_fd=target)
-            atomic.write_text(listing, "".join(f"{image_id} {size}\n" for image_id, size in self.sizes.items()))
         self.discard()
 
-    def _check_owners(self, listing: Path) -> None:
-        """Refuses a photo of another archive that has other bytes: which came last would decide what it shows."""
-        different = {image_id for image_id in self.sizes if self._differs(f"{image_id}.jpg")}
-        if not different:
-            return
-        for other in sorted(listing.parent.glob(f"*{listing.suffix}")):
-            if other == listing:
+    def _require_no_rival(self, listing: Path) -> None:
+        owners: dict[tuple[str, int], str] | None = None
+        filecmp.clear_cache()
+        for image_id in self.sizes:
+            there = self.photos_dir / f"{image_id}.jpg"
+            try:
+                if filecmp.cmp(self.folder / there.name, there, shallow=False):
+                    continue
+                size = there.stat().st_size
+            except FileNotFoundError:
                 continue
-            shared = different.intersection(read_listing(other))
-            if shared:
+            owners = _owners(listing) if owners is None else owners
+            # A photo of another size than listed has changed since: its own archive is due again.
+            if rival := owners.get((image_id.lower(), size)):
                 raise UnpackError(
-                    f"brings photo {min(shared)!r} with other bytes than {other.stem} did; refused, because nobody "
-                    "knows which of the two is right: tell whoever runs the server"
+                    f"brings photo {image_id!r} with other bytes than {rival}, which brought it before; refused, since "
+                    "only one is right: run the same command when the server is mended, or use another --dataset_dir",
+                    rival=rival,
                 )
-
-    def _differs(self, name: str) -> bool:
-        present = self.photos_dir / name
-        return os.path.lexists(present) and not filecmp.cmp(present, self.folder / name, shallow=False)
 
     def unpacked(self, ignored: int = 0, first_ignored: str = "") -> Unpacked:
         """What came through here."""
@@ -127,9 +140,23 @@ def staging_folder(photos_dir: Path, name: str) -> Path:
 
 
 def read_listing(listing: Path) -> dict[str, int]:
-    """Image id -> bytes, as `Staging.commit` wrote it."""
-    sizes = {}
-    for line in regular_file.read_bytes(listing).decode("utf-8").splitlines():
-        image_id, _, size = line.partition(" ")
-        sizes[image_id] = int(size)
-    return sizes
+    """Image id -> bytes, as `Staging.commit` wrote it; nothing when it is missing or damaged."""
+    try:
+        lines = regular_file.read_bytes(listing).decode("ascii").splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return {}
+    listed = [_LISTED.fullmatch(line) for line in lines]
+    return {match[1]: int(match[2]) for match in listed if match} if all(listed) else {}
+
+
+def _owners(listing: Path) -> dict[tuple[str, int], str]:
+    """(image id, bytes) -> the archive that brought it, of all listings beside `listing`.
+
+    The ids are in lower case: a file system may take two that differ in case only for one.
+    """
+    others = sorted(path for path in listing.parent.glob(f"*{LISTING_SUFFIX}") if path.name != listing.name)
+    return {
+        (image_id.lower(), size): other.name.removesuffix(LISTING_SUFFIX)
+        for other in others
+        for image_id, size in read_listing(other).items()
+    }

@@ -11,6 +11,7 @@ by `take`.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -36,6 +37,7 @@ _MAX_EXPANSION = 200
 # Bytes; what a server without a published size may send. FLAIR's metadata has 0.1 GB, its largest raw archive 30 GB.
 MOST_BYTES = {"text": 2 << 30, "parquet": 16 << 30, "gzip": 128 << 30}
 _LEAST_FREE_BYTES = 64 << 20
+_HEADER_VALUE = re.compile(r"[ -~]+")
 _LOOK_EVERY_BYTES = 32 << 20
 
 
@@ -81,8 +83,9 @@ def fetch(
       TransferError: given up, with the last reason; the part stays for the next run.
       Stopped: the command is being interrupted; the part stays.
     """
-    most = MOST_BYTES[expect] if most is None else most
-    transfer = _Transfer(client, url, part, expect, size, max(most, size or 0), on_bytes)
+    if most is None:
+        most = MOST_BYTES[expect] if size is None else size
+    transfer = _Transfer(client, url, part, expect, size, most, on_bytes)
     client.retry(file_name(url), transfer.attempt, lambda: transfer.furthest)
     got_size, got_sha256 = transfer.position, transfer.hash.hexdigest()
     if size is not None and got_size != size:
@@ -157,10 +160,10 @@ class _Transfer:
     ) -> None:
         self.client, self.url, self.part = client, url, part
         self.expect, self.size, self.most, self.on_bytes = expect, size, most, on_bytes
-        self.contradictions = 0
         self.hash = hashlib.sha256()
         self.position = self.furthest = self.resumed = 0
         self.start = b""
+        self.contradicted = False
         self.version = _read_version(part, url)
         if self.version is not None:
             self._load()
@@ -228,10 +231,10 @@ class _Transfer:
         if kind in ("text/html", "application/xhtml+xml"):
             raise TryAgain(f"the server sent a web page ({kind}) in place of the file: a proxy or a login page?")
         if self.size is not None and total is not None and total != self.size:
-            self.contradictions += 1
             reason = f"the server promises {total:,} bytes, but {self.size:,} are published"
-            if self.contradictions > 1:  # a file that is being replaced there may be asked for once more
-                raise TransferError(f"{reason}, by the same server; tell whoever runs it, or use another source")
+            if self.contradicted:
+                raise TransferError(f"{reason}; asked twice, so the two do not belong together")
+            self.contradicted = True
             raise TryAgain(reason)
         encoding = self._encoding(response)
         etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
@@ -266,11 +269,11 @@ class _Transfer:
         end = self._total()
         if end is not None and end > self.most:
             self._refuse_length(f"promises {say_size(end)},")
-        looked_at = self.position - _LOOK_EVERY_BYTES
+        looked_at = self.position
         with open(self.part, "ab", buffering=0) as file:
             for chunk in self.client.chunks(response, None if end is None else end - self.position):
                 if self.position + len(chunk) > self.most:
-                    self._refuse_length("sends")
+                    self._refuse_length("sends")  # of what nobody knows the end: not once more
                 if self.position - looked_at >= _LOOK_EVERY_BYTES:
                     self._check_disk()
                     looked_at = self.position
@@ -288,12 +291,8 @@ class _Transfer:
         )
 
     def _check_disk(self) -> None:
-        free = shutil.disk_usage(self.part.parent).free
-        if free < _LEAST_FREE_BYTES:
-            raise TransferError(
-                f"the disk of {self.part.parent} has only {say_size(free)} left; free some space and run the same "
-                "command again"
-            )
+        if shutil.disk_usage(self.part.parent).free < _LEAST_FREE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.part))  # before it stops everybody
 
     def _write(self, file: io.FileIO, chunk: bytes) -> None:
         view = memoryview(chunk)
@@ -341,7 +340,8 @@ def _read_version(part: Path, url: str | None = None) -> dict[str, Any] | None:
 
 def _validator(version: dict[str, Any]) -> str | None:
     """What If-Range may carry: a strong ETag, else the date."""
-    etag, last_modified = version.get("etag"), version.get("last_modified")
-    if isinstance(etag, str) and not etag.startswith("W/"):
-        return etag
-    return last_modified if isinstance(last_modified, str) else None
+    etag, last_modified = (
+        value if isinstance(value, str) and _HEADER_VALUE.fullmatch(value) else None
+        for value in (version.get("etag"), version.get("last_modified"))
+    )
+    return etag if etag is not None and not etag.startswith("W/") else last_modified

@@ -19,6 +19,7 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flair.errors import FlairError
 from flair.staging import Unpacked, UnpackError, staging_folder
 from flair.threads import Stopped
 
@@ -121,7 +122,9 @@ def _work(job: dict[str, Any]) -> dict[str, Any]:
             from flair.huggingface import unpack as unpack_kind
         return unpack_kind(**job)._asdict()
     except UnpackError as error:
-        return {"refused": str(error), "corrupt": error.corrupt}
+        return {"refused": str(error), "corrupt": error.corrupt, "rival": error.rival}
+    except FlairError as error:
+        return {"refused": str(error), "corrupt": False, "rival": ""}
     except OSError as error:
         where = str(error.filename or job["photos_dir"])
         return {"errno": error.errno, "strerror": error.strerror, "filename": where}
@@ -129,7 +132,7 @@ def _work(job: dict[str, Any]) -> dict[str, Any]:
 
 def _result(reply: dict[str, Any]) -> Unpacked:
     if "refused" in reply:
-        raise UnpackError(reply["refused"], corrupt=reply["corrupt"])
+        raise UnpackError(reply["refused"], corrupt=reply["corrupt"], rival=reply["rival"])
     if "errno" in reply:
         raise OSError(reply["errno"], reply["strerror"], reply["filename"])
     return Unpacked(**reply)

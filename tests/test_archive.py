@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flair import archive as archive_module
 from flair.archive import unpack
-from flair.staging import Unpacked, UnpackError, read_listing
+from flair.staging import Staging, Unpacked, UnpackError, read_listing
 from tests.tiny_flair import make_photos, make_tar_gz
 
 MAX_PHOTO_BYTES = 1 << 20
@@ -48,11 +48,11 @@ class Place:
         (self.photos_dir / "1.jpg").write_bytes(b"before")
         (root / "outside.jpg").write_bytes(b"outside")
 
-    def unpack(self, content: bytes) -> Unpacked:
-        archive = self.root / "a.tar.gz.part"
+    def unpack(self, content: bytes, name: str = "a.tar.gz") -> Unpacked:
+        archive = self.root / f"{name}.part"
         archive.write_bytes(content)
         try:
-            return unpack(archive, self.photos_dir, "a.tar.gz", self.root / "a.photos", MAX_PHOTO_BYTES)
+            return unpack(archive, self.photos_dir, name, self.root / f"{name}.photos", MAX_PHOTO_BYTES)
         finally:
             archive.unlink()
 
@@ -82,7 +82,9 @@ def test_a_good_archive_comes_out_byte_for_byte(place: Place) -> None:
     unpacked = place.unpack(make_tar_gz(photos))
     assert unpacked == Unpacked(50, sum(map(len, photos.values())))
     assert {path.stem: path.read_bytes() for path in place.photos_dir.iterdir()} == {**photos, "1": b"before"}
-    assert read_listing(place.root / "a.photos") == {image_id: len(content) for image_id, content in photos.items()}
+    assert read_listing(place.root / "a.tar.gz.photos") == {
+        image_id: len(content) for image_id, content in photos.items()
+    }
 
 
 def test_unpacking_again_changes_nothing(place: Place) -> None:
@@ -150,6 +152,49 @@ def test_unsafe_photo_names(place: Place, name: str) -> None:
 
 def test_a_photo_that_occurs_twice(place: Place) -> None:
     refuse(place, pack(member("a/2.jpg"), member("b/2.jpg")), r"holds photo '2' twice; refused")
+
+
+@pytest.mark.parametrize("names", [("a.tar.gz", "b.tar.gz"), ("b.tar.gz", "a.tar.gz")])
+@pytest.mark.parametrize("other", [b"other", b"longer than before"])
+def test_a_photo_of_another_archive_is_not_replaced(place: Place, names: tuple[str, str], other: bytes) -> None:
+    first, second = names
+    place.unpack(pack(member("2.jpg", b"photo"), member("3.jpg")), first)
+    before = place.files()
+    with pytest.raises(UnpackError, match=rf"brings photo '2' with other bytes than {first}, .* refused") as caught:
+        place.unpack(pack(member("4.jpg"), member("2.jpg", other)), second)
+    assert (caught.value.corrupt, caught.value.rival) == (False, first)
+    assert place.files() == before
+    place.unpack(pack(member("2.jpg", b"photo"), member("4.jpg")), second)
+    assert len(place.files()) == len(before) + 2, "the same bytes may come twice"
+    with pytest.raises(UnpackError, match=r"brings photo '2' with other bytes than [ab]\.tar\.gz, "):
+        place.unpack(pack(member("2.jpg", other)), "c.tar.gz")
+
+
+def test_an_archive_replaces_its_own_photos_and_those_that_have_changed_since(place: Place) -> None:
+    place.unpack(pack(member("2.jpg", b"first"), member("1.jpg", b"was nobody's")))
+    place.unpack(pack(member("2.jpg", b"again")))
+    assert (place.photos_dir / "2.jpg").read_bytes() == b"again"
+    (place.photos_dir / "2.jpg").write_bytes(b"cut")
+    place.unpack(pack(member("2.jpg", b"other")), "b.tar.gz")
+    assert (place.photos_dir / "2.jpg").read_bytes() == b"other"
+
+
+def test_ids_that_differ_in_case_only(place: Place) -> None:
+    staging = Staging(place.photos_dir, "a.tar.gz", MAX_PHOTO_BYTES)
+    (staging.folder / "Abc.jpg").write_bytes(b"what such a file system opens under the name of abc.jpg")
+    with pytest.raises(UnpackError, match=r"holds photo 'Abc' and one whose id differs in case only"):
+        staging.add("Abc", b"photo")
+    staging.discard()
+    place.unpack(pack(member("x.jpg", b"1st")))
+    (place.photos_dir / "X.jpg").write_bytes(b"1st")
+    with pytest.raises(UnpackError, match=r"brings photo 'X' with other bytes than a\.tar\.gz"):
+        place.unpack(pack(member("X.jpg", b"2nd")), "b.tar.gz")
+
+
+@pytest.mark.parametrize("line", ["2 \u0665", "2 5_0", "2 -5", "2", "2 5 5", "2 " + "9" * 5000])
+def test_a_damaged_listing_lists_nothing(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.photos").write_text(f"1 7\n{line}\n", encoding="utf-8")
+    assert read_listing(tmp_path / "a.photos") == {}
 
 
 def test_no_photo_at_all(place: Place) -> None:
@@ -272,7 +317,7 @@ def test_whatever_the_tar_says_nothing_outside_is_touched(
     else:
         files = place.files()
         assert files.pop("outside.jpg") == b"outside"
-        assert all(name == "a.photos" or name.startswith("dataset/small_images/") for name in files)
+        assert all(name == "a.tar.gz.photos" or name.startswith("dataset/small_images/") for name in files)
 
 
 def test_a_write_that_fails_leaves_nothing(place: Place) -> None:
@@ -282,7 +327,7 @@ def test_a_write_that_fails_leaves_nothing(place: Place) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))  # stands in for a full disk
     try:
         with pytest.raises(OSError, match="File too large"):
-            unpack(archive, place.photos_dir, "a.tar.gz", place.root / "a.photos", MAX_PHOTO_BYTES)
+            unpack(archive, place.photos_dir, "a.tar.gz", place.root / "a.tar.gz.photos", MAX_PHOTO_BYTES)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     archive.unlink()

@@ -32,7 +32,7 @@ from flair.transfer import is_whole
 from tests import fault_server
 from tests.fault_server import Fault, FaultServer, Request
 from tests.test_archive import member, pack
-from tests.tiny_flair import make_photos, publish, tree
+from tests.tiny_flair import make_photos, make_tar_gz, publish, tree
 
 COMMAND = [sys.executable, str(Path(download_dataset.__file__).resolve())]
 PHOTOS = make_photos(240)
@@ -58,10 +58,14 @@ def archive_gets(server: FaultServer) -> list[str]:
 
 
 def check_complete(folder: Path, photos: dict[str, bytes] = PHOTOS) -> None:
-    assert {path.stem: path.read_bytes() for path in (folder / "small_images").iterdir()} == photos
+    check_photos(folder, photos)
     names = [str(path.relative_to(folder)) for path in folder.rglob("*")]
     assert not [name for name in names if ".part" in name or ".tmp" in name or "records" in name]
     assert len(load_records(folder)) == len(photos)
+
+
+def check_photos(folder: Path, photos: dict[str, bytes] = PHOTOS) -> None:
+    assert {path.stem: path.read_bytes() for path in (folder / "small_images").iterdir()} == photos
 
 
 def put_manifest(server: FaultServer, **fields: object) -> None:
@@ -281,6 +285,15 @@ def test_an_archive_that_is_not_the_published_one(server: FaultServer, tmp_path:
     assert not list((tmp_path / ".download").glob("*.part*"))
 
 
+def test_an_archive_that_is_not_as_large_as_its_manifest_says(server: FaultServer, tmp_path: Path) -> None:
+    put_manifest(server, size=5)
+    (line,) = bring(server, tmp_path, limit_archives=1).failed
+    assert re.match(
+        r"small_images-00\.tar\.gz: the server promises [0-9,]+ bytes, but 5 are published; asked twice", line
+    )
+    assert archive_gets(server) == ["00", "00"]
+
+
 def test_an_archive_with_too_few_photos(server: FaultServer, tmp_path: Path) -> None:
     put_manifest(server, photos=41)
     outcome = bring(server, tmp_path, limit_archives=1)
@@ -298,6 +311,65 @@ def test_an_unsafe_archive_is_refused_and_nothing_escapes(server: FaultServer, t
     assert archive_gets(server).count("01") == 1
     assert not (tmp_path / "dataset" / "small_images" / "ok.jpg").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
+def put_rival(server: FaultServer, index: int) -> bytes:
+    """Archive `index` brings a photo of archive 00 as well, with other bytes; returns what the archive was."""
+    path = f"/images/small/small_images-{index:02d}.tar.gz"
+    before = server.files[path]
+    own = {image_id: PHOTOS[image_id] for image_id in list(PHOTOS)[index::NUM_ARCHIVES]}
+    server.files[path] = make_tar_gz({**own, next(iter(PHOTOS)): bytes(3000)})
+    return before
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_archives_that_bring_a_photo_with_other_bytes(
+    server: FaultServer, tmp_path: Path, order: tuple[int, int], num_workers: int
+) -> None:
+    before = put_rival(server, 1)
+    archives = [{"name": f"small_images-{index:02d}.tar.gz"} for index in (*order, 2, 3, 4, 5)]
+    server.files[MANIFEST] = json.dumps({"archives": archives}).encode()
+    photo = next(iter(PHOTOS))
+    for _ in range(2):  # the next run does not take what this one refused
+        server.requests.clear()
+        outcome = bring(server, tmp_path, num_workers=num_workers)
+        (line,) = outcome.failed
+        assert re.match(
+            rf"small_images-0[01]\.tar\.gz: brings photo '{photo}' with other bytes than small_images-0[01]\.tar\.gz",
+            line,
+        )
+        assert {"00", "01"} <= set(archive_gets(server))
+        assert (outcome.archives, outcome.photos["small_images"][0]) == (4, 160)
+    server.files["/images/small/small_images-01.tar.gz"] = before
+    bring(server, tmp_path, num_workers=num_workers)  # the good one is refused once more if it comes before the mended
+    assert bring(server, tmp_path, num_workers=num_workers).failed == []
+    check_complete(tmp_path)
+
+
+def test_another_server_does_not_replace_photos_by_an_archive_of_another_name(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    bring(server, tmp_path)
+    put_rival(server, 5)
+    server.files["/images/small/small_images-77.tar.gz"] = server.files.pop("/images/small/small_images-05.tar.gz")
+    put_manifest(server)
+    server.files[MANIFEST] = server.files[MANIFEST].replace(b"-05", b"-77")
+    photo = next(iter(PHOTOS))
+    for _ in range(2):
+        (line,) = bring(server, tmp_path).failed
+        assert line.startswith(f"small_images-77.tar.gz: brings photo '{photo}' with other bytes than small_images-00.")
+        check_photos(tmp_path)
+
+
+def test_a_changed_photo_that_exists_in_two_sizes_comes_back(server: FaultServer, tmp_path: Path) -> None:
+    add_raw(server)
+    bring(server, tmp_path, raw=True)
+    raw = next((tmp_path / catalog.RAW_IMAGES_DIR).iterdir())
+    content = raw.read_bytes()
+    raw.write_bytes(b"changed")
+    assert bring(server, tmp_path, raw=True).failed == []
+    assert raw.read_bytes() == content
 
 
 def test_members_that_are_no_photos_are_noted(server: FaultServer, tmp_path: Path) -> None:

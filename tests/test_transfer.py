@@ -300,6 +300,15 @@ def test_content_length_too_small_is_caught_by_the_published_size(server: FaultS
     assert any("promises 999,997 bytes, but 1,000,002 are published" in line for line in log)
 
 
+def test_a_size_that_contradicts_the_published_one_is_asked_for_once_more(server: FaultServer, tmp_path: Path) -> None:
+    waits = Waits()
+    with pytest.raises(
+        transfer.TransferError, match=r"promises 1,000,002 bytes, but 999,999 are published; asked twice"
+    ):
+        fetch(server, tmp_path / "a.part", make_client(waits), size=999_999)
+    assert (len(server.gets()), len(waits), list(tmp_path.iterdir())) == (2, 1, [])
+
+
 def test_content_that_is_not_the_published_one(server: FaultServer, tmp_path: Path) -> None:
     counted: list[int] = []
     with pytest.raises(transfer.WrongContent, match=r"has the sha256 \w{64}, but f{64} is published"):
