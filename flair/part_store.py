@@ -15,7 +15,7 @@ from flair.atomic import remove_leftovers
 from flair.row_file import map_rows, read_rows, write_rows
 
 SAVE_INTERVAL_SECONDS = 5.0
-_PART = re.compile(r"part-(\d{9})-(\d{9})\.npy")
+_PART = re.compile(r"part-([0-9]{9})-([0-9]{9})\.npy")
 
 
 class PartStore:

@@ -34,7 +34,7 @@ def page_of(total: int, size: int, number: str) -> Page:
     Page(number=2146, num_pages=2146, first=429001, last=429078, total=429078)
     """
     num_pages = max(1, -(-total // size))
-    wanted = int(number[:9]) if number.isdecimal() else 1
+    wanted = int(number[:9]) if number.isascii() and number.isdecimal() else 1
     wanted = min(max(wanted, 1), num_pages)
     return Page(wanted, num_pages, (wanted - 1) * size + 1, min(wanted * size, total), total)
 

@@ -125,7 +125,7 @@ def read_manifest(content: bytes, url: str, prefix: str, folder: str) -> list[Ar
 
 def _manifest_archive(item: Any, url: str, prefix: str, folder: str) -> Archive:
     name, size, sha256, photos = item["name"], item.get("size"), item.get("sha256"), item.get("photos")
-    if not isinstance(name, str) or not re.fullmatch(rf"{prefix}-\d{{2,5}}\.tar\.gz", name):
+    if not isinstance(name, str) or not re.fullmatch(rf"{prefix}-[0-9]{{2,5}}\.tar\.gz", name):
         raise ValueError(f"name {name!r:.60}, expected {prefix}-NN.tar.gz")
     for field, value in (("size", size), ("photos", photos)):
         if value is not None and (type(value) is not int or value < 0):
