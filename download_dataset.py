@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -133,10 +134,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _at_least(least: int):  # type: ignore[no-untyped-def]
     def whole_number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
+        value = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else least - 1
         if value < least:
             raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
         return value
@@ -146,7 +144,7 @@ def _at_least(least: int):  # type: ignore[no-untyped-def]
 
 def _seconds(text: str) -> float:
     try:
-        value = float(text)
+        value = float(text) if text.isascii() else 0.0
     except ValueError:
         value = 0.0
     if not 0 < value < 86_400:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 from absl import flags
 
@@ -42,7 +43,7 @@ def check_ray_flags(is_ray: bool) -> None:
     address = FLAGS.ray_address
     if address is not None and address != "auto":
         host, _, port = address.rpartition(":")
-        if "/" in address or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        if "/" in address or not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
             raise FlairError(
                 f"--ray_address={address}: expected host:port as `ray start --head` printed it (the default port is "
                 "6379), or auto, on a machine of the cluster"

@@ -7,6 +7,7 @@ continues a sweep: complete runs are skipped, interrupted ones go on from their 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -63,10 +64,9 @@ def _check(given: Sequence[str], typed: Sequence[str], grid: dict[str, list[str]
 
 def _first_seed(arguments: Sequence[str]) -> int:
     text = sweep_program.value_of("seed", arguments)
-    try:
-        return 0 if text is None else int(text)
-    except ValueError:
-        raise FlairError(f"--seed={text}: expected a whole number") from None
+    if text is not None and not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise FlairError(f"--seed={text}: expected a whole number")
+    return 0 if text is None else int(text)
 
 
 def _run(runner: Runner, runs: Sequence[Run], jobs: int) -> list[Outcome]:

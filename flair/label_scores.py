@@ -102,7 +102,7 @@ def _from_csv(text: str) -> Iterator[tuple[str, str, Any]]:
 def _number(value: Any, image_id: str) -> float:
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            number = float(value)
+            number = float(value) if str(value).isascii() else math.nan
         except (ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):

@@ -20,7 +20,7 @@ from flair import command
 from flair.errors import FlairError
 from flair.paths import path_flag
 
-_ONE_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+_ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class Request(NamedTuple):

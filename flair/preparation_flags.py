@@ -57,7 +57,7 @@ def add_exclude_flag(parser: argparse.ArgumentParser, what: str) -> None:
 def finite_number(text: str) -> float:
     """The value of a flag that is any number but NaN and infinity."""
     try:
-        value = float(text)
+        value = float(text) if text.isascii() else math.nan
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -78,7 +78,7 @@ def fraction(text: str) -> Fraction:
 
 def positive_int(text: str) -> int:
     """The value of a flag that is a whole number of at least 1."""
-    value = int(text) if text.isascii() and text.isdecimal() else 0
+    value = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -196,7 +197,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text[:6]) > 65535:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {text!r}")
     return int(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import signal
@@ -13,7 +14,10 @@ from typing import IO
 
 import pytest
 
+from flair import review, sample_testset
 from flair.command import explain_os_error
+from flair.preparation_flags import finite_number, positive_int
+from flair.review_view import page_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -165,3 +169,15 @@ def test_without_a_file_no_path_is_blamed(number: int) -> None:
 
 def test_an_error_without_a_number_is_said_once() -> None:
     assert explain_os_error(OSError("the server closed the connection")) == "the server closed the connection"
+
+
+@pytest.mark.parametrize("number", ["\u0663", "\uff13", "\U0001d7db", "\u0967"])
+def test_a_flag_takes_no_digits_of_other_scripts(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for convert in (positive_int, finite_number):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a"):
+            convert(number)
+    assert page_of(1000, 10, number).number == 1
+    for main, flag in ((review.main, "--port"), (sample_testset.main, "--revision")):
+        with pytest.raises(SystemExit, match="2"):
+            main([f"{flag}={number}"])
+        assert f"argument {flag}: expected " in capsys.readouterr().err

@@ -34,6 +34,7 @@ def test_every_form_reads_the_same(tmp_path: Path, name: str) -> None:
         ("a.json", "{}"),
         ("a.json", '{"1": 0.5}'),
         ("a.json", '{"1": {"art": "much"}}'),
+        ("a.json", '{"1": {"art": "\u0663"}}'),
         ("a.json", '{"1": {"art": NaN}}'),
         ("a.json", '{"1": {"art": true}}'),
         ("a.json", '{"../1": {"art": 0.5}}'),
