@@ -126,11 +126,19 @@ def open_session(head_seconds: float) -> requests.Session:
 
 def _pool_classes(head_seconds: float) -> dict[str, type[urllib3.HTTPConnectionPool]]:
     class Connection(urllib3.connection.HTTPConnection):
+        def connect(self) -> None:
+            with _deadline(self, head_seconds):  # a proxy may dawdle over its answer, too
+                super().connect()
+
         def getresponse(self) -> Any:
             with _deadline(self, head_seconds):
                 return super().getresponse()
 
     class SecureConnection(urllib3.connection.HTTPSConnection):
+        def connect(self) -> None:
+            with _deadline(self, head_seconds):
+                super().connect()
+
         def getresponse(self) -> Any:
             with _deadline(self, head_seconds):
                 return super().getresponse()
@@ -150,7 +158,7 @@ def _deadline(connection: urllib3.connection.HTTPConnection, seconds: float) -> 
 
     def cut() -> None:
         too_late.set()
-        with contextlib.suppress(OSError):  # closed in the meantime
+        with contextlib.suppress(OSError, AttributeError):  # closed in the meantime, or not open yet
             connection.sock.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, cut)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -125,6 +127,19 @@ def test_a_reply_without_progress_is_given_up(server: FaultServer, tmp_path: Pat
     server.faults["/a"] = [Fault(script=script)]
     with pytest.raises(TransferError, match="stalls"):
         transfer.fetch(_client(), f"{server.url}/a", tmp_path / "a.part")
+
+
+def test_a_proxy_that_dawdles_over_its_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            _slowly(connection.sendall, b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        threading.Thread(target=lambda: answer(proxy.accept()[0]), daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("NO_PROXY", "")
+        with pytest.raises(TransferError, match="gave up after 1 try"):
+            transfer.fetch(_client(), "https://flair.invalid/a", tmp_path / "a.part")
 
 
 @pytest.mark.parametrize("script", FLOODS)
