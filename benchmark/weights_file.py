@@ -65,7 +65,9 @@ class WeightsFile:
             with self._guarded():
                 is_model = hdf5_object.has(self._file, "model_weights")
                 self._root = hdf5_object.group(self._file, "model_weights") if is_model else self._file
-                self.layers = {name: _listed(self._group(name), "weight_names") for name in self._layer_names()}
+                self.layers: dict[str, list[str]] = {
+                    name: _listed(self._group(name), "weight_names") for name in self._layer_names()
+                }
         except FlairError:
             self._file.close()
             raise

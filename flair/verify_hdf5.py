@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from flair import images
+from flair import images, json_text
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
 from flair.exclusion import Exclusion
@@ -113,8 +112,8 @@ def _check_lists(file: HDF5File, users: Sequence[User], all_users: Sequence[User
 
 def _is_json_of(text: str, value: object) -> bool:
     try:
-        return bool(json.loads(text) == value)
-    except (ValueError, RecursionError):
+        return bool(json_text.parse(text) == value)
+    except json_text.BadJson:
         return False
 
 
