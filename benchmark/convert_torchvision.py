@@ -13,9 +13,10 @@ import h5py
 import numpy as np
 from absl import flags
 
-from benchmark import command, path_flags, safetensors_file
+from benchmark import command, path_flags, safetensors_file, weights_file
 from flair import atomic
 from flair.errors import FlairError
+from flair.hdf5_object import printable
 from flair.paths import command_line
 from flair.progress import duration
 
@@ -58,7 +59,7 @@ def convert(tensors: dict[str, np.ndarray], path: str | Path = "weights") -> dic
                 layers[f"layer{stage}_downsample_conv_1x1"] = source.conv(f"{torch_name}.downsample.0", shape)
                 layers[f"layer{stage}_downsample_norm"] = source.norm(f"{torch_name}.downsample.1", filters)
             inputs = filters
-    classes = len(tensors.get("fc.bias", ()))
+    classes = tensors["fc.bias"].size if "fc.bias" in tensors else 0
     kernel = source.take("fc.weight", (classes, inputs)).T
     layers["classifier"] = {"kernel": kernel, "bias": source.take("fc.bias", (classes,))}
     return layers
@@ -66,7 +67,13 @@ def convert(tensors: dict[str, np.ndarray], path: str | Path = "weights") -> dic
 
 def write_keras_weights(layers: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
     """Writes layers as Keras's .h5 weights format, whole or not at all."""
-    with atomic.replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+    with atomic.replacing(path) as temporary:
+        _write(layers, temporary)
+        weights_file.seal(temporary, {})
+
+
+def _write(layers: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
+    with h5py.File(path, "w", locking=False) as file:
         file.attrs["layer_names"] = [name.encode() for name in layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.14.0"
         for name, weights in layers.items():
@@ -82,11 +89,19 @@ class _Source:
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in self.tensors:
-            known = ", ".join(list(self.tensors)[:3])
+            known = ", ".join(printable(known) for known in list(self.tensors)[:3])
             raise FlairError(f"{self.path}: has no {name}, so it is no torchvision ResNet-18; it has {known}, ...")
         if self.tensors[name].shape != shape:
             raise FlairError(f"{self.path}: {name} has the shape {self.tensors[name].shape}; ResNet-18 has {shape}")
-        return self.tensors[name].astype(np.float32)
+        if self.tensors[name].dtype.kind != "f":
+            raise FlairError(f"{self.path}: {name} holds {self.tensors[name].dtype}, expected floating-point numbers")
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            array = self.tensors[name].astype(np.float32)
+        if not np.isfinite(array).all() or (name.endswith(".running_var") and array.min() < 0):
+            raise FlairError(
+                f"{self.path}: {name} holds numbers that are not finite, or variances below 0; use another"
+            )
+        return array
 
     def conv(self, name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         # torch: [out, in, height, width]; Keras: [height, width, in, out].

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmark.json_shape import misfit
 from benchmark.records import PhotoIndex, Records
-from flair import example, json_text
+from flair import example, hdf5_object
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
-from flair.hdf5 import HDF5File, record_checksum
+from flair.hdf5 import HDF5File, record_checksum, stored_checksums, stored_images
+from flair.hdf5_object import BadObject
 from flair.images import PIXELS_SHAPE
-from flair.metadata import Record, label_index
+from flair.metadata import Record
 from flair.progress import Progress
 
 
@@ -98,21 +98,12 @@ class HDF5Records(Records):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _columns(self, kind: str) -> dict[str, int]:
-        mapping, counter = (self._file.text(f"{kind}_{name}") for name in ("mapping", "counter"))
-        text = counter if mapping is None else mapping
-        if text is not None:
-            where = f"{self.root}: /metadata/{kind}_{'counter' if mapping is None else 'mapping'}"
-            try:
-                numbers = json_text.parse(text)
-            except json_text.BadJson as error:
-                raise FlairError(f"{where} is damaged ({error}); prepare it again") from None
-            if misfit(numbers, {"*": int}) is not None:
-                raise FlairError(f"{where} does not number labels; prepare it again")
-            columns = dict(numbers) if mapping is not None else label_index(numbers)
-            if sorted(columns.values()) != list(range(len(columns))):
-                raise FlairError(f"{where} does not number labels from 0; prepare it again")
-            return columns
-        raise FlairError(f"{self.root}: has no /metadata/{kind}_counter; prepare it again with prepare_dataset.py")
+        columns = self._file.columns(kind)
+        if columns is None:
+            raise FlairError(f"{self.root}: has no /metadata/{kind}_counter; prepare it again with prepare_dataset.py")
+        if sorted(columns.values()) != list(range(len(columns))):
+            raise FlairError(f"{self.root}: /metadata/{kind}_mapping does not number labels from 0; prepare it again")
+        return columns
 
     def _entries(self, partition: str) -> dict[str, _Entry]:
         if partition not in self._groups:
@@ -156,6 +147,10 @@ class HDF5Records(Records):
 class _File(HDF5File):
     """Random access to single photos."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._checked: set[tuple[str, str]] = set()  # groups whose photos can be read without harm
+
     def image_format(self) -> str:
         """`raw` or `jpeg`, as the first photo is stored."""
         for partition in PARTITIONS:
@@ -166,20 +161,24 @@ class _File(HDF5File):
     def entry(self, partition: str, group: str) -> _Entry:
         """Ids, labels and checksums of a group's photos."""
         with self._guarded(f"{partition}/{group}"):
-            entry = self._file[f"{partition}/{group}"]
+            entry = hdf5_object.group(self._file, f"{partition}/{group}")
             image_ids, user_ids, labels, fine = self._ids_and_labels(entry, group)
-            if len({len(image_ids), len(user_ids), len(labels), len(fine)}) != 1:
-                raise ValueError("its arrays have different lengths")
+            checksums = stored_checksums(entry, self.by_user)
+            lengths = [len(image_ids), len(user_ids), len(labels), len(fine)]
+            if len({*lengths, *(() if checksums is None else (len(checksums),))}) != 1:
+                raise BadObject("its arrays have different lengths")
             records = [
                 Record(user_ids[row], image_ids[row], labels[row], fine[row], partition)
                 for row in range(len(image_ids))
             ]
-            checksums = entry.get("checksums" if self.by_user else "checksum")
-            return _Entry(records, None if checksums is None else np.atleast_1d(checksums[()]))
+            return _Entry(records, checksums)
 
     def image(self, partition: str, group: str, row: int) -> np.ndarray:
         """One photo as stored: uint8 [256, 256, 3], or the bytes of a JPEG as uint8 [n]."""
         with self._guarded(f"{partition}/{group}"):
-            entry = self._file[f"{partition}/{group}"]
+            entry = hdf5_object.group(self._file, f"{partition}/{group}")
+            if (partition, group) not in self._checked:
+                stored_images(entry, self.by_user)
+                self._checked.add((partition, group))
             stored = entry["images"][row] if self.by_user else entry["image"][()]
             return np.asarray(stored, np.uint8)

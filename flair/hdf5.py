@@ -17,28 +17,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from flair import json_text
+from flair import hdf5_object, json_text
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
 from flair.global_heap import check_first_collections
+from flair.hdf5_object import BadObject
 from flair.images import PIXELS_SHAPE, decode
-from flair.metadata import LABEL_SEPARATOR, Record
+from flair.metadata import LABEL_SEPARATOR, Record, label_index
 
 PARAMETERS_ATTRIBUTE = "flair_parameters"  # of the group /metadata
 CHECKSUM_DTYPE = np.dtype("<u4")
 IMAGE_FORMATS = ("raw", "jpeg")
 LABEL_FORMATS = ("names", "indices")
-# What h5py raises for damaged files, depending on where the damage is.
-_LIBRARY_ERRORS = (
-    AttributeError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_MOST_BYTES = 1 << 26  # of an array that is read whole: ids, labels and checksums of one user, a list of labels
+_NUMBER_PARAMETERS = ("num_users", "limit_users")
 
 
 class DamagedFile(FlairError):
@@ -109,18 +101,23 @@ class HDF5File:
     def groups(self, partition: str) -> list[str]:
         """Names of the groups of a partition, sorted: user ids, or image ids where photos are not grouped by user."""
         with self._guarded(partition):
-            if self.parameters and partition not in self._file:
-                raise ValueError("is not there, though prepare_dataset.py writes every partition")
-            return list(self._file[partition]) if partition in self._file else []
+            if hdf5_object.has(self._file, partition):
+                return list(hdf5_object.group(self._file, partition))
+            if self.parameters:
+                raise BadObject("is not there, though prepare_dataset.py writes every partition")
+            return []
 
     def photos(self, partition: str, group: str) -> Iterator[Photo]:
         """Yields the photos of one group, each checked against its checksum where there is one."""
         with self._guarded(f"{partition}/{group}"):
-            entry = self._file[f"{partition}/{group}"]
+            entry = hdf5_object.group(self._file, f"{partition}/{group}")
             image_ids, user_ids, labels, fine = self._ids_and_labels(entry, group)
-            images, checksums = _images_and_checksums(entry, self.by_user)
-            if not len(images) == len(image_ids) == len(labels) == len(fine):
-                raise ValueError("its arrays have different lengths")
+            dataset = stored_images(entry, self.by_user)
+            images = dataset if self.by_user else [dataset[()]]
+            checksums = stored_checksums(entry, self.by_user)
+            lengths = [len(images), len(image_ids), len(labels), len(fine)]
+            if len({*lengths, *(() if checksums is None else (len(checksums),))}) != 1:
+                raise BadObject("its arrays have different lengths")
             for row, image_id in enumerate(image_ids):
                 record = Record(user_ids[row], image_id, labels[row], fine[row], partition)
                 image = np.asarray(images[row], np.uint8)
@@ -136,8 +133,16 @@ class HDF5File:
     def text(self, name: str) -> str | None:
         """A string of the group /metadata, such as the JSON of `label_counter`; None when it is not there."""
         with self._guarded(f"metadata/{name}"):
-            value = self._file["metadata"].get(name)
-            return None if value is None else str(value.asstr()[()])
+            metadata = hdf5_object.group(self._file, "metadata")
+            return _text(metadata, name) if hdf5_object.has(metadata, name) else None
+
+    def columns(self, kind: str) -> dict[str, int] | None:
+        """Label -> column of the labels (`label`) or fine-grained labels; None where the file does not list them."""
+        mapping, counter = (self._object(f"{kind}_{name}") for name in ("mapping", "counter"))
+        with self._guarded(f"metadata/{kind}_mapping"):
+            if mapping is not None:
+                return _checked_mapping(mapping)
+        return None if counter is None else label_index(counter)
 
     def __enter__(self) -> HDF5File:
         return self
@@ -151,28 +156,43 @@ class HDF5File:
     def _guarded(self, where: str) -> Iterator[None]:
         try:
             yield
-        except _LIBRARY_ERRORS as error:
+        except hdf5_object.LIBRARY_ERRORS as error:
             reason = " ".join(str(error).split())
             # A damaged name may hold a line break or a control character of a terminal.
-            place = where.encode("unicode_escape").decode()
+            place, reason = where.encode("unicode_escape").decode(), hdf5_object.printable(reason)
             raise DamagedFile(f"{self.path}: damaged or of an unknown layout at /{place}: {reason}") from None
 
     def _read_parameters(self) -> dict[str, Any]:
         with self._guarded("metadata"):
-            return dict(json_text.parse(self._file["metadata"].attrs.get(PARAMETERS_ATTRIBUTE, "{}")))
+            metadata = hdf5_object.group(self._file, "metadata")
+            parameters = json_text.parse(hdf5_object.text(metadata, PARAMETERS_ATTRIBUTE) or "{}")
+            if not isinstance(parameters, dict):
+                raise BadObject(f"its attribute {PARAMETERS_ATTRIBUTE} is not a JSON object")
+            for name in _NUMBER_PARAMETERS:
+                if not isinstance(parameters.get(name), int | None):
+                    raise BadObject(f"{name} in its attribute {PARAMETERS_ATTRIBUTE} is not a number")
+            return parameters
+
+    def _object(self, name: str) -> dict[str, Any] | None:
+        text = self.text(name)
+        if text is None:
+            return None
+        with self._guarded(f"metadata/{name}"):
+            value = json_text.parse(text)
+            if not isinstance(value, dict):
+                raise BadObject("it is not a JSON object")
+            return value
 
     def _read_names(self, key: str) -> list[str]:
-        text = self.text(key)
-        if text is None:
-            return []
+        mapping = self._object(key) or {}
         with self._guarded(f"metadata/{key}"):
-            mapping = json_text.parse(text)
-            return sorted(mapping, key=mapping.__getitem__)
+            return sorted(_checked_mapping(mapping), key=mapping.__getitem__)
 
     def _check_number_of_users(self) -> None:
         expected = self.parameters.get("num_users") if self.by_user else None
         with self._guarded(""):
-            found = sum(len(self._file[partition]) for partition in PARTITIONS if partition in self._file)
+            partitions = [partition for partition in PARTITIONS if hdf5_object.has(self._file, partition)]
+            found = sum(len(hdf5_object.group(self._file, partition)) for partition in partitions)
         if expected not in (None, found):
             raise DamagedFile(f"{self.path}: holds {found:,} users, but was made with {expected:,}; prepare it again")
 
@@ -182,38 +202,90 @@ class HDF5File:
         for partition in PARTITIONS:
             for group in self.groups(partition)[:1]:
                 with self._guarded(f"{partition}/{group}"):
-                    return "images" in self._file[f"{partition}/{group}"]
+                    return hdf5_object.has(hdf5_object.group(self._file, f"{partition}/{group}"), "images")
         return True
 
     def _ids_and_labels(
         self, entry: h5py.Group, group: str
     ) -> tuple[list[str], list[str], list[tuple[str, ...]], list[tuple[str, ...]]]:
         if not self.by_user:
-            user_id, labels, fine = (entry[key].asstr()[()] for key in ("user_id", "labels", "fine_grained_labels"))
+            user_id, labels, fine = (_text(entry, key) for key in ("user_id", "labels", "fine_grained_labels"))
             return [group], [user_id], [_split(labels)], [_split(fine)]
-        image_ids = [value.decode() for value in entry["image_ids"][()]]
+        image_ids = _texts(entry, "image_ids")
         both = [self._labels_of(entry, key, len(image_ids)) for key in ("labels", "fine_grained_labels")]
         return image_ids, [group] * len(image_ids), both[0], both[1]
 
     def _labels_of(self, entry: h5py.Group, key: str, num_images: int) -> list[tuple[str, ...]]:
-        if key in entry:
-            return [_split(value.decode()) for value in entry[key][()]]
+        if hdf5_object.has(entry, key):
+            return [_split(text) for text in _texts(entry, key)]
         names: list[list[str]] = [[] for _ in range(num_images)]
-        for row, column in zip(entry[f"{key}_row"][()], entry[f"{key}_col"][()], strict=True):
+        for row, column in zip(_numbers(entry, f"{key}_row"), _numbers(entry, f"{key}_col"), strict=True):
             names[row].append(self._names[key][column])
         return [tuple(row) for row in names]
 
 
-def _images_and_checksums(entry: h5py.Group, by_user: bool) -> tuple[Any, NDArray[np.uint32] | None]:
-    dataset = entry["images" if by_user else "image"]
-    is_jpeg = h5py.check_vlen_dtype(dataset.dtype) is not None
-    expected = () if is_jpeg else PIXELS_SHAPE
-    if dataset.shape[1 if by_user else 0 :] != expected:
-        raise ValueError(f"its photos have the shape {dataset.shape}")
-    checksums = entry.get("checksums" if by_user else "checksum")
-    if by_user:
-        return dataset, None if checksums is None else checksums[()]
-    return [dataset[()]], None if checksums is None else np.array([checksums[()]])
+def stored_images(entry: h5py.Group, by_user: bool) -> h5py.Dataset:
+    """The photos of a group: uint8 [n, 256, 256, 3] or n values of uint8 [length], without n where it is one photo.
+
+    Raises:
+      BadObject: they are of another type or shape, or cannot be read without harm.
+    """
+    dataset = hdf5_object.stored(entry, "images" if by_user else "image")
+    item = h5py.check_vlen_dtype(dataset.dtype)
+    if (dataset.dtype if item is None else item) != np.uint8:
+        raise BadObject(f"its photos have the type {dataset.dtype}, expected uint8")
+    if dataset.shape[1 if by_user else 0 :] != (PIXELS_SHAPE if item is None else ()):
+        raise BadObject(f"its photos have the shape {dataset.shape}")
+    return dataset
+
+
+def stored_checksums(entry: h5py.Group, by_user: bool) -> NDArray[np.int64] | None:
+    """The checksum of each photo of a group; None in files of other writers."""
+    name = "checksums" if by_user else "checksum"
+    return _numbers(entry, name) if hdf5_object.has(entry, name) else None
+
+
+def _numbers(entry: h5py.Group, name: str) -> NDArray[np.int64]:
+    """Whole numbers from 0 on: one of them as an array of one."""
+    dataset = hdf5_object.stored(entry, name, _MOST_BYTES)
+    if dataset.dtype.kind not in "iu" or dataset.ndim > 1:
+        raise BadObject(f"{name} is {dataset.dtype} {dataset.shape}, expected a list of whole numbers")
+    numbers = np.atleast_1d(dataset[()]).astype(np.int64)
+    if numbers.min(initial=0) < 0:
+        raise BadObject(f"{name} has a number below 0")
+    return numbers
+
+
+def _texts(entry: h5py.Group, name: str) -> list[str]:
+    dataset = _stored_text(entry, name, 1)
+    if dataset.dtype.kind == "S":
+        return [value.decode() for value in dataset[()]]
+    found, size = [], 0
+    for row in range(len(dataset)):  # values of any length, of which several may lie in one place of the file
+        found.append(dataset[row].decode())
+        size += len(found[-1])
+        if size > _MOST_BYTES:
+            raise BadObject(f"{name} holds more than {_MOST_BYTES:,} characters")
+    return found
+
+
+def _text(entry: h5py.Group, name: str) -> str:
+    return str(_stored_text(entry, name, 0).asstr()[()])
+
+
+def _stored_text(entry: h5py.Group, name: str, ndim: int) -> h5py.Dataset:
+    dataset = hdf5_object.stored(entry, name, _MOST_BYTES)
+    if h5py.check_string_dtype(dataset.dtype) is None or dataset.ndim != ndim:
+        raise BadObject(
+            f"{name} is {dataset.dtype} {dataset.shape}, expected {'a list of texts' if ndim else 'a text'}"
+        )
+    return dataset
+
+
+def _checked_mapping(mapping: dict[str, Any]) -> dict[str, int]:
+    if sorted(map(repr, mapping.values())) != sorted(map(repr, range(len(mapping)))):
+        raise BadObject("its columns are not the numbers from 0 on, each once")
+    return mapping
 
 
 def _split(names: str) -> tuple[str, ...]:

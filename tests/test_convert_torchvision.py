@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from benchmark import convert_torchvision, flair_model, safetensors_file
 from flair.errors import FlairError
+from tests.bounded_memory import bounded_memory
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CLASSES = 10
@@ -140,6 +141,72 @@ def test_other_networks_are_refused(tensors):
     wrong = {**tensors, "layer2.0.conv1.weight": np.zeros((128, 64, 1, 1), np.float32)}
     with pytest.raises(FlairError, match=r"layer2\.0\.conv1\.weight has the shape \(128, 64, 1, 1\); ResNet-18 has"):
         convert_torchvision.convert(wrong)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"a": ("F32", [2], [0, 8]), "b": ("F32", [2], [4, 12])}, "do not begin where another one's end"),
+        ({"a": ("F32", [2], [0, 8]), "b": ("F32", [2], [12, 20])}, "do not begin where another one's end"),
+        ({"a": ("F32", [2], [0, 8])}, "have 8 bytes, but 64 are there"),
+        ({"a": ("F32", [18], [0, 72])}, "have 72 bytes, but 64 are there"),
+        ({"a": ("F32", [1 << 40], [0, 1 << 42])}, "but 64 are there"),
+        ({"a": ("F32", [3], [0, 8])}, "does not fit its bytes 0 to 8"),
+        ({"a": ("F32", [-2, -1], [0, 8])}, "not whole numbers from 0 on"),
+        ({"a": ("F32", [2.0], [0, 8])}, "not whole numbers from 0 on"),
+        ({"a": ("F32", [True, 2], [0, 8])}, "not whole numbers from 0 on"),
+        ({"a": ("F32", [2], [8, 0])}, "does not fit"),
+        ({"a": ("F32", [2], [0, 8, 16])}, "not whole numbers from 0 on"),
+        ({"a": ("F32", [1] * 40, [0, 4])}, "not whole numbers from 0 on"),
+        ({"a": ("F8_E4M3", [8], [0, 8])}, "has the type 'F8_E4M3'; expected one of F64"),
+        ({"a": ([], [8], [0, 8])}, "has the type"),
+        ({"a\n\x1b[2J": ("?", [8], [0, 8])}, r"has the type '\?'"),
+    ],
+)
+def test_tensors_that_cannot_be_are_refused_in_one_line(tmp_path, entries, words):
+    header = {
+        name: dict(zip(("dtype", "shape", "data_offsets"), entry, strict=True)) for name, entry in entries.items()
+    }
+    _refused(tmp_path, json.dumps(header).encode(), words)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b"[" * 100_000, "nested too deep"),
+        (b"[]", "not a JSON object"),
+        (b'{"a": 3}', "has no dtype"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, %s]}}' % (b"9" * 5000), "larger than 64 bits"),
+        (b'{"a": {}, "a": {}}', "stands twice"),
+        (b"\xff{}", "not UTF-8"),
+    ],
+    ids=["deep", "list", "number", "digits", "twice", "bytes"],
+)
+def test_headers_that_cannot_be_are_refused_in_one_line(tmp_path, header, words):
+    _refused(tmp_path, header, words)
+
+
+def test_a_huge_header_is_refused_in_one_line(tmp_path):
+    _refused(tmp_path, b"{}", "header is longer than the file", 1 << 60)
+
+
+def _refused(folder, header, words, length=None):
+    path = folder / "a.safetensors"
+    path.write_bytes((length or len(header)).to_bytes(8, "little") + header + bytes(64))
+    with bounded_memory(), pytest.raises(FlairError, match=words) as caught:
+        safetensors_file.read(path)
+    assert str(caught.value).startswith(f"{path}: is not a .safetensors file")
+    assert str(caught.value).isprintable()
+
+
+def test_tensors_that_no_network_can_compute_with_are_refused_by_name(tensors):
+    for name, value in (("layer1.0.conv1.weight", np.nan), ("fc.bias", np.inf), ("bn1.running_var", -1.0)):
+        wrong = {**tensors, name: np.full_like(tensors[name], value)}
+        with pytest.raises(FlairError, match=rf"weights: {name} holds numbers that are not finite, or variances below"):
+            convert_torchvision.convert(wrong)
+    for wrong in (tensors["fc.bias"].astype(np.int32), np.float32(3)):
+        with pytest.raises(FlairError, match=r"fc\.bias holds int32|fc\.(weight|bias) has the shape"):
+            convert_torchvision.convert({**tensors, "fc.bias": np.asarray(wrong)})
 
 
 @settings(max_examples=200, deadline=None)

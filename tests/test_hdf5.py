@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmark.records import open_records
 from flair.errors import FlairError
 from flair.global_heap import collection
 from flair.hdf5 import HDF5File
 from flair.hdf5_writer import write_hdf5
 from flair.metadata import Record, load_records
+from tests.bounded_memory import bounded_memory
 
 PARTITIONS = ("train", "val", "test")
 FORMATS: dict[str, dict[str, Any]] = {
@@ -260,6 +263,130 @@ def test_a_file_cut_anywhere_is_refused(tiny_file: Path, cut: int) -> None:
             read_everything(tiny_file)
     finally:
         tiny_file.write_bytes(good)
+
+
+def published_file(path: Path) -> Path:
+    """Two photos of one user in the layout of pfl-research, and nothing that tells damage."""
+    with h5py.File(path, "w") as file:
+        file["/train/7@N00/image_ids"] = np.asarray(["11", "12"], "S")
+        file["/train/7@N00/images"] = np.zeros((2, 256, 256, 3), np.uint8)
+        for key in ("labels", "fine_grained_labels"):
+            file[f"/train/7@N00/{key}_row"], file[f"/train/7@N00/{key}_col"] = np.uint16([0, 1]), np.uint8([1, 0])
+            file[f"/metadata/{key[:-1]}_mapping"] = json.dumps({"art": 0, "food": 1})
+    return path
+
+
+def _elsewhere(file: h5py.File) -> str:
+    return str(published_file(Path(file.filename).with_name("other.h5")))
+
+
+def _without(file: h5py.File, name: str) -> h5py.Group:
+    del file[name]
+    return file
+
+
+def _replace(name: str, **options: Any) -> Callable[[h5py.File], None]:
+    """Puts another dataset into the place of one."""
+    return lambda file: _without(file, name).create_dataset(name, **options) and None
+
+
+def _link_user(file: h5py.File) -> None:
+    _without(file, "train/7@N00")["train/7@N00"] = h5py.ExternalLink(_elsewhere(file), "train/7@N00")
+
+
+def _link_partition(file: h5py.File) -> None:
+    _without(file, "train")["train"] = h5py.ExternalLink(_elsewhere(file), "train")
+
+
+def _link_metadata(file: h5py.File) -> None:
+    _without(file, "metadata")["metadata"] = h5py.ExternalLink(_elsewhere(file), "metadata")
+
+
+def _link_images(file: h5py.File) -> None:
+    _without(file, f"{USER}/images")[f"{USER}/images"] = h5py.SoftLink("/train/7@N00/image_ids")
+
+
+def _store_outside(file: h5py.File) -> None:
+    options = {"shape": (2, 256, 256, 3), "dtype": np.uint8, "external": [(_elsewhere(file), 0, 2 * 196_608)]}
+    _without(file, f"{USER}/images").create_dataset(f"{USER}/images", **options)
+
+
+def _virtual_images(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((2, 256, 256, 3), np.uint8)
+    layout[...] = h5py.VirtualSource(_elsewhere(file), f"{USER}/images", (2, 256, 256, 3))
+    _without(file, f"{USER}/images").create_virtual_dataset(f"{USER}/images", layout)
+
+
+def _bomb(file: h5py.File) -> None:
+    """Packed pixels of which one chunk unpacks to a gigabyte."""
+    shape = (2, 256, 256, 3)
+    dataset = _without(file, f"{USER}/images").create_dataset(
+        f"{USER}/images", shape, np.uint8, chunks=shape, compression="gzip"
+    )
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(bytes(1 << 24)) for _ in range(40))
+    dataset.id.write_direct_chunk((0,) * 4, packed[:380_000])
+
+
+USER = "train/7@N00"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_link_user, "is a link"),
+        (_link_partition, "is a link"),
+        (_link_metadata, "is a link"),
+        (_link_images, "is a link"),
+        (_store_outside, "other files"),
+        (_virtual_images, "other files"),
+        (_bomb, "unpacks to more"),
+        (_replace(f"{USER}/images", data=np.ones((2, 256, 256, 3))), "expected uint8"),
+        (_replace(f"{USER}/images", shape=(2, 256, 256, 3), dtype=np.uint8), "not written whole"),
+        (_replace(f"{USER}/images", shape=(2,), dtype=h5py.vlen_dtype(np.float64)), "not written whole|expected uint8"),
+        (_replace(f"{USER}/image_ids", shape=(10**10,), dtype="S11"), "declares 110,000,000,000 bytes"),
+        (_replace(f"{USER}/image_ids", shape=(2,), dtype="S1000000000"), "declares 2,000,000,000 bytes"),
+        (_replace(f"{USER}/image_ids", data=np.arange(2)), "expected a list of texts"),
+        (_replace(f"{USER}/image_ids", data=np.asarray(["\xf6".encode("latin-1")] * 2)), "utf-8"),
+        (_replace(f"{USER}/labels_row", data=np.int16([0, -1])), "a number below 0"),
+        (_replace(f"{USER}/labels_col", data=np.float32([0, 1])), "expected a list of whole numbers"),
+        (_replace(f"{USER}/labels_col", shape=(10**10,), dtype=np.uint64), "declares 80,000,000,000 bytes"),
+        (_replace("metadata/label_mapping", shape=(), dtype="S1000000000"), "declares 1,000,000,000 bytes"),
+        (_replace("metadata/label_mapping", data="[" * 100_000), "nested too deep"),
+        (_replace("metadata/label_mapping", data="[1]"), "not a JSON object"),
+        (_replace("metadata/label_mapping", data='{"art": 1, "food": 2}'), "not the numbers from 0 on"),
+        (_replace("metadata/label_mapping", data='{"art": 0, "art": 1}'), "stands twice"),
+        (lambda file: file["metadata"].attrs.update(flair_parameters="[" * 60_000), "nested too deep"),
+        (lambda file: file["metadata"].attrs.update(flair_parameters='{"num_users": "1"}'), "is not a number"),
+    ],
+)
+def test_what_a_file_of_photos_must_not_hold_is_refused_in_one_line(
+    tmp_path: Path, change: Callable[[h5py.File], None], words: str
+) -> None:
+    path = published_file(tmp_path / "a.h5")
+    assert len(read_everything(path)) == 2
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with bounded_memory(), pytest.raises(FlairError, match=words) as caught:
+        read_everything(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).isprintable()
+    # Training and evaluation read photos one by one.
+    with bounded_memory(), pytest.raises(FlairError, match=words):
+        read_one_by_one(path)
+
+
+def read_one_by_one(path: Path) -> None:
+    records = open_records(path)
+    records.read_photos("train", range(records.num_photos("train")))
+
+
+def test_packed_photos_are_read(tmp_path: Path) -> None:
+    path, pixels = published_file(tmp_path / "a.hdf5"), np.random.default_rng(0).integers(0, 9, (2, 256, 256, 3))
+    with h5py.File(path, "r+") as file:
+        del file[f"{USER}/images"]
+        file.create_dataset(f"{USER}/images", data=pixels.astype(np.uint8), compression="gzip", shuffle=True)
+    assert {image for _, image in read_everything(path).values()} == {one.astype(np.uint8).tobytes() for one in pixels}
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
