@@ -113,17 +113,17 @@ class Client:
           TransferError: it redirects from https to http.
         """
         try:
-            hops = self._send("HEAD", url, {})
+            hops, response = self._send("HEAD", url, {})
         except NotEncrypted as error:
-            raise TransferError(str(error)) from None
+            raise TransferError(plain(str(error))) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError):
             return Remote(None, None, url)  # only an estimate is lost: the transfer itself reports what is wrong
-        with hops[-1] as response:
+        with response:
             size = header_int(response.headers, "Content-Length") if response.ok else None
             sha256 = None
-            for hop in hops:
-                size = header_int(hop.headers, "X-Linked-Size") or size
-                etag = hop.headers.get("X-Linked-ETag", "").strip('"')
+            for linked in (*hops, _linked(response)):
+                size = header_int(linked, "X-Linked-Size") or size
+                etag = linked["X-Linked-ETag"].strip('"')
                 sha256 = etag if re.fullmatch(r"[0-9a-f]{64}", etag) else sha256
             return Remote(size, sha256, response.url)
 
@@ -161,7 +161,7 @@ class Client:
     @contextlib.contextmanager
     def get(self, url: str, headers: Mapping[str, str]) -> Iterator[requests.Response]:
         """The streamed reply to one GET: 200, 206 or 416; any other status is raised as what it means."""
-        with self._send("GET", url, headers)[-1] as response:
+        with self._send("GET", url, headers)[1] as response:
             if response.status_code not in (200, 206, 416):
                 self._drain(response)
                 raise self._refusal(response)
@@ -203,18 +203,21 @@ class Client:
                     raise TryAgain(f"the server stalls: {say_size(window_bytes)} in {duration(elapsed)}")
                 window_start, window_bytes = clock(), 0
 
-    def _send(self, method: str, url: str, headers: Mapping[str, str]) -> list[requests.Response]:
-        """The replies to one request: redirects, closed with their bodies unread, and the last one, streamed."""
-        hops: list[requests.Response] = []
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str]
+    ) -> tuple[list[dict[str, str]], requests.Response]:
+        """What redirects say of the file, their bodies unread, and the reply at their end, streamed."""
+        hops: list[dict[str, str]] = []  # not the redirects themselves, whose heads may have megabytes each
+        stream = method != "HEAD"  # which has no body: once it is "read" the connection serves the next request
         while True:
             identity = {"Accept-Encoding": "identity", **headers}
             response = self._session().request(
-                method, url, headers=identity, stream=True, timeout=self._timeouts(), allow_redirects=False
+                method, url, headers=identity, stream=stream, timeout=self._timeouts(), allow_redirects=False
             )
-            hops.append(response)
             target = redirect_target(response)
             if target is None:
-                return hops
+                return hops, response
+            hops.append(_linked(response))
             response.close()  # requests itself would read all of the body, however much that is
             if len(hops) > MAX_REDIRECTS:
                 raise requests.exceptions.TooManyRedirects
@@ -233,17 +236,20 @@ class Client:
         """Reads a short error page to its end, so that the connection serves the next request too."""
         length = header_int(response.headers, "Content-Length")
         if length is not None and length <= CHUNK_BYTES:
-            with contextlib.suppress(urllib3.exceptions.HTTPError, TryAgain):
-                for _ in self.chunks(response, length):
-                    pass
+            with (
+                contextlib.suppress(urllib3.exceptions.HTTPError, ReadTooSlow),
+                ReadWatch(response, self.patience.timeout) as watch,
+                watch.reading(),  # all of it in the time of one read: nobody needs it
+            ):
+                response.raw.read(length, decode_content=False)
 
     def _refusal(self, response: requests.Response) -> Exception:
-        reason = f"the server answered {response.status_code} {response.reason or ''}".rstrip()
+        reason = f"the server answered {response.status_code} {plain(response.reason or '')}".rstrip()
         if response.status_code in _ABSENT_STATUS:
-            return NotThere(f"{reason} for {response.url}")
+            return NotThere(f"{reason} for {plain(response.url)}")
         if response.status_code in _PASSING_STATUS:
             return TryAgain(reason, retry_after(response.headers.get("Retry-After", ""), self.patience.now()))
-        return TransferError(f"{reason} for {response.url}")
+        return TransferError(f"{reason} for {plain(response.url)}")
 
     def _range_attempt(self, url: str, start: int, length: int) -> bytes:
         with self.get(url, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
@@ -267,6 +273,16 @@ class Client:
         return session
 
 
+def _linked(response: requests.Response) -> dict[str, str]:
+    """What the hub says beside a redirect of the file behind it."""
+    return {name: response.headers.get(name, "") for name in ("X-Linked-Size", "X-Linked-ETag")}
+
+
+def plain(text: str) -> str:
+    """What a server sent, fit for one line of a message: short, and nothing in it that a terminal would act on."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])
+
+
 def explain(error: Exception) -> str:
     """A network fault in plain words.
 
@@ -286,7 +302,7 @@ def explain(error: Exception) -> str:
         return "the server refuses connections"
     if isinstance(error, (requests.exceptions.ConnectionError, urllib3.exceptions.ProtocolError)):
         return "the connection broke"
-    return " ".join(text.split())[:200] or type(error).__name__
+    return plain(" ".join(text.split())) or type(error).__name__
 
 
 def retry_after(value: str, now: float) -> float:
@@ -323,7 +339,7 @@ def content_range(response: requests.Response) -> tuple[int | None, int | None, 
 def content_encoding(response: requests.Response) -> str | None:
     """How the body is packed for the way, None for not at all; `x-gzip` is an old name of gzip (RFC 9110, 8.4.1.3)."""
     name = response.headers.get("Content-Encoding", "").strip().lower().removeprefix("x-")
-    return None if name in ("", "identity") else name
+    return None if name in ("", "identity") else plain(name)
 
 
 def header_int(headers: Mapping[str, str], name: str) -> int | None:
@@ -349,7 +365,7 @@ def _hopeless(error: Exception) -> str | None:
             "REQUESTS_CA_BUNDLE at the certificate of your network's proxy if it has one"
         )
     if isinstance(error, NotEncrypted):
-        return str(error)
+        return plain(str(error))
     if isinstance(error, requests.exceptions.TooManyRedirects):
         return "the server redirects in a circle"
     malformed = (
@@ -358,5 +374,5 @@ def _hopeless(error: Exception) -> str | None:
         urllib3.exceptions.LocationParseError,
     )
     if isinstance(error, malformed):
-        return f"not an address that can be fetched: {error}"
+        return f"not an address that can be fetched: {plain(str(error))}"
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import http.cookiejar
 import socket
 import threading
 import time
@@ -119,6 +120,7 @@ def open_session(head_seconds: float) -> requests.Session:
             return manager
 
     session = _Session()
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))  # none: files need none
     session.mount("http://", Adapter())
     session.mount("https://", Adapter())
     return session
