@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchmark.bootstrap import FEW_USERS, FEW_USERS_WARNING
+
 if TYPE_CHECKING:
     from benchmark.evaluation_sets import EvaluationSet
 
@@ -46,6 +48,9 @@ def print_results(content: Mapping[str, Any]) -> None:
         title = f"{comparison['a']} - {comparison['b']} on {comparison['partition']}, paired difference"
         _print_estimates(title, comparison["metrics"])
     _print_table(content)
+    for one in content["partitions"]:
+        if one["users"] < FEW_USERS:
+            print(f"{one['name']}: {one['users']:,} users are few: {FEW_USERS_WARNING}")
     facts = content["interval"]
     print(
         f"[{100 * facts['level']:g}% intervals over users: {facts['resamples']:,} resamples, seed {facts['seed']}; "

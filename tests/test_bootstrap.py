@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 
 from benchmark import score_histogram, scored_photos
-from benchmark.bootstrap import UserBootstrap, clopper_pearson, interval
+from benchmark.bootstrap import FEW_USERS, FEW_USERS_WARNING, UserBootstrap, clopper_pearson, interval
 from benchmark.scored_photos import ScoredPhotos
 
 
@@ -165,3 +165,49 @@ def test_equal_arguments_give_equal_resamples():
     assert np.array_equal(one.weights, other.weights)
     assert (one.weights.sum(axis=0) == 7).all()
     assert not np.array_equal(one.weights, UserBootstrap(7, 150, 4).weights)
+
+
+SHARES = np.geomspace(0.4, 0.01, 17)
+
+
+def _population(random, num_users):
+    """Users of some photos each, their labels more alike than others', and scores of a fair model."""
+    user = np.repeat(np.arange(num_users), np.minimum(1 + random.geometric(0.2, num_users), 60))
+    taste = random.normal(0, 1.5, (num_users, 17))[user]
+    chance = 1 / (1 + np.exp(-(taste + np.log(SHARES / (1 - SHARES)) - 0.6)))
+    labels = (random.random(taste.shape) < chance).astype(float)
+    return user, labels, 1.2 * labels + 0.5 * taste + random.normal(0, 1, labels.shape)
+
+
+def _average_precisions(labels, scores, weights):
+    """[labels, resamples], not a number where a resample lacks the label."""
+    each = []
+    for column, score in zip(labels.T, scores.T, strict=True):
+        order = np.argsort(-score, kind="stable")
+        right, weight = column[order, None], weights[order]
+        hits = np.cumsum(right * weight, 0)
+        precision = hits / np.maximum(np.cumsum(weight, 0), 1)
+        each.append((precision * right * weight).sum(0) / np.where(hits[-1] > 0, hits[-1], np.nan))
+    return np.stack(each)
+
+
+@pytest.mark.long
+def test_coverage_at_few_users_is_what_the_warning_says(capsys):
+    """The share of 200 simulated evaluations whose 95% interval holds the truth of 30,000 users."""
+    random = np.random.default_rng(0)
+    _, labels, scores = _population(random, 30_000)
+    truth = _average_precisions(labels, scores, np.ones((len(labels), 1))).mean()
+    for num_users, stated in ((60, 0.90), (200, 0.92)):
+        inside = 0
+        for trial in range(200):
+            user, labels, scores = _population(random, num_users)
+            sample = _average_precisions(labels, scores, np.ones((len(labels), 1)))
+            weights = UserBootstrap(num_users, 300, trial).weights[user].astype(float)
+            replicates = _average_precisions(labels, scores, weights)
+            replicates = np.where(np.isnan(replicates), sample, replicates)[~np.isnan(sample[:, 0])]
+            low, high = interval(replicates.mean(0), num_users, float(np.nanmean(sample)))
+            inside += low <= truth <= high
+        with capsys.disabled():
+            print(f"{num_users} users: coverage {inside / 200:.3f}")
+        assert inside / 200 == pytest.approx(stated, abs=0.03)
+        assert num_users < FEW_USERS and f"{stated:.0%} at {num_users}" in FEW_USERS_WARNING
