@@ -37,6 +37,14 @@ def folder(miniature, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def private(tmp_path_factory):
+    """The flags of a private run whose noise can be repeated."""
+    path = tmp_path_factory.mktemp("key") / "key"
+    path.write_text("5e" * 32)
+    return (*PRIVATE, f"--noise_key_file={path}")
+
+
 def _command(*flags):
     return [sys.executable, "-m", "benchmark.federated_main", *map(str, flags)]
 
@@ -88,8 +96,8 @@ def _assert_equal_metrics(one, other):
 
 @needs_ray
 @pytest.mark.slow
-def test_the_command_on_ray_leaves_what_it_leaves_in_process(folder, tmp_path):
-    flags = (*PRIVATE, "--total_rounds=3", "--federated_eval", "--federated_eval_local_training")
+def test_the_command_on_ray_leaves_what_it_leaves_in_process(folder, private, tmp_path):
+    flags = (*private, "--total_rounds=3", "--federated_eval", "--federated_eval_local_training")
     ray, local = tmp_path / "ray", tmp_path / "local"
     done = _run(*flags, *RAY, *_places(folder, ray))
     _run(*flags, *_places(folder, local))
@@ -135,8 +143,10 @@ def _ending(children):
     ("number", "code", "group"),
     [(signal.SIGKILL, -9, False), (signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)],
 )
-def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(folder, tmp_path, number, code, group):
-    flags = (*PRIVATE, *RAY, "--total_rounds=6")
+def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(
+    folder, private, tmp_path, number, code, group
+):
+    flags = (*private, *RAY, "--total_rounds=6")
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     process = _start((*flags, *_places(folder, broken)), broken / "run", 2, start_new_session=True)
     children = _descendants(process)
@@ -212,8 +222,8 @@ def _two_nodes(folder):
 
 @needs_ray
 @pytest.mark.long
-def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folder, tmp_path):
-    flags = (*PRIVATE, *RAY, "--total_rounds=4")
+def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folder, private, tmp_path):
+    flags = (*private, *RAY, "--total_rounds=4")
     both, one = tmp_path / "both", tmp_path / "one"
     with _two_nodes(tmp_path) as (address, environment, nodes):
         shared = (*flags, f"--ray_address={address}", *_places(folder, both))
