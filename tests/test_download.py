@@ -665,7 +665,10 @@ def has_arrived(work: Path, request: Request) -> bool:
     """Whether all that was sent of a file is on the disk."""
     name = request.path.rpartition("/")[2]
     part = work / f"{name}.part"
-    on_disk = part.stat().st_size if part.exists() else 0
+    try:
+        on_disk = part.stat().st_size
+    except FileNotFoundError:  # not begun, or taken a moment ago
+        on_disk = 0
     first = int(request.range[len("bytes=") : -1]) if request.range else 0
     if request.path == MANIFEST:
         return True

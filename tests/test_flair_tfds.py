@@ -238,7 +238,7 @@ def changed(field, value):
         (changed("user_id", "../../etc/passwd"), "is not an id"),
         (changed("image_id", "1/2"), "is not an id"),
         (changed("labels", [" plant"]), "label ' plant': begins or ends with a space"),
-        (changed("fine_grained_labels", ["a\nb"]), "has several lines"),
+        (changed("fine_grained_labels", ["a\nb"]), "control characters"),
         (changed("image_id", "404"), "image 404 of user .* the photo is missing"),
         (lambda records: [one for one in records if one["partition"] != "val"], "partition 'val' is empty"),
     ],
