@@ -8,7 +8,6 @@ works, not how good FLAIR models are.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -197,13 +196,17 @@ def _print_table(folder: Path, seconds: float) -> None:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    (path,) = folder.glob("*/summary.json")
+    return _read_only(folder, "summary.json")
+
+
+def _read_only(folder: Path, name: str) -> dict[str, Any]:
+    """The one file of that name in the run folders of `folder`."""
+    (path,) = folder.glob(f"*/{name}")
     return read_json(path, {}) or {}
 
 
 def _cost_of_privacy(folder: Path, kept: float, gained: float) -> str:
-    (path,) = folder.glob("*/privacy.json")
-    statement = json.loads(path.read_text(encoding="utf-8"))
+    statement = _read_only(folder, "privacy.json")
     clients, sigma = statement["clients_per_round"], statement["noise"]["sum_noise_multiplier"]
     weights = _summary(folder)["parameters"]
     return (

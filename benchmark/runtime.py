@@ -60,5 +60,5 @@ class Runtime(Protocol):
 
 def clipping_norm(measurements: dict[str, float]) -> float | None:
     """The clipping norm that the aggregator will use in the next round, if it says so."""
-    endings = ("/clip", "/current_clip", "/tree_agg_dpftrl_clip", "/clipping_norm")
+    endings = ("/clip", "/current_clip", "/clipping_norm")
     return next((value for name, value in measurements.items() if name.endswith(endings)), None)
