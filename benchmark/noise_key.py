@@ -23,11 +23,12 @@ import numpy as np
 
 from benchmark.run_files import read_json
 from benchmark.run_folder import RUN_FILE
-from flair import atomic
+from flair import atomic, regular_file
 from flair.errors import FlairError
 
 KEY_FILE = "noise.key"
 _BYTES = 32
+_MOST_TEXT = 1024
 _TEXT = re.compile(rb"[0-9a-f]{64}(\s+[0-9a-f]{64})?\s*")
 # The counter of a block's cipher begins at its number times 2^64: streams of different blocks never meet.
 _BLOCK_BITS = 64
@@ -56,12 +57,17 @@ class NoiseKey:
 
     @classmethod
     def read(cls, path: str | Path) -> NoiseKey:
-        """The first key in a file of 64 hexadecimal digits each.
+        """The key in a file of 64 hexadecimal digits, or in the noise.key of a run.
 
         Raises:
           FlairError: there is no such file, or it holds something else.
         """
-        return _read_keys(path)[0]
+        try:
+            with open(path, "rb") as file:  # or a pipe, from a tool that decrypts it
+                text = file.read(_MOST_TEXT)
+        except FileNotFoundError:
+            raise FlairError(f"{path}: no such file; expected a noise key of 64 hexadecimal digits") from None
+        return cls(bytes.fromhex(_parse(path, text)[0]))
 
     def hex(self) -> str:
         """The secret itself, as a key file has it."""
@@ -133,8 +139,8 @@ class KeyStream:
 def key_of_run(folder: Path, given: str | None, identity: Sequence[str], has_begun: bool) -> NoiseKey:
     """The key of the run in `folder`: the one that lies there, or for a new run a new one, written before it is used.
 
-    Its file holds two keys: the first repeats the run as a --noise_key_file, the second is the run's own, which follows
-    from the first and `identity`.
+    Its file holds two lines: the key that was drawn or given, which repeats the run as a --noise_key_file, and a hash
+    of `identity`. The run's own key follows from both.
 
     Args:
       given: --noise_key_file, from which a new run's key follows; None draws one.
@@ -148,13 +154,15 @@ def key_of_run(folder: Path, given: str | None, identity: Sequence[str], has_beg
     path = folder / KEY_FILE
     if not has_begun:
         first = NoiseKey.draw() if given is None else NoiseKey.read(given)
-        key = first.derive("run", *identity)
-        _write_keys(path, [first, key])
-        return key
+        run = hashlib.sha256(repr(list(identity)).encode()).hexdigest()
+        _write(path, f"{first.hex()}\n{run}\n")
+        return first.derive("run", run)
     recorded = _recorded_hash(folder)
-    if not path.exists():
+    try:
+        secret, *runs = _parse(path, regular_file.read_bytes(path))
+    except FileNotFoundError:
         return _LostKey(path, recorded or "")
-    key = _read_keys(path)[-1]
+    key = NoiseKey(bytes.fromhex(secret)).derive("run", *runs)
     if recorded not in (None, key.sha256):
         raise FlairError(f"{path}: is the noise key of another run; put this run's back, or start over: --overwrite")
     return key
@@ -183,24 +191,19 @@ class _LostKey(NoiseKey):
         )
 
 
-def _read_keys(path: str | Path) -> list[NoiseKey]:
-    try:
-        with open(path, "rb") as file:
-            text = file.read(1024)
-    except FileNotFoundError:
-        raise FlairError(f"{path}: no such file; expected a noise key of 64 hexadecimal digits") from None
+def _parse(path: str | Path, text: bytes) -> list[str]:
     if _TEXT.fullmatch(text) is None:
         raise FlairError(f"{path}: is not a noise key; expected 64 hexadecimal digits (0-9, a-f) and nothing else")
-    return [NoiseKey(bytes.fromhex(key.decode())) for key in text.split()]
+    return text.decode("ascii").split()
 
 
-def _write_keys(path: Path, keys: Sequence[NoiseKey]) -> None:
+def _write(path: Path, text: str) -> None:
     """For the owner alone, whole or not at all, and onto the disk itself: a run must not outlive its key."""
     with atomic.replacing(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:
             os.fchmod(descriptor, 0o600)  # a umask or an access list may say otherwise
-            file.writelines(f"{key.hex()}\n" for key in keys)
+            file.write(text)
 
 
 def _recorded_hash(folder: Path) -> str | None:

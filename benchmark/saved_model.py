@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmark.run_files import read_flags
 from flair import json_text
 from flair.catalog import IMAGE_SIZE
 from flair.errors import FlairError
@@ -77,7 +78,7 @@ def describe(path: Path, name: str | None = None) -> SavedModel:
     from flair.hdf5_object import printable
 
     run_dir = run_folder_of(path)
-    flags, labels = ({}, None) if run_dir is None else (_flags(run_dir), _labels(run_dir))
+    flags, labels = ({}, None) if run_dir is None else (read_flags(run_dir / FLAGS_FILE) or {}, _labels(run_dir))
     with WeightsFile(path) as file:
         weights = {name: [weight_name(weight) for weight in found] for name, found in file.layers.items() if found}
         facts = file.facts()
@@ -245,11 +246,6 @@ def _item(value: Any, key: str) -> Any:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _flags(run_dir: Path) -> dict[str, str]:
-    lines = (run_dir / FLAGS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    return {name: value for name, _, value in (line.strip().removeprefix("--").partition("=") for line in lines)}
 
 
 def _flag_size(flags: Mapping[str, str], run_dir: Path | None) -> tuple[int, int] | None:

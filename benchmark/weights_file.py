@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from benchmark.saved_model import FACTS_ATTRIBUTE
-from flair import hdf5_object, json_text
+from flair import hdf5_object, json_text, regular_file
 from flair.errors import FlairError
 from flair.hdf5_object import BadObject, printable
 
@@ -58,6 +58,11 @@ class WeightsFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        try:
+            # The library would wait for a pipe without an end.
+            regular_file.open_file(path).close()
+        except FileNotFoundError:
+            raise FlairError(f"{path}: no such file; expected a Keras .h5 file") from None
         with self._guarded():
             # A file appears whole, so that a lock adds nothing; some file systems have none.
             self._file = h5py.File(path, "r", locking=False)
@@ -134,8 +139,6 @@ class WeightsFile:
         try:
             yield
         except hdf5_object.LIBRARY_ERRORS as error:
-            if not self.path.is_file():
-                raise FlairError(f"{self.path}: no such file; expected a Keras .h5 file") from None
             reason = printable(" ".join(str(error).split())) or type(error).__name__
             raise FlairError(f"{self.path}: is not a Keras .h5 file, or is damaged: {reason}") from None
 

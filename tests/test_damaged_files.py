@@ -8,6 +8,7 @@ right form and agrees with its neighbours counts as written, and the test holds 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from benchmark import evaluation_result, sweep_table
+from benchmark import evaluation_result, flair_model, saved_model, sweep_table
 from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
 from benchmark.model_predictions import Predictor
+from benchmark.noise_key import key_of_run
 from benchmark.predictions import PredictionWriter, open_predictions
 from benchmark.records import Task, open_records
 from benchmark.report_runs import open_runs
@@ -132,6 +134,29 @@ def _make_sweep(folder: Path) -> None:
 
 def _sweep_table(folder: Path) -> Any:
     return sweep_table.rows_of(folder, SWEEP, set(SWEEP))
+
+
+def _make_weights(folder: Path) -> None:
+    for seed, name in enumerate(("best.h5", "last.h5")):
+        flair_model.save_weights(flair_model.build_model("cnn", (32, 48, 3), 3, seed=seed), folder / name)
+
+
+def _weights(folder: Path) -> Any:
+    found = []
+    for name in ("best.h5", "last.h5"):
+        saved = saved_model.describe(folder / name)
+        numbers = [array.tobytes() for array in saved_model.load(saved).get_weights()]
+        found.append([saved.network, saved.image_size, saved.compute_dtype, hashlib.sha256(b"".join(numbers)).digest()])
+    return found
+
+
+def _make_key(folder: Path) -> None:
+    key = key_of_run(folder, None, ["identity"], has_begun=False)
+    write_json(folder / "run.json", {"started": "now", "noise_key_sha256": key.sha256})
+
+
+def _noise(folder: Path) -> Any:
+    return key_of_run(folder, None, ["identity"], has_begun=True).stream("noise", 3).uint64(0, 4)
 
 
 SCORES = np.random.default_rng(0).random((40, 3), np.float32)
@@ -340,10 +365,12 @@ STATE = tuple(f".download/{name}" for name in ("state.json", "small_images-00.ta
 PARTS = ("part-000000000-000000003.npy", "part-000000003-000000005.npy")
 USER_FILE = "users/train/{}.tfrecords"
 CASES = {
-    "a run that goes on": Case(_make_run, (*RUN_FILES, *CHECKPOINTS, EVENTS), 280, _go_on, _accepts_go_on),
+    "a run that goes on": Case(_make_run, (*RUN_FILES, *CHECKPOINTS, EVENTS), 240, _go_on, _accepts_go_on),
     "a complete run": Case(
-        _make_complete_run, (*RUN_FILES, "summary.json", "evaluation.json"), 180, _report, _accepts_report
+        _make_complete_run, (*RUN_FILES, "summary.json", "evaluation.json"), 140, _report, _accepts_report
     ),
+    "weights": Case(_make_weights, ("best.h5", "last.h5"), 60, _weights),
+    "a noise key": Case(_make_key, ("noise.key",), 20, _noise),
     "a sweep": Case(_make_sweep, (f"{SWEEP[0].folder}/summary.json",), 30, _sweep_table),
     "predictions": Case(_make_predictions, ("predictions.npy", "losses.npy", "made_from.json"), 60, _predictions),
     "unfinished predictions": Case(

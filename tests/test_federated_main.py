@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from benchmark.checkpoint import Checkpoints
 from benchmark.gaussian_noise import standard_normals
-from benchmark.noise_key import NoiseKey
+from benchmark.noise_key import NoiseKey, key_of_run
 from benchmark.seeds import derive_seed
 from flair import example, tfrecord
 from flair.tfrecord_writer import write_tfrecords
@@ -169,6 +169,8 @@ def test_a_complete_run_is_not_repeated(folder, repeatable, finished):
     before = (run_dir / "metrics.csv").read_bytes()
     done = _run(*_places(folder, out), *repeatable)
     assert "complete already" in done.stdout
+    other = _refused(*_places(folder, out), *repeatable, f"--restore_model_path={_saved_model(out)}")
+    assert "begun with other restored weights" in other
     assert (run_dir / "metrics.csv").read_bytes() == before
 
 
@@ -223,8 +225,9 @@ def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(fo
     flags, key = (*_places(folder, tmp_path), *PRIVATE), tmp_path / "run" / "noise.key"
     assert _kill_after(flags, tmp_path / "run", 1, signal.SIGTERM) == 143
     assert key.stat().st_mode & 0o777 == 0o600
-    secrets = [bytes.fromhex(line) for line in key.read_text().split()]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["noise_key_sha256"] == NoiseKey(secrets[1]).sha256
+    run_key = key_of_run(tmp_path / "run", None, [], True)
+    secrets = [bytes.fromhex(text) for text in (NoiseKey.read(key).hex(), run_key.hex())]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["noise_key_sha256"] == run_key.sha256
     statement = " ".join((tmp_path / "run" / "privacy.txt").read_text().split())
     assert "HOLDS ONLY WHILE noise.key in the run's folder IS SECRET" in statement
     moved = key.rename(tmp_path / "elsewhere")
@@ -283,7 +286,7 @@ def test_the_noise_of_a_published_run_cannot_be_taken_away_but_by_who_has_its_ke
     given = tmp_path / "given" / "run"
     _run(*_places(folder, given.parent), *SMALL, *ONLY_NOISE, repeatable[-1], "--keep_noise_key")
     noise = _noise_of_last_round(given)
-    key = NoiseKey(bytes.fromhex((given / "noise.key").read_text().split()[1]))
+    key = key_of_run(given, None, [], True)
     predicted = standard_normals(key.stream("noise", 2), len(noise))
     # Number by number the same; the aggregator draws for one tensor after the other, in an order of its own.
     np.testing.assert_allclose(np.sort(noise), np.sort(predicted / predicted.std()), atol=1e-3)

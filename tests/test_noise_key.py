@@ -31,7 +31,8 @@ def test_a_new_run_draws_a_key_of_the_operating_system_for_its_owner_alone(tmp_p
     assert first.sha256 != second.sha256
     path = tmp_path / "a" / noise_key.KEY_FILE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert path.read_text().split()[1] == first.hex()
+    drawn = NoiseKey.read(path)
+    assert drawn.sha256 != first.sha256  # whose base it is
     assert sorted(os.listdir(tmp_path / "a")) == [noise_key.KEY_FILE]
 
 
