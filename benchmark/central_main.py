@@ -103,6 +103,7 @@ def main() -> None:
     with folder as run:
         summary = run.summary
         if summary is not None and FLAGS.num_epochs <= summary["num_epochs"] and not FLAGS.overwrite:
+            run.check_inputs({**model_flags.data_place(), "digest": records.digest()}, model_flags.restored_model())
             print(f"{run.path}: complete already, after {_epochs(summary['epochs'])}; --overwrite starts over")
         else:
             run.reopen()

@@ -61,6 +61,7 @@ def main() -> None:
     with RunFolder(run_dir, flag_lines, "round", _CHANGEABLE, FLAGS.overwrite, defaults) as run:
         summary = run.summary
         if summary is not None:
+            run.check_inputs({**model_flags.data_place(), "digest": records.digest()}, model_flags.restored_model())
             print(f"{run.path}: complete already, after {summary['rounds']} rounds; --overwrite starts over")
         else:
             summary = _train(records, task, users, run, saved_model)

@@ -142,22 +142,31 @@ class RunFolder:
 
     def describe(self, **facts: Any) -> None:
         """Writes run.json: versions, machine, `facts`; a continued run keeps its start and adds when it went on."""
-        path = self.path / RUN_FILE
+        self.check_inputs(facts.get("data", {}), facts.get("restored_model"))
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        known = (read_json(path, _DESCRIPTION) if self.has_begun else None) or {"started": now}
-        before, digest = known.get("data", {}).get("digest"), facts.get("data", {}).get("digest")
-        if before is not None and before != digest:
+        known = self._described() or {"started": now}
+        continued = [*known.get("continued", []), now] if self.has_begun else []
+        begun = {"started": known["started"], "continued": continued}
+        checked_json.write(self.path / RUN_FILE, {**begun, **environment(), **facts})
+
+    def check_inputs(self, data: Mapping[str, Any], restored_model: Mapping[str, Any] | None) -> None:
+        """Raises a FlairError if the run was begun with other photos or weights, as run.json names them, than these."""
+        known = self._described()
+        before = known.get("data", {}).get("digest")
+        if before is not None and before != data.get("digest"):
             raise FlairError(
-                f"{self.path}: the run was made with other data than {place_of(facts['data'])} holds now; "
+                f"{self.path}: the run was made with other data than {place_of(data)} holds now; "
                 "give the same records to continue it, another --run_dir, or --overwrite"
             )
-        if "restored_model" in known and _sha256(known["restored_model"]) != _sha256(facts.get("restored_model")):
+        if "restored_model" in known and _sha256(known["restored_model"]) != _sha256(restored_model):
             raise FlairError(
                 f"{self.path}: the run was begun with other restored weights than --restore_model_path names now; "
                 "give the same file to continue it, another --run_dir, or --overwrite"
             )
-        continued = [*known.get("continued", []), now] if self.has_begun else []
-        checked_json.write(path, {"started": known["started"], "continued": continued, **environment(), **facts})
+
+    def _described(self) -> dict[str, Any]:
+        """run.json of a run that has begun."""
+        return (read_json(self.path / RUN_FILE, _DESCRIPTION) if self.has_begun else None) or {}
 
     def start_at(self, step: int) -> None:
         """Forgets every row after `step`: the run goes on from there. Says which rows up to there are lost."""

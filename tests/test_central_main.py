@@ -127,6 +127,8 @@ def test_the_same_command_again_changes_nothing(finished, folder):
     assert "complete already" in done.stdout
     assert "final test metrics" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in out.glob("**/*.h5")} == before
+    other = _run(f"--flagfile={run / 'flags.txt'}", f"--restore_model_path={run / 'best.h5'}", check=False)
+    assert other.returncode == 1 and "begun with other restored weights" in other.stderr
     other = _run(f"--flagfile={run / 'flags.txt'}", "--learning_rate=0.5", check=False)
     assert other.returncode == 1
     assert "--learning_rate was 0.01 and is 0.5" in other.stderr
