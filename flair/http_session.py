@@ -36,7 +36,7 @@ class _Session(requests.Session):
 
 
 def redirect_target(response: requests.Response) -> str | None:
-    """The whole address to which a reply redirects, None where it does not.
+    """The whole address to which a reply redirects, None where it does not; a login in the address stays on its server.
 
     Raises:
       NotEncrypted: it leads from https to anything else.
@@ -48,13 +48,16 @@ def redirect_target(response: requests.Response) -> str | None:
     try:
         location = location.encode("latin-1").decode("utf-8")  # as requests has it of servers that send text as it is
         address = urljoin(response.url, requote_uri(location))
-        scheme = urlsplit(address).scheme
+        before, after = urlsplit(response.url), urlsplit(address)
     except ValueError:
         response.close()
         raise requests.exceptions.InvalidURL(f"{response.url} redirects to {location[:80]!r}") from None
-    if urlsplit(response.url).scheme == "https" and scheme != "https":
+    if before.scheme == "https" and after.scheme != "https":
         response.close()
         raise NotEncrypted(f"{response.url} redirects to {address}, which is not encrypted; refused")
+    login, _, server = before.netloc.rpartition("@")
+    if login and (before.scheme, server) == (after.scheme, after.netloc):
+        return after._replace(netloc=before.netloc).geturl()
     return address
 
 

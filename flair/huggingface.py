@@ -29,6 +29,8 @@ _RECORD_COLUMNS = ["user_id", "image_id", "labels", "partition", "fine_grained_l
 _RECORDS_FOLDER = "records-"
 _PHOTOS_A_BATCH = 128
 _RECORDS_A_BATCH = 4096
+_GAP_BYTES = 8192  # between two columns that are read in one piece
+_MOST_BYTES_OF_A_READ = 64 << 20  # of a footer, or of the few small columns of a row group
 
 
 class HuggingFaceSource:
@@ -197,19 +199,39 @@ def _batches(
     import pyarrow.parquet
 
     try:
-        # For photos, a small buffer in place of whole column chunks: one row group may be half a gigabyte. For a file
-        # behind HTTP, the few small columns of a row group in one request.
+        # For photos, a small buffer in place of whole column chunks: one row group may be half a gigabyte. A file
+        # behind HTTP is read ahead by us: pyarrow would do it in threads of its own, which outlive Ctrl-C and abort.
         remote = isinstance(file, _RangeFile)
-        shard = pyarrow.parquet.ParquetFile(file, pre_buffer=remote, buffer_size=0 if remote else 1 << 20)
+        shard = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=0 if remote else 1 << 20)
         missing = set(columns) - set(shard.schema_arrow.names)
         if missing:
             raise FlairError(f"{name}: has no column {', '.join(sorted(missing))}; expected FLAIR's parquet files")
-        for batch in shard.iter_batches(batch_size, columns=columns, use_threads=False):
-            yield from batch.to_pylist()
+        for group in range(shard.num_row_groups):
+            if isinstance(file, _RangeFile):
+                file.read_ahead(_extents(shard.metadata.row_group(group), columns))
+            for batch in shard.iter_batches(batch_size, row_groups=[group], columns=columns, use_threads=False):
+                yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's; pyarrow says some of its own with OSError too
         raise _DamagedShard(f"{name}: is no parquet file, or damaged: {' '.join(str(error).split())[:200]}") from None
+
+
+def _extents(row_group: Any, columns: list[str]) -> list[tuple[int, int]]:
+    """Where some columns of a row group lie, first byte and end; neighbours as one."""
+    chunks = [row_group.column(number) for number in range(row_group.num_columns)]
+    wanted = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+    extents: list[tuple[int, int]] = []
+    for chunk in sorted(wanted, key=_first_byte):
+        start, end = _first_byte(chunk), _first_byte(chunk) + chunk.total_compressed_size
+        if extents and start - extents[-1][1] <= _GAP_BYTES:
+            start = extents.pop()[0]
+        extents.append((start, end))
+    return extents
+
+
+def _first_byte(chunk: Any) -> int:
+    return int(chunk.dictionary_page_offset or chunk.data_page_offset)
 
 
 def _image_id(value: Any, where: str) -> str:
@@ -235,6 +257,7 @@ class _RangeFile(io.RawIOBase):
 
     def __init__(self, client: Client, url: str) -> None:
         self._client, self._url, self._position = client, url, 0
+        self._ahead: dict[int, bytes] = {}  # first byte -> bytes that have been read ahead
         self._resolve()
         client.read_range(self._address, self._size - 1, 1)  # raises RangeIgnored here, not inside pyarrow
 
@@ -260,12 +283,27 @@ class _RangeFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         length = max(0, min(len(buffer), self._size - self._position))
+        if length > _MOST_BYTES_OF_A_READ:  # which the file itself says, wherever it comes from
+            raise FlairError(f"{self._url}: has a part of {length:,} bytes beside its photos; refused")
         if length:
-            try:
-                data = self._client.read_range(self._address, self._position, length)
-            except NotThere:
-                self._resolve()  # the signed address has expired
-                data = self._client.read_range(self._address, self._position, length)
-            buffer[:length] = data
+            buffer[:length] = self._kept(self._position, length) or self._fetch(self._position, length)
             self._position += length
         return length
+
+    def read_ahead(self, extents: list[tuple[int, int]]) -> None:
+        """Brings pieces of the file, (first byte, end) each, in one request a piece; those before are forgotten."""
+        whole = [(start, end - start) for start, end in extents if 0 <= start < end <= self._size]
+        self._ahead = {start: self._fetch(start, length) for start, length in whole if length <= _MOST_BYTES_OF_A_READ}
+
+    def _kept(self, start: int, length: int) -> bytes | None:
+        for first, data in self._ahead.items():
+            if first <= start and start + length <= first + len(data):
+                return data[start - first : start - first + length]
+        return None
+
+    def _fetch(self, start: int, length: int) -> bytes:
+        try:
+            return self._client.read_range(self._address, start, length)
+        except NotThere:
+            self._resolve()  # the signed address has expired
+            return self._client.read_range(self._address, start, length)

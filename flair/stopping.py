@@ -7,6 +7,7 @@ so that temporary files are removed. While the interpreter ends, the result and 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ EXIT_CODES = {INTERRUPTED: 130, TERMINATED: 143}
 _WORDS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 _SCRIPTS = ("download_dataset.py", "prepare_dataset.py", "prepare_tfrecords.py")
 _AGAIN_SECONDS = 0.05
+_exit_code = 0  # once it is known
 
 
 class Terminated(BaseException):
@@ -51,7 +53,7 @@ def while_working() -> None:
     _handle(_raise)
     sys.unraisablehook = _send_again
     # Registered before those of the libraries, it is called after them; then Python would put the defaults back.
-    atexit.register(_ignore)
+    atexit.register(_end)
 
 
 def while_reporting() -> None:
@@ -61,6 +63,8 @@ def while_reporting() -> None:
 
 def while_ending(code: int) -> None:
     """From now on a signal cuts the interpreter's end short; the exit code is `code` all the same."""
+    global _exit_code
+    _exit_code = code
 
     def leave(number: int, frame: FrameType | None) -> None:
         if threading.main_thread().is_alive():  # whoever called the command goes on
@@ -91,8 +95,15 @@ def _raise(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
-def _ignore() -> None:
+def _end() -> None:
     _handle(signal.SIG_IGN)
+    threads = sys.modules.get("flair.threads")
+    if threads is not None and threads.are_left():
+        # One of them may be inside a library that calls Python, and aborts where the interpreter is gone.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(_exit_code)
 
 
 def _send_again(lost: sys.UnraisableHookArgs) -> None:

@@ -14,6 +14,10 @@ Item = TypeVar("Item")
 STOP_SECONDS = 1.0  # for all threads to notice; whoever waits for a silent server is left behind
 
 
+class _Labourer(threading.Thread):
+    """A daemon: a thread that waits for a silent server must not keep an interrupted command alive."""
+
+
 class Stopped(Exception):
     """The command is being interrupted; what has arrived stays for the next run."""
 
@@ -47,8 +51,7 @@ def run(
                 broken.append(error)
                 stop.set()
 
-    # Daemons: a thread that waits for a silent server must not keep an interrupted command alive.
-    threads = [threading.Thread(target=labour, daemon=True) for _ in range(num_threads)]
+    threads = [_Labourer(target=labour, daemon=True) for _ in range(num_threads)]
     try:
         for thread in threads:
             thread.start()
@@ -65,3 +68,8 @@ def run(
     if broken:
         raise broken[0]
     return failed
+
+
+def are_left() -> bool:
+    """Whether threads of an interrupted `run` are still at work."""
+    return any(isinstance(thread, _Labourer) for thread in threading.enumerate())

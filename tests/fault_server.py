@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -26,6 +27,7 @@ class Request:
     if_range: str | None
     status: int
     user_agent: str
+    login: str | None
     sent: int = 0
 
 
@@ -191,8 +193,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _remember(self, status: int) -> Request:
         headers = self.headers
-        agent = headers.get("User-Agent", "")
-        request = Request(self.command, self.path, headers.get("Range"), headers.get("If-Range"), status, agent)
+        agent, basic = headers.get("User-Agent", ""), headers.get("Authorization")
+        login = None if basic is None else base64.b64decode(basic.removeprefix("Basic ")).decode()
+        request = Request(self.command, self.path, headers.get("Range"), headers.get("If-Range"), status, agent, login)
         with self.server.lock:
             self.server.requests.append(request)
         return request

@@ -7,6 +7,7 @@ import io
 import json
 import random
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -333,6 +334,14 @@ def test_what_is_no_parquet_file(hub: Hub, tmp_path: Path) -> None:
         bring(hub, tmp_path)
 
 
+def test_what_a_shard_says_of_itself_does_not_fill_the_memory(hub: Hub, tmp_path: Path) -> None:
+    footer = 70_000_000
+    hub.put(hub.paths[0], b"PAR1" + bytes(footer) + struct.pack("<I", footer) + b"PAR1")
+    with pytest.raises(FlairError, match=r"has a part of 70,000,000 bytes beside its photos; refused"):
+        bring(hub, tmp_path)
+    assert hub.server.body_bytes < 1_000_000
+
+
 def unpack(tmp_path: Path, content: bytes) -> Any:
     (tmp_path / "shard").write_bytes(content)
     return huggingface.unpack(tmp_path / "shard", tmp_path / "small_images", "shard", tmp_path / "list", 10_000)
@@ -366,23 +375,28 @@ def test_a_damaged_shard_is_worth_another_try(hub: Hub, tmp_path: Path) -> None:
     assert caught.value.corrupt
 
 
-def test_a_shard_of_one_row_group_needs_little_memory(tmp_path: Path) -> None:
+def test_a_shard_of_one_row_group_needs_no_more_memory_the_longer_it_is(tmp_path: Path) -> None:
     script = (
-        "import resource, sys; from pathlib import Path; from flair import huggingface; import pyarrow.parquet\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import sys; from pathlib import Path; from benchmark.machine import peak_bytes\n"
+        "from flair import huggingface; import pyarrow.parquet\n"
+        "before = peak_bytes()\n"
         "folder = Path(sys.argv[1])\n"
         "huggingface.unpack(folder / 's', folder / 'p', 's', folder / 'l', 100_000)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "print(peak_bytes() - before)"
     )
     generator = random.Random(0)
-    rows = [make_row(str(image_id), generator.randbytes(15_000), "train") for image_id in range(1, 8001)]
-    (tmp_path / "s").write_bytes(to_parquet(rows, row_group_size=len(rows)))
-    assert (tmp_path / "s").stat().st_size > 100e6
-    output = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True,
-        cwd=Path(download_dataset.__file__).parent,
-    )  # fmt: skip
-    assert int(output.stdout) < 60_000  # KiB, of 120 MB
+    peaks = []
+    for num_rows in (2000, 8000):
+        rows = [make_row(str(image_id), generator.randbytes(15_000), "train") for image_id in range(1, num_rows + 1)]
+        folder = tmp_path / str(num_rows)
+        folder.mkdir()
+        (folder / "s").write_bytes(to_parquet(rows, row_group_size=num_rows))
+        output = subprocess.run(
+            [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True,
+            cwd=Path(download_dataset.__file__).parent,
+        )  # fmt: skip
+        peaks.append(int(output.stdout))
+    assert peaks[1] - peaks[0] < 30_000_000  # of 90 MB more
 
 
 def test_without_pyarrow_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -108,6 +108,31 @@ def test_while_the_interpreter_ends(tmp_path: Path, late: str, number: int, resu
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, "done\n", said)
 
 
+LEFT = """\
+from flair import threads
+class Last:
+    def __del__(self, write=os.write):
+        write(1, b"the interpreter is taken down")
+sys.last = Last()
+atexit.register(lambda: os.write(1, b"exit functions, "))
+forever = threading.Event()
+def work(item):
+    if item:
+        os.kill(os.getpid(), number)
+        forever.wait()
+threads.run(work, [{item}], 1, threading.Event())
+"""
+
+
+def test_threads_that_are_left_behind_do_not_see_the_interpreter_end(tmp_path: Path) -> None:
+    """One of them came back from pyarrow then: the exit code was -6, or the process hung."""
+    done = ended_by(tmp_path, LEFT.format(item=0), signal.SIGINT)
+    assert (done.returncode, done.stdout) == (0, "exit functions, the interpreter is taken down")
+    stopped = ended_by(tmp_path, LEFT.format(item=1), signal.SIGINT)
+    assert (stopped.returncode, stopped.stdout) == (130, "exit functions, ")
+    assert stopped.stderr == "prog.py: interrupted; the same command continues where it stopped\n"
+
+
 def test_a_second_signal_does_not_break_the_line_of_the_first(tmp_path: Path) -> None:
     body = (
         "class Slow(str):\n    def __str__(self):\n        os.kill(os.getpid(), number)\n        return 'a mistake'\n"

@@ -419,6 +419,18 @@ def test_redirects_are_followed_with_the_range(server: FaultServer, tmp_path: Pa
     assert [request.range for request in server.gets("/elsewhere")] == [None, "bytes=300000-"]
 
 
+def test_a_login_in_the_address_stays_on_its_server(server: FaultServer, tmp_path: Path) -> None:
+    server.files["/elsewhere"] = CONTENT
+    with fault_server.serve() as other:
+        other.files["/elsewhere"] = CONTENT
+        for number, to in enumerate((server, other)):
+            server.redirects[f"/{number}"] = (("Location", f"{to.url}/elsewhere"),)
+            login = server.url.replace("//", "//ann:secret@")
+            transfer.fetch(Client(), f"{login}/{number}", tmp_path / f"{number}.part")
+        assert [request.login for request in server.gets("/elsewhere")] == ["ann:secret"]
+        assert [request.login for request in other.gets("/elsewhere")] == [None]
+
+
 def test_an_https_address_may_not_redirect_to_http(
     server: FaultServer, tls_server: FaultServer, tls_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
