@@ -17,6 +17,7 @@ def open_file(path: str | Path) -> BinaryIO:
     Raises:
       FlairError: there is something else of that name, or it may not be read; one line naming it.
       FileNotFoundError: there is nothing of that name.
+      OSError: the system is out of descriptors or memory, which is no fault of the file.
     """
     try:
         # Without O_NONBLOCK, a pipe nobody writes to is waited for, without end.
@@ -26,6 +27,8 @@ def open_file(path: str | Path) -> BinaryIO:
             raise FlairError(f"{path}: is a link to a file that is not there; remove it or mend it") from None
         raise
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         reason = "is a device or socket" if error.errno == errno.ENXIO else f"cannot be read ({error.strerror})"
         raise FlairError(f"{path}: {reason}; expected a file that may be read") from None
     found = os.fstat(descriptor)

@@ -180,7 +180,10 @@ def test_the_page_has_results_settings_and_statement(report, runs, browser):
     settings = page.locator("#settings").inner_text()
     assert "--client_learning_rate" in settings and "--model" not in settings and "--run_dir" not in settings
     private = page.locator("#privacy").inner_text()
-    assert "subject to the limits below" in private and "un-noised measurements." in private
+    assert (
+        "provided that only the models and clip norms of this run are released" in private
+        and "un-noised measurements." in private
+    )
     page.close()
 
 

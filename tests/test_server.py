@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -11,12 +12,15 @@ import tensorflow_federated as tff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmark.gaussian_noise import FreshNoise
+from benchmark.noise_key import NoiseKey
 from benchmark.server import ClientAggregation, Server
 from benchmark.server_graphs import build_server_spec
 
 SPECS = (tf.TensorSpec((30, 40), tf.float32), tf.TensorSpec((800,), tf.float32))
 SIZE = 2000
 CLIP, SIGMA, COHORT = 0.5, 1.3, 10.0
+FRESH = FreshNoise(NoiseKey(bytes(32)))
 
 
 def _parts(aggregator, optimizer=None):
@@ -42,16 +46,17 @@ def _split(vector):
     return [tf.constant(vector[:1200].reshape(30, 40), tf.float32), tf.constant(vector[1200:], tf.float32)]
 
 
-def _noise(server, clients, seed):
+def _noise(server, clients, round_number, noise=FRESH):
     """What a round without clients does to zero weights."""
     state = server.initialize([tf.zeros(spec.shape) for spec in SPECS])
-    new_state, _ = server.finish(state, clients.zero(), seed)
+    normals = functools.partial(noise.normals, round_number)
+    new_state, _ = server.finish(state, clients.zero(), _seed(0, 0), normals)
     return _flat(server.weights(new_state))
 
 
 def test_noise_of_zero_updates_has_the_stated_deviation(private):
     rounds = 2000
-    noise = np.stack([_noise(*private, _seed(number, 0)) for number in range(rounds)])
+    noise = np.stack([_noise(*private, number) for number in range(rounds)])
     expected = SIGMA * CLIP / COHORT
     count = noise.size
     assert count == rounds * SIZE
@@ -62,18 +67,19 @@ def test_noise_of_zero_updates_has_the_stated_deviation(private):
     assert np.abs(correlation).max() < 6 / math.sqrt(SIZE)  # two million pairs
 
 
-def test_noise_is_a_function_of_its_seed(private):
-    np.testing.assert_array_equal(_noise(*private, _seed(1, 2)), _noise(*private, _seed(1, 2)))
-    assert not np.array_equal(_noise(*private, _seed(1, 2)), _noise(*private, _seed(1, 3)))
+def test_noise_is_a_function_of_key_and_round(private):
+    np.testing.assert_array_equal(_noise(*private, 2), _noise(*private, 2))
+    assert not np.array_equal(_noise(*private, 2), _noise(*private, 3))
+    assert not np.array_equal(_noise(*private, 2), _noise(*private, 2, FreshNoise(NoiseKey(bytes([1] * 32)))))
 
 
 def test_tensors_of_one_round_get_different_noise(private):
-    noise = _noise(*private, _seed(4, 4))
+    noise = _noise(*private, 4)
     assert not np.array_equal(noise[:800], noise[1200:])
 
 
 def test_an_empty_cohort_is_survived_and_still_noised(private):
-    noise = _noise(*private, _seed(9, 9))
+    noise = _noise(*private, 9)
     assert np.isfinite(noise).all()
     assert noise.std() > 0
 
@@ -100,7 +106,7 @@ def test_the_sum_is_divided_by_the_expected_cohort_whoever_takes_part():
     for _ in range(3):
         result = [*_split(vector), tf.constant(1.0)]
         aggregate = clients.accumulate(aggregate, result, server.broadcast(state, _seed(0, 0)), _seed(0, 0))
-    new_state, _ = server.finish(state, aggregate, _seed(0, 0))
+    new_state, _ = server.finish(state, aggregate, _seed(0, 0), functools.partial(np.zeros, dtype=np.float32))
     np.testing.assert_allclose(_flat(server.weights(new_state)), -3 * vector / COHORT, rtol=1e-5, atol=1e-6)
 
 
