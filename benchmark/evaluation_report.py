@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmark.bootstrap import FEW_USERS, FEW_USERS_WARNING
+from benchmark.bootstrap import FEW_USERS, FEW_USERS_WARNING, RARE_LABEL_USERS, RARE_LABEL_WARNING
 
 if TYPE_CHECKING:
     from benchmark.evaluation_sets import EvaluationSet
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 LABELS_IN_FULL = 40
 _MAIN = ("macro_averaged_precision", "micro_averaged_precision", "averaged_precision", "accuracy", "loss")
 _NAME_WIDTH = 32
+_RARE_SHOWN = 5
 
 
 def set_facts(photos: EvaluationSet) -> dict[str, Any]:
@@ -49,8 +50,7 @@ def print_results(content: Mapping[str, Any]) -> None:
         _print_estimates(title, comparison["metrics"])
     _print_table(content)
     for one in content["partitions"]:
-        if one["users"] < FEW_USERS:
-            print(f"{one['name']}: {one['users']:,} users are few: {FEW_USERS_WARNING}")
+        _print_few_users(one, next(result for result in content["results"] if result["partition"] == one["name"]))
     facts = content["interval"]
     print(
         f"[{100 * facts['level']:g}% intervals over users: {facts['resamples']:,} resamples, seed {facts['seed']}; "
@@ -106,6 +106,17 @@ def _print_labels(name: str, results: Sequence[Mapping[str, Any]]) -> None:
         first = rows[0]
         line = f"    {first['label']:<{width}}{first['photos']:>8,}{first['users']:>8,}  "
         print((line + "  ".join(f"{cell:<22}" for cell in cells)).rstrip())
+
+
+def _print_few_users(partition: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Says of intervals that are too narrow by how much, as simulations have it."""
+    name = partition["name"]
+    if partition["users"] < FEW_USERS:
+        print(f"{name}: {partition['users']:,} users are few: {FEW_USERS_WARNING}")
+    rare = [row["label"] for row in result["per_label"] if 0 < row["users"] < RARE_LABEL_USERS]
+    if rare:
+        shown = ", ".join(rare[:_RARE_SHOWN]) + (", ..." if len(rare) > _RARE_SHOWN else "")
+        print(f"{name}: {len(rare):,} labels of fewer than {RARE_LABEL_USERS} users ({shown}): {RARE_LABEL_WARNING}")
 
 
 def _print_table(content: Mapping[str, Any]) -> None:

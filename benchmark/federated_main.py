@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from benchmark.privacy_accounting import rounded_up
 from benchmark.ray_flags import RAY_FLAGS
 from benchmark.records import Records, Task
 from benchmark.run_folder import RunFolder
+from flair import __version__
 from flair.paths import command_line
 from flair.progress import duration
 
@@ -127,7 +129,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         with SafePoints("round") as safe_points:
             position = federated_training.train(
                 *(runtime, model, scorer, _cohort_function(data, key), plan, run, options, safe_points),
-                on_checkpoint=lambda position: _write_privacy(plan, position, run),
+                before_release=lambda position: _write_privacy(plan, position, run),
             )
         if FLAGS.runtime != federated_flags.RAY:
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
@@ -202,18 +204,19 @@ def _batch_plan(task: Task) -> BatchPlan:
 
 
 def _noise_key(run: RunFolder, data: Clients, task: Task, plan: PrivacyPlan, restored: str | None) -> NoiseKey:
-    """The secret key of a private run. Runs of one --noise_key_file share it only if all of `identity` is equal."""
+    """The secret key of a private run. Runs of one --noise_key_file share it only if all of this is equal."""
     from benchmark.client_data import content_digest
 
-    identity = [
+    settings = [
         *(federated_flags.federated_config(plan), _batch_plan(task), federated_flags.sampling(), restored),
         *(FLAGS.clients_per_round, FLAGS.iid, FLAGS.mean_datapoints_per_user, FLAGS.seed),
         *(FLAGS.model, FLAGS.normalization, FLAGS.compute_dtype),
     ]
+    content = ""
     # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
     if not run.has_begun and (FLAGS.keep_noise_key or FLAGS.noise_key_file is not None):
-        identity.append(content_digest(data))
-    return noise_key.key_of_run(run.path, FLAGS.noise_key_file, list(map(repr, identity)), run.has_begun)
+        content = f"{content_digest(data)} flair {__version__} tensorflow {metadata.version('tensorflow')}"
+    return noise_key.key_of_run(run.path, FLAGS.noise_key_file, list(map(repr, settings)), content, run.has_begun)
 
 
 def _cohort_function(data: Clients, key: NoiseKey | None) -> Any:

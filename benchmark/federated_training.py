@@ -56,7 +56,7 @@ def train(
     run: RunFolder,
     options: Options,
     safe_points: SafePoints,
-    on_checkpoint: Callable[[Position], None] = lambda _position: None,
+    before_release: Callable[[Position], None] = lambda _position: None,
 ) -> Position:
     """Runs all rounds, from the run folder's newest checkpoint if there is one.
 
@@ -65,7 +65,7 @@ def train(
       scorer: evaluates it.
       cohort_of: round number -> client ids.
       plan: the privacy of the run, None without.
-      on_checkpoint: called with every checkpoint.
+      before_release: called before a model or checkpoint of a round is written.
 
     Raises:
       FlairError: training has diverged, or the noise was not what the privacy statement says.
@@ -82,15 +82,15 @@ def train(
             row = _row(position, cohort, result, plan)
             is_last = position.round == options.total_rounds
             if is_last or position.round % options.rounds_per_eval == 0:
-                row |= _evaluate(runtime, model, scorer, position, run, options)
+                row |= _evaluate(runtime, model, scorer, position, run, options, before_release)
                 if plan is not None:
                     row["epsilon"] = plan.own_epsilon_at(position.round)
                 print(_line(position, options, row), flush=True)
             position.seconds = before + time.monotonic() - started
             run.add_row(position.round, row, position.seconds)
             if is_last or safe_points.requested or position.round % options.rounds_per_checkpoint == 0:
+                before_release(position)
                 _save(runtime, run, position)
-                on_checkpoint(position)
             safe_points.stop()
             progress.add(1, _note(row))
     assign_weights(model, runtime.weights())
@@ -123,6 +123,7 @@ def _evaluate(
     position: Position,
     run: RunFolder,
     options: Options,
+    before_release: Callable[[Position], None],
 ) -> dict[str, float]:
     weights = runtime.weights()
     if not all(np.isfinite(weight).all() for weight in weights):
@@ -135,6 +136,7 @@ def _evaluate(
     value = metrics[options.best_metric] * (1.0 if options.best_metric == "loss" else -1.0)
     if value < position.best_value:
         position.best_value, position.best_round = value, position.round
+        before_release(position)
         flair_model.save_weights(model, run.path / BEST_FILE)
     return {f"val_{name}": value for name, value in metrics.items()}
 

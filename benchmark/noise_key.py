@@ -29,7 +29,7 @@ from flair.errors import FlairError
 KEY_FILE = "noise.key"
 _BYTES = 32
 _MOST_TEXT = 1024
-_TEXT = re.compile(rb"[0-9a-f]{64}(\s+[0-9a-f]{64})?\s*")
+_TEXT = re.compile(rb"[0-9a-f]{64}(\s+[0-9a-f]{64}){0,2}\s*")
 # The counter of a block's cipher begins at its number times 2^64: streams of different blocks never meet.
 _BLOCK_BITS = 64
 
@@ -57,7 +57,7 @@ class NoiseKey:
 
     @classmethod
     def read(cls, path: str | Path) -> NoiseKey:
-        """The key in a file of 64 hexadecimal digits, or in the noise.key of a run.
+        """The key in a file of 64 hexadecimal digits, or the one that a run's noise.key began with.
 
         Raises:
           FlairError: there is no such file, or it holds something else.
@@ -136,41 +136,56 @@ class KeyStream:
         values[:] = values[self.permutation(len(values))]
 
 
-def key_of_run(folder: Path, given: str | None, identity: Sequence[str], has_begun: bool) -> NoiseKey:
+def key_of_run(folder: Path, given: str | None, settings: Sequence[str], content: str, has_begun: bool) -> NoiseKey:
     """The key of the run in `folder`: the one that lies there, or for a new run a new one, written before it is used.
 
-    Its file holds two lines: the key that was drawn or given, which repeats the run as a --noise_key_file, and a hash
-    of `identity`. The run's own key follows from both.
+    Its file holds three lines: the key that was drawn or given, a hash of `settings`, a hash of `content`. The run's
+    own key follows from all three, so that runs with one key in common differ in it unless all else is equal.
 
     Args:
       given: --noise_key_file, from which a new run's key follows; None draws one.
-      identity: everything that the rounds depend on beside the key, as text.
+      settings: what the rounds depend on beside the key, compared again when the run goes on.
+      content: the rest of what they depend on; only of a new run.
       has_begun: a model of this run may have been seen already. If its key is gone then, what is returned raises
         FlairError as soon as it is asked for a number.
 
     Raises:
-      FlairError: the key is another run's, `given` holds none, or run.json is damaged.
+      FlairError: the key is another run's, a link, or of other settings; `given` holds none; run.json knows no key.
     """
     path = folder / KEY_FILE
+    if path.is_symlink():
+        raise FlairError(
+            f"{path}: is a link, which would outlive the key; put the file itself here, or remove the link"
+        )
+    described = _hash(settings)
     if not has_begun:
         first = NoiseKey.draw() if given is None else NoiseKey.read(given)
-        run = hashlib.sha256(repr(list(identity)).encode()).hexdigest()
-        _write(path, f"{first.hex()}\n{run}\n")
-        return first.derive("run", run)
-    recorded = _recorded_hash(folder)
+        rest = [described, _hash([content])]
+        _write(path, "".join(f"{line}\n" for line in (first.hex(), *rest)))
+        return first.derive("run", *rest)
+    recorded = (read_json(folder / RUN_FILE, {}) or {}).get("noise_key_sha256")
+    if not recorded:
+        raise FlairError(
+            f"{folder / RUN_FILE}: names no noise key; an older version, whose noise followed from --seed, began this "
+            "run, or the file is not its own: restore it, or start over: --overwrite"
+        )
     try:
-        secret, *runs = _parse(path, regular_file.read_bytes(path))
+        secret, *rest = _parse(path, regular_file.read_bytes(path))
     except FileNotFoundError:
-        return _LostKey(path, recorded or "")
-    key = NoiseKey(bytes.fromhex(secret)).derive("run", *runs)
-    if recorded not in (None, key.sha256):
+        return _LostKey(path, str(recorded))
+    key = NoiseKey(bytes.fromhex(secret)).derive("run", *rest)
+    if recorded != key.sha256:
         raise FlairError(f"{path}: is the noise key of another run; put this run's back, or start over: --overwrite")
+    if not rest or rest[0] != described:
+        raise FlairError(f"{path}: is the noise key of this run with other settings; give the same ones to continue it")
     return key
 
 
 def forget_key(folder: Path) -> None:
-    """Deletes the key in `folder`, if there is one."""
-    (folder / KEY_FILE).unlink(missing_ok=True)
+    """Deletes the key in `folder`, if there is one, and what it is a link to."""
+    path = folder / KEY_FILE
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 class _LostKey(NoiseKey):
@@ -198,14 +213,18 @@ def _parse(path: str | Path, text: bytes) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    """For the owner alone, whole or not at all, and onto the disk itself: a run must not outlive its key."""
+    """For the owner alone, whole or not at all, and onto the disk itself with its name: no run outlives its key."""
     with atomic.replacing(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:
             os.fchmod(descriptor, 0o600)  # a umask or an access list may say otherwise
             file.write(text)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
-def _recorded_hash(folder: Path) -> str | None:
-    recorded = (read_json(folder / RUN_FILE, {}) or {}).get("noise_key_sha256")
-    return None if recorded is None else str(recorded)
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256(repr(list(texts)).encode()).hexdigest()

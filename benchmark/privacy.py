@@ -132,11 +132,11 @@ class PrivacyPlan:
         )
 
     def replace_one_epsilon_at(self, rounds: int) -> float | None:
-        """Fixed-size cohorts only: the epsilon that is proved for them, adjacency "replace one user", by RDP."""
+        """Fixed-size cohorts only: the epsilon proved for what the run itself did, adjacency "replace one", by RDP."""
         if self.sampling is not Sampling.UNIFORM:
             return None
         return privacy_accounting.replace_one_epsilon(
-            self.noise_multiplier, self.num_users, self.accounted_cohort, rounds, self.delta
+            self.run_noise_multiplier, self.num_users, self.cohort, rounds, self.delta
         )
 
 

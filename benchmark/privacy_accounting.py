@@ -130,13 +130,22 @@ def rounds_affordable(cost: Callable[[int], float], target: float, guess: int = 
 def rounded_up(value: float, digits: int = 4) -> str:
     """An epsilon or a delta in so many significant digits, never less than it is: what is claimed must hold.
 
-    >>> rounded_up(2.0003), rounded_up(2.0), rounded_up(8.40e-06 + 1e-12), rounded_up(math.inf)
-    ('2.001', '2', '8.401e-06', 'inf')
+    >>> rounded_up(2.0003), rounded_up(0.01), rounded_up(8.40e-06 + 1e-12), rounded_up(math.inf)
+    ('2.001', '0.01', '8.401e-06', 'inf')
     """
     if not math.isfinite(value):
         return str(value)
-    up = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING).create_decimal_from_float(value)
+    up = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING).create_decimal(repr(float(value)))
     return f"{float(up):.{digits}g}"
+
+
+def small_delta(num_users: int, most: float) -> str:
+    """The largest delta of one digit at which users * delta is at most `most`.
+
+    >>> small_delta(41131, 0.01)
+    '2e-07'
+    """
+    return f"{float(decimal.Context(prec=1, rounding=decimal.ROUND_FLOOR).divide(decimal.Decimal(most), num_users)):g}"
 
 
 def published_noise_multiplier(target: float, num_users: int, cohort: int, total_rounds: int, delta: float) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmark.privacy import Mechanism, PrivacyPlan, Sampling, clip_collapses
-from benchmark.privacy_accounting import rounded_up
+from benchmark.privacy_accounting import rounded_up, small_delta
 
 WEAK_EPSILON = 10.0
 SMALL_USERS_TIMES_DELTA = 0.01
@@ -71,7 +71,8 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
                 "simulated cohort",
                 f"The epsilon stated is that of a run with {plan.simulated_cohort:,} clients a round; the run itself "
                 f"does NOT have this epsilon. It trained {plan.cohort:,} clients a round with noise multiplier "
-                f"{plan.run_noise_multiplier:.4g}: its own epsilon is {rounded_up(plan.own_epsilon_at(rounds))}.",
+                f"{plan.run_noise_multiplier:.4g}: its own epsilon is {rounded_up(plan.own_epsilon_at(rounds))}"
+                f"{', had its cohorts been drawn by Poisson sampling' if plan.sampling is Sampling.UNIFORM else ''}.",
             )
         )
     if run.artificial_users:
@@ -89,7 +90,7 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
             Caveat(
                 "high",
                 "fixed-size sampling",
-                f"Each cohort was exactly {plan.cohort:,} users drawn without replacement, but the epsilon assumes "
+                f"Each cohort was exactly {plan.cohort:,} users drawn without replacement, but an epsilon assumes "
                 "Poisson sampling; the two can differ widely (https://arxiv.org/abs/2405.20769). What is proved for "
                 f"this sampling is epsilon {rounded_up(proved)} when one user is replaced by "
                 "another (RDP). "
@@ -126,8 +127,8 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
                 severity,
                 "large delta",
                 f"users * delta = {rounded_up(users_times_delta)} is not small: {outcome}. "
-                f"--delta={rounded_up(SMALL_USERS_TIMES_DELTA / plan.num_users, 1)} would make it "
-                f"{SMALL_USERS_TIMES_DELTA:g}, for more noise.",
+                f"--delta={small_delta(plan.num_users, SMALL_USERS_TIMES_DELTA)} or less would make it small, for "
+                "more noise.",
             )
         )
     if plan.epsilon_at(rounds) > WEAK_EPSILON:
@@ -153,14 +154,25 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
 
 def _about_noise(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
     found = []
+    if run.drawn_by_tff:
+        found.append(
+            Caveat(
+                "critical",
+                "noise of TFF's runtime",
+                "TFF's worker process draws the noise from a generator that it seeds with 32 bits: whoever has the "
+                "models can try them all, and take the noise away. A run that was continued drew other noise for the "
+                "rounds since its checkpoint, which is counted once. For comparisons with TFF only; "
+                "--runtime=inprocess and ray draw the noise from a cipher with a key of 256 bits.",
+            )
+        )
     if run.noise_key is KeyState.PRESENT:
         found.append(
             Caveat(
                 "critical",
                 "noise key",
-                "Noise and cohorts follow from noise.key in the run's folder: whoever reads it can take the noise "
-                "away. It is deleted when the run is complete, unless --keep_noise_key is given; publish nothing of "
-                "this folder before.",
+                "Noise and cohorts (with --runtime=tff cohorts alone) follow from noise.key in the run's folder: "
+                "whoever reads it can take the noise away. It is deleted when the run is complete, unless "
+                "--keep_noise_key is given; publish nothing of this folder before.",
             )
         )
     if run.noise_key is KeyState.GIVEN:
@@ -169,17 +181,8 @@ def _about_noise(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
                 "critical",
                 "noise key file",
                 "Noise and cohorts follow from the file given as --noise_key_file, so that whoever has it can take the "
-                "noise away. Release one run of such a file only: repeated on another machine, its models differ by "
-                "more than rounding in the end, but their noise is the same.",
-            )
-        )
-    if run.drawn_by_tff:
-        found.append(
-            Caveat(
-                "medium",
-                "noise of TFF's runtime",
-                "The noise was drawn by TFF's worker process from a generator that is not cryptographic, seeded by the "
-                "operating system with 64 bits. --runtime=inprocess draws it from a cipher.",
+                "noise away. Release one run of such a file only: repeated on another machine, runtime or number of "
+                "workers, its models differ by more than rounding in the end, but their noise is the same.",
             )
         )
     if run.target_unclipped_quantile is not None and run.clipped_count_stddev is not None:
@@ -241,9 +244,10 @@ def _about_release(run: RunRecord) -> list[Caveat]:
     if run.restored_model:
         found.append(
             Caveat(
-                "medium",
+                "high",
                 "restored weights",
-                "Training started from other weights: the data that made them is not covered.",
+                "Training started from other weights: if users of this training took part in making those, epsilon "
+                "does not hold for them.",
             )
         )
     return found

@@ -58,6 +58,8 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
         "noise": _noise(plan, run),
         "clipping": _clipping(run),
         "noise_key": run.noise_key.value,
+        "noise_drawn_by": "TFF" if run.drawn_by_tff else "the noise key",
+        "restored_model": run.restored_model,
         "delta": plan.delta,
         "users_times_delta": plan.num_users * plan.delta,
         "target_epsilon": plan.target_epsilon,
@@ -133,6 +135,11 @@ def headline(statement: dict[str, Any]) -> str:
 
 
 def _secrecy(statement: dict[str, Any]) -> str:
+    if statement.get("noise_drawn_by") == "TFF":
+        return (
+            "WHAT FOLLOWS DOES NOT HOLD AGAINST SOMEBODY WHO LOOKS FOR THE NOISE: TFF's runtime draws it from a seed "
+            "of 32 bits, all of which can be tried."
+        )
     key = statement.get("noise_key", "--seed")
     if key == KeyState.DELETED.value:
         return ""
@@ -153,33 +160,47 @@ def _delta(statement: dict[str, Any]) -> str:
 
 def _claim(statement: dict[str, Any]) -> str:
     rounds, name = statement["rounds"], statement["accountant"]["name"]
-    spent = _claimed(statement["epsilon"]["completed"][name])
     done = f"{rounds['completed']:,} of {rounds['planned']:,} rounds"
-    guarantee = f"({spent}, {_claimed(statement['delta'])})-differential privacy"
+    spent = _spent(statement["epsilon"]["completed"][name])
+    guarantee = f"({spent}, {rounded_up(statement['delta'])})-differential privacy for one {statement['unit']}"
+    if statement["unit"] == ARTIFICIAL:
+        guarantee += ", who is NOT A PERSON (--iid)"
     provided = (
         "provided that only the models and clip norms of this run are released, and nothing else that its training "
         "users' photos went into: no training metrics, no cohorts, no other run"
     )
-    if statement["simulated_clients_per_round"] is not None:
-        return (
-            f"After {done}, a run with {statement['simulated_clients_per_round']:,} clients a round would have "
-            f"{guarantee} for a {statement['unit']}. THIS RUN DOES NOT: it simulates that noise with "
-            f"{statement['clients_per_round']:,} clients, and its own epsilon is {_claimed(statement['own_epsilon'])}, "
-            f"{provided}."
+    if statement.get("restored_model"):
+        provided += "; and that the weights it started from were made without these users' photos"
+    simulated = statement["simulated_clients_per_round"]
+    if not _is_fixed_size(statement):
+        imagined, holds = "", f"its own epsilon is {_spent(statement['own_epsilon'])}"
+    else:
+        imagined = ", drawn by Poisson sampling,"
+        holds = (
+            "for cohorts of fixed size, as its own, epsilon "
+            f"{_spent(statement['replace_one_epsilon'])} is proved (one user replaced by another)"
         )
-    if statement["replace_one_epsilon"] is not None:
+    if simulated is not None:
         return (
-            f"After {done} the models would have {guarantee} for a {statement['unit']} HAD cohorts been drawn by "
-            "Poisson sampling. They were of fixed size, for which epsilon "
-            f"{_claimed(statement['replace_one_epsilon'])} is proved (one user replaced by another), {provided}."
+            f"After {done}, a run with {simulated:,} clients a round{imagined} would have {guarantee}. THIS RUN DOES "
+            f"NOT: it simulates that noise with {statement['clients_per_round']:,} clients; {holds}, {provided}."
         )
-    person = ", who is NOT A PERSON (--iid)" if statement["unit"] == ARTIFICIAL else ""
-    return f"After {done} the models have {guarantee} for one {statement['unit']}{person}, {provided}."
+    if imagined:
+        return (
+            f"After {done} the models would have {guarantee}, HAD cohorts been drawn by Poisson sampling. THEY WERE "
+            f"NOT: {holds}, {provided}."
+        )
+    return f"After {done} the models have {guarantee}, {provided}."
+
+
+def _is_fixed_size(statement: dict[str, Any]) -> bool:
+    return bool(statement["sampling"]["used"] == _SAMPLING[Sampling.UNIFORM])
 
 
 def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
     """What the numbers are called and what they are, as text."""
     noise, clipping, epsilon = statement["noise"], statement["clipping"], statement["epsilon"]
+    is_simulated = statement["simulated_clients_per_round"] is not None
     return [
         ("unit of privacy", statement["unit"]),
         ("adjacency", statement["adjacency"]),
@@ -193,6 +214,8 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("rounds planned", _number(statement["rounds"]["planned"])),
         ("noise", noise["where"]),
         ("noise key", str(statement.get("noise_key", "-"))),
+        ("noise drawn by", str(statement.get("noise_drawn_by", "-"))),
+        ("started from other weights", "yes" if statement.get("restored_model") else "no"),
         ("noise multiplier, total", _number(noise["noise_multiplier"])),
         ("  given to the aggregator", _number(noise["run_noise_multiplier"])),
         ("  on the sum of updates", _number(noise["sum_noise_multiplier"])),
@@ -202,16 +225,19 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("target unclipped quantile", _number(clipping["target_unclipped_quantile"])),
         ("clip norm, least and most", f"{_number(clipping['least'])} and {_number(clipping['most'])}"),
         ("clip norm over the rounds", _path(clipping["clip_norms"])),
-        ("delta", _claimed(statement["delta"])),
-        ("users * delta", _claimed(statement["users"] * statement["delta"])),
+        ("delta", rounded_up(statement["delta"])),
+        ("users * delta", rounded_up(statement["users"] * statement["delta"])),
         ("accountant", f"{statement['accountant']['name']} ({statement['accountant']['library']})"),
         ("epsilon asked for", _number(statement["target_epsilon"])),
-        ("epsilon, rounds completed, PLD", _claimed(epsilon["completed"]["pld"])),
-        ("epsilon, rounds completed, RDP", _claimed(epsilon["completed"]["rdp"])),
-        ("epsilon, rounds planned, PLD", _claimed(epsilon["planned"]["pld"])),
-        ("epsilon, rounds planned, RDP", _claimed(epsilon["planned"]["rdp"])),
-        ("the run's own epsilon (simulated)", _claimed(statement["own_epsilon"])),
-        ("epsilon proved, one replaced, RDP", _claimed(statement["replace_one_epsilon"])),
+        ("epsilon, rounds completed, PLD", _spent(epsilon["completed"]["pld"])),
+        ("epsilon, rounds completed, RDP", _spent(epsilon["completed"]["rdp"])),
+        ("epsilon, rounds planned, PLD", _spent(epsilon["planned"]["pld"])),
+        ("epsilon, rounds planned, RDP", _spent(epsilon["planned"]["rdp"])),
+        ("the run's own epsilon (simulated)", _spent(statement["own_epsilon"]) if is_simulated else "-"),
+        (
+            "epsilon proved, one replaced, RDP",
+            _spent(statement["replace_one_epsilon"]) if _is_fixed_size(statement) else "-",
+        ),
     ]
 
 
@@ -231,8 +257,8 @@ def _number(value: float | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _claimed(value: float | None) -> str:
-    return "-" if value is None else rounded_up(value)
+def _spent(epsilon: float | None) -> str:
+    return "infinite (NO GUARANTEE)" if epsilon is None else rounded_up(epsilon)
 
 
 def _finite(value: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of `pairs`, for json's object_pairs_hook; BadJson if a key stands twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in value if keys.count(key) > 1)
+        counts = collections.Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise BadJson(f"the key {shown(twice)} stands twice in one object")
     return value
 

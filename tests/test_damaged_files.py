@@ -151,12 +151,12 @@ def _weights(folder: Path) -> Any:
 
 
 def _make_key(folder: Path) -> None:
-    key = key_of_run(folder, None, ["identity"], has_begun=False)
+    key = key_of_run(folder, None, ["identity"], "", has_begun=False)
     write_json(folder / "run.json", {"started": "now", "noise_key_sha256": key.sha256})
 
 
 def _noise(folder: Path) -> Any:
-    return key_of_run(folder, None, ["identity"], has_begun=True).stream("noise", 3).uint64(0, 4)
+    return key_of_run(folder, None, ["identity"], "", has_begun=True).stream("noise", 3).uint64(0, 4)
 
 
 SCORES = np.random.default_rng(0).random((40, 3), np.float32)

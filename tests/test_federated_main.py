@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from benchmark.checkpoint import Checkpoints
 from benchmark.gaussian_noise import standard_normals
-from benchmark.noise_key import NoiseKey, key_of_run
+from benchmark.noise_key import NoiseKey
 from benchmark.seeds import derive_seed
 from flair import example, tfrecord
 from flair.tfrecord_writer import write_tfrecords
@@ -194,8 +194,10 @@ def _kill_after(flags, run_dir, round_number, number):
     return process.returncode
 
 
-# Killed ten times: test_ten_kills_change_nothing.
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+# Killed ten times: test_ten_kills_change_nothing; by SIGTERM: test_a_private_run_draws_a_secret_key.
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_a_stopped_run_continues_to_the_same_result(folder, repeatable, finished, tmp_path, number, code):
     run_dir = tmp_path / "run"
     flags = (*_places(folder, tmp_path), *repeatable)
@@ -217,6 +219,11 @@ def test_ten_kills_change_nothing(folder, repeatable, tmp_path):
     _assert_same_run(broken / "run", unbroken / "run")
 
 
+def _key_in(run_dir):
+    path = run_dir / "noise.key"
+    return NoiseKey.read(path).derive("run", *path.read_text().split()[1:])
+
+
 def _every_byte(run_dir):
     return b"".join(path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file())
 
@@ -225,7 +232,7 @@ def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(fo
     flags, key = (*_places(folder, tmp_path), *PRIVATE), tmp_path / "run" / "noise.key"
     assert _kill_after(flags, tmp_path / "run", 1, signal.SIGTERM) == 143
     assert key.stat().st_mode & 0o777 == 0o600
-    run_key = key_of_run(tmp_path / "run", None, [], True)
+    run_key = _key_in(tmp_path / "run")
     secrets = [bytes.fromhex(text) for text in (NoiseKey.read(key).hex(), run_key.hex())]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["noise_key_sha256"] == run_key.sha256
     statement = " ".join((tmp_path / "run" / "privacy.txt").read_text().split())
@@ -286,7 +293,7 @@ def test_the_noise_of_a_published_run_cannot_be_taken_away_but_by_who_has_its_ke
     given = tmp_path / "given" / "run"
     _run(*_places(folder, given.parent), *SMALL, *ONLY_NOISE, repeatable[-1], "--keep_noise_key")
     noise = _noise_of_last_round(given)
-    key = key_of_run(given, None, [], True)
+    key = _key_in(given)
     predicted = standard_normals(key.stream("noise", 2), len(noise))
     # Number by number the same; the aggregator draws for one tensor after the other, in an order of its own.
     np.testing.assert_allclose(np.sort(noise), np.sort(predicted / predicted.std()), atol=1e-3)
@@ -416,11 +423,10 @@ def test_federated_evaluation_scores_every_test_client(folder, miniature, tmp_pa
         assert summary["clients"][f"{name}_local_training"]["count"] == sum(count > 1 for count in photos.values())
 
 
-def test_a_run_that_starts_over_leaves_no_old_statement(folder, tmp_path):
-    few = (*SMALL, "--total_rounds=1", *_places(folder, tmp_path))
-    _run(*few, "--epsilon=8")
+def test_a_run_that_starts_over_leaves_no_old_statement(folder, finished, tmp_path):
+    shutil.copytree(finished[1], tmp_path / "run")
     assert (tmp_path / "run" / "privacy.txt").is_file()
-    _run(*few, "--overwrite")
+    _run(*_places(folder, tmp_path), *SMALL, "--total_rounds=1", "--overwrite")
     assert not list((tmp_path / "run").glob("privacy.*"))
 
 
@@ -443,13 +449,15 @@ def test_the_statement_says_what_the_flags_asked_for(folder, tmp_path):
     assert "simulated cohort of 10" in done.stdout
 
 
-def test_a_run_is_not_continued_on_other_data(folder, tmp_path):
-    copied = tmp_path / "records"
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_run_is_not_continued_on_other_data(folder, repeatable, finished, tmp_path, complete):
+    copied, run_dir = tmp_path / "records", tmp_path / "run"
     shutil.copytree(folder, copied, symlinks=True)
-    flags = (*_places(copied, tmp_path), *PRIVATE, "--total_rounds=40")
-    assert _kill_after(flags, tmp_path / "run", 2, signal.SIGTERM) == 143
+    shutil.copytree(finished[1], run_dir)
+    if not complete:
+        (run_dir / "summary.json").unlink()
     sorted((copied / "train").iterdir())[0].unlink()
-    assert "other data" in _refused(*flags)
+    assert "other data" in _refused(*_places(copied, tmp_path), *repeatable)
 
 
 def test_a_photo_that_cannot_be_decoded_is_named(folder, tmp_path):

@@ -27,7 +27,7 @@ def _describe(folder, key):
 
 def test_a_new_run_draws_a_key_of_the_operating_system_for_its_owner_alone(tmp_path):
     os.umask(0o022)
-    first, second = (key_of_run(tmp_path / name, None, ["same"], False) for name in "ab")
+    first, second = (key_of_run(tmp_path / name, None, ["same"], "", False) for name in "ab")
     assert first.sha256 != second.sha256
     path = tmp_path / "a" / noise_key.KEY_FILE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -38,31 +38,35 @@ def test_a_new_run_draws_a_key_of_the_operating_system_for_its_owner_alone(tmp_p
 
 def test_runs_of_one_key_file_share_a_key_only_if_they_are_the_same_run(tmp_path, given):
     """Two models with the same noise differ by clean updates."""
-    same, again, other = (
-        key_of_run(tmp_path / name, given, [identity], False).sha256 for name, identity in ("ax", "bx", "cy")
+    same, again, other, elsewhere = (
+        key_of_run(tmp_path / name, given, [settings], content, False).sha256
+        for name, settings, content in ("axp", "bxp", "cyp", "dxq")
     )
-    assert same == again != other
+    assert same == again
+    assert len({same, other, elsewhere}) == 3
 
 
 def test_a_kept_key_repeats_its_run(tmp_path):
-    key = key_of_run(tmp_path / "a", None, ["run"], False)
+    key = key_of_run(tmp_path / "a", None, ["run"], "", False)
     kept = str(tmp_path / "a" / noise_key.KEY_FILE)
-    assert key_of_run(tmp_path / "b", kept, ["run"], False).sha256 == key.sha256
+    assert key_of_run(tmp_path / "b", kept, ["run"], "", False).sha256 == key.sha256
 
 
 def test_a_run_that_has_begun_keeps_its_key_and_a_new_one_takes_none_over(tmp_path):
-    key = key_of_run(tmp_path, None, ["run"], False)
+    key = key_of_run(tmp_path, None, ["run"], "", False)
     _describe(tmp_path, key)
-    assert key_of_run(tmp_path, None, ["whatever"], True).sha256 == key.sha256
-    assert key_of_run(tmp_path, None, ["run"], False).sha256 != key.sha256
+    assert key_of_run(tmp_path, None, ["run"], "", True).sha256 == key.sha256
+    with pytest.raises(FlairError, match="with other settings"):
+        key_of_run(tmp_path, None, ["another"], "", True)
+    assert key_of_run(tmp_path, None, ["run"], "", False).sha256 != key.sha256
 
 
 def test_a_run_whose_key_is_gone_draws_nothing_more(tmp_path):
-    key = key_of_run(tmp_path, None, ["run"], False)
+    key = key_of_run(tmp_path, None, ["run"], "", False)
     _describe(tmp_path, key)
     forget_key(tmp_path)
     forget_key(tmp_path)
-    lost = key_of_run(tmp_path, None, ["run"], True)
+    lost = key_of_run(tmp_path, None, ["run"], "", True)
     assert lost.sha256 == key.sha256  # for run.json, when nothing is left but to evaluate
     with pytest.raises(FlairError, match=r"noise\.key: no such file.*--overwrite"):
         lost.stream("noise", 3)
@@ -70,10 +74,31 @@ def test_a_run_whose_key_is_gone_draws_nothing_more(tmp_path):
 
 
 def test_the_key_of_another_run_is_refused(tmp_path):
-    _describe(tmp_path, key_of_run(tmp_path, None, ["run"], False))
+    _describe(tmp_path, key_of_run(tmp_path, None, ["run"], "", False))
     (tmp_path / noise_key.KEY_FILE).write_text("ab" * 32)
     with pytest.raises(FlairError, match="another run"):
-        key_of_run(tmp_path, None, ["run"], True)
+        key_of_run(tmp_path, None, ["run"], "", True)
+
+
+@pytest.mark.parametrize("described", [None, {"started": "now"}, {"started": "now", "noise_key_sha256": ""}])
+def test_a_run_of_an_older_version_whose_noise_followed_from_its_seed_is_not_finished(tmp_path, described):
+    """It had no key that could be missing, and its statement said that the key was deleted."""
+    if described is not None:
+        (tmp_path / "run.json").write_text(json.dumps(described))
+    with pytest.raises(FlairError, match=r"run\.json: names no noise key; an older version"):
+        key_of_run(tmp_path, None, ["run"], "", True)
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_key_is_no_link_whose_target_would_stay(tmp_path, has_begun):
+    key = key_of_run(tmp_path, None, ["run"], "", False)
+    _describe(tmp_path, key)
+    path = tmp_path / noise_key.KEY_FILE
+    path.symlink_to(path.rename(tmp_path / "elsewhere"))
+    with pytest.raises(FlairError, match=r"noise\.key: is a link"):
+        key_of_run(tmp_path, None, ["run"], "", has_begun)
+    forget_key(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from benchmark.privacy import Mechanism, Sampling, clipped_count_stddev, make_plan
-from benchmark.privacy_caveats import KeyState, RunRecord, caveats
+from benchmark.privacy_accounting import replace_one_epsilon, rounded_up, small_delta
+from benchmark.privacy_caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
 from benchmark.privacy_statement import headline, make_statement, statement_text, write_statement
 
 SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
@@ -36,6 +37,7 @@ def plans():
         "published": make_plan(**SMALL, epsilon=4.0, published_noise=True),
         "fixed cohort": make_plan(**SMALL, noise_multiplier=9.0, sampling=Sampling.FIXED),
         "tree": make_plan(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE),
+        "simulated uniform": make_plan(**SMALL, epsilon=4.0, simulated_cohort=100, sampling=Sampling.UNIFORM),
         "weak": make_plan(**SMALL, noise_multiplier=0.4),
         "large delta": make_plan(**SMALL, epsilon=4.0, delta=0.01),
         "small delta": make_plan(**SMALL, epsilon=4.0, delta=1e-6),
@@ -92,7 +94,11 @@ def test_statement_has_every_fact_of_the_run(plans):
 
 
 @pytest.mark.parametrize(
-    "name", ["poisson", "uniform", "simulated", "published", "fixed cohort", "tree", "weak", "large delta"]
+    "name",
+    [
+        *("poisson", "uniform", "simulated", "simulated uniform", "published", "fixed cohort", "tree", "weak"),
+        "large delta",
+    ],
 )
 def test_text_has_every_number_and_every_caveat_of_the_json(plans, name):
     plan = plans[name]
@@ -204,9 +210,46 @@ def test_a_claim_is_rounded_up():
     assert "(2.001, 8.403e-06)-differential privacy" in " ".join(text.split())
 
 
-def test_artificial_users_are_said_to_be_no_persons_in_the_claim_itself(plans):
-    statement = make_statement(plans["poisson"], _adaptive(plans["poisson"], artificial_users=True))
-    assert "NOT A PERSON" in headline(statement)
+@pytest.mark.parametrize("name", ["poisson", "uniform", "simulated", "simulated uniform"])
+def test_what_makes_the_claim_false_is_said_in_the_claim_itself(plans, name):
+    said = headline(make_statement(plans[name], _adaptive(plans[name], artificial_users=True, restored_model=True)))
+    assert "for one artificial user, who is NOT A PERSON (--iid)" in said
+    assert "and that the weights it started from were made without these users' photos" in said
+    plain = headline(make_statement(plans[name], _adaptive(plans[name])))
+    assert "for one user" in plain and "PERSON" not in plain and "weights" not in plain
+
+
+def test_noise_of_tff_is_said_to_be_guessable_before_anything_else(plans):
+    """TensorFlow seeds its generator with 32 bits, for all rounds of a process; the claim had no condition."""
+    for key in KeyState:
+        record = _adaptive(plans["poisson"], noise_key=key, drawn_by_tff=True)
+        statement = make_statement(plans["poisson"], record)
+        assert headline(statement).startswith("WHAT FOLLOWS DOES NOT HOLD AGAINST SOMEBODY WHO LOOKS FOR THE NOISE")
+        assert statement["noise_drawn_by"] == "TFF"
+        assert statement["caveats"][0]["severity"] == "critical"
+
+
+def test_what_is_proved_of_a_simulated_run_with_fixed_cohorts_is_about_the_run_itself(plans):
+    """The number was that of the imagined cohort, 10.86 where 876 is proved at FLAIR's setting."""
+    plan = make_plan(
+        num_users=41_131,
+        cohort=200,
+        total_rounds=5000,
+        epsilon=2.0,
+        simulated_cohort=5000,
+        sampling=Sampling.UNIFORM,
+    )
+    proved = replace_one_epsilon(plan.run_noise_multiplier, 41_131, 200, 5000, plan.delta)
+    assert plan.replace_one_epsilon_at(5000) == proved > 800
+    said = headline(make_statement(plan, RunRecord(5000, [0.1])))
+    assert "THIS RUN DOES NOT" in said and f"epsilon {rounded_up(proved)} is proved" in said
+    assert "its own epsilon is" not in said
+
+
+@pytest.mark.parametrize("num_users", [2, 99, 300, 41_131, 1_000_003])
+def test_the_delta_that_is_advised_is_small(num_users):
+    text = small_delta(num_users, SMALL_USERS_TIMES_DELTA)
+    assert 0.004 < float(text) * num_users <= SMALL_USERS_TIMES_DELTA
 
 
 def test_tree_statement_is_about_zeroing_out(plans):
@@ -234,6 +277,7 @@ def test_an_infinite_epsilon_is_null():
     statement = make_statement(plan, RunRecord(30, CLIPS))
     assert statement["epsilon"]["planned"]["pld"] is None
     assert statement["epsilon"]["planned"]["rdp"] > 0
+    assert "the models have (infinite (NO GUARANTEE), 1e-18)-differential privacy" in headline(statement)
     json.dumps(statement, allow_nan=False)
 
 
