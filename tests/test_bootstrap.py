@@ -10,7 +10,15 @@ from scipy import stats
 from sklearn.metrics import average_precision_score
 
 from benchmark import score_histogram, scored_photos
-from benchmark.bootstrap import FEW_USERS, FEW_USERS_WARNING, UserBootstrap, clopper_pearson, interval
+from benchmark.bootstrap import (
+    FEW_USERS,
+    FEW_USERS_WARNING,
+    RARE_LABEL_USERS,
+    RARE_LABEL_WARNING,
+    UserBootstrap,
+    clopper_pearson,
+    interval,
+)
 from benchmark.scored_photos import ScoredPhotos
 
 
@@ -168,13 +176,14 @@ def test_equal_arguments_give_equal_resamples():
 
 
 SHARES = np.geomspace(0.4, 0.01, 17)
+RARE_SHARES = np.geomspace(0.4, 0.001, 17)
 
 
-def _population(random, num_users):
+def _population(random, num_users, shares=SHARES):
     """Users of some photos each, their labels more alike than others', and scores of a fair model."""
     user = np.repeat(np.arange(num_users), np.minimum(1 + random.geometric(0.2, num_users), 60))
     taste = random.normal(0, 1.5, (num_users, 17))[user]
-    chance = 1 / (1 + np.exp(-(taste + np.log(SHARES / (1 - SHARES)) - 0.6)))
+    chance = 1 / (1 + np.exp(-(taste + np.log(shares / (1 - shares)) - 0.6)))
     labels = (random.random(taste.shape) < chance).astype(float)
     return user, labels, 1.2 * labels + 0.5 * taste + random.normal(0, 1, labels.shape)
 
@@ -211,3 +220,30 @@ def test_coverage_at_few_users_is_what_the_warning_says(capsys):
             print(f"{num_users} users: coverage {inside / 200:.3f}")
         assert inside / 200 == pytest.approx(stated, abs=0.03)
         assert num_users < FEW_USERS and f"{stated:.0%} at {num_users}" in FEW_USERS_WARNING
+
+
+@pytest.mark.long
+def test_coverage_of_rare_labels_is_what_the_warning_says(capsys):
+    """The same at 60 users where half of the labels are rare; one that no photo has counts 0, as in the toolkit."""
+    random, num_users, trials = np.random.default_rng(0), 60, 200
+    _, labels, scores = _population(random, 60_000, RARE_SHARES)
+    truth = _average_precisions(labels, scores, np.ones((len(labels), 1)))[:, 0]
+    of_labels, of_mean = [], []
+    for trial in range(trials):
+        user, labels, scores = _population(random, num_users, RARE_SHARES)
+        sample = _average_precisions(labels, scores, np.ones((len(labels), 1)))
+        weights = UserBootstrap(num_users, 300, trial).weights[user].astype(float)
+        replicates = _average_precisions(labels, scores, weights)
+        for column, (single, exact) in enumerate(zip(replicates, truth, strict=True)):
+            if 1 < len(np.unique(user[labels[:, column] > 0])) < RARE_LABEL_USERS:
+                low, high = interval(single, num_users, float(sample[column, 0]))
+                of_labels.append(low <= exact <= high)
+        means = np.nan_to_num(np.where(np.isnan(replicates), sample, replicates)).mean(0)
+        low, high = interval(means, num_users, float(np.nan_to_num(sample).mean()))
+        of_mean.append(low <= truth.mean() <= high)
+    coverage, coverage_of_mean = np.mean(of_labels), np.mean(of_mean)
+    with capsys.disabled():
+        print(f"labels of fewer than {RARE_LABEL_USERS} users: coverage {coverage:.3f}, macro {coverage_of_mean:.3f}")
+    assert coverage == pytest.approx(0.85, abs=0.03)
+    assert coverage_of_mean == pytest.approx(0.76, abs=0.06)
+    assert "covered 85%" in RARE_LABEL_WARNING and "over many, 76%" in RARE_LABEL_WARNING

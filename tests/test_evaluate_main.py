@@ -18,6 +18,7 @@ import tensorflow as tf
 from sklearn import metrics as sklearn_metrics
 
 from benchmark import flair_model, saved_model
+from benchmark.bootstrap import FEW_USERS_WARNING, RARE_LABEL_USERS, RARE_LABEL_WARNING
 from benchmark.predictions import PredictionWriter, compare, open_predictions
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
@@ -125,6 +126,17 @@ def test_metrics_are_scikit_learns_on_the_saved_predictions(evaluated):
             table = _result(content, model, partition)["per_label"]
             assert [row["exact_average_precision"] for row in table] == pytest.approx(exact, abs=1e-6)
             assert [row["photos"] for row in table] == labels.sum(axis=0).tolist()
+
+
+def test_intervals_of_few_users_and_rare_labels_come_with_how_narrow_they_are(evaluated):
+    _, content, printed, _, _ = evaluated
+    for one in content["partitions"]:
+        assert f"{one['name']}: {one['users']:,} users are few: {FEW_USERS_WARNING}" in printed
+        table = _result(content, "trained", one["name"])["per_label"]
+        rare = [row["label"] for row in table if 0 < row["users"] < RARE_LABEL_USERS]
+        assert rare  # of 40 users in all
+        said = f"{one['name']}: {len(rare)} labels of fewer than {RARE_LABEL_USERS} users ({', '.join(rare[:5])}"
+        assert said in printed and RARE_LABEL_WARNING in printed
 
 
 def test_point_estimates_are_those_training_printed(evaluated):
