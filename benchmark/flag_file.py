@@ -9,6 +9,8 @@ from flair import text_file
 from flair.errors import FlairError
 
 _NAMES = ("--flagfile", "-flagfile")
+_MOST_WITHIN = 20
+_MOST_FLAGS = 10_000
 _COMMENTS = ("#", "//")
 
 
@@ -36,12 +38,16 @@ def _expand(arguments: list[str], within: tuple[str, ...]) -> list[str]:
         path = os.path.expanduser((value if equals else arguments.pop(0)).strip())
         if path:
             expanded += _expand(_lines(path, within), (*within, path))
+            if len(expanded) > _MOST_FLAGS:
+                raise FlairError(f"--flagfile={path}: and what it names hold more than {_MOST_FLAGS:,} flags")
     return expanded
 
 
 def _lines(path: str, within: tuple[str, ...]) -> list[str]:
     if path in within:
         raise FlairError(f"--flagfile={path}: names itself; expected every file once")
+    if len(within) == _MOST_WITHIN:
+        raise FlairError(f"--flagfile={path}: is named by {len(within)} files, each by the next; put all into one file")
     try:
         text = text_file.read(path)
     except text_file.NotText as error:

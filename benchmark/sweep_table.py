@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from benchmark.json_shape import NUMBER
 from benchmark.privacy_accounting import rounded_up
@@ -112,7 +113,8 @@ def _numbers(path: Path) -> dict[str, float]:
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    with np.errstate(all="ignore"):  # an epsilon may be infinite
+        return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def _is_shown(name: str) -> bool:

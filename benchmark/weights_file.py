@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from benchmark.saved_model import FACTS_ATTRIBUTE
-from flair import hdf5_object, json_text, regular_file
+from flair import global_heap, hdf5_object, json_text
 from flair.errors import FlairError
 from flair.hdf5_object import BadObject, printable
 
@@ -30,6 +30,7 @@ CHECKSUM = "crc32c"  # among the facts
 # What Keras calls the weights of layers such as ours: a weight of such a name is never taken for another one.
 _KERAS_NAMES = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
 _NAMES_SHOWN = 6
+_BYTES_OF_ATTRIBUTES = 1 << 26
 
 
 class Fit(NamedTuple):
@@ -58,12 +59,11 @@ class WeightsFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            # The library would wait for a pipe without an end.
-            regular_file.open_file(path).close()
-        except FileNotFoundError:
-            raise FlairError(f"{path}: no such file; expected a Keras .h5 file") from None
         with self._guarded():
+            try:
+                global_heap.check_collections(self.path, _BYTES_OF_ATTRIBUTES)
+            except FileNotFoundError:
+                raise FlairError(f"{path}: no such file; expected a Keras .h5 file") from None
             # A file appears whole, so that a lock adds nothing; some file systems have none.
             self._file = h5py.File(path, "r", locking=False)
         try:
@@ -175,7 +175,8 @@ def seal(path: str | Path, facts: Mapping[str, Any]) -> None:
     with h5py.File(path, "r+") as file:
         layers = {name: _listed(hdf5_object.group(file, name), "weight_names") for name in _listed(file, "layer_names")}
         checksum = _checksum(file, file, layers, facts)
-        file.attrs[FACTS_ATTRIBUTE] = json.dumps({**facts, CHECKSUM: checksum})
+        # Of fixed length, so that it is no part of a heap, which damage may reach without touching it.
+        file.attrs[FACTS_ATTRIBUTE] = np.bytes_(json.dumps({**facts, CHECKSUM: checksum}).encode())
 
 
 def _match(stored: Sequence[str], wanted: Sequence[str]) -> dict[str, str] | Misfit:
@@ -223,11 +224,15 @@ def _facts(file: h5py.File) -> dict[str, Any]:
 
 def _checksum(file: h5py.File, root: h5py.Group, layers: Mapping[str, Sequence[str]], facts: Mapping[str, Any]) -> int:
     """CRC-32C over the facts and every weight with its names, type and shape."""
-    most_bytes = Path(file.filename).stat().st_size
+    left = Path(file.filename).stat().st_size  # several names may lead to one array
     crc: int = google_crc32c.value(json.dumps(facts, sort_keys=True).encode())
     for layer, paths in layers.items():
         for path in paths:
-            array = hdf5_object.stored(hdf5_object.group(root, layer), path, most_bytes)[()]
+            dataset = hdf5_object.stored(hdf5_object.group(root, layer), path, left)
+            if dataset.dtype.kind not in "fiub":
+                raise BadObject(f"{printable(path)} holds {dataset.dtype}, not numbers")
+            array = dataset[()]
+            left -= array.nbytes
             about = json.dumps([layer, path, str(array.dtype), array.shape]).encode()
             crc = google_crc32c.extend(google_crc32c.extend(crc, about), array.tobytes())
     return int(crc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,7 @@ def draw_table(
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Writes the figure as PNG, whole or not at all."""
-    with atomic.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of characters that no font has, or labels that leave no room
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
     return Path(path)

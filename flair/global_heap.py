@@ -7,9 +7,11 @@ Global Heap" and "VIII.B. Reference Encoding / variable-length", https://support
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from flair import regular_file
@@ -22,7 +24,6 @@ _REFERENCE = struct.Struct("<IQI")  # number of elements, address of the collect
 _MIN_COLLECTION_BYTES = 4096  # H5HG_MINSIZE
 REFERENCE_BYTES = _REFERENCE.size
 _SUPERBLOCK_VERSION_OFFSET = 8
-_BYTES_CHECKED = 1 << 26
 _END_OF_FILE_OFFSET = 40  # in a superblock of version 0 with 8-byte offsets and lengths
 
 
@@ -57,36 +58,64 @@ def set_end_of_file(descriptor: int, end: int) -> None:
     os.pwrite(descriptor, struct.pack("<Q", end), _END_OF_FILE_OFFSET)
 
 
-def check_first_collections(path: Path) -> None:
-    """Refuses damaged collections in the first 64 MB of an HDF5 file, where it keeps its attributes.
+class DamagedHeap(ValueError):
+    """A collection on which the HDF5 library would go round for ever, and nothing could interrupt it."""
 
-    At an object without an index and a size the HDF5 library goes round for ever, and nothing can interrupt it.
+
+def check_collections(path: Path, most_bytes: int) -> int:
+    """Looks at the collections in the first `most_bytes` of a file, where attributes keep texts; their largest object.
 
     Raises:
-      FlairError: an object of a collection has such a size, or ends outside of it.
+      DamagedHeap: an object of a collection has no index and no size, or ends outside of it.
+      FlairError, OSError: as of `regular_file.open_file`.
     """
+    largest = 0
+    with _mapped(path) as data:
+        start = data.find(_BEGINNING, 0, most_bytes)
+        while start >= 0:
+            end, size = _check_collection(data, start)
+            largest = max(largest, size)
+            start = data.find(_BEGINNING, end, most_bytes)  # not inside of it: a photo may look like another one
+    return largest
+
+
+def check_references(path: Path, place: int, count: int) -> None:
+    """Looks at the collections that `count` references at `place` lead to; errors as of `check_collections`."""
+    with _mapped(path) as data:
+        if not data or place + count * _REFERENCE.size > len(data):
+            return
+        addresses = {address for _, address, _ in _REFERENCE.iter_unpack(data[place : place + count * _REFERENCE.size])}
+        for address in addresses:
+            if data[address : address + len(_BEGINNING)] == _BEGINNING:  # the library itself refuses any other
+                _check_collection(data, address)
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
+    """The bytes of a file, none where its addresses have another size than 8 bytes."""
     with regular_file.open_file(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
+            yield b""
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if (
-                data[_SUPERBLOCK_VERSION_OFFSET : _SUPERBLOCK_VERSION_OFFSET + 1] == b"\0"
-                and data[13:15] != b"\x08\x08"
-            ):
-                return  # of another writer, with other sizes of addresses
-            start = data.find(_BEGINNING, 0, _BYTES_CHECKED)
-            while start >= 0:
-                _check_collection(data, start, path)
-                start = data.find(_BEGINNING, start + _COLLECTION.size, _BYTES_CHECKED)
+            version = data[_SUPERBLOCK_VERSION_OFFSET : _SUPERBLOCK_VERSION_OFFSET + 1]
+            sizes = data[13:15] if version in (b"\0", b"\1") else data[9:11]
+            yield data if sizes == b"\x08\x08" else b""
 
 
-def _check_collection(data: mmap.mmap, start: int, path: Path) -> None:
+def _check_collection(data: mmap.mmap | bytes, start: int) -> tuple[int, int]:
+    """Where a collection ends, if it does, and its largest object."""
     place = start + _COLLECTION.size
     if place > len(data):
-        return
+        return place, 0
     end = start + _COLLECTION.unpack_from(data, start)[2]
-    while place + _OBJECT.size <= end <= len(data):
+    if not place <= end <= len(data):
+        return place, 0
+    largest = 0
+    while place + _OBJECT.size <= end:
         index, _, size = _OBJECT.unpack_from(data, place)
         place += size if index == 0 else _OBJECT.size + -(-size // 8) * 8
         if (index == 0 and size < _OBJECT.size) or place > end:
-            raise FlairError(f"{path}: is damaged in the heap at byte {start:,}; prepare it again")
+            raise DamagedHeap(f"its heap is damaged at byte {start:,}")
+        largest = max(largest, size)
+    return end, largest

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import zlib
+from pathlib import Path
 from typing import Any
 
 import h5py
+
+from flair import global_heap
 
 # What h5py raises for damaged files, depending on where the damage is.
 LIBRARY_ERRORS = (
@@ -24,7 +27,10 @@ LIBRARY_ERRORS = (
     ValueError,
 )
 MOST_ATTRIBUTE_BYTES = 1 << 24
+_MOST_REFERENCED_BYTES = 1 << 28
+_MOST_PATH_CHARACTERS = 1 << 10
 _MOST_CHUNK_BYTES = 1 << 26
+_MOST_CHARACTERS_SHOWN = 200
 _SMALL_CHUNK_BYTES = 1 << 20  # the largest that h5py chooses by itself, also for a small dataset that can grow
 _DEFLATE = h5py.h5z.FILTER_DEFLATE
 _FILTERS = (_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
@@ -41,6 +47,8 @@ def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
     Raises:
       BadObject: it is not there, or the way leads over a link that could leave the file.
     """
+    if len(path) > _MOST_PATH_CHARACTERS:
+        raise BadObject(f"it has no {printable(path)}")
     item = parent
     for part in path.split("/"):
         if not isinstance(item, h5py.Group) or part in ("", ".") or "\0" in part or not has(item, part):
@@ -104,12 +112,13 @@ def texts(item: h5py.HLObject, name: str) -> list[str] | None:
 
 
 def printable(name: str) -> str:
-    """A name on one line, whatever characters somebody has put into it.
+    """A name on one line, whatever characters somebody has put into it, cut where it is long.
 
     >>> printable("näme\\n\\x1b[2J")
     'näme\\\\n\\\\x1b[2J'
     """
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+    shown = name if len(name) <= _MOST_CHARACTERS_SHOWN else f"{name[:_MOST_CHARACTERS_SHOWN]}..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
 
 
 def _link_name(name: str) -> bytes:
@@ -122,6 +131,11 @@ def _attribute(item: h5py.HLObject, name: str) -> Any:
     attribute = item.attrs.get_id(name)
     if attribute.shape is None or math.prod(attribute.shape) * attribute.get_type().get_size() > MOST_ATTRIBUTE_BYTES:
         raise BadObject(f"its attribute {name} is empty or larger than {MOST_ATTRIBUTE_BYTES:,} bytes")
+    count = math.prod(attribute.shape)
+    if count > 1 and attribute.dtype.kind == "O":  # texts of any length, all of which may lie in one place of the file
+        path = Path(item.file.filename)
+        if count * global_heap.check_collections(path, path.stat().st_size) > _MOST_REFERENCED_BYTES:
+            raise BadObject(f"its attribute {name} has {count:,} texts, which may be larger than the memory")
     return item.attrs[name]
 
 
@@ -150,8 +164,12 @@ def _check_storage(item: h5py.Dataset, most_bytes: int | None) -> None:
     else:
         # Of values of any length the file keeps references, whose size differs from that in memory.
         size = item.id.get_storage_size()
-        if size != declared and not (item.dtype.kind == "O" and size > 0):
+        is_referenced = item.dtype.kind == "O" and size > 0
+        if size != declared and not is_referenced:
             raise BadObject("was not written whole")
+        if is_referenced and layout == h5py.h5d.CONTIGUOUS:
+            count = size // global_heap.REFERENCE_BYTES
+            global_heap.check_references(Path(item.file.filename), item.id.get_offset(), count)
 
 
 def _check_chunks(item: h5py.Dataset, properties: h5py.h5p.PropDCID, declared: int, item_bytes: int) -> None:

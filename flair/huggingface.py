@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flair import atomic, catalog, threads, transfer
+from flair import atomic, catalog, checked_json, threads, transfer
 from flair.client import Client, NotThere, RangeIgnored
 from flair.errors import FlairError
 from flair.metadata import Record, check_id, record_to_json
@@ -111,26 +111,34 @@ def write_metadata(
 
     def extract(shard: Archive) -> None:
         records = records_dir / shard.name
-        if records.exists():
+        if _records_text(records) is not None:
             return
-        with (
-            _open_shard(client, shard, work) as file,
-            atomic.replacing(records) as temporary,
-            open(temporary, "w", encoding="utf-8") as output,
-        ):
-            for record in read_records(file, shard.name):
-                item = json.dumps(record_to_json(record), indent=4, ensure_ascii=False)
-                output.write(textwrap.indent(item, "    ") + ",\n")
+        with _open_shard(client, shard, work) as file:
+            items = (
+                json.dumps(record_to_json(record), indent=4, ensure_ascii=False)
+                for record in read_records(file, shard.name)
+            )
+            checked_json.write(records, {"text": "".join(textwrap.indent(item, "    ") + ",\n" for item in items)})
 
     for shard, error in threads.run(extract, shards, num_workers, stop):
         raise FlairError(f"{catalog.METADATA_FILE}: cannot read the labels of {shard.name}: {error}") from None
     with atomic.replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as output:
         output.write("[\n")
         for shard in shards:
-            text = (records_dir / shard.name).read_text(encoding="utf-8")
+            text = _records_text(records_dir / shard.name)
+            if text is None:
+                raise FlairError(f"{records_dir / shard.name}: is damaged; run the same command again")
             output.write(text.removesuffix(",\n") + "\n" if shard is shards[-1] else text)
         output.write("]\n")
     shutil.rmtree(records_dir)
+
+
+def _records_text(path: Path) -> str | None:
+    """The records of a shard as an earlier run has left them; None where they are not there, or damaged."""
+    try:
+        return str(checked_json.read(path)["text"])
+    except (FileNotFoundError, KeyError, checked_json.DamagedIndex):
+        return None
 
 
 def read_records(file: io.RawIOBase | io.BufferedReader, name: str) -> Iterator[Record]:

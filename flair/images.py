@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,8 @@ from flair.metadata import Record
 PIXELS_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 PIXELS_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 MAX_JPEG_BYTES = 4 * 1024 * 1024  # FLAIR's photos have 3 to 22 KB; uncompressed they have 192 KiB
+# Of Pillow's about metadata beside the picture, on a photo that it does not name.
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 CONVERTED_QUALITY = 95  # of a grayscale photo stored as an RGB JPEG
 
 
@@ -122,10 +125,15 @@ def is_stored_as(data: bytes, dataset_dir: str | Path, record: Record) -> bool:
     return data == _read(path, _where(path, record)) or data == read_jpeg(dataset_dir, record).data
 
 
+def stored_size(dataset_dir: str | Path, record: Record) -> int:
+    """Bytes of the file, others than of `read_jpeg` where that converts the photo; MissingPhoto as `total_size`."""
+    path = _path(dataset_dir, record)
+    return _size(path, _where(path, record))
+
+
 def total_size(dataset_dir: str | Path, records: Iterable[Record]) -> int:
     """Bytes of all photos of `records`; raises MissingPhoto for the first that is not there."""
-    paths = ((_path(dataset_dir, record), record) for record in records)
-    return sum(_size(path, _where(path, record)) for path, record in paths)
+    return sum(stored_size(dataset_dir, record) for record in records)
 
 
 def _path(dataset_dir: str | Path, record: Record) -> str:

@@ -10,6 +10,7 @@ _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # lossless, hierarchical, arithmetic
 _RESTARTS = range(0xD0, 0xD8)
 _WITHOUT_LENGTH = (0x01, _SOI, *_RESTARTS)
+_MOST_SCANS = 500  # a few hours could pass over hundreds of thousands; a progressive photo has some ten
 _FILLED = re.compile(rb"\xff+([^\xff])")  # any number of ones may stand before a marker
 
 
@@ -107,7 +108,9 @@ def read_markers(data: bytes) -> Markers:
             elif marker == _SOS:
                 if frame is None:
                     raise BadJpeg("is damaged: it has a scan before its frame")
-                intervals = _intervals(data, position)
+                if len(scans) == _MOST_SCANS:
+                    raise BadJpeg(f"has more than {_MOST_SCANS} scans, far more than a photo needs")
+                intervals = _intervals(data, position, may_be_last=not scans)
                 scans.append(_scan(content, frame, tables, restart_interval, intervals))
                 position = intervals[-1][1]
         except IndexError:
@@ -159,8 +162,8 @@ def _scan(
     )
 
 
-def _intervals(data: bytes, begin: int) -> tuple[tuple[int, int], ...]:
-    end = data.find(b"\xff\xd9", begin)
+def _intervals(data: bytes, begin: int, may_be_last: bool) -> tuple[tuple[int, int], ...]:
+    end = data.find(b"\xff\xd9", begin) if may_be_last else -1
     if end >= 0 and data.count(b"\xff", begin, end) == data.count(b"\xff\x00", begin, end):
         return ((begin, end),)  # as most files are; what follows does the same, more slowly
     intervals: list[tuple[int, int]] = []

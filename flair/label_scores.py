@@ -83,8 +83,10 @@ def _from_json(text: str) -> Iterator[tuple[str, str, Any]]:
 
 
 def _from_csv(text: str) -> Iterator[tuple[str, str, Any]]:
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(io.StringIO(text), strict=True)
     names = reader.fieldnames or []
+    if len(set(names)) < len(names):
+        raise ValueError(f"its first line names a column twice: {','.join(names)!r:.80}")
     if "image_id" not in names or len(names) < 2:
         raise ValueError(f"its first line is {','.join(names)!r:.80}")
     is_long = set(names) == {"image_id", "label", "score"}
@@ -102,7 +104,7 @@ def _from_csv(text: str) -> Iterator[tuple[str, str, Any]]:
 def _number(value: Any, image_id: str) -> float:
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            number = float(value) if str(value).isascii() else math.nan
+            number = float(value) if str(value).isascii() and "_" not in str(value) else math.nan
         except (ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):

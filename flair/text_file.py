@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import os
+import select
+from collections.abc import Iterator
 from pathlib import Path
 
+from flair import regular_file
+
 ENCODING = "utf-8-sig"  # UTF-8 whose byte order mark, if there is one, is no part of the text
+_MOST_BYTES = 1 << 30
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -14,8 +20,31 @@ class NotText(ValueError):
 
 
 def read(path: str | Path) -> str:
-    """The text of a file, its line ends as they are; NotText as `decode`, OSError if the file cannot be read."""
-    return decode(Path(path).read_bytes())
+    """The text of a file, its line ends as they are. A pipe will do, as of `<(command)`; without a writer it is empty.
+
+    Raises:
+      NotText: as `decode`, or it is larger than any such text.
+      FlairError, OSError: it cannot be read, as of `regular_file.open_file`.
+    """
+    with regular_file.open_file(path, or_pipe=True) as file:
+        data = b"".join(_chunks(file.fileno()))
+    if len(data) > _MOST_BYTES:
+        raise NotText(f"larger than {_MOST_BYTES:,} bytes, which no list or table for a command is")
+    return decode(data)
+
+
+def _chunks(descriptor: int) -> Iterator[bytes]:
+    size = 0
+    while size <= _MOST_BYTES:
+        try:
+            chunk = os.read(descriptor, 1 << 20)
+        except BlockingIOError:
+            select.select([descriptor], [], [])
+            continue
+        if not chunk:
+            return
+        size += len(chunk)
+        yield chunk
 
 
 def decode(data: bytes) -> str:

@@ -7,7 +7,6 @@ earlier one reads them to their end and keeps those that are intact.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from fractions import Fraction
@@ -54,7 +53,6 @@ from flair.workers import batches, default_num_workers, map_in_order
 _IMAGES_PER_TASK = 256
 _OVERHEAD_BYTES = 300  # of a record beside its JPEG, generously
 _MAX_SYNCED_FILES = 1000
-_CONVERTED_FILE = "converted"  # of the unfinished folder: lines "<file> <image ids>", so that no kill forgets them
 
 
 class _Context(NamedTuple):
@@ -181,16 +179,12 @@ def _write_files(context: _Context, files: Sequence[RecordFile], num_workers: in
         (context.folder / folder).mkdir(exist_ok=True)
         remove_leftovers(context.folder / folder)
     tasks = list(batches(files, _IMAGES_PER_TASK, lambda file: file.num_images))
-    noted = _read_converted(context.folder)
     written: list[_Written] = []
     with Progress(sum(file.num_images for file in files), "TFRecords", "photo") as progress:
         for results in map_in_order(_write_task, context, tasks, min(num_workers, len(tasks))):
             written += results
             progress.add(sum(result.num_images for result in results))
-    return [
-        result._replace(converted=noted.get(file.name, [])) if result.skipped_images else result
-        for file, result in zip(files, written, strict=True)
-    ]
+    return written
 
 
 def _write_task(context: _Context, task: list[RecordFile]) -> list[_Written]:
@@ -213,8 +207,6 @@ def _write_file(context: _Context, file: RecordFile) -> _Written:
                         converted.append(record.image_id)
                     offset += output.write(frame(encode(example, context.feature_names)))
                 locations.append(Location(start, offset - start, len(user.records)))
-        if converted:
-            _note_converted(context.folder, file, converted)
         # Not synced, one by one, as flair.atomic does: for 51,414 files that takes longer than writing them.
         os.replace(temporary, path)
     except BaseException:
@@ -223,26 +215,9 @@ def _write_file(context: _Context, file: RecordFile) -> _Written:
     return _Written(locations, file.num_images, 0, offset, converted)
 
 
-def _note_converted(folder: Path, file: RecordFile, image_ids: Sequence[str]) -> None:
-    """Appends a line, which the system keeps apart from those of other processes."""
-    line = "\n{} {}\n".format(file.name, " ".join(image_ids)).encode()  # the one before may be cut off
-    descriptor = os.open(folder / _CONVERTED_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        if os.write(descriptor, line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / _CONVERTED_FILE))
-    finally:
-        os.close(descriptor)
-
-
-def _read_converted(folder: Path) -> dict[str, list[str]]:
-    """Name of a file that was written -> image ids of its photos that were converted."""
-    path = folder / _CONVERTED_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {name: image_ids for name, *image_ids in (line.split(" ") for line in lines if line)}
-
-
 def _read_back(context: _Context, file: RecordFile) -> _Written | None:
     """What an earlier run has written there, or None when it is missing or not exactly this."""
+    converted: list[str] = []
     locations: list[Location] = []
     offset = 0
     try:
@@ -251,15 +226,18 @@ def _read_back(context: _Context, file: RecordFile) -> _Written | None:
             start = offset
             for record in user.records:
                 payload = next(payloads)
-                if decode(payload)[1:] != (*context.columns.of(record), record.image_id, record.user_id):
+                example = decode(payload)
+                if example[1:] != (*context.columns.of(record), record.image_id, record.user_id):
                     return None
+                if len(example[0]) != images.stored_size(context.dataset_dir, record):
+                    converted.append(record.image_id)
                 offset += len(payload) + FRAME_BYTES
             locations.append(Location(start, offset - start, len(user.records)))
         if next(payloads, None) is not None:
             return None
     except (FileNotFoundError, DamagedRecord, MalformedExample, StopIteration):
         return None
-    return _Written(locations, file.num_images, file.num_images, offset, [])
+    return _Written(locations, file.num_images, file.num_images, offset, converted)
 
 
 def _write_indexes(

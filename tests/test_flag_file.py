@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -45,12 +47,32 @@ def test_a_file_that_is_none_is_named(path: Path) -> None:
     path.write_bytes(TEXT.encode("utf-16"))
     loop = path.with_name("loop")
     loop.write_text(f"--flagfile={loop}")
+    for number in range(1500):
+        path.with_name(f"chain{number}").write_text(f"--flagfile={path.parent / f'chain{number + 1}'}\n")
+    for number in range(18):
+        path.with_name(f"twice{number}").write_text(f"--flagfile={path.parent / f'twice{number + 1}'}\n" * 2)
+    path.with_name("twice18").write_text("--seed=1\n")
     for flag, message in (
         (f"--flagfile={path}", r"a b\.flags: is UTF-16 text; save it as UTF-8"),
         (f"--flagfile={loop}", "loop: names itself"),
-        (f"--flagfile={path.parent}", "cannot be read .Is a directory."),
+        (f"--flagfile={path.parent}", "is a directory; expected a file"),
+        (f"--flagfile={path.parent / 'chain0'}", r"chain20: is named by 20 files, each by the next"),
+        (f"--flagfile={path.parent / 'twice0'}", r"hold more than 10,000 flags"),
+        ("--flagfile=/dev/zero", r"/dev/zero: is a device; expected a file"),
         ("--flagfile=/none", "--flagfile=/none: cannot be read .No such file"),
         ("--flagfile", "expected a file"),
     ):
         with pytest.raises(FlairError, match=message):
             expand([flag])
+
+
+def test_a_pipe_will_do_and_one_that_nobody_writes_to_is_not_waited_for(path: Path) -> None:
+    pipe = path.with_name("pipe")
+    os.mkfifo(pipe)
+    assert expand([f"--flagfile={pipe}"]) == []
+    reading, writing = os.pipe()  # as the shell's <(command)
+    writer = threading.Thread(target=lambda: os.write(writing, TEXT.encode()) and os.close(writing))
+    writer.start()
+    assert expand([f"--flagfile=/dev/fd/{reading}"]) == FLAGS
+    writer.join()
+    os.close(reading)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmark.records import open_records
+from flair import hdf5
 from flair.errors import FlairError
 from flair.global_heap import collection
 from flair.hdf5 import HDF5File
@@ -397,10 +399,34 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         HDF5File(tmp_path / "nothing")
 
 
+@pytest.mark.timeout(60)
+def test_a_damaged_heap_of_a_late_photo_is_refused_too(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only those in the first 64 MB were looked at, where all of FLAIR has six gigabytes."""
+    data = tiny_file.read_bytes()
+    monkeypatch.setattr(hdf5, "_BYTES_OF_ATTRIBUTES", data.index(b"GCOL"))
+    start = data.rindex(b"GCOL") + 16
+    (tmp_path / "damaged.hdf5").write_bytes(data[:start] + bytes(16) + data[start + 16 :])
+    with pytest.raises(FlairError, match=r"damaged\.hdf5: .*its heap is damaged at byte"):
+        read_everything(tmp_path / "damaged.hdf5")
+
+
+def test_a_photo_that_looks_like_a_damaged_heap_is_a_photo(miniature: Path, tmp_path: Path) -> None:
+    """A file prepared from it could not be read, whatever one did."""
+    dataset = shutil.copytree(miniature, tmp_path / "dataset", symlinks=True)
+    photo = min((dataset / "small_images").iterdir())
+    data = photo.read_bytes() + b"GCOL\x01\0\0\0" + b"\x40" + bytes(71)
+    photo.unlink()
+    photo.write_bytes(data)
+    write_hdf5(dataset, tmp_path / "made.hdf5", image_format="jpeg", num_workers=1)
+    assert data in [image for _, image in read_everything(tmp_path / "made.hdf5").values()]
+
+
 def test_a_heap_at_which_the_library_would_never_end_is_refused(tiny_file: Path, tmp_path: Path) -> None:
     data = tiny_file.read_bytes()
     start = data.index(b"GCOL") + 16
     for wrong in (bytes(16), b"\1\0\0\0\0\0\0\0" + b"\xff" * 8):
         (tmp_path / "damaged.hdf5").write_bytes(data[:start] + wrong + data[start + 16 :])
-        with pytest.raises(FlairError, match=r"damaged\.hdf5: is damaged in the heap at byte"):
+        with pytest.raises(FlairError, match=r"damaged\.hdf5: is damaged .its heap is damaged at byte"):
             HDF5File(tmp_path / "damaged.hdf5")

@@ -16,6 +16,7 @@ from flair import images
 from flair.jpeg_coding import require_filled
 from flair.jpeg_markers import BadJpeg, read_markers
 from flair.jpeg_whole import require_whole
+from tests.damage import time_limit
 
 END = b"\xff\xd9"
 
@@ -125,6 +126,15 @@ def test_a_thumbnail_inside_the_header_is_none_of_the_picture() -> None:
     begin, end = coded_span(data)
     with pytest.raises(BadJpeg, match="truncated"):
         require_whole(data[:2] + comment + data[2 : (begin + end) // 2] + END)
+
+
+def test_hundreds_of_thousands_of_scans_are_not_walked_through() -> None:
+    """Each looked for the end of the file once more: an hour for a file of 4 MB."""
+    whole = KINDS["baseline"]
+    start = whole.index(b"\xff\xda")
+    flooded = whole[:start] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * 300_000 + whole[start:]
+    with time_limit(5), pytest.raises(images.BrokenPhoto, match="has more than 500 scans"):
+        images.checked_jpeg(flooded, "a.jpg")
 
 
 def test_a_coding_that_cannot_be_checked_is_named() -> None:

@@ -43,6 +43,9 @@ def test_every_form_reads_the_same(tmp_path: Path, name: str) -> None:
         ("a.csv", "image_id,label,score\n1,art\n"),
         ("a.csv", "image_id,label,score\n1,art,0.5,6\n"),
         ("a.csv", "image_id,label,score\n1,art,inf\n"),
+        ("a.csv", "image_id,label,score\n1,art,1_0\n"),
+        ("a.csv", "image_id,art,art\n1,0.1,0.9\n"),
+        ("a.csv", 'image_id,art\n1,"1\n'),
         ("a.csv", "image_id,label,score\n1,art,0.5\n1,art,0.6\n"),
     ],
 )

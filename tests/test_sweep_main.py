@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import math
 import os
 import signal
 import statistics
@@ -236,6 +237,19 @@ def test_a_table_holds_what_is_complete_and_no_times(tmp_path):
     assert printed[0].split() == ["settings", "seeds", "val_loss", "test_macro_AP"]
     assert printed[1].split() == ["learning_rate=0.1", "3", "3.0000", "±", "2.6458", "0.3000", "±", "0.2646"]
     assert printed[2].split() == ["learning_rate=1", "1,", "2", "failed", "5.0000", "0.5000"]
+
+
+@pytest.mark.parametrize("values", [(math.inf, 1.0), (math.nan, 1.0), (math.inf, -math.inf), (1.7e308, 1.7e308)])
+def test_a_table_of_numbers_without_a_mean_is_a_table(tmp_path, values):
+    """An epsilon may be infinite: after all runs were done, the table ended in a traceback."""
+    runs = make_runs({"learning_rate": ["0.1"]}, 0, 2)
+    for run, value in zip(runs, values, strict=True):
+        (tmp_path / run.folder).mkdir()
+        summary = {"val": {"loss": value}, "test": {}, "epsilon": value}
+        (tmp_path / run.folder / "summary.json").write_text(json.dumps(summary))
+    rows = sweep_table.rows_of(tmp_path, runs, complete=set(runs))
+    assert "val_loss" in sweep_table.table(rows)
+    sweep_table.write(tmp_path, rows)
 
 
 _VALUES = st.text(st.characters(codec="utf-8", exclude_characters=","), min_size=1, max_size=80).map(str.strip)

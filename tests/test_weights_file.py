@@ -19,6 +19,7 @@ from benchmark import flair_model, saved_model
 from benchmark.normalization import FrozenBatchNormalization, GroupNormalization
 from flair.errors import FlairError
 from tests.bounded_memory import bounded_memory
+from tests.damage import time_limit
 
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 Layers = Mapping[str, Mapping[str, np.ndarray]]
@@ -495,3 +496,111 @@ def test_a_damaged_file_is_refused_or_loads_what_was_saved(
             if np.mean(array != layers[layer][name]) > 0.8
         ]
         assert not moved
+
+
+def share_first_value(path: Path, length: int, count: int) -> None:
+    """Lets the next `count` references lead to where the first one, to a value of `length`, leads."""
+    data = bytearray(path.read_bytes())
+    place = data.find(struct.pack("<I", length))
+    while data[int.from_bytes(data[place + 4 : place + 12], "little") :][:4] != b"GCOL":
+        place = data.index(struct.pack("<I", length), place + 1)
+    data[place : place + 16 * count] = data[place : place + 16] * count
+    path.write_bytes(data)
+
+
+def _many_names_in_one_place(path: Path) -> None:
+    """A megabyte of text under 3,000 names."""
+    with h5py.File(write(path, layers_of()), "r+") as file:
+        names = ["x" * 1_000_000, *(f"y{number}" for number in range(2999))]
+        file.attrs.create("layer_names", names, dtype=h5py.string_dtype())
+    share_first_value(path, 1_000_000, 3000)
+
+
+def _many_arrays_in_one_place(path: Path) -> None:
+    """Eight megabytes under 400 references, below a checksum that wants all of them."""
+    with h5py.File(write(path, layers_of()), "r+") as file:
+        file.attrs["flair_model"] = json.dumps({"crc32c": 1})
+        del file["conv1/conv1/kernel:0"]
+        arrays = file.create_dataset("conv1/conv1/kernel:0", (400,), dtype=h5py.vlen_dtype(np.uint8))
+        for number in range(400):
+            arrays[number] = np.full(8 << 20 if number == 0 else 5, 7, np.uint8)
+    share_first_value(path, 8 << 20, 400)
+
+
+def _many_layers_in_one_place(path: Path) -> None:
+    """One layer of 4 MB under 60,000 names, a quarter of a terabyte to a checksum."""
+    with h5py.File(path, "w", libver="latest") as file:
+        group = file.create_group("conv1")
+        group["kernel:0"] = np.zeros((1024, 1024), np.float32)
+        group.attrs["weight_names"] = [b"kernel:0"]
+        names = [f"conv{number}" for number in range(2, 60_000)]
+        for name in names:
+            file[name] = group
+        file.attrs["layer_names"] = [name.encode() for name in ("conv1", *names)]
+        file.attrs["flair_model"] = json.dumps({"crc32c": 1})
+
+
+def _endless_path(path: Path) -> None:
+    with h5py.File(path, "w", libver="latest") as file:
+        group = file.create_group("conv1")
+        group["self"] = group
+        group["kernel:0"] = np.zeros((3, 3, 3, 4), np.float32)
+        group.attrs["weight_names"] = [b"self/" * 1_500_000 + b"kernel:0"]
+        file.attrs["layer_names"] = [b"conv1"]
+
+
+def _long_name(path: Path) -> None:
+    with h5py.File(write(path, layers_of()), "r+") as file:
+        file.attrs["layer_names"] = ["é".encode() * 20_000]
+
+
+def _damaged_heap(path: Path) -> None:
+    with h5py.File(write(path, layers_of()), "r+") as file:
+        file.attrs["flair_model"] = json.dumps({"name": "tiny"})  # of any length, as older versions have it
+    data = path.read_bytes()
+    start = data.index(b"GCOL") + 16
+    path.write_bytes(data[:start] + bytes(16) + data[start + 16 :])
+
+
+@pytest.mark.timeout(60)  # where the library goes round for ever nothing else ends it
+@pytest.mark.parametrize(
+    "make",
+    [
+        _many_names_in_one_place,
+        _many_arrays_in_one_place,
+        _many_layers_in_one_place,
+        _endless_path,
+        _long_name,
+        _damaged_heap,
+    ],
+)
+def test_a_small_file_takes_neither_hours_nor_all_memory(
+    model: tf.keras.Model, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "a.h5")
+    with bounded_memory(400_000_000), time_limit(5), pytest.raises(FlairError) as caught:
+        flair_model.load_by_name(model, tmp_path / "a.h5")
+    assert str(tmp_path / "a.h5") in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1500
+
+
+@pytest.mark.timeout(120)
+def test_no_flipped_bit_of_a_heap_holds_the_reader_of_a_file_of_ours_for_ever(tmp_path: Path) -> None:
+    """Keras keeps its version as a text of any length; 20 of 80 such flips could only be ended by SIGKILL."""
+    model = flair_model.build_model("cnn", (32, 32, 3), 5)
+    flair_model.save_weights(model, tmp_path / "a.h5")
+    data, whole = (tmp_path / "a.h5").read_bytes(), weights_of(model)
+    start = data.index(b"GCOL")
+    places, place = [*range(start, start + 16)], start + 16
+    while place < start + 4096:  # the headers of its objects
+        places += range(place, place + 16)
+        index, size = struct.unpack_from("<H6xQ", data, place)
+        place += size if index == 0 else 16 + -(-size // 8) * 8
+    for number, place in enumerate(places):
+        flipped = bytes([data[place] ^ 1 << number % 8])
+        (tmp_path / "b.h5").write_bytes(data[:place] + flipped + data[place + 1 :])
+        try:
+            flair_model.load_by_name(model, tmp_path / "b.h5")
+        except FlairError:
+            continue
+        assert_same(weights_of(model), whole)
