@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flair import catalog, command
+from flair.address import checked_address
 from flair.errors import FlairError
 from flair.paths import path_flag
 
@@ -42,7 +43,11 @@ def main(argv: Sequence[str]) -> int:
     source: Source
     if flags.source == "huggingface":
         huggingface.check_pyarrow()
-        source = huggingface.HuggingFaceSource(os.environ.get("HF_ENDPOINT") or catalog.HUGGINGFACE_ENDPOINT)
+        try:
+            endpoint = checked_address(os.environ.get("HF_ENDPOINT") or catalog.HUGGINGFACE_ENDPOINT)
+        except ValueError as error:
+            raise FlairError(f"HF_ENDPOINT: {error}") from None
+        source = huggingface.HuggingFaceSource(endpoint)
     else:
         source = AppleSource(flags.base_url)
     options = Options(
@@ -153,9 +158,10 @@ def _seconds(text: str) -> float:
 
 
 def _http_url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"expected an http:// or https:// address, got {text!r}")
-    return text
+    try:
+        return checked_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

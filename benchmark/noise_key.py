@@ -221,7 +221,7 @@ def _write(path: Path, text: str) -> None:
             file.write(text)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        atomic.sync(folder)
     finally:
         os.close(folder)
 

@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 
+_LEAST_NOISE, _MOST_NOISE = 1e-6, 1e6
+_MOST_USERS = 10**9
+
+
 class Sampling(enum.Enum):
     """How the cohort of a round is chosen."""
 
@@ -253,6 +257,11 @@ def check_flags(
             f"--noise_multiplier={noise_multiplier:g}: expected a number above 0 (say 1.0); "
             "leave the flag out to train without differential privacy"
         )
+    if noise_multiplier is not None and not _LEAST_NOISE <= noise_multiplier <= _MOST_NOISE:
+        raise FlairError(
+            f"--noise_multiplier={noise_multiplier:g}: expected {_LEAST_NOISE:g} to {_MOST_NOISE:g} (say 1.0); less "
+            "protects nobody, and with more nothing is learned"
+        )
     if delta is not None and not 0 < delta < 1:
         raise FlairError(f"--delta={delta:g}: expected a probability between 0 and 1, below 1/users (default: n^-1.1)")
     if accountant not in privacy_accounting.ACCOUNTANTS:
@@ -297,6 +306,8 @@ def _check_combination(
 
 
 def _check_users(num_users: int, cohort: int, simulated_cohort: int | None) -> None:
+    if num_users > _MOST_USERS:
+        raise FlairError(f"--num_users={num_users}: expected at most {_MOST_USERS:,}")
     if num_users < 2:
         raise FlairError(f"--num_users={num_users}: differential privacy needs at least 2 users to hide one among")
     if cohort > num_users:

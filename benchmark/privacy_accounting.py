@@ -64,7 +64,10 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
         # The losses overflow; RDP bounds the same epsilon, which is past all meaning either way.
         return rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
     interval = _loss_interval(noise_multiplier, sampling_probability, rounds, delta)
-    one_round = _one_round_pld(noise_multiplier, sampling_probability, interval)
+    try:
+        one_round = _one_round_pld(noise_multiplier, sampling_probability, interval)
+    except OverflowError:  # as above, with many rounds
+        return rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
     return float(_composed(one_round, rounds).get_epsilon_for_delta(delta))
 
 
@@ -100,6 +103,11 @@ def noise_multiplier_for(
             start = MAX_NOISE_MULTIPLIER
     found = _least_noise(cost, target, start, step)
     if found is None:
+        if accountant == "pld" and start < MAX_NOISE_MULTIPLIER:
+            raise FlairError(
+                f"--delta={delta:g}: is too small for the pld accountant, whose numbers do not resolve it; give a "
+                "larger one, or --accountant=rdp"
+            )
         other = " or --accountant=pld" if accountant == "rdp" else " or a larger --delta"
         raise FlairError(
             f"--epsilon={target:g} cannot be reached: even with a noise multiplier of {MAX_NOISE_MULTIPLIER:,.0f} "

@@ -21,6 +21,8 @@ from flair.staging import Staging, Unpacked, UnpackError
 MAX_EXPANSION = 20
 MIN_UNPACKED_LIMIT = 64 << 20
 MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax header
+_MOST_HEADER_BYTES_IN_A_ROW = 4 * MAX_HEADER_BYTES  # between two photos
+_MOST_GLOBAL_HEADERS = 100  # of pax, each of which stays in memory
 _BLOCK = 512
 _GZIP = 31  # zlib's code for "with a gzip header and checksum"
 
@@ -54,6 +56,8 @@ def _stage_members(inflater: _Inflater, staging: Staging) -> tuple[int, str]:
         archive = tarfile.TarFile(fileobj=inflater, mode="r", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]
+            if len(archive.pax_headers or ()) > _MOST_GLOBAL_HEADERS:
+                raise UnpackError("has hundreds of headers for all of its members; refused")
             if member.size < 0:
                 raise UnpackError(f"member {member.name!r} has a negative size; refused")
             image_id = _photo_id(member)
@@ -63,7 +67,9 @@ def _stage_members(inflater: _Inflater, staging: Staging) -> tuple[int, str]:
                 staging.add(image_id, inflater.take(member.size))
             elif not member.isdir():
                 ignored, first_ignored = ignored + 1, first_ignored or member.name
-    except (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError, RecursionError) as error:
+    except RecursionError:
+        raise UnpackError("has hundreds of headers in a row; refused") from None
+    except (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise UnpackError(f"is no tar archive: {error}", corrupt=True) from None
     if inflater.last_block != bytes(_BLOCK):
         raise UnpackError("is damaged: the tar inside it ends without an end mark", corrupt=True)
@@ -107,7 +113,7 @@ class _Inflater:
         self._file, self._limit = file, limit
         self._stream = zlib.decompressobj(_GZIP)
         self._compressed = self._buffer = b""
-        self._offset = self._position = self._inflated = 0
+        self._offset = self._position = self._inflated = self._header_bytes = 0
         self.last_block = b""
 
     def tell(self) -> int:
@@ -124,6 +130,9 @@ class _Inflater:
         """For tarfile, which reads nothing but headers."""
         if not 0 <= size <= MAX_HEADER_BYTES:
             raise UnpackError(f"has a header of {size:,} bytes; refused")
+        self._header_bytes += size
+        if self._header_bytes > _MOST_HEADER_BYTES_IN_A_ROW:
+            raise UnpackError(f"has headers of {self._header_bytes:,} bytes in a row; refused")
         data = self._take(size)
         if size == _BLOCK:
             self.last_block = data
@@ -131,6 +140,7 @@ class _Inflater:
 
     def take(self, size: int) -> bytes:
         """All of the next `size` bytes."""
+        self._header_bytes = 0
         data = self._take(size)
         if len(data) < size:
             raise UnpackError("is damaged: it ends in the middle of a photo", corrupt=True)

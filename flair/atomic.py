@@ -18,6 +18,15 @@ _MAX_NAME_BYTES = 143  # the least that a file system in use allows (eCryptfs); 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
+def sync(descriptor: int) -> None:
+    """Brings a file to the disk, where its file system can do that on demand; some of those in user space cannot."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
 def destination(path: str | os.PathLike[str]) -> Path:
     """Where a file named `path` is put: there, or where the link of that name leads, so that it stays a link.
 
@@ -65,7 +74,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(temporary, final)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -75,7 +74,7 @@ class Patience(NamedTuple):
         >>> Patience(dice=lambda: 1.0).backoff(4)
         8.0
         """
-        return min(self.longest_wait, self.first_wait * 2.0 ** (failures - 1)) * (0.5 + 0.5 * self.dice())
+        return min(self.longest_wait, self.first_wait * 2.0 ** min(failures - 1, 99)) * (0.5 + 0.5 * self.dice())
 
 
 class Remote(NamedTuple):
@@ -354,7 +353,7 @@ def file_name(url: str) -> str:
     >>> file_name("https://example.org/images/small_images-00.tar.gz?download=1")
     'small_images-00.tar.gz'
     """
-    return urlsplit(url).path.rpartition("/")[2] or url
+    return url.partition("?")[0].rpartition("/")[2] or url
 
 
 def _hopeless(error: Exception) -> str | None:
@@ -371,6 +370,7 @@ def _hopeless(error: Exception) -> str | None:
     malformed = (
         requests.exceptions.InvalidURL,
         requests.exceptions.InvalidSchema,
+        requests.exceptions.MissingSchema,
         urllib3.exceptions.LocationParseError,
     )
     if isinstance(error, malformed):

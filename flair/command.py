@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from flair import standard_streams, stopping
+from flair import standard_streams, stopping, threads
 from flair.errors import FlairError
 
 EXIT_OK = 0
@@ -23,6 +23,7 @@ _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EMFILE: "too many open files; raise the limit with `ulimit -n`",
+    errno.EFBIG: "File too large; raise the limit with `ulimit -f`, or choose another file system",
 }
 # Of the file that the error names; without one they are of something else, such as shared memory.
 _ADVICE_FOR_A_FILE = {
@@ -65,6 +66,10 @@ def run(
         code = EXIT_FAILED  # whoever read the output has gone, and wants no more
     except OSError as error:
         code = _fail(explain_os_error(error))
+    except RuntimeError as error:
+        if str(error) != threads.REFUSED:
+            raise
+        code = _fail("the system refuses more threads; use fewer --num_workers, or raise the limit with `ulimit -u`")
     except BaseException as error:
         reason = stopping.reason(error)
         if reason is None:

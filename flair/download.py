@@ -130,8 +130,9 @@ class _Download:
             file.make(self.client, self.state.folder, target, self.options.num_workers, self.stop)
             return True
         try:
-            transfer.fetch(self.client, file.url, part, on_bytes=self.bytes.counter(part))
-            transfer.take(part, target)
+            most = file.most or transfer.MOST_BYTES["text"]
+            transfer.fetch(self.client, file.url, part, most=most, on_bytes=self.bytes.counter(part))
+            transfer.take(part, target, most)
         except NotThere as error:
             if not file.optional:
                 raise FlairError(f"{file.name}: {error}; check the address") from None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair import global_heap, images
-from flair.atomic import beside, destination, replacing
+from flair.atomic import beside, destination, replacing, sync
 from flair.errors import FlairError
 from flair.hdf5 import CHECKSUM_DTYPE, HDF5File, record_checksum
 from flair.hdf5_skeleton import Format, groups_of, write_skeleton
@@ -186,7 +186,7 @@ def _store_photos(
             progress.add(stored.num_images)
     if layout.image_format == "jpeg":
         global_heap.set_end_of_file(work.descriptor, end)
-    os.fsync(work.descriptor)
+    sync(work.descriptor)
     return skipped, converted
 
 

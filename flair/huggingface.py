@@ -21,13 +21,13 @@ from typing import Any
 from flair import atomic, catalog, checked_json, threads, transfer
 from flair.client import Client, NotThere, RangeIgnored
 from flair.errors import FlairError
-from flair.metadata import Record, check_id, record_to_json
+from flair.metadata import MAX_TAXONOMY_BYTES, Record, check_id, record_to_json
 from flair.source import Archive, LabelFile
 from flair.staging import Staging, Unpacked, UnpackError
 
 _RECORD_COLUMNS = ["user_id", "image_id", "labels", "partition", "fine_grained_labels"]
 _RECORDS_FOLDER = "records-"
-_PHOTOS_A_BATCH = 128
+_PHOTOS_A_BATCH = 1  # of which several, packed, could be any size
 _RECORDS_A_BATCH = 4096
 _GAP_BYTES = 8192  # between two columns that are read in one piece
 _MOST_BYTES_OF_A_READ = 64 << 20  # of a footer, or of the few small columns of a row group
@@ -44,8 +44,8 @@ class HuggingFaceSource:
 
     def label_files(self) -> list[LabelFile]:
         """The taxonomy and the photos' licences, and the metadata, made by `write_metadata`."""
-        names = (catalog.TAXONOMY_FILE, catalog.ATTRIBUTION_FILE)
-        published = [LabelFile(name, f"{self.base_url}/{name}") for name in names]
+        names = {catalog.TAXONOMY_FILE: MAX_TAXONOMY_BYTES, catalog.ATTRIBUTION_FILE: None}
+        published = [LabelFile(name, f"{self.base_url}/{name}", most=most) for name, most in names.items()]
         return [*published, LabelFile(catalog.METADATA_FILE, self.base_url, make=self._write_metadata)]
 
     def archives(self, client: Client, work: Path, raw: bool) -> list[Archive]:
@@ -210,19 +210,32 @@ def _batches(
         # For photos, a small buffer in place of whole column chunks: one row group may be half a gigabyte. A file
         # behind HTTP is read ahead by us: pyarrow would do it in threads of its own, which outlive Ctrl-C and abort.
         remote = isinstance(file, _RangeFile)
-        shard = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=0 if remote else 1 << 20)
+        options = {"pre_buffer": False, "buffer_size": 0 if remote else 1 << 20}
+        shard = pyarrow.parquet.ParquetFile(file, **options)
         missing = set(columns) - set(shard.schema_arrow.names)
         if missing:
             raise FlairError(f"{name}: has no column {', '.join(sorted(missing))}; expected FLAIR's parquet files")
+        # A few bytes can say of a thousand rows that they all have the same megabytes: such a text is kept once, and
+        # rows are made one by one.
+        dictionaries = [leaf.path for leaf in shard.schema if _is_kept_once(leaf, columns)]
+        shard = pyarrow.parquet.ParquetFile(file, metadata=shard.metadata, read_dictionary=dictionaries, **options)
         for group in range(shard.num_row_groups):
             if isinstance(file, _RangeFile):
                 file.read_ahead(_extents(shard.metadata.row_group(group), columns))
             for batch in shard.iter_batches(batch_size, row_groups=[group], columns=columns, use_threads=False):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+                for number in range(batch.num_rows):
+                    (row,) = batch.slice(number, 1).to_pylist()
+                    yield row
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's; pyarrow says some of its own with OSError too
         raise _DamagedShard(f"{name}: is no parquet file, or damaged: {' '.join(str(error).split())[:200]}") from None
+
+
+def _is_kept_once(leaf: Any, columns: list[str]) -> bool:
+    # Not photos: all of a row group, which are all different, would be kept at once.
+    name = leaf.path.partition(".")[0]
+    return name in columns and name != "image" and leaf.physical_type == "BYTE_ARRAY"
 
 
 def _extents(row_group: Any, columns: list[str]) -> list[tuple[int, int]]:

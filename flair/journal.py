@@ -17,7 +17,7 @@ from typing import NamedTuple
 import google_crc32c
 
 from flair import regular_file
-from flair.atomic import write_text
+from flair.atomic import sync, write_text
 from flair.errors import FlairError
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -67,9 +67,9 @@ class Journal:
 
     def flush(self) -> None:
         """Waits until all data written so far are on disk, and records that they are."""
-        os.fsync(self._data)
+        sync(self._data)
         self._append("flushed")
-        os.fsync(self._file.fileno())
+        sync(self._file.fileno())
         self._last_flush = time.monotonic()
 
     def close(self) -> None:

@@ -10,6 +10,9 @@ from typing import Any, TextIO
 from flair.json_text import BadJson, distinct, refuse_half_pairs, whole_number
 
 _DECODER = json.JSONDecoder(object_pairs_hook=distinct, parse_int=whole_number)
+_LONG = 1 << 21  # characters; a photo's record has less than a thousand
+_LONGEST = 12_000_000
+_MOST_BRACKETS = 100_000
 _END_OR_NUMBER = ("", *"0123456789.eE+-")
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 
@@ -62,7 +65,7 @@ class JsonList:
             try:
                 item, end = _DECODER.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
-                if not self._read_more():
+                if self._is_no_record(start) or not self._read_more():
                     self._position = error.pos - start
                     raise self._error(f"not JSON: {error.msg}") from None
                 continue
@@ -86,6 +89,13 @@ class JsonList:
             refuse_half_pairs(item)
         except BadJson as error:
             raise self._error(str(error)) from None
+
+    def _is_no_record(self, start: int) -> bool:
+        """Whether the item is so long, or has so many parts, that to read on would fill the memory."""
+        length = len(self._text) - start
+        if length <= _LONG:
+            return False
+        return length > _LONGEST or sum(self._text.count(one, start) for one in "[{") > _MOST_BRACKETS
 
     def _next_character(self) -> str:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import re
 import stat
@@ -21,6 +22,7 @@ from flair.json_text import shown
 
 LABEL_SEPARATOR = "|"  # of the HDF5 label strings, so no label may contain it
 MAX_LABEL_LENGTH = 256  # characters; FLAIR's have 26 at most
+MAX_TAXONOMY_BYTES = 1 << 24  # FLAIR's has 60 kB
 MAX_LABELS = 1000  # of one photo and kind; FLAIR's photos have 36 at most
 _NO_LABEL = re.compile(r"[|\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # the separator, and what breaks a line
 _LABEL_RULE = f"of 1 to {MAX_LABEL_LENGTH} characters without {LABEL_SEPARATOR!r} and control characters"
@@ -164,13 +166,14 @@ def load_taxonomy(dataset_dir: str | Path) -> dict[str, frozenset[str]]:
     _require_file(path)
     try:
         with _naming_unreadable(path):
-            lines = text_file.read(path).splitlines()
+            text = text_file.read(path, MAX_TAXONOMY_BYTES)
     except text_file.NotText as error:
         raise FlairError(f"{path}: is {error}, or download it again") from None
     taxonomy: dict[str, set[str]] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if not line.strip():
             continue
+        line = line.rstrip("\n")
         fine, arrow, coarse = (part.strip() for part in line.partition("->"))
         if not (fine and arrow and coarse):
             raise FlairError(
@@ -180,6 +183,8 @@ def load_taxonomy(dataset_dir: str | Path) -> dict[str, frozenset[str]]:
             taxonomy.setdefault(_LABEL_NAMES[fine], set()).add(_LABEL_NAMES[coarse])
         except ValueError:
             raise FlairError(f"{path}, line {number}: expected labels {_LABEL_RULE}, found {shown(line)}") from None
+    if not taxonomy:
+        raise FlairError(f"{path}: is empty; expected lines 'fine -> coarse': download it again")
     return {fine: frozenset(coarse) for fine, coarse in taxonomy.items()}
 
 

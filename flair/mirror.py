@@ -109,8 +109,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         asked = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).lstrip("/")
         if "\0" in asked:
             return None
-        path = (self.server.folder / asked).resolve()
-        return path if path.is_relative_to(self.server.folder) and path.is_file() else None
+        try:
+            path = (self.server.folder / asked).resolve()
+            return path if path.is_relative_to(self.server.folder) and path.is_file() else None
+        except (OSError, RuntimeError):  # too long a name, or links in a circle
+            return None
 
     def _answer_with(self, file: BinaryIO, body: bool) -> None:
         status = os.fstat(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sys
 
 
 def expand(path: str) -> str:
@@ -36,13 +37,12 @@ def paths_flag(text: str) -> str:
 
 
 def word(path: str | os.PathLike[str]) -> str:
-    """A path as one word of a shell's command that is no flag.
+    """A path as one word of a shell's command that is no flag, and that `expand` leaves as it is.
 
-    >>> word("my data"), word("-x")
-    ("'my data'", './-x')
+    >>> word("my data"), word("-x"), word(Path("./~"))
+    ("'my data'", './-x', "'./~'")
     """
-    text = os.fspath(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+    return _quoted(f"./{os.fspath(path)}" if os.fspath(path).startswith("-") else path)
 
 
 def command_line(program: str, *paths: str | os.PathLike[str], **flags: str | os.PathLike[str] | None) -> str:
@@ -51,5 +51,19 @@ def command_line(program: str, *paths: str | os.PathLike[str], **flags: str | os
     >>> command_line("python -m flair.verify", dataset_dir="my data", exclude=None)
     "python -m flair.verify --dataset_dir='my data'"
     """
-    given = [f"--{name}={shlex.quote(os.fspath(value))}" for name, value in flags.items() if value is not None]
+    given = [f"--{name}={_quoted(value)}" for name, value in flags.items() if value is not None]
     return " ".join([program, *given, *map(word, paths)])
+
+
+def _quoted(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path)
+    if text.startswith("~") and not isinstance(path, str):
+        text = f"./{text}"  # which a Path drops; text is as it was typed
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # as bash, zsh and ksh read it
+        shown = (
+            chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in os.fsencode(text)
+        )
+        return f"$'{''.join(shown)}'"
+    return shlex.quote(text)

@@ -11,11 +11,8 @@ from typing import BinaryIO
 from flair.errors import FlairError
 
 
-def open_file(path: str | Path, or_pipe: bool = False) -> BinaryIO:
+def open_file(path: str | Path) -> BinaryIO:
     """Opens a file to read its bytes; symbolic links are followed, and /dev/null is an empty file.
-
-    Args:
-      or_pipe: a pipe will do; it does not block: where its writer has nothing yet, os.read raises BlockingIOError.
 
     Raises:
       FlairError: there is something else of that name, or it may not be read; one line naming it.
@@ -35,8 +32,7 @@ def open_file(path: str | Path, or_pipe: bool = False) -> BinaryIO:
         reason = "is a device or socket" if error.errno == errno.ENXIO else f"cannot be read ({error.strerror})"
         raise FlairError(f"{path}: {reason}; expected a file that may be read") from None
     found = os.fstat(descriptor)
-    is_file = stat.S_ISREG(found.st_mode) or (or_pipe and stat.S_ISFIFO(found.st_mode))
-    if not (is_file or os.path.samestat(found, os.stat(os.devnull))):
+    if not (stat.S_ISREG(found.st_mode) or os.path.samestat(found, os.stat(os.devnull))):
         os.close(descriptor)
         kind = {stat.S_IFDIR: "directory", stat.S_IFIFO: "pipe"}.get(stat.S_IFMT(found.st_mode), "device")
         raise FlairError(f"{path}: is a {kind}; expected a file")

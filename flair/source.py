@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from flair import catalog, json_text, transfer
 from flair.client import Client, NotThere, TransferError
 from flair.errors import FlairError
+from flair.metadata import MAX_TAXONOMY_BYTES
 
 MANIFEST_FILE = "manifest.json"
 _MAX_MANIFEST_BYTES = 4 << 20  # ten thousand archives take half of it
@@ -41,6 +42,7 @@ class LabelFile(NamedTuple):
     name: str
     url: str
     optional: bool = False
+    most: int | None = None  # bytes that are taken at most
     make: Callable[[Client, Path, Path, int, threading.Event], None] | None = None
 
 
@@ -72,7 +74,7 @@ class AppleSource:
         """The metadata and the taxonomy; the photos' licences where a mirror has them."""
         return [
             LabelFile(catalog.METADATA_FILE, f"{self.base_url}/{catalog.METADATA_URL_PATH}"),
-            LabelFile(catalog.TAXONOMY_FILE, f"{self.base_url}/{catalog.TAXONOMY_URL_PATH}"),
+            LabelFile(catalog.TAXONOMY_FILE, f"{self.base_url}/{catalog.TAXONOMY_URL_PATH}", most=MAX_TAXONOMY_BYTES),
             LabelFile(catalog.ATTRIBUTION_FILE, f"{self.base_url}/{catalog.ATTRIBUTION_FILE}", optional=True),
         ]
 

@@ -237,7 +237,7 @@ def _create(path: Path, data: bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            atomic.sync(file.fileno())
         try:
             os.link(temporary, path)  # unlike a rename, it fails where the name is taken
         except FileExistsError:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import codecs
 import os
 import select
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from flair import regular_file
-
 ENCODING = "utf-8-sig"  # UTF-8 whose byte order mark, if there is one, is no part of the text
-_MOST_BYTES = 1 << 30
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -19,23 +17,28 @@ class NotText(ValueError):
     """The bytes are not UTF-8 text; the message is a clause that says what they are, without the file's name."""
 
 
-def read(path: str | Path) -> str:
+def read(path: str | Path, most_bytes: int = 1 << 30) -> str:
     """The text of a file, its line ends as they are. A pipe will do, as of `<(command)`; without a writer it is empty.
 
     Raises:
-      NotText: as `decode`, or it is larger than any such text.
-      FlairError, OSError: it cannot be read, as of `regular_file.open_file`.
+      NotText: as `decode`, or it is a device, or larger than any such text.
+      OSError: it cannot be read.
     """
-    with regular_file.open_file(path, or_pipe=True) as file:
-        data = b"".join(_chunks(file.fileno()))
-    if len(data) > _MOST_BYTES:
-        raise NotText(f"larger than {_MOST_BYTES:,} bytes, which no list or table for a command is")
+    # Without O_NONBLOCK, a pipe nobody writes to is waited for, without end.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        is_file = stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)
+        if not is_file and not os.path.samestat(found, os.stat(os.devnull)):
+            raise NotText("a device, not a file of text")
+        data = b"".join(_chunks(file.fileno(), most_bytes))
+    if len(data) > most_bytes:
+        raise NotText(f"larger than {most_bytes:,} bytes, which no such text is")
     return decode(data)
 
 
-def _chunks(descriptor: int) -> Iterator[bytes]:
+def _chunks(descriptor: int, most_bytes: int) -> Iterator[bytes]:
     size = 0
-    while size <= _MOST_BYTES:
+    while size <= most_bytes:
         try:
             chunk = os.read(descriptor, 1 << 20)
         except BlockingIOError:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 
 from flair import checked_json, images
-from flair.atomic import beside, remove_leftovers, write_bytes
+from flair.atomic import beside, remove_leftovers, sync, write_bytes
 from flair.errors import FlairError
 from flair.example import Example, MalformedExample, decode, encode
 from flair.exclusion import read_exclusion
@@ -273,5 +273,5 @@ def _sync(paths: Sequence[Path]) -> None:
         return
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
+        sync(descriptor)
         os.close(descriptor)

@@ -11,6 +11,7 @@ from typing import TypeVar
 from flair.errors import FlairError
 
 Item = TypeVar("Item")
+REFUSED = "can't start new thread"  # as a RuntimeError of Python's says it
 STOP_SECONDS = 1.0  # for all threads to notice; whoever waits for a silent server is left behind
 
 
@@ -27,7 +28,8 @@ def run(
 ) -> list[tuple[Item, FlairError]]:
     """Calls `work` once an item, `num_threads` at a time; returns the items that failed with a FlairError, and why.
 
-    Any other exception, and Ctrl-C, sets `stop`, waits a moment for the threads and is raised here.
+    Where the system refuses a thread, those that there are go on. Any other exception, and Ctrl-C, sets `stop`, waits a
+    moment for the threads and is raised here.
     """
     waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for item in items:
@@ -51,10 +53,15 @@ def run(
                 broken.append(error)
                 stop.set()
 
-    threads = [_Labourer(target=labour, daemon=True) for _ in range(num_threads)]
+    threads = [_Labourer(target=labour, daemon=True) for _ in range(min(num_threads, waiting.qsize()))]
     try:
-        for thread in threads:
-            thread.start()
+        for number, thread in enumerate(threads):
+            try:
+                thread.start()
+            except RuntimeError:
+                if number == 0:
+                    raise
+                del threads[number:]
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.2)

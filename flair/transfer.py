@@ -118,7 +118,7 @@ def take(part: Path, final: Path, most: int = MOST_BYTES["text"]) -> None:
         _unpack(part, final, most)
     else:
         with open(part, "rb") as file:
-            os.fsync(file.fileno())
+            atomic.sync(file.fileno())
         os.replace(part, final)
     discard(part)
 

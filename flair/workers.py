@@ -12,10 +12,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
+from flair import threads
 from flair.errors import FlairError
 
 Context = TypeVar("Context")
@@ -24,6 +26,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 TASKS_PER_WORKER = 3  # in flight: one at work, the others so that nobody waits
+_THREADS_OF_EXECUTOR = 2  # one that deals with the workers, one that feeds their queue
+_LOOK_SECONDS = 5.0
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 _context: Any = None
@@ -46,6 +50,9 @@ def map_in_order(
     Raises:
       FlairError: a process died (killed for memory, or by a crash in a library).
     """
+    if num_workers > 1 and not _can_start_threads(_THREADS_OF_EXECUTOR):
+        _tell_refused(OSError(0, threads.REFUSED))
+        num_workers = 1
     if num_workers <= 1:
         for task in tasks:
             yield function(context, task)
@@ -64,21 +71,29 @@ def map_in_order(
             try:
                 with _signals_held_back():
                     pending.append(executor.submit(_call, function, task))
-            except OSError as error:
+            except (OSError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and str(error) != threads.REFUSED:
+                    raise
                 _tell_refused(error)
                 while pending:
-                    yield pending.popleft().result()
+                    yield _result(pending.popleft(), executor)
                 yield from map_in_order(function, context, itertools.chain([task], left), 1)
             if len(pending) >= num_workers * TASKS_PER_WORKER:
-                yield pending.popleft().result()
+                yield _result(pending.popleft(), executor)
         while pending:
-            yield pending.popleft().result()
+            yield _result(pending.popleft(), executor)
     except BrokenProcessPool:
         raise FlairError(
-            "a worker process died, most likely for lack of memory; run the same command again with fewer --num_workers"
+            "a worker process died, most likely for lack of memory or of threads; run the same command again with "
+            "fewer --num_workers"
         ) from None
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        if _is_managed(executor):
+            executor.shutdown(wait=True, cancel_futures=True)
+        else:  # the workers would be waited for without end
+            for process in list((executor._processes or {}).values()):
+                process.kill()
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 def batches(items: Iterable[Item], size: int, weight: Callable[[Item], int]) -> Iterator[list[Item]]:
@@ -99,9 +114,45 @@ def batches(items: Iterable[Item], size: int, weight: Callable[[Item], int]) -> 
         yield batch
 
 
-def _tell_refused(error: OSError) -> None:
+def _can_start_threads(count: int) -> bool:
+    """Whether the system allows so many more: a thread of the executor's that is refused leaves its workers alone."""
+    done = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=done.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        return False
+    finally:
+        done.set()
+        for thread in started:
+            thread.join()
+    return True
+
+
+def _is_managed(executor: ProcessPoolExecutor) -> bool:
+    """Whether the executor's own thread, which hands out tasks and results, is not yet started or alive."""
+    thread: Any = executor._executor_manager_thread
+    return thread is None or thread.is_alive()
+
+
+def _result(future: Future[Result], executor: ProcessPoolExecutor) -> Result:
+    while True:
+        try:
+            return future.result(timeout=_LOOK_SECONDS)
+        except FutureTimeoutError:
+            if future.done():
+                raise  # the task's own
+            if not _is_managed(executor):
+                raise BrokenProcessPool from None
+
+
+def _tell_refused(error: Exception) -> None:
+    reason = getattr(error, "strerror", None) or str(error)
     print(
-        f"no more worker processes: {error.strerror or error}, for a process or for its shared memory in /dev/shm; "
+        f"no more worker processes: {reason}, for a process, for its threads or for its shared memory in /dev/shm; "
         "going on with fewer, as --num_workers=1 does with none",
         file=sys.stderr,
         flush=True,

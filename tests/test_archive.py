@@ -207,6 +207,15 @@ def test_zip_bomb_of_one_huge_photo(place: Place) -> None:
     refuse(place, bomb, r"photo '2' would have 10,737,418,240 bytes, more than the 1,048,576 that are plausible")
 
 
+def test_headers_for_all_members_do_not_add_up(place: Place) -> None:
+    """Four hundred of a megabyte each, which tarfile keeps: 683 MB, and then a word about recursion."""
+    tar = io.BytesIO()
+    for number in range(120):
+        tar.write(tarfile.TarInfo.create_pax_global_header({f"k{number}": "v" * 30_000}))
+    with bounded_memory(64 << 20):
+        refuse(place, gzip.compress(tar.getvalue() + pack_header("1.jpg", 10)), r"has (hundreds of headers|headers of)")
+
+
 def test_zip_bomb_of_ten_thousand_times_its_size(place: Place) -> None:
     # A member that is no photo, so that only the total can stop it: 10 GB of zeros in 10 MB, in streams of 100 MB.
     compressor = zlib.compressobj(9, zlib.DEFLATED, 31)

@@ -55,10 +55,10 @@ def test_a_file_that_is_none_is_named(path: Path) -> None:
     for flag, message in (
         (f"--flagfile={path}", r"a b\.flags: is UTF-16 text; save it as UTF-8"),
         (f"--flagfile={loop}", "loop: names itself"),
-        (f"--flagfile={path.parent}", "is a directory; expected a file"),
+        (f"--flagfile={path.parent}", "cannot be read .Is a directory."),
         (f"--flagfile={path.parent / 'chain0'}", r"chain20: is named by 20 files, each by the next"),
         (f"--flagfile={path.parent / 'twice0'}", r"hold more than 10,000 flags"),
-        ("--flagfile=/dev/zero", r"/dev/zero: is a device; expected a file"),
+        ("--flagfile=/dev/zero", r"/dev/zero: is a device, not a file of text"),
         ("--flagfile=/none", "--flagfile=/none: cannot be read .No such file"),
         ("--flagfile", "expected a file"),
     ):

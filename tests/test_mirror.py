@@ -140,6 +140,18 @@ def test_nothing_outside_the_folder_is_served(server: mirror.Mirror, path: str) 
     connection.close()
 
 
+def test_names_that_no_file_can_have_are_not_there(
+    server: mirror.Mirror, url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (server.folder / "loop").symlink_to("loop")
+    try:
+        for path in ("/" + "a" * 300, "/loop", "/loop/a"):
+            assert get(url.rpartition("/")[0] + path).status_code == 404
+    finally:
+        (server.folder / "loop").unlink()
+    assert capfd.readouterr().err == ""
+
+
 def test_one_connection_serves_many_requests(server: mirror.Mirror) -> None:
     connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
     local_ports = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import re
 import shlex
@@ -81,6 +82,19 @@ def test_a_line_is_read_back_by_a_shell_as_it_was(path: str) -> None:
     line = command_line("python -m x", path, dataset_dir=path, exclude=None)
     shown = f"./{path}" if path.startswith("-") else path
     assert shlex.split(line) == ["python", "-m", "x", f"--dataset_dir={path}", shown]
+
+
+def test_a_path_that_lost_its_dot_or_has_bytes_that_are_no_text_is_read_back_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`./~` came back as the home folder, and a name that is not UTF-8 as another one."""
+    for name in (os.fsdecode(b"b\xff\\'"), "~", "~x"):
+        line = command_line("printf %s", Path(f"./{name}"))
+        printed = subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout
+        assert os.path.normpath(expand(os.fsdecode(printed))) == name
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    printed = subprocess.run(["bash", "-c", command_line("printf %s", "é")], capture_output=True, check=True).stdout
+    assert printed.decode() == "é"
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

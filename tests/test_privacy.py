@@ -134,6 +134,10 @@ def test_tree_plan_reaches_its_epsilon_by_the_tree_accounting(restarts):
         ({"epsilon": None}, "needs --epsilon .* or --noise_multiplier"),
         ({"noise_multiplier": 1.0}, "--epsilon and --noise_multiplier are both given"),
         ({"epsilon": None, "noise_multiplier": 0.0}, "--noise_multiplier=0: expected a number above 0"),
+        ({"epsilon": None, "noise_multiplier": 1e160}, r"--noise_multiplier=1e\+160: expected 1e-06 to 1e\+06"),
+        ({"epsilon": None, "noise_multiplier": 1e-300}, r"--noise_multiplier=1e-300: expected 1e-06 to 1e\+06"),
+        ({"num_users": 10**26}, "--num_users=100000000000000000000000000: expected at most 1,000,000,000"),
+        ({"delta": 1e-25}, "--delta=1e-25: is too small for the pld accountant"),
         ({"epsilon": None, "noise_multiplier": -2.0}, "--noise_multiplier=-2: expected a number above 0"),
         ({"delta": 0.0}, "--delta=0: expected a probability"),
         ({"delta": 1.0}, "--delta=1: expected a probability"),
@@ -185,3 +189,11 @@ def test_the_arithmetic_never_imports_tensorflow():
         "sys.exit('tensorflow' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("sampling", list(Sampling))
+@pytest.mark.parametrize("noise_multiplier", [1e-6, 0.01, 1e6])
+def test_noise_at_the_ends_of_its_range_has_an_epsilon(noise_multiplier, sampling):
+    """A hundred thousand rounds with a multiplier of 0.01 ended in an OverflowError."""
+    plan = make_plan(**{**PUBLISHED, "total_rounds": 100_000}, noise_multiplier=noise_multiplier, sampling=sampling)
+    assert plan.epsilon_pld >= 0 and plan.epsilon_rdp > 0

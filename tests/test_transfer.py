@@ -22,8 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import download_dataset
 from flair import transfer
 from flair.client import Client, NotThere, Patience, TransferError, retry_after
+from flair.errors import FlairError
 from flair.threads import Stopped
 from tests import fault_server
 from tests.fault_server import Fault, FaultServer
@@ -417,6 +419,28 @@ def test_redirects_are_followed_with_the_range(server: FaultServer, tmp_path: Pa
     server.faults["/elsewhere"] = [Fault(drop_after=300_000)]
     check(fetch(server, tmp_path / "a.part"))
     assert [request.range for request in server.gets("/elsewhere")] == [None, "bytes=300000-"]
+
+
+def test_a_thousand_retries_wait_as_long_as_sixty() -> None:
+    """2 to the 1,025th is no number: a run that had waited for 17 hours ended in a traceback."""
+    assert Patience(dice=lambda: 1.0).backoff(10**6) == Patience().longest_wait
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "foo", "http://", "http://[", "http://[::1", "https://a:b", "http://a:99999", "ftp://a", "http://a\n"],
+)
+def test_what_is_no_address_is_named_before_anything_is_sent(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        download_dataset.main([f"--dataset_dir={tmp_path / 'd'}", f"--base_url={address}"])
+    assert ended.value.code == 2 and "expected an http:// or https:// address" in capsys.readouterr().err
+    if address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(FlairError, match="HF_ENDPOINT: expected an http:// or https:// address"):
+            download_dataset.main([f"--dataset_dir={tmp_path / 'd'}", "--source=huggingface"])
+    assert not (tmp_path / "d").exists()
 
 
 def test_a_login_in_the_address_stays_on_its_server(server: FaultServer, tmp_path: Path) -> None:

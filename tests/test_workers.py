@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -87,3 +89,29 @@ def test_where_no_process_can_start_this_one_does_the_work(capsys: pytest.Captur
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert results == list(range(0, 200, 10))
     assert "no more worker processes: Too many open files" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)  # where the executor's own thread died, its workers waited for ever
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("allowed", range(6))
+def test_threads_that_the_system_refuses_stop_nothing_for_ever(
+    allowed: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = [allowed]
+
+    def start(*arguments: Any) -> Any:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        return really_start(*arguments)
+
+    really_start = threading._start_new_thread  # type: ignore[attr-defined]
+    monkeypatch.setattr(threading, "_start_new_thread", start)
+    done: list[int] | str
+    try:
+        done = list(map_in_order(multiply, 10, range(20), 2))
+    except FlairError as error:
+        done = str(error)
+    assert done == list(range(0, 200, 10)) or (allowed == 3 and "fewer --num_workers" in done)
+    # Three: two that were ended to see whether there may be two, and the executor's own, which is refused its second.
+    assert allowed >= 3 or "no more worker processes: can't start new thread" in capsys.readouterr().err
