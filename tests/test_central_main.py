@@ -271,6 +271,7 @@ def _train(
     return trainer.model, position
 
 
+@pytest.mark.long  # the whole command: test_a_run_repeated_from_its_folder_alone_gives_the_same_numbers
 def test_the_same_seed_twice_gives_the_same_weights(records, task, tmp_path):
     one, same, other = (
         _train(records, task, tmp_path / str(i), seed, num_epochs=1)[0] for i, seed in enumerate((5, 5, 6))
@@ -555,14 +556,14 @@ def test_bfloat16_learns_as_much_as_float32_and_both_far_more_than_nothing(tmp_p
     _check_both_dtypes_learn(tmp_path / "records", tmp_path, 6, 2e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_photos_are_learnt_in_both_dtypes(coco256, tmp_path):
     write_tfrecords(coco256, tmp_path / "records")
     _check_both_dtypes_learn(tmp_path / "records", tmp_path, 12, 1e-3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [0.2, 0.8])
+@pytest.mark.parametrize("moment", [pytest.param(0.2, marks=pytest.mark.long), 0.8])
 def test_killed_in_any_epoch_it_equals_the_unbroken_run(finished, tmp_path, moment):
     out, _ = finished
     unbroken = next(path for path in out.iterdir() if path.is_dir())

@@ -334,6 +334,7 @@ def test_the_published_commands_as_written(folder, tmp_path, runtime):
     assert set(summary["test"]) == {"loss", "precision", "recall", "f1", "averaged_precision"}
 
 
+@pytest.mark.long  # that they are read: test_the_published_layout_is_read
 def test_records_of_the_published_code_train(miniature, tmp_path):
     write_published_records(miniature, tmp_path / "published")
     out = tmp_path / "out"

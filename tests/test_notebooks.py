@@ -170,7 +170,7 @@ def test_the_tutorial_on_its_own_miniature(monkeypatch: pytest.MonkeyPatch, tmp_
     check_tutorial(execute(TUTORIAL, monkeypatch, tmp_path, REPORT))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tutorial_on_real_photos(flair_sample: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     records = tmp_path / "tfrecords"
     command = [sys.executable, "prepare_tfrecords.py", f"--dataset_dir={flair_sample}", f"--tfrecords_dir={records}"]

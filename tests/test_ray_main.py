@@ -141,7 +141,11 @@ def _ending(children):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "group"),
-    [(signal.SIGKILL, -9, False), (signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)],
+    [
+        (signal.SIGKILL, -9, False),
+        pytest.param(signal.SIGTERM, 143, False, marks=pytest.mark.long),
+        (signal.SIGINT, 130, True),
+    ],
 )
 def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(
     folder, private, tmp_path, number, code, group

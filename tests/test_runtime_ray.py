@@ -160,9 +160,16 @@ def test_two_workers_equal_inprocess(name, source, plan, pools):
     _assert_equal_runs(CONFIGS[name], source, plan, pools(2))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [1, 3])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.slow  # two workers: test_two_workers_equal_inprocess
+@pytest.mark.parametrize(
+    ("name", "num_workers"),
+    [
+        ("fed_avg", 1),
+        ("adaptive_dp", 3),
+        pytest.param("fed_avg", 3, marks=pytest.mark.long),
+        pytest.param("adaptive_dp", 1, marks=pytest.mark.long),
+    ],
+)
 def test_any_number_of_workers_equals_inprocess(name, num_workers, source, plan, pools):
     _assert_equal_runs(CONFIGS[name], source, plan, pools(num_workers))
 

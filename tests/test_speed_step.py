@@ -20,7 +20,7 @@ def _run(*flags):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_step_measures_every_variant(tmp_path):
     path = tmp_path / "step.json"
     flags = ["--model=cnn", "--image_size=32", "--batch_size=4", "--repeats=2", f"--json={path}"]
