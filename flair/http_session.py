@@ -130,7 +130,15 @@ def open_session(head_seconds: float) -> requests.Session:
 
 
 def _pool_classes(head_seconds: float) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    class Response(http.client.HTTPResponse):
+        def _read_status(self) -> tuple[str, int, str]:
+            """Early hints (103) and their like are read over, as http.client does with 100 alone (RFC 9110, 15.2)."""
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            return version, 100 if 102 <= status < 200 else status, reason
+
     class Connection(urllib3.connection.HTTPConnection):
+        response_class = Response
+
         def connect(self) -> None:
             with _deadline(self, head_seconds):  # a proxy may dawdle over its answer, too
                 super().connect()
@@ -140,6 +148,8 @@ def _pool_classes(head_seconds: float) -> dict[str, type[urllib3.HTTPConnectionP
                 return super().getresponse()
 
     class SecureConnection(urllib3.connection.HTTPSConnection):
+        response_class = Response
+
         def connect(self) -> None:
             with _deadline(self, head_seconds):
                 super().connect()

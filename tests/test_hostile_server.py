@@ -82,6 +82,10 @@ def _endless_interim_replies(write: Write) -> None:
     _for_ever(write, b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
+def _endless_early_hints(write: Write) -> None:
+    _for_ever(write, b"HTTP/1.1 103 Early Hints\r\n\r\n")
+
+
 def _endless_body(write: Write) -> None:
     write(_OK)
     _for_ever(write, _CHUNK)
@@ -99,7 +103,7 @@ def _packed_bomb(write: Write) -> None:
 REDIRECTS = [_redirect_without_end, _redirect_packed, _redirect_dripping]
 STALLS = [
     *(_growing_chunk_size, _growing_chunk_extension, _endless_trailers, _dripping_trailers),
-    _endless_interim_replies,
+    *(_endless_interim_replies, _endless_early_hints),
 ]
 FLOODS = [_endless_body, _endless_body_until_closed, _packed_bomb]
 

@@ -443,6 +443,12 @@ def test_what_is_no_address_is_named_before_anything_is_sent(
     assert not (tmp_path / "d").exists()
 
 
+def test_early_hints_are_read_over(server: FaultServer, tmp_path: Path) -> None:
+    reply = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]"
+    server.faults["/a"] = [Fault(script=lambda write: write(reply))]
+    assert transfer.fetch(Client(), f"{server.url}/a", tmp_path / "a.part").path.read_bytes() == b"[1]"
+
+
 def test_a_login_in_the_address_stays_on_its_server(server: FaultServer, tmp_path: Path) -> None:
     server.files["/elsewhere"] = CONTENT
     with fault_server.serve() as other:
