@@ -141,8 +141,9 @@ class RunFolder:
         return max(self._seconds.values(), default=0.0)
 
     def describe(self, **facts: Any) -> None:
-        """Writes run.json: versions, machine, `facts`; a continued run keeps its start and adds when it went on."""
+        """Writes flags.txt and run.json: versions, machine, `facts`; a continued run keeps its start and adds a time."""
         self.check_inputs(facts.get("data", {}), facts.get("restored_model"))
+        self._write_flags()  # of which some may have changed; not before it is known that this is the same run
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         known = self._described() or {"started": now}
         continued = [*known.get("continued", []), now] if self.has_begun else []
@@ -249,7 +250,11 @@ class RunFolder:
                     f"{self.path}: holds a run with other flags ({changes}); "
                     "give the same flags to continue it, another --run_dir, or --overwrite"
                 )
-        atomic.write_text(path, "".join(f"{line}\n" for line in self._flag_lines))
+        else:
+            self._write_flags()
+
+    def _write_flags(self) -> None:
+        atomic.write_text(self.path / FLAGS_FILE, "".join(f"{line}\n" for line in self._flag_lines))
 
     def _write_csv(self) -> None:
         self._columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))

@@ -39,6 +39,7 @@ def paths_flag(text: str) -> str:
 def word(path: str | os.PathLike[str]) -> str:
     """A path as one word of a shell's command that is no flag, and that `expand` leaves as it is.
 
+    >>> from pathlib import Path
     >>> word("my data"), word("-x"), word(Path("./~"))
     ("'my data'", './-x', "'./~'")
     """

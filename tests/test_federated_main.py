@@ -166,12 +166,12 @@ def test_the_clip_norm_of_the_statement_is_the_one_in_force(finished):
 
 def test_a_complete_run_is_not_repeated(folder, repeatable, finished):
     out, run_dir, _ = finished
-    before = (run_dir / "metrics.csv").read_bytes()
+    before = [(run_dir / name).read_bytes() for name in ("metrics.csv", "flags.txt", "run.json")]
     done = _run(*_places(folder, out), *repeatable)
     assert "complete already" in done.stdout
     other = _refused(*_places(folder, out), *repeatable, f"--restore_model_path={_saved_model(out)}")
     assert "begun with other restored weights" in other
-    assert (run_dir / "metrics.csv").read_bytes() == before
+    assert [(run_dir / name).read_bytes() for name in ("metrics.csv", "flags.txt", "run.json")] == before
 
 
 def test_other_flags_in_the_same_folder_are_refused(folder, repeatable, finished):
@@ -455,6 +455,8 @@ def test_a_run_is_not_continued_on_other_data(folder, repeatable, finished, tmp_
     copied, run_dir = tmp_path / "records", tmp_path / "run"
     shutil.copytree(folder, copied, symlinks=True)
     shutil.copytree(finished[1], run_dir)
+    flags = run_dir / "flags.txt"
+    flags.write_text(flags.read_text().replace(str(folder), str(copied)).replace(str(finished[0]), str(tmp_path)))
     if not complete:
         (run_dir / "summary.json").unlink()
     sorted((copied / "train").iterdir())[0].unlink()
