@@ -141,7 +141,7 @@ class RunFolder:
         return max(self._seconds.values(), default=0.0)
 
     def describe(self, **facts: Any) -> None:
-        """Writes flags.txt and run.json : versions, machine, `facts`; a continued run keeps its start, adds a time."""
+        """Writes flags.txt and run.json: versions, machine, `facts`; a continued run keeps its start, adds a time."""
         self.check_inputs(facts.get("data", {}), facts.get("restored_model"))
         self._write_flags()  # of which some may have changed; not before it is known that this is the same run
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
