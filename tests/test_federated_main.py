@@ -401,6 +401,7 @@ def test_an_empty_partition_is_refused(folder, tmp_path):
     assert "val" in line and "empty" in line
 
 
+@pytest.mark.slow
 def test_federated_evaluation_scores_every_test_client(folder, miniature, tmp_path):
     _run(
         *_places(folder, tmp_path),
@@ -431,6 +432,7 @@ def test_a_run_that_starts_over_leaves_no_old_statement(folder, finished, tmp_pa
     assert not list((tmp_path / "run").glob("privacy.*"))
 
 
+@pytest.mark.slow
 def test_the_statement_says_what_the_flags_asked_for(folder, tmp_path):
     done = _run(
         *_places(folder, tmp_path),

@@ -135,6 +135,7 @@ def _value(printed, name):
     return re.search(rf"^{name}: +(.*)$", printed, re.MULTILINE).group(1)
 
 
+@pytest.mark.slow
 def test_a_private_dry_run_plans_for_flair_with_a_miniature(folder, tmp_path):
     done = _dry_run("federated", folder, tmp_path / "out", f"--flagfile={_path('federated_dp_coarse_scratch')}", *SMALL)
     assert done.returncode == 0, done.stderr

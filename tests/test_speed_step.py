@@ -35,6 +35,7 @@ def test_step_measures_every_variant(tmp_path):
     assert report["steps"][0]["ratio_to_ours"] == 1
 
 
+@pytest.mark.slow
 def test_central_measures_training_and_evaluation(miniature, tmp_path):
     write_tfrecords(miniature, tmp_path / "records")
     path = tmp_path / "central.json"
