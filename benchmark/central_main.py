@@ -103,7 +103,7 @@ def main() -> None:
     with folder as run:
         summary = run.summary
         if summary is not None and FLAGS.num_epochs <= summary["num_epochs"] and not FLAGS.overwrite:
-            run.check_inputs({**model_flags.data_place(), "digest": records.digest()}, model_flags.restored_model())
+            run.check_inputs(model_flags.data_facts(records), model_flags.restored_model())
             print(f"{run.path}: complete already, after {_epochs(summary['epochs'])}; --overwrite starts over")
         else:
             run.reopen()
@@ -122,7 +122,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         flush=True,
     )
     run.describe(
-        data={**model_flags.data_place(), "digest": records.digest(), "users": users, "photos": photos},
+        data={**model_flags.data_facts(records), "users": users, "photos": photos},
         labels=list(task.label_names),
         seed=FLAGS.seed,
         restored_model=model_flags.restored_model(),

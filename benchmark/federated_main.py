@@ -63,7 +63,7 @@ def main() -> None:
     with RunFolder(run_dir, flag_lines, "round", _CHANGEABLE, FLAGS.overwrite, defaults) as run:
         summary = run.summary
         if summary is not None:
-            run.check_inputs({**model_flags.data_place(), "digest": records.digest()}, model_flags.restored_model())
+            run.check_inputs(model_flags.data_facts(records), model_flags.restored_model())
             print(f"{run.path}: complete already, after {summary['rounds']} rounds; --overwrite starts over")
         else:
             summary = _train(records, task, users, run, saved_model)
@@ -106,7 +106,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     restored = model_flags.restored_model()
     key = None if plan is None else _noise_key(run, data, task, plan, None if restored is None else restored["sha256"])
     run.describe(
-        data={**model_flags.data_place(), "digest": records.digest(), "users": users},
+        data={**model_flags.data_facts(records), "users": users},
         clients=len(data.client_ids),
         labels=list(task.label_names),
         seed=FLAGS.seed,

@@ -128,6 +128,11 @@ def data_place() -> dict[str, str]:
     return {name: FLAGS[name].value for name in ("tfrecords_dir", "tfds_data_dir") if FLAGS[name].value is not None}
 
 
+def data_facts(records: Records) -> dict[str, str]:
+    """Where the records are and what they are known by, for run.json."""
+    return {**data_place(), "digest": records.digest()}
+
+
 def build_model(num_outputs: int) -> tf.keras.Model:
     """The model of the flags, with random weights."""
     from benchmark import flair_model

@@ -30,7 +30,6 @@ CHECKSUM = "crc32c"  # among the facts
 # What Keras calls the weights of layers such as ours: a weight of such a name is never taken for another one.
 _KERAS_NAMES = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
 _NAMES_SHOWN = 6
-_BYTES_OF_ATTRIBUTES = 1 << 26
 
 
 class Fit(NamedTuple):
@@ -61,7 +60,7 @@ class WeightsFile:
         self.path = Path(path)
         with self._guarded():
             try:
-                global_heap.check_collections(self.path, _BYTES_OF_ATTRIBUTES)
+                global_heap.check_collections(self.path, global_heap.BYTES_OF_ATTRIBUTES)
             except FileNotFoundError:
                 raise FlairError(f"{path}: no such file; expected a Keras .h5 file") from None
             # A file appears whole, so that a lock adds nothing; some file systems have none.

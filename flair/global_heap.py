@@ -24,6 +24,7 @@ _REFERENCE = struct.Struct("<IQI")  # number of elements, address of the collect
 _MIN_COLLECTION_BYTES = 4096  # H5HG_MINSIZE
 REFERENCE_BYTES = _REFERENCE.size
 _SUPERBLOCK_VERSION_OFFSET = 8
+BYTES_OF_ATTRIBUTES = 1 << 26  # at the beginning of a file, where attributes keep their texts
 _END_OF_FILE_OFFSET = 40  # in a superblock of version 0 with 8-byte offsets and lengths
 
 
@@ -63,7 +64,7 @@ class DamagedHeap(ValueError):
 
 
 def check_collections(path: Path, most_bytes: int) -> int:
-    """Looks at the collections in the first `most_bytes` of a file, where attributes keep texts; their largest object.
+    """Looks at the collections in the first `most_bytes` of a file; returns the size of their largest object.
 
     Raises:
       DamagedHeap: an object of a collection has no index and no size, or ends outside of it.

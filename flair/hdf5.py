@@ -17,10 +17,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from flair import hdf5_object, json_text
+from flair import global_heap, hdf5_object, json_text
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError
-from flair.global_heap import DamagedHeap, check_collections
 from flair.hdf5_object import BadObject
 from flair.images import PIXELS_SHAPE, decode
 from flair.metadata import LABEL_SEPARATOR, Record, label_index
@@ -30,7 +29,6 @@ CHECKSUM_DTYPE = np.dtype("<u4")
 IMAGE_FORMATS = ("raw", "jpeg")
 LABEL_FORMATS = ("names", "indices")
 _MOST_BYTES = 1 << 26  # of an array that is read whole: ids, labels and checksums of one user, a list of labels
-_BYTES_OF_ATTRIBUTES = 1 << 26  # which lie at the beginning of a file
 _NUMBER_PARAMETERS = ("num_users", "limit_users")
 
 
@@ -76,8 +74,8 @@ class HDF5File:
         if not self.path.is_file():
             raise FlairError(f"{path}: no such file; make it with prepare_dataset.py")
         try:
-            check_collections(self.path, _BYTES_OF_ATTRIBUTES)
-        except DamagedHeap as error:
+            global_heap.check_collections(self.path, global_heap.BYTES_OF_ATTRIBUTES)
+        except global_heap.DamagedHeap as error:
             raise DamagedFile(f"{path}: is damaged ({error}); prepare it again") from None
         try:
             # Without a lock: nothing writes to a file of ours in its place, and some file systems have none.

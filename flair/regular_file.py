@@ -32,11 +32,16 @@ def open_file(path: str | Path) -> BinaryIO:
         reason = "is a device or socket" if error.errno == errno.ENXIO else f"cannot be read ({error.strerror})"
         raise FlairError(f"{path}: {reason}; expected a file that may be read") from None
     found = os.fstat(descriptor)
-    if not (stat.S_ISREG(found.st_mode) or os.path.samestat(found, os.stat(os.devnull))):
+    if not is_file(found):
         os.close(descriptor)
         kind = {stat.S_IFDIR: "directory", stat.S_IFIFO: "pipe"}.get(stat.S_IFMT(found.st_mode), "device")
         raise FlairError(f"{path}: is a {kind}; expected a file")
     return open(descriptor, "rb")
+
+
+def is_file(found: os.stat_result) -> bool:
+    """Whether it is an ordinary file, or /dev/null."""
+    return stat.S_ISREG(found.st_mode) or os.path.samestat(found, os.stat(os.devnull))
 
 
 def read_bytes(path: str | Path) -> bytes:

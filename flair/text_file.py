@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from flair import regular_file
+
 ENCODING = "utf-8-sig"  # UTF-8 whose byte order mark, if there is one, is no part of the text
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -27,8 +29,7 @@ def read(path: str | Path, most_bytes: int = 1 << 30) -> str:
     # Without O_NONBLOCK, a pipe nobody writes to is waited for, without end.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         found = os.fstat(file.fileno())
-        is_file = stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)
-        if not is_file and not os.path.samestat(found, os.stat(os.devnull)):
+        if not (regular_file.is_file(found) or stat.S_ISFIFO(found.st_mode)):
             raise NotText("a device, not a file of text")
         data = b"".join(_chunks(file.fileno(), most_bytes))
     if len(data) > most_bytes:

@@ -51,7 +51,7 @@ def map_in_order(
       FlairError: a process died (killed for memory, or by a crash in a library).
     """
     if num_workers > 1 and not _can_start_threads(_THREADS_OF_EXECUTOR):
-        _tell_refused(OSError(0, threads.REFUSED))
+        _tell_refused(RuntimeError(threads.REFUSED))
         num_workers = 1
     if num_workers <= 1:
         for task in tasks:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmark.records import open_records
-from flair import hdf5
+from flair import global_heap
 from flair.errors import FlairError
 from flair.global_heap import collection
 from flair.hdf5 import HDF5File
@@ -405,7 +405,7 @@ def test_a_damaged_heap_of_a_late_photo_is_refused_too(
 ) -> None:
     """Only those in the first 64 MB were looked at, where all of FLAIR has six gigabytes."""
     data = tiny_file.read_bytes()
-    monkeypatch.setattr(hdf5, "_BYTES_OF_ATTRIBUTES", data.index(b"GCOL"))
+    monkeypatch.setattr(global_heap, "BYTES_OF_ATTRIBUTES", data.index(b"GCOL"))
     start = data.rindex(b"GCOL") + 16
     (tmp_path / "damaged.hdf5").write_bytes(data[:start] + bytes(16) + data[start + 16 :])
     with pytest.raises(FlairError, match=r"damaged\.hdf5: .*its heap is damaged at byte"):
