@@ -13,7 +13,8 @@ import numpy as np
 from absl import flags
 
 from benchmark import command, path_flags
-from benchmark.records import Records, Task, make_task, open_records
+from benchmark.opening import make_task, open_records
+from benchmark.records import Records, Task
 from benchmark.saved_model import SavedModel, find_models
 from flair import atomic, example
 from flair.catalog import HELDOUT, PARTITIONS

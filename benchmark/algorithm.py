@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from benchmark.clipping import clip_gradients
 from benchmark.federated_config import (
     FED_PROX,
     FED_SGD,
@@ -24,7 +25,6 @@ from benchmark.federated_config import (
     NoiseConfig,
     OptimizerConfig,
 )
-from benchmark.local_training import clip_gradients
 
 AggregationFactory: TypeAlias = (
     "tff.aggregators.WeightedAggregationFactory | tff.aggregators.UnweightedAggregationFactory"

@@ -129,8 +129,9 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     )
     devices, trainer, training, validation, test = _build(records, task)
     from benchmark import evaluation, flair_model
-    from benchmark.central_training import BEST_FILE, train
+    from benchmark.central_training import train
     from benchmark.interruption import SafePoints
+    from benchmark.run_names import BEST_FILE
 
     with devices.together():
         devices.barrier()

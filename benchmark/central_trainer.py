@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from benchmark.clipping import clip_each_by_norm
+from benchmark.clipping import clip_gradients
 from benchmark.devices import Devices, sum_over_replicas
 from benchmark.flair_metrics import histogram, losses_of, scores_of
 from benchmark.records import Task
@@ -163,7 +163,7 @@ class CentralTrainer:
         return gradients, loss_sum, total
 
     def _descend(self, gradients: Sequence[tf.Tensor]) -> None:
-        clipped = clip_each_by_norm(gradients, self.clipnorm)
+        clipped = clip_gradients(gradients, self.clipnorm)
         pairs = zip(clipped, self.model.trainable_variables, strict=True)
         self.optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
 

@@ -19,10 +19,9 @@ from benchmark.devices import Devices
 from benchmark.flair_data import EvaluationData, TrainingData
 from benchmark.interruption import STOPPING, SafePoints
 from benchmark.run_folder import RunFolder
+from benchmark.run_names import BEST_FILE, LAST_FILE
 from flair.errors import FlairError
 from flair.progress import Progress
-
-BEST_FILE, LAST_FILE = "best.h5", "last.h5"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from benchmark.client_data import ClientData, IidClients, UserClients
-from benchmark.records import Records, open_records
+from benchmark.opening import open_records
+from benchmark.records import Records
 from flair.errors import FlairError
 
 

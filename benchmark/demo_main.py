@@ -22,7 +22,8 @@ from absl import flags
 
 from benchmark import command, path_flags
 from benchmark.run_files import read_json
-from flair import catalog, mirror
+from benchmark.run_names import PRIVACY_FILE
+from flair import catalog, mirror_server
 from flair.errors import FlairError
 from flair.progress import duration
 
@@ -55,7 +56,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     archives = folder / "server"
     _run(_synthetic_stage(folder, archives))
-    with mirror.serve(archives) as server:
+    with mirror_server.serve(archives) as server:
         _run(
             Stage(
                 "Download it, as from Apple's server",
@@ -206,7 +207,7 @@ def _read_only(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _cost_of_privacy(folder: Path, kept: float, gained: float) -> str:
-    statement = _read_only(folder, "privacy.json")
+    statement = _read_only(folder, PRIVACY_FILE)
     clients, sigma = statement["clients_per_round"], statement["noise"]["sum_noise_multiplier"]
     weights = _summary(folder)["parameters"]
     return (

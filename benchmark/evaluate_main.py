@@ -18,8 +18,10 @@ from absl import flags
 
 from benchmark import command, evaluation_report, path_flags
 from benchmark.evaluation_sets import EvaluationSet, choose_sets, load_sets, prepared_with
-from benchmark.records import Records, Task, make_task, open_records
-from benchmark.saved_model import BEST_FILE, SavedModel, find_models
+from benchmark.opening import make_task, open_records
+from benchmark.records import Records, Task
+from benchmark.run_names import BEST_FILE, EVALUATION_FILE
+from benchmark.saved_model import SavedModel, find_models
 from flair import lock
 from flair.errors import FlairError
 from flair.exclusion import read_exclusion
@@ -168,7 +170,7 @@ def _evaluate(
         ],
         "drops": _drops(models, [one.name for one in sets if one.manifest is not None], scored),
     }
-    path = folder / evaluation_result.RESULT_FILE
+    path = folder / EVALUATION_FILE
     evaluation_result.write_json(path, content)
     predictor.finish()
     for model in models:
@@ -178,7 +180,7 @@ def _evaluate(
             facts = _model_facts(model, predictor.digest_of(model))
             of_run = content | {"models": [facts], "results": own, "comparisons": [], "drops": []}
             of_run["best_sha256"] = file_sha256(model.run_dir / BEST_FILE)
-            evaluation_result.write_json(model.run_dir / evaluation_result.RESULT_FILE, of_run)
+            evaluation_result.write_json(model.run_dir / EVALUATION_FILE, of_run)
     evaluation_report.print_results(content)
     print(f"result: {path}; predictions, per_label.csv and per_user.csv: {folder}/PARTITION/MODEL/", flush=True)
 

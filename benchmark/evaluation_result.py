@@ -23,7 +23,6 @@ from flair import atomic, checked_json
 from flair.progress import Progress
 
 FORMAT_VERSION = 1
-RESULT_FILE = "evaluation.json"
 PER_LABEL_FILE, PER_USER_FILE = "per_label.csv", "per_user.csv"
 Estimate = dict[str, float | None]
 

@@ -22,6 +22,7 @@ from benchmark.privacy_accounting import rounded_up
 from benchmark.ray_flags import RAY_FLAGS
 from benchmark.records import Records, Task
 from benchmark.run_folder import RunFolder
+from benchmark.run_names import BEST_FILE
 from flair import __version__
 from flair.paths import command_line
 from flair.progress import duration
@@ -133,7 +134,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
             )
         if FLAGS.runtime != federated_flags.RAY:
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
-        flair_model.load_by_name(model, run.path / federated_training.BEST_FILE)
+        flair_model.load_by_name(model, run.path / BEST_FILE)
         saved_model.parent.mkdir(parents=True, exist_ok=True)
         flair_model.save_weights(model, saved_model)
         scores: dict[str, Any] = {partition: scorer.evaluate(partition) for partition in ("val", "test")}
@@ -281,9 +282,11 @@ def _ray_workers() -> WorkerPool:
 
 def _scorer(runtime: Runtime, model: tf.keras.Model, records: Records, task: Task) -> Scorer:
     from benchmark.runtime_ray import RayRuntime
-    from benchmark.scoring import LocalScorer, RayScorer
+    from benchmark.scoring import LocalScorer
 
     if isinstance(runtime, RayRuntime):
+        from benchmark.ray_scorer import RayScorer
+
         return RayScorer(model, records, task, runtime.pool)
     return LocalScorer(model, records, _batch_plan(task), FLAGS.eval_batch_size)
 

@@ -16,12 +16,11 @@ from benchmark.federated_config import MAX_UPDATE_NORM
 from benchmark.interruption import SafePoints
 from benchmark.privacy_accounting import rounded_up
 from benchmark.run_folder import RunFolder
+from benchmark.run_names import BEST_FILE, LAST_FILE
 from benchmark.runtime import RoundResult, Runtime, clipping_norm
 from benchmark.scoring import Scorer
 from flair.errors import FlairError
 from flair.progress import Progress
-
-BEST_FILE, LAST_FILE = "best.h5", "last.h5"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from benchmark import augmentation
 from benchmark.augmentation import decode_training_batch
-from benchmark.records import PhotoIndex, Records, Task, make_task, open_records
+from benchmark.records import PhotoIndex, Records, Task
 from benchmark.seeds import derive_generator, derive_seed
 from flair import example
 from flair.errors import FlairError
@@ -27,8 +27,6 @@ __all__ = [
     "TrainingData",
     "decode_training_batch",
     "evaluation_dataset",
-    "make_task",
-    "open_records",
 ]
 _READ_AHEAD = 64  # photos read from disk at once
 _BATCHES_AHEAD = 2  # decoded; a batch of 512 has 77 MB

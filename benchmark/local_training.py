@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import tensorflow as tf
 
+from benchmark.clipping import clip_scales
 from benchmark.federated_config import FED_AVG, FED_PROX, FED_SGD, MIME_LITE, ClientConfig
 from benchmark.flair_metrics import ScoreHistogram
 from benchmark.tff_graph import GraphFunction, GraphSpec
@@ -24,23 +25,6 @@ def graph_step(spec: GraphSpec) -> OptimizerStep:
     """The optimizer step of `server_graphs.build_step_spec`."""
     function = GraphFunction(spec)
     return lambda state, weights, gradients: function([*state, *weights, *gradients])
-
-
-def clip_scales(gradients: Sequence[tf.Tensor], clipnorm: float, global_clipnorm: bool) -> list[tf.Tensor]:
-    """float32 scalars that clip the gradients to L2 norm `clipnorm`, each by itself or all together."""
-    # Not tf.clip_by_norm: it goes through all gradients seven times, which a step on two photos feels.
-    squares = [2 * tf.nn.l2_loss(gradient) for gradient in gradients]
-    if global_clipnorm:
-        squares = [tf.add_n(squares)] * len(squares)
-    return [clipnorm / tf.maximum(tf.sqrt(square), clipnorm) for square in squares]
-
-
-def clip_gradients(gradients: Sequence[tf.Tensor], clipnorm: float, global_clipnorm: bool) -> list[tf.Tensor]:
-    """Clips gradients to L2 norm `clipnorm`, each by itself or all together; 0 leaves them as they are."""
-    if clipnorm <= 0:
-        return list(gradients)
-    scales = clip_scales(gradients, clipnorm, global_clipnorm)
-    return [gradient * scale for gradient, scale in zip(gradients, scales, strict=True)]
 
 
 class LocalTrainer:

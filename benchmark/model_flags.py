@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from benchmark import command, path_flags, training_plan
-from benchmark.records import Records, Task, make_task, open_records
+from benchmark.opening import make_task, open_records
+from benchmark.records import Records, Task
 from benchmark.saved_model import COMPUTE_DTYPES
 from flair.catalog import IMAGE_SIZE
 from flair.errors import FlairError

@@ -22,11 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.run_files import read_json
-from benchmark.run_folder import RUN_FILE
+from benchmark.run_names import KEY_FILE, RUN_FILE
 from flair import atomic, regular_file
 from flair.errors import FlairError
 
-KEY_FILE = "noise.key"
 _BYTES = 32
 _MOST_TEXT = 1024
 _TEXT = re.compile(rb"[0-9a-f]{64}(\s+[0-9a-f]{64}){0,2}\s*")

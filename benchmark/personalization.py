@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from benchmark import augmentation, flair_metrics, score_histogram
 from benchmark.adaptation import ALL, HEAD, Adaptation
-from benchmark.local_training import clip_gradients
+from benchmark.clipping import clip_gradients
 from benchmark.normalization import FrozenBatchNormalization, GroupNormalization
 from benchmark.records import Task
 from flair import example
@@ -143,7 +143,7 @@ class Personalizer:
                 gradient + self.adaptation.proximal_strength * (variable - start)
                 for gradient, variable, start in zip(gradients, self._variables, self._global, strict=True)
             ]
-        clipped = clip_gradients(gradients, self.adaptation.clipnorm, False)
+        clipped = clip_gradients(gradients, self.adaptation.clipnorm)
         for variable, gradient in zip(self._variables, clipped, strict=True):
             variable.assign_sub(self.adaptation.learning_rate * gradient)
 

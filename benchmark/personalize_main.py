@@ -17,10 +17,12 @@ from typing import Any
 
 from benchmark import command, personalize_flags, saved_model
 from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
+from benchmark.opening import make_task, open_records
 from benchmark.personalize_flags import FLAGS, LABELS, USERS
-from benchmark.records import Records, Task, make_task, open_records
+from benchmark.records import Records, Task
 from benchmark.run_files import read_json
-from benchmark.run_folder import FLAGS_FILE, RUN_FILE, TENSORBOARD_DIR, RunFolder
+from benchmark.run_folder import RunFolder
+from benchmark.run_names import FLAGS_FILE, RUN_FILE, TENSORBOARD_DIR
 from benchmark.saved_model import SavedModel
 from flair.catalog import TAXONOMY_FILE
 from flair.errors import FlairError

@@ -12,6 +12,7 @@ from typing import Any
 from benchmark.privacy import Mechanism, PrivacyPlan, Sampling, adaptive_noise
 from benchmark.privacy_accounting import rounded_up
 from benchmark.privacy_caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
+from benchmark.run_names import PRIVACY_FILE
 from flair import atomic
 
 FORMAT_VERSION = 2
@@ -93,7 +94,7 @@ def statement_text(statement: dict[str, Any]) -> str:
 
 def write_statement(folder: str | os.PathLike[str], statement: dict[str, Any]) -> tuple[Path, Path]:
     """Writes `privacy.txt` and `privacy.json` into `folder`, each whole or not at all; returns their paths."""
-    text, data = Path(folder, "privacy.txt"), Path(folder, "privacy.json")
+    text, data = Path(folder, "privacy.txt"), Path(folder, PRIVACY_FILE)
     atomic.write_text(text, statement_text(statement))
     atomic.write_json(data, statement)
     return text, data

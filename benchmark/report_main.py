@@ -15,6 +15,7 @@ from absl import flags
 
 from benchmark import command, path_flags, run_files
 from benchmark.json_shape import ESTIMATE
+from benchmark.run_names import EVALUATION_FILE
 from flair import atomic
 from flair.errors import FlairError
 from flair.progress import Progress, duration
@@ -70,7 +71,7 @@ def main(folders: list[str]) -> None:
 
 
 def _comparisons(folder: Path) -> list[dict[str, Any]]:
-    path = folder if folder.is_file() else folder / "evaluation.json"
+    path = folder if folder.is_file() else folder / EVALUATION_FILE
     found = run_files.read_json(path, _EVALUATION)
     if found is None:
         raise FlairError(f"--evaluation={folder}: has no evaluation.json; make it with benchmark.evaluate_main")

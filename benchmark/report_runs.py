@@ -10,18 +10,23 @@ from typing import Any, NamedTuple
 from benchmark.json_shape import ESTIMATE, NUMBER, NUMBER_OR_NULL
 from benchmark.privacy_statement import headline, statement_rows
 from benchmark.run_files import read_flags, read_json, read_seconds, read_table
-from benchmark.run_folder import FLAGS_FILE, METRICS_FILE, RUN_FILE, SUMMARY_FILE, TIMES_FILE
-from benchmark.saved_model import BEST_FILE, distinct, short_names
+from benchmark.run_names import (
+    BEST_FILE,
+    EVALUATION_FILE,
+    FLAGS_FILE,
+    METRICS_FILE,
+    PRIVACY_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    TIMES_FILE,
+    distinct,
+    short_names,
+)
 from flair import regular_file
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
 
-EVALUATION_FILE, PRIVACY_FILE, FIGURES_DIR, CAPTIONS_FILE = (
-    "evaluation.json",
-    "privacy.json",
-    "figures",
-    "captions.json",
-)
+FIGURES_DIR, CAPTIONS_FILE = "figures", "captions.json"
 SECRET = "secret (the run is private)"
 # Where a run is and how it is continued is no setting of it.
 _PLACES = ("run_dir", "save_model_dir", "overwrite", "flagfile", "rounds_per_checkpoint", "minutes_per_checkpoint")

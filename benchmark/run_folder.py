@@ -30,11 +30,23 @@ from typing import Any
 from benchmark.checkpoint import Checkpoints
 from benchmark.json_shape import NUMBER
 from benchmark.run_files import read_flags, read_json, read_seconds, read_table
+from benchmark.run_names import (
+    BEST_FILE,
+    CHECKPOINTS_DIR,
+    EVALUATION_FILE,
+    FLAGS_FILE,
+    KEY_FILE,
+    LAST_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    TENSORBOARD_DIR,
+    TIMES_FILE,
+)
 from flair import __version__, atomic, checked_json, lock
 from flair.errors import FlairError
 
-FLAGS_FILE, RUN_FILE, METRICS_FILE, TIMES_FILE = "flags.txt", "run.json", "metrics.csv", "times.csv"
-SUMMARY_FILE, LOCK_FILE, TENSORBOARD_DIR, CHECKPOINTS_DIR = "summary.json", "run.lock", "tensorboard", "checkpoints"
 # Everything a run leaves beside its folders. A privacy statement, above all, must not outlive the run it is about.
 _OUTPUTS = (
     FLAGS_FILE,
@@ -43,11 +55,11 @@ _OUTPUTS = (
     TIMES_FILE,
     SUMMARY_FILE,
     "privacy.*",
-    "noise.key",
-    "best.h5",
-    "last.h5",
+    KEY_FILE,
+    BEST_FILE,
+    LAST_FILE,
     "clients*.csv",
-    "evaluation.json",
+    EVALUATION_FILE,
 )
 _DESCRIPTION = {"started": str, "continued?": [str], "data?": {"digest?": str}}
 _METRICS = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "training_seconds": NUMBER}

@@ -6,14 +6,14 @@ comes from the run folder beside them, from Keras's own model description, or fr
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark.run_files import read_flags
+from benchmark.run_names import BEST_FILE, FLAGS_FILE, RUN_FILE, distinct, run_folder_of, short_names
 from flair import json_text
 from flair.catalog import IMAGE_SIZE
 from flair.errors import FlairError
@@ -21,9 +21,7 @@ from flair.errors import FlairError
 if TYPE_CHECKING:
     import tensorflow as tf
 
-FACTS_ATTRIBUTE = "flair_model"
 COMPUTE_DTYPES = ("float32", "bfloat16")
-FLAGS_FILE, RUN_FILE, BEST_FILE = "flags.txt", "run.json", "best.h5"
 PUBLISHED_SIZE = (224, 224)
 _LARGEST_SIDE = 4 * IMAGE_SIZE  # pixels, as of the flags of training; more would exhaust memory
 _MOST_OUTPUTS = 1 << 15
@@ -133,46 +131,6 @@ def load(saved: SavedModel, image_size: tuple[int, int] | None = None) -> tf.ker
         layer, reason = next(iter(report.skipped.items()))
         raise FlairError(f"{saved.path}: does not fit the network {saved.network}: its layer {layer} {reason}")
     return model
-
-
-def run_folder_of(path: Path) -> Path | None:
-    """The run folder that a saved model belongs to: the one it lies in, or the one of its name beside it."""
-    candidates = (path.parent, path.with_suffix(""))
-    return next((folder for folder in candidates if (folder / FLAGS_FILE).is_file()), None)
-
-
-def distinct(paths: Iterable[Path]) -> list[Path]:
-    """The paths without those that name a file or folder again, as `a/../a/b.h5` does after `a/b.h5`."""
-    found: dict[str, Path] = {}
-    for path in paths:
-        found.setdefault(os.path.abspath(path), path)
-    return list(found.values())
-
-
-def short_names(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Names that tell distinct paths apart, without what they share at the front and what is not needed at the end.
-
-    `.h5` is left out where nothing else has the name without it. A name is a relative path: results lie under it.
-
-    >>> short_names(["/demo/central/cnn_17", "/demo/federated/cnn_17", "/demo/private/cnn_17"])
-    ['central', 'federated', 'private']
-    >>> short_names(["runs/a.h5", "runs/b.h5"]), short_names(["/runs/one/best"])
-    (['a', 'b'], ['best'])
-    >>> short_names(["runs/a.h5", "runs/a"])
-    ['a.h5', 'a']
-    """
-    parts = [Path(os.path.abspath(path)).parts[1:] for path in paths]
-    bare = [(*one[:-1], one[-1].removesuffix(".h5")) for one in parts]
-    parts = bare if len(set(bare)) == len(parts) else parts
-    columns = zip(*(one[:-1] for one in parts), strict=False)
-    shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
-    rests = [one[shared:] for one in parts]
-    longest = max(map(len, rests), default=0)
-    for length in range(1, longest + 1):
-        names = ["/".join(rest[:length]) for rest in rests]
-        if len(set(names)) == len(names):
-            return names
-    return ["/".join(one) for one in parts]
 
 
 def _rejoined(names: Sequence[str]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from flair.metadata import Record, load_records, photo_path
 from flair.paths import path_flag
 from flair.preparation_flags import positive_int
 from flair.progress import duration
-from flair.synthetic import make_dataset
+from flair.synthetic_dataset import make_dataset
 from flair.synthetic_files import write_photos
 from flair.synthetic_photos import Painter
 from flair.synthetic_taxonomy import make_taxonomy

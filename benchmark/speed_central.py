@@ -45,12 +45,12 @@ def main(argv: Sequence[str]) -> int:
 @contextmanager
 def _records(flags: argparse.Namespace) -> Iterator[Records]:
     """The records of --tfrecords_dir, or those of a synthetic dataset that is gone afterwards."""
-    from benchmark.records import open_records
+    from benchmark.opening import open_records
 
     if flags.tfrecords_dir:
         yield open_records(flags.tfrecords_dir)
         return
-    from flair.synthetic import make_dataset
+    from flair.synthetic_dataset import make_dataset
     from flair.tfrecord_writer import write_tfrecords
 
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,8 @@ def _measure(records: Records, flags: argparse.Namespace) -> dict[str, Any]:
     from benchmark import flair_model
     from benchmark.central_trainer import CentralTrainer
     from benchmark.devices import Devices
-    from benchmark.flair_data import TrainingData, make_task
+    from benchmark.flair_data import TrainingData
+    from benchmark.opening import make_task
 
     size = (flags.image_size, flags.image_size)
     task = make_task(records, False, None)

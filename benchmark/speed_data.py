@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
     from benchmark.machine import machine
     from flair import atomic
-    from flair.synthetic import make_dataset
+    from flair.synthetic_dataset import make_dataset
 
     work_dir = Path(flags.work_dir)
     name = f"synthetic-{flags.num_images}-{flags.seed}"

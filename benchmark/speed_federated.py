@@ -196,7 +196,7 @@ def _print_memory(flags: argparse.Namespace) -> int:
 def _measure_start(flags: argparse.Namespace) -> dict[str, float]:
     from benchmark.client_data import UserClients
     from benchmark.cohort import sample_cohort
-    from benchmark.records import open_records
+    from benchmark.opening import open_records
 
     started = time.perf_counter()
     data = UserClients(open_records(flags.tfrecords_dir), "train")

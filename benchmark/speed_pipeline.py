@@ -20,7 +20,8 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
     import tensorflow as tf
 
-    from benchmark.flair_data import TrainingData, make_task, open_records
+    from benchmark.flair_data import TrainingData
+    from benchmark.opening import make_task, open_records
 
     for _ in tf.data.Dataset.range(2).map(lambda number: number + 1, tf.data.AUTOTUNE):
         pass

@@ -179,8 +179,8 @@ def _peak_bytes(pool: WorkerPool) -> list[int]:
 
 def _make_records(flags: argparse.Namespace, folder: Path) -> tuple[Any, BatchPlan]:
     from benchmark.client_data import BatchPlan
-    from benchmark.records import make_task, open_records
-    from flair.synthetic import make_dataset
+    from benchmark.opening import make_task, open_records
+    from flair.synthetic_dataset import make_dataset
     from flair.tfrecord_writer import write_tfrecords
 
     # Four of five users train.

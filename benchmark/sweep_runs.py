@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmark.run_folder import SUMMARY_FILE
+from benchmark.run_names import SUMMARY_FILE
 from benchmark.sweep_grid import Run
 from flair import atomic, json_text, regular_file
 from flair.errors import FlairError

@@ -13,7 +13,7 @@ import numpy as np
 from benchmark.json_shape import NUMBER
 from benchmark.privacy_accounting import rounded_up
 from benchmark.run_files import read_json
-from benchmark.run_folder import SUMMARY_FILE
+from benchmark.run_names import SUMMARY_FILE
 from benchmark.sweep_grid import Run
 from flair import atomic
 from flair.errors import FlairError

@@ -26,7 +26,7 @@ from flair.paths import command_line
 from flair.progress import duration, size
 
 if TYPE_CHECKING:
-    from benchmark.flair_tfds import Flair
+    from benchmark.tfds_builder import FlairBuilder
 
 path_flags.DEFINE_path("dataset_dir", None, "Folder that download_dataset.py wrote.", required=True)
 path_flags.DEFINE_path("tfds_data_dir", None, "Folder of TFDS data sets, to which FLAIR is added.", required=True)
@@ -62,11 +62,11 @@ def main() -> None:
 def _build(data_dir: Path) -> None:
     import tensorflow_datasets as tfds
 
-    from benchmark.flair_tfds import Flair
+    from benchmark.tfds_builder import FlairBuilder
 
     tfds.disable_progress_bar()
     with _unfinished(data_dir) as unfinished:
-        builder = Flair(data_dir=str(unfinished))
+        builder = FlairBuilder(data_dir=str(unfinished))
         builder.shows_progress = True
         config = tfds.download.DownloadConfig(
             manual_dir=os.path.abspath(FLAGS.dataset_dir), num_shards=FLAGS.num_shards, try_download_gcs=False
@@ -94,7 +94,7 @@ def _unfinished(data_dir: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _report(builder: Flair, seconds: float) -> None:
+def _report(builder: FlairBuilder, seconds: float) -> None:
     splits = builder.info.splits.values()
     photos, files = (sum(getattr(split, name) for split in splits) for name in ("num_examples", "num_shards"))
     users = sum(len(builder.users(partition)) for partition in builder.info.splits)

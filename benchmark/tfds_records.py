@@ -22,7 +22,7 @@ from flair.metadata import check_id
 from flair.tfrecord import read_payloads
 
 if TYPE_CHECKING:
-    from benchmark.flair_tfds import Flair
+    from benchmark.tfds_builder import FlairBuilder
 
 DATASET_FOLDER = "flair"  # the name of the data set, a folder of TFDS's data_dir
 _DESCRIPTION_FILE = "dataset_info.json"
@@ -42,7 +42,7 @@ def require_tfds(flag: str) -> None:
 
 
 class TFDSRecords(Records):
-    """The photos of a data set that `benchmark.flair_tfds` built.
+    """The photos of a data set that `benchmark.tfds_builder` built.
 
     Serialized examples have the features of prepare_tfrecords.py: equal photos give equal bytes.
 
@@ -53,7 +53,7 @@ class TFDSRecords(Records):
       FlairError: TFDS is not installed, FLAIR is not built there, or its description is damaged.
     """
 
-    builder: Flair
+    builder: FlairBuilder
 
     def __init__(self, tfds_data_dir: str | os.PathLike[str]) -> None:
         self.root = Path(tfds_data_dir)
@@ -165,16 +165,16 @@ class TFDSRecords(Records):
         return example.encode(photo)
 
 
-def _open_builder(root: Path) -> Flair:
-    from benchmark.flair_tfds import Flair
+def _open_builder(root: Path) -> FlairBuilder:
+    from benchmark.tfds_builder import FlairBuilder
 
     with _naming_damage(root):
-        if not (root / DATASET_FOLDER / str(Flair.VERSION) / _DESCRIPTION_FILE).is_file():
+        if not (root / DATASET_FOLDER / str(FlairBuilder.VERSION) / _DESCRIPTION_FILE).is_file():
             raise FlairError(
-                f"--tfds_data_dir={root}: has no {DATASET_FOLDER}/{Flair.VERSION}; build FLAIR there with "
+                f"--tfds_data_dir={root}: has no {DATASET_FOLDER}/{FlairBuilder.VERSION}; build FLAIR there with "
                 "python -m benchmark.tfds_main"
             )
-        builder = Flair(data_dir=str(root), version=str(Flair.VERSION))
+        builder = FlairBuilder(data_dir=str(root), version=str(FlairBuilder.VERSION))
         for name in LABEL_FEATURES:
             if builder.info.features[name].feature.names != builder.info.metadata["label_names"][name]:
                 raise ValueError(f"{name}.labels.txt has other labels than metadata.json")

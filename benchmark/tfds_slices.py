@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import tensorflow as tf
 
-LABEL_FEATURES = ("labels", "fine_grained_labels")  # of the data set that benchmark.flair_tfds describes
+LABEL_FEATURES = ("labels", "fine_grained_labels")  # of the data set that benchmark.tfds_builder describes
 
 
 class Shard(NamedTuple):

@@ -21,11 +21,11 @@ import google_crc32c
 import h5py
 import numpy as np
 
-from benchmark.saved_model import FACTS_ATTRIBUTE
 from flair import global_heap, hdf5_object, json_text
 from flair.errors import FlairError
 from flair.hdf5_object import BadObject, printable
 
+FACTS_ATTRIBUTE = "flair_model"
 CHECKSUM = "crc32c"  # among the facts
 # What Keras calls the weights of layers such as ours: a weight of such a name is never taken for another one.
 _KERAS_NAMES = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")

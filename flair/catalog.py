@@ -33,6 +33,7 @@ RAW_IMAGES_DIR: Final = "raw_images"
 METADATA_URL_PATH: Final = f"labels/{METADATA_FILE}"
 TAXONOMY_URL_PATH: Final = f"labels/{TAXONOMY_FILE}"
 PRETRAINED_MODEL_URL_PATH: Final = "models/resnet18.h5"
+MANIFEST_FILE: Final = "manifest.json"  # not published: checksums that a mirror keeps beside its files
 SMALL_ARCHIVES_BYTES: Final = 6_000_000_000  # [ml-flair] "~6GB"
 RAW_IMAGES_BYTES: Final = 1_200_000_000_000  # [ml-flair] "~1.2TB"
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from flair.catalog import HELDOUT
+from flair.errors import FlairError
 from flair.exclusion import Exclusion
 from flair.label_scores import Scores
 from flair.metadata import Record
+from flair.progress import Progress
 from flair.reviews import NO_MARK, NO_REVIEWS, REFUSED_MARKS, Reviews
 from flair.strata import LabelOrder
+from flair.tfrecord_reader import TFRecords
 
 # In the order in which they are looked for: the first that applies is a photo's reason.
 BLACKLISTED = "blacklisted"
@@ -77,6 +82,29 @@ def near_duplicates(
     gone = frozenset(refused)
     remaining = Exclusion(components=[component - gone for component in exclusion.components])
     return remaining.leaving(frozenset(eligible), partition if partition == "train" else _LEAVES_ALTOGETHER)
+
+
+def heldout_image_ids(tfrecords_dir: str | Path, metadata_sha256: str) -> frozenset[str]:
+    """The photos that a folder of records holds in its partition `heldout`.
+
+    Raises:
+      FlairError: there is none, it was made from other metadata, or a record is damaged.
+    """
+    records = TFRecords(tfrecords_dir)
+    if not records.has_partition(HELDOUT):
+        raise FlairError(
+            f"--tfrecords_dir={tfrecords_dir}: no photos were put aside there; prepare them with "
+            "prepare_tfrecords.py --heldout_fraction=0.1"
+        )
+    if records.parameters.get("metadata_sha256") != metadata_sha256:
+        raise FlairError(f"--tfrecords_dir={tfrecords_dir}: was made from other metadata than --dataset_dir has")
+    users = records.users(HELDOUT)
+    image_ids: set[str] = set()
+    with Progress(len(users), "reading the photos put aside", "user") as progress:
+        for span in users.values():
+            image_ids.update(example.image_id or "" for example in records.read_user(span))
+            progress.add()
+    return frozenset(image_ids)
 
 
 def _annotations(record: Record, order: LabelOrder, scores: Scores | None) -> int:

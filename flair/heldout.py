@@ -9,14 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
 from flair.catalog import HELDOUT
-from flair.errors import FlairError
 from flair.exclusion import Exclusion
 from flair.metadata import Record, User
-from flair.progress import Progress
 
 _TRAIN = "train"
 
@@ -45,31 +42,6 @@ def hold_out(users: Iterable[User], fraction: Fraction, seed: int, exclusion: Ex
         remaining.append(user._replace(records=tuple(r for r in user.records if r.image_id not in chosen)))
         heldout.append(User(user.user_id, HELDOUT, aside))
     return HeldOut(remaining, heldout)
-
-
-def heldout_image_ids(tfrecords_dir: str | Path, metadata_sha256: str) -> frozenset[str]:
-    """The photos that a folder of records holds in its partition `heldout`.
-
-    Raises:
-      FlairError: there is none, it was made from other metadata, or a record is damaged.
-    """
-    from flair.tfrecord_reader import TFRecords
-
-    records = TFRecords(tfrecords_dir)
-    if not records.has_partition(HELDOUT):
-        raise FlairError(
-            f"--tfrecords_dir={tfrecords_dir}: no photos were put aside there; prepare them with "
-            "prepare_tfrecords.py --heldout_fraction=0.1"
-        )
-    if records.parameters.get("metadata_sha256") != metadata_sha256:
-        raise FlairError(f"--tfrecords_dir={tfrecords_dir}: was made from other metadata than --dataset_dir has")
-    users = records.users(HELDOUT)
-    image_ids: set[str] = set()
-    with Progress(len(users), "reading the photos put aside", "user") as progress:
-        for span in users.values():
-            image_ids.update(example.image_id or "" for example in records.read_user(span))
-            progress.add()
-    return frozenset(image_ids)
 
 
 def _choose(user: User, count: int, seed: int, exclusion: Exclusion | None) -> frozenset[str]:

@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 
 from flair import samplers, strata
 from flair.catalog import HELDOUT
-from flair.eligibility import REASONS, Criteria, refusals
+from flair.eligibility import REASONS, Criteria, heldout_image_ids, refusals
 from flair.errors import FlairError
 from flair.exclusion import Exclusion, read_exclusion
 from flair.file_digest import file_sha256
-from flair.heldout import heldout_image_ids
 from flair.label_scores import Scores, read_scores
 from flair.metadata import Record, load_records, metadata_path
-from flair.model_agreement import model_agreement
 from flair.reviews import NO_REVIEWS, Reviews, read_reviews
 from flair.samplers import Draw
 from flair.strata import Histogram, LabelOrder
@@ -49,7 +47,6 @@ class Plan(NamedTuple):
     images_per_label: int | None = None
     scores: str | None = None
     min_score: float | None = None
-    models: str | None = None
     tfrecords_dir: str | None = None
 
 
@@ -152,8 +149,6 @@ def _read(plan: Plan, previous: Testset | None) -> _Inputs:
         raise FlairError(f"--scores={plan.scores}: --match=score needs scores from 0 to 1, found {scores.range()}")
     order = LabelOrder(records, plan.use_fine_grained_labels)
     candidates = _members(plan, records, plan.partition)
-    if plan.models is not None and plan.tfrecords_dir is not None:
-        scores = model_agreement(plan.models, plan.tfrecords_dir, plan.partition, plan.use_fine_grained_labels)
     reference = candidates if plan.rule != "matched" else _members(plan, records, plan.reference)
     return _Inputs(records, candidates, reference, order, reviews, exclusion, scores, previous)
 
@@ -275,7 +270,6 @@ def _parameters(plan: Plan) -> dict[str, Any]:
     for name in ("reviews", "exclude", "scores"):
         path = getattr(plan, name)
         parameters[name] = None if path is None else {"file": Path(path).name, "sha256": file_sha256(Path(path))}
-    parameters["models"] = None if plan.models is None else plan.models.split(",")
     return parameters
 
 
@@ -307,12 +301,7 @@ def _describe(plan: Plan, inputs: _Inputs, testset: Testset) -> Resampled:
 
 def _warnings(plan: Plan, inputs: _Inputs, testset: Testset) -> list[str]:
     warnings = []
-    if plan.models is not None:
-        warnings.append(
-            f"the photos were chosen because {plan.models} agree on them: the set favours these models and their like; "
-            "compare no other model with them on it"
-        )
-    elif plan.rule == "top":
+    if plan.rule == "top":
         warnings.append(
             f"the photos have the highest scores of {plan.scores}: the set favours models that made these scores"
         )

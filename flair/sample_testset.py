@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flair import command
-from flair.paths import command_line, path_flag, paths_flag
+from flair.paths import command_line, path_flag
 from flair.preparation_flags import finite_number, positive_int
 
 if TYPE_CHECKING:
@@ -163,15 +163,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="score that a photo needs for its rarest label (default: none)",
     )
     add(
-        "--models",
-        type=paths_flag,
-        metavar="A.h5,B.h5",
-        help="top: take the agreement of these models for the score (default: none)",
-    )
-    add(
         "--tfrecords_dir",
         type=path_flag,
-        help="prepared records: for seen_users and heldout, and for --models (default: none)",
+        help="prepared records: for seen_users and heldout (default: none)",
     )
     flags = parser.parse_args(argv)
     _check(parser, flags)
@@ -185,7 +179,6 @@ def _check(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
         "match": ("matched",),
         "borrow": ("matched",),
         "images_per_label": ("matched", "top"),
-        "models": ("top",),
     }
     for name, rules in of_rule.items():
         if getattr(flags, name) and flags.rule not in rules:
@@ -197,15 +190,11 @@ def _check(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
         parser.error(
             "--tfrecords_dir is needed: records in which prepare_tfrecords.py --heldout_fraction=0.1 put photos aside"
         )
-    if flags.rule == "top" and not (flags.scores or flags.models):
-        parser.error("top needs --scores=FILE or --models=A.h5,B.h5")
-    if flags.scores and flags.models:
-        parser.error("--scores and --models exclude each other")
-    if flags.models and not flags.tfrecords_dir:
-        parser.error("--models needs --tfrecords_dir, the records that the models read")
+    if flags.rule == "top" and not flags.scores:
+        parser.error("top needs --scores=FILE")
     if flags.match == "score" and not flags.scores:
         parser.error("--match=score needs --scores=FILE")
-    if flags.min_score is not None and not (flags.scores or flags.models):
+    if flags.min_score is not None and not flags.scores:
         parser.error("--min_score needs --scores=FILE")
     if flags.require_reviewed and not flags.reviews:
         parser.error("--require_reviewed needs --reviews=FILE")

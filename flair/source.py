@@ -13,7 +13,6 @@ from flair.client import Client, NotThere, TransferError
 from flair.errors import FlairError
 from flair.metadata import MAX_TAXONOMY_BYTES
 
-MANIFEST_FILE = "manifest.json"
 _MAX_MANIFEST_BYTES = 4 << 20  # ten thousand archives take half of it
 # Generous bounds of one photo: small photos have 3 to 22 kB, Flickr takes originals up to 200 MB.
 MAX_PHOTO_BYTES = {catalog.SMALL_IMAGES_DIR: 4 << 20, catalog.RAW_IMAGES_DIR: 256 << 20}
@@ -89,8 +88,8 @@ class AppleSource:
         base, _, first_name = url_path(0).rpartition("/")
         prefix = first_name.partition("-")[0]
         if self.base_url != catalog.APPLE_BASE_URL:
-            url = f"{self.base_url}/{base}/{MANIFEST_FILE}"
-            manifest = work / f"{prefix}-{MANIFEST_FILE}"
+            url = f"{self.base_url}/{base}/{catalog.MANIFEST_FILE}"
+            manifest = work / f"{prefix}-{catalog.MANIFEST_FILE}"
             part = manifest.with_name(f"{manifest.name}.part")
             transfer.discard(part)
             try:

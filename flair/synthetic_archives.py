@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import IO, cast
 
 from flair import atomic, catalog
+from flair.catalog import MANIFEST_FILE
 from flair.errors import FlairError
 from flair.file_digest import file_sha256
 from flair.metadata import load_records, photo_path
 from flair.progress import Progress
-from flair.source import MANIFEST_FILE
 
 _GZIP_LEVEL = 1  # JPEG does not get smaller
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flair.synthetic import make_dataset
+from flair.synthetic_dataset import make_dataset
 from flair.tfrecord_writer import write_tfrecords
 
 # `make test` runs in a make: the makes under test must not take themselves for its children.

@@ -59,12 +59,14 @@ def test_a_top_set_has_the_photos_that_models_agree_on(miniature: Path, tmp_path
             mean = (scores["a"][image_id][label] + scores["b"][image_id][label]) / 2
             assert scores["both"][image_id][label] == pytest.approx(mean, abs=1e-6)
     sample = ["-m", "flair.sample_testset", "top", f"--dataset_dir={miniature}", f"--output_dir={tmp_path / 'sets'}"]
-    by_models = run(*sample, "--name=m", f"--models={a},{b}", f"--tfrecords_dir={records}")
-    by_file = run(*sample, "--name=f", f"--scores={tmp_path / 'both.json'}")
-    assert (by_models.returncode, by_file.returncode) == (0, 0), by_models.stderr
-    assert f"the photos were chosen because {a},{b} agree on them" in by_models.stdout
-    first, second = (json.loads((tmp_path / "sets" / f"{name}-0.json").read_text()) for name in "mf")
-    assert first["image_ids"] == second["image_ids"] and first["parameters"]["models"] == [str(a), str(b)]
-    wrong = run(*sample, "--name=w", f"--models={a}", f"--tfrecords_dir={records}", "--use_fine_grained_labels")
+    drawn = run(*sample, "--name=f", f"--scores={tmp_path / 'both.json'}")
+    assert drawn.returncode == 0, drawn.stderr
+    assert "both.json: the set favours models that made these scores" in drawn.stdout
+    testset = json.loads((tmp_path / "sets" / "f-0.json").read_text())
+    assert testset["image_ids"] and testset["parameters"]["scores"]["file"] == "both.json"
+    wrong = run(
+        *("-m", "benchmark.agreement_main", f"--models={a}", f"--tfrecords_dir={records}"),
+        *("--use_fine_grained_labels", f"--output_file={tmp_path / 'w.json'}"),
+    )
     assert wrong.returncode == 1 and f"has {num_labels} outputs" in wrong.stderr
-    assert not (tmp_path / "sets" / "w-0.json").exists()
+    assert not (tmp_path / "w.json").exists()

@@ -21,11 +21,12 @@ from benchmark import evaluation, flair_model
 from benchmark.central_trainer import CentralTrainer
 from benchmark.central_training import Options, train
 from benchmark.devices import Devices
-from benchmark.flair_data import TrainingData, evaluation_dataset, make_task, open_records
+from benchmark.flair_data import TrainingData, evaluation_dataset
 from benchmark.interruption import SafePoints
+from benchmark.opening import make_task, open_records
 from benchmark.run_folder import RunFolder
 from flair.errors import FlairError
-from flair.synthetic import make_dataset
+from flair.synthetic_dataset import make_dataset
 from flair.tfrecord_writer import write_tfrecords
 
 SIZE = (32, 32)

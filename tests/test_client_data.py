@@ -18,7 +18,7 @@ from benchmark.client_data import (
     prefetched,
     training_order,
 )
-from benchmark.records import make_task, open_records
+from benchmark.opening import make_task, open_records
 
 
 @pytest.fixture(scope="module")

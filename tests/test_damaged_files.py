@@ -21,8 +21,9 @@ from benchmark import evaluation_result, flair_model, saved_model, sweep_table
 from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
 from benchmark.model_predictions import Predictor
 from benchmark.noise_key import key_of_run
+from benchmark.opening import open_records
 from benchmark.predictions import PredictionWriter, open_predictions
-from benchmark.records import Task, open_records
+from benchmark.records import Task
 from benchmark.report_runs import open_runs
 from benchmark.run_folder import RunFolder
 from benchmark.sweep_grid import make_runs
@@ -35,7 +36,7 @@ from flair.journal import Journal, Position
 from flair.metadata import load_records, load_taxonomy
 from flair.part_store import PartStore
 from flair.reviews import PairChange, PhotoChange, ReviewFile, read_reviews
-from flair.synthetic import make_dataset
+from flair.synthetic_dataset import make_dataset
 from flair.testset import Testset, read_testset, write_testset
 from flair.tfrecord_writer import write_tfrecords
 from tests.damage import damages, outcome, plain, restored

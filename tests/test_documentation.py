@@ -21,9 +21,9 @@ from PIL import Image
 from benchmark import privacy
 from benchmark.privacy_caveats import KeyState, RunRecord
 from benchmark.privacy_statement import make_statement, statement_text
-from flair import mirror
-from flair.synthetic import make_dataset
+from flair import mirror_server
 from flair.synthetic_archives import pack
+from flair.synthetic_dataset import make_dataset
 from tests import documented_commands
 from tests.markdown import (
     ROOT,
@@ -226,7 +226,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
         [*train_small, f"--save_model_dir={ready / 'federated'}"],
     ):
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
-    with mirror.serve(ready / "server") as server:
+    with mirror_server.serve(ready / "server") as server:
         yield Workplace(ready, server.url)
 
 

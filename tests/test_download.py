@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 
 import download_dataset
-from flair import catalog, disk_space, download_state, mirror, synthetic_archives, threads
+from flair import catalog, disk_space, download_state, mirror_server, synthetic_archives, threads
 from flair.client import Patience
 from flair.download import Outcome, download
 from flair.download_plan import Options
@@ -110,7 +110,7 @@ def test_a_second_run_fetches_nothing(server: FaultServer, tmp_path: Path) -> No
 
 def test_a_miniature_packed_as_apple_packs_it(miniature: Path, tmp_path: Path) -> None:
     synthetic_archives.pack(miniature, tmp_path / "mirror", 43)
-    with mirror.serve(tmp_path / "mirror") as served:
+    with mirror_server.serve(tmp_path / "mirror") as served:
         outcome = download(AppleSource(served.url), Options(tmp_path / "copy"))
     assert outcome.failed == []
     original, copy = tree(miniature), tree(tmp_path / "copy")

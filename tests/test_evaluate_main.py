@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 from sklearn import metrics as sklearn_metrics
 
-from benchmark import flair_model, saved_model
+from benchmark import flair_model, saved_model, weights_file
 from benchmark.bootstrap import FEW_USERS_WARNING, RARE_LABEL_USERS, RARE_LABEL_WARNING
 from benchmark.predictions import PredictionWriter, compare, open_predictions
 from flair.errors import FlairError
@@ -272,7 +272,7 @@ def test_a_saved_model_says_its_size_network_and_outputs(tmp_path, evaluated):
     saved = saved_model.describe(path)
     assert (saved.network, saved.image_size, saved.num_outputs, saved.is_size_known) == ("cnn", (48, 64), 3, True)
     with h5py.File(path, "r+") as file:
-        del file.attrs[saved_model.FACTS_ATTRIBUTE]
+        del file.attrs[weights_file.FACTS_ATTRIBUTE]
     assert saved_model.describe(path).image_size == saved_model.PUBLISHED_SIZE
     assert not saved_model.describe(path).is_size_known
     whole = flair_model.build_model("cnn", (40, 24, 3), 3)
@@ -285,7 +285,7 @@ def test_a_saved_model_says_its_size_network_and_outputs(tmp_path, evaluated):
     (run,) = (path.parent for path in (evaluated[0] / "trained").glob("*/flags.txt"))
     copy = shutil.copytree(run, tmp_path / "run")
     with h5py.File(copy / "best.h5", "r+") as file:
-        del file.attrs[saved_model.FACTS_ATTRIBUTE]
+        del file.attrs[weights_file.FACTS_ATTRIBUTE]
     assert saved_model.describe(copy / "best.h5").image_size == SIZE
 
 
@@ -300,7 +300,7 @@ def test_what_is_no_network_of_ours_is_refused(tmp_path):
 def test_a_damaged_description_in_a_model_is_refused_not_a_traceback(tmp_path, facts):
     path = _save(tmp_path / "a.h5", 3)
     with h5py.File(path, "r+") as file:
-        file.attrs[saved_model.FACTS_ATTRIBUTE] = facts
+        file.attrs[weights_file.FACTS_ATTRIBUTE] = facts
     with pytest.raises(FlairError, match=r"a\.h5: (is not a Keras \.h5 file|the model cannot have an input of)"):
         saved_model.describe(path)
 

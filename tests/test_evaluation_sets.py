@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.evaluation_sets import choose_sets, load_sets
-from benchmark.records import make_task, open_records
+from benchmark.opening import make_task, open_records
 from flair.exclusion import Exclusion, read_exclusion
 from flair.hdf5_writer import write_hdf5
 from flair.metadata import load_records

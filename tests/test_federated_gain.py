@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flair.synthetic import make_dataset
+from flair.synthetic_dataset import make_dataset
 from flair.tfrecord_writer import write_tfrecords
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,8 @@ from keras.layers import RandomCrop
 from PIL import Image
 
 from benchmark import augmentation
-from benchmark.flair_data import TrainingData, evaluation_dataset, make_task, open_records
+from benchmark.flair_data import TrainingData, evaluation_dataset
+from benchmark.opening import make_task, open_records
 from flair import example, tfrecord
 from flair.errors import FlairError
 from flair.tfrecord_writer import write_tfrecords

@@ -20,7 +20,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
-from benchmark.flair_tfds import CITATION, COMMAND, LICENSE, Flair
+from benchmark.flair_tfds import Flair
+from benchmark.tfds_builder import CITATION, COMMAND, LICENSE
 from flair import example
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmark.records import open_records
+from benchmark.opening import open_records
 from flair import global_heap
 from flair.errors import FlairError
 from flair.global_heap import collection

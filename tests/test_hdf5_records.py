@@ -8,7 +8,7 @@ import pytest
 
 from benchmark import augmentation
 from benchmark.flair_data import TrainingData, evaluation_dataset
-from benchmark.records import make_task, open_records
+from benchmark.opening import make_task, open_records
 from flair import example
 from flair.errors import FlairError
 from flair.hdf5_writer import write_hdf5

@@ -20,7 +20,7 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flair import mirror
+from flair import mirror_server
 from flair.errors import FlairError
 
 CONTENT = bytes(range(256)) * 40 + b"end"
@@ -28,19 +28,19 @@ SIZE = len(CONTENT)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mirror.Mirror]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mirror_server.Mirror]:
     folder = tmp_path_factory.mktemp("mirror") / "public"
     (folder / "images").mkdir(parents=True)
     (folder / "images" / "photo 1.bin").write_bytes(CONTENT)
     (folder / "empty").write_bytes(b"")
     (folder.parent / "secret").write_text("not yours")
     (folder / "link").symlink_to(folder.parent / "secret")
-    with mirror.serve(folder) as running:
+    with mirror_server.serve(folder) as running:
         yield running
 
 
 @pytest.fixture
-def url(server: mirror.Mirror) -> str:
+def url(server: mirror_server.Mirror) -> str:
     return f"{server.url}/images/photo%201.bin"
 
 
@@ -57,12 +57,12 @@ def test_a_whole_file(url: str) -> None:
     assert "Last-Modified" in response.headers
 
 
-def test_an_empty_file(server: mirror.Mirror) -> None:
+def test_an_empty_file(server: mirror_server.Mirror) -> None:
     assert get(f"{server.url}/empty").content == b""
     assert get(f"{server.url}/empty", Range="bytes=0-").status_code == 416
 
 
-def test_head_has_the_headers_of_get_and_no_body(server: mirror.Mirror, url: str) -> None:
+def test_head_has_the_headers_of_get_and_no_body(server: mirror_server.Mirror, url: str) -> None:
     head = requests.head(url, timeout=10)
     assert (head.status_code, head.content) == (200, b"")
     for name in ("Content-Length", "ETag", "Last-Modified", "Accept-Ranges"):
@@ -72,7 +72,7 @@ def test_head_has_the_headers_of_get_and_no_body(server: mirror.Mirror, url: str
 
 @given(first=st.integers(0, SIZE + 50), length=st.one_of(st.none(), st.integers(1, SIZE + 50)))
 @settings(max_examples=60, deadline=None)
-def test_a_range_is_a_slice(server: mirror.Mirror, first: int, length: int | None) -> None:
+def test_a_range_is_a_slice(server: mirror_server.Mirror, first: int, length: int | None) -> None:
     last = "" if length is None else first + length - 1
     response = get(f"{server.url}/images/photo%201.bin", Range=f"bytes={first}-{last}")
     if first >= SIZE:
@@ -119,7 +119,7 @@ def test_what_is_known_is_not_sent_again(url: str) -> None:
 
 def test_a_changed_file_has_another_etag(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
-    with mirror.serve(tmp_path) as running:
+    with mirror_server.serve(tmp_path) as running:
         before = get(f"{running.url}/file").headers["ETag"]
         (tmp_path / "file").write_bytes(b"new")
         os.utime(tmp_path / "file", ns=(1, 1))
@@ -132,7 +132,7 @@ def test_a_changed_file_has_another_etag(tmp_path: Path) -> None:
     "path",
     ["/../secret", "/images/../../secret", "/%2e%2e/secret", "//../secret", "/link", "/images", "/", "/no", "/%00"],
 )
-def test_nothing_outside_the_folder_is_served(server: mirror.Mirror, path: str) -> None:
+def test_nothing_outside_the_folder_is_served(server: mirror_server.Mirror, path: str) -> None:
     connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
     connection.request("GET", path)  # unlike requests, it sends the path as it is
     response = connection.getresponse()
@@ -141,7 +141,7 @@ def test_nothing_outside_the_folder_is_served(server: mirror.Mirror, path: str) 
 
 
 def test_names_that_no_file_can_have_are_not_there(
-    server: mirror.Mirror, url: str, capfd: pytest.CaptureFixture[str]
+    server: mirror_server.Mirror, url: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (server.folder / "loop").symlink_to("loop")
     try:
@@ -152,7 +152,7 @@ def test_names_that_no_file_can_have_are_not_there(
     assert capfd.readouterr().err == ""
 
 
-def test_one_connection_serves_many_requests(server: mirror.Mirror) -> None:
+def test_one_connection_serves_many_requests(server: mirror_server.Mirror) -> None:
     connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
     local_ports = set()
     for path in ("/images/photo%201.bin", "/no", "/empty", "/images/photo%201.bin"):
@@ -163,7 +163,7 @@ def test_one_connection_serves_many_requests(server: mirror.Mirror) -> None:
     connection.close()
 
 
-def test_many_at_once_and_one_who_hangs_up(server: mirror.Mirror, url: str) -> None:
+def test_many_at_once_and_one_who_hangs_up(server: mirror_server.Mirror, url: str) -> None:
     rude = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
     rude.request("GET", "/images/photo%201.bin")
     rude.close()
@@ -174,29 +174,29 @@ def test_many_at_once_and_one_who_hangs_up(server: mirror.Mirror, url: str) -> N
 
 def test_requests_are_recorded(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
-    with mirror.serve(tmp_path) as running:
+    with mirror_server.serve(tmp_path) as running:
         get(f"{running.url}/file", Range="bytes=2-")
         requests.head(f"{running.url}/other", timeout=10)
         assert running.requests == [
-            mirror.Request("GET", "/file", "bytes=2-", 206),
-            mirror.Request("HEAD", "/other", None, 404),
+            mirror_server.Request("GET", "/file", "bytes=2-", 206),
+            mirror_server.Request("HEAD", "/other", None, 404),
         ]
 
 
 def test_it_listens_on_loopback_only_and_stops_with_the_block(tmp_path: Path) -> None:
-    with mirror.serve(tmp_path) as running:
+    with mirror_server.serve(tmp_path) as running:
         assert running.server_address[0] == "127.0.0.1"
         url = running.url
     with pytest.raises(requests.ConnectionError):
         get(url)
 
 
-def test_a_missing_folder_and_a_taken_port_are_one_line(server: mirror.Mirror, tmp_path: Path) -> None:
-    with pytest.raises(FlairError, match="no such directory"), mirror.serve(tmp_path / "none"):
+def test_a_missing_folder_and_a_taken_port_are_one_line(server: mirror_server.Mirror, tmp_path: Path) -> None:
+    with pytest.raises(FlairError, match="no such directory"), mirror_server.serve(tmp_path / "none"):
         pass
-    with pytest.raises(FlairError, match="cannot listen"), mirror.serve(tmp_path, server.server_address[1]):
+    with pytest.raises(FlairError, match="cannot listen"), mirror_server.serve(tmp_path, server.server_address[1]):
         pass
-    with pytest.raises(FlairError, match="cannot listen"), mirror.serve(tmp_path, 70_000):
+    with pytest.raises(FlairError, match="cannot listen"), mirror_server.serve(tmp_path, 70_000):
         pass
 
 
@@ -218,7 +218,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
 def test_a_client_that_resets_an_idle_connection_leaves_no_traceback(tmp_path, capfd):
     (tmp_path / "file").write_bytes(b"content")
     others = set(threading.enumerate())  # which may serve connections of their own
-    with mirror.serve(tmp_path) as server:
+    with mirror_server.serve(tmp_path) as server:
         with socket.create_connection(server.server_address[:2]) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
             client.sendall(b"GET /file HTTP/1.1\r\nHost: localhost\r\n\r\n")

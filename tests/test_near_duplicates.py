@@ -25,7 +25,7 @@ from flair import near_duplicates
 from flair.duplicate_rule import Thresholds
 from flair.exclusion import read_exclusion
 from flair.planted_copies import jpeg, mirrored, noised, resized
-from flair.synthetic import make_dataset
+from flair.synthetic_dataset import make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUTS = ("neighbors.json", "near_duplicates.json", "duplicate_pairs.json", "summary.json", "summary.txt")

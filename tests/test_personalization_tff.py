@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from benchmark import flair_model
 from benchmark.adaptation import Adaptation, batch_positions
-from benchmark.flair_data import make_task, open_records
+from benchmark.opening import make_task, open_records
 from benchmark.personalization import Personalizer
 from benchmark.photo_table import read_photo_table
 from benchmark.user_episodes import UserEpisodes, UserPhotos

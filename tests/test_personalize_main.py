@@ -252,7 +252,7 @@ def test_features_of_another_content_of_the_model_are_not_taken_over(folder, mod
 
 @pytest.mark.slow
 def test_duplicates_stay_on_one_side(folder, model, tmp_path):
-    from benchmark.records import open_records
+    from benchmark.opening import open_records
 
     records = open_records(folder)
     photos = {

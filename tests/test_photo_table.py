@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmark.opening import open_records
 from benchmark.photo_table import read_photo_table
-from benchmark.records import open_records
 from benchmark.user_personalization import user_divergences
 from flair import example
 from flair.errors import FlairError

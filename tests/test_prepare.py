@@ -25,7 +25,7 @@ from PIL import Image
 
 import flair.command
 from benchmark.timed_command import process_tree, resident_bytes
-from flair.synthetic import make_dataset
+from flair.synthetic_dataset import make_dataset
 from flair.tfrecord import read_payloads
 from flair.verify import run_checks
 

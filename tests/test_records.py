@@ -10,7 +10,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from benchmark.records import make_task, open_records
+from benchmark.opening import make_task, open_records
 from flair import metadata, tfrecord
 from flair.errors import FlairError
 from flair.tfrecord_writer import write_tfrecords

@@ -18,7 +18,7 @@ from benchmark.privacy_caveats import RunRecord
 from benchmark.privacy_statement import write_statement
 from benchmark.records import Task
 from benchmark.report_runs import SECRET, different_settings, open_runs
-from benchmark.saved_model import short_names
+from benchmark.run_names import short_names
 from flair.errors import FlairError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,7 @@ from flair.review_app import Review, create_app
 from flair.review_groups import Group, Groups
 from flair.review_index import PhotoIndex
 from flair.reviews import PairChange, ReviewFile, pair, read_reviews
-from flair.synthetic import make_dataset
+from flair.synthetic_dataset import make_dataset
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request

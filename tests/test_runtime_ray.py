@@ -31,12 +31,13 @@ from benchmark.federated_config import (
 )
 from benchmark.flair_model import build_model
 from benchmark.noise_key import NoiseKey
+from benchmark.opening import make_task, open_records
 from benchmark.ray_cluster import Cluster
 from benchmark.ray_pool import WorkerPool
-from benchmark.records import make_task, open_records
+from benchmark.ray_scorer import RayScorer
 from benchmark.runtime_inprocess import InProcessRuntime
 from benchmark.runtime_ray import RayRuntime
-from benchmark.scoring import LocalScorer, RayScorer
+from benchmark.scoring import LocalScorer
 from flair.errors import FlairError
 
 SIZE = (32, 32)

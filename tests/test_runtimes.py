@@ -25,7 +25,7 @@ from benchmark.federated_config import (
 from benchmark.flair_model import build_model
 from benchmark.local_training import LocalTrainer
 from benchmark.noise_key import NoiseKey
-from benchmark.records import make_task, open_records
+from benchmark.opening import make_task, open_records
 from benchmark.runtime_inprocess import InProcessRuntime
 
 SIZE = (32, 32)

@@ -26,7 +26,7 @@ from sklearn.metrics import average_precision_score
 from flair import catalog, metadata, synthetic_archives
 from flair.errors import FlairError
 from flair.metadata import Record, User
-from flair.synthetic import RECIPE_FILE, make_dataset
+from flair.synthetic_dataset import RECIPE_FILE, make_dataset
 from flair.synthetic_photos import Painter
 from flair.synthetic_population import make_users, user_sizes
 from flair.synthetic_taxonomy import make_taxonomy

@@ -14,7 +14,8 @@ import tensorflow_federated as tff
 import prepare_tfrecords
 from benchmark.client_data import BatchPlan, UserClients
 from benchmark.flair_tfds import Flair
-from benchmark.records import TFRecords, make_task
+from benchmark.opening import make_task
+from benchmark.records import TFRecords
 from benchmark.tfds_clients import FlairClientData
 from benchmark.tfds_records import TFDSRecords
 from flair import example, tfrecord_reader

@@ -16,7 +16,8 @@ import tensorflow_datasets as tfds
 from benchmark.client_data import IidClients, UserClients
 from benchmark.client_source import ClientSource
 from benchmark.flair_tfds import Flair
-from benchmark.records import TFRecords, make_task, open_records
+from benchmark.opening import make_task, open_records
+from benchmark.records import TFRecords
 from benchmark.tfds_records import TFDSRecords
 from flair.catalog import PARTITIONS
 from flair.errors import FlairError

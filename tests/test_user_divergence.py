@@ -15,7 +15,7 @@ from flair import user_divergence
 from flair.annotations import Annotations, encode
 from flair.label_statistics import labels_of_users
 from flair.metadata import load_records
-from flair.synthetic import make_dataset
+from flair.synthetic_dataset import make_dataset
 from flair.user_divergence import by_size, divergences, measure, shuffle_photos
 
 

@@ -1,0 +1,54 @@
+"""What the files of a run folder are called, and what to call runs beside each other."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+FLAGS_FILE, RUN_FILE, SUMMARY_FILE = "flags.txt", "run.json", "summary.json"
+METRICS_FILE, TIMES_FILE = "metrics.csv", "times.csv"
+BEST_FILE, LAST_FILE = "best.h5", "last.h5"
+EVALUATION_FILE, PRIVACY_FILE, KEY_FILE = "evaluation.json", "privacy.json", "noise.key"
+LOCK_FILE, TENSORBOARD_DIR, CHECKPOINTS_DIR = "run.lock", "tensorboard", "checkpoints"
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """The run folder that a saved model belongs to: the one it lies in, or the one of its name beside it."""
+    candidates = (path.parent, path.with_suffix(""))
+    return next((folder for folder in candidates if (folder / FLAGS_FILE).is_file()), None)
+
+
+def distinct(paths: Iterable[Path]) -> list[Path]:
+    """The paths without those that name a file or folder again, as `a/../a/b.h5` does after `a/b.h5`."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
+
+
+def short_names(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Names that tell distinct paths apart, without what they share at the front and what is not needed at the end.
+
+    `.h5` is left out where nothing else has the name without it. A name is a relative path: results lie under it.
+
+    >>> short_names(["/demo/central/cnn_17", "/demo/federated/cnn_17", "/demo/private/cnn_17"])
+    ['central', 'federated', 'private']
+    >>> short_names(["runs/a.h5", "runs/b.h5"]), short_names(["/runs/one/best"])
+    (['a', 'b'], ['best'])
+    >>> short_names(["runs/a.h5", "runs/a"])
+    ['a.h5', 'a']
+    """
+    parts = [Path(os.path.abspath(path)).parts[1:] for path in paths]
+    bare = [(*one[:-1], one[-1].removesuffix(".h5")) for one in parts]
+    parts = bare if len(set(bare)) == len(parts) else parts
+    columns = zip(*(one[:-1] for one in parts), strict=False)
+    shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
+    rests = [one[shared:] for one in parts]
+    longest = max(map(len, rests), default=0)
+    for length in range(1, longest + 1):
+        names = ["/".join(rest[:length]) for rest in rests]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(one) for one in parts]
