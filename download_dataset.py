@@ -8,10 +8,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from flair import catalog, command
-from flair.address import checked_address
+from flair.dataset import catalog
+from flair.download.address import checked_address
 from flair.errors import FlairError
-from flair.paths import path_flag
+from flair.terminal import command
+from flair.terminal.paths import path_flag
 
 EPILOG = """\
 Stopped or failed, the same command continues at the byte where it was; what is finished is not fetched again.
@@ -35,10 +36,10 @@ def main(argv: Sequence[str]) -> int:
     """Parses the flags, downloads, and tells what came of it."""
     flags = _parse(argv)
 
-    from flair import download, huggingface
-    from flair.client import Patience
-    from flair.download_plan import Options
-    from flair.source import AppleSource, Source
+    from flair.download import huggingface, run
+    from flair.download.client import Patience
+    from flair.download.plan import Options
+    from flair.download.source import AppleSource, Source
 
     source: Source
     if flags.source == "huggingface":
@@ -61,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
     )
     if options.dataset_dir.exists() and not options.dataset_dir.is_dir():
         raise FlairError(f"--dataset_dir={options.dataset_dir}: is a file; expected a directory, or a new name")
-    outcome = download.download(source, options)
-    download.print_summary(outcome, source, options)
+    outcome = run.download(source, options)
+    run.print_summary(outcome, source, options)
     return command.EXIT_FAILED if outcome.failed else command.EXIT_OK
 
 

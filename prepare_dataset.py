@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from flair import command, preparation_flags
-from flair.paths import command_line, path_flag
+from flair.terminal import command
+from flair.terminal import flags as preparation_flags
+from flair.terminal.paths import command_line, path_flag
 
 DESCRIPTION = """\
 Turns the folder that download_dataset.py wrote into one HDF5 file.
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.label_format == "indices" and flags.not_group_data_by_user:
         parser.error("--label_format=indices is a layout by user; leave out --not_group_data_by_user")
 
-    from flair.hdf5_writer import write_hdf5
+    from flair.records.hdf5.writer import write_hdf5
 
     start = time.monotonic()
     outcome = write_hdf5(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from flair import command, preparation_flags
-from flair.paths import command_line, path_flag
+from flair.terminal import command
+from flair.terminal import flags as preparation_flags
+from flair.terminal.paths import command_line, path_flag
 
 DESCRIPTION = """\
 Turns the folder that download_dataset.py wrote into TFRecords for training.
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     preparation_flags.add_shared_flags(parser)
     flags = parser.parse_args(argv)
 
-    from flair.tfrecord_writer import write_tfrecords
+    from flair.records.tfrecord.writer import write_tfrecords
 
     start = time.monotonic()
     outcome = write_tfrecords(

@@ -12,15 +12,16 @@ from collections.abc import Iterator
 import numpy as np
 from absl import flags
 
-from benchmark import command, path_flags
-from benchmark.opening import make_task, open_records
-from benchmark.records import Records, Task
-from benchmark.saved_model import SavedModel, find_models
-from flair import atomic, example
-from flair.catalog import HELDOUT, PARTITIONS
+from benchmark.data.opening import make_task, open_records
+from benchmark.data.records import Records, Task
+from benchmark.model.saved import SavedModel, find_models
+from benchmark.run import command, path_flags
+from flair.dataset.catalog import HELDOUT, PARTITIONS
 from flair.errors import FlairError
-from flair.paths import command_line
-from flair.progress import Progress, duration
+from flair.files import atomic
+from flair.records.tfrecord import example
+from flair.terminal.paths import command_line
+from flair.terminal.progress import Progress, duration
 
 path_flags.DEFINE_path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", required=True)
 path_flags.DEFINE_paths("models", None, "Saved models: .h5 files, run folders, folders of .h5 files.", required=True)
@@ -65,11 +66,12 @@ def main() -> None:
 
 def _predict(model: SavedModel, records: Records, task: Task) -> np.ndarray:
     """Probabilities float32 [photos, labels], photos in the order of the records."""
-    from benchmark import evaluation, saved_model
-    from benchmark.flair_data import evaluation_dataset
+    from benchmark.data.pipeline import evaluation_dataset
+    from benchmark.evaluation import passes
+    from benchmark.model import saved
 
-    keras_model = saved_model.load(model)  # the step itself does not keep it alive
-    step = evaluation.predict_step(keras_model)
+    keras_model = saved.load(model)  # the step itself does not keep it alive
+    step = passes.predict_step(keras_model)
     data = evaluation_dataset(records, FLAGS.partition, task, model.image_size, FLAGS.eval_batch_size)
     scores = []
     with Progress(data.num_photos, f"{model.name} on {FLAGS.partition}", "photo") as progress:

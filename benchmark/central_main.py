@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from benchmark import command, model_flags, path_flags, tf_config
-from benchmark.records import Records, Task
-from benchmark.run_folder import RunFolder, WatchedRunFolder
-from benchmark.schedules import SCHEDULES, learning_rates
+from benchmark.data.records import Records, Task
+from benchmark.run import command, path_flags, tf_config
+from benchmark.run.folder import RunFolder, WatchedRunFolder
+from benchmark.run.schedules import SCHEDULES, learning_rates
+from benchmark.training import flags as model_flags
 from flair.errors import FlairError
-from flair.paths import command_line
-from flair.progress import duration
+from flair.terminal.paths import command_line
+from flair.terminal.progress import duration
 
 if TYPE_CHECKING:
-    from benchmark.central_trainer import CentralTrainer
-    from benchmark.central_training import Options
-    from benchmark.devices import Devices
-    from benchmark.flair_data import EvaluationData, TrainingData
+    from benchmark.central.loop import Options
+    from benchmark.central.step import CentralTrainer
+    from benchmark.data.pipeline import EvaluationData, TrainingData
+    from benchmark.run.devices import Devices
 
 flags.DEFINE_float("learning_rate", 1e-4, "Learning rate of Adam.", lower_bound=0)
 flags.DEFINE_float(
@@ -128,10 +129,11 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         restored_model=model_flags.restored_model(),
     )
     devices, trainer, training, validation, test = _build(records, task)
-    from benchmark import evaluation, flair_model
-    from benchmark.central_training import train
-    from benchmark.interruption import SafePoints
-    from benchmark.run_names import BEST_FILE
+    from benchmark.central.loop import train
+    from benchmark.evaluation import passes
+    from benchmark.model import networks
+    from benchmark.run.interruption import SafePoints
+    from benchmark.run.names import BEST_FILE
 
     with devices.together():
         devices.barrier()
@@ -140,11 +142,11 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         with SafePoints("step or evaluation") as safe_points:
             position = train(trainer, training, validation, run, _options(training.steps_per_epoch), safe_points)
         devices.barrier()
-        flair_model.load_by_name(trainer.model, run.path / BEST_FILE)
+        networks.load_by_name(trainer.model, run.path / BEST_FILE)
         if run.is_written:
-            flair_model.save_weights(trainer.model, saved_model)
+            networks.save_weights(trainer.model, saved_model)
         results = {
-            name: evaluation.accumulate(trainer.model, data, task, devices=devices)
+            name: passes.accumulate(trainer.model, data, task, devices=devices)
             for name, data in (("val", validation), ("test", test))
         }
     devices.leave()
@@ -164,9 +166,9 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
 
 
 def _build(records: Records, task: Task) -> _Built:
-    from benchmark.central_trainer import CentralTrainer
-    from benchmark.devices import Devices
-    from benchmark.flair_data import TrainingData, evaluation_dataset
+    from benchmark.central.step import CentralTrainer
+    from benchmark.data.pipeline import TrainingData, evaluation_dataset
+    from benchmark.run.devices import Devices
 
     devices = Devices()
     if devices.num_workers > 1:
@@ -200,14 +202,15 @@ def _dry_run(records: Records, task: Task) -> None:
     if tf_config.place().num_workers > 1:
         raise FlairError("--dry_run measures one process: leave TF_CONFIG out")
     built = _build(records, task)
-    from benchmark import central_dry_run, training_plan
+    from benchmark.central import dry_run
+    from benchmark.training import plan as training_plan
 
-    lines = central_dry_run.plan_lines(records, task, built.devices, built.trainer, built.validation)
+    lines = dry_run.plan_lines(records, task, built.devices, built.trainer, built.validation)
     training_plan.print_plan("benchmark.central_main", lines, "the same command without --dry_run and --num_users")
 
 
 def _options(steps_per_epoch: int) -> Options:
-    from benchmark.central_training import Options
+    from benchmark.central.loop import Options
 
     warmup = round(FLAGS.warmup_epochs * steps_per_epoch)
     total = FLAGS.num_epochs * steps_per_epoch
@@ -221,7 +224,7 @@ def _options(steps_per_epoch: int) -> Options:
 
 
 def _check_best_metric(task: Task) -> None:
-    from benchmark.score_histogram import metric_names
+    from benchmark.metrics.histogram import metric_names
 
     known = metric_names(task.is_binary)
     if FLAGS.best_metric not in known:

@@ -13,12 +13,14 @@ import h5py
 import numpy as np
 from absl import flags
 
-from benchmark import command, path_flags, safetensors_file, weights_file
-from flair import atomic
+from benchmark.model import safetensors
+from benchmark.model import weights as weights_file
+from benchmark.run import command, path_flags
 from flair.errors import FlairError
-from flair.hdf5_object import printable
-from flair.paths import command_line
-from flair.progress import duration
+from flair.files import atomic
+from flair.records.hdf5.objects import printable
+from flair.terminal.paths import command_line
+from flair.terminal.progress import duration
 
 FLAGS = flags.FLAGS
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
@@ -28,7 +30,7 @@ _FILTERS = (64, 128, 256, 512)
 def main() -> None:
     """Reads, converts, writes, and says what to do next."""
     started = time.monotonic()
-    layers = convert(safetensors_file.read(FLAGS.weights), FLAGS.weights)
+    layers = convert(safetensors.read(FLAGS.weights), FLAGS.weights)
     write_keras_weights(layers, FLAGS.output)
     count = sum(array.size for weights in layers.values() for array in weights.values())
     print(

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from benchmark import command, path_flags
-from benchmark.run_files import read_json
-from benchmark.run_names import PRIVACY_FILE
-from flair import catalog, mirror_server
+from benchmark.run import command, path_flags
+from benchmark.run.files import read_json
+from benchmark.run.names import PRIVACY_FILE
+from flair.dataset import catalog
+from flair.download import server as mirror_server
 from flair.errors import FlairError
-from flair.progress import duration
+from flair.terminal.progress import duration
 
 path_flags.DEFINE_path("demo_dir", "demo", "Folder for everything that the demo makes.")
 flags.DEFINE_integer("num_images", 2000, "Photos of the miniature data set.", lower_bound=100)
@@ -168,7 +169,7 @@ def _run(stage: Stage) -> None:
 
 
 def _print_table(folder: Path, seconds: float) -> None:
-    from benchmark.privacy_accounting import rounded_up
+    from benchmark.privacy.accounting import rounded_up
 
     summaries = {name: _summary(folder / name) for name in _RUNS}
     precision = {name: summary["test"]["macro_averaged_precision"] for name, summary in summaries.items()}
@@ -222,8 +223,8 @@ def _cost_of_privacy(folder: Path, kept: float, gained: float) -> str:
 def _know_nothing(dataset_dir: Path) -> float:
     import numpy as np
 
-    from benchmark.score_histogram import know_nothing_macro_precision
-    from flair.metadata import count_labels, load_records
+    from benchmark.metrics.histogram import know_nothing_macro_precision
+    from flair.dataset.metadata import count_labels, load_records
 
     records = load_records(dataset_dir)
     labels: Sequence[str] = sorted({label for record in records for label in record.labels})

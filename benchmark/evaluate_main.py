@@ -16,21 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from benchmark import command, evaluation_report, path_flags
-from benchmark.evaluation_sets import EvaluationSet, choose_sets, load_sets, prepared_with
-from benchmark.opening import make_task, open_records
-from benchmark.records import Records, Task
-from benchmark.run_names import BEST_FILE, EVALUATION_FILE
-from benchmark.saved_model import SavedModel, find_models
-from flair import lock
+from benchmark.data.opening import make_task, open_records
+from benchmark.data.records import Records, Task
+from benchmark.evaluation import text as evaluation_report
+from benchmark.evaluation.sets import EvaluationSet, choose_sets, load_sets, prepared_with
+from benchmark.model.saved import SavedModel, find_models
+from benchmark.run import command, path_flags
+from benchmark.run.names import BEST_FILE, EVALUATION_FILE
+from flair.curation.exclusion import read_exclusion
 from flair.errors import FlairError
-from flair.exclusion import read_exclusion
-from flair.file_digest import file_sha256
-from flair.paths import command_line
-from flair.progress import duration
+from flair.files import lock
+from flair.files.digest import file_sha256
+from flair.terminal.paths import command_line
+from flair.terminal.progress import duration
 
 if TYPE_CHECKING:
-    from benchmark.evaluation_result import Scored
+    from benchmark.evaluation.result import Scored
 
 path_flags.DEFINE_path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", required=True)
 path_flags.DEFINE_paths(
@@ -135,8 +136,8 @@ def _evaluate(
     records: Records,
     task: Task,
 ) -> None:
-    from benchmark import evaluation_result
-    from benchmark.model_predictions import Predictor
+    from benchmark.evaluation import result as evaluation_result
+    from benchmark.evaluation.predictor import Predictor
 
     predictor = Predictor(folder, records, task, FLAGS.eval_batch_size, FLAGS.reuse_predictions)
     scored: dict[tuple[str, str], Scored] = {}
@@ -188,7 +189,7 @@ def _evaluate(
 def _drops(
     models: list[SavedModel], testsets: list[str], scored: dict[tuple[str, str], Scored]
 ) -> list[dict[str, Any]]:
-    from benchmark import evaluation_result
+    from benchmark.evaluation import result as evaluation_result
 
     if (models[0].name, "test") not in scored:
         return []

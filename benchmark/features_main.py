@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from flair import atomic, command
-from flair.catalog import PARTITIONS
-from flair.file_digest import file_sha256
-from flair.metadata import Record
-from flair.paths import command_line, path_flag
-from flair.preparation_flags import make_parser, positive_int
+from flair.dataset.catalog import PARTITIONS
+from flair.dataset.metadata import Record
+from flair.files import atomic
+from flair.files.digest import file_sha256
+from flair.terminal import command
+from flair.terminal.flags import make_parser, positive_int
+from flair.terminal.paths import command_line, path_flag
 
 DESCRIPTION = """\
 Runs every photo of a dataset directory through a saved model up to its global pooling and writes the features, one row
@@ -31,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = _parse(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    from flair.metadata import load_records
-    from flair.progress import duration
+    from flair.dataset.metadata import load_records
+    from flair.terminal.progress import duration
 
     start = time.monotonic()
     records = [record for record in load_records(flags.dataset_dir) if record.partition in flags.partitions]
@@ -57,11 +58,11 @@ def write_model_features(
     Raises:
       FlairError: the model is none of ours, or a photo cannot be read.
     """
-    from benchmark import saved_model
-    from flair.feature_file import write_features
-    from flair.images import read_jpeg
-    from flair.part_store import PartStore
-    from flair.progress import Progress
+    from benchmark.model import saved as saved_model
+    from flair.dataset.images import read_jpeg
+    from flair.duplicates.features import write_features
+    from flair.files.parts import PartStore
+    from flair.terminal.progress import Progress
 
     saved = saved_model.describe(model_file)
     digest = file_sha256(model_file)
@@ -91,7 +92,7 @@ def _pooling(model: object, image_size: tuple[int, int]) -> tuple[Callable[[list
     """JPEGs -> features float32 [b, d], and d."""
     import tensorflow as tf
 
-    from benchmark.augmentation import decode_whole
+    from benchmark.data.augmentation import decode_whole
 
     assert isinstance(model, tf.keras.Model)
     pooled = tf.keras.Model(model.input, model.get_layer(LAYER).output)

@@ -14,30 +14,34 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import command, federated_flags, model_flags, noise_key, training_plan
-from benchmark.cohort import sample_cohort
-from benchmark.federated_flags import FLAGS
-from benchmark.privacy import PrivacyPlan, Sampling
-from benchmark.privacy_accounting import rounded_up
-from benchmark.ray_flags import RAY_FLAGS
-from benchmark.records import Records, Task
-from benchmark.run_folder import RunFolder
-from benchmark.run_names import BEST_FILE
+from benchmark.data.records import Records, Task
+from benchmark.federated import flags as federated_flags
+from benchmark.federated.cohort import sample_cohort
+from benchmark.federated.flags import FLAGS
+from benchmark.federated.ray_flags import RAY_FLAGS
+from benchmark.privacy import noise_key
+from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.plan import PrivacyPlan, Sampling
+from benchmark.run import command
+from benchmark.run.folder import RunFolder
+from benchmark.run.names import BEST_FILE
+from benchmark.training import flags as model_flags
+from benchmark.training import plan as training_plan
 from flair import __version__
-from flair.paths import command_line
-from flair.progress import duration
+from flair.terminal.paths import command_line
+from flair.terminal.progress import duration
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from benchmark.client_data import BatchPlan
-    from benchmark.client_source import Clients
-    from benchmark.federated_training import Position
-    from benchmark.noise_key import NoiseKey
-    from benchmark.privacy_caveats import KeyState
-    from benchmark.ray_pool import WorkerPool
-    from benchmark.runtime import Runtime
-    from benchmark.scoring import Scorer
+    from benchmark.cluster.pool import WorkerPool
+    from benchmark.data.clients import BatchPlan
+    from benchmark.data.source import Clients
+    from benchmark.federated.loop import Position
+    from benchmark.federated.scoring import Scorer
+    from benchmark.privacy.caveats import KeyState
+    from benchmark.privacy.noise_key import NoiseKey
+    from benchmark.rounds.runtime import Runtime
 
 # Flags that a continued run may change without changing its result so far. Restored weights are compared by content.
 _CHANGEABLE = (
@@ -74,10 +78,10 @@ def main() -> None:
 
 def _dry_run(records: Records, task: Task) -> None:
     population = training_plan.population_of(records, FLAGS.num_users, FLAGS.clients_per_round)
-    from benchmark import federated_dry_run
-    from benchmark.flair_data import evaluation_dataset
+    from benchmark.data.pipeline import evaluation_dataset
+    from benchmark.federated import dry_run
 
-    clients = federated_dry_run.num_clients(population)
+    clients = dry_run.num_clients(population)
     federated_flags.check_cohort(clients)
     plan = federated_flags.make_privacy_plan(clients)
     data = _client_data(records)
@@ -85,7 +89,7 @@ def _dry_run(records: Records, task: Task) -> None:
     size = model_flags.image_size()
     validation, _ = (evaluation_dataset(records, p, task, size, FLAGS.eval_batch_size) for p in ("val", "test"))
     try:
-        lines = federated_dry_run.plan_lines(records, task, model, runtime, data, validation, population, plan)
+        lines = dry_run.plan_lines(records, task, model, runtime, data, validation, population, plan)
     finally:
         runtime.close()
     training_plan.print_plan("benchmark.federated_main", lines, "the same command without --dry_run and --num_users")
@@ -93,8 +97,9 @@ def _dry_run(records: Records, task: Task) -> None:
 
 def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path) -> dict[str, Any]:
     started = time.monotonic()
-    from benchmark import federated_training, flair_model
-    from benchmark.interruption import SafePoints
+    from benchmark.federated import loop
+    from benchmark.model import networks
+    from benchmark.run.interruption import SafePoints
 
     data = _client_data(records)
     federated_flags.check_cohort(len(data.client_ids))
@@ -117,7 +122,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     )
     if plan is not None:
         _announce(plan)
-    options = federated_training.Options(
+    options = loop.Options(
         total_rounds=FLAGS.total_rounds,
         rounds_per_eval=FLAGS.rounds_per_eval,
         rounds_per_checkpoint=FLAGS.rounds_per_checkpoint,
@@ -128,15 +133,15 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     try:
         scorer = _scorer(runtime, model, records, task)
         with SafePoints("round") as safe_points:
-            position = federated_training.train(
+            position = loop.train(
                 *(runtime, model, scorer, _cohort_function(data, key), plan, run, options, safe_points),
                 before_release=lambda position: _write_privacy(plan, position, run),
             )
         if FLAGS.runtime != federated_flags.RAY:
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
-        flair_model.load_by_name(model, run.path / BEST_FILE)
+        networks.load_by_name(model, run.path / BEST_FILE)
         saved_model.parent.mkdir(parents=True, exist_ok=True)
-        flair_model.save_weights(model, saved_model)
+        networks.save_weights(model, saved_model)
         scores: dict[str, Any] = {partition: scorer.evaluate(partition) for partition in ("val", "test")}
         if FLAGS.federated_eval:
             scores["clients"] = _federated_eval(scorer, records, plan, run)
@@ -164,7 +169,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
 
 
 def _federated_eval(scorer: Scorer, records: Records, plan: PrivacyPlan | None, run: RunFolder) -> dict[str, Any]:
-    from benchmark import federated_evaluation as per_client
+    from benchmark.federated import client_scores as per_client
 
     clients = per_client.sample_clients(records.users("test"), FLAGS.federated_eval_clients, FLAGS.seed)
     scores = scorer.score_clients("test", clients)
@@ -182,18 +187,18 @@ def _federated_eval(scorer: Scorer, records: Records, plan: PrivacyPlan | None, 
 
 def _client_data(records: Records) -> Clients:
     if FLAGS.tfds_data_dir is not None and not FLAGS.iid:
-        from benchmark.tfds_clients import FlairClientData
-        from benchmark.tfds_records import TFDSRecords
+        from benchmark.data.tfds import TFDSRecords
+        from benchmark.data.tff_clients import FlairClientData
 
         assert isinstance(records, TFDSRecords)
         return FlairClientData(records)
-    from benchmark.client_source import training_clients
+    from benchmark.data.source import training_clients
 
     return training_clients(records, FLAGS.iid, FLAGS.seed, FLAGS.mean_datapoints_per_user)
 
 
 def _batch_plan(task: Task) -> BatchPlan:
-    from benchmark.client_data import BatchPlan
+    from benchmark.data.clients import BatchPlan
 
     return BatchPlan(
         task,
@@ -206,7 +211,7 @@ def _batch_plan(task: Task) -> BatchPlan:
 
 def _noise_key(run: RunFolder, data: Clients, task: Task, plan: PrivacyPlan, restored: str | None) -> NoiseKey:
     """The secret key of a private run. Runs of one --noise_key_file share it only if all of this is equal."""
-    from benchmark.client_data import content_digest
+    from benchmark.data.clients import content_digest
 
     settings = [
         *(federated_flags.federated_config(plan), _batch_plan(task), federated_flags.sampling(), restored),
@@ -247,13 +252,13 @@ def _build_runtime(
     if load_report is not None:
         print(f"{FLAGS.restore_model_path}: {load_report}", flush=True)
     if FLAGS.runtime == federated_flags.TFF:
-        from benchmark.runtime_tff import TffRuntime
+        from benchmark.rounds.tff import TffRuntime
 
         build = functools.partial(model_flags.build_model_from_flags, task.num_outputs)
         return TffRuntime(lambda: build()[0], config, data, batches, FLAGS.seed), model
     if FLAGS.runtime == federated_flags.RAY:
-        from benchmark.client_source import ClientSource
-        from benchmark.runtime_ray import RayRuntime
+        from benchmark.cluster.runtime import RayRuntime
+        from benchmark.data.source import ClientSource
 
         place = os.path.abspath(*model_flags.data_place().values())
         source = ClientSource(place, digest, FLAGS.iid, FLAGS.seed, FLAGS.mean_datapoints_per_user)
@@ -267,13 +272,13 @@ def _build_runtime(
             pool.close()
             raise
         return runtime, model
-    from benchmark.runtime_inprocess import InProcessRuntime
+    from benchmark.rounds.inprocess import InProcessRuntime
 
     return InProcessRuntime(model, config, data, batches, FLAGS.seed, key), model
 
 
 def _ray_workers() -> WorkerPool:
-    from benchmark.ray_pool import start_workers
+    from benchmark.cluster.pool import start_workers
 
     pool = start_workers(FLAGS.ray_address, FLAGS.num_workers, FLAGS.worker_cpus, FLAGS.worker_gpus)
     print(pool.summary(), flush=True)
@@ -281,11 +286,11 @@ def _ray_workers() -> WorkerPool:
 
 
 def _scorer(runtime: Runtime, model: tf.keras.Model, records: Records, task: Task) -> Scorer:
-    from benchmark.runtime_ray import RayRuntime
-    from benchmark.scoring import LocalScorer
+    from benchmark.cluster.runtime import RayRuntime
+    from benchmark.federated.scoring import LocalScorer
 
     if isinstance(runtime, RayRuntime):
-        from benchmark.ray_scorer import RayScorer
+        from benchmark.cluster.scorer import RayScorer
 
         return RayScorer(model, records, task, runtime.pool)
     return LocalScorer(model, records, _batch_plan(task), FLAGS.eval_batch_size)
@@ -311,8 +316,8 @@ def _announce(plan: PrivacyPlan) -> None:
 def _write_privacy(plan: PrivacyPlan | None, position: Position, run: RunFolder) -> None:
     if plan is None:
         return
-    from benchmark.privacy_caveats import RunRecord
-    from benchmark.privacy_statement import make_statement, write_statement
+    from benchmark.privacy.caveats import RunRecord
+    from benchmark.privacy.statement import make_statement, write_statement
 
     noise = federated_flags.federated_config(plan).noise
     assert noise is not None
@@ -331,7 +336,7 @@ def _write_privacy(plan: PrivacyPlan | None, position: Position, run: RunFolder)
 
 
 def _state_of_key(run: RunFolder) -> KeyState:
-    from benchmark.privacy_caveats import KeyState
+    from benchmark.privacy.caveats import KeyState
 
     if FLAGS.noise_key_file is not None:
         return KeyState.GIVEN

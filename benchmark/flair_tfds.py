@@ -2,12 +2,12 @@
 
     tfds build benchmark/flair_tfds.py --manual_dir=/path/to/data --data_dir=/path/to/tfds
 
-`benchmark.tfds_builder` says what is in it.
+`benchmark.data.tfds_builder` says what is in it.
 """
 
 from __future__ import annotations
 
-from benchmark.tfds_builder import COMMAND, FlairBuilder
+from benchmark.data.tfds_builder import COMMAND, FlairBuilder
 
 __all__ = ["COMMAND", "Flair"]
 

@@ -15,20 +15,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmark import command, personalize_flags, saved_model
-from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
-from benchmark.opening import make_task, open_records
-from benchmark.personalize_flags import FLAGS, LABELS, USERS
-from benchmark.records import Records, Task
-from benchmark.run_files import read_json
-from benchmark.run_folder import RunFolder
-from benchmark.run_names import FLAGS_FILE, RUN_FILE, TENSORBOARD_DIR
-from benchmark.saved_model import SavedModel
-from flair.catalog import TAXONOMY_FILE
+from benchmark.data.opening import make_task, open_records
+from benchmark.data.records import Records, Task
+from benchmark.model import saved as saved_model
+from benchmark.model.saved import SavedModel
+from benchmark.personalization import flags as personalize_flags
+from benchmark.personalization.flags import FLAGS, LABELS, USERS
+from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult
+from benchmark.run import command
+from benchmark.run.files import read_json
+from benchmark.run.folder import RunFolder
+from benchmark.run.names import FLAGS_FILE, RUN_FILE, TENSORBOARD_DIR
+from flair.dataset.catalog import TAXONOMY_FILE
 from flair.errors import FlairError
-from flair.file_digest import file_sha256
-from flair.paths import command_line
-from flair.progress import duration
+from flair.files.digest import file_sha256
+from flair.terminal.paths import command_line
+from flair.terminal.progress import duration
 
 personalize_flags.define_flags()
 
@@ -91,11 +93,11 @@ def _run(records: Records, task: Task, saved: SavedModel, run: RunFolder, facts:
     if not (saved.is_size_known or (FLAGS.image_height and FLAGS.image_width)):
         print(f"{saved.path}: does not say its input size; {size[0]}x{size[1]} is taken", flush=True)
     if FLAGS.episodes == USERS:
-        from benchmark.user_personalization import run_users
+        from benchmark.personalization.run_users import run_users
 
         result = run_users(records, task, saved, size, run.path, log)
     else:
-        from benchmark.label_personalization import run_labels
+        from benchmark.personalization.run_labels import run_labels
 
         result = run_labels(records, task, saved, size, run.path, log)
     summary = {
@@ -162,9 +164,9 @@ def _remove_results(folder: Path) -> None:
 
 def _report(summary: dict[str, Any], folder: Path) -> None:
     if summary["kind"] == USERS:
-        from benchmark.user_personalization import describe
+        from benchmark.personalization.run_users import describe
     else:
-        from benchmark.label_personalization import describe
+        from benchmark.personalization.run_labels import describe
     print("\n".join(describe(summary)))
     files = [EPISODES_FILE, *([USERS_FILE] if summary["kind"] == USERS else []), "summary.json", f"{FIGURES_DIR}/"]
     print(f"{folder}: {', '.join(files)}")

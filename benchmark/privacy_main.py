@@ -11,9 +11,10 @@ import json
 
 from absl import flags
 
-from benchmark import command, privacy_planner
-from benchmark.privacy import Mechanism, Sampling
-from flair.catalog import NUM_USERS
+from benchmark.privacy import planner
+from benchmark.privacy.plan import Mechanism, Sampling
+from benchmark.run import command
+from flair.dataset.catalog import NUM_USERS
 from flair.errors import FlairError
 
 _NUM_USERS = flags.DEFINE_integer("num_users", NUM_USERS["train"], "users of the training split")
@@ -47,7 +48,7 @@ _JSON = flags.DEFINE_bool("json", False, "print JSON")
 
 def main() -> None:
     """Answers on stdout."""
-    question = privacy_planner.Question(
+    question = planner.Question(
         num_users=_NUM_USERS.value,
         cohort=_CLIENTS_PER_ROUND.value,
         total_rounds=_TOTAL_ROUNDS.value,
@@ -59,27 +60,27 @@ def main() -> None:
         mechanism=Mechanism(_MECHANISM.value),
         published_noise=_PUBLISHED_NOISE.value,
     )
-    privacy_planner.check_question(question)
+    planner.check_question(question)
     if _TABLE.value:
         if question.simulated_cohort is not None:
             raise FlairError("--table varies the cohort itself: leave out --simulated_clients_per_round")
         _print_table(question)
         return
-    found = privacy_planner.answer(question)
-    print(json.dumps(found, indent=2) if _JSON.value else privacy_planner.answer_text(found))
+    found = planner.answer(question)
+    print(json.dumps(found, indent=2) if _JSON.value else planner.answer_text(found))
 
 
-def _print_table(question: privacy_planner.Question) -> None:
-    cohorts = privacy_planner.table_cohorts(question.num_users, question.cohort)
+def _print_table(question: planner.Question) -> None:
+    cohorts = planner.table_cohorts(question.num_users, question.cohort)
     questions = [dataclasses.replace(question, cohort=cohort) for cohort in cohorts]
     if _JSON.value:
-        print(json.dumps([privacy_planner.answer(each) for each in questions], indent=2))
+        print(json.dumps([planner.answer(each) for each in questions], indent=2))
         return
     for number, each in enumerate(questions):
-        found = privacy_planner.answer(each)
+        found = planner.answer(each)
         if number == 0:
-            print(privacy_planner.table_header(found))
-        print(privacy_planner.table_row(found), flush=True)
+            print(planner.table_header(found))
+        print(planner.table_row(found), flush=True)
 
 
 if __name__ == "__main__":

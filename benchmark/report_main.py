@@ -13,12 +13,12 @@ from typing import Any
 
 from absl import flags
 
-from benchmark import command, path_flags, run_files
-from benchmark.json_shape import ESTIMATE
-from benchmark.run_names import EVALUATION_FILE
-from flair import atomic
+from benchmark.run import command, files, path_flags
+from benchmark.run.names import EVALUATION_FILE
+from benchmark.run.shapes import ESTIMATE
 from flair.errors import FlairError
-from flair.progress import Progress, duration
+from flair.files import atomic
+from flair.terminal.progress import Progress, duration
 
 path_flags.DEFINE_path("output_dir", "report", "Folder for index.html and figures/.")
 flags.DEFINE_string("title", "FLAIR runs", "Title of the page.")
@@ -37,7 +37,10 @@ def main(folders: list[str]) -> None:
     output = Path(FLAGS.output_dir)
     if output.exists() and not output.is_dir():
         raise FlairError(f"--output_dir={output}: is a file; expected a folder")
-    from benchmark import report_drawing, report_figures, report_page, report_runs
+    from benchmark.report import drawing
+    from benchmark.report import figures as report_figures
+    from benchmark.report import page as report_page
+    from benchmark.report import runs as report_runs
 
     runs = report_runs.open_runs(folders)
     comparisons = [] if FLAGS.evaluation is None else _comparisons(Path(FLAGS.evaluation))
@@ -46,7 +49,7 @@ def main(folders: list[str]) -> None:
         for outcome in report_figures.draw_all(runs):
             outcomes.append(outcome)
             progress.add()
-    drawn = [one for one in outcomes if isinstance(one, report_drawing.Drawn)]
+    drawn = [one for one in outcomes if isinstance(one, drawing.Drawn)]
     made = time.strftime("%Y-%m-%d %H:%M")
     page = report_page.render(runs, outcomes, FLAGS.title, made, comparisons)
     figures = output / FIGURES_DIR
@@ -55,7 +58,7 @@ def main(folders: list[str]) -> None:
         atomic.write_bytes(figures / f"{_file_name(one.name)}.png", one.png)
     atomic.write_text(output / PAGE_FILE, page)
     for outcome in outcomes:
-        if isinstance(outcome, report_drawing.Left):
+        if isinstance(outcome, drawing.Left):
             print(outcome.reason)
     for run in runs:
         for note in run.notes:
@@ -72,7 +75,7 @@ def main(folders: list[str]) -> None:
 
 def _comparisons(folder: Path) -> list[dict[str, Any]]:
     path = folder if folder.is_file() else folder / EVALUATION_FILE
-    found = run_files.read_json(path, _EVALUATION)
+    found = files.read_json(path, _EVALUATION)
     if found is None:
         raise FlairError(f"--evaluation={folder}: has no evaluation.json; make it with benchmark.evaluate_main")
     return list(found["comparisons"])

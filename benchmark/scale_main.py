@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.json_shape import NUMBER
-from benchmark.run_files import read_json
-from benchmark.sizing import Parts, size, table
-from flair import command
+from benchmark.run.files import read_json
+from benchmark.run.shapes import NUMBER
+from benchmark.speed.sizing import Parts, size, table
 from flair.errors import FlairError
-from flair.paths import path_flag
-from flair.preparation_flags import positive_int
+from flair.terminal import command
+from flair.terminal.flags import positive_int
+from flair.terminal.paths import path_flag
 
 # ResNet-18 at 224 pixels, float32, 17 labels, on one core of an AMD EPYC (Zen 5), as `speed_main ray --repeats=2`
 # printed it on a host of two.

@@ -7,17 +7,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-from benchmark.machine import header
-from flair import command
+from benchmark.run.machine import header
+from flair.terminal import command
 
 # Subject -> the module whose main(argv) measures it, and what it measures.
 SUBJECTS = {
-    "data": ("benchmark.speed_data", "download, record files and verifying, beside doing the same work plainly"),
-    "step": ("benchmark.speed_step", "one training step, with each norm and number type"),
-    "central": ("benchmark.speed_central", "central training and evaluation, beside the bare step"),
-    "federated": ("benchmark.speed_federated", "federated rounds, beside the bare steps"),
-    "audit": ("benchmark.speed_audit", "the search for near duplicates, on photos as far apart as real ones"),
-    "ray": ("benchmark.speed_ray", "federated rounds on Ray by number of workers, beside inprocess, and sizing"),
+    "data": ("benchmark.speed.data", "download, record files and verifying, beside doing the same work plainly"),
+    "step": ("benchmark.speed.step", "one training step, with each norm and number type"),
+    "central": ("benchmark.speed.central", "central training and evaluation, beside the bare step"),
+    "federated": ("benchmark.speed.federated", "federated rounds, beside the bare steps"),
+    "audit": ("benchmark.speed.audit", "the search for near duplicates, on photos as far apart as real ones"),
+    "ray": ("benchmark.speed.ray", "federated rounds on Ray by number of workers, beside inprocess, and sizing"),
 }
 
 

@@ -13,15 +13,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark import flag_file, sweep_program, sweep_table
-from benchmark.sweep_grid import Run, make_runs, parse_grid
-from benchmark.sweep_program import SETTINGS
-from benchmark.sweep_runs import LOG_FILE, Outcome, Runner
-from flair import lock
+from benchmark.run import flag_file
+from benchmark.sweep import program, table
+from benchmark.sweep.grid import Run, make_runs, parse_grid
+from benchmark.sweep.program import SETTINGS
+from benchmark.sweep.runs import LOG_FILE, Outcome, Runner
 from flair.errors import FlairError
-from flair.paths import path_flag, word
-from flair.preparation_flags import positive_int
-from flair.progress import Progress, duration
+from flair.files import lock
+from flair.terminal.flags import positive_int
+from flair.terminal.paths import path_flag, word
+from flair.terminal.progress import Progress, duration
 
 LOCK_FILE = "sweep.lock"
 _NOT_TAKEN = {
@@ -37,17 +38,17 @@ def main(argv: Sequence[str]) -> int:
     flags, training_flags = _parse(argv)
     arguments = flag_file.expand([*(f"--flagfile={path}" for path in flags.flagfile), *training_flags])
     grid = parse_grid([text for texts in flags.grid for text in texts])
-    given = sweep_program.names_of(arguments)
-    _check(given, sweep_program.names_of(training_flags), grid)
-    setting = sweep_program.choose_setting(flags.setting, [*given, *grid])
+    given = program.names_of(arguments)
+    _check(given, program.names_of(training_flags), grid)
+    setting = program.choose_setting(flags.setting, [*given, *grid])
     runs = make_runs(grid, _first_seed(arguments), flags.seeds)
     folder = Path(flags.sweep_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with lock.exclusive(folder / LOCK_FILE, f"{folder}: another sweep is running here; choose another --sweep_dir"):
         print(f"{_runs(len(runs))} of benchmark.{setting}_main in {folder}, {flags.jobs} at a time", flush=True)
         outcomes = _run(Runner(folder, setting, arguments), runs, flags.jobs)
-        rows = sweep_table.rows_of(folder, runs, {one.run for one in outcomes if one.failure is None})
-        sweep_table.write(folder, rows)
+        rows = table.rows_of(folder, runs, {one.run for one in outcomes if one.failure is None})
+        table.write(folder, rows)
     return _report(folder, rows, outcomes, time.monotonic() - started)
 
 
@@ -63,7 +64,7 @@ def _check(given: Sequence[str], typed: Sequence[str], grid: dict[str, list[str]
 
 
 def _first_seed(arguments: Sequence[str]) -> int:
-    text = sweep_program.value_of("seed", arguments)
+    text = program.value_of("seed", arguments)
     if text is not None and not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise FlairError(f"--seed={text}: expected a whole number")
     return 0 if text is None else int(text)
@@ -86,13 +87,13 @@ def _runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count:,} runs"
 
 
-def _report(folder: Path, rows: Sequence[sweep_table.Row], outcomes: Sequence[Outcome], seconds: float) -> int:
+def _report(folder: Path, rows: Sequence[table.Row], outcomes: Sequence[Outcome], seconds: float) -> int:
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
-    print(f"\n{sweep_table.table(rows)}")
+    print(f"\n{table.table(rows)}")
     print("mean ± standard deviation over seeds; the test numbers choose nothing: pick a setting by val")
     if any("epsilon" in row.numbers for row in rows):
         print("every run of a private sweep costs epsilon of its own: see [tuning] in each privacy.txt")
-    print(f"results: {folder / sweep_table.CSV_FILE}, {folder / sweep_table.JSON_FILE}")
+    print(f"results: {folder / table.CSV_FILE}, {folder / table.JSON_FILE}")
     print(f"{len(outcomes) - len(failed)} of {_runs(len(outcomes))} complete, in {duration(seconds)}")
     for outcome in failed:
         log = folder / outcome.run.folder / LOG_FILE
@@ -129,6 +130,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    from flair.command import CONTINUES, run
+    from flair.terminal.command import CONTINUES, run
 
     run(main, stopped=CONTINUES)

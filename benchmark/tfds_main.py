@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from benchmark import command, path_flags
-from flair import lock
+from benchmark.run import command, path_flags
 from flair.errors import FlairError
-from flair.paths import command_line
-from flair.progress import duration, size
+from flair.files import lock
+from flair.terminal.paths import command_line
+from flair.terminal.progress import duration, size
 
 if TYPE_CHECKING:
-    from benchmark.tfds_builder import FlairBuilder
+    from benchmark.data.tfds_builder import FlairBuilder
 
 path_flags.DEFINE_path("dataset_dir", None, "Folder that download_dataset.py wrote.", required=True)
 path_flags.DEFINE_path("tfds_data_dir", None, "Folder of TFDS data sets, to which FLAIR is added.", required=True)
@@ -39,8 +39,8 @@ _UNFINISHED = ".flair.unfinished"
 
 def main() -> None:
     """Checks the folders, builds, says what was made."""
-    from benchmark.tfds_records import require_tfds
-    from flair.metadata import metadata_path
+    from benchmark.data.tfds import require_tfds
+    from flair.dataset.metadata import metadata_path
 
     started = time.monotonic()
     metadata_path(FLAGS.dataset_dir)
@@ -48,7 +48,7 @@ def main() -> None:
     if data_dir.exists() and not data_dir.is_dir():
         raise FlairError(f"--tfds_data_dir={data_dir}: is a file; expected a folder")
     require_tfds(f"--tfds_data_dir={data_dir}")
-    from benchmark.tfds_records import TFDSRecords, is_tfds_data_dir
+    from benchmark.data.tfds import TFDSRecords, is_tfds_data_dir
 
     if is_tfds_data_dir(data_dir) and not FLAGS.overwrite:
         builder = TFDSRecords(data_dir).builder
@@ -62,7 +62,7 @@ def main() -> None:
 def _build(data_dir: Path) -> None:
     import tensorflow_datasets as tfds
 
-    from benchmark.tfds_builder import FlairBuilder
+    from benchmark.data.tfds_builder import FlairBuilder
 
     tfds.disable_progress_bar()
     with _unfinished(data_dir) as unfinished:

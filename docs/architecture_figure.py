@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from flair import atomic, command
-from flair.figures import BLUE, GREEN, ORANGE
+from flair.files import atomic
+from flair.statistics.figures import BLUE, GREEN, ORANGE
+from flair.terminal import command
 
 ROOMS = {
     "flair/   the dataset, without TensorFlow": (1, 1, 41, 60, "#eef5fa"),

@@ -1,6 +1,6 @@
 """The FLAIR dataset on disk: download, verify, and turn into HDF5 and TFRecords."""
 
-from flair import stopping
+from flair.parallel import stopping
 
 __version__ = "0.1.0"
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flair import command
-from flair.duplicate_flags import add_threshold_flags, thresholds_of
-from flair.paths import command_line, path_flag
-from flair.preparation_flags import make_parser, positive_int
+from flair.duplicates.flags import add_threshold_flags, thresholds_of
+from flair.terminal import command
+from flair.terminal.flags import make_parser, positive_int
+from flair.terminal.paths import command_line, path_flag
 
 DESCRIPTION = """\
 Plants copies of a dataset's photos, of even skies and of photos of the night (re-encoded, resized, noised, slightly
@@ -23,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, measures, prints the tables; returns the exit code."""
     flags = _parse(argv)
 
-    from flair import atomic
-    from flair.calibration import calibrate, table
-    from flair.progress import duration
+    from flair.duplicates.calibration import calibrate, table
+    from flair.files import atomic
+    from flair.terminal.progress import duration
 
     start = time.monotonic()
     if flags.output:

@@ -6,9 +6,9 @@ import argparse
 import contextlib
 from collections.abc import Sequence
 
-from flair import command
-from flair.mirror_server import Mirror
-from flair.paths import path_flag
+from flair.download.server import Mirror
+from flair.terminal import command
+from flair.terminal.paths import path_flag
 
 
 def main(argv: Sequence[str]) -> int:

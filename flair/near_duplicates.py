@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flair import command
-from flair.catalog import PARTITIONS
-from flair.duplicate_flags import DUPLICATE_L2, REVIEW_L2, add_threshold_flags, thresholds_of
-from flair.paths import command_line, path_flag
-from flair.preparation_flags import finite_number, make_parser, positive_int
+from flair.dataset.catalog import PARTITIONS
+from flair.duplicates.flags import DUPLICATE_L2, REVIEW_L2, add_threshold_flags, thresholds_of
+from flair.terminal import command
+from flair.terminal.flags import finite_number, make_parser, positive_int
+from flair.terminal.paths import command_line, path_flag
 
 if TYPE_CHECKING:
-    from flair.near_duplicate_audit import Settings
+    from flair.duplicates.audit import Settings
 
 DESCRIPTION = """\
 Finds photos that occur twice, or nearly so: equal files, equal pixels, and copies that were re-encoded, resized,
@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, runs the audit, prints the summary; returns the exit code."""
     flags = _parse(argv)
 
-    from flair.near_duplicate_audit import audit
-    from flair.progress import duration
+    from flair.duplicates.audit import audit
+    from flair.terminal.progress import duration
 
     start = time.monotonic()
     outcome = audit(_settings(flags))
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _settings(flags: argparse.Namespace) -> Settings:
-    from flair.near_duplicate_audit import Settings
-    from flair.workers import default_num_workers
+    from flair.duplicates.audit import Settings
+    from flair.parallel.processes import default_num_workers
 
     return Settings(
         dataset_dir=Path(flags.dataset_dir),

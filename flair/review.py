@@ -10,14 +10,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flair import command
-from flair.paths import command_line, path_flag
+from flair.terminal import command
+from flair.terminal.paths import command_line, path_flag
 
 if TYPE_CHECKING:
     from werkzeug.serving import BaseWSGIServer
 
-    from flair.review_app import Review
-    from flair.reviews import ReviewFile
+    from flair.curation.reviews import ReviewFile
+    from flair.reviewing.app import Review
 
 DEFAULT_PORT = 8009
 DESCRIPTION = """\
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = _listen(review, flags.port)
     port = server.port
 
-    from flair.progress import duration
+    from flair.terminal.progress import duration
 
     photos = f"{len(review.index.records):,} photos, {len(review.groups.groups):,} groups"
     print(f"{photos}, indexed in {duration(time.monotonic() - start)}")
@@ -68,10 +68,10 @@ def _export(flags: argparse.Namespace) -> int:
     """Writes the near duplicates as they are after the reviewers' marks, for --exclude."""
     from pathlib import Path
 
-    from flair import atomic
-    from flair.exclusion import read_exclusion
-    from flair.review_groups import NEAR_DUPLICATES_FILE
-    from flair.reviews import read_reviews
+    from flair.curation.exclusion import read_exclusion
+    from flair.curation.reviews import read_reviews
+    from flair.files import atomic
+    from flair.reviewing.groups import NEAR_DUPLICATES_FILE
 
     found = read_exclusion(Path(flags.duplicates) / NEAR_DUPLICATES_FILE)
     reviewed = read_reviews(flags.reviews).applied_to(found)
@@ -86,13 +86,13 @@ def _export(flags: argparse.Namespace) -> int:
 
 
 def _open(flags: argparse.Namespace) -> Review:
+    from flair.curation.manifest import read_testset
+    from flair.curation.reviews import ReviewFile, check_reviewer
+    from flair.dataset.metadata import load_records
     from flair.errors import FlairError
-    from flair.metadata import load_records
-    from flair.review_app import Review
-    from flair.review_groups import NO_GROUPS, read_groups
-    from flair.review_index import PhotoIndex
-    from flair.reviews import ReviewFile, check_reviewer
-    from flair.testset import read_testset
+    from flair.reviewing.app import Review
+    from flair.reviewing.groups import NO_GROUPS, read_groups
+    from flair.reviewing.index import PhotoIndex
 
     if flags.reviewer:
         check_reviewer(flags.reviewer)
@@ -113,8 +113,8 @@ def _listen(review: Review, port: int) -> BaseWSGIServer:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     from flair.errors import FlairError
-    from flair.review_app import create_app
-    from flair.review_guard import LOOPBACK
+    from flair.reviewing.app import create_app
+    from flair.reviewing.guard import LOOPBACK
 
     class Handler(WSGIRequestHandler):
         timeout = 60
@@ -141,7 +141,7 @@ def _listen(review: Review, port: int) -> BaseWSGIServer:
 
 
 def _count(reviews: ReviewFile) -> str:
-    from flair.reviews import NO_MARK
+    from flair.curation.reviews import NO_MARK
 
     found = reviews.read()
     photos = sum(found.photo_mark(image_id) != NO_MARK for image_id in found.photos)

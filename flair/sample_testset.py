@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flair import command
-from flair.paths import command_line, path_flag
-from flair.preparation_flags import finite_number, positive_int
+from flair.terminal import command
+from flair.terminal.flags import finite_number, positive_int
+from flair.terminal.paths import command_line, path_flag
 
 if TYPE_CHECKING:
-    from flair.resampling import Resampled
+    from flair.testsets.drawing import Resampled
 
 DESCRIPTION = """\
 Draws a test set from a partition under a stated rule, and writes its manifest, testsets/<name>-<revision>.json: the
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, draws the set, writes and describes it; returns 0, or 1 where the rule cannot be fulfilled."""
     flags = _parse(argv)
 
-    from flair.progress import duration
-    from flair.resampling import Plan, resample
-    from flair.testset import write_testset
+    from flair.curation.manifest import write_testset
+    from flair.terminal.progress import duration
+    from flair.testsets.drawing import Plan, resample
 
     start = time.monotonic()
     result = resample(Plan(**{name: value for name, value in vars(flags).items() if name in Plan._fields}))

@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flair import atomic, command
-from flair.catalog import TAXONOMY_FILE
+from flair.dataset.catalog import TAXONOMY_FILE
 from flair.errors import FlairError
-from flair.paths import path_flag, word
-from flair.progress import duration
+from flair.files import atomic
+from flair.terminal import command
+from flair.terminal.paths import path_flag, word
+from flair.terminal.progress import duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from flair.annotations import Annotations
-    from flair.statistics_table import Statistics
+    from flair.dataset.annotations import Annotations
+    from flair.statistics.table import Statistics
 
 NUMBERS_FILE = "statistics.json"
 
@@ -35,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
     output_dir = Path(flags.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise FlairError(f"--output_dir={output_dir}: is a file; expected a folder")
-    from flair.metadata import load_records, load_taxonomy
-    from flair.statistics_table import compute, table, to_json
+    from flair.dataset.metadata import load_records, load_taxonomy
+    from flair.statistics.table import compute, table, to_json
 
     records = load_records(flags.dataset_dir)
     has_taxonomy = (Path(flags.dataset_dir) / TAXONOMY_FILE).is_file()
@@ -60,8 +61,8 @@ def _write_figures(
     annotations: Annotations, statistics: Statistics, taxonomy: Mapping[str, frozenset[str]] | None, output_dir: Path
 ) -> Iterator[str]:
     """Draws one figure after the other and yields the names of their files."""
-    from flair import label_figures, user_figures
-    from flair.figures import save
+    from flair.statistics import label_figures, user_figures
+    from flair.statistics.figures import save
 
     draw: dict[str, Callable[[], Figure]] = {
         "coarse_labels": lambda: label_figures.draw_coarse_labels(annotations),

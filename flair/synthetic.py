@@ -6,12 +6,12 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from flair import command
 from flair.errors import FlairError
-from flair.paths import command_line, path_flag
-from flair.progress import duration, size
-from flair.synthetic_dataset import make_dataset
-from flair.synthetic_taxonomy import DEFAULT_NUM_FINE_LABELS
+from flair.miniature.dataset import make_dataset
+from flair.miniature.taxonomy import DEFAULT_NUM_FINE_LABELS
+from flair.terminal import command
+from flair.terminal.paths import command_line, path_flag
+from flair.terminal.progress import duration, size
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     how = "is there already" if made.was_there else f"made in {duration(made.seconds)}"
     print(f"{made.dataset_dir}: {made.num_images:,} photos of {made.num_users:,} users, seed {flags['seed']}, {how}")
     if archives_dir is not None:
-        from flair.synthetic_archives import pack
+        from flair.miniature.archives import pack
 
         start = time.monotonic()
         num_bytes = sum(path.stat().st_size for path in pack(made.dataset_dir, archives_dir, num_archives))
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _check_archives(archives_dir: str | None, num_archives: int | None, flags: dict[str, object]) -> None:
     """Refuses before anything is drawn what could not be packed afterwards."""
-    from flair.synthetic_population import user_sizes
+    from flair.miniature.population import user_sizes
 
     if archives_dir is None or num_archives is None:
         raise FlairError("--archives_dir and --num_archives belong together; give both or neither")

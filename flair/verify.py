@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flair import command
 from flair.errors import FlairError
-from flair.paths import command_line, path_flag
-from flair.preparation_flags import add_exclude_flag, make_parser, positive_int
+from flair.terminal import command
+from flair.terminal.flags import add_exclude_flag, make_parser, positive_int
+from flair.terminal.paths import command_line, path_flag
 
 if TYPE_CHECKING:
-    from flair.findings import Check
+    from flair.checks.findings import Check
 
 DESCRIPTION = """\
 Checks the folder that download_dataset.py wrote, and record files made from it, and prints a line a check: OK, or FAIL
@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, runs the checks, prints them; returns 0 if all are OK, else 1."""
     flags = _parse(argv)
 
-    from flair import atomic
-    from flair.progress import duration
-    from flair.workers import default_num_workers
+    from flair.files import atomic
+    from flair.parallel.processes import default_num_workers
+    from flair.terminal.progress import duration
 
     start = time.monotonic()
     if flags.report:
@@ -87,10 +87,10 @@ def run_checks(
     Raises:
       FlairError: the file `exclude` cannot be used.
     """
-    from flair.exclusion import read_exclusion
-    from flair.metadata import group_by_user
-    from flair.verify_metadata import check_labels, check_published_numbers, check_records
-    from flair.verify_photos import check_photos
+    from flair.checks.metadata import check_labels, check_published_numbers, check_records
+    from flair.checks.photos import check_photos
+    from flair.curation.exclusion import read_exclusion
+    from flair.dataset.metadata import group_by_user
 
     exclusion = None if exclude is None else read_exclusion(exclude)
     record_checks, metadata = check_records(dataset_dir)
@@ -105,19 +105,19 @@ def run_checks(
     yield from _to_the_end("photos", lambda: check_photos(dataset_dir, metadata, num_workers))
     users = group_by_user(metadata.records)
     if tfrecords_dir is not None:
-        from flair.verify_tfrecords import check_tfrecords
+        from flair.checks.tfrecords import check_tfrecords
 
         yield from _to_the_end(
             "TFRecords", lambda: check_tfrecords(dataset_dir, tfrecords_dir, users, num_workers, exclusion)
         )
     if hdf5_file is not None:
-        from flair.verify_hdf5 import check_hdf5
+        from flair.checks.hdf5 import check_hdf5
 
         yield from _to_the_end("HDF5", lambda: check_hdf5(dataset_dir, hdf5_file, users, num_workers, exclusion))
 
 
 def _not_compared(parts: Sequence[str]) -> Check:
-    from flair.findings import Check
+    from flair.checks.findings import Check
 
     check = Check("what needs the metadata is checked", "parts", len(parts))
     for part in parts:
@@ -127,7 +127,7 @@ def _not_compared(parts: Sequence[str]) -> Check:
 
 def _to_the_end(part: str, checks: Callable[[], list[Check]]) -> list[Check]:
     """The checks of one part; one that failed where they broke off, so that the other parts have their turn."""
-    from flair.findings import Check
+    from flair.checks.findings import Check
 
     try:
         return checks()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flair.synthetic_dataset import make_dataset
-from flair.tfrecord_writer import write_tfrecords
+from flair.miniature.dataset import make_dataset
+from flair.records.tfrecord.writer import write_tfrecords
 
 # `make test` runs in a make: the makes under test must not take themselves for its children.
 for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from flair.command import explain_os_error
 from flair.errors import FlairError
+from flair.terminal.command import explain_os_error
 
 _OTHER_CONTENTS = (
     b"",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from benchmark.algorithm import build_optimizer
-from benchmark.federated_config import OptimizerConfig
+from benchmark.rounds.algorithm import build_optimizer
+from benchmark.rounds.config import OptimizerConfig
 
 
 def test_adamw_has_its_decays():

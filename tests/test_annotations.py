@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flair.annotations import encode
-from flair.catalog import PARTITIONS
-from flair.metadata import Record, load_records
+from flair.dataset.annotations import encode
+from flair.dataset.catalog import PARTITIONS
+from flair.dataset.metadata import Record, load_records
 
 
 def test_arrays_decode_to_the_records(miniature: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flair import archive as archive_module
-from flair.archive import unpack
-from flair.staging import Staging, Unpacked, UnpackError, read_listing
+from flair.download import archive as archive_module
+from flair.download.archive import unpack
+from flair.download.staging import Staging, Unpacked, UnpackError, read_listing
 from tests.bounded_memory import bounded_memory
 from tests.tiny_flair import make_photos, make_tar_gz
 

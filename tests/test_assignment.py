@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.assignment import CLIENT_OVERHEAD, assign, client_cost
-from benchmark.seeds import derive_generator
-from flair.synthetic_population import user_sizes
+from benchmark.cluster.assignment import CLIENT_OVERHEAD, assign, client_cost
+from benchmark.run.seeds import derive_generator
+from flair.miniature.population import user_sizes
 
 COSTS = st.lists(st.floats(0, 1e4), max_size=60)
 

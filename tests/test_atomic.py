@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flair import atomic
-from flair.command import explain_os_error
 from flair.errors import FlairError
-from flair.hdf5_writer import write_hdf5
+from flair.files import atomic
+from flair.records.hdf5.writer import write_hdf5
+from flair.terminal.command import explain_os_error
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from benchmark import score_histogram, scored_photos
-from benchmark.bootstrap import (
+from benchmark.evaluation import resampled
+from benchmark.evaluation.bootstrap import (
     FEW_USERS,
     FEW_USERS_WARNING,
     RARE_LABEL_USERS,
@@ -19,7 +19,8 @@ from benchmark.bootstrap import (
     clopper_pearson,
     interval,
 )
-from benchmark.scored_photos import ScoredPhotos
+from benchmark.evaluation.resampled import ScoredPhotos
+from benchmark.metrics import histogram
 
 
 def _photos(seed, num_users=12, num_labels=3, ties=True):
@@ -68,8 +69,8 @@ def test_copying_every_photo_ten_times_does_not_narrow_the_interval():
     rows = np.repeat(np.arange(len(once.users)), 10)
     tenfold = ScoredPhotos(once.scores[rows], once.labels[rows], once.losses[rows], once.users[rows], once.num_users)
     bootstrap = UserBootstrap(once.num_users, 300, 0)
-    first, second = (scored_photos.replicate(photos, bootstrap, False) for photos in (once, tenfold))
-    assert scored_photos.metrics(once, False) == pytest.approx(scored_photos.metrics(tenfold, False), abs=1e-9)
+    first, second = (resampled.replicate(photos, bootstrap, False) for photos in (once, tenfold))
+    assert resampled.metrics(once, False) == pytest.approx(resampled.metrics(tenfold, False), abs=1e-9)
     for name, values in first.metrics.items():
         assert interval(second.metrics[name], 12) == pytest.approx(interval(values, 12), abs=1e-6), name
 
@@ -79,22 +80,22 @@ def test_copying_every_photo_ten_times_does_not_narrow_the_interval():
 def test_resamples_have_the_metrics_of_photos_really_drawn(seed, ties):
     photos = _photos(seed, ties=ties)
     bootstrap = UserBootstrap(photos.num_users, 20, seed)
-    found = scored_photos.replicate(photos, bootstrap, False)
-    sample = score_histogram.curves(score_histogram.histogram(photos.scores, photos.labels).astype(float))
+    found = resampled.replicate(photos, bootstrap, False)
+    sample = histogram.curves(histogram.histogram(photos.scores, photos.labels).astype(float))
     sample_exact = _scikit_learn(photos)
     for resample in range(20):
         drawn = _drawn(photos, bootstrap.weights[:, resample])
-        counts = score_histogram.histogram(drawn.scores, drawn.labels)
+        counts = histogram.histogram(drawn.scores, drawn.labels)
         has_photos = drawn.labels.any(axis=0)
-        wanted = score_histogram.finalize(counts, float(drawn.losses.sum(dtype=np.float64)), len(drawn.losses))
+        wanted = histogram.finalize(counts, float(drawn.losses.sum(dtype=np.float64)), len(drawn.losses))
         # A label that this resample lost is as in the sample.
-        for name, values in score_histogram.curves(counts.astype(float)).items():
+        for name, values in histogram.curves(counts.astype(float)).items():
             wanted[f"macro_{name}"] = np.where(has_photos, values, sample[name]).mean()
         both = wanted["macro_precision"] + wanted["macro_recall"]
         wanted["macro_f1"] = 2 * wanted["macro_precision"] * wanted["macro_recall"] / both if both else 0
         for name, value in wanted.items():
             assert found.metrics[name][resample] == pytest.approx(value, abs=1e-6), name
-        by_label = score_histogram.averaged_precision_by_label(counts)
+        by_label = histogram.averaged_precision_by_label(counts)
         assert found.averaged_precision[resample, has_photos] == pytest.approx(by_label[has_photos], abs=1e-6)
         assert np.isnan(found.averaged_precision[resample, ~has_photos]).all()
         macro = np.where(has_photos, _scikit_learn(drawn), sample_exact).mean()
@@ -113,17 +114,17 @@ def test_a_label_that_resamples_lose_does_not_pull_the_macro_metrics_down():
     labels = np.zeros((20, 2), np.uint8)
     labels[::2, 0], labels[7, 1] = 1, 1  # one user of twenty has the second label
     photos = ScoredPhotos(np.float32(labels * 0.9), labels, np.zeros(20, np.float32), np.arange(20), 20)
-    found = scored_photos.replicate(photos, UserBootstrap(20, 500, 0), False)
-    assert scored_photos.metrics(photos, False)["macro_averaged_precision"] == 1.0
+    found = resampled.replicate(photos, UserBootstrap(20, 500, 0), False)
+    assert resampled.metrics(photos, False)["macro_averaged_precision"] == 1.0
     assert found.metrics["macro_averaged_precision"].min() == 1.0
 
 
 def test_a_binary_label_has_accuracy_and_bare_names():
     photos = _photos(5, num_labels=1)
-    found = scored_photos.metrics(photos, True)
+    found = resampled.metrics(photos, True)
     right = ((photos.scores > 0.5) == (photos.labels > 0)).mean()
     assert found["accuracy"] == pytest.approx(right)
-    replicates = scored_photos.replicate(photos, UserBootstrap(12, 200, 0), True).metrics
+    replicates = resampled.replicate(photos, UserBootstrap(12, 200, 0), True).metrics
     assert set(replicates) == set(found)
     assert "averaged_precision" in found and "macro_averaged_precision" not in found
     assert replicates["accuracy"].mean() == pytest.approx(right, abs=0.1)
@@ -131,10 +132,10 @@ def test_a_binary_label_has_accuracy_and_bare_names():
 
 def test_many_labels_take_memory_of_a_block_and_leave_exact_precision_out(monkeypatch):
     photos = _photos(6)
-    monkeypatch.setattr(scored_photos, "EXACT_DECISIONS", photos.scores.size - 1)
-    assert not any("exact" in name for name in scored_photos.metrics(photos, False))
-    found = scored_photos.replicate(photos, UserBootstrap(12, 200, 0), False)
-    assert set(found.metrics) == set(scored_photos.metrics(photos, False))
+    monkeypatch.setattr(resampled, "EXACT_DECISIONS", photos.scores.size - 1)
+    assert not any("exact" in name for name in resampled.metrics(photos, False))
+    found = resampled.replicate(photos, UserBootstrap(12, 200, 0), False)
+    assert set(found.metrics) == set(resampled.metrics(photos, False))
 
 
 @settings(max_examples=40, deadline=None)

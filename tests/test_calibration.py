@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flair.calibration import calibrate, measure
+from flair.dataset.images import decode
 from flair.duplicate_calibration import main
-from flair.duplicate_rule import Thresholds
-from flair.images import decode
-from flair.planted_copies import KINDS, even_sky, jpeg, mirrored, night
+from flair.duplicates.calibration import calibrate, measure
+from flair.duplicates.planted import KINDS, even_sky, jpeg, mirrored, night
+from flair.duplicates.rule import Thresholds
 
 
 def test_the_command_counts_copies_and_strangers(

@@ -17,17 +17,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark import evaluation, flair_model
-from benchmark.central_trainer import CentralTrainer
-from benchmark.central_training import Options, train
-from benchmark.devices import Devices
-from benchmark.flair_data import TrainingData, evaluation_dataset
-from benchmark.interruption import SafePoints
-from benchmark.opening import make_task, open_records
-from benchmark.run_folder import RunFolder
+from benchmark.central.loop import Options, train
+from benchmark.central.step import CentralTrainer
+from benchmark.data.opening import make_task, open_records
+from benchmark.data.pipeline import TrainingData, evaluation_dataset
+from benchmark.evaluation import passes
+from benchmark.model import networks
+from benchmark.run.devices import Devices
+from benchmark.run.folder import RunFolder
+from benchmark.run.interruption import SafePoints
 from flair.errors import FlairError
-from flair.synthetic_dataset import make_dataset
-from flair.tfrecord_writer import write_tfrecords
+from flair.miniature.dataset import make_dataset
+from flair.records.tfrecord.writer import write_tfrecords
 
 SIZE = (32, 32)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -114,9 +115,9 @@ def test_a_run_leaves_a_model_and_a_complete_run_folder(finished, folder, record
         assert text in done.stdout
     assert "Traceback" not in done.stderr
 
-    model = flair_model.build_model("cnn", (32, 48, 3), task.num_outputs, seed=9)
-    assert not flair_model.load_by_name(model, out / f"{name}.h5").skipped
-    again = evaluation.evaluate(model, evaluation_dataset(records, "test", task, (32, 48), 8), task)
+    model = networks.build_model("cnn", (32, 48, 3), task.num_outputs, seed=9)
+    assert not networks.load_by_name(model, out / f"{name}.h5").skipped
+    again = passes.evaluate(model, evaluation_dataset(records, "test", task, (32, 48), 8), task)
     assert again == pytest.approx(summary["test"], abs=1e-6)
 
 
@@ -212,7 +213,7 @@ def test_help_shows_every_flag_with_its_default():
 def test_one_step_equals_keras_adam(task):
     pixels = np.random.default_rng(0).integers(0, 256, (6, *SIZE, 3)).astype(np.uint8)
     labels = (np.random.default_rng(1).random((6, task.num_outputs)) < 0.3).astype(np.float32)
-    ours, keras = (flair_model.build_model("cnn", (*SIZE, 3), task.num_outputs, seed=2) for _ in range(2))
+    ours, keras = (networks.build_model("cnn", (*SIZE, 3), task.num_outputs, seed=2) for _ in range(2))
     trainer = CentralTrainer(lambda: ours, task, 0.05, Devices())
     keras.compile(
         optimizer=tf.keras.optimizers.Adam(0.01, clipnorm=0.05),
@@ -231,7 +232,7 @@ def test_a_batch_in_parts_is_the_same_step(task):
     labels = tf.constant(np.random.default_rng(1).random((10, task.num_outputs)) < 0.3, tf.float32)
     whole, split = (
         CentralTrainer(
-            lambda: flair_model.build_model("cnn", (*SIZE, 3), task.num_outputs), task, 0.05, Devices(), microbatch
+            lambda: networks.build_model("cnn", (*SIZE, 3), task.num_outputs), task, 0.05, Devices(), microbatch
         )
         for microbatch in (64, 4)
     )
@@ -260,7 +261,7 @@ def _train(
     devices = devices or Devices()
     shape = (*size, 3)
     trainer = CentralTrainer(
-        lambda: flair_model.build_model("cnn", shape, task.num_outputs, seed=seed), task, 10.0, devices
+        lambda: networks.build_model("cnn", shape, task.num_outputs, seed=seed), task, 10.0, devices
     )
     training = TrainingData(records, "train", task, 16, size, seed, devices.replicas, devices.num_replicas)
     validation = evaluation_dataset(records, "val", task, size, 16)
@@ -302,9 +303,9 @@ def test_a_loss_that_is_no_number_stops_training(records, task, tmp_path):
 
 
 def test_scores_that_are_no_numbers_give_a_loss_that_is_none(records, task):
-    model = flair_model.build_model("cnn", (*SIZE, 3), task.num_outputs)
+    model = networks.build_model("cnn", (*SIZE, 3), task.num_outputs)
     model.trainable_variables[-1].assign(np.full(model.trainable_variables[-1].shape, np.nan))
-    metrics = evaluation.evaluate(model, evaluation_dataset(records, "val", task, SIZE, 16), task)
+    metrics = passes.evaluate(model, evaluation_dataset(records, "val", task, SIZE, 16), task)
     assert np.isnan(metrics["loss"])
 
 
@@ -330,7 +331,7 @@ def test_early_stopping_keeps_the_best_epoch(records, task, tmp_path):
 
 def test_the_learning_rate_of_every_step_is_followed(records, task, tmp_path):
     model, _ = _train(records, task, tmp_path / "none", num_epochs=1, learning_rate=0.0)
-    untrained = flair_model.build_model("cnn", (*SIZE, 3), task.num_outputs, seed=0)
+    untrained = networks.build_model("cnn", (*SIZE, 3), task.num_outputs, seed=0)
     for found, wanted in zip(model.get_weights(), untrained.get_weights(), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
@@ -493,7 +494,7 @@ WATCHED = """
 import sys
 from absl import flags
 from benchmark import central_main
-from benchmark.run_folder import RunFolder
+from benchmark.run.folder import RunFolder
 add_row = RunFolder.add_row
 def watched_add_row(self, step, *values):
     print("pages", open("/proc/self/statm").read().split()[1])
@@ -520,7 +521,7 @@ def _macro_precision(records, task, dtype, seed, num_epochs, learning_rate, run_
     shape = (64, 64, 3)
 
     def build():
-        return flair_model.build_model("cnn", shape, task.num_outputs, seed=seed, compute_dtype=dtype)
+        return networks.build_model("cnn", shape, task.num_outputs, seed=seed, compute_dtype=dtype)
 
     training = TrainingData(records, "train", task, 16, shape[:2], seed)
     validation = evaluation_dataset(records, "val", task, shape[:2], 64)
@@ -528,7 +529,7 @@ def _macro_precision(records, task, dtype, seed, num_epochs, learning_rate, run_
     rates = np.full(num_epochs * training.steps_per_epoch, learning_rate, np.float32)
     with RunFolder(run_dir, [], "epoch") as run:
         train(trainer, training, validation, run, Options(num_epochs, rates), SafePoints("step"))
-    return evaluation.accumulate(trainer.model, validation, task)
+    return passes.accumulate(trainer.model, validation, task)
 
 
 def _check_both_dtypes_learn(folder, tmp_path, num_epochs, learning_rate):

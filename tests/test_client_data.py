@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark.client_data import (
+from benchmark.data.clients import (
     BatchPlan,
     IidClients,
     UserClients,
@@ -18,7 +18,7 @@ from benchmark.client_data import (
     prefetched,
     training_order,
 )
-from benchmark.opening import make_task, open_records
+from benchmark.data.opening import make_task, open_records
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark.clipping import clip_gradients
+from benchmark.model.clipping import clip_gradients
 
 
 @pytest.mark.parametrize("clipnorm", [0.5, 3.0, 100.0])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.cohort import SAMPLINGS, sample_cohort
-from benchmark.noise_key import NoiseKey
+from benchmark.federated.cohort import SAMPLINGS, sample_cohort
+from benchmark.privacy.noise_key import NoiseKey
 
 USERS = [f"user{number}" for number in range(500)]
 

@@ -15,9 +15,9 @@ from typing import IO
 import pytest
 
 from flair import review, sample_testset
-from flair.command import explain_os_error
-from flair.preparation_flags import finite_number, positive_int
-from flair.review_view import page_of
+from flair.reviewing.view import page_of
+from flair.terminal.command import explain_os_error
+from flair.terminal.flags import finite_number, positive_int
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ def command(tmp_path: Path) -> Iterator[object]:
         script = tmp_path / "prog.py"
         lines = "\n".join("    " + line for line in body.splitlines())
         script.write_text(
-            "import signal, sys\nfrom flair import atomic\nfrom flair.command import run\n"
+            "import signal, sys\nfrom flair import atomic\nfrom flair.terminal.command import run\n"
             f"from flair.errors import FlairError\ndef main(argv):\n{lines}\nrun(main)\n"
         )
         process = subprocess.Popen(
@@ -84,7 +84,7 @@ def test_wrong_usage_exits_with_2(command) -> None:
 def test_a_module_is_named_as_it_was_typed(tmp_path: Path) -> None:
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "tool.py").write_text(
-        "from flair.command import run\nfrom flair.errors import FlairError\n"
+        "from flair.terminal.command import run\nfrom flair.errors import FlairError\n"
         "def main(argv):\n    raise FlairError('no')\nrun(main)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

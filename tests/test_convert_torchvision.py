@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark import convert_torchvision, flair_model, safetensors_file
+from benchmark import convert_torchvision
+from benchmark.model import networks, safetensors
 from flair.errors import FlairError
 from tests.bounded_memory import bounded_memory
 
@@ -109,8 +110,8 @@ def converted(tensors, tmp_path_factory):
 
 
 def test_logits_equal_an_independent_forward_pass(tensors, converted):
-    model = flair_model.build_model("resnet18", (64, 64, 3), CLASSES, pretrained_norm=True, seed=1)
-    assert not flair_model.load_by_name(model, converted).skipped
+    model = networks.build_model("resnet18", (64, 64, 3), CLASSES, pretrained_norm=True, seed=1)
+    assert not networks.load_by_name(model, converted).skipped
     pixels = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
     standardized = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     expected = _forward(tensors, standardized.transpose(0, 3, 1, 2))
@@ -119,7 +120,7 @@ def test_logits_equal_an_independent_forward_pass(tensors, converted):
 
 
 def test_keras_itself_loads_the_file_by_name(converted):
-    model = flair_model.build_model("resnet18", (64, 64, 3), 17, pretrained_norm=True, seed=1)
+    model = networks.build_model("resnet18", (64, 64, 3), 17, pretrained_norm=True, seed=1)
     kernel = model.get_layer("classifier").kernel.numpy()
     model.load_weights(converted, by_name=True, skip_mismatch=True)
     with h5py.File(converted) as file:
@@ -132,7 +133,7 @@ def test_keras_itself_loads_the_file_by_name(converted):
 def test_other_precisions_are_read(tmp_path, dtype, precision):
     array = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     _write_safetensors(tmp_path / "a.safetensors", {"a": array}, dtype)
-    np.testing.assert_allclose(safetensors_file.read(tmp_path / "a.safetensors")["a"], array, rtol=precision, atol=1e-4)
+    np.testing.assert_allclose(safetensors.read(tmp_path / "a.safetensors")["a"], array, rtol=precision, atol=1e-4)
 
 
 def test_other_networks_are_refused(tensors):
@@ -194,7 +195,7 @@ def _refused(folder, header, words, length=None):
     path = folder / "a.safetensors"
     path.write_bytes((length or len(header)).to_bytes(8, "little") + header + bytes(64))
     with bounded_memory(), pytest.raises(FlairError, match=words) as caught:
-        safetensors_file.read(path)
+        safetensors.read(path)
     assert str(caught.value).startswith(f"{path}: is not a .safetensors file")
     assert str(caught.value).isprintable()
 
@@ -219,7 +220,7 @@ def test_damaged_files_are_refused_or_read_but_never_crash(tmp_path_factory, dat
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        safetensors_file.read(path)
+        safetensors.read(path)
     except FlairError as error:
         assert "a.safetensors" in str(error)  # noqa: PT017 either outcome is right
 

@@ -17,28 +17,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from benchmark import evaluation_result, flair_model, saved_model, sweep_table
-from benchmark.episode_log import EpisodeLog, LabelResult, UserResult
-from benchmark.model_predictions import Predictor
-from benchmark.noise_key import key_of_run
-from benchmark.opening import open_records
-from benchmark.predictions import PredictionWriter, open_predictions
-from benchmark.records import Task
-from benchmark.report_runs import open_runs
-from benchmark.run_folder import RunFolder
-from benchmark.sweep_grid import make_runs
-from flair.atomic import write_json
-from flair.download_state import DownloadState, Entry
-from flair.exclusion import Exclusion, read_exclusion
-from flair.feature_file import read_features, write_features
-from flair.hdf5_writer import write_hdf5
-from flair.journal import Journal, Position
-from flair.metadata import load_records, load_taxonomy
-from flair.part_store import PartStore
-from flair.reviews import PairChange, PhotoChange, ReviewFile, read_reviews
-from flair.synthetic_dataset import make_dataset
-from flair.testset import Testset, read_testset, write_testset
-from flair.tfrecord_writer import write_tfrecords
+from benchmark.data.opening import open_records
+from benchmark.data.records import Task
+from benchmark.evaluation import result as evaluation_result
+from benchmark.evaluation.predictions import PredictionWriter, open_predictions
+from benchmark.evaluation.predictor import Predictor
+from benchmark.model import networks
+from benchmark.model import saved as saved_model
+from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult
+from benchmark.privacy.noise_key import key_of_run
+from benchmark.report.runs import open_runs
+from benchmark.run.folder import RunFolder
+from benchmark.sweep import table as sweep_table
+from benchmark.sweep.grid import make_runs
+from flair.curation.exclusion import Exclusion, read_exclusion
+from flair.curation.manifest import Testset, read_testset, write_testset
+from flair.curation.reviews import PairChange, PhotoChange, ReviewFile, read_reviews
+from flair.dataset.metadata import load_records, load_taxonomy
+from flair.download.state import DownloadState, Entry
+from flair.duplicates.features import read_features, write_features
+from flair.files.atomic import write_json
+from flair.files.journal import Journal, Position
+from flair.files.parts import PartStore
+from flair.miniature.dataset import make_dataset
+from flair.records.hdf5.writer import write_hdf5
+from flair.records.tfrecord.writer import write_tfrecords
 from tests.damage import damages, outcome, plain, restored
 
 FLAGS = ["--clipnorm=10.0", "--learning_rate=0.1", "--num_epochs=3", "--seed=7"]
@@ -139,7 +142,7 @@ def _sweep_table(folder: Path) -> Any:
 
 def _make_weights(folder: Path) -> None:
     for seed, name in enumerate(("best.h5", "last.h5")):
-        flair_model.save_weights(flair_model.build_model("cnn", (32, 48, 3), 3, seed=seed), folder / name)
+        networks.save_weights(networks.build_model("cnn", (32, 48, 3), 3, seed=seed), folder / name)
 
 
 def _weights(folder: Path) -> Any:

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark import privacy
-from benchmark.privacy_caveats import KeyState, RunRecord
-from benchmark.privacy_statement import make_statement, statement_text
-from flair import mirror_server
-from flair.synthetic_archives import pack
-from flair.synthetic_dataset import make_dataset
+from benchmark.privacy import plan as privacy
+from benchmark.privacy.caveats import KeyState, RunRecord
+from benchmark.privacy.statement import make_statement, statement_text
+from flair.download import server as mirror_server
+from flair.miniature.archives import pack
+from flair.miniature.dataset import make_dataset
 from tests import documented_commands
 from tests.markdown import (
     ROOT,
@@ -177,7 +177,7 @@ def test_every_command_has_a_row_in_the_readme_table() -> None:
     }
     table = set(re.findall(r"^\| `python -m ([\w.]+)` \|", README.read_text(), re.M))
     assert len(found) > 8
-    # `python -m benchmark.speed_main data` is the door to benchmark.speed_data.
+    # `python -m benchmark.speed_main data` is the door to benchmark.speed.data.
     missing = {name for name in found - table if not name.startswith("benchmark.speed_")}
     assert missing == set(), "add a row to the README's table of commands"
 

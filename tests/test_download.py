@@ -21,14 +21,19 @@ from typing import NamedTuple
 import pytest
 
 import download_dataset
-from flair import catalog, disk_space, download_state, mirror_server, synthetic_archives, threads
-from flair.client import Patience
-from flair.download import Outcome, download
-from flair.download_plan import Options
+from flair.dataset import catalog
+from flair.dataset.metadata import load_records
+from flair.download import server as mirror_server
+from flair.download import state as download_state
+from flair.download.client import Patience
+from flair.download.plan import Options
+from flair.download.run import Outcome, download
+from flair.download.source import AppleSource, read_manifest
+from flair.download.transfer import is_whole
 from flair.errors import FlairError
-from flair.metadata import load_records
-from flair.source import AppleSource, read_manifest
-from flair.transfer import is_whole
+from flair.files import disk_space
+from flair.miniature import archives as synthetic_archives
+from flair.parallel import threads
 from tests import fault_server
 from tests.fault_server import Fault, FaultServer, Request
 from tests.test_archive import member, pack

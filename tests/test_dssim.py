@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from flair import dssim
-from flair.planted_copies import cropped, even_sky, night, noised
+from flair.duplicates import dssim
+from flair.duplicates.planted import cropped, even_sky, night, noised
 
 
 def expected(one: np.ndarray, other: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.episode_log import EpisodeLog, LabelResult, UserResult, to_csv
+from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult, to_csv
 from flair.errors import FlairError
 
 RESULTS = [

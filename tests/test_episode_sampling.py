@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmark import episode_sampling
+from benchmark.personalization import sizes as episode_sampling
 
 EPISODES = 10_000
 

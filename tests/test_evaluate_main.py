@@ -17,13 +17,14 @@ import pytest
 import tensorflow as tf
 from sklearn import metrics as sklearn_metrics
 
-from benchmark import flair_model, saved_model, weights_file
-from benchmark.bootstrap import FEW_USERS_WARNING, RARE_LABEL_USERS, RARE_LABEL_WARNING
-from benchmark.predictions import PredictionWriter, compare, open_predictions
+from benchmark.evaluation.bootstrap import FEW_USERS_WARNING, RARE_LABEL_USERS, RARE_LABEL_WARNING
+from benchmark.evaluation.predictions import PredictionWriter, compare, open_predictions
+from benchmark.model import networks, weights
+from benchmark.model import saved as saved_model
+from flair.dataset.metadata import load_users
 from flair.errors import FlairError
-from flair.file_digest import file_sha256
-from flair.metadata import load_users
-from flair.tfrecord_writer import write_tfrecords
+from flair.files.digest import file_sha256
+from flair.records.tfrecord.writer import write_tfrecords
 
 pytestmark = pytest.mark.timeout(900)  # the first test trains, on whatever the other tests leave of the machine
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +52,7 @@ def _refused(*flags, code=1):
 
 
 def _save(path, num_outputs, seed=0, size=SIZE):
-    flair_model.save_weights(flair_model.build_model("cnn", (*size, 3), num_outputs, seed=seed), path)
+    networks.save_weights(networks.build_model("cnn", (*size, 3), num_outputs, seed=seed), path)
     return path
 
 
@@ -256,10 +257,10 @@ def test_refusals_are_one_line_and_quick(folder, num_labels, evaluated, tmp_path
 
 
 def test_a_model_that_diverged_is_refused_in_one_line_not_a_traceback(folder, num_labels, tmp_path):
-    model, path = flair_model.build_model("cnn", (*SIZE, 3), num_labels), tmp_path / "diverged.h5"
+    model, path = networks.build_model("cnn", (*SIZE, 3), num_labels), tmp_path / "diverged.h5"
     kernel = model.get_layer("classifier").kernel
     kernel.assign(tf.fill(kernel.shape, np.nan))
-    flair_model.save_weights(model, path)
+    networks.save_weights(model, path)
     flags = (f"--tfrecords_dir={folder}", f"--models={path}", "--partitions=val", f"--output_dir={tmp_path / 'out'}")
     done = _evaluate(*flags, check=False)
     assert done.returncode == 1
@@ -272,10 +273,10 @@ def test_a_saved_model_says_its_size_network_and_outputs(tmp_path, evaluated):
     saved = saved_model.describe(path)
     assert (saved.network, saved.image_size, saved.num_outputs, saved.is_size_known) == ("cnn", (48, 64), 3, True)
     with h5py.File(path, "r+") as file:
-        del file.attrs[weights_file.FACTS_ATTRIBUTE]
+        del file.attrs[weights.FACTS_ATTRIBUTE]
     assert saved_model.describe(path).image_size == saved_model.PUBLISHED_SIZE
     assert not saved_model.describe(path).is_size_known
-    whole = flair_model.build_model("cnn", (40, 24, 3), 3)
+    whole = networks.build_model("cnn", (40, 24, 3), 3)
     whole.save(tmp_path / "whole.h5")
     assert saved_model.describe(tmp_path / "whole.h5").image_size == (40, 24)
     again = saved_model.load(saved_model.describe(tmp_path / "whole.h5"))
@@ -285,7 +286,7 @@ def test_a_saved_model_says_its_size_network_and_outputs(tmp_path, evaluated):
     (run,) = (path.parent for path in (evaluated[0] / "trained").glob("*/flags.txt"))
     copy = shutil.copytree(run, tmp_path / "run")
     with h5py.File(copy / "best.h5", "r+") as file:
-        del file.attrs[weights_file.FACTS_ATTRIBUTE]
+        del file.attrs[weights.FACTS_ATTRIBUTE]
     assert saved_model.describe(copy / "best.h5").image_size == SIZE
 
 
@@ -300,7 +301,7 @@ def test_what_is_no_network_of_ours_is_refused(tmp_path):
 def test_a_damaged_description_in_a_model_is_refused_not_a_traceback(tmp_path, facts):
     path = _save(tmp_path / "a.h5", 3)
     with h5py.File(path, "r+") as file:
-        file.attrs[weights_file.FACTS_ATTRIBUTE] = facts
+        file.attrs[weights.FACTS_ATTRIBUTE] = facts
     with pytest.raises(FlairError, match=r"a\.h5: (is not a Keras \.h5 file|the model cannot have an input of)"):
         saved_model.describe(path)
 

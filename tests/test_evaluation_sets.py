@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.evaluation_sets import choose_sets, load_sets
-from benchmark.opening import make_task, open_records
-from flair.exclusion import Exclusion, read_exclusion
-from flair.hdf5_writer import write_hdf5
-from flair.metadata import load_records
-from flair.tfrecord_writer import write_tfrecords
+from benchmark.data.opening import make_task, open_records
+from benchmark.evaluation.sets import choose_sets, load_sets
+from flair.curation.exclusion import Exclusion, read_exclusion
+from flair.dataset.metadata import load_records
+from flair.records.hdf5.writer import write_hdf5
+from flair.records.tfrecord.writer import write_tfrecords
 
 
 def _photos(records: Path, exclusion: Exclusion | None) -> set[str]:

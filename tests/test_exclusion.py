@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components as scipy_components
 
-from flair.components import connected_components
+from flair.curation.components import connected_components
+from flair.curation.exclusion import Exclusion, read_exclusion
 from flair.errors import FlairError
-from flair.exclusion import Exclusion, read_exclusion
 
 IDS = [f"{number:02d}" for number in range(20)]
 GRAPHS = st.lists(st.tuples(st.sampled_from(IDS), st.sampled_from(IDS)), max_size=25)

@@ -10,26 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flair.dataset.metadata import load_records, photo_path
+from flair.duplicates.features import ids_path, read_features, write_features
 from flair.errors import FlairError
-from flair.feature_file import ids_path, read_features, write_features
-from flair.metadata import load_records, photo_path
 
 
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network with seeded weights."""
-    from benchmark import flair_model
+    from benchmark.model import networks
 
     path = tmp_path_factory.mktemp("model") / "cnn_17labels.h5"
-    flair_model.save_weights(flair_model.build_model("cnn", (48, 64, 3), 17, seed=3), path)
+    networks.save_weights(networks.build_model("cnn", (48, 64, 3), 17, seed=3), path)
     return path
 
 
 def test_features_are_those_of_the_pooling_layer(saved_model: Path, miniature: Path, tmp_path: Path) -> None:
     import tensorflow as tf
 
-    from benchmark import features_main, flair_model
-    from benchmark.augmentation import decode_whole
+    from benchmark import features_main
+    from benchmark.data.augmentation import decode_whole
+    from benchmark.model import networks
 
     output = tmp_path / "features.npy"
     flags = [f"--model={saved_model}", f"--dataset_dir={miniature}", f"--output={output}"]
@@ -38,8 +39,8 @@ def test_features_are_those_of_the_pooling_layer(saved_model: Path, miniature: P
     ids = json.loads(ids_path(output).read_text())["image_ids"]
     assert ids == [record.image_id for record in records]
     table = read_features(output, ids[::-1])
-    model = flair_model.build_model("cnn", (48, 64, 3), 17)
-    flair_model.load_by_name(model, saved_model)
+    model = networks.build_model("cnn", (48, 64, 3), 17)
+    networks.load_by_name(model, saved_model)
     pooled = tf.keras.Model(model.input, model.get_layer("global_pooling").output)
     pixels = [decode_whole(photo_path(miniature, name).read_bytes(), (48, 64)) for name in ids[:2]]
     expected = pooled(tf.stack(pixels)).numpy()
@@ -64,7 +65,7 @@ def test_a_stopped_run_continues(
             raise KeyboardInterrupt
         return original(dataset_dir, record)
 
-    from flair import images
+    from flair.dataset import images
 
     original = images.read_jpeg
     monkeypatch.setattr(images, "read_jpeg", read_jpeg)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flair.synthetic_dataset import make_dataset
-from flair.tfrecord_writer import write_tfrecords
+from flair.miniature.dataset import make_dataset
+from flair.records.tfrecord.writer import write_tfrecords
 
 ROOT = Path(__file__).resolve().parents[1]
 MACRO = "test_macro_averaged_precision_mean"

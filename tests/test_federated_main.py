@@ -21,12 +21,12 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from benchmark.checkpoint import Checkpoints
-from benchmark.gaussian_noise import standard_normals
-from benchmark.noise_key import NoiseKey
-from benchmark.seeds import derive_seed
-from flair import example, tfrecord
-from flair.tfrecord_writer import write_tfrecords
+from benchmark.privacy.noise import standard_normals
+from benchmark.privacy.noise_key import NoiseKey
+from benchmark.run.checkpoint import Checkpoints
+from benchmark.run.seeds import derive_seed
+from flair.records.tfrecord import example, frames
+from flair.records.tfrecord.writer import write_tfrecords
 from tests.published_records import write_published_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -470,7 +470,7 @@ def test_a_photo_that_cannot_be_decoded_is_named(folder, tmp_path):
     shutil.copytree(folder, copied, symlinks=True)
     user = sorted((copied / "train").iterdir())[0]
     broken = example.Example(b"no photo", (0,), (0,), "4711", user.stem)
-    user.write_bytes(tfrecord.frame(example.encode(broken)))
+    user.write_bytes(frames.frame(example.encode(broken)))
     done = _run(*_places(copied, tmp_path), *SMALL, "--total_rounds=1", "--clients_per_round=32", check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark import federated_training, flair_model
-from benchmark.checkpoint import Checkpoints
-from benchmark.federated_training import Options, Position
-from benchmark.interruption import SafePoints
-from benchmark.run_folder import RunFolder
-from benchmark.runtime import RoundResult
+from benchmark.federated import loop
+from benchmark.federated.loop import Options, Position
+from benchmark.model import networks
+from benchmark.rounds.runtime import RoundResult
+from benchmark.run.checkpoint import Checkpoints
+from benchmark.run.folder import RunFolder
+from benchmark.run.interruption import SafePoints
 
 
 class _Runtime:
@@ -54,7 +55,7 @@ def test_a_statement_covers_a_round_before_a_model_of_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed run had best.h5 of round 16 beside a statement about 10 rounds."""
-    model = flair_model.build_model("cnn", (8, 8, 3), 2)
+    model = networks.build_model("cnn", (8, 8, 3), 2)
     shapes = [tuple(weight.shape) for weight in [*model.trainable_variables, *model.non_trainable_variables]]
     stated, written = [0], []
 
@@ -65,7 +66,7 @@ def test_a_statement_covers_a_round_before_a_model_of_it_is_written(
     def save_weights(model: Any, path: Path) -> None:
         write(path.name, int(model.get_weights()[0].flat[0]))
 
-    monkeypatch.setattr(flair_model, "save_weights", save_weights)
+    monkeypatch.setattr(networks, "save_weights", save_weights)
     monkeypatch.setattr(Checkpoints, "save", lambda _self, step, *_: write("checkpoint", step))
     options = Options(7, rounds_per_eval=2, rounds_per_checkpoint=3, best_metric="loss", initial_clip=None)
 
@@ -73,7 +74,5 @@ def test_a_statement_covers_a_round_before_a_model_of_it_is_written(
         stated.append(position.round)
 
     with RunFolder(tmp_path / "run", [], "round") as run, SafePoints("round") as safe_points:
-        federated_training.train(
-            *(_Runtime(shapes), model, _Scorer(), lambda _: ["a", "b"], None, run, options, safe_points), state
-        )
+        loop.train(*(_Runtime(shapes), model, _Scorer(), lambda _: ["a", "b"], None, run, options, safe_points), state)
     assert written == ["best.h5", "checkpoint", "best.h5", "best.h5", "checkpoint", "best.h5", "checkpoint", "last.h5"]

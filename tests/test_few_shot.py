@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.neighbors import NearestCentroid
 
-from benchmark import few_shot
+from benchmark.personalization import few_shot
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from benchmark.flag_file import expand
+from benchmark.run.flag_file import expand
 from flair.errors import FlairError
 
 TEXT = "# common\n--model=cnn\n\n  --iid  \n// more\n--epsilon\n2\n"

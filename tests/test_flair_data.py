@@ -11,12 +11,12 @@ import tensorflow as tf
 from keras.layers import RandomCrop
 from PIL import Image
 
-from benchmark import augmentation
-from benchmark.flair_data import TrainingData, evaluation_dataset
-from benchmark.opening import make_task, open_records
-from flair import example, tfrecord
+from benchmark.data import augmentation
+from benchmark.data.opening import make_task, open_records
+from benchmark.data.pipeline import TrainingData, evaluation_dataset
 from flair.errors import FlairError
-from flair.tfrecord_writer import write_tfrecords
+from flair.records.tfrecord import example, frames
+from flair.records.tfrecord.writer import write_tfrecords
 
 SIZE = (32, 32)
 
@@ -223,9 +223,9 @@ def test_a_bad_photo_is_named(folder, tmp_path, change, message):
     copy = shutil.copytree(folder, tmp_path / "bad", symlinks=True)
     user = open_records(copy).users("train")[3]
     path = copy / "train" / f"{user}.tfrecords"
-    photos = [example.decode(payload) for payload in tfrecord.read_payloads(path)]
+    photos = [example.decode(payload) for payload in frames.read_payloads(path)]
     photos[-1] = change(photos[-1])
-    path.write_bytes(b"".join(tfrecord.frame(example.encode(photo)) for photo in photos))
+    path.write_bytes(b"".join(frames.frame(example.encode(photo)) for photo in photos))
     records = open_records(copy)
     data = TrainingData(records, "train", make_task(records, False, None), 16, SIZE, seed=0)
     with pytest.raises(FlairError, match=f"{user}.*{message}"):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from benchmark import flair_metrics, score_histogram
+from benchmark.metrics import histogram
+from benchmark.metrics import keras as flair_metrics
 
 
 def _case(seed, photos=400, labels=5):
@@ -66,7 +67,7 @@ def _keras(logits, truth):
 def test_all_metrics_equal_keras(seed):
     logits, truth = _case(seed)
     ours, keras = _ours(logits, truth).summary(), _keras(logits, truth)
-    assert list(ours) == score_histogram.metric_names(is_binary=False)
+    assert list(ours) == histogram.metric_names(is_binary=False)
     assert set(ours) == set(keras)
     for name, value in keras.items():
         assert ours[name] == pytest.approx(value, abs=2e-6), name
@@ -81,7 +82,7 @@ def test_decisions_and_exact_average_precision_equal_scikit_learn():
         assert ours[f"{mean}_precision"] == pytest.approx(precision)
         assert ours[f"{mean}_recall"] == pytest.approx(recall)
         exact = sklearn_metrics.average_precision_score(truth, scores, average=mean)
-        found = score_histogram.exact_metrics(scores, truth)[f"{mean}_exact_average_precision"]
+        found = histogram.exact_metrics(scores, truth)[f"{mean}_exact_average_precision"]
         assert found == pytest.approx(exact, abs=1e-12)
         # 200 thresholds approximate the exact curve.
         assert ours[f"{mean}_averaged_precision"] == pytest.approx(exact, abs=0.02)
@@ -95,7 +96,7 @@ def test_exact_average_precision_with_ties(seed, photos, levels):
     truth = rng.integers(0, 2, (photos, 1))
     if truth.any():
         expected = sklearn_metrics.average_precision_score(truth, scores)
-        assert score_histogram.exact_average_precision(scores, truth)[0] == pytest.approx(expected, abs=1e-12)
+        assert histogram.exact_average_precision(scores, truth)[0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_numpy_and_tensorflow_agree_at_every_threshold():
@@ -103,7 +104,7 @@ def test_numpy_and_tensorflow_agree_at_every_threshold():
     around = [np.nextafter(edges, np.float32(d), dtype=np.float32) for d in (-1, 2)]
     scores = np.clip(np.concatenate([edges, *around, np.float32([0, 0.5, 1])]), 0, 1)[:, None]
     truth = (np.arange(len(scores)) % 3 == 0).astype(np.float32)[:, None]
-    ours = score_histogram.histogram(scores, truth)
+    ours = histogram.histogram(scores, truth)
     np.testing.assert_array_equal(ours, flair_metrics.histogram(tf.constant(scores), tf.constant(truth)))
     keras = tf.keras.metrics.AUC()
     keras.update_state(truth, scores)
@@ -138,13 +139,13 @@ def test_histograms_of_parts_add_up_to_the_whole():
 
 
 def test_no_positives_and_no_photos_give_zero_not_nan():
-    none = score_histogram.finalize(np.zeros((3, 2, 200)), 0.0, 0)
+    none = histogram.finalize(np.zeros((3, 2, 200)), 0.0, 0)
     assert set(none.values()) == {0.0}
     logits, truth = _case(6)
     truth[:, 2] = 0
-    assert score_histogram.averaged_precision_by_label(_ours(logits, truth).counts)[2] == 0
+    assert histogram.averaged_precision_by_label(_ours(logits, truth).counts)[2] == 0
     scores = tf.sigmoid(logits).numpy()
-    assert score_histogram.exact_average_precision(scores, truth)[2] == 0
+    assert histogram.exact_average_precision(scores, truth)[2] == 0
 
 
 def test_inside_a_compiled_keras_model():

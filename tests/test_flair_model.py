@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark import flair_model
+from benchmark.model import networks
 from flair.errors import FlairError
 
 SHAPE = (64, 64, 3)
@@ -27,7 +27,7 @@ def published_layer_names(stages=4):
 
 @pytest.fixture(scope="module")
 def resnet():
-    return flair_model.build_model("resnet18", (224, 224, 3), 17)
+    return networks.build_model("resnet18", (224, 224, 3), 17)
 
 
 def test_resnet18_has_the_published_size_and_names(resnet):
@@ -41,7 +41,7 @@ def test_resnet18_has_the_published_size_and_names(resnet):
 
 
 def test_resnet18_equals_the_same_network_of_plain_keras_layers():
-    model = flair_model.build_model("resnet18", SHAPE, 5, seed=3)
+    model = networks.build_model("resnet18", SHAPE, 5, seed=3)
     rng = np.random.default_rng(0)
     model.set_weights([w + rng.normal(0, 0.05, w.shape).astype(np.float32) for w in model.get_weights()])
     pixels = rng.integers(0, 256, (2, *SHAPE)).astype(np.uint8)
@@ -84,7 +84,7 @@ def _plain_resnet18(model, pixels):
 
 
 def test_equal_seeds_give_equal_weights_and_layers_differ():
-    one, same, other = (flair_model.build_model("cnn", SHAPE, 3, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (networks.build_model("cnn", SHAPE, 3, seed=seed) for seed in (1, 1, 2))
     for a, b in zip(one.get_weights(), same.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     kernels = [layer.kernel.numpy() for layer in one.layers if isinstance(layer, tf.keras.layers.Conv2D)]
@@ -95,7 +95,7 @@ def test_equal_seeds_give_equal_weights_and_layers_differ():
 @pytest.mark.parametrize("name", ["cnn", "resnet18"])
 def test_bfloat16_computes_nearly_the_same_and_keeps_float32_variables(name):
     pixels = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype(np.uint8)
-    exact, rounded = (flair_model.build_model(name, SHAPE, 4, compute_dtype=d) for d in ("float32", "bfloat16"))
+    exact, rounded = (networks.build_model(name, SHAPE, 4, compute_dtype=d) for d in ("float32", "bfloat16"))
     assert {v.dtype for v in rounded.variables} == {tf.float32}
     assert rounded(pixels).dtype == tf.float32
     assert rounded.get_layer("global_pooling").compute_dtype == "bfloat16"
@@ -105,14 +105,14 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_variables(name):
 
 
 def test_uint8_and_float_pixels_are_the_same():
-    model = flair_model.build_model("cnn", SHAPE, 4)
+    model = networks.build_model("cnn", SHAPE, 4)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype(np.uint8)
     np.testing.assert_array_equal(model(pixels), model(pixels.astype(np.float32)))
 
 
 def test_unknown_model_is_refused():
     with pytest.raises(FlairError, match="--model=vgg: no such model; the models are resnet18, cnn"):
-        flair_model.build_model("vgg", SHAPE, 3)
+        networks.build_model("vgg", SHAPE, 3)
 
 
 def _pretrained_file(path, classes=1000):
@@ -133,10 +133,10 @@ def _pretrained_file(path, classes=1000):
 
 def test_a_published_file_loads_by_name_and_reports_what_it_skipped(tmp_path):
     source = _pretrained_file(tmp_path / "resnet18.h5")
-    assert flair_model.wants_batch_normalization(tmp_path / "resnet18.h5")
-    model = flair_model.build_model("resnet18", SHAPE, 17, pretrained_norm=True)
+    assert networks.wants_batch_normalization(tmp_path / "resnet18.h5")
+    model = networks.build_model("resnet18", SHAPE, 17, pretrained_norm=True)
     before = model.get_layer("classifier").kernel.numpy()
-    report = flair_model.load_by_name(model, tmp_path / "resnet18.h5")
+    report = networks.load_by_name(model, tmp_path / "resnet18.h5")
     assert report.loaded == ["initial_conv", "initial_norm"]
     assert "has shapes [(64, 1000), (1000,)], needs [(512, 17), (17,)]" in report.skipped["classifier"]
     assert report.skipped["layer1_block1_conv1_3x3"] == "not in the file"
@@ -152,9 +152,9 @@ def test_a_published_file_loads_by_name_and_reports_what_it_skipped(tmp_path):
 
 def test_a_file_of_which_nothing_fits_is_an_error(tmp_path):
     _pretrained_file(tmp_path / "resnet18.h5")
-    model = flair_model.build_model("cnn", SHAPE, 3)
+    model = networks.build_model("cnn", SHAPE, 3)
     with pytest.raises(FlairError, match=r"none of its layers .initial_conv, .* fits the model cnn"):
-        flair_model.load_by_name(model, tmp_path / "resnet18.h5")
+        networks.load_by_name(model, tmp_path / "resnet18.h5")
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5 at all", None])
@@ -166,18 +166,18 @@ def test_a_file_that_is_no_weights_file_is_an_error(tmp_path, content):
     else:
         path.write_bytes(content)
     with pytest.raises(FlairError, match=r"weights\.h5"):
-        flair_model.load_by_name(flair_model.build_model("cnn", SHAPE, 3), path)
+        networks.load_by_name(networks.build_model("cnn", SHAPE, 3), path)
 
 
 @pytest.mark.parametrize("pretrained_norm", [False, True])
 def test_saved_weights_restore_exactly(tmp_path, pretrained_norm):
-    source = flair_model.build_model("cnn", SHAPE, 3, pretrained_norm, seed=1)
+    source = networks.build_model("cnn", SHAPE, 3, pretrained_norm, seed=1)
     rng = np.random.default_rng(0)
     source.set_weights([rng.uniform(0.5, 1, w.shape).astype(np.float32) for w in source.get_weights()])
-    flair_model.save_weights(source, tmp_path / "model.h5")
-    assert flair_model.wants_batch_normalization(tmp_path / "model.h5") is pretrained_norm
-    model = flair_model.build_model("cnn", SHAPE, 3, pretrained_norm, seed=2)
-    report = flair_model.load_by_name(model, tmp_path / "model.h5")
+    networks.save_weights(source, tmp_path / "model.h5")
+    assert networks.wants_batch_normalization(tmp_path / "model.h5") is pretrained_norm
+    model = networks.build_model("cnn", SHAPE, 3, pretrained_norm, seed=2)
+    report = networks.load_by_name(model, tmp_path / "model.h5")
     assert not report.skipped
     for found, wanted in zip(model.get_weights(), source.get_weights(), strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -189,6 +189,6 @@ def test_a_whole_saved_model_loads_too(tmp_path):
     outputs = tf.keras.layers.Conv2D(32, 3, use_bias=False, name="conv1")(inputs)
     source = tf.keras.Model(inputs, outputs)
     source.save(tmp_path / "model.h5", include_optimizer=False)
-    model = flair_model.build_model("cnn", SHAPE, 3)
-    assert flair_model.load_by_name(model, tmp_path / "model.h5").loaded == ["conv1"]
+    model = networks.build_model("cnn", SHAPE, 3)
+    assert networks.load_by_name(model, tmp_path / "model.h5").loaded == ["conv1"]
     np.testing.assert_array_equal(model.get_layer("conv1").kernel, source.get_weights()[0])

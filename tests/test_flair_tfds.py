@@ -20,14 +20,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
+from benchmark.data.tfds_builder import CITATION, COMMAND, LICENSE
 from benchmark.flair_tfds import Flair
-from benchmark.tfds_builder import CITATION, COMMAND, LICENSE
-from flair import example
-from flair.catalog import PARTITIONS
+from flair.dataset.catalog import PARTITIONS
+from flair.dataset.metadata import load_taxonomy, load_users
 from flair.errors import FlairError
-from flair.metadata import load_taxonomy, load_users
-from flair.tfrecord_reader import TFRecords
-from flair.tfrecord_writer import write_tfrecords
+from flair.records.tfrecord import example
+from flair.records.tfrecord.reader import TFRecords
+from flair.records.tfrecord.writer import write_tfrecords
 
 ROOT = Path(__file__).resolve().parents[1]
 JPEG = {"image": tfds.decode.SkipDecoding()}

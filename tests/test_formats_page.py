@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flair.hdf5_writer import write_hdf5
-from flair.tfrecord_writer import write_tfrecords
+from flair.records.hdf5.writer import write_hdf5
+from flair.records.tfrecord.writer import write_tfrecords
 from tests.markdown import ROOT, blocks
 
 PAGE = ROOT / "docs/formats.md"

@@ -8,8 +8,8 @@ import scipy.stats
 import tensorflow as tf
 from tensorflow_privacy.privacy.dp_query import tree_aggregation
 
-from benchmark.gaussian_noise import FreshNoise, TreeNoise, standard_normals
-from benchmark.noise_key import NoiseKey
+from benchmark.privacy.noise import FreshNoise, TreeNoise, standard_normals
+from benchmark.privacy.noise_key import NoiseKey
 
 KEY = NoiseKey(bytes(range(32)))
 

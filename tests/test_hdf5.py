@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmark.opening import open_records
-from flair import global_heap
+from benchmark.data.opening import open_records
+from flair.dataset.metadata import Record, load_records
 from flair.errors import FlairError
-from flair.global_heap import collection
-from flair.hdf5 import HDF5File
-from flair.hdf5_writer import write_hdf5
-from flair.metadata import Record, load_records
+from flair.records.hdf5 import global_heap
+from flair.records.hdf5.global_heap import collection
+from flair.records.hdf5.reader import HDF5File
+from flair.records.hdf5.writer import write_hdf5
 from tests.bounded_memory import bounded_memory
 
 PARTITIONS = ("train", "val", "test")

@@ -6,13 +6,13 @@ import h5py
 import numpy as np
 import pytest
 
-from benchmark import augmentation
-from benchmark.flair_data import TrainingData, evaluation_dataset
-from benchmark.opening import make_task, open_records
-from flair import example
+from benchmark.data import augmentation
+from benchmark.data.opening import make_task, open_records
+from benchmark.data.pipeline import TrainingData, evaluation_dataset
 from flair.errors import FlairError
-from flair.hdf5_writer import write_hdf5
-from flair.tfrecord_writer import write_tfrecords
+from flair.records.hdf5.writer import write_hdf5
+from flair.records.tfrecord import example
+from flair.records.tfrecord.writer import write_tfrecords
 
 SIZE = (32, 32)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from flair.exclusion import Exclusion
-from flair.heldout import hold_out
-from flair.metadata import load_users
-from flair.preparation_flags import fraction
-from flair.tfrecord_reader import TFRecords
+from flair.curation.exclusion import Exclusion
+from flair.curation.heldout import hold_out
+from flair.dataset.metadata import load_users
+from flair.records.tfrecord.reader import TFRecords
+from flair.terminal.flags import fraction
 from flair.verify import run_checks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,8 +112,8 @@ def test_fractions_are_exact() -> None:
 
 def test_a_set_of_seen_users_has_the_photos_put_aside(miniature: Path, tmp_path: Path) -> None:
     assert prepare(miniature, tmp_path / "records", "--heldout_fraction=0.2").returncode == 0
+    from flair.curation.manifest import read_testset
     from flair.sample_testset import main
-    from flair.testset import read_testset
 
     flags = [f"--dataset_dir={miniature}", f"--tfrecords_dir={tmp_path / 'records'}", f"--output_dir={tmp_path}"]
     assert main(["seen_users", "--name=seen", *flags]) == 0

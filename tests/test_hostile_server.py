@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from flair import transfer
-from flair.client import Client, Patience, TransferError
+from flair.download import transfer
+from flair.download.client import Client, Patience, TransferError
 from tests import fault_server
 from tests.fault_server import Fault, FaultServer
 
@@ -187,7 +187,7 @@ _CHILD = """
 import json, sys
 from benchmark import machine
 from flair import transfer
-from flair.client import Client, Patience, TransferError
+from flair.download.client import Client, Patience, TransferError
 from pathlib import Path
 client = Client(Patience(retries=0, timeout=0.5, sleep=lambda seconds: None))
 for index, url in enumerate(json.loads(sys.argv[1])):

@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 
 import download_dataset
-from flair import catalog, huggingface, transfer
-from flair.client import Client, Patience
-from flair.download import Outcome, download
-from flair.download_plan import Options
+from flair.dataset import catalog
+from flair.download import huggingface, transfer
+from flair.download.client import Client, Patience
+from flair.download.huggingface import HuggingFaceSource
+from flair.download.plan import Options
+from flair.download.run import Outcome, download
+from flair.download.source import AppleSource
+from flair.download.staging import UnpackError
 from flair.errors import FlairError
-from flair.huggingface import HuggingFaceSource
-from flair.source import AppleSource
-from flair.staging import UnpackError
 from tests import fault_server
 from tests.fault_server import Fault, FaultServer
 from tests.test_download import run_interrupted
@@ -344,7 +345,7 @@ def test_a_value_that_is_said_of_many_rows_is_not_made_many_times(tmp_path: Path
     (tmp_path / "s").write_bytes(to_parquet(many, row_group_size=128))
     del many, changed, row
     script = (
-        "import sys; from pathlib import Path; from benchmark.machine import peak_bytes\n"
+        "import sys; from pathlib import Path; from benchmark.run.machine import peak_bytes\n"
         "from flair import huggingface; from flair.errors import FlairError; import pyarrow.parquet\n"
         "folder = Path(sys.argv[1])\n"
         "try:\n"
@@ -422,7 +423,7 @@ def test_a_damaged_shard_is_worth_another_try(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_shard_of_one_row_group_needs_no_more_memory_the_longer_it_is(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from benchmark.machine import peak_bytes\n"
+        "import sys; from pathlib import Path; from benchmark.run.machine import peak_bytes\n"
         "from flair import huggingface; import pyarrow.parquet\n"
         "before = peak_bytes()\n"
         "folder = Path(sys.argv[1])\n"

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flair import images
-from flair.metadata import Record, load_records
+from flair.dataset import images
+from flair.dataset.metadata import Record, load_records
 
 RECORD = Record("59769174@N00", "14913474848", ("art",), ("art",), "train")
 

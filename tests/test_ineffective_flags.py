@@ -6,7 +6,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from benchmark import command, federated_flags, model_flags
+from benchmark.federated import flags as federated_flags
+from benchmark.run import command
+from benchmark.training import flags as model_flags
 from flair.errors import FlairError
 
 

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from benchmark.interruption import SafePoints
-from flair.stopping import Terminated
+from benchmark.run.interruption import SafePoints
+from flair.parallel.stopping import Terminated
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flair import journal
 from flair.errors import FlairError
-from flair.journal import Journal, Position
+from flair.files import journal
+from flair.files.journal import Journal, Position
 
 START = Position(0, 100)
 

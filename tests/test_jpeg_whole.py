@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flair import images
-from flair.jpeg_coding import require_filled
-from flair.jpeg_markers import BadJpeg, read_markers
-from flair.jpeg_whole import require_whole
+from flair.dataset import images
+from flair.dataset.jpeg_coding import require_filled
+from flair.dataset.jpeg_markers import BadJpeg, read_markers
+from flair.dataset.jpeg_whole import require_whole
 from tests.damage import time_limit
 
 END = b"\xff\xd9"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmark.label_episodes import (
+from benchmark.personalization.labels import (
     LABEL_SETS,
     ONE_ALPHABET,
     Alphabet,
@@ -21,7 +21,7 @@ from benchmark.label_episodes import (
     label_sets,
     one_alphabet,
 )
-from benchmark.label_episodes import make_alphabets as make
+from benchmark.personalization.labels import make_alphabets as make
 from flair.errors import FlairError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from flair.curation.scores import read_scores
 from flair.errors import FlairError
-from flair.label_scores import read_scores
 
 SAME = {
     "scores.json": '{"1": {"art": 0.25, "food": 1}, "2": {"art": 0.5}}',

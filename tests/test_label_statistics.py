@@ -10,8 +10,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flair.annotations import encode
-from flair.label_statistics import (
+from flair.dataset.annotations import encode
+from flair.dataset.metadata import Record
+from flair.statistics.labels import (
     children,
     co_occurrence,
     count_labels,
@@ -20,7 +21,6 @@ from flair.label_statistics import (
     labels_per_user,
     partition_sizes,
 )
-from flair.metadata import Record
 
 NAMES = ["art", "food", "light", "plant"]
 labels = st.lists(st.sampled_from(NAMES), min_size=1, unique=True).map(tuple)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from flair import lock
+from flair.curation.reviews import PhotoChange, ReviewFile
 from flair.errors import FlairError
-from flair.hdf5 import HDF5File
-from flair.hdf5_writer import write_hdf5
-from flair.reviews import PhotoChange, ReviewFile
+from flair.files import lock
+from flair.records.hdf5.reader import HDF5File
+from flair.records.hdf5.writer import write_hdf5
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_LOCKS = [errno.ENOLCK, errno.EIO, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF]

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flair.errors import FlairError
-from flair.metadata import (
+from flair.dataset.metadata import (
     Record,
     User,
     count_labels,
@@ -23,6 +22,7 @@ from flair.metadata import (
     photo_path,
     record_to_json,
 )
+from flair.errors import FlairError
 
 GOOD = {
     "user_id": "59769174@N00",

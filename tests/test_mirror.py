@@ -20,7 +20,7 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flair import mirror_server
+from flair.download import server as mirror_server
 from flair.errors import FlairError
 
 CONTENT = bytes(range(256)) * 40 + b"end"

@@ -20,12 +20,12 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-import flair.command
+import flair.terminal.command
 from flair import near_duplicates
-from flair.duplicate_rule import Thresholds
-from flair.exclusion import read_exclusion
-from flair.planted_copies import jpeg, mirrored, noised, resized
-from flair.synthetic_dataset import make_dataset
+from flair.curation.exclusion import read_exclusion
+from flair.duplicates.planted import jpeg, mirrored, noised, resized
+from flair.duplicates.rule import Thresholds
+from flair.miniature.dataset import make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUTS = ("neighbors.json", "near_duplicates.json", "duplicate_pairs.json", "summary.json", "summary.txt")
@@ -95,7 +95,7 @@ def audit(source: Path, output: Path, *more: str) -> subprocess.CompletedProcess
         contextlib.redirect_stderr(stderr),
         pytest.raises(SystemExit) as stopped,
     ):
-        flair.command.run(near_duplicates.main, flags)
+        flair.terminal.command.run(near_duplicates.main, flags)
     assert isinstance(stopped.value.code, int)
     return subprocess.CompletedProcess(flags, stopped.value.code, stdout.getvalue(), stderr.getvalue())
 
@@ -247,8 +247,8 @@ def test_a_killed_run_continues_to_the_same_result(planted: Planted, audited: Pa
     script = tmp_path / "audit.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "import flair.part_store\nfrom flair import command, near_duplicates\n"
-        "flair.part_store.SAVE_INTERVAL_SECONDS = 0.0\ncommand.run(near_duplicates.main)\n"
+        "import flair.files.parts\nfrom flair import command, near_duplicates\n"
+        "flair.files.parts.SAVE_INTERVAL_SECONDS = 0.0\ncommand.run(near_duplicates.main)\n"
     )
     counted = subprocess.run(
         [*driver, "SIGKILL", "0", str(script), *flags[2:]], capture_output=True, text=True, timeout=60
@@ -312,7 +312,7 @@ def test_exact_copies_alone_need_no_search(planted: Planted, tmp_path: Path) -> 
 
 
 def test_features_of_a_file_are_listed_and_can_decide(planted: Planted, audited: Path, tmp_path: Path) -> None:
-    from flair.feature_file import write_features
+    from flair.duplicates.features import write_features
 
     ids = sorted(planted.partition, reverse=True)
     values = np.random.default_rng(3).normal(size=(len(ids), 8)).astype(np.float32)

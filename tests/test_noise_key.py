@@ -9,8 +9,8 @@ import stat
 import numpy as np
 import pytest
 
-from benchmark import noise_key
-from benchmark.noise_key import NoiseKey, forget_key, key_of_run
+from benchmark.privacy import noise_key
+from benchmark.privacy.noise_key import NoiseKey, forget_key, key_of_run
 from flair.errors import FlairError
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.normalization import FrozenBatchNormalization, GroupNormalization, PixelStandardization
+from benchmark.model.normalization import FrozenBatchNormalization, GroupNormalization, PixelStandardization
 
 
 def _values_and_gradients(layer, x, cotangent):

@@ -13,9 +13,9 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from flair import catalog
-from flair.metadata import load_records
-from flair.notebooks import NoData, check_dataset_dir
+from flair.dataset import catalog
+from flair.dataset.metadata import load_records
+from flair.dataset.notebooks import NoData, check_dataset_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPLORE = ("explore_images.ipynb", "explore_labels.ipynb")

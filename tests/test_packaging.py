@@ -203,7 +203,7 @@ def test_the_dataset_knows_neither_tensorflow_nor_the_benchmark() -> None:
 
 
 # Files that are of use with an optional package only: they import it at once, and nothing imports them at once.
-FOR_AN_EXTRA = dict.fromkeys(("benchmark/flair_tfds.py", "benchmark/tfds_builder.py"), "tensorflow_datasets")
+FOR_AN_EXTRA = dict.fromkeys(("benchmark/flair_tfds.py", "benchmark/data/tfds_builder.py"), "tensorflow_datasets")
 
 
 def test_what_needs_an_extra_is_imported_when_it_is_used() -> None:

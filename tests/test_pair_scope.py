@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flair.exact_copies import exact_pairs
-from flair.metadata import Record
-from flair.pair_scope import COMPARED, RELATIONS, SCOPES, make_scope
-from flair.photo_signatures import equal
+from flair.dataset.metadata import Record
+from flair.duplicates.exact import exact_pairs
+from flair.duplicates.scope import COMPARED, RELATIONS, SCOPES, make_scope
+from flair.duplicates.signatures import equal
 
 PHOTOS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=14)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flair.errors import FlairError
-from flair.part_store import PartStore
+from flair.files.parts import PartStore
 
 
 @given(

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flair.paths import command_line, expand
+from flair.terminal.paths import command_line, expand
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_PATHS = re.compile(r"(_dir|_file|_path)$|^(models?|output|exclude|reviews|duplicates|report|json)$")

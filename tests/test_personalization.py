@@ -9,14 +9,16 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import average_precision_score
 
-from benchmark import augmentation, flair_model, personalization
-from benchmark.adaptation import LAYERS, Adaptation, batch_positions
-from benchmark.personalization import Personalizer
-from benchmark.records import Task
-from flair import example
+from benchmark.data import augmentation
+from benchmark.data.records import Task
+from benchmark.model import networks
+from benchmark.personalization import personalizer as personalization
+from benchmark.personalization.adaptation import LAYERS, Adaptation, batch_positions
+from benchmark.personalization.personalizer import Personalizer
+from flair.dataset.images import read_jpeg
+from flair.dataset.metadata import load_users
 from flair.errors import FlairError
-from flair.images import read_jpeg
-from flair.metadata import load_users
+from flair.records.tfrecord import example
 
 SIZE = (32, 32)
 
@@ -52,7 +54,7 @@ TASK = Task("labels", tuple(f"label_{i}" for i in range(17)), 17)
 
 @pytest.fixture(scope="module")
 def model():
-    return flair_model.build_model("cnn", (*SIZE, 3), 17, seed=3)
+    return networks.build_model("cnn", (*SIZE, 3), 17, seed=3)
 
 
 def _adaptation(layers="all", steps=4, **changes):
@@ -129,7 +131,7 @@ def test_against_keras(model, users, layers, mu, clipnorm):
     support = photos[query:]
     positions = batch_positions(len(support), 4, 4, 0, 0)
     baseline, adapted = _personalizer(model, adaptation).run(support, photos[:query], positions)
-    clone = flair_model.build_model("cnn", (*SIZE, 3), 17, seed=9)
+    clone = networks.build_model("cnn", (*SIZE, 3), 17, seed=9)
     clone.set_weights(model.get_weights())
     assert _scores(clone, photos[:query]) == pytest.approx((baseline.loss, baseline.micro_ap), abs=1e-5)
     for layer in clone.layers:
@@ -191,7 +193,7 @@ def test_a_learning_rate_without_reason_is_one_line(model, users):
 
 
 def test_a_model_that_diverged_in_training_is_named_not_the_learning_rate(users):
-    diverged = flair_model.build_model("cnn", (*SIZE, 3), 17, seed=3)
+    diverged = networks.build_model("cnn", (*SIZE, 3), 17, seed=3)
     weight = diverged.get_layer("classifier").trainable_variables[0]
     weight.assign(tf.fill(weight.shape, np.nan))
     personalizer = Personalizer(diverged, TASK, SIZE, _adaptation())

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flair import example
-from flair.synthetic_files import write_metadata, write_photos
-from flair.synthetic_photos import Painter
-from flair.synthetic_population import make_users
-from flair.synthetic_taxonomy import make_taxonomy, relationship_text
-from flair.tfrecord import frame, read_payloads
-from flair.tfrecord_writer import write_tfrecords
+from flair.miniature.files import write_metadata, write_photos
+from flair.miniature.photos import Painter
+from flair.miniature.population import make_users
+from flair.miniature.taxonomy import make_taxonomy, relationship_text
+from flair.records.tfrecord import example
+from flair.records.tfrecord.frames import frame, read_payloads
+from flair.records.tfrecord.writer import write_tfrecords
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_USERS, VAL_USERS, TEST_USERS, PHOTOS = 72, 2, 36, 36

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmark.episode_log import LabelResult, UserResult
-from benchmark.personalization_summary import (
+from benchmark.personalization.log import LabelResult, UserResult
+from benchmark.personalization.summary import (
     by_divergence,
     by_size,
     interval,

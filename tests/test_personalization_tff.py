@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark import flair_model
-from benchmark.adaptation import Adaptation, batch_positions
-from benchmark.opening import make_task, open_records
-from benchmark.personalization import Personalizer
-from benchmark.photo_table import read_photo_table
-from benchmark.user_episodes import UserEpisodes, UserPhotos
-from flair import example
-from flair.tfrecord_writer import write_tfrecords
+from benchmark.data.labels import read_photo_table
+from benchmark.data.opening import make_task, open_records
+from benchmark.model import networks
+from benchmark.personalization.adaptation import Adaptation, batch_positions
+from benchmark.personalization.personalizer import Personalizer
+from benchmark.personalization.users import UserEpisodes, UserPhotos
+from flair.records.tfrecord import example
+from flair.records.tfrecord.writer import write_tfrecords
 
 SIZE, STEPS, BATCH, LEARNING_RATE, MU = (32, 32), 6, 4, 0.1, 0.3
 STRATEGIES = {"head": ("head", 0.0), "all": ("all", 0.0), "proximal": ("all", MU)}
 
 
 def _build(num_outputs):
-    return flair_model.build_model("cnn", (*SIZE, 3), num_outputs, seed=2)
+    return networks.build_model("cnn", (*SIZE, 3), num_outputs, seed=2)
 
 
 def _elements(photos, num_outputs):
@@ -73,7 +73,7 @@ def _personalize(layers, mu):
 def test_tff_agrees_to_1e_5(miniature, tmp_path):
     import tensorflow_federated as tff
 
-    from benchmark.runtime_tff import guard_worker, stop_workers
+    from benchmark.rounds.tff import guard_worker, stop_workers
 
     write_tfrecords(miniature, tmp_path / "records")
     records = open_records(tmp_path / "records")

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flair import example
-from flair.metadata import load_users
-from flair.tfrecord import read_payloads
-from flair.tfrecord_writer import write_tfrecords
+from flair.dataset.metadata import load_users
+from flair.records.tfrecord import example
+from flair.records.tfrecord.frames import read_payloads
+from flair.records.tfrecord.writer import write_tfrecords
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,11 +32,11 @@ def folder(miniature, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder, tmp_path_factory):
-    from benchmark import flair_model
+    from benchmark.model import networks
 
     outputs = len(json.loads((folder / "label_index.json").read_text())["labels"])
     path = tmp_path_factory.mktemp("model") / "model.h5"
-    flair_model.save_weights(flair_model.build_model("cnn", (32, 32, 3), outputs, seed=1), path)
+    networks.save_weights(networks.build_model("cnn", (32, 32, 3), outputs, seed=1), path)
     return path
 
 
@@ -252,7 +252,7 @@ def test_features_of_another_content_of_the_model_are_not_taken_over(folder, mod
 
 @pytest.mark.slow
 def test_duplicates_stay_on_one_side(folder, model, tmp_path):
-    from benchmark.opening import open_records
+    from benchmark.data.opening import open_records
 
     records = open_records(folder)
     photos = {

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flair.images import MissingPhoto
-from flair.metadata import group_by_user, load_records, photo_path
-from flair.photo_figures import draw_mean_photos, draw_photos, mean_photo
-from flair.photo_search import by_photos
+from flair.dataset.images import MissingPhoto
+from flair.dataset.metadata import group_by_user, load_records, photo_path
+from flair.dataset.search import by_photos
+from flair.statistics.photo_figures import draw_mean_photos, draw_photos, mean_photo
 
 
 def test_a_mean_photo_is_the_mean(miniature: Path) -> None:

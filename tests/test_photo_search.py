@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from flair.dataset.metadata import group_by_user, load_records
+from flair.dataset.search import by_photos, find_photos, find_user
 from flair.errors import FlairError
-from flair.metadata import group_by_user, load_records
-from flair.photo_search import by_photos, find_photos, find_user
 
 
 def test_all_conditions_hold_at_once(miniature: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmark.opening import open_records
-from benchmark.photo_table import read_photo_table
-from benchmark.user_personalization import user_divergences
-from flair import example
+from benchmark.data.labels import read_photo_table
+from benchmark.data.opening import open_records
+from benchmark.personalization.run_users import user_divergences
+from flair.dataset.metadata import load_users
 from flair.errors import FlairError
-from flair.metadata import load_users
-from flair.tfrecord import frame
-from flair.tfrecord_writer import write_tfrecords
+from flair.records.tfrecord import example
+from flair.records.tfrecord.frames import frame
+from flair.records.tfrecord.writer import write_tfrecords
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import flair.command
-from benchmark.timed_command import process_tree, resident_bytes
-from flair.synthetic_dataset import make_dataset
-from flair.tfrecord import read_payloads
+import flair.terminal.command
+from benchmark.speed.command import process_tree, resident_bytes
+from flair.miniature.dataset import make_dataset
+from flair.records.tfrecord.frames import read_payloads
 from flair.verify import run_checks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def run_here(command: str, source: Path, output: Path, *more: str) -> subprocess
         contextlib.redirect_stderr(stderr),
         pytest.raises(SystemExit) as stopped,
     ):
-        flair.command.run(main, flags)
+        flair.terminal.command.run(main, flags)
     code = stopped.value.code
     assert isinstance(code, int)
     return subprocess.CompletedProcess(flags, code, stdout.getvalue(), stderr.getvalue())

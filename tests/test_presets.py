@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flair.tfrecord_writer import write_tfrecords
+from flair.records.tfrecord.writer import write_tfrecords
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "benchmark" / "configs"

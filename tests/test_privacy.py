@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark import privacy
-from benchmark.privacy import Mechanism, Restarts, Sampling, make_plan
+from benchmark.privacy import plan as privacy
+from benchmark.privacy.plan import Mechanism, Restarts, Sampling, make_plan
 from flair.errors import FlairError
 
 PUBLISHED = {"num_users": 41_131, "cohort": 200, "total_rounds": 5000}
@@ -167,7 +167,7 @@ def test_refusals_are_one_line_naming_the_flag(change, message):
 def test_flags_are_checked_without_data_and_without_heavy_imports():
     script = (
         "import sys\n"
-        "from benchmark.privacy import check_flags, make_plan\n"
+        "from benchmark.privacy.plan import check_flags, make_plan\n"
         "from flair.errors import FlairError\n"
         "for refused in (lambda: check_flags(cohort=0, total_rounds=1, epsilon=1.0),\n"
         "                lambda: make_plan(num_users=5, cohort=6, total_rounds=1, epsilon=1.0)):\n"
@@ -184,7 +184,7 @@ def test_flags_are_checked_without_data_and_without_heavy_imports():
 def test_the_arithmetic_never_imports_tensorflow():
     script = (
         "import sys\n"
-        "from benchmark.privacy import make_plan\n"
+        "from benchmark.privacy.plan import make_plan\n"
         "make_plan(num_users=100, cohort=10, total_rounds=5, epsilon=3.0)\n"
         "sys.exit('tensorflow' in sys.modules)\n"
     )

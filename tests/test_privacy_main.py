@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from benchmark import privacy_planner
-from benchmark.privacy import Mechanism, Sampling, make_plan
-from benchmark.privacy_planner import Question
+from benchmark.privacy import planner
+from benchmark.privacy.plan import Mechanism, Sampling, make_plan
+from benchmark.privacy.planner import Question
 from flair.errors import FlairError
 
 SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
@@ -32,7 +32,7 @@ def test_noise_for_an_epsilon_as_the_readme_asks():
 
 def test_json_on_the_command_line_is_the_planners_answer():
     done = _run("--noise_multiplier=1.5", "--num_users=500", "--clients_per_round=20", "--total_rounds=40", "--json")
-    assert json.loads(done.stdout) == privacy_planner.answer(Question(**SMALL, noise_multiplier=1.5))
+    assert json.loads(done.stdout) == planner.answer(Question(**SMALL, noise_multiplier=1.5))
 
 
 def test_table_on_the_command_line_has_a_line_for_each_cohort():
@@ -95,9 +95,9 @@ def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
 
 def test_a_billion_rounds_are_answered_and_more_are_refused():
     given = {"num_users": 41131, "cohort": 200, "noise_multiplier": 325.0}
-    assert privacy_planner.answer(Question(**given, total_rounds=10**9))["by"]["pld"]["epsilon"] < 2
+    assert planner.answer(Question(**given, total_rounds=10**9))["by"]["pld"]["epsilon"] < 2
     with pytest.raises(FlairError, match="--total_rounds=1000000001: expected at most 1,000,000,000"):
-        privacy_planner.answer(Question(**given, total_rounds=10**9 + 1))
+        planner.answer(Question(**given, total_rounds=10**9 + 1))
 
 
 def test_wrong_usage_exits_2():
@@ -106,7 +106,7 @@ def test_wrong_usage_exits_2():
 
 
 def test_rounds_affordable_are_the_last_that_fit():
-    found = privacy_planner.answer(Question(**SMALL, epsilon=3.0, noise_multiplier=1.2))
+    found = planner.answer(Question(**SMALL, epsilon=3.0, noise_multiplier=1.2))
     for name in ("pld", "rdp"):
         rounds = found["by"][name]["rounds"]
         plan = make_plan(**{**SMALL, "total_rounds": rounds}, noise_multiplier=1.2)
@@ -115,58 +115,58 @@ def test_rounds_affordable_are_the_last_that_fit():
 
 
 def test_not_one_round_affordable_is_said():
-    found = privacy_planner.answer(Question(**SMALL, epsilon=0.01, noise_multiplier=0.5))
+    found = planner.answer(Question(**SMALL, epsilon=0.01, noise_multiplier=0.5))
     assert found["by"]["pld"]["rounds"] == 0
-    text = privacy_planner.answer_text(found)
+    text = planner.answer_text(found)
     assert "Not even one round is affordable" in text
     assert text.splitlines()[-1].startswith("next: the same question with a larger")
 
 
 def test_the_next_command_takes_the_flags_of_federated_main():
-    fixed = privacy_planner.answer_text(
-        privacy_planner.answer(Question(**SMALL, epsilon=8.0, sampling=Sampling.FIXED))
-    ).splitlines()[-1]
+    fixed = planner.answer_text(planner.answer(Question(**SMALL, epsilon=8.0, sampling=Sampling.FIXED))).splitlines()[
+        -1
+    ]
     assert "--reuse_clients" in fixed
     assert "--client_sampling" not in fixed
 
 
 def test_almost_no_noise_has_an_epsilon_too():
     answers = [
-        privacy_planner.answer(Question(**SMALL, noise_multiplier=noise))["by"]["pld"]["epsilon"]
+        planner.answer(Question(**SMALL, noise_multiplier=noise))["by"]["pld"]["epsilon"]
         for noise in (1e-3, 4e-3, 6e-3)
     ]
     assert answers == sorted(answers, reverse=True)
 
 
 def test_simulated_cohorts_and_fixed_sizes_carry_their_warnings():
-    simulated = privacy_planner.answer(Question(**SMALL, epsilon=4.0, simulated_cohort=100))
+    simulated = planner.answer(Question(**SMALL, epsilon=4.0, simulated_cohort=100))
     assert simulated["by"]["pld"]["own_epsilon"] > 4.0 >= simulated["by"]["pld"]["epsilon"]
-    assert "does NOT have the stated epsilon" in privacy_planner.answer_text(simulated)
-    uniform = privacy_planner.answer(Question(**SMALL, epsilon=4.0, sampling=Sampling.UNIFORM))
+    assert "does NOT have the stated epsilon" in planner.answer_text(simulated)
+    uniform = planner.answer(Question(**SMALL, epsilon=4.0, sampling=Sampling.UNIFORM))
     assert uniform["by"]["rdp"]["replace_one_epsilon"] > 4.0
-    assert "assumes Poisson sampling, which fixed-size cohorts are not" in privacy_planner.answer_text(uniform)
+    assert "assumes Poisson sampling, which fixed-size cohorts are not" in planner.answer_text(uniform)
 
 
 def test_tree_planning_answers_all_three_questions():
     tree = {**SMALL, "sampling": Sampling.CYCLIC, "mechanism": Mechanism.TREE}
-    noise = privacy_planner.answer(Question(**tree, epsilon=4.0))["by"]["pld"]["noise_multiplier"]
-    assert privacy_planner.answer(Question(**tree, noise_multiplier=noise))["by"]["pld"]["epsilon"] <= 4.0
-    both = privacy_planner.answer(Question(**tree, epsilon=4.0, noise_multiplier=noise))
+    noise = planner.answer(Question(**tree, epsilon=4.0))["by"]["pld"]["noise_multiplier"]
+    assert planner.answer(Question(**tree, noise_multiplier=noise))["by"]["pld"]["epsilon"] <= 4.0
+    both = planner.answer(Question(**tree, epsilon=4.0, noise_multiplier=noise))
     assert both["by"]["pld"]["rounds"] >= 40
-    assert "--client_sampling=cyclic --aggregator=tree" in privacy_planner.answer_text(both)
+    assert "--client_sampling=cyclic --aggregator=tree" in planner.answer_text(both)
 
 
 def test_an_epsilon_that_only_pld_reaches_leaves_the_other_column_empty():
-    found = privacy_planner.answer(Question(num_users=41_131, cohort=200, total_rounds=5000, epsilon=0.002))
+    found = planner.answer(Question(num_users=41_131, cohort=200, total_rounds=5000, epsilon=0.002))
     assert found["by"]["pld"]["epsilon"] <= 0.002
     assert set(found["by"]["rdp"].values()) == {None}
-    assert "RDP cannot state an epsilon that low" in privacy_planner.answer_text(found)
+    assert "RDP cannot state an epsilon that low" in planner.answer_text(found)
 
 
 def test_published_noise_is_disclosed():
-    found = privacy_planner.answer(Question(**SMALL, epsilon=4.0, published_noise=True))
-    right = privacy_planner.answer(Question(**SMALL, epsilon=4.0))
+    found = planner.answer(Question(**SMALL, epsilon=4.0, published_noise=True))
+    right = planner.answer(Question(**SMALL, epsilon=4.0))
     assert found["by"]["pld"]["noise_multiplier"] > 2 * right["by"]["pld"]["noise_multiplier"]
-    assert "The noise is ml-flair's for epsilon 4" in privacy_planner.answer_text(found)
+    assert "The noise is ml-flair's for epsilon 4" in planner.answer_text(found)
     with pytest.raises(FlairError, match="--published_noise sets the noise multiplier"):
-        privacy_planner.answer(Question(**SMALL, epsilon=4.0, noise_multiplier=1.0, published_noise=True))
+        planner.answer(Question(**SMALL, epsilon=4.0, noise_multiplier=1.0, published_noise=True))

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from benchmark.privacy import Mechanism, Sampling, clipped_count_stddev, make_plan
-from benchmark.privacy_accounting import replace_one_epsilon, rounded_up, small_delta
-from benchmark.privacy_caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
-from benchmark.privacy_statement import headline, make_statement, statement_text, write_statement
+from benchmark.privacy.accounting import replace_one_epsilon, rounded_up, small_delta
+from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
+from benchmark.privacy.plan import Mechanism, Sampling, clipped_count_stddev, make_plan
+from benchmark.privacy.statement import headline, make_statement, statement_text, write_statement
 
 SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
 CLIPS = [0.1 * 1.01**i for i in range(30)]

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from benchmark import privacy_tree
-from benchmark.privacy_tree import Restarts
+from benchmark.privacy import tree as privacy_tree
+from benchmark.privacy.tree import Restarts
 
 
 def _patterns(rounds, separation):

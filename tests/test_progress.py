@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from flair import progress
-from flair.progress import LINE_INTERVAL_SECONDS, Progress, duration, size
+from flair.terminal import progress
+from flair.terminal.progress import LINE_INTERVAL_SECONDS, Progress, duration, size
 
 
 class Clock:

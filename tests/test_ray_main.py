@@ -20,8 +20,8 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmark.checkpoint import Checkpoints
-from flair.tfrecord_writer import write_tfrecords
+from benchmark.run.checkpoint import Checkpoints
+from flair.records.tfrecord.writer import write_tfrecords
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")
 ROOT = Path(__file__).resolve().parents[1]

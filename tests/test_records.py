@@ -10,10 +10,11 @@ import sys
 import pytest
 import tensorflow as tf
 
-from benchmark.opening import make_task, open_records
-from flair import metadata, tfrecord
+from benchmark.data.opening import make_task, open_records
+from flair.dataset import metadata
 from flair.errors import FlairError
-from flair.tfrecord_writer import write_tfrecords
+from flair.records.tfrecord import frames
+from flair.records.tfrecord.writer import write_tfrecords
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_a_changed_index_of_users_is_found_by_its_checksum(sharded, tmp_path):
     folder = shutil.copytree(sharded, tmp_path / "changed", symlinks=True)
     path = folder / "train" / "user_index.json"
     path.write_text(path.read_text().replace(", 0, ", ", 1, ", 1))
-    with pytest.raises(tfrecord.DamagedRecord, match=r"user_index\.json: damaged: its checksum"):
+    with pytest.raises(frames.DamagedRecord, match=r"user_index\.json: damaged: its checksum"):
         open_records(folder).users("train")
 
 
@@ -132,10 +133,10 @@ def test_damage_is_found_and_named(layout, request, tmp_path):
     data = bytearray(path.read_bytes())
     data[open_records(folder).span("train", user).offset + 100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(tfrecord.DamagedRecord, match=path.name):
+    with pytest.raises(frames.DamagedRecord, match=path.name):
         open_records(folder).read_user("train", user)
     path.write_bytes(data[:-5])
-    with pytest.raises(tfrecord.DamagedRecord, match=path.name):
+    with pytest.raises(frames.DamagedRecord, match=path.name):
         open_records(folder).photo_index("train")
 
 
@@ -165,5 +166,5 @@ def test_wrong_folders_are_one_line(per_user, tmp_path, damage, message):
 
 
 def test_opening_needs_no_tensorflow():
-    code = "import sys, benchmark.records; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, benchmark.data.records; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from benchmark import evaluation_result
-from benchmark.evaluation_sets import EvaluationSet
-from benchmark.privacy import make_plan
-from benchmark.privacy_caveats import RunRecord
-from benchmark.privacy_statement import write_statement
-from benchmark.records import Task
-from benchmark.report_runs import SECRET, different_settings, open_runs
-from benchmark.run_names import short_names
+from benchmark.data.records import Task
+from benchmark.evaluation import result as evaluation_result
+from benchmark.evaluation.sets import EvaluationSet
+from benchmark.privacy.caveats import RunRecord
+from benchmark.privacy.plan import make_plan
+from benchmark.privacy.statement import write_statement
+from benchmark.report.runs import SECRET, different_settings, open_runs
+from benchmark.run.names import short_names
 from flair.errors import FlairError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,7 +110,7 @@ def runs(tmp_path_factory):
 
 
 def make_statement_of(plan):
-    from benchmark.privacy_statement import make_statement
+    from benchmark.privacy.statement import make_statement
 
     return make_statement(plan, RunRecord(rounds_completed=40, clip_norms=[0.1] * 40))
 
@@ -279,7 +279,7 @@ def test_a_damaged_file_of_a_run_is_refused_in_one_line_not_a_traceback(tmp_path
 
 
 def test_numbers_of_a_diverged_model_that_are_null_do_not_stop_the_report(tmp_path):
-    from benchmark import report_figures
+    from benchmark.report import figures
 
     run = tmp_path / "run"
     _make_run(run, "round", 1, 5)
@@ -290,5 +290,5 @@ def test_numbers_of_a_diverged_model_that_are_null_do_not_stop_the_report(tmp_pa
     result["per_user"]["loss"] |= {"p50": None, "percentiles": [None] * 101}
     result["per_label"][0]["averaged_precision"] = None
     (run / "evaluation.json").write_text(json.dumps(content))
-    outcomes = report_figures.draw_all(open_runs([str(run)]))
+    outcomes = figures.draw_all(open_runs([str(run)]))
     assert any(one.name == "loss_by_user_test" for one in outcomes if hasattr(one, "name"))

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 import pytest
 
-from flair.exclusion import read_exclusion
-from flair.metadata import Record, load_records
-from flair.review_app import Review, create_app
-from flair.review_groups import Group, Groups
-from flair.review_index import PhotoIndex
-from flair.reviews import PairChange, ReviewFile, pair, read_reviews
-from flair.synthetic_dataset import make_dataset
+from flair.curation.exclusion import read_exclusion
+from flair.curation.reviews import PairChange, ReviewFile, pair, read_reviews
+from flair.dataset.metadata import Record, load_records
+from flair.miniature.dataset import make_dataset
+from flair.reviewing.app import Review, create_app
+from flair.reviewing.groups import Group, Groups
+from flair.reviewing.index import PhotoIndex
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request

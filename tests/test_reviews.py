@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flair.curation.exclusion import Exclusion
+from flair.curation.reviews import NO_REVIEWS, Mark, PairChange, PhotoChange, ReviewFile, Reviews, pair, read_reviews
 from flair.errors import FlairError
-from flair.exclusion import Exclusion
-from flair.review_groups import Group, anchor, decide, decisions, is_decided, read_neighbors
-from flair.reviews import NO_REVIEWS, Mark, PairChange, PhotoChange, ReviewFile, Reviews, pair, read_reviews
+from flair.reviewing.groups import Group, anchor, decide, decisions, is_decided, read_neighbors
 
 PAIRS = list(itertools.combinations("abcd", 2))
 WRITER = """
 import sys
-from flair.reviews import PhotoChange, ReviewFile
+from flair.curation.reviews import PhotoChange, ReviewFile
 file, who = ReviewFile(sys.argv[1]), sys.argv[2]
 for number in range(25):
     file.update(lambda _: [PhotoChange(f"{who}{number}", "ok"), PhotoChange("shared", "blacklist")], who, "now")

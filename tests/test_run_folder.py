@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmark.checkpoint import Checkpoints
-from benchmark.report_runs import open_runs
-from benchmark.run_folder import RunFolder
+from benchmark.report.runs import open_runs
+from benchmark.run.checkpoint import Checkpoints
+from benchmark.run.folder import RunFolder
 from flair.errors import FlairError
 from tests.damage import time_limit
 

@@ -17,10 +17,18 @@ import pytest
 if importlib.util.find_spec("ray") is None:
     pytest.skip("the extra 'ray' is not installed", allow_module_level=True)
 
-from benchmark.client_data import BatchPlan
-from benchmark.client_source import ClientSource
-from benchmark.cohort import sample_cohort
-from benchmark.federated_config import (
+from benchmark.cluster.cluster import Cluster
+from benchmark.cluster.pool import WorkerPool
+from benchmark.cluster.runtime import RayRuntime
+from benchmark.cluster.scorer import RayScorer
+from benchmark.data.clients import BatchPlan
+from benchmark.data.opening import make_task, open_records
+from benchmark.data.source import ClientSource
+from benchmark.federated.cohort import sample_cohort
+from benchmark.federated.scoring import LocalScorer
+from benchmark.model.networks import build_model
+from benchmark.privacy.noise_key import NoiseKey
+from benchmark.rounds.config import (
     GAUSSIAN,
     MIME_LITE,
     TREE,
@@ -29,15 +37,7 @@ from benchmark.federated_config import (
     NoiseConfig,
     OptimizerConfig,
 )
-from benchmark.flair_model import build_model
-from benchmark.noise_key import NoiseKey
-from benchmark.opening import make_task, open_records
-from benchmark.ray_cluster import Cluster
-from benchmark.ray_pool import WorkerPool
-from benchmark.ray_scorer import RayScorer
-from benchmark.runtime_inprocess import InProcessRuntime
-from benchmark.runtime_ray import RayRuntime
-from benchmark.scoring import LocalScorer
+from benchmark.rounds.inprocess import InProcessRuntime
 from flair.errors import FlairError
 
 SIZE = (32, 32)

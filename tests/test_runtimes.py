@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark.client_data import BatchPlan, UserClients, client_batches
-from benchmark.cohort import sample_cohort
-from benchmark.federated_config import (
+from benchmark.data.clients import BatchPlan, UserClients, client_batches
+from benchmark.data.opening import make_task, open_records
+from benchmark.federated.cohort import sample_cohort
+from benchmark.model.networks import build_model
+from benchmark.privacy.noise_key import NoiseKey
+from benchmark.rounds.config import (
     ALGORITHMS,
     FED_PROX,
     FED_SGD,
@@ -22,11 +25,8 @@ from benchmark.federated_config import (
     NoiseConfig,
     OptimizerConfig,
 )
-from benchmark.flair_model import build_model
-from benchmark.local_training import LocalTrainer
-from benchmark.noise_key import NoiseKey
-from benchmark.opening import make_task, open_records
-from benchmark.runtime_inprocess import InProcessRuntime
+from benchmark.rounds.inprocess import InProcessRuntime
+from benchmark.rounds.local_training import LocalTrainer
 
 SIZE = (32, 32)
 SEED = 11
@@ -84,7 +84,7 @@ def _cohort(data, round_number):
 
 
 def _assert_equal_runs(config, task, data, plan):
-    from benchmark.runtime_tff import TffRuntime
+    from benchmark.rounds.tff import TffRuntime
 
     def model():
         return build_model("cnn", (*SIZE, 3), task.num_outputs, seed=3)
@@ -423,7 +423,7 @@ def test_updates_that_are_all_huge_change_nothing(algorithm, task, data, plan):
 
 @pytest.mark.slow
 def test_tffs_runtime_leaves_out_huge_updates_too(task, data, plan):
-    from benchmark.runtime_tff import TffRuntime
+    from benchmark.rounds.tff import TffRuntime
 
     client = ClientConfig(learning_rates=(1e25,), clipnorm=0.0, weighted=False)
     config = FederatedConfig(client, noise=_ADAPTIVE)
@@ -441,7 +441,7 @@ def test_tffs_runtime_leaves_out_huge_updates_too(task, data, plan):
 
 @pytest.mark.slow
 def test_two_runs_of_tffs_runtime_share_no_noise(task, data, plan):
-    from benchmark.runtime_tff import TffRuntime
+    from benchmark.rounds.tff import TffRuntime
 
     def model():
         return build_model("cnn", (*SIZE, 3), task.num_outputs, seed=3)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import flair.command
+import flair.terminal.command
 from flair import sample_testset
-from flair.reviews import PairChange, PhotoChange, ReviewFile, pair
+from flair.curation.reviews import PairChange, PhotoChange, ReviewFile, pair
 from tests.metadata_only import make_metadata, write
 
 RULES = ("threshold", "matched", "top")
@@ -35,7 +35,7 @@ class Workshop:
         if rule == "top":
             arguments.append(f"--scores={self.folder / 'scores.json'}")
         with pytest.raises(SystemExit) as stopped:
-            flair.command.run(sample_testset.main, [*arguments, *flags])
+            flair.terminal.command.run(sample_testset.main, [*arguments, *flags])
         assert isinstance(stopped.value.code, int)
         return stopped.value.code
 

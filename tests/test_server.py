@@ -12,10 +12,10 @@ import tensorflow_federated as tff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.gaussian_noise import FreshNoise
-from benchmark.noise_key import NoiseKey
-from benchmark.server import ClientAggregation, Server
-from benchmark.server_graphs import build_server_spec
+from benchmark.privacy.noise import FreshNoise
+from benchmark.privacy.noise_key import NoiseKey
+from benchmark.rounds.server import ClientAggregation, Server
+from benchmark.rounds.server_graphs import build_server_spec
 
 SPECS = (tf.TensorSpec((30, 40), tf.float32), tf.TensorSpec((800,), tf.float32))
 SIZE = 2000

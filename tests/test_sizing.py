@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import scale_main, sizing
+from benchmark import scale_main
+from benchmark.speed import sizing
 from flair.errors import FlairError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark.speed_audit import main
-from flair.metadata import load_records, photo_path
+from benchmark.speed.audit import main
+from flair.dataset.metadata import load_records, photo_path
 
 
 def test_planted_copies_are_found_among_photos_of_real_contrast(

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import speed_download
-from benchmark.speed_data import choose, main, make_steps, summarize
-from benchmark.timed_command import Measured, Step, measure, process_tree
+from benchmark.speed import download
+from benchmark.speed.command import Measured, Step, measure, process_tree
+from benchmark.speed.data import choose, main, make_steps, summarize
 from flair.errors import FlairError
-from flair.synthetic_archives import pack
+from flair.miniature.archives import pack
 from tests.tiny_flair import tree
 
 
@@ -79,8 +79,8 @@ def test_memory_counts_processes_that_threads_have_started() -> None:
 def test_both_downloads_bring_the_same_files(miniature: Path, tmp_path: Path) -> None:
     pack(miniature, tmp_path / "archives", 5)
     places = tmp_path / "curl", tmp_path / "ours"
-    with speed_download.serving(tmp_path / "archives") as address:
-        for step in speed_download.at(address, speed_download.make_steps(*places, 1, 5)):
+    with download.serving(tmp_path / "archives") as address:
+        for step in download.at(address, download.make_steps(*places, 1, 5)):
             subprocess.run(step.command, check=True, capture_output=True)
     shutil.rmtree(places[1] / ".download")
     assert tree(places[0] / "small_images") == tree(places[1] / "small_images") == tree(miniature / "small_images")
@@ -90,8 +90,8 @@ def test_both_downloads_bring_the_same_files(miniature: Path, tmp_path: Path) ->
 def test_an_archive_that_curl_cannot_bring_fails_the_step(miniature: Path, tmp_path: Path) -> None:
     pack(miniature, tmp_path / "archives", 2)
     (tmp_path / "archives" / "images" / "small" / "small_images-01.tar.gz").unlink()
-    with speed_download.serving(tmp_path / "archives") as address:
-        (curl, _) = speed_download.at(address, speed_download.make_steps(tmp_path / "curl", tmp_path / "ours", 1, 2))
+    with download.serving(tmp_path / "archives") as address:
+        (curl, _) = download.at(address, download.make_steps(tmp_path / "curl", tmp_path / "ours", 1, 2))
         with pytest.raises(FlairError, match=r"curl \| tar, 4 at a time failed"):
             measure(curl)
 
@@ -100,13 +100,13 @@ def test_without_curl_its_step_is_skipped_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None if name == "curl" else f"/usr/bin/{name}")
-    steps = speed_download.make_steps(tmp_path / "curl", tmp_path / "ours", 1, 2)
-    assert [step.name for step in speed_download.without_missing_programs(steps)] == ["download: ours, 4 workers"]
+    steps = download.make_steps(tmp_path / "curl", tmp_path / "ours", 1, 2)
+    assert [step.name for step in download.without_missing_programs(steps)] == ["download: ours, 4 workers"]
     assert capsys.readouterr().out == "Skipped: download: curl | tar, 4 at a time: curl not on this machine\n"
 
 
 def test_help_is_quick_and_names_every_flag() -> None:
-    code = "from benchmark.speed_data import main; main(['--help'])"
+    code = "from benchmark.speed.data import main; main(['--help'])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
     assert "--num_images" in result.stdout

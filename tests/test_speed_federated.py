@@ -32,7 +32,7 @@ def test_rounds_memory_and_the_start_of_a_run_are_measured(tfrecords: Path, tmp_
 def test_records_on_which_no_run_can_start_are_told_in_a_line(tmp_path: Path) -> None:
     from argparse import Namespace
 
-    from benchmark.speed_federated import _seconds_to_round_1
+    from benchmark.speed.federated import _seconds_to_round_1
     from flair.errors import FlairError
 
     with pytest.raises(FlairError, match=r"ended before its first round: .*nowhere"):

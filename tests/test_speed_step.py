@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from benchmark import machine
-from flair.tfrecord_writer import write_tfrecords
+from benchmark.run import machine
+from flair.records.tfrecord.writer import write_tfrecords
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -14,7 +14,7 @@ BODY = """\
 import os, sys
 from flair import atomic, command
 from flair.errors import FlairError
-from flair.progress import Progress
+from flair.terminal.progress import Progress
 def main(argv):
     print("é ± ", "\\udcff", flush=True)
     print("told", file=sys.stderr)

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flair import catalog
-from flair.annotations import encode
-from flair.label_statistics import count_labels
-from flair.metadata import Record, load_records, record_to_json
-from flair.statistics_table import compute, table, to_json
+from flair.dataset import catalog
+from flair.dataset.annotations import encode
+from flair.dataset.metadata import Record, load_records, record_to_json
+from flair.miniature.population import make_users, user_sizes
+from flair.miniature.taxonomy import make_taxonomy
+from flair.statistics.labels import count_labels
+from flair.statistics.table import compute, table, to_json
 from flair.stats import main
-from flair.synthetic_population import make_users, user_sizes
-from flair.synthetic_taxonomy import make_taxonomy
 
 FIGURES = {
     "co_occurrence.png",

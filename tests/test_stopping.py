@@ -144,7 +144,7 @@ def test_a_second_signal_does_not_break_the_line_of_the_first(tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_program_that_only_imports_the_packages_keeps_its_handlers(tmp_path: Path, number: int) -> None:
-    code = f"import signal; before = signal.getsignal({number:d}); import flair, benchmark.command; "
+    code = f"import signal; before = signal.getsignal({number:d}); import flair, benchmark.run.command; "
     ended = run(["-c", code + f"print(before is signal.getsignal({number:d}))"], tmp_path)
     assert (ended.stdout, ended.stderr) == ("True\n", "")
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flair.strata import NUM_BINS, bin_of, largest_remainder
+from flair.testsets.strata import NUM_BINS, bin_of, largest_remainder
 
 
 def test_ties_go_to_the_higher_bin() -> None:

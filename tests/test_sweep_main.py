@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark import sweep_table
-from benchmark.sweep_grid import Run, make_runs, parse_grid
-from flair.tfrecord_writer import write_tfrecords
+from benchmark.sweep import table as sweep_table
+from benchmark.sweep.grid import Run, make_runs, parse_grid
+from flair.records.tfrecord.writer import write_tfrecords
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--train_batch_size=16", "--num_epochs=2")

@@ -23,13 +23,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from flair import catalog, metadata, synthetic_archives
+from flair.dataset import catalog, metadata
+from flair.dataset.metadata import Record, User
 from flair.errors import FlairError
-from flair.metadata import Record, User
-from flair.synthetic_dataset import RECIPE_FILE, make_dataset
-from flair.synthetic_photos import Painter
-from flair.synthetic_population import make_users, user_sizes
-from flair.synthetic_taxonomy import make_taxonomy
+from flair.miniature import archives
+from flair.miniature.dataset import RECIPE_FILE, make_dataset
+from flair.miniature.photos import Painter
+from flair.miniature.population import make_users, user_sizes
+from flair.miniature.taxonomy import make_taxonomy
 
 NUM_RECORDS = 20_000
 
@@ -321,7 +322,7 @@ def test_a_dialect_swaps_motifs_and_nothing_else() -> None:
 
 
 def test_archives_unpack_to_the_same_dataset(miniature: Path, tmp_path: Path) -> None:
-    written = synthetic_archives.pack(miniature, tmp_path / "mirror", 3, raw=True)
+    written = archives.pack(miniature, tmp_path / "mirror", 3, raw=True)
     assert all(path.is_file() for path in written)
     for index in range(3):
         for url_path in (catalog.small_archive_url_path(index), catalog.raw_archive_url_path(index)):
@@ -339,7 +340,7 @@ def test_archives_unpack_to_the_same_dataset(miniature: Path, tmp_path: Path) ->
 
 def test_packing_twice_gives_the_same_bytes(miniature: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        synthetic_archives.pack(miniature, tmp_path / name, 2)
+        archives.pack(miniature, tmp_path / name, 2)
     assert files_of(tmp_path / "first") == files_of(tmp_path / "second")
 
 
@@ -348,7 +349,7 @@ def test_packing_names_a_missing_photo_and_leaves_nothing_half_written(tmp_path:
     last = metadata.load_records(tmp_path / "dataset")[-1].image_id
     metadata.photo_path(tmp_path / "dataset", last).unlink()
     with pytest.raises(FlairError, match=rf"{last}\.jpg: missing"):
-        synthetic_archives.pack(tmp_path / "dataset", tmp_path / "mirror", 1)
+        archives.pack(tmp_path / "dataset", tmp_path / "mirror", 1)
     assert not list((tmp_path / "mirror" / "images").rglob("*.*"))
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from flair.curation.manifest import Testset, manifest_path, read_testset, write_testset
 from flair.errors import FlairError
-from flair.testset import Testset, manifest_path, read_testset, write_testset
 
 SET = Testset(
     "flair-b-0",
@@ -37,7 +37,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_of_many_writers_one_wins_and_no_other_file_stays(tmp_path: Path) -> None:
     program = (
-        "import sys; from flair.testset import *; "
+        "import sys; from flair.curation.manifest import *; "
         "write_testset(Testset('flair-b-0', 'test', tuple(map(str, range(20000))), seed=int(sys.argv[2])), sys.argv[1])"
     )
     writers = [

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from flair import text_file
-from flair.download_state import WORK_DIR, DownloadState
+from flair.curation.exclusion import read_exclusion
+from flair.curation.manifest import Testset, read_testset
+from flair.curation.manifest import to_json as manifest_of
+from flair.curation.reviews import NO_REVIEWS, read_reviews
+from flair.curation.reviews import to_json as reviews_to_json
+from flair.curation.scores import read_scores
+from flair.dataset.metadata import Record, load_records, load_taxonomy, record_to_json
+from flair.download.state import WORK_DIR, DownloadState
+from flair.download.transfer import arrived_bytes
 from flair.errors import FlairError
-from flair.exclusion import read_exclusion
-from flair.label_scores import read_scores
-from flair.metadata import Record, load_records, load_taxonomy, record_to_json
-from flair.review_groups import read_neighbors
-from flair.reviews import NO_REVIEWS, read_reviews
-from flair.reviews import to_json as reviews_to_json
-from flair.testset import Testset, read_testset
-from flair.testset import to_json as manifest_of
-from flair.transfer import arrived_bytes
+from flair.files import text_file
+from flair.reviewing.groups import read_neighbors
 
 METADATA = json.dumps([record_to_json(Record("1@N00", "10", ("animal",), ("dog",), "train"))])
 TESTSET = manifest_of(Testset("mine", "test", ("10", "11")))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmark.tf_config import Place, place
+from benchmark.run.tf_config import Place, place
 from flair.errors import FlairError
 
 

@@ -12,15 +12,15 @@ import tensorflow_datasets as tfds
 import tensorflow_federated as tff
 
 import prepare_tfrecords
-from benchmark.client_data import BatchPlan, UserClients
+from benchmark.data.clients import BatchPlan, UserClients
+from benchmark.data.opening import make_task
+from benchmark.data.records import TFRecords
+from benchmark.data.tfds import TFDSRecords
+from benchmark.data.tff_clients import FlairClientData
 from benchmark.flair_tfds import Flair
-from benchmark.opening import make_task
-from benchmark.records import TFRecords
-from benchmark.tfds_clients import FlairClientData
-from benchmark.tfds_records import TFDSRecords
-from flair import example, tfrecord_reader
 from flair.errors import FlairError
-from flair.tfrecord_writer import write_tfrecords
+from flair.records.tfrecord import example, reader
+from flair.records.tfrecord.writer import write_tfrecords
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_what_tff_does_with_client_data_works(found):
 
 @pytest.mark.slow
 def test_its_computation_runs_in_tff(found):
-    from benchmark.runtime_tff import guard_worker, stop_workers
+    from benchmark.rounds.tff import guard_worker, stop_workers
 
     guard_worker()
     data = FlairClientData(found, "val")
@@ -99,9 +99,9 @@ def test_its_computation_runs_in_tff(found):
 
 @pytest.mark.slow
 def test_training_on_it_gives_the_round_of_tfrecords(found, records):
-    from benchmark.federated_config import FederatedConfig
-    from benchmark.flair_model import build_model
-    from benchmark.runtime_inprocess import InProcessRuntime
+    from benchmark.model.networks import build_model
+    from benchmark.rounds.config import FederatedConfig
+    from benchmark.rounds.inprocess import InProcessRuntime
 
     task = make_task(records, False, None)
     plan = BatchPlan(task, (32, 32), batch_size=8, epochs=1, max_elements=16)
@@ -137,7 +137,7 @@ def test_tffs_own_loader_reads_records_with_its_feature_names(for_tff, records):
 
 
 def test_records_with_tffs_feature_names_are_the_same_photos(for_tff, records):
-    found = tfrecord_reader.TFRecords(for_tff)
+    found = reader.TFRecords(for_tff)
     for user, span in found.users("train").items():
         assert found.read_user(span) == [example.decode(payload) for payload in records.read_user("train", user)]
     assert TFRecords(for_tff).labels == records.labels

@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("tensorflow_datasets", reason="the extra 'tfds' is not installed")
 
-from flair.synthetic_dataset import make_dataset
+from flair.miniature.dataset import make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")

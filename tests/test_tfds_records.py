@@ -13,13 +13,13 @@ pytest.importorskip("tensorflow_datasets", reason="the extra 'tfds' is not insta
 
 import tensorflow_datasets as tfds
 
-from benchmark.client_data import IidClients, UserClients
-from benchmark.client_source import ClientSource
+from benchmark.data.clients import IidClients, UserClients
+from benchmark.data.opening import make_task, open_records
+from benchmark.data.records import TFRecords
+from benchmark.data.source import ClientSource
+from benchmark.data.tfds import TFDSRecords
 from benchmark.flair_tfds import Flair
-from benchmark.opening import make_task, open_records
-from benchmark.records import TFRecords
-from benchmark.tfds_records import TFDSRecords
-from flair.catalog import PARTITIONS
+from flair.dataset.catalog import PARTITIONS
 from flair.errors import FlairError
 
 

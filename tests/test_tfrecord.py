@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flair import checked_json, tfrecord
 from flair.errors import FlairError
-from flair.example import Example, MalformedExample, decode, encode
-from flair.tfrecord_layout import parse_user_index
-from flair.tfrecord_reader import TFRecords
-from flair.tfrecord_writer import write_tfrecords
+from flair.files import checked_json
+from flair.records.tfrecord import frames
+from flair.records.tfrecord.example import Example, MalformedExample, decode, encode
+from flair.records.tfrecord.layout import parse_user_index
+from flair.records.tfrecord.reader import TFRecords
+from flair.records.tfrecord.writer import write_tfrecords
 
 tf = pytest.importorskip("tensorflow")
 
@@ -203,9 +204,9 @@ def test_frames_are_those_of_tensorflow(tmp_path_factory: pytest.TempPathFactory
     with tf.io.TFRecordWriter(str(folder / "theirs")) as writer:
         for payload in payloads:
             writer.write(payload)
-    (folder / "ours").write_bytes(b"".join(map(tfrecord.frame, payloads)))
+    (folder / "ours").write_bytes(b"".join(map(frames.frame, payloads)))
     assert (folder / "ours").read_bytes() == (folder / "theirs").read_bytes()
-    assert list(tfrecord.read_payloads(folder / "theirs")) == payloads
+    assert list(frames.read_payloads(folder / "theirs")) == payloads
 
 
 @pytest.fixture(scope="module")
@@ -256,9 +257,9 @@ def test_a_shard_cut_anywhere_is_noticed(tiny_records: Path, cut: int) -> None:
 
 def test_a_length_that_was_forged_does_not_exhaust_memory(tmp_path: Path) -> None:
     length = struct.pack("<Q", 1 << 60)
-    (tmp_path / "forged").write_bytes(length + struct.pack("<I", tfrecord.masked_crc32c(length)) + b"x" * 100)
-    with pytest.raises(tfrecord.DamagedRecord, match="longer than its file"):
-        list(tfrecord.read_payloads(tmp_path / "forged"))
+    (tmp_path / "forged").write_bytes(length + struct.pack("<I", frames.masked_crc32c(length)) + b"x" * 100)
+    with pytest.raises(frames.DamagedRecord, match="longer than its file"):
+        list(frames.read_payloads(tmp_path / "forged"))
 
 
 @pytest.mark.parametrize(

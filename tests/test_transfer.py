@@ -23,10 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import download_dataset
-from flair import transfer
-from flair.client import Client, NotThere, Patience, TransferError, retry_after
+from flair.download import transfer
+from flair.download.client import Client, NotThere, Patience, TransferError, retry_after
 from flair.errors import FlairError
-from flair.threads import Stopped
+from flair.parallel.threads import Stopped
 from tests import fault_server
 from tests.fault_server import Fault, FaultServer
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.spatial.distance import jensenshannon
 
-from flair import user_divergence
-from flair.annotations import Annotations, encode
-from flair.label_statistics import labels_of_users
-from flair.metadata import load_records
-from flair.synthetic_dataset import make_dataset
-from flair.user_divergence import by_size, divergences, measure, shuffle_photos
+from flair.dataset.annotations import Annotations, encode
+from flair.dataset.metadata import load_records
+from flair.miniature.dataset import make_dataset
+from flair.statistics import divergence
+from flair.statistics.divergence import by_size, divergences, measure, shuffle_photos
+from flair.statistics.labels import labels_of_users
 
 
 @given(arrays.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.integers(0, 40)))
@@ -92,5 +92,5 @@ def test_groups_hold_every_user_once(miniature: Path) -> None:
 def test_the_population_is_all_users_together() -> None:
     """So that the mean of the users, weighted by their labels, has no divergence left to explain."""
     counts = np.array([[3, 1, 0], [0, 2, 5]])
-    together = user_divergence.divergences(np.vstack([counts, counts.sum(axis=0)]))
+    together = divergence.divergences(np.vstack([counts, counts.sum(axis=0)]))
     assert together[-1] == pytest.approx(0)

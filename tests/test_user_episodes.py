@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmark.user_episodes import CHRONOLOGICAL, DUPLICATE_AWARE, RANDOM, SPLITS, UserEpisodes, UserPhotos
+from benchmark.personalization.users import (
+    CHRONOLOGICAL,
+    DUPLICATE_AWARE,
+    RANDOM,
+    SPLITS,
+    UserEpisodes,
+    UserPhotos,
+)
 from flair.errors import FlairError
 
 

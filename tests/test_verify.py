@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flair import catalog
-from flair.hdf5_writer import write_hdf5
-from flair.metadata import Record
-from flair.tfrecord_writer import write_tfrecords
+from flair.checks.metadata import check_published_numbers
+from flair.dataset import catalog
+from flair.dataset.metadata import Record
+from flair.records.hdf5.writer import write_hdf5
+from flair.records.tfrecord.writer import write_tfrecords
 from flair.verify import main
-from flair.verify_metadata import check_published_numbers
 
 LINK = {"copy_function": lambda source, target: Path(target).hardlink_to(source)}
 
@@ -243,7 +243,7 @@ def test_a_part_that_breaks_off_is_a_finding_and_the_others_are_checked(
         raise OSError(errno.EIO, os.strerror(errno.EIO), "disk")
 
     write_tfrecords(miniature, tmp_path / "records", num_workers=1)
-    monkeypatch.setattr("flair.verify_photos.check_photos", broken)
+    monkeypatch.setattr("flair.checks.photos.check_photos", broken)
     _code, failed, output = verify(capsys, f"--dataset_dir={miniature}", f"--tfrecords_dir={tmp_path / 'records'}")
     assert failed == {"photos: checked to the end": 1}
     assert "OK    TFRecords: records pass their checksums" in output

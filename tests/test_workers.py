@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flair.errors import FlairError
-from flair.workers import TASKS_PER_WORKER, map_in_order
+from flair.parallel.processes import TASKS_PER_WORKER, map_in_order
 
 
 def multiply(factor: int, task: int) -> int:

@@ -1,0 +1,148 @@
+"""The runtime on Ray: each worker trains its share of the cohort, the server merges what they accumulated.
+
+Which worker trains which client follows from the clients' numbers of photos alone, and shares are merged in the
+workers' order, so a run is repeatable for a given number of workers, and equal to the in-process runtime up to the
+order in which updates are added up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from benchmark.cluster.assignment import assign, client_cost
+from benchmark.cluster.pool import WorkerPool
+from benchmark.cluster.worker import Job
+from benchmark.data.clients import BatchPlan
+from benchmark.data.source import Clients, ClientSource
+from benchmark.privacy.noise_key import NoiseKey
+from benchmark.rounds.config import FederatedConfig
+from benchmark.rounds.round_server import RoundServer
+from benchmark.rounds.runtime import RoundResult
+from benchmark.rounds.share_training import RoundStart, ShareResult
+
+
+class RoundTiming(NamedTuple):
+    """How a round's time was spent.
+
+    Attributes:
+      planned_imbalance: longest share over the mean, minus 1, in expected work.
+      worker_seconds: training time of each share.
+      seconds: of the whole round.
+      client_photos, client_seconds: photos shown to every client and the time they took, share after share.
+    """
+
+    planned_imbalance: float
+    worker_seconds: tuple[float, ...]
+    seconds: float
+    client_photos: np.ndarray
+    client_seconds: np.ndarray
+
+    @property
+    def imbalance(self) -> float:
+        """Longest share over the mean, minus 1, in seconds."""
+        return max(self.worker_seconds) / float(np.mean(self.worker_seconds)) - 1 if self.worker_seconds else 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Seconds beyond the slowest worker's training."""
+        return self.seconds - max(self.worker_seconds, default=0.0)
+
+
+class RayRuntime:
+    """Runs rounds on a pool of workers.
+
+    Args:
+      model: its weights are where training starts; `model_arguments` are those of `networks.build_model` for it.
+      config: algorithm, optimizers and aggregator.
+      data: the training clients, as `source` opens them on the workers' machines.
+      plan: how a client goes through its photos.
+      seed, noise_key: as of `InProcessRuntime`; the key stays in this process.
+      pool: the workers, which end with the runtime.
+      eval_batch_size: photos a batch when workers score.
+
+    Attributes:
+      pool: the workers.
+      server: the global state.
+      timing: of the last round.
+    """
+
+    timing: RoundTiming
+
+    def __init__(
+        self,
+        model: tf.keras.Model,
+        model_arguments: tuple,
+        config: FederatedConfig,
+        data: Clients,
+        source: ClientSource,
+        plan: BatchPlan,
+        seed: int,
+        noise_key: NoiseKey | None,
+        pool: WorkerPool,
+        eval_batch_size: int = 512,
+    ) -> None:
+        self.pool = pool
+        self._plan, self._data = plan, data
+        self.server = RoundServer(model, config, plan.task.is_binary, seed, noise_key)
+        spec = self.server.spec
+        graphs = (spec.work, spec.zero, spec.accumulate, self.server.step_spec)
+        pool.give(
+            Job(model_arguments, source, plan, config.client, seed, *graphs, eval_batch_size, str(tf.__version__))
+        )
+
+    def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
+        """Trains the cohort from the current global weights and updates them."""
+        started = time.perf_counter()
+        plan = self._plan
+        sizes = [(self._data.num_photos(client_id), plan.epochs, plan.max_elements) for client_id in cohort]
+        costs = [client_cost(*size) for size in sizes]
+        assignment = assign(costs, self.pool.num_workers)
+        start = self.pool.put(_as_arrays(self.server.start(round_number)))
+        shares = [share for share in assignment.shares if share]
+        tasks = [(start, [cohort[position] for position in share]) for share in shares]
+        client_seconds: list[np.ndarray] = []
+
+        def noted(result: ShareResult) -> ShareResult:
+            client_seconds.append(result.client_seconds)
+            return result
+
+        result = self.server.finish(round_number, map(noted, self.pool.run_in_order("train", tasks)))
+        self.timing = RoundTiming(
+            assignment.imbalance,
+            tuple(float(seconds.sum()) for seconds in client_seconds),
+            time.perf_counter() - started,
+            np.array([client_cost(*sizes[position], overhead=0) for share in shares for position in share]),
+            np.concatenate([*client_seconds, np.zeros(0)]),
+        )
+        place = {client_id: position for position, client_id in enumerate(cohort)}
+        return replace(result, refused_clients=tuple(sorted(result.refused_clients, key=place.__getitem__)))
+
+    def weights(self) -> list[np.ndarray]:
+        """The global weights, trainable ones first."""
+        return self.server.weights()
+
+    def state(self) -> list[np.ndarray]:
+        """The server's flat state, as of `InProcessRuntime`."""
+        return self.server.state()
+
+    def restore(self, state: Sequence[np.ndarray]) -> None:
+        """Continues from a saved `state()`."""
+        self.server.restore(state)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self.pool.close()
+
+
+def _as_arrays(start: RoundStart) -> RoundStart:
+    return start._replace(
+        weights=[tensor.numpy() for tensor in start.weights],
+        broadcast=[tensor.numpy() for tensor in start.broadcast],
+        base_optimizer_state=[tensor.numpy() for tensor in start.base_optimizer_state],
+    )

@@ -1,0 +1,262 @@
+"""Whose photos a client holds, and the batches it trains on in a round: the same for every runtime.
+
+Order and augmentation of a client's photos are functions of (seed, round, client) in TensorFlow's stateless random
+operations, so that a graph (TFF's runtime) and Python (ours) make the same batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from benchmark.data.augmentation import decode_training_batch
+from benchmark.data.records import Records, Task
+from benchmark.run.seeds import derive_generator, derive_seed
+from flair.errors import FlairError
+from flair.records.tfrecord import example
+
+_Item = TypeVar("_Item")
+_READ_AHEAD = 3  # decoded batches waiting for the model
+
+
+class ClientData(Protocol):
+    """Clients and their serialized examples."""
+
+    @property
+    def client_ids(self) -> Sequence[str]:
+        """Ids of the clients."""
+        ...
+
+    def read(self, client_id: str) -> list[bytes]:
+        """The client's serialized examples, in a fixed order."""
+        ...
+
+
+class UserClients:
+    """Every user of a partition is a client: FLAIR's own, non-IID split."""
+
+    def __init__(self, records: Records, partition: str) -> None:
+        self._records, self._partition = records, partition
+        self._counts: dict[str, int] = {}
+        self.client_ids: Sequence[str] = records.users(partition)
+
+    def read(self, client_id: str) -> list[bytes]:
+        """The user's serialized examples, in file order."""
+        return self._records.read_user(self._partition, client_id)
+
+    def num_photos(self, client_id: str) -> int:
+        """How many examples the user has, found without reading them and remembered."""
+        if client_id not in self._counts:
+            self._counts[client_id] = self._records.num_photos_of(self._partition, client_id)
+        return self._counts[client_id]
+
+
+class IidClients:
+    """Artificial clients whose photos are drawn across the whole partition: the IID control.
+
+    The partition's photos are shuffled once and dealt out, so that every photo has one owner. Client sizes are the real
+    users' sizes, or `photos_per_client` for all (pfl-research's `flair_iid` has 50).
+    """
+
+    def __init__(self, records: Records, partition: str, seed: int, photos_per_client: int | None = None) -> None:
+        self._records, self._partition = records, partition
+        index = records.photo_index(partition)
+        order = derive_generator(seed, "iid", partition).permutation(len(index.offset))
+        sizes = (
+            np.bincount(index.user)
+            if photos_per_client is None
+            else np.full(-(-len(order) // photos_per_client), photos_per_client)
+        )
+        rows = np.split(order, np.cumsum(sizes)[:-1])
+        width = len(str(len(rows)))
+        self._rows = {f"iid{number:0{width}d}": chunk for number, chunk in enumerate(rows)}
+        self.client_ids: Sequence[str] = list(self._rows)
+
+    def read(self, client_id: str) -> list[bytes]:
+        """The artificial client's serialized examples."""
+        return self._records.read_photos(self._partition, self._rows[client_id])
+
+    def num_photos(self, client_id: str) -> int:
+        """How many examples the artificial client has."""
+        return len(self._rows[client_id])
+
+
+def content_digest(data: ClientData) -> str:
+    """SHA-256 of every client's id and photos, in order: unlike `Records.digest`, it reads all of them."""
+    sha = hashlib.sha256()
+    for client_id in data.client_ids:
+        sha.update(repr(client_id).encode())
+        for serialized in data.read(client_id):
+            sha.update(hashlib.sha256(serialized).digest())
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a client goes through its photos in a round.
+
+    Attributes:
+      task: labels to predict.
+      image_size: (height, width) of the model's input.
+      batch_size: photos a step; the last batch of the round may be smaller.
+      epochs: passes over the photos, each in a fresh order; batches run across their borders, as published.
+      max_elements: photos used a pass; of a larger client a fresh random subset each pass.
+    """
+
+    task: Task
+    image_size: tuple[int, int]
+    batch_size: int
+    epochs: int
+    max_elements: int
+
+
+class ClientBatch(NamedTuple):
+    """One step's photos: pixels uint8 [b, h, w, 3], labels float32 [b, outputs]; `is_last` ends a pass of a client."""
+
+    pixels: tf.Tensor
+    labels: tf.Tensor
+    is_last: bool
+
+
+def client_seed(seed: int, round_number: int, client_id: str) -> np.ndarray:
+    """int64[2] seed of a client's order and augmentation in one round."""
+    return derive_seed(seed, "client", round_number, client_id)
+
+
+def training_order(num_examples: tf.Tensor, seed: tf.Tensor, plan: BatchPlan) -> tuple[tf.Tensor, tf.Tensor]:
+    """The round's photos of a client, and a seed for augmenting each.
+
+    Args:
+      num_examples: int scalar, the client's photos.
+      seed: int64 [2].
+      plan: `epochs` and `max_elements` are used.
+
+    Returns:
+      Positions int32 [steps * batch] and seeds int64 [same, 2], one a photo shown.
+    """
+    draws = tf.random.stateless_uniform([plan.epochs, num_examples], seed)
+    order = tf.reshape(tf.argsort(draws, axis=1)[:, : plan.max_elements], [-1])
+    shown = tf.range(1, tf.size(order, tf.int64) + 1)
+    return order, tf.stack([seed[0] + shown, tf.repeat(seed[1], tf.size(shown))], axis=1)
+
+
+def client_dataset(serialized: tf.Tensor, seed: tf.Tensor, plan: BatchPlan) -> tf.data.Dataset:
+    """A client's batches as a `tf.data.Dataset` made of TensorFlow operations only, for TFF's own runtime.
+
+    Args:
+      serialized: string [photos].
+      seed: int64 [2], from `client_seed`.
+    """
+    order, seeds = training_order(tf.size(serialized), seed, plan)
+    examples = tf.data.Dataset.from_tensor_slices((tf.gather(serialized, order), seeds)).batch(plan.batch_size)
+    return examples.map(
+        lambda photos, photo_seeds: decode_training_batch(photos, photo_seeds, plan.task, plan.image_size)
+    )
+
+
+def client_batches(
+    data: ClientData, cohort: Iterable[str], *, plan: BatchPlan, seed: int, round_number: int, passes: int = 1
+) -> Iterator[ClientBatch]:
+    """All batches of a round, client after client; photos are read and decoded ahead in a thread.
+
+    `passes` repeats each client's batches (MimeLite computes a full gradient first).
+    """
+    decode = decoder(plan)
+
+    def produce() -> Iterator[ClientBatch]:
+        for client_id in cohort:
+            examples = data.read(client_id)
+            if not examples:
+                raise FlairError(f"client {client_id}: has no photo; prepare the records again")
+            serialized = tf.constant(examples, tf.string)
+            order, seeds = training_order(tf.size(serialized), client_seed(seed, round_number, client_id), plan)
+            shown = tf.gather(serialized, order)
+            total = int(order.shape[0])
+            for _ in range(passes):
+                for start in range(0, total, plan.batch_size):
+                    stop = min(start + plan.batch_size, total)
+                    try:
+                        pixels, labels = decode(shown[start:stop], seeds[start:stop])
+                    except tf.errors.InvalidArgumentError as error:
+                        raise _bad_photo(client_id, examples, plan) or error from None
+                    yield ClientBatch(pixels, labels, stop == total)
+
+    return prefetched(produce(), _READ_AHEAD)
+
+
+def prefetched(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
+    """The same items, computed up to `depth` ahead in a thread that ends when the consumer stops or fails."""
+    ahead: queue.Queue[tuple[bool, object]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[bool, object]) -> bool:
+        while not stopped.is_set():
+            try:
+                ahead.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:  # noqa: BLE001, the consumer raises it
+            put((False, error))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, value = ahead.get()
+            if more:
+                yield value  # type: ignore[misc]
+            elif value is None:
+                return
+            else:
+                raise value  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _bad_photo(client_id: str, examples: Sequence[bytes], plan: BatchPlan) -> FlairError | None:
+    """Which photo of a client TensorFlow could not decode, in one line; None if each can be by itself."""
+    for number, serialized in enumerate(examples):
+        try:
+            decoder(plan)(tf.constant([serialized]), tf.zeros([1, 2], tf.int64))
+        except tf.errors.InvalidArgumentError:
+            try:
+                image_id = example.decode(serialized).image_id
+            except FlairError:
+                image_id = None
+            name = f"image {image_id}" if image_id else f"record {number}"
+            return FlairError(
+                f"client {client_id}: {name} cannot be decoded or has a label outside the label file; "
+                "check the records with flair.verify and prepare them again"
+            )
+    return None
+
+
+def decoder(plan: BatchPlan) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """(serialized string [b], seeds int64 [b, 2]) -> (pixels, labels), compiled once a plan."""
+    if plan not in _decoders:
+        signature = [tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64)]
+        _decoders[plan] = tf.function(
+            lambda photos, seeds: decode_training_batch(photos, seeds, plan.task, plan.image_size),
+            input_signature=signature,
+        )
+    return _decoders[plan]
+
+
+_decoders: dict[BatchPlan, Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]] = {}

@@ -1,0 +1,238 @@
+"""Input pipelines: shuffled training batches and evaluation batches in a fixed order.
+
+Training draws a fresh permutation of *all* photos of the partition each epoch, so batches are not correlated by user
+and nothing is dropped; only positions are permuted, so no buffer of photos exists. Everything random comes from
+(seed, epoch, photo), so an epoch can be resumed at any step and split over machines without changing a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from benchmark.data import augmentation
+from benchmark.data.augmentation import decode_training_batch
+from benchmark.data.records import PhotoIndex, Records, Task
+from benchmark.run.seeds import derive_generator, derive_seed
+from flair.errors import FlairError
+from flair.records.tfrecord import example
+
+__all__ = [
+    "EvaluationData",
+    "PhotoIndex",
+    "Records",
+    "Task",
+    "TrainingData",
+    "decode_training_batch",
+    "evaluation_dataset",
+]
+_READ_AHEAD = 64  # photos read from disk at once
+_BATCHES_AHEAD = 2  # decoded; a batch of 512 has 77 MB
+
+
+class TrainingData:
+    """Shuffled, augmented batches of one partition; one TensorFlow graph serves all epochs.
+
+    Args:
+      records, partition, task, image_size: what to read and how to decode it.
+      batch_size: photos a step of the whole job; only the last batch of an epoch may be smaller.
+      seed: of the order and the augmentation.
+      replicas: numbers of this process's replicas out of `num_replicas` that share each batch; the photos of one
+        step come as one batch a replica, in this order. An uneven last batch is filled up with black photos whose
+        labels are all -1, because convolutions of oneDNN refuse an empty batch.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        partition: str,
+        task: Task,
+        batch_size: int,
+        image_size: tuple[int, int],
+        seed: int,
+        replicas: Sequence[int] = (0,),
+        num_replicas: int = 1,
+    ) -> None:
+        if batch_size % num_replicas:
+            raise FlairError(f"--train_batch_size={batch_size}: must be a multiple of the {num_replicas} devices")
+        self.num_photos = len(records.photo_index(partition).offset)
+        self.steps_per_epoch = -(-self.num_photos // batch_size)
+        self._batch_size, self._seed = batch_size, seed
+        self._replicas, self._num_replicas = replicas, num_replicas
+        self._reader = _Reader(records, partition)
+
+        def decode(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            photo, labels = augmentation.parse(serialized, task)
+            return augmentation.decode_training(photo, seeds, image_size, image_format=task.image_format), labels
+
+        def decode_or_fill(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            filler = (tf.zeros((*image_size, 3), tf.uint8), tf.fill([task.num_outputs], -1.0))
+            return tf.cond(tf.strings.length(serialized) > 0, lambda: decode(serialized, seeds), lambda: filler)
+
+        photos = self._reader.dataset()
+        if num_replicas == 1:
+            photos = photos.map(decode, tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
+        else:
+            photos = photos.map(decode_or_fill, tf.data.AUTOTUNE, deterministic=True).batch(batch_size // num_replicas)
+        self.dataset = photos.prefetch(_BATCHES_AHEAD)
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """Batches (photos uint8 [b, h, w, 3], labels float32 [b, num_outputs]) of one epoch, from `start_step` on."""
+        self.select(epoch, start_step)
+        return self._reader.guard(self.dataset)
+
+    def select(self, epoch: int, start_step: int = 0) -> None:
+        """Makes the next iteration over `dataset` this epoch, from `start_step` on."""
+        order = derive_generator(self._seed, "order", epoch).permutation(self.num_photos)
+        steps = range(start_step, self.steps_per_epoch)
+        batches = [order[step * self._batch_size : (step + 1) * self._batch_size] for step in steps]
+        size = self._batch_size // self._num_replicas
+        parts = [_filled(batch[r :: self._num_replicas], size) for batch in batches for r in self._replicas]
+        if self._num_replicas == 1:
+            parts = batches
+        self._reader.rows = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        self._reader.stream = int(derive_seed(self._seed, "augmentation", epoch)[0])
+
+
+def evaluation_dataset(
+    records: Records,
+    partition: str,
+    task: Task,
+    image_size: tuple[int, int],
+    batch_size: int,
+    users: Sequence[str] | None = None,
+    replica: int = 0,
+    num_replicas: int = 1,
+) -> EvaluationData:
+    """Whole photos of a partition in index order, scaled to the input size; iterate it as often as wanted.
+
+    Args:
+      users: only these users' photos (None: all).
+      replica, num_replicas: only every `num_replicas`-th photo, from `replica` on.
+    """
+    rows = evaluation_rows(records, partition, users)[replica::num_replicas]
+    return EvaluationData(records, partition, task, image_size, batch_size, rows)
+
+
+class EvaluationData:
+    """Batches (photos float32 [b, height, width, 3], labels float32 [b, num_outputs]) in a fixed order.
+
+    Iterating gives the batches; `dataset` is the tf.data.Dataset behind it.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        partition: str,
+        task: Task,
+        image_size: tuple[int, int],
+        batch_size: int,
+        rows: np.ndarray,
+    ) -> None:
+        self._reader = _Reader(records, partition)
+        self.select(rows)
+
+        def decode(serialized: tf.Tensor, _seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            photo, labels = augmentation.parse(serialized, task)
+            return augmentation.decode_evaluation(photo, image_size, task.image_format), labels
+
+        photos = self._reader.dataset().map(decode, tf.data.AUTOTUNE, deterministic=True)
+        self.dataset = photos.batch(min(batch_size, _largest_batch())).prefetch(1)
+
+    def select(self, rows: np.ndarray) -> None:
+        """Makes the next iteration these rows of `records.photo_index(partition)`."""
+        self.rows = self._reader.rows = rows
+
+    @property
+    def num_photos(self) -> int:
+        """Photos in one pass."""
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        return self._reader.guard(self.dataset)
+
+
+def evaluation_rows(records: Records, partition: str, users: Sequence[str] | None = None) -> np.ndarray:
+    """Rows of `records.photo_index(partition)` in the order `evaluation_dataset` has them."""
+    index = records.photo_index(partition)
+    if users is None:
+        return np.arange(len(index.offset))
+    row_of = {user: row for row, user in enumerate(index.users)}
+    unknown = [user for user in users if user not in row_of]
+    if unknown:
+        raise FlairError(f"{records.root}: partition {partition!r} has no user {unknown[0]!r}")
+    return np.flatnonzero(np.isin(index.user, [row_of[user] for user in users]))
+
+
+class _Reader:
+    """Feeds serialized examples of chosen rows to a tf.data graph, and says which photo was to blame when it fails."""
+
+    def __init__(self, records: Records, partition: str) -> None:
+        self.records, self.partition = records, partition
+        self.rows = np.zeros(0, np.int64)
+        self.stream = 0
+        self._failure: Exception | None = None
+
+    def dataset(self) -> tf.data.Dataset:
+        """(serialized example, its seed int64 [2]) of each row, an empty string for row -1."""
+        signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64))
+        return tf.data.Dataset.from_generator(self._read, output_signature=signature).prefetch(4).unbatch()
+
+    def guard(self, dataset: tf.data.Dataset) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """Iterates, turning TensorFlow's error about a bad photo into one line that names it."""
+        consumed = 0
+        try:
+            for batch in dataset:
+                yield batch
+                consumed += int(batch[1].shape[0])
+        except tf.errors.OpError as error:
+            raise self._failure or self._blame(consumed) or error from None
+
+    def _read(self) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        rows, stream = self.rows, self.stream
+        try:
+            for start in range(0, len(rows), _READ_AHEAD):
+                chunk = rows[start : start + _READ_AHEAD]
+                wanted = iter(self.records.read_photos(self.partition, chunk[chunk >= 0]))
+                serialized = [next(wanted) if row >= 0 else b"" for row in chunk]
+                yield serialized, np.stack([np.full(len(chunk), stream), chunk], axis=1)
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def _blame(self, consumed: int) -> FlairError | None:
+        index = self.records.photo_index(self.partition)
+        for row in self.rows[consumed:]:
+            if row < 0:
+                continue
+            place = f"{index.paths[index.path[row]]}: a photo of user {index.users[index.user[row]]}"
+            serialized = self.records.read_photos(self.partition, [row])[0]
+            try:
+                photo = example.decode(serialized)
+            except FlairError as error:
+                return FlairError(f"{place}: {error}; prepare the records again")
+            try:
+                augmentation.decode(photo.image, self.records.image_format)
+            except tf.errors.OpError:
+                return FlairError(f"{place} (image {photo.image_id}) is no photo that can be decoded; prepare it again")
+            for columns, known in (
+                (photo.labels, self.records.labels),
+                (photo.fine_grained_labels, self.records.fine_grained_labels),
+            ):
+                if any(not 0 <= column < len(known) for column in columns):
+                    return FlairError(
+                        f"{place} (image {photo.image_id}) has a label column outside 0 to {len(known) - 1}; "
+                        "the records do not belong to this label file"
+                    )
+        return None
+
+
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([rows, np.full(size - len(rows), -1, rows.dtype)])
+
+
+def _largest_batch() -> int:
+    # A forward pass of 64 photos already fills a CPU; 512 of them would only fill its memory.
+    return 1 << 30 if tf.config.list_physical_devices("GPU") else 64

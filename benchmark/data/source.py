@@ -1,0 +1,54 @@
+"""Where the clients' photos are, as plain data with which another process, maybe on another machine, opens them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from benchmark.data.clients import ClientData, IidClients, UserClients
+from benchmark.data.opening import open_records
+from benchmark.data.records import Records
+from flair.errors import FlairError
+
+
+class Clients(ClientData, Protocol):
+    """Clients of whom it is known how many photos each has."""
+
+    def num_photos(self, client_id: str) -> int:
+        """How many examples the client has, found without reading them."""
+        ...
+
+
+class ClientSource(NamedTuple):
+    """Training clients of a place with records.
+
+    Attributes:
+      place: absolute path of what `open_records` opens, the same on every machine.
+      digest: `Records.digest()` of the data that is meant.
+      iid, seed, photos_per_client: whether clients are artificial, and how they are made.
+    """
+
+    place: str
+    digest: str
+    iid: bool = False
+    seed: int = 0
+    photos_per_client: int | None = None
+
+    def open(self) -> tuple[Records, Clients]:
+        """The records and their training clients.
+
+        Raises:
+          FlairError: there are none at this path, or other ones.
+        """
+        records = open_records(self.place)
+        if records.digest() != self.digest:
+            raise FlairError(
+                f"{self.place}: holds other data than on the machine that started the run; copy its files here"
+            )
+        return records, training_clients(records, self.iid, self.seed, self.photos_per_client)
+
+
+def training_clients(records: Records, iid: bool, seed: int, photos_per_client: int | None) -> Clients:
+    """The clients of the train partition: its users, or artificial ones with `iid`."""
+    if iid:
+        return IidClients(records, "train", seed, photos_per_client)
+    return UserClients(records, "train")

@@ -1,0 +1,5 @@
+"""Scores saved models on partitions and test sets, with intervals over users.
+
+What enters is models and records. What leaves is metrics per set, per label and per user, each with the interval that
+resampling users gives.
+"""

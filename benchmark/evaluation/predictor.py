@@ -1,0 +1,142 @@
+"""A saved model's predictions on a set of photos: made with TensorFlow, or taken over from an interrupted run."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmark.data.records import Records, Task
+from benchmark.evaluation.predictions import Predictions, PredictionWriter, compare, open_predictions
+from benchmark.evaluation.sets import EvaluationSet
+from benchmark.model import saved
+from benchmark.model.saved import SavedModel
+from flair.errors import FlairError
+from flair.files import atomic, regular_file
+from flair.files.digest import file_sha256
+from flair.parallel.stopping import Terminated
+from flair.terminal.progress import Progress
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+UNFINISHED_FILE, IDS_FILE, LABELS_FILE = "unfinished.json", "ids.csv", "labels.npy"
+_EVALUATION = re.compile(rb"([0-9]+-[0-9]+)\n")
+
+
+class Predictor:
+    """Makes the predictions of one evaluation.
+
+    Until `finish`, the folder says that an evaluation is under way. A later process finds that, and takes over what the
+    interrupted one has predicted; after `finish` a rerun predicts anew and compares.
+
+    Args:
+      folder: of the evaluation.
+      reuse: take over whatever fits, also of finished evaluations.
+    """
+
+    def __init__(self, folder: Path, records: Records, task: Task, batch_size: int, reuse: bool) -> None:
+        self._folder, self._records, self._task = folder, records, task
+        self._batch_size, self._reuse = batch_size, reuse
+        self._digests: dict[Path, str] = {}
+        self._records_digest = records.digest()
+        self._loaded: tuple[tuple[Path, tuple[int, int]], tf.keras.Model] | None = None
+        marker = folder / UNFINISHED_FILE
+        self._evaluation = _read_marker(marker)
+        if self._evaluation:
+            print(f"{folder}: continuing the evaluation that was interrupted", flush=True)
+        else:
+            self._evaluation = f"{time.time_ns()}-{os.getpid()}"
+            atomic.write_text(marker, self._evaluation + "\n")
+
+    def predict(
+        self, model: SavedModel, image_size: tuple[int, int], photos: EvaluationSet, place: Path
+    ) -> tuple[Predictions, str]:
+        """The predictions, and one line on how they compare with the last ones in `place`."""
+        self._write_set(photos, self._folder / photos.name)
+        facts = {
+            "model": self.digest_of(model),
+            "image_size": list(image_size),
+            "records": self._records_digest,
+            "photos": photos.digest,
+        }
+        old = open_predictions(place)
+        if old is not None and {key: old.facts.get(key) for key in facts} == facts:
+            if old.facts.get("evaluation") == self._evaluation:
+                return old, "made before the interruption"
+            if self._reuse:
+                return old, "old predictions are reused"
+        writer = PredictionWriter(
+            place, (len(photos.rows), self._task.num_outputs), facts | {"evaluation": self._evaluation}
+        )
+        self._fill(writer, model, image_size, photos)
+        new = writer.finish()
+        rerun = "first predictions" if old is None else compare(old, new)
+        if old is not None:
+            print(f"{photos.name}, {model.name}: {rerun}", flush=True)
+        return new, rerun
+
+    def digest_of(self, model: SavedModel) -> str:
+        """SHA-256 of the model's file."""
+        if model.path not in self._digests:
+            self._digests[model.path] = file_sha256(model.path)
+        return self._digests[model.path]
+
+    def finish(self) -> None:
+        """The evaluation is complete: the next one predicts anew."""
+        (self._folder / UNFINISHED_FILE).unlink(missing_ok=True)
+
+    def _fill(
+        self, writer: PredictionWriter, model: SavedModel, image_size: tuple[int, int], photos: EvaluationSet
+    ) -> None:
+        from benchmark.data.pipeline import EvaluationData
+        from benchmark.evaluation import passes
+
+        rows = photos.rows[writer.num_done :]
+        keras_model = self._load(model, image_size)
+        data = EvaluationData(self._records, photos.partition, self._task, image_size, self._batch_size, rows)
+        step = passes.predict_step(keras_model)
+        description = f"{model.name} on {photos.name}"
+        with Progress(len(photos.rows), description, "photo", done=writer.num_done) as progress:
+            try:
+                for batch in data:
+                    scores, losses = step([batch])[0]
+                    if not (np.isfinite(scores).all() and np.isfinite(losses).all()):
+                        raise FlairError(
+                            f"{model.path}: gives scores or losses that are no finite numbers, its training has "
+                            "diverged; leave it out of --models"
+                        )
+                    writer.add(scores.numpy(), losses.numpy())
+                    progress.add(len(losses))
+            except (KeyboardInterrupt, Terminated):
+                writer.save()
+                raise
+
+    def _load(self, model: SavedModel, image_size: tuple[int, int]) -> tf.keras.Model:
+        key = model.path, image_size
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = key, saved.load(model, image_size)
+        return self._loaded[1]
+
+    def _write_set(self, photos: EvaluationSet, folder: Path) -> None:
+        atomic.write_text(folder / IDS_FILE, photos.ids_text())
+        with atomic.replacing(folder / LABELS_FILE) as temporary, open(temporary, "wb") as file:
+            np.save(file, photos.labels, allow_pickle=False)
+
+
+def _read_marker(path: Path) -> str:
+    """The name of the evaluation that is under way, empty where there is none."""
+    try:
+        data = regular_file.read_bytes(path)
+    except FileNotFoundError:
+        return ""
+    match = _EVALUATION.fullmatch(data)
+    if match is None:
+        print(f"{path}: is damaged; the interrupted evaluation's predictions are made anew", file=sys.stderr)
+        return ""
+    return match[1].decode()

@@ -1,0 +1,220 @@
+"""The result of evaluating models on sets of photos, as plain JSON values; docs/evaluation.md describes them."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmark.data.records import Task
+from benchmark.evaluation import resampled
+from benchmark.evaluation.bootstrap import LEVEL, METHOD, UserBootstrap, clopper_pearson, interval
+from benchmark.evaluation.predictions import Predictions
+from benchmark.evaluation.resampled import Replicates, ScoredPhotos
+from benchmark.evaluation.sets import EvaluationSet
+from benchmark.metrics import histogram
+from benchmark.metrics.spread import distribution
+from flair.files import atomic, checked_json
+from flair.terminal.progress import Progress
+
+FORMAT_VERSION = 1
+PER_LABEL_FILE, PER_USER_FILE = "per_label.csv", "per_user.csv"
+Estimate = dict[str, float | None]
+
+
+class Scored:
+    """One model's predictions on one set, with the metrics of every resample of the set's users.
+
+    Args:
+      num_resamples, seed: of the bootstrap; sets of equally many users share resamples, whatever the model.
+    """
+
+    def __init__(
+        self, photos: EvaluationSet, predictions: Predictions, task: Task, num_resamples: int, seed: int
+    ) -> None:
+        self.set, self.task = photos, task
+        self._scores, self._losses = predictions.scores, predictions.losses
+        self._num_resamples, self._seed = num_resamples, seed
+        self.photos = self._number_users(photos.users)
+        self.metrics = resampled.metrics(self.photos, task.is_binary)
+
+    @functools.cached_property
+    def replicates(self) -> Replicates:
+        """The metrics of every resample."""
+        return self._replicate(self.photos)
+
+    def replicates_among(self, users: Sequence[str]) -> Replicates:
+        """The same with users redrawn from more than the set's own, to pair it with another set."""
+        return self._replicate(self._number_users(users))
+
+    def spread(self, name: str, values: Sequence[float]) -> dict[str, Any]:
+        """How a metric of single users is distributed over them, and the interval of its mean."""
+        found = distribution(values)
+        worst, best = ("highest", "lowest") if name == "loss" else ("lowest", "highest")
+        each = np.asarray(values, np.float64)
+        means = self._bootstrap(len(each)).mean(each, np.arange(len(each)))
+        return {
+            **{key: found[key] for key in ("mean", "p10", "p50", "p90")},
+            "worst_decile": found[f"{worst}_decile"],
+            "best_decile": found[f"{best}_decile"],
+            "mean_interval": _estimate(found["mean"], means, len(each)),
+            # For drawing: the curve of all users, whatever their number.
+            "percentiles": np.percentile(each, np.arange(101)).tolist(),
+        }
+
+    def _replicate(self, photos: ScoredPhotos) -> Replicates:
+        description = f"resampling the users of {self.set.name}"
+        with Progress(photos.scores.shape[1], description, "label") as progress:
+            bootstrap = self._bootstrap(photos.num_users)
+            return resampled.replicate(photos, bootstrap, self.task.is_binary, progress)
+
+    def _bootstrap(self, num_users: int) -> UserBootstrap:
+        return _resamples(num_users, self._num_resamples, self._seed)
+
+    def _number_users(self, users: Sequence[str]) -> ScoredPhotos:
+        numbers = self.set.user_numbers(users)
+        return ScoredPhotos(self._scores, self.set.labels, self._losses, numbers, len(users))
+
+
+@functools.lru_cache(maxsize=2)
+def _resamples(num_users: int, num_resamples: int, seed: int) -> UserBootstrap:
+    return UserBootstrap(num_users, num_resamples, seed)
+
+
+def result_of(scored: Scored, folder: Path) -> dict[str, Any]:
+    """Metrics, labels and users of one model on one set; the tables are written to `folder`, too."""
+    per_label, per_user = label_table(scored), user_table(scored)
+    _write_table(folder / PER_LABEL_FILE, per_label)
+    _write_table(folder / PER_USER_FILE, per_user)
+    replicates = scored.replicates.metrics
+    estimates = {
+        name: _estimate(value, replicates[name], scored.photos.num_users) for name, value in scored.metrics.items()
+    }
+    by_label = scored.set.labels.sum(axis=0, dtype=np.int64)
+    result = {
+        "partition": scored.set.name,
+        "photos": len(scored.set.rows),
+        "users": scored.photos.num_users,
+        "metrics": estimates,
+        "know_nothing": histogram.know_nothing_macro_precision(by_label, len(scored.set.rows)),
+        "per_label": per_label,
+        "per_user": {name: scored.spread(name, [row[name] for row in per_user]) for name in user_metrics(scored.task)},
+    }
+    if scored.task.is_binary:
+        right = round(scored.metrics["accuracy"] * len(scored.set.rows))
+        low, high = clopper_pearson(right, len(scored.set.rows))
+        result["clopper_pearson"] = {"right": right, "photos": len(scored.set.rows), "low": low, "high": high}
+    return result
+
+
+def difference(a: Scored, b: Scored) -> dict[str, Estimate]:
+    """Every metric of `a` less that of `b`, two models on one set, with the interval of the paired difference."""
+    return _difference(a.metrics, b.metrics, a.replicates.metrics, b.replicates.metrics, a.photos.num_users)
+
+
+def drop(base: Scored, other: Scored) -> dict[str, Estimate]:
+    """Every metric of a model on `base` less that on `other`; users of both sets are redrawn together."""
+    users = sorted({*base.set.users, *other.set.users})
+    of_base, of_other = (scored.replicates_among(users).metrics for scored in (base, other))
+    return _difference(base.metrics, other.metrics, of_base, of_other, len(users))
+
+
+def label_table(scored: Scored) -> list[dict[str, Any]]:
+    """One row a label: its photos, its users, its averaged precision with interval, its exact average precision.
+
+    A label with photos of fewer than two users has no interval.
+    """
+    counts = resampled.histogram(scored.photos)
+    precision = histogram.averaged_precision_by_label(counts)
+    feasible = scored.photos.is_exact_feasible
+    rows = []
+    for column, (scores, labels) in enumerate(scored.photos.columns()):
+        users = len(np.unique(scored.photos.users[labels > 0]))
+        samples = scored.replicates.averaged_precision[:, column]
+        found = interval(samples, scored.photos.num_users, float(precision[column])) if users > 1 else None
+        low, high = found or (None, None)
+        row = {
+            "label": scored.task.label_names[column],
+            "photos": int(labels.sum(dtype=np.int64)),
+            "users": users,
+            "averaged_precision": float(precision[column]),
+            "low": low,
+            "high": high,
+        }
+        if feasible:
+            row["exact_average_precision"] = float(
+                histogram.exact_average_precision(scores[:, None], labels[:, None])[0]
+            )
+        rows.append(row)
+    return rows
+
+
+def user_metrics(task: Task) -> tuple[str, str]:
+    """What is computed for each user by itself."""
+    return ("loss", "accuracy") if task.is_binary else ("loss", "micro_averaged_precision")
+
+
+def user_table(scored: Scored) -> list[dict[str, Any]]:
+    """One row a user: photos, mean loss, and accuracy or exact average precision over all of the user's decisions."""
+    photos = scored.photos
+    order = np.argsort(photos.users, kind="stable")
+    counts = np.bincount(photos.users, minlength=photos.num_users)
+    rows = []
+    name = user_metrics(scored.task)[1]
+    for user, own in zip(scored.set.users, np.split(order, np.cumsum(counts)[:-1]), strict=True):
+        scores, labels = np.asarray(photos.scores[own]), np.asarray(photos.labels[own])
+        if scored.task.is_binary:
+            value = float(np.mean((scores > 0.5) == (labels > 0)))
+        else:
+            value = float(histogram.exact_average_precision(scores.reshape(-1, 1), labels.reshape(-1, 1))[0])
+        loss = float(np.mean(photos.losses[own], dtype=np.float64))
+        rows.append({"user_id": user, "photos": len(own), "loss": loss, name: value})
+    return rows
+
+
+def interval_facts(num_resamples: int, seed: int) -> dict[str, Any]:
+    """How intervals were made."""
+    return {"level": LEVEL, "method": METHOD, "resamples": num_resamples, "seed": seed}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a result, with a checksum; numbers that are not finite become null."""
+    checked_json.write(path, _finite(value))
+
+
+def _difference(
+    a: Mapping[str, float],
+    b: Mapping[str, float],
+    of_a: Mapping[str, np.ndarray],
+    of_b: Mapping[str, np.ndarray],
+    num_users: int,
+) -> dict[str, Estimate]:
+    shared = [name for name in a if name in b]
+    return {name: _estimate(a[name] - b[name], of_a[name] - of_b[name], num_users) for name in shared}
+
+
+def _estimate(value: float, replicates: np.ndarray, num_users: int) -> Estimate:
+    low, high = interval(replicates, num_users, value) or (None, None)
+    return {"value": float(value), "low": low, "high": high}
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic.write_text(path, text.getvalue())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,141 @@
+"""What an evaluation prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from benchmark.evaluation.bootstrap import FEW_USERS, FEW_USERS_WARNING, RARE_LABEL_USERS, RARE_LABEL_WARNING
+
+if TYPE_CHECKING:
+    from benchmark.evaluation.sets import EvaluationSet
+
+LABELS_IN_FULL = 40
+_MAIN = ("macro_averaged_precision", "micro_averaged_precision", "averaged_precision", "accuracy", "loss")
+_NAME_WIDTH = 32
+_RARE_SHOWN = 5
+
+
+def set_facts(photos: EvaluationSet) -> dict[str, Any]:
+    """A set as the result file has it."""
+    return {
+        "name": photos.name,
+        "partition": photos.partition,
+        "photos": len(photos.rows),
+        "users": len(photos.users),
+        "excluded": photos.num_excluded,
+        "manifest": None if photos.manifest is None else str(photos.manifest),
+        "ids_sha256": photos.digest,
+    }
+
+
+def print_sets(sets: Sequence[EvaluationSet]) -> None:
+    """One line a set."""
+    for photos in sets:
+        facts = set_facts(photos)
+        manifest = f", the test set {photos.manifest} of {photos.partition}" if photos.manifest else ""
+        excluded = f"; {facts['excluded']:,} photos are excluded" if facts["excluded"] else ""
+        users = f"{facts['users']:,} {'user' if facts['users'] == 1 else 'users'}"
+        print(f"{photos.name}: {facts['photos']:,} photos of {users}{manifest}{excluded}", flush=True)
+
+
+def print_results(content: Mapping[str, Any]) -> None:
+    """Every metric of every model on every set, labels, users, comparisons, and a table at the end."""
+    for result in content["results"]:
+        _print_metrics(result)
+    for one in content["partitions"]:
+        _print_labels(one["name"], [result for result in content["results"] if result["partition"] == one["name"]])
+    for comparison in content["comparisons"]:
+        title = f"{comparison['a']} - {comparison['b']} on {comparison['partition']}, paired difference"
+        _print_estimates(title, comparison["metrics"])
+    _print_table(content)
+    for one in content["partitions"]:
+        _print_few_users(one, next(result for result in content["results"] if result["partition"] == one["name"]))
+    facts = content["interval"]
+    print(
+        f"[{100 * facts['level']:g}% intervals over users: {facts['resamples']:,} resamples, seed {facts['seed']}; "
+        "what another training seed would change is not in them]"
+    )
+
+
+def estimate_text(estimate: Mapping[str, float | None], digits: int = 6) -> str:
+    """`0.123456 [0.100000, 0.150000]`, without the interval where there is none.
+
+    >>> estimate_text({"value": 0.5, "low": 0.25, "high": None}, 2)
+    '0.50'
+    """
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    if value is None:
+        return "-"
+    if low is None or high is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _print_metrics(result: Mapping[str, Any]) -> None:
+    _print_estimates(f"{result['partition']} metrics of {result['model']}", result["metrics"])
+    print(f"    (macro averaged precision of a scorer that knows nothing: {result['know_nothing']:.6f})")
+    if "clopper_pearson" in result:
+        exact = result["clopper_pearson"]
+        print(
+            f"    accuracy {exact['right']:,} of {exact['photos']:,} photos, Clopper-Pearson "
+            f"[{exact['low']:.6f}, {exact['high']:.6f}] (takes photos for independent)"
+        )
+    for name, spread in result["per_user"].items():
+        shown = ", ".join(f"{key.replace('_', ' ')} {spread[key]:.4f}" for key in ("mean", "p10", "p50", "p90"))
+        print(f"    {name} by user: {shown}, worst decile {spread['worst_decile']:.4f}")
+
+
+def _print_estimates(title: str, estimates: Mapping[str, Mapping[str, float | None]]) -> None:
+    print(f"{title}:")
+    for name, estimate in estimates.items():
+        print(f"    {name:<{_NAME_WIDTH}}{estimate_text(estimate)}")
+
+
+def _print_labels(name: str, results: Sequence[Mapping[str, Any]]) -> None:
+    order = sorted(range(len(results[0]["per_label"])), key=lambda i: -results[0]["per_label"][i]["photos"])
+    shown = order[:LABELS_IN_FULL]
+    rest = f", the {len(shown)} most frequent of {len(order):,}" if len(order) > len(shown) else ""
+    print(f"averaged precision by label on {name}{rest}:")
+    width = max(len(results[0]["per_label"][i]["label"]) for i in shown) + 2
+    columns = [_fit(result["model"], 22) for result in results]
+    print(f"    {'label':<{width}}{'photos':>8}{'users':>8}  " + "  ".join(f"{text:<22}" for text in columns).rstrip())
+    for i in shown:
+        rows = [result["per_label"][i] for result in results]
+        cells = [estimate_text({**row, "value": row["averaged_precision"]}, 3) for row in rows]
+        first = rows[0]
+        line = f"    {first['label']:<{width}}{first['photos']:>8,}{first['users']:>8,}  "
+        print((line + "  ".join(f"{cell:<22}" for cell in cells)).rstrip())
+
+
+def _print_few_users(partition: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Says of intervals that are too narrow by how much, as simulations have it."""
+    name = partition["name"]
+    if partition["users"] < FEW_USERS:
+        print(f"{name}: {partition['users']:,} users are few: {FEW_USERS_WARNING}")
+    rare = [row["label"] for row in result["per_label"] if 0 < row["users"] < RARE_LABEL_USERS]
+    if rare:
+        shown = ", ".join(rare[:_RARE_SHOWN]) + (", ..." if len(rare) > _RARE_SHOWN else "")
+        print(f"{name}: {len(rare):,} labels of fewer than {RARE_LABEL_USERS} users ({shown}): {RARE_LABEL_WARNING}")
+
+
+def _print_table(content: Mapping[str, Any]) -> None:
+    main = [name for name in _MAIN if name in content["results"][0]["metrics"]]
+    drops = {(drop["model"], drop["partition"]): drop["metrics"] for drop in content["drops"]}
+    width = max(len(result["model"]) for result in content["results"]) + 2
+    of_set = max(len(result["partition"]) for result in content["results"]) + 2
+    header = [name.replace("averaged_precision", "AP").replace("_", " ") for name in main]
+    if drops:
+        header += [f"{header[0]}: drop from test"]
+    print(f"\n{'model':<{max(width, 7)}}{'on':<{max(of_set, 4)}}" + "".join(f"{text:<25}" for text in header).rstrip())
+    for result in content["results"]:
+        cells = [estimate_text(result["metrics"][name], 4) for name in main]
+        found = drops.get((result["model"], result["partition"]))
+        if drops:
+            cells.append("-" if found is None else estimate_text(found[main[0]], 4))
+        line = f"{result['model']:<{max(width, 7)}}{result['partition']:<{max(of_set, 4)}}"
+        print((line + "".join(f"{cell:<25}" for cell in cells)).rstrip())
+
+
+def _fit(text: str, width: int) -> str:
+    return text if len(text) <= width else f"…{text[1 - width :]}"

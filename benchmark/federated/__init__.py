@@ -1,0 +1,5 @@
+"""Federated training: flags, cohorts, the loop over rounds, scoring, metrics per client.
+
+What enters is a runtime that executes rounds, clients and a run folder. What leaves is the best model by a validation
+metric, and with privacy the statement about it.
+"""

@@ -1,0 +1,70 @@
+"""Which clients take part in a round: a function of the round and of a seed or the noise key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmark.privacy.noise_key import KeyStream, NoiseKey
+from benchmark.run.seeds import derive_generator
+
+UNIFORM = "uniform"
+POISSON = "poisson"
+CYCLIC = "cyclic"
+FIXED = "fixed"
+SAMPLINGS = (UNIFORM, POISSON, CYCLIC, FIXED)
+
+
+def sample_cohort(
+    client_ids: Sequence[str],
+    *,
+    seed: int | NoiseKey,
+    round_number: int,
+    clients_per_round: int,
+    sampling: str = UNIFORM,
+) -> list[str]:
+    """The clients of one round.
+
+    Args:
+      client_ids: all clients, in an order that does not change between runs.
+      seed: of the run, or the noise key of a private run, whose cohorts nobody may know: the sampling is part of the
+        proof.
+      round_number: counted from 0.
+      clients_per_round: the size of the cohort (`uniform`) or its expectation (`poisson`).
+      sampling: `uniform` draws exactly `clients_per_round` clients without replacement; `poisson` includes every
+        client independently with probability clients_per_round / len(client_ids), which is what privacy accountants
+        assume (Mironov, Talwar, Zhang 2019, https://arxiv.org/abs/1908.10530), so a cohort may even be empty; `cyclic`
+        shuffles the clients once and visits them in that order, pass after pass, the last cohort of a pass maybe
+        smaller; `fixed` takes the same clients in every round.
+
+    Returns:
+      Distinct client ids in training order.
+
+    >>> users = [f"user{i}" for i in range(1000)]
+    >>> sample_cohort(users, seed=0, round_number=3, clients_per_round=4)
+    ['user124', 'user928', 'user735', 'user217']
+    >>> len(sample_cohort(users, seed=0, round_number=3, clients_per_round=4, sampling="poisson"))
+    2
+    """
+    if not 1 <= clients_per_round <= len(client_ids):
+        raise ValueError(f"clients_per_round={clients_per_round} must be between 1 and {len(client_ids)} clients")
+    generator = _generator(seed, "cohort", sampling, round_number)
+    if sampling == UNIFORM:
+        chosen = generator.choice(len(client_ids), size=clients_per_round, replace=False)
+    elif sampling == POISSON:
+        chosen = (generator.random(len(client_ids)) < clients_per_round / len(client_ids)).nonzero()[0]
+        generator.shuffle(chosen)
+    elif sampling == CYCLIC:
+        order = _generator(seed, "cohort", sampling).permutation(len(client_ids))
+        start = round_number % -(-len(client_ids) // clients_per_round) * clients_per_round
+        chosen = order[start : start + clients_per_round]
+    elif sampling == FIXED:
+        chosen = _generator(seed, "cohort", sampling).choice(len(client_ids), clients_per_round, replace=False)
+    else:
+        raise ValueError(f"sampling={sampling!r} must be one of {', '.join(SAMPLINGS)}")
+    return [client_ids[index] for index in chosen]
+
+
+def _generator(seed: int | NoiseKey, *names: str | int) -> np.random.Generator | KeyStream:
+    return seed.stream(*names) if isinstance(seed, NoiseKey) else derive_generator(seed, *names)

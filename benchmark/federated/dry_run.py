@@ -1,0 +1,213 @@
+"""What `federated_main --dry_run` prints."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from benchmark.data.clients import ClientData
+from benchmark.data.pipeline import EvaluationData
+from benchmark.data.records import Records, Task
+from benchmark.federated import flags as federated_flags
+from benchmark.federated.cohort import POISSON, UNIFORM
+from benchmark.privacy import accounting
+from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.plan import PrivacyPlan, adaptive_noise
+from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig
+from benchmark.rounds.runtime import Runtime
+from benchmark.run import machine
+from benchmark.training import flags as model_flags
+from benchmark.training import plan as training_plan
+from benchmark.training.plan import Part, Population, entry, rate
+from benchmark.training.timing import evaluation_speed, memory_row, seconds_of
+
+FLAGS = flags.FLAGS
+_TIMED_PHOTOS = 64  # shown to clients in the larger of the two timed rounds, at least
+_LOOKED_AT = 64  # clients among which those to time are chosen
+
+
+def num_clients(population: Population) -> int:
+    """Clients that the population makes: its users, or the artificial ones of --iid."""
+    per_client = FLAGS.mean_datapoints_per_user
+    if not FLAGS.iid or per_client is None:
+        return population.users["train"]
+    return -(-population.photos["train"] // int(per_client))
+
+
+def plan_lines(
+    records: Records,
+    task: Task,
+    model: tf.keras.Model,
+    runtime: Runtime,
+    data: ClientData,
+    validation: EvaluationData,
+    population: Population,
+    plan: PrivacyPlan | None,
+) -> list[str]:
+    """Times two small rounds and an evaluation batch; the lines of the plan."""
+    photos = _photos_shown(records, population)
+    fixed, per_photo, timed = _round_seconds(runtime, data)
+    scoring = evaluation_speed(model, validation, task, FLAGS.eval_batch_size)
+    cohort, rounds = FLAGS.clients_per_round, FLAGS.total_rounds
+    evaluations = rounds // FLAGS.rounds_per_eval + (rounds % FLAGS.rounds_per_eval > 0)
+    validated, tested = population.photos["val"], population.photos["test"]
+    parts = [
+        Part("rounds", rounds, fixed + cohort * photos * per_photo),
+        Part(f"validations of {validated:,} photos", evaluations + 1, validated / scoring.photos_per_second),
+        Part(f"test of {tested:,} photos", 1, tested / scoring.photos_per_second),
+    ]
+    return [
+        *training_plan.data_lines(population, str(records.root)),
+        *model_flags.model_lines(task, model),
+        *_algorithm_lines(),
+        *entry("rounds", f"{rounds:,}, an evaluation every {FLAGS.rounds_per_eval:,}"),
+        *entry("cohort", _cohort_row(population, photos)),
+        *([] if plan is None else privacy_lines(plan)),
+        *entry("memory", memory_row(), *_memory_notes()),
+        *training_plan.time_lines(
+            parts,
+            f"a round is {fixed:.2g} s and {cohort:,} clients x {photos:.3g} photos shown, {rate(1 / per_photo)} a "
+            f"second ({timed} timed, --runtime={FLAGS.runtime}); evaluation {rate(scoring.photos_per_second)} photos/s",
+        ),
+        *entry("machine", *machine.header().splitlines()[:1]),
+    ]
+
+
+def privacy_lines(plan: PrivacyPlan) -> list[str]:
+    """Epsilon, delta and every noise of the plan."""
+    config = federated_flags.federated_config(plan).noise
+    assert config is not None
+    own = plan.run_noise_multiplier
+    lines = entry(
+        "privacy",
+        f"epsilon {rounded_up(plan.epsilon_pld)} by PLD, {rounded_up(plan.epsilon_rdp)} by RDP, at delta "
+        f"{rounded_up(plan.delta)} after "
+        f"{plan.total_rounds:,} rounds",
+        f"{plan.num_users:,} users, {plan.sampling.value} cohorts of {plan.accounted_cohort:,}"
+        + (", simulated" if plan.simulated_cohort else ""),
+    )
+    rows = [
+        f"{plan.noise_multiplier:.4g} in total, in clipping norms, on the sum over {plan.accounted_cohort:,} clients"
+    ]
+    rows += _sigma_by_both(plan)
+    if plan.simulated_cohort is not None:
+        rows.append(
+            f"{own:.4g} on the run's own {plan.cohort:,} clients, whose own epsilon is "
+            f"{rounded_up(plan.own_epsilon_at(plan.total_rounds))}"
+        )
+    if config.clipped_count_stddev is None:
+        rows.append(f"per query: {own:.4g} on the updates; the clipping norm is fixed")
+    else:
+        split = adaptive_noise(own, config.clipped_count_stddev)
+        rows.append(
+            f"per query: {split.sum_noise_multiplier:.4g} on the updates, standard deviation "
+            f"{split.clipped_count_stddev:.4g} clients on the count that adapts the clipping norm"
+        )
+    rows.append(f"{plan.noise_multiplier / plan.accounted_cohort:.4g} on the mean update")
+    return [*lines, *entry("sigma", *rows)]
+
+
+def _sigma_by_both(plan: PrivacyPlan) -> list[str]:
+    """What each accountant asks for, where an epsilon was asked for and cohorts are drawn at random."""
+    if plan.target_epsilon is None or plan.separation is not None or plan.published_noise:
+        return []
+    target, q, rounds = plan.target_epsilon, plan.sampling_probability, plan.total_rounds
+    asked = (
+        f"{accounting.noise_multiplier_for(name, target, q, rounds, plan.delta):.4g} by {name.upper()}"
+        for name in accounting.ACCOUNTANTS
+    )
+    return [f"needed for epsilon {plan.target_epsilon:g}: {', '.join(asked)}"]
+
+
+def _algorithm_lines() -> list[str]:
+    config = federated_flags.federated_config(None)
+    client, server = config.client, config.server_optimizer
+    weighting = "by examples" if client.weighted and not federated_flags.is_private() else "every client once"
+    return [
+        *entry("algorithm", f"{client.algorithm}, {FLAGS.aggregator}, {weighting}"),
+        *entry("client", _client_row(client)),
+        *entry("server", f"{server.name} {_rates(server.learning_rates)}"),
+    ]
+
+
+def _client_row(client: ClientConfig) -> str:
+    passes = f"{FLAGS.client_epochs_per_round} epochs in batches of {FLAGS.client_batch_size}"
+    if client.algorithm == FED_SGD:
+        return f"the mean gradient over {passes}"
+    if client.algorithm == MIME_LITE:
+        momentum = f"the server's momentum {FLAGS.server_momentum:g}"
+        return f"SGD {_rates(client.learning_rates)} with {momentum}, {passes}, gradients not clipped"
+    whole = "altogether" if client.global_clipnorm else "a weight"
+    clipped = f"clipped to {client.clipnorm:g} {whole}" if client.clipnorm else "not clipped"
+    return f"SGD {_rates(client.learning_rates)}, {passes}, gradients {clipped}"
+
+
+def _rates(rates: Sequence[float]) -> str:
+    if len(rates) == 1:
+        return f"{rates[0]:g}"
+    return f"{rates[0]:.3g} rising to {max(rates):.3g}, {rates[-1]:.3g} in the last round"
+
+
+def _cohort_row(population: Population, photos: float) -> str:
+    clients = num_clients(population)
+    kind = "artificial clients" if FLAGS.iid else "users"
+    sampling = federated_flags.sampling()
+    q = f" (q = {FLAGS.clients_per_round / clients:.4g})" if sampling in (POISSON, UNIFORM) else ""
+    return (
+        f"{FLAGS.clients_per_round:,} of {clients:,} {kind} a round, {sampling}{q}, {photos:.3g} photos shown to each"
+    )
+
+
+def _photos_shown(records: Records, population: Population) -> float:
+    """Photos that a client is shown in a round, on average over clients."""
+    most, epochs = FLAGS.max_elements_per_client, FLAGS.client_epochs_per_round
+    if FLAGS.iid and FLAGS.mean_datapoints_per_user is not None:
+        return float(min(FLAGS.mean_datapoints_per_user, most) * epochs)
+    counts = np.bincount(records.photo_index("train").user)
+    # The records say what share of a client's photos --max_elements_per_client lets through.
+    used = np.minimum(counts, most).sum() / counts.sum()
+    return float(population.photos["train"] / population.users["train"] * used * epochs)
+
+
+def _round_seconds(runtime: Runtime, data: ClientData) -> tuple[float, float, int]:
+    """Seconds of a round without clients and per photo shown, from two small rounds; photos timed."""
+    shown = {client: _shown(data, client) for client in itertools.islice(data.client_ids, _LOOKED_AT)}
+    many = _timed_clients(shown)
+    first = [min(many, key=shown.__getitem__)]
+    runtime.run_round(0, many)  # compiles
+    runtime.run_round(1, first)
+    large = seconds_of(lambda: runtime.run_round(2, many))
+    photos, few = (sum(shown[client] for client in clients) for clients in (many, first))
+    if photos == few:
+        return 0.0, large / photos, photos
+    small = seconds_of(lambda: runtime.run_round(3, first))
+    # Noise of the clock must not make a photo cost nothing.
+    per_photo = max(large - small, 0.01 * large) / (photos - few)
+    return max(small - few * per_photo, 0.0), per_photo, photos + few
+
+
+def _timed_clients(shown: Mapping[str, int]) -> list[str]:
+    """Two clients or more that are shown enough photos together, none of them a large one where there is a choice."""
+    ordinary = [client for client in shown if shown[client] <= _TIMED_PHOTOS]
+    candidates = ordinary if len(ordinary) > 1 else sorted(shown, key=shown.__getitem__)[:2]
+    chosen: list[str] = []
+    for client in candidates:
+        if len(chosen) < 2 or sum(shown[one] for one in chosen) < _TIMED_PHOTOS:
+            chosen.append(client)
+    return chosen
+
+
+def _shown(data: ClientData, client: str) -> int:
+    return min(len(data.read(client)), FLAGS.max_elements_per_client) * int(FLAGS.client_epochs_per_round)
+
+
+def _memory_notes() -> list[str]:
+    if FLAGS.runtime == federated_flags.INPROCESS:
+        return ["it does not grow with the cohort"]
+    if FLAGS.runtime == federated_flags.TFF:
+        return ["TFF's worker besides: about 2 to 3 times the model's weights for every client of the cohort"]
+    return ["every worker besides: about as much each"]

@@ -1,0 +1,5 @@
+"""The networks, their normalization layers, gradient clipping, and files of weights.
+
+What enters is a network's name and input size, or a file of weights that nobody vouches for. What leaves is a Keras
+model, or such a file.
+"""

@@ -1,0 +1,226 @@
+"""Saved models: finding the .h5 files that a user names, and rebuilding the network of a file from the file itself.
+
+A file of ours says its network, input size and arithmetic in an attribute. For older and for others' files the answer
+comes from the run folder beside them, from Keras's own model description, or from the layer names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmark.run.files import read_flags
+from benchmark.run.names import BEST_FILE, FLAGS_FILE, RUN_FILE, distinct, run_folder_of, short_names
+from flair.dataset.catalog import IMAGE_SIZE
+from flair.errors import FlairError
+from flair.files import json_text
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+PUBLISHED_SIZE = (224, 224)
+_LARGEST_SIDE = 4 * IMAGE_SIZE  # pixels, as of the flags of training; more would exhaust memory
+_MOST_OUTPUTS = 1 << 15
+_WHOLE_NUMBER = re.compile("[0-9]{1,9}")
+_CLASSIFIER = "classifier"
+_FIRST_LAYERS = {"initial_conv": "resnet18", "conv1": "cnn"}
+
+
+class SavedModel(NamedTuple):
+    """A saved model, as far as its file and its run folder tell.
+
+    `image_size` is (height, width); `is_size_known` is False where nothing tells it and the published one is taken.
+    `labels` are the names of its outputs and `binary_label` the one it was trained on, None where unknown.
+    """
+
+    path: Path
+    name: str
+    network: str
+    image_size: tuple[int, int]
+    is_size_known: bool
+    num_outputs: int
+    has_batch_statistics: bool
+    compute_dtype: str
+    run_dir: Path | None
+    labels: tuple[str, ...] | None
+    binary_label: str | None
+
+
+def find_models(names: Sequence[str]) -> list[SavedModel]:
+    """The models of `--models`: .h5 files, run folders (their best.h5), folders of .h5 files or else of run folders.
+
+    Each has a short name of its own, made from where the paths differ.
+
+    Raises:
+      FlairError: there is no such file or folder, or it holds no model; one line that names it.
+    """
+    paths = [path for name in _rejoined(names) for path in _files(name)]
+    found = distinct(paths)
+    if not found:
+        raise FlairError("--models: names no model; expected .h5 files, run folders or folders of .h5 files")
+    places = [_display_path(path) for path in found]
+    return [describe(path, name) for path, name in zip(found, short_names(places), strict=True)]
+
+
+def describe(path: Path, name: str | None = None) -> SavedModel:
+    """Reads everything but the weights.
+
+    Raises:
+      FlairError: the file is no Keras .h5 file, or no network of this toolkit.
+    """
+    from benchmark.model.weights import WeightsFile, weight_name
+    from flair.records.hdf5.objects import printable
+
+    run_dir = run_folder_of(path)
+    flags, labels = ({}, None) if run_dir is None else (read_flags(run_dir / FLAGS_FILE) or {}, _labels(run_dir))
+    with WeightsFile(path) as file:
+        weights = {name: [weight_name(weight) for weight in found] for name, found in file.layers.items() if found}
+        facts = file.facts()
+        size = _facts_size(facts, path) or _keras_size(file.keras_config(), path) or _flag_size(flags, run_dir)
+        outputs = list(file.shapes(_CLASSIFIER).values()) if _CLASSIFIER in weights else []
+    network = next((network for layer, network in _FIRST_LAYERS.items() if layer in weights), None)
+    if network is None or _CLASSIFIER not in weights:
+        found = ", ".join(printable(name) for name in list(weights)[:5]) or "no layer with weights"
+        raise FlairError(
+            f"{path}: is no network of this toolkit; expected a layer {_CLASSIFIER} and one of "
+            f"{', '.join(_FIRST_LAYERS)}, found {found}"
+        )
+    num_outputs = max(outputs, key=len)[-1] if any(outputs) else 0
+    if not 0 < num_outputs <= _MOST_OUTPUTS:
+        raise FlairError(
+            f"{path}: its layer {_CLASSIFIER} has {num_outputs:,} outputs; expected 1 to {_MOST_OUTPUTS:,}"
+        )
+    return SavedModel(
+        path=path,
+        name=name or path.stem,
+        network=network,
+        image_size=size or PUBLISHED_SIZE,
+        is_size_known=size is not None,
+        num_outputs=num_outputs,
+        has_batch_statistics=any("moving_mean" in layer for layer in weights.values()),
+        compute_dtype=_compute_dtype(facts, flags, path),
+        run_dir=run_dir,
+        labels=labels,
+        binary_label=flags.get("binary_label"),
+    )
+
+
+def load(saved: SavedModel, image_size: tuple[int, int] | None = None) -> tf.keras.Model:
+    """The network with its weights.
+
+    Args:
+      image_size: (height, width) other than the saved one.
+
+    Raises:
+      FlairError: a layer of the network has no fitting weights in the file.
+    """
+    from benchmark.model import networks
+
+    shape = (*_checked_size(image_size or saved.image_size, saved.path), 3)
+    model = networks.build_model(
+        saved.network, shape, saved.num_outputs, saved.has_batch_statistics, compute_dtype=saved.compute_dtype
+    )
+    report = networks.load_by_name(model, saved.path)
+    if report.by_position:
+        print(f"{saved.path}: {report}", flush=True)
+    if report.skipped:
+        layer, reason = next(iter(report.skipped.items()))
+        raise FlairError(f"{saved.path}: does not fit the network {saved.network}: its layer {layer} {reason}")
+    return model
+
+
+def _rejoined(names: Sequence[str]) -> Iterator[str]:
+    # The folders of a sweep have commas in their names, at which a list of names has been cut.
+    rest = list(names)
+    while rest:
+        ends = range(1, len(rest) + 1)
+        end = next((end for end in ends if os.path.exists(",".join(rest[:end]))), 1)
+        yield ",".join(rest[:end])
+        del rest[:end]
+
+
+def _files(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FlairError(f"--models={name}: no such file or folder; expected a .h5 file, a run folder or a folder")
+    if (path / FLAGS_FILE).is_file():
+        if not (path / BEST_FILE).is_file():
+            raise FlairError(f"--models={name}: this run has no {BEST_FILE} yet; let it evaluate at least once")
+        return [path / BEST_FILE]
+    runs = sorted(flags.parent for flags in path.glob(f"*/{FLAGS_FILE}"))
+    found = sorted(path.glob("*.h5")) or [run / BEST_FILE for run in runs if (run / BEST_FILE).is_file()]
+    if not found:
+        raise FlairError(f"--models={name}: holds no .h5 file, is no run folder and holds none with a {BEST_FILE}")
+    return found
+
+
+def _display_path(path: Path) -> Path:
+    return path.parent if path.name == BEST_FILE and (path.parent / FLAGS_FILE).is_file() else path
+
+
+def _checked_size(size: Any, source: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width), as plain positive numbers for which a network can be built."""
+    sides = list(size[:2]) if isinstance(size, list | tuple) else [size]
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in sides):
+        given = json_text.shown(str(size))
+        raise FlairError(
+            f"{source}: the model cannot have an input of {given} pixels; expected a height and a width from 1 to "
+            f"{_LARGEST_SIDE}"
+        )
+    return sides[0], sides[1]
+
+
+def _facts_size(facts: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
+    """The input size, as a file of ours says it."""
+    return None if facts.get("input_shape") is None else _checked_size(facts["input_shape"], path)
+
+
+def _compute_dtype(facts: Mapping[str, Any], flags: Mapping[str, str], path: Path) -> str:
+    dtype = facts.get("compute_dtype") or flags.get("compute_dtype", COMPUTE_DTYPES[0])
+    if dtype not in COMPUTE_DTYPES:
+        given = json_text.shown(str(dtype))
+        raise FlairError(f"{path}: says the arithmetic {given}; expected {' or '.join(COMPUTE_DTYPES)}")
+    return str(dtype)
+
+
+def _keras_size(config: Any, path: Path) -> tuple[int, int] | None:
+    """The input size in Keras's description of a whole model, whose layers have a `batch_input_shape`."""
+    for layer in _listed(_item(_item(config, "config"), "layers")):
+        shape = _listed(_item(_item(layer, "config"), "batch_input_shape"))
+        if len(shape) == 4 and shape[1] and shape[2]:
+            return _checked_size(shape[1:3], path)
+    return None
+
+
+def _item(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _flag_size(flags: Mapping[str, str], run_dir: Path | None) -> tuple[int, int] | None:
+    sides = [flags.get(name, "") for name in ("image_height", "image_width")]
+    if run_dir is None or not all(sides):
+        return None
+    return _checked_size([int(side) if _WHOLE_NUMBER.fullmatch(side) else side for side in sides], run_dir / FLAGS_FILE)
+
+
+def _labels(run_dir: Path) -> tuple[str, ...] | None:
+    path = run_dir / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        labels = _item(json_text.read(path), "labels")
+    except json_text.BadJson as error:
+        raise FlairError(f"{path}: {error}; move it away to use the model without what it says") from None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        return None
+    return tuple(labels)

@@ -1,0 +1,44 @@
+"""How a model is adapted to the support photos of an episode: what trains, for how long, on which photos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmark.run.seeds import derive_generator
+
+HEAD, ALL, NORM = LAYERS = ("head", "all", "norm")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How a model is adapted: plain SGD on the support photos from the global weights.
+
+    Attributes:
+      layers: `head` (the classifier), `all`, or `norm` (scale and shift of the normalization layers).
+      steps: SGD steps; 0 leaves the model as it is.
+      learning_rate: of SGD.
+      batch_size: support photos a step; all where there are fewer.
+      proximal_strength: mu of mu / 2 * |w - w_global|^2 added to the loss, as in FedProx.
+      clipnorm: bound on the L2 norm of each weight's gradient; 0: none.
+    """
+
+    layers: str
+    steps: int
+    learning_rate: float
+    batch_size: int
+    proximal_strength: float = 0.0
+    clipnorm: float = 0.0
+
+
+def batch_positions(num_support: int, steps: int, batch_size: int, seed: int, number: int) -> np.ndarray:
+    """The support photos of every step of an episode: int32 [steps, min(batch_size, num_support)].
+
+    The photos are gone through in a fresh random order each time; batches run across the borders.
+    """
+    size = min(batch_size, num_support)
+    rng = derive_generator(seed, "batches of episode", number)
+    passes = [rng.permutation(num_support) for _ in range(-(-steps * size // num_support))]
+    order = np.concatenate([*passes, np.zeros(0, np.int64)])[: steps * size]
+    return order.reshape(steps, size).astype(np.int32)

@@ -1,0 +1,176 @@
+"""What episodes say together: means with intervals, paired differences, and for whom adaptation helps.
+
+The unit is the user: episodes of one user are averaged first, because they share photos. A difference is oriented so
+that above 0 is better: baseline minus adapted loss, adapted minus baseline average precision. Intervals are
+mean +- 1.96 sd / sqrt(users), as in Meta-Dataset. Pure NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmark.personalization.log import LabelResult, UserResult
+
+SIZE_EDGES = (4, 8, 16, 32, 64)  # photos of a user; the last group is open
+DIVERGENCE_GROUPS = 4
+WAYS_EDGES = (2, 5, 10, 20, 35)  # classes of an episode; the last group is open
+_PERCENTILES = (10, 50, 90)
+_NORMAL_QUANTILE = 1.96
+
+
+class UserScore(NamedTuple):
+    """One user: means over their episodes; micro AP is NaN where it never existed."""
+
+    user_id: str
+    photos: int
+    episodes: int
+    mean_support: float
+    mean_query: float
+    divergence: float
+    baseline_loss: float
+    adapted_loss: float
+    loss_difference: float
+    baseline_micro_ap: float
+    adapted_micro_ap: float
+    micro_ap_difference: float
+
+
+def score_users(results: Sequence[UserResult]) -> list[UserScore]:
+    """Averages the episodes of each user; users sorted by id."""
+    by_user: dict[str, list[UserResult]] = {}
+    for result in results:
+        by_user.setdefault(result.user_id, []).append(result)
+    return [_score_user(episodes) for _, episodes in sorted(by_user.items())]
+
+
+def summarize_users(scores: Sequence[UserScore]) -> dict[str, Any]:
+    """Both metrics over all users, by size and by divergence."""
+    return {
+        **{metric: _summarize_metric(metric, scores) for metric in ("loss", "micro_ap")},
+        "by_user_size": by_size(scores),
+        "by_user_divergence": by_divergence(scores),
+    }
+
+
+def by_size(scores: Sequence[UserScore]) -> list[dict[str, Any]]:
+    """Differences of users with 4 to 7, 8 to 15, ... photos; groups without a user are left out."""
+    groups = []
+    for least, after in zip(SIZE_EDGES, (*SIZE_EDGES[1:], None), strict=True):
+        chosen = [s for s in scores if least <= s.photos and (after is None or s.photos < after)]
+        if chosen:
+            groups.append({"photos": f"{least} to {after - 1}" if after else f"{least} or more", **_group(chosen)})
+    return groups
+
+
+def by_divergence(scores: Sequence[UserScore]) -> list[dict[str, Any]]:
+    """Differences of quarters of the users, from those who photograph what all do to those who differ most."""
+    known = (score for score in scores if not np.isnan(score.divergence))
+    ordered = sorted(known, key=lambda score: score.divergence)
+    groups = []
+    for chosen in np.array_split(np.arange(len(ordered)), min(DIVERGENCE_GROUPS, len(ordered)) or 1):
+        members = [ordered[index] for index in chosen]
+        if members:
+            groups.append({"least": members[0].divergence, "most": members[-1].divergence, **_group(members)})
+    return groups
+
+
+def summarize_labels(results: Sequence[LabelResult]) -> dict[str, Any]:
+    """Accuracy of both baselines over episodes, their paired difference, and by ways."""
+    centroid, tuned = (
+        [result.nearest_centroid_accuracy for result in results],
+        [result.fine_tuning_accuracy for result in results],
+    )
+    difference = [b - a for a, b in zip(centroid, tuned, strict=True)]
+    groups = []
+    for least, after in zip(WAYS_EDGES, (*WAYS_EDGES[1:], None), strict=True):
+        chosen = [i for i, result in enumerate(results) if least <= result.ways and (not after or result.ways < after)]
+        if chosen:
+            groups.append(
+                {
+                    "ways": f"{least} to {after - 1}" if after else f"{least} or more",
+                    "episodes": len(chosen),
+                    "chance": float(np.mean([1 / results[index].ways for index in chosen])),
+                    "nearest_centroid": interval([centroid[index] for index in chosen]),
+                    "fine_tuning": interval([tuned[index] for index in chosen]),
+                }
+            )
+    return {
+        "chance": float(np.mean([1 / result.ways for result in results])),
+        "nearest_centroid": interval(centroid),
+        "fine_tuning": interval(tuned),
+        "difference": interval(difference),
+        "share_improved": float(np.mean(np.array(difference) > 0)),
+        "mean_ways": float(np.mean([result.ways for result in results])),
+        "mean_support": float(np.mean([result.support for result in results])),
+        "mean_query": float(np.mean([result.query for result in results])),
+        "by_ways": groups,
+    }
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and 95% interval, both ends None for fewer than two values.
+
+    >>> {name: round(value, 3) for name, value in interval([1.0, 2.0, 3.0]).items()}
+    {'mean': 2.0, 'low': 0.868, 'high': 3.132}
+    """
+    array = np.asarray(values, np.float64)
+    if not len(array):
+        return {"mean": None, "low": None, "high": None}
+    mean = float(array.mean())
+    if len(array) < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = _NORMAL_QUANTILE * float(array.std(ddof=1)) / np.sqrt(len(array))
+    return {"mean": mean, "low": float(mean - half), "high": float(mean + half)}
+
+
+def _score_user(episodes: Sequence[UserResult]) -> UserScore:
+    def mean(of: Callable[[UserResult], float]) -> float:
+        return float(np.mean([of(episode) for episode in episodes]))
+
+    def mean_where_defined(of: Callable[[UserResult], float]) -> float:
+        values = [of(episode) for episode in episodes if not np.isnan(episode.baseline_micro_ap)]
+        return float(np.mean(values)) if values else float("nan")
+
+    first = episodes[0]
+    return UserScore(
+        user_id=first.user_id,
+        photos=first.photos,
+        episodes=len(episodes),
+        mean_support=mean(lambda e: e.support),
+        mean_query=mean(lambda e: e.query),
+        divergence=first.divergence,
+        baseline_loss=mean(lambda e: e.baseline_loss),
+        adapted_loss=mean(lambda e: e.adapted_loss),
+        loss_difference=mean(lambda e: e.baseline_loss - e.adapted_loss),
+        baseline_micro_ap=mean_where_defined(lambda e: e.baseline_micro_ap),
+        adapted_micro_ap=mean_where_defined(lambda e: e.adapted_micro_ap),
+        micro_ap_difference=mean_where_defined(lambda e: e.adapted_micro_ap - e.baseline_micro_ap),
+    )
+
+
+def _summarize_metric(metric: str, scores: Sequence[UserScore]) -> dict[str, Any]:
+    kinds = {"baseline": f"baseline_{metric}", "adapted": f"adapted_{metric}", "difference": f"{metric}_difference"}
+    defined = [score for score in scores if not np.isnan(getattr(score, kinds["baseline"]))]
+    found: dict[str, Any] = {"users": len(defined)}
+    for kind, field in kinds.items():
+        values = [float(getattr(score, field)) for score in defined]
+        found[kind] = interval(values)
+        if values:
+            found[kind].update({f"p{p}": float(np.percentile(values, p)) for p in _PERCENTILES})
+    improved = [getattr(score, kinds["difference"]) > 0 for score in defined]
+    found["share_improved"] = float(np.mean(improved)) if improved else None
+    return found
+
+
+def _group(members: Sequence[UserScore]) -> dict[str, Any]:
+    defined = [score.micro_ap_difference for score in members if not np.isnan(score.micro_ap_difference)]
+    return {
+        "users": len(members),
+        "baseline_loss": interval([score.baseline_loss for score in members])["mean"],
+        "adapted_loss": interval([score.adapted_loss for score in members])["mean"],
+        "loss_difference": interval([score.loss_difference for score in members]),
+        "micro_ap_difference": interval(defined),
+    }

@@ -1,0 +1,5 @@
+"""User-level differential privacy: how much noise, from which key, and what may be said afterwards.
+
+What enters is a request: epsilon or noise, delta, cohort, rounds. What leaves is a privacy plan, the noise of each
+round, and a statement with its caveats.
+"""

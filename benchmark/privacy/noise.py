@@ -1,0 +1,117 @@
+"""The normal numbers that a private round adds to its aggregate, in units of one query's standard deviation.
+
+TFF's aggregators multiply them by (noise multiplier * clip norm) and add them; this file is where they come from.
+
+Guarantee: for every round they are the Box-Muller transform of uniform numbers of `KeyStream` (53 bits of radius, 24 of
+angle; none is beyond 8.6 deviations, where a normal number is with probability 1e-17), rounded to float32. They are the
+same numbers for a given (key, round), whatever ran before.
+Edge cases: a run of the same key on another kind of processor may differ in last bits, because logarithm and cosine do.
+Float32 has gaps, which no proof about real numbers covers (Mironov 2012, https://doi.org/10.1145/2382196.2382264).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from benchmark.privacy.noise_key import KeyStream, NoiseKey
+
+_PAIRS = 1 << 15  # of one block: its arrays stay in a core's cache
+_BYTES_PER_PAIR = 12
+
+
+class GaussianNoise(Protocol):
+    """Normal numbers by round."""
+
+    def normals(self, round_number: int, count: int) -> np.ndarray:
+        """float32 [count] for the round; asking again gives the same."""
+        ...
+
+
+class FreshNoise:
+    """Independent in every round."""
+
+    def __init__(self, key: NoiseKey) -> None:
+        self._key = key
+
+    def normals(self, round_number: int, count: int) -> np.ndarray:
+        """float32 [count], independent and of deviation 1."""
+        return standard_normals(self._key.stream("noise", round_number), count)
+
+
+class TreeNoise:
+    """Differences of tree aggregation's noise, so that the sum over rounds has the noise of a few nodes (DP-FTRL).
+
+    The rounds are the leaves of a binary tree, every complete node has one independent normal vector of deviation 1,
+    and the sum of the first t rounds carries the nodes that make up [0, t). A node is estimated from all nodes below it
+    too, which nearly halves its variance: with r its own vector and a, b its children's values, its value is
+    r + (a + b) / 2, and it counts 1 / (2 - 2^-level) (Honaker 2015, "Efficient Use of Differentially Private Binary
+    Trees"; the recursion of tensorflow_privacy's EfficientTreeAggregator, against which it is tested).
+
+    No vector is ever saved: a checkpoint that held them would give the noise away. To begin at round t draws the 2 t
+    vectors before it once more.
+    """
+
+    def __init__(self, key: NoiseKey) -> None:
+        self._key = key
+        self._next = 0  # the leaf that is entered next
+        self._values: dict[int, np.ndarray] = {}  # level -> value of the complete node that counts in the current sum
+        self._sums = [np.zeros(0, np.float32)] * 2  # the noise on the sums before and after the last leaf
+
+    def normals(self, round_number: int, count: int) -> np.ndarray:
+        """float32 [count]: what round `round_number`, counted from 0, adds to the noise on the sum of all rounds."""
+        if self._next > round_number + 1 or len(self._sums[1]) != count:
+            self._next, self._values, self._sums = 0, {}, [np.zeros(count, np.float32)] * 2
+        while self._next <= round_number:
+            self._enter(self._next, count, wanted=self._next >= round_number - 1)
+        return self._sums[1] - self._sums[0]
+
+    def _enter(self, leaf: int, count: int, wanted: bool) -> None:
+        value, level = self._node(0, leaf, count), 0
+        while level in self._values:  # the leaf completes a right child: its parent takes the place of both
+            value = (self._values.pop(level) + value) * np.float32(0.5)
+            level += 1
+            value += self._node(level, leaf, count)
+        self._values[level] = value
+        self._next = leaf + 1
+        if wanted:
+            weighted = (np.float32(1 / (2 - 0.5**node)) * estimate for node, estimate in self._values.items())
+            self._sums = [self._sums[1], sum(weighted, np.zeros(count, np.float32))]
+
+    def _node(self, level: int, last_leaf: int, count: int) -> np.ndarray:
+        return standard_normals(self._key.stream("tree noise", level, last_leaf), count)
+
+
+def standard_normals(stream: KeyStream, count: int) -> np.ndarray:
+    """float32 [count]: independent normal numbers of mean 0 and deviation 1."""
+    normals = np.empty(count, np.float32)
+    starts = list(enumerate(range(0, count, 2 * _PAIRS)))
+    threads = min(len(starts), os.cpu_count() or 1)
+    if threads <= 1:
+        _fill(stream, normals, iter(starts))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            shares = (iter(starts[first::threads]) for first in range(threads))
+            list(pool.map(lambda share: _fill(stream, normals, share), shares))
+    return normals
+
+
+def _fill(stream: KeyStream, normals: np.ndarray, blocks: Iterator[tuple[int, int]]) -> None:
+    zeros = bytes(_BYTES_PER_PAIR * _PAIRS)
+    buffer = bytearray(len(zeros) + 15)
+    pairs = np.empty(2 * _PAIRS, np.float32)
+    for block, start in blocks:
+        stream.fill(block, buffer, zeros)
+        radius_bits = np.frombuffer(buffer, "<u8", _PAIRS)
+        angle_bits = np.frombuffer(buffer, "<u4", _PAIRS, 8 * _PAIRS)
+        uniform = ((radius_bits >> np.uint64(11)) + np.uint64(1)) * 2.0**-53  # in (0, 1]
+        radius = np.sqrt(-2 * np.log(uniform)).astype(np.float32)
+        angle = (angle_bits >> np.uint32(8)).astype(np.float32) * np.float32(2 * np.pi / 2**24)
+        np.multiply(radius, np.cos(angle), out=pairs[:_PAIRS])
+        np.multiply(radius, np.sin(angle), out=pairs[_PAIRS:])
+        wanted = min(2 * _PAIRS, len(normals) - start)
+        normals[start : start + wanted] = pairs[:wanted]

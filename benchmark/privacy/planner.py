@@ -1,0 +1,245 @@
+"""Answers before a run: the noise for an epsilon, the epsilon of a noise, the rounds that both allow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from typing import Any
+
+from benchmark.privacy import accounting
+from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA
+from benchmark.privacy.plan import (
+    Mechanism,
+    PrivacyPlan,
+    Sampling,
+    adaptive_noise,
+    check_flags,
+    clipped_count_stddev,
+    make_plan,
+)
+from flair.errors import FlairError
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is given; `epsilon` asks for noise, `noise_multiplier` for epsilon, both for the rounds they allow."""
+
+    num_users: int
+    cohort: int
+    total_rounds: int
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    delta: float | None = None
+    simulated_cohort: int | None = None
+    sampling: Sampling = Sampling.POISSON
+    mechanism: Mechanism = Mechanism.GAUSSIAN
+    published_noise: bool = False
+
+    @property
+    def asks_for(self) -> str:
+        """ "noise", "epsilon" or "rounds"."""
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            return "rounds"
+        return "noise" if self.epsilon is not None else "epsilon"
+
+
+def check_question(question: Question) -> None:
+    """Raises FlairError on values that mean nothing; instant."""
+    if question.total_rounds > accounting.MAX_ROUNDS:
+        raise FlairError(f"--total_rounds={question.total_rounds}: expected at most {accounting.MAX_ROUNDS:,}")
+    given = dataclasses.asdict(question)
+    if question.asks_for == "rounds":
+        if question.published_noise:
+            raise FlairError("--published_noise sets the noise multiplier: leave one of the two flags out")
+        check_flags(**{**given, "noise_multiplier": None})
+        check_flags(**{**given, "epsilon": None})
+    else:
+        check_flags(**given)
+
+
+def answer(question: Question) -> dict[str, Any]:
+    """The answer by both accountants, as JSON values; an epsilon that is not finite is None."""
+    check_question(question)
+    plans = _plans(question)
+    plan = next(iter(plans.values()))
+    return {
+        "asks_for": question.asks_for,
+        "num_users": plan.num_users,
+        "clients_per_round": plan.cohort,
+        "simulated_clients_per_round": plan.simulated_cohort,
+        "client_sampling": plan.sampling.value,
+        "mechanism": plan.mechanism.value,
+        "sampling_probability": plan.sampling_probability,
+        "total_rounds": plan.total_rounds,
+        "delta": plan.delta,
+        "epsilon_asked": question.epsilon,
+        "published_noise": question.published_noise,
+        "by": {
+            name: _by_accountant(question, plans[name], name) if name in plans else dict.fromkeys(_KEYS)
+            for name in accounting.ACCOUNTANTS
+        },
+    }
+
+
+def table_cohorts(num_users: int, cohort: int) -> list[int]:
+    """The cohort sizes of a table: 1, 2, 5, 10 ... between a thousandth and all of the users, and `cohort` itself.
+
+    >>> table_cohorts(41131, 200)
+    [50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000]
+    """
+    series = [lead * 10**power for power in range(len(str(num_users))) for lead in (1, 2, 5)]
+    return sorted({size for size in series if num_users / 1000 <= size <= num_users} | {cohort})
+
+
+def answer_text(found: dict[str, Any]) -> str:
+    """One answer in words, the accountants side by side."""
+    lines = [_setting(found), "", f"{'':<38}{'PLD':>12}{'RDP':>12}"]
+    for label, key in _ROWS:
+        pld, rdp = found["by"]["pld"][key], found["by"]["rdp"][key]
+        if pld is not None or rdp is not None:
+            lines.append(f"{label:<38}{_text(key, pld):>12} {_text(key, rdp):>11}")
+    lines += ["", *_remarks(found)]
+    return "\n".join(lines)
+
+
+def table_header(found: dict[str, Any]) -> str:
+    """The first line of a table of answers like `found`."""
+    name = {"noise": "noise multiplier", "epsilon": "epsilon", "rounds": "rounds"}[found["asks_for"]]
+    return f"{'clients':>9}{'q':>12}{name + ', PLD':>24}{name + ', RDP':>24}{'noise on mean, PLD':>20}"
+
+
+def table_row(found: dict[str, Any]) -> str:
+    """One line of a table."""
+    key = {"noise": "noise_multiplier", "epsilon": "epsilon", "rounds": "rounds"}[found["asks_for"]]
+    pld, rdp = found["by"]["pld"], found["by"]["rdp"]
+    return (
+        f"{found['clients_per_round']:>9,}{found['sampling_probability']:>12.4g}"
+        f"{_text(key, pld[key]):>24}{_text(key, rdp[key]):>24}{_number(pld['noise_on_mean']):>20}"
+    )
+
+
+_ROWS = (
+    ("noise multiplier (sigma)", "noise_multiplier"),
+    ("  given to the aggregator", "run_noise_multiplier"),
+    ("  on the sum, adaptive clipping", "sum_noise_multiplier"),
+    ("  on the unclipped count (clients)", "clipped_count_stddev"),
+    ("noise on the mean (clip norms)", "noise_on_mean"),
+    ("epsilon", "epsilon"),
+    ("the run's own epsilon", "own_epsilon"),
+    ("epsilon proved, one user replaced", "replace_one_epsilon"),
+    ("rounds affordable", "rounds"),
+)
+_KEYS = tuple(key for _, key in _ROWS)
+# A claim, or the noise that a claim needs.
+_ROUNDED_UP = ("epsilon", "own_epsilon", "replace_one_epsilon", "noise_multiplier", "run_noise_multiplier")
+
+
+def _plans(question: Question) -> dict[str, PrivacyPlan]:
+    given = dataclasses.asdict(question)
+    if question.asks_for == "rounds":
+        given["epsilon"] = None
+    if question.asks_for != "noise" or question.published_noise:
+        return dict.fromkeys(accounting.ACCOUNTANTS, make_plan(**given))
+    plans = {"pld": make_plan(**given, accountant="pld")}
+    # RDP has a floor near epsilon 0.004 that PLD has not: its column then stays empty.
+    with contextlib.suppress(FlairError):
+        plans["rdp"] = make_plan(**given, accountant="rdp")
+    return plans
+
+
+def _by_accountant(question: Question, plan: PrivacyPlan, name: str) -> dict[str, Any]:
+    noise = plan.run_noise_multiplier
+    gaussian = plan.mechanism is Mechanism.GAUSSIAN
+    count_stddev = clipped_count_stddev(plan.cohort, noise, plan.published_noise) if gaussian else None
+    return {
+        "noise_multiplier": plan.noise_multiplier,
+        "run_noise_multiplier": noise,
+        "sum_noise_multiplier": adaptive_noise(noise, count_stddev).sum_noise_multiplier if count_stddev else None,
+        "clipped_count_stddev": count_stddev,
+        "noise_on_mean": plan.noise_multiplier / plan.accounted_cohort if gaussian else None,
+        "epsilon": _finite(plan.epsilon_pld if name == "pld" else plan.epsilon_rdp),
+        "own_epsilon": _finite(plan.own_epsilon_at(plan.total_rounds, name)) if plan.simulated_cohort else None,
+        "replace_one_epsilon": _finite(plan.replace_one_epsilon_at(plan.total_rounds)) if name == "rdp" else None,
+        "rounds": _rounds(plan, question.epsilon, name) if question.asks_for == "rounds" else None,
+    }
+
+
+def _rounds(plan: PrivacyPlan, target: float | None, name: str) -> int:
+    assert target is not None
+    guess = 1
+    if name == "pld":
+        guess = max(1, _rounds(plan, target, "rdp"))
+    return accounting.rounds_affordable(lambda rounds: plan.epsilon_at(rounds, name), target, guess)
+
+
+def _setting(found: dict[str, Any]) -> str:
+    cohort = f"{found['clients_per_round']:,} clients a round"
+    if found["simulated_clients_per_round"]:
+        cohort += f" simulating {found['simulated_clients_per_round']:,}"
+    return (
+        f"{found['num_users']:,} users, {cohort} ({found['client_sampling']}, q {found['sampling_probability']:.4g}), "
+        f"{found['total_rounds']:,} rounds, delta {rounded_up(found['delta'])}, {found['mechanism']} noise"
+    )
+
+
+def _remarks(found: dict[str, Any]) -> list[str]:
+    remarks = []
+    if found["published_noise"]:
+        remarks.append(
+            f"The noise is ml-flair's for epsilon {found['epsilon_asked']:g}, which counts rounds * users / cohort "
+            "releases where there are rounds; the epsilon above is what it really gives."
+        )
+    if found["simulated_clients_per_round"]:
+        remarks.append("A run with a simulated cohort does NOT have the stated epsilon; its own is above.")
+    if found["client_sampling"] == Sampling.UNIFORM.value:
+        remarks.append(
+            "The epsilon assumes Poisson sampling, which fixed-size cohorts are not; what is proved for them is above."
+        )
+    users_times_delta = found["num_users"] * found["delta"]
+    if users_times_delta > SMALL_USERS_TIMES_DELTA:
+        remarks.append(f"Users * delta is {rounded_up(users_times_delta)}, which is not small: see docs/privacy.md.")
+    if found["asks_for"] == "rounds" and not found["by"]["pld"]["rounds"]:
+        remarks.append("Not even one round is affordable.")
+    if found["by"]["rdp"]["noise_multiplier"] is None:
+        remarks.append("RDP cannot state an epsilon that low; PLD can.")
+    if found["asks_for"] == "rounds" and not found["by"]["pld"]["rounds"]:
+        return [*remarks, "next: the same question with a larger --epsilon, --noise_multiplier or both"]
+    return [*remarks, f"next: {_next_command(found)}"]
+
+
+def _next_command(found: dict[str, Any]) -> str:
+    noise = f"--noise_multiplier={rounded_up(found['by']['pld']['noise_multiplier'], 6)}"
+    budget = f"--epsilon={found['epsilon_asked']:g}" if found["asks_for"] == "noise" else noise
+    rounds = found["by"]["pld"]["rounds"] or found["total_rounds"]
+    parts = [
+        "python -m benchmark.federated_main --tfrecords_dir=DIR",
+        budget,
+        f"--clients_per_round={found['clients_per_round']} --total_rounds={rounds}",
+    ]
+    if found["simulated_clients_per_round"]:
+        parts.append(f"--simulated_clients_per_round={found['simulated_clients_per_round']}")
+    if found["client_sampling"] == Sampling.FIXED.value:
+        parts.append("--reuse_clients")
+    elif found["client_sampling"] != Sampling.POISSON.value:
+        parts.append(f"--client_sampling={found['client_sampling']}")
+    if found["mechanism"] == Mechanism.TREE.value:
+        parts.append("--aggregator=tree")
+    if found["published_noise"]:
+        parts.append("--published_noise")
+    return " ".join(parts)
+
+
+def _text(key: str, value: float | int | None) -> str:
+    return rounded_up(value) if value is not None and key in _ROUNDED_UP else _number(value)
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,270 @@
+"""The privacy statement of a run: one dict, written as privacy.json and, in words, as privacy.txt."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
+from benchmark.privacy.plan import Mechanism, PrivacyPlan, Sampling, adaptive_noise
+from benchmark.run.names import PRIVACY_FILE
+from flair.files import atomic
+
+FORMAT_VERSION = 2
+TEXT_WIDTH = 100
+ARTIFICIAL = "artificial user"
+CLIP_NORMS_IN_TEXT = 12
+_ADJACENCY = {
+    True: "one user's contributions replaced by zeros",
+    False: "one user added or removed",
+}
+_SAMPLING = {
+    Sampling.POISSON: "every user in each round with probability q, independently (Poisson)",
+    Sampling.UNIFORM: "exactly the cohort's number of users in each round, without replacement",
+    Sampling.CYCLIC: "cohorts of a fixed shuffled order, the same in every pass",
+    Sampling.FIXED: "the same cohort in every round",
+}
+_ASSUMED = {
+    Sampling.POISSON: "the same",
+    Sampling.UNIFORM: "every user in each round with probability q, independently (Poisson): NOT what was done",
+    Sampling.CYCLIC: "no randomness: a user takes part at most once a pass",
+    Sampling.FIXED: "no randomness: a user takes part in every round",
+}
+
+
+def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
+    """The statement as plain JSON values; an epsilon that is not finite is None.
+
+    Its keys are documented in docs/privacy.md.
+    """
+    rounds = run.rounds_completed
+    return {
+        "format": FORMAT_VERSION,
+        "unit": ARTIFICIAL if run.artificial_users else "user",
+        "adjacency": _ADJACENCY[plan.separation is not None],
+        "users": plan.num_users,
+        "sampling": {
+            "used": _SAMPLING[plan.sampling],
+            "assumed": _ASSUMED[plan.sampling],
+            "probability": plan.sampling_probability,
+        },
+        "clients_per_round": plan.cohort,
+        "simulated_clients_per_round": plan.simulated_cohort,
+        "rounds": {"completed": rounds, "planned": plan.total_rounds},
+        "noise": _noise(plan, run),
+        "clipping": _clipping(run),
+        "noise_key": run.noise_key.value,
+        "noise_drawn_by": "TFF" if run.drawn_by_tff else "the noise key",
+        "restored_model": run.restored_model,
+        "delta": plan.delta,
+        "users_times_delta": plan.num_users * plan.delta,
+        "target_epsilon": plan.target_epsilon,
+        "accountant": {
+            "name": plan.accountant,
+            "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}",
+        },
+        "epsilon": {
+            "completed": {name: _finite(plan.epsilon_at(rounds, name)) for name in ("pld", "rdp")},
+            "planned": {"pld": _finite(plan.epsilon_pld), "rdp": _finite(plan.epsilon_rdp)},
+        },
+        "own_epsilon": None if plan.simulated_cohort is None else _finite(plan.own_epsilon_at(rounds)),
+        "replace_one_epsilon": _finite(plan.replace_one_epsilon_at(rounds)),
+        "caveats": [caveat._asdict() for caveat in caveats(plan, run)],
+    }
+
+
+def statement_text(statement: dict[str, Any]) -> str:
+    """The statement in words: its claim, a table of its numbers (4 significant digits; epsilons and deltas are rounded
+    up), and the caveats.
+
+    Made from the dict alone, so that privacy.txt and privacy.json cannot disagree.
+    """
+    lines = ["PRIVACY STATEMENT", "", *_wrapped(headline(statement)), ""]
+    lines += [f"{label + ':':<36}{value}" for label, value in statement_rows(statement)]
+    lines += ["", "What this does not cover, or not in full:"]
+    for caveat in statement["caveats"]:
+        lines += _wrapped(f"[{caveat['severity']}] {caveat['name']}: {caveat['text']}", indent="    ")
+    return "\n".join(lines) + "\n"
+
+
+def write_statement(folder: str | os.PathLike[str], statement: dict[str, Any]) -> tuple[Path, Path]:
+    """Writes `privacy.txt` and `privacy.json` into `folder`, each whole or not at all; returns their paths."""
+    text, data = Path(folder, "privacy.txt"), Path(folder, PRIVACY_FILE)
+    atomic.write_text(text, statement_text(statement))
+    atomic.write_json(data, statement)
+    return text, data
+
+
+def _noise(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
+    total = plan.run_noise_multiplier
+    if run.clipped_count_stddev is None:
+        sum_noise = total
+    else:
+        sum_noise = adaptive_noise(total, run.clipped_count_stddev).sum_noise_multiplier
+    where = (
+        "fresh in every round" if plan.mechanism is Mechanism.GAUSSIAN else "on the nodes of a binary tree (DP-FTRL)"
+    )
+    return {
+        "where": where,
+        "noise_multiplier": plan.noise_multiplier,
+        "run_noise_multiplier": total,
+        "sum_noise_multiplier": sum_noise,
+        "clipped_count_stddev": run.clipped_count_stddev,
+        "published_formula": plan.published_noise,
+    }
+
+
+def _clipping(run: RunRecord) -> dict[str, Any]:
+    norms = [float(norm) for norm in run.clip_norms]
+    return {
+        "kind": "fixed" if run.target_unclipped_quantile is None else "adaptive",
+        "target_unclipped_quantile": run.target_unclipped_quantile,
+        "least": min(norms, default=None),
+        "most": max(norms, default=None),
+        "clip_norms": norms,
+    }
+
+
+def headline(statement: dict[str, Any]) -> str:
+    """The statement in two or three sentences: first what can make it void, then the claim and its conditions."""
+    return " ".join(filter(None, [_secrecy(statement), _claim(statement), _delta(statement)]))
+
+
+def _secrecy(statement: dict[str, Any]) -> str:
+    if statement.get("noise_drawn_by") == "TFF":
+        return (
+            "WHAT FOLLOWS DOES NOT HOLD AGAINST SOMEBODY WHO LOOKS FOR THE NOISE: TFF's runtime draws it from a seed "
+            "of 32 bits, all of which can be tried."
+        )
+    key = statement.get("noise_key", "--seed")
+    if key == KeyState.DELETED.value:
+        return ""
+    place = {
+        KeyState.GIVEN.value: "the file given as --noise_key_file",
+        KeyState.PRESENT.value: "noise.key in the run's folder",
+        "--seed": "the --seed of this run (an older version's, whose noise followed from it)",
+    }[key]
+    return f"WHAT FOLLOWS HOLDS ONLY WHILE {place} IS SECRET: whoever has it can take the noise away."
+
+
+def _delta(statement: dict[str, Any]) -> str:
+    users_times_delta = statement["users"] * statement["delta"]
+    if users_times_delta <= SMALL_USERS_TIMES_DELTA:
+        return ""
+    return f"Users * delta = {rounded_up(users_times_delta)} is not small: see below."
+
+
+def _claim(statement: dict[str, Any]) -> str:
+    rounds, name = statement["rounds"], statement["accountant"]["name"]
+    done = f"{rounds['completed']:,} of {rounds['planned']:,} rounds"
+    spent = _spent(statement["epsilon"]["completed"][name])
+    guarantee = f"({spent}, {rounded_up(statement['delta'])})-differential privacy for one {statement['unit']}"
+    if statement["unit"] == ARTIFICIAL:
+        guarantee += ", who is NOT A PERSON (--iid)"
+    provided = (
+        "provided that only the models and clip norms of this run are released, and nothing else that its training "
+        "users' photos went into: no training metrics, no cohorts, no other run"
+    )
+    if statement.get("restored_model"):
+        provided += "; and that the weights it started from were made without these users' photos"
+    simulated = statement["simulated_clients_per_round"]
+    if not _is_fixed_size(statement):
+        imagined, holds = "", f"its own epsilon is {_spent(statement['own_epsilon'])}"
+    else:
+        imagined = ", drawn by Poisson sampling,"
+        holds = (
+            "for cohorts of fixed size, as its own, epsilon "
+            f"{_spent(statement['replace_one_epsilon'])} is proved (one user replaced by another)"
+        )
+    if simulated is not None:
+        return (
+            f"After {done}, a run with {simulated:,} clients a round{imagined} would have {guarantee}. THIS RUN DOES "
+            f"NOT: it simulates that noise with {statement['clients_per_round']:,} clients; {holds}, {provided}."
+        )
+    if imagined:
+        return (
+            f"After {done} the models would have {guarantee}, HAD cohorts been drawn by Poisson sampling. THEY WERE "
+            f"NOT: {holds}, {provided}."
+        )
+    return f"After {done} the models have {guarantee}, {provided}."
+
+
+def _is_fixed_size(statement: dict[str, Any]) -> bool:
+    return bool(statement["sampling"]["used"] == _SAMPLING[Sampling.UNIFORM])
+
+
+def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the numbers are called and what they are, as text."""
+    noise, clipping, epsilon = statement["noise"], statement["clipping"], statement["epsilon"]
+    is_simulated = statement["simulated_clients_per_round"] is not None
+    return [
+        ("unit of privacy", statement["unit"]),
+        ("adjacency", statement["adjacency"]),
+        ("users", _number(statement["users"])),
+        ("clients a round", _number(statement["clients_per_round"])),
+        ("simulated clients a round", _number(statement["simulated_clients_per_round"])),
+        ("cohorts drawn", statement["sampling"]["used"]),
+        ("cohorts assumed in accounting", statement["sampling"]["assumed"]),
+        ("sampling probability q", _number(statement["sampling"]["probability"])),
+        ("rounds completed", _number(statement["rounds"]["completed"])),
+        ("rounds planned", _number(statement["rounds"]["planned"])),
+        ("noise", noise["where"]),
+        ("noise key", str(statement.get("noise_key", "-"))),
+        ("noise drawn by", str(statement.get("noise_drawn_by", "-"))),
+        ("started from other weights", "yes" if statement.get("restored_model") else "no"),
+        ("noise multiplier, total", _number(noise["noise_multiplier"])),
+        ("  given to the aggregator", _number(noise["run_noise_multiplier"])),
+        ("  on the sum of updates", _number(noise["sum_noise_multiplier"])),
+        ("  on the unclipped count (clients)", _number(noise["clipped_count_stddev"])),
+        ("noise by ml-flair's formula", "yes" if noise["published_formula"] else "no"),
+        ("clipping", clipping["kind"]),
+        ("target unclipped quantile", _number(clipping["target_unclipped_quantile"])),
+        ("clip norm, least and most", f"{_number(clipping['least'])} and {_number(clipping['most'])}"),
+        ("clip norm over the rounds", _path(clipping["clip_norms"])),
+        ("delta", rounded_up(statement["delta"])),
+        ("users * delta", rounded_up(statement["users"] * statement["delta"])),
+        ("accountant", f"{statement['accountant']['name']} ({statement['accountant']['library']})"),
+        ("epsilon asked for", _number(statement["target_epsilon"])),
+        ("epsilon, rounds completed, PLD", _spent(epsilon["completed"]["pld"])),
+        ("epsilon, rounds completed, RDP", _spent(epsilon["completed"]["rdp"])),
+        ("epsilon, rounds planned, PLD", _spent(epsilon["planned"]["pld"])),
+        ("epsilon, rounds planned, RDP", _spent(epsilon["planned"]["rdp"])),
+        ("the run's own epsilon (simulated)", _spent(statement["own_epsilon"]) if is_simulated else "-"),
+        (
+            "epsilon proved, one replaced, RDP",
+            _spent(statement["replace_one_epsilon"]) if _is_fixed_size(statement) else "-",
+        ),
+    ]
+
+
+def _path(norms: list[float]) -> str:
+    """At most a dozen of the norms, evenly spaced, the first and the last among them."""
+    if len(norms) <= CLIP_NORMS_IN_TEXT:
+        shown = norms
+    else:
+        last = len(norms) - 1
+        shown = [norms[round(i * last / (CLIP_NORMS_IN_TEXT - 1))] for i in range(CLIP_NORMS_IN_TEXT)]
+    return " ".join(map(_number, shown)) or "-"
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _spent(epsilon: float | None) -> str:
+    return "infinite (NO GUARANTEE)" if epsilon is None else rounded_up(epsilon)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, TEXT_WIDTH, subsequent_indent=indent, break_long_words=False)

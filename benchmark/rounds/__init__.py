@@ -1,0 +1,4 @@
+"""One round of federated training: what clients compute, how updates are aggregated, what the server does.
+
+What enters is the global weights and a cohort. What leaves is new global weights, and measurements of the round.
+"""

@@ -1,0 +1,175 @@
+"""A client's steps on a resident model: one model a process, set back to the global weights for the next client.
+
+The steps are the ones `tff.learning.algorithms` defines (FedAvg: McMahan et al. 2017, https://arxiv.org/abs/1602.05629;
+FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127; FedSGD and MimeLite as in TFF 0.87), but each step is a
+compiled function called from Python: a loop over batches inside a graph costs 1.5 to 2.7 times as much, because the
+executor cannot use the intra-op threads of a convolution as well there. Imports TensorFlow only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import tensorflow as tf
+
+from benchmark.metrics.keras import ScoreHistogram
+from benchmark.model.clipping import clip_scales
+from benchmark.rounds.config import FED_AVG, FED_PROX, FED_SGD, MIME_LITE, ClientConfig
+from benchmark.rounds.tff_graph import GraphFunction, GraphSpec
+
+Batch = tuple[tf.Tensor, tf.Tensor]
+OptimizerStep = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor], Sequence[tf.Tensor]], Sequence[tf.Tensor]]
+
+
+def graph_step(spec: GraphSpec) -> OptimizerStep:
+    """The optimizer step of `server_graphs.build_step_spec`."""
+    function = GraphFunction(spec)
+    return lambda state, weights, gradients: function([*state, *weights, *gradients])
+
+
+class LocalTrainer:
+    """Trains one client after another on `model`.
+
+    Args:
+      model: takes pixels [batch, height, width, 3] in 0..255, gives logits [batch, outputs].
+      config: the client's algorithm.
+      optimizer_step: MimeLite's `next` of the global optimizer, (state, weights, gradients) -> new weights.
+      is_binary: whether metrics carry their bare names.
+
+    Attributes:
+      metrics: of the client at hand, each batch scored before its step.
+      has_moved: whether a step has changed the model's weights since `start`.
+    """
+
+    def __init__(
+        self,
+        model: tf.keras.Model,
+        config: ClientConfig,
+        optimizer_step: OptimizerStep | None = None,
+        is_binary: bool = False,
+    ) -> None:
+        self.model, self.config = model, config
+        self.metrics = ScoreHistogram(model.output_shape[-1], is_binary)
+        self.trainable = model.trainable_variables
+        self.gradient_sum = (
+            [tf.Variable(tf.zeros_like(v), trainable=False) for v in self.trainable]
+            if config.algorithm in (FED_SGD, MIME_LITE)
+            else []
+        )
+        self._variables = [*model.trainable_variables, *model.non_trainable_variables]
+        self._optimizer_step = optimizer_step
+        self._loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
+        self.has_moved = True
+
+    def start(self, weights: Sequence[tf.Tensor]) -> None:
+        """Sets the model to the global weights (trainable ones first) and forgets the client before."""
+        self._start(weights)
+        self.has_moved = False
+
+    def forget(self) -> None:
+        """Forgets the client before, but for what it did to the weights; to be called while tracing."""
+        for gradient_sum in self.gradient_sum:
+            gradient_sum.assign(tf.zeros_like(gradient_sum))
+        self.metrics.reset_state()
+
+    @property
+    def descends(self) -> bool:
+        """Whether a client's steps are gradient descent, so that `only_update` can stand for a client's only step."""
+        return self.config.algorithm in (FED_AVG, FED_PROX)
+
+    def only_update(self, pixels: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> list[tf.Tensor]:
+        """Global minus local weights of a client of one batch, without moving the model; to be called while tracing.
+
+        The scaled gradient is all of it: FedProx's pull towards the global weights is zero at them.
+        """
+        gradients = self._gradients(pixels, labels, True)
+        return [r * gradient for r, gradient in zip(self._rates(gradients, learning_rate), gradients, strict=True)]
+
+    def run(
+        self,
+        batches: Callable[[], Iterable[Batch]],
+        learning_rate: tf.Tensor,
+        global_weights: Sequence[tf.Tensor],
+        optimizer_state: Sequence[tf.Tensor] = (),
+    ) -> int:
+        """Goes through the client's batches once (MimeLite: twice); returns the number of photos shown.
+
+        Args:
+          batches: called once a pass: (pixels, labels) batches.
+          learning_rate: float32 scalar.
+          global_weights: what the client started from.
+          optimizer_state: MimeLite's global optimizer state.
+        """
+        self.has_moved = True
+        if self.config.algorithm == MIME_LITE:
+            for pixels, labels in batches():
+                self._add_gradient(pixels, labels, False)
+        num_examples = 0
+        for pixels, labels in batches():
+            num_examples += int(labels.shape[0])
+            if self.config.algorithm == FED_SGD:
+                self._add_gradient(pixels, labels, True)
+            elif self.config.algorithm == MIME_LITE:
+                self._optimizer_update(pixels, labels, optimizer_state)
+            elif self.config.algorithm == FED_PROX:
+                self._proximal_update(pixels, labels, learning_rate, global_weights)
+            else:
+                self._sgd_update(pixels, labels, learning_rate)
+        return num_examples
+
+    @tf.function
+    def _start(self, weights: Sequence[tf.Tensor]) -> None:
+        for variable, weight in zip(self._variables, weights, strict=True):
+            variable.assign(weight)
+        self.forget()
+
+    def _gradients(self, pixels: tf.Tensor, labels: tf.Tensor, score: bool) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            logits = tf.cast(self.model(pixels, training=True), tf.float32)
+            loss = self._loss(labels, logits)
+        if score:
+            self.metrics.update_state(labels, logits)
+        return tape.gradient(loss, self.trainable)
+
+    @tf.function(reduce_retracing=True)
+    def _sgd_update(self, pixels: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> None:
+        self._descend(self._gradients(pixels, labels, True), learning_rate)
+
+    @tf.function(reduce_retracing=True)
+    def _proximal_update(
+        self, pixels: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor, anchor: Sequence[tf.Tensor]
+    ) -> None:
+        gradients = self._gradients(pixels, labels, True)
+        self._descend(
+            [
+                gradient + self.config.proximal_strength * (variable - weight)
+                for gradient, variable, weight in zip(gradients, self.trainable, anchor, strict=False)
+            ],
+            learning_rate,
+        )
+
+    def _rates(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> list[tf.Tensor]:
+        """What each gradient is multiplied by: clipping scales the learning rate, not the gradient."""
+        if self.config.clipnorm <= 0:
+            return [learning_rate] * len(gradients)
+        scales = clip_scales(gradients, self.config.clipnorm, self.config.global_clipnorm)
+        return [learning_rate * scale for scale in scales]
+
+    def _descend(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
+        rates = self._rates(gradients, learning_rate)
+        for variable, gradient, rate in zip(self.trainable, gradients, rates, strict=True):
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
+
+    @tf.function(reduce_retracing=True)
+    def _optimizer_update(self, pixels: tf.Tensor, labels: tf.Tensor, optimizer_state: Sequence[tf.Tensor]) -> None:
+        assert self._optimizer_step is not None
+        gradients = self._gradients(pixels, labels, True)
+        updated = self._optimizer_step(optimizer_state, [v.read_value() for v in self.trainable], gradients)
+        for variable, weight in zip(self.trainable, updated, strict=True):
+            variable.assign(weight)
+
+    @tf.function(reduce_retracing=True)
+    def _add_gradient(self, pixels: tf.Tensor, labels: tf.Tensor, score: bool) -> None:
+        weight = tf.cast(tf.shape(labels)[0], tf.float32)
+        for gradient_sum, gradient in zip(self.gradient_sum, self._gradients(pixels, labels, score), strict=True):
+            gradient_sum.assign_add(weight * gradient)

@@ -1,0 +1,185 @@
+"""The server computation of a round, built from TFF's parts and compiled into plain TensorFlow graphs.
+
+A TFF aggregation process and a TFF finalizer are composed into one federated computation
+
+    (state@SERVER, client_results@CLIENTS) -> (new_state@SERVER, measurements@SERVER)
+
+and compiled with `tff.backends.mapreduce.get_map_reduce_form_for_computation`, which cuts any such computation into
+prepare (what the server sends), work (clip and encode one client's result), zero, accumulate, merge, report and update
+(noise, decode, optimizer step). Any TFF aggregator therefore works unchanged, and accumulation needs the memory of one
+aggregate whatever the cohort. MapReduceForm: https://www.tensorflow.org/federated/api_docs/python/tff/backends/mapreduce
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from benchmark.rounds.server import ServerSpec
+from benchmark.rounds.tff_graph import GraphSpec
+
+_WEIGHT_TYPE = tff.TensorType(np.float32)
+_PHASES = ("prepare", "work", "zero", "accumulate", "merge", "report", "update")
+
+
+def build_server_spec(
+    trainable: Sequence[tf.TensorSpec],
+    non_trainable: Sequence[tf.TensorSpec],
+    aggregator: tff.aggregators.WeightedAggregationFactory | tff.aggregators.UnweightedAggregationFactory,
+    server_optimizer: tff.learning.optimizers.Optimizer,
+    base_optimizer: tff.learning.optimizers.Optimizer | None = None,
+) -> ServerSpec:
+    """Compiles aggregator and server optimizer for a model of the given weights.
+
+    Args:
+      trainable: specs of the trainable weights; a client's update has the same shapes.
+      non_trainable: specs of the weights that rounds leave unchanged (moving statistics of a pretrained model).
+      aggregator: any TFF aggregation factory, weighted (by examples) or unweighted.
+      server_optimizer: applied to the aggregate by `tff.learning.templates.build_apply_optimizer_finalizer`.
+      base_optimizer: MimeLite's global optimizer, whose state follows the mean full gradient of the cohort
+        (Karimireddy et al. 2020, Algorithm 1, https://arxiv.org/abs/2008.03606); None for the other algorithms.
+    """
+    with tf.Graph().as_default():
+        weights_type = tff.types.to_type(
+            tff.learning.models.ModelWeights(
+                trainable=tuple(tff.TensorType(s.dtype.as_numpy_dtype, s.shape.as_list()) for s in trainable),
+                non_trainable=tuple(tff.TensorType(s.dtype.as_numpy_dtype, s.shape.as_list()) for s in non_trainable),
+            )
+        )
+    update_type = weights_type.trainable
+    weighted = isinstance(aggregator, tff.aggregators.WeightedAggregationFactory)
+    aggregation = aggregator.create(update_type, _WEIGHT_TYPE) if weighted else aggregator.create(update_type)
+    finalizer = tff.learning.templates.build_apply_optimizer_finalizer(server_optimizer, weights_type)
+    mime = _MimeLite(base_optimizer, trainable, update_type) if base_optimizer is not None else None
+
+    @tff.tensorflow.computation
+    def zero_weights():  # type: ignore[no-untyped-def]
+        return tff.learning.models.ModelWeights(
+            trainable=tuple(tf.zeros(s.shape, s.dtype) for s in trainable),
+            non_trainable=tuple(tf.zeros(s.shape, s.dtype) for s in non_trainable),
+        )
+
+    @tff.federated_computation
+    def initialize():  # type: ignore[no-untyped-def]
+        state = collections.OrderedDict(
+            weights=tff.federated_eval(zero_weights, tff.SERVER),
+            aggregator=aggregation.initialize(),
+            finalizer=finalizer.initialize(),
+        )
+        if mime is not None:
+            state["base_optimizer"] = tff.federated_eval(mime.initialize, tff.SERVER)
+            state["gradient_aggregator"] = mime.aggregation.initialize()
+        return tff.federated_zip(state)
+
+    result_type = collections.OrderedDict(update=update_type, weight=_WEIGHT_TYPE)
+    if mime is not None:
+        result_type["full_gradient"] = update_type
+
+    @tff.federated_computation(initialize.type_signature.result, tff.FederatedType(result_type, tff.CLIENTS))
+    def next_round(state, results):  # type: ignore[no-untyped-def]
+        aggregated = (
+            aggregation.next(state.aggregator, results.update, results.weight)
+            if weighted
+            else aggregation.next(state.aggregator, results.update)
+        )
+        finalized = finalizer.next(state.finalizer, state.weights, aggregated.result)
+        new_state = collections.OrderedDict(
+            weights=finalized.result, aggregator=aggregated.state, finalizer=finalized.state
+        )
+        if mime is not None:
+            gradient = mime.aggregation.next(state.gradient_aggregator, results.full_gradient, results.weight)
+            new_state["base_optimizer"] = tff.federated_map(mime.update, (state.base_optimizer, gradient.result))
+            new_state["gradient_aggregator"] = gradient.state
+        measurements = collections.OrderedDict(aggregator=aggregated.measurements, finalizer=finalized.measurements)
+        return tff.federated_zip(new_state), tff.federated_zip(measurements)
+
+    form = tff.backends.mapreduce.get_map_reduce_form_for_computation(next_round)
+    state_type, measurement_type = form.update.type_signature.result
+    return ServerSpec(
+        initialize=_graph_spec(tff.backends.mapreduce.get_state_initialization_computation(initialize)),
+        **{phase: _graph_spec(getattr(form, phase)) for phase in _PHASES},
+        state_names=tuple(_flat_names(state_type)),
+        measurement_names=tuple(_flat_names(measurement_type)),
+        result_names=tuple(_flat_names(tff.types.to_type(result_type))),
+    )
+
+
+def build_step_spec(optimizer: tff.learning.optimizers.Optimizer, trainable: Sequence[tf.TensorSpec]) -> GraphSpec:
+    """The optimizer's step as a graph: (state, weights, gradients) -> new weights, all flat, for MimeLite's clients.
+
+    Args:
+      optimizer: any TFF optimizer.
+      trainable: specs of the weights and the gradients.
+    """
+    specs = tuple(trainable)
+    weights_type = tff.types.to_type(tuple(tff.TensorType(s.dtype.as_numpy_dtype, s.shape.as_list()) for s in specs))
+    initialize = tff.tensorflow.computation(lambda: optimizer.initialize(specs))
+
+    @tff.tensorflow.computation(initialize.type_signature.result, weights_type, weights_type)
+    def step(state, weights, gradients):  # type: ignore[no-untyped-def]
+        return optimizer.next(state, weights, gradients)[1]
+
+    return _graph_spec(step)
+
+
+class _MimeLite:
+    """MimeLite's second aggregation: the mean full gradient drives the state of the global base optimizer."""
+
+    def __init__(
+        self,
+        optimizer: tff.learning.optimizers.Optimizer,
+        trainable: Sequence[tf.TensorSpec],
+        update_type: tff.Type,
+    ) -> None:
+        specs = tuple(trainable)
+        # Of a round without any usable client the mean is zero, not a state that is no number ever after.
+        self.aggregation = tff.aggregators.MeanFactory(no_nan_division=True).create(update_type, _WEIGHT_TYPE)
+        self.initialize = tff.tensorflow.computation(lambda: optimizer.initialize(specs))
+
+        @tff.tensorflow.computation(self.initialize.type_signature.result, update_type)
+        def update(state, gradient):  # type: ignore[no-untyped-def]
+            zeros = tf.nest.map_structure(tf.zeros_like, gradient)
+            return optimizer.next(state, zeros, gradient)[0]
+
+        self.update = update
+
+
+def _graph_spec(computation: tff.Computation) -> GraphSpec:
+    """The GraphDef and flat bindings inside a TFF TensorFlow computation."""
+    block = tff.framework.serialize_computation(computation).tensorflow
+    graph_def = tf.compat.v1.GraphDef()
+    block.graph_def.Unpack(graph_def)
+    inputs = _flat_bindings(block.parameter) if block.HasField("parameter") else []
+    return GraphSpec(
+        graph_def.SerializeToString(deterministic=True),
+        tuple(inputs),
+        tuple(_flat_bindings(block.result)),
+        block.initialize_op,
+    )
+
+
+def _flat_bindings(binding: Any) -> list[str]:
+    kind = binding.WhichOneof("binding")
+    if kind == "tensor":
+        return [binding.tensor.tensor_name]
+    if kind == "struct":
+        return [name for element in binding.struct.element for name in _flat_bindings(element)]
+    if kind is None:
+        return []
+    raise ValueError(f"a server computation takes and gives tensors only, found a {kind}")
+
+
+def _flat_names(type_spec: tff.Type, prefix: str = "") -> list[str]:
+    """Slash-joined names of the tensors of a TFF type, in flat order."""
+    if not isinstance(type_spec, tff.StructType):
+        return [prefix]
+    return [
+        name
+        for index, (key, element) in enumerate(tff.structure.iter_elements(type_spec))
+        for name in _flat_names(element, f"{prefix}/{key or index}" if prefix else str(key or index))
+    ]

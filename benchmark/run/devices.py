@@ -1,0 +1,147 @@
+"""On what a central training runs: one device, several GPUs of this machine, or several machines by TF_CONFIG.
+
+Every replica takes its share of each batch, gradients are summed before they are clipped, and only the first machine
+writes files, so that the result does not depend on the number of devices beyond rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from benchmark.run import tf_config
+from flair.errors import FlairError
+
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+_LOST_MESSAGE = (
+    "another machine of TF_CONFIG has failed or cannot be reached; see what it printed, then start all of them again "
+    "with the same command, and training goes on from its newest checkpoint"
+)
+
+
+class Devices:
+    """The devices of this job.
+
+    Attributes:
+      num_workers: machines (processes) of the job.
+      worker: number of this one.
+      replicas: numbers of this process's devices among all `num_replicas` of the job.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy | None = None) -> None:
+        self.worker, self.num_workers = tf_config.place()
+        if strategy is not None:
+            self._strategy = strategy
+        elif self.num_workers > 1:
+            self._strategy = _join_machines(self.num_workers)
+        elif len(tf.config.list_logical_devices("GPU")) > 1:
+            self._strategy = tf.distribute.MirroredStrategy()
+        else:
+            self._strategy = tf.distribute.get_strategy()
+        self.num_replicas = int(self._strategy.num_replicas_in_sync)
+        local = self.num_replicas // self.num_workers
+        self.replicas = range(self.worker * local, (self.worker + 1) * local)
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether there is no GPU."""
+        return not tf.config.list_physical_devices("GPU")
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Variables made inside it exist on every device."""
+        return self._strategy.scope()
+
+    def run(self, function: Any, parts: Sequence[Sequence[tf.Tensor]]) -> list[Any]:
+        """Calls `function` on every device of this process with its part; the results, in order."""
+        if self.num_replicas == 1:
+            return [function(*parts[0])]
+        columns = [self._distribute([part[column] for part in parts]) for column in range(len(parts[0]))]
+        results = self._strategy.run(function, args=columns)
+        flat = [self._strategy.experimental_local_results(value) for value in tf.nest.flatten(results)]
+        return [tf.nest.pack_sequence_as(results, [values[i] for values in flat]) for i in range(len(parts))]
+
+    def sum_over_workers(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Element-wise sums of arrays that every process brings, the same on all of them."""
+        if self.num_workers == 1:
+            return [np.asarray(value) for value in values]
+        others = [[tf.zeros_like(value) for value in values]] * (len(self.replicas) - 1)
+        parts = [[tf.constant(value) for value in values], *others]
+
+        columns = [self._distribute([part[column] for part in parts]) for column in range(len(values))]
+        return [self._strategy.experimental_local_results(value)[0].numpy() for value in self._sums(*columns)]
+
+    def barrier(self) -> None:
+        """Waits until every process is here."""
+        self.sum_over_workers([np.zeros(1, np.float32)])
+
+    def check_equal(self, text: str, what: str) -> None:
+        """Compares a text over all processes, none of which may go on alone.
+
+        Raises:
+          FlairError: it is not the same everywhere; says that `what` differs.
+        """
+        digests = np.zeros((self.num_workers, 32), np.float32)  # whole numbers up to 255 are exact, and so are sums
+        digests[self.worker] = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+        (digests,) = self.sum_over_workers([digests])
+        others = [worker for worker in range(self.num_workers) if not np.array_equal(digests[worker], digests[0])]
+        if others:
+            self.leave()
+            raise FlairError(f"TF_CONFIG: worker {others[0]} has {what}, worker 0 another")
+
+    def leave(self) -> None:
+        """Waits, before this process ends, until every other one has what this one sent."""
+        # An error means that the others have left, so they had all.
+        with suppress(*_LOST):
+            self.barrier()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside it, the loss of another machine of the job is a FlairError."""
+        try:
+            yield
+        except _LOST:
+            if self.num_workers == 1:
+                raise
+            raise FlairError(_LOST_MESSAGE) from None
+
+    @tf.function(autograph=False)
+    def _sums(self, *columns: Any) -> Any:
+        return self._strategy.run(lambda *tensors: [sum_over_replicas(tensor) for tensor in tensors], args=columns)
+
+    def _distribute(self, tensors: Sequence[tf.Tensor]) -> Any:
+        remaining = iter(tensors)
+        return self._strategy.experimental_distribute_values_from_function(lambda _context: next(remaining))
+
+
+def _join_machines(count: int) -> tf.distribute.Strategy:
+    print(f"waiting for the {count} machines of TF_CONFIG; Ctrl-C ends it", file=sys.stderr, flush=True)
+    # TensorFlow waits without returning to Python, whose own handlers would not run. There is nothing to save yet.
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except _LOST:
+        raise FlairError(_LOST_MESSAGE) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def sum_over_replicas(tensor: tf.Tensor) -> tf.Tensor:
+    """The sum over all devices, inside a function that `Devices.run` runs."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return tensor
+    # An argument of the function has no device yet, and the sum goes to the device of its operand.
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(tensor))

@@ -1,0 +1,369 @@
+"""The folder of one training run: enough to watch it, to continue it and to repeat it.
+
+flags.txt      every flag, reusable with --flagfile
+noise.key      of a private run that is not complete: what its noise and cohorts follow from
+run.json       versions, machine, git revision, data digest, seeds, when it started and continued
+metrics.csv    one row an epoch or round; equal for equal flags, however often the run was interrupted
+times.csv      seconds of training by the end of each row
+tensorboard/   the same numbers as TensorBoard events
+checkpoints/   what a resumed run starts from
+summary.json   the result; its presence means that the run is complete
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmark.run.checkpoint import Checkpoints
+from benchmark.run.files import read_flags, read_json, read_seconds, read_table
+from benchmark.run.names import (
+    BEST_FILE,
+    CHECKPOINTS_DIR,
+    EVALUATION_FILE,
+    FLAGS_FILE,
+    KEY_FILE,
+    LAST_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    SUMMARY_FILE,
+    TENSORBOARD_DIR,
+    TIMES_FILE,
+)
+from benchmark.run.shapes import NUMBER
+from flair import __version__
+from flair.errors import FlairError
+from flair.files import atomic, checked_json, lock
+
+# Everything a run leaves beside its folders. A privacy statement, above all, must not outlive the run it is about.
+_OUTPUTS = (
+    FLAGS_FILE,
+    RUN_FILE,
+    METRICS_FILE,
+    TIMES_FILE,
+    SUMMARY_FILE,
+    "privacy.*",
+    KEY_FILE,
+    BEST_FILE,
+    LAST_FILE,
+    "clients*.csv",
+    EVALUATION_FILE,
+)
+_DESCRIPTION = {"started": str, "continued?": [str], "data?": {"digest?": str}}
+_METRICS = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "training_seconds": NUMBER}
+# What a complete run says of itself when its command is typed again, by the name of its steps.
+_SUMMARIES: dict[str, Any] = {
+    "epoch": {**_METRICS, "num_epochs": int, "epochs": int, "best_epoch": int}
+    | {"know_nothing": {"val": NUMBER, "test": NUMBER}},
+    "round": {**_METRICS, "rounds": int, "best_round": int, "epsilon?": NUMBER}
+    | {"clients?": {"count": int, "test": {"*": {"*": NUMBER}}}},
+    "episode": {"episodes": int, "kind": str, "seconds": NUMBER},
+}
+_DATA_FILES = ("label_index.json", "label_to_index.json", "labels_and_metadata.json")
+_PACKAGES = ("numpy", "tensorflow", "tensorflow-federated", "tensorflow-privacy", "dp-accounting", "ray")
+
+
+class RunFolder:
+    """A run folder, locked against a second process while entered.
+
+    Args:
+      path: made when missing.
+      flag_lines: `--name=value` of every flag, as `command.flag_lines` has them.
+      step_name: first column of metrics.csv, `epoch` or `round`.
+      changeable: names of flags that a continued run may change.
+      overwrite: forget what an earlier run left here.
+      defaults: value of each flag that a run begun by an older version cannot have recorded.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        flag_lines: list[str],
+        step_name: str,
+        changeable: Iterable[str] = (),
+        overwrite: bool = False,
+        defaults: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.step_name = step_name
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS_DIR)
+        self.rows: dict[int, dict[str, float]] = {}
+        self._seconds: dict[int, float] = {}
+        self._columns: list[str] = []  # of metrics.csv as it was last written whole
+        self._flag_lines, self._changeable, self._overwrite = flag_lines, frozenset(changeable), overwrite
+        self._defaults = dict(defaults or {})
+        self._lock: contextlib.AbstractContextManager[int] | None = None
+
+    def __enter__(self) -> RunFolder:
+        foreign = [name for name in _DATA_FILES if (self.path / name).exists()]
+        if foreign:
+            raise FlairError(f"{self.path}: holds data ({foreign[0]}) and cannot be a run folder too; give a --run_dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        busy = f"{self.path}: another run is writing to this folder; choose another --run_dir"
+        self._lock = lock.exclusive(self.path / LOCK_FILE, busy)
+        self._lock.__enter__()
+        try:
+            self._open()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.__exit__(None, None, None)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step of this run has been trained."""
+        return bool(self.rows) or any((self.path / CHECKPOINTS_DIR).glob("*"))
+
+    @property
+    def is_described(self) -> bool:
+        """Whether `describe` has been called on this folder, by any process."""
+        return (self.path / RUN_FILE).is_file()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this process writes files."""
+        return True
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The result of a complete run, None before; a FlairError where the file is damaged."""
+        return read_json(self.path / SUMMARY_FILE, _SUMMARIES.get(self.step_name, {}))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training by the end of the last row, over all processes of the run."""
+        return max(self._seconds.values(), default=0.0)
+
+    def describe(self, **facts: Any) -> None:
+        """Writes flags.txt and run.json: versions, machine, `facts`; a continued run keeps its start, adds a time."""
+        self.check_inputs(facts.get("data", {}), facts.get("restored_model"))
+        self._write_flags()  # of which some may have changed; not before it is known that this is the same run
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        known = self._described() or {"started": now}
+        continued = [*known.get("continued", []), now] if self.has_begun else []
+        begun = {"started": known["started"], "continued": continued}
+        checked_json.write(self.path / RUN_FILE, {**begun, **environment(), **facts})
+
+    def check_inputs(self, data: Mapping[str, Any], restored_model: Mapping[str, Any] | None) -> None:
+        """Raises a FlairError if the run was begun with other photos or weights, as run.json names them, than these."""
+        known = self._described()
+        before = known.get("data", {}).get("digest")
+        if before is not None and before != data.get("digest"):
+            raise FlairError(
+                f"{self.path}: the run was made with other data than {place_of(data)} holds now; "
+                "give the same records to continue it, another --run_dir, or --overwrite"
+            )
+        if "restored_model" in known and _sha256(known["restored_model"]) != _sha256(restored_model):
+            raise FlairError(
+                f"{self.path}: the run was begun with other restored weights than --restore_model_path names now; "
+                "give the same file to continue it, another --run_dir, or --overwrite"
+            )
+
+    def _described(self) -> dict[str, Any]:
+        """run.json of a run that has begun."""
+        return (read_json(self.path / RUN_FILE, _DESCRIPTION) if self.has_begun else None) or {}
+
+    def start_at(self, step: int) -> None:
+        """Forgets every row after `step`: the run goes on from there. Says which rows up to there are lost."""
+        lost = [row for row in range(1, step + 1) if row not in self.rows]
+        if lost:
+            print(
+                f"{self.path / METRICS_FILE}: has lost {len(lost):,} of the rows up to {self.step_name} {step:,}, the "
+                f"first of {self.step_name} {lost[0]:,}; the run goes on without them",
+                file=sys.stderr,
+            )
+        self.rows = {row: values for row, values in self.rows.items() if row <= step}
+        self._seconds = {row: seconds for row, seconds in self._seconds.items() if row <= step}
+        from benchmark.run import events
+
+        self._write_csv()
+        events.write(self.path / TENSORBOARD_DIR, self.rows)
+
+    def add_row(self, step: int, values: Mapping[str, float], seconds: float) -> None:
+        """Adds one row to metrics.csv, times.csv and the TensorBoard events; `seconds` is the run's training time."""
+        from benchmark.run import events  # protobuf would slow every --help down
+
+        self.rows[step], self._seconds[step] = dict(values), seconds
+        if values.keys() - set(self._columns):
+            self._write_csv()
+        else:
+            _append(self.path / METRICS_FILE, [step, *(_cell(values.get(name)) for name in self._columns)])
+            _append(self.path / TIMES_FILE, [step, f"{seconds:.3f}"])
+        events.append(self.path / TENSORBOARD_DIR, step, values)
+
+    def save_model(self, name: str, write: Callable[[Path], None]) -> None:
+        """Calls `write` with the path of a model file in this folder."""
+        write(self.path / name)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json, which marks the run complete."""
+        checked_json.write(self.path / SUMMARY_FILE, summary)
+
+    def reopen(self) -> None:
+        """Takes the mark of completeness away, to train on."""
+        (self.path / SUMMARY_FILE).unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        if self._overwrite:
+            self._check_command()
+            for pattern in _OUTPUTS:
+                for path in self.path.glob(pattern):
+                    path.unlink()
+            for name in (TENSORBOARD_DIR, CHECKPOINTS_DIR):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+        for folder in (self.path, self.path / TENSORBOARD_DIR):
+            folder.mkdir(exist_ok=True)
+            atomic.remove_leftovers(folder)
+        self._check_flags()
+        self.rows = read_table(self.path / METRICS_FILE, self.step_name)[1]
+        self._seconds = read_seconds(self.path / TIMES_FILE, self.step_name)
+
+    def _check_command(self) -> None:
+        """Refuses to start over in the folder of another command, whose run nobody meant to lose."""
+        try:
+            described = read_json(self.path / RUN_FILE, {"command": [str]})
+        except FlairError:
+            return  # A damaged run: to start over is the way out.
+        before = next(iter(described["command"]), "") if described else ""
+        names = [Path(command).stem for command in (before, sys.argv[0])]
+        if names[0] != names[1] and all(name.endswith("_main") for name in names):
+            raise FlairError(f"{self.path}: holds a run of benchmark.{names[0]}; choose another --run_dir")
+
+    def _check_flags(self) -> None:
+        path = self.path / FLAGS_FILE
+        before = read_flags(path)
+        if before is None and any(self.checkpoints.folder.glob("*")):
+            raise FlairError(f"{path}: is missing, beside checkpoints of a run; restore it, or add --overwrite")
+        if before is not None:
+            now = _flag_values(self._flag_lines)
+            before = {name: value for name, value in self._defaults.items() if name in now} | before
+            different = [n for n in sorted({*before, *now} - self._changeable) if before.get(n) != now.get(n)]
+            if different:
+                changes = ", ".join(f"--{n} was {_printable(before.get(n))} and is {now.get(n)}" for n in different)
+                raise FlairError(
+                    f"{self.path}: holds a run with other flags ({changes}); "
+                    "give the same flags to continue it, another --run_dir, or --overwrite"
+                )
+        else:
+            self._write_flags()
+
+    def _write_flags(self) -> None:
+        atomic.write_text(self.path / FLAGS_FILE, "".join(f"{line}\n" for line in self._flag_lines))
+
+    def _write_csv(self) -> None:
+        self._columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        metrics = [[step, *(_cell(row.get(name)) for name in self._columns)] for step, row in self.rows.items()]
+        _write(self.path / METRICS_FILE, [[self.step_name, *self._columns], *metrics])
+        times = [[step, f"{seconds:.3f}"] for step, seconds in self._seconds.items()]
+        _write(self.path / TIMES_FILE, [[self.step_name, "seconds"], *times])
+
+
+class WatchedRunFolder(RunFolder):
+    """The run folder as the other processes of a job see it: on a shared file system, and never written."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path, [], "")
+
+    @property
+    def is_written(self) -> bool:
+        return False
+
+    def __enter__(self) -> WatchedRunFolder:
+        return self
+
+    def describe(self, **facts: Any) -> None:
+        """Writes nothing, as the methods below."""
+
+    def start_at(self, step: int) -> None: ...
+
+    def add_row(self, step: int, values: Mapping[str, float], seconds: float) -> None: ...
+
+    def save_model(self, name: str, write: Callable[[Path], None]) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any]) -> None: ...
+
+    def reopen(self) -> None: ...
+
+
+def _sha256(restored: Any) -> str | None:
+    return restored.get("sha256") if isinstance(restored, dict) else None
+
+
+def place_of(data: Mapping[str, Any]) -> str | None:
+    """Where the records of a run lay, as its run.json has it under `data`."""
+    return data.get("tfrecords_dir") or data.get("tfds_data_dir")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine: toolkit, Python, packages, processor, git revision, command line."""
+    versions = {"flair-toolkit": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": [os.fsencode(argument).decode("utf-8", "replace") for argument in sys.argv],
+        "versions": versions,
+        "machine": {"platform": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
+        "git_revision": _git_revision(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _git_revision() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _flag_values(lines: Iterable[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (line.strip().removeprefix("--").partition("=") for line in lines)}
+
+
+def _printable(value: str | None) -> str | None:
+    return value if value is None or value.isprintable() else repr(value)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def _write(path: Path, rows: list[list[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    atomic.write_text(path, text.getvalue())
+
+
+def _append(path: Path, row: list[Any]) -> None:
+    with open(path, "a", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerow(row)

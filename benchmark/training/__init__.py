@@ -1,0 +1,4 @@
+"""What central and federated training share: model flags, the plan of a dry run, timing of steps.
+
+What enters is flags and records. What leaves is a model to train, and an estimate of how long and how large.
+"""

@@ -1,0 +1,200 @@
+"""One photo of `small_images`: read, checked, and turned into what the record files store.
+
+A photo is refused unless it is a whole 256x256 JPEG in RGB or grayscale. Its dimensions are read from the header and
+checked before anything is decoded, so a decompression bomb costs no memory. Bytes behind its end marker are no fault:
+cameras and web sites append some, and every decoder stops before them. Grayscale becomes RGB, because readers of the
+record files reshape every photo to [256, 256, 3].
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.JpegImagePlugin import JpegImageFile
+
+from flair.dataset.catalog import IMAGE_SIZE, SMALL_IMAGES_DIR
+from flair.dataset.jpeg_markers import BadJpeg
+from flair.dataset.jpeg_whole import require_whole
+from flair.dataset.metadata import Record
+from flair.errors import FlairError
+
+PIXELS_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
+PIXELS_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
+MAX_JPEG_BYTES = 4 * 1024 * 1024  # FLAIR's photos have 3 to 22 KB; uncompressed they have 192 KiB
+# Of Pillow's about metadata beside the picture, on a photo that it does not name.
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+CONVERTED_QUALITY = 95  # of a grayscale photo stored as an RGB JPEG
+
+
+class PhotoError(FlairError):
+    """A photo cannot be used; one subclass a reason."""
+
+
+class MissingPhoto(PhotoError):
+    """The file does not exist, or is no file."""
+
+
+class BrokenPhoto(PhotoError):
+    """The file is no JPEG, or its coded data does not fill its picture."""
+
+
+class WrongSize(PhotoError):
+    """The photo is not 256x256."""
+
+
+class WrongColors(PhotoError):
+    """The photo is neither RGB nor grayscale (CMYK, for example)."""
+
+
+class Jpeg(NamedTuple):
+    """A checked photo as JPEG bytes; `converted` tells that it was grayscale and is re-encoded as RGB."""
+
+    data: bytes
+    converted: bool
+
+
+class Pixels(NamedTuple):
+    """A checked photo as uint8 [256, 256, 3]; `converted` tells that it was grayscale."""
+
+    data: NDArray[np.uint8]
+    converted: bool
+
+
+def read_jpeg(dataset_dir: str | Path, record: Record) -> Jpeg:
+    """Reads and checks the photo of `record`; an RGB photo's bytes are returned untouched.
+
+    Raises:
+      PhotoError: one line naming the file, the image and the user, and what is wrong.
+    """
+    path = _path(dataset_dir, record)
+    where = _where(path, record)
+    return checked_jpeg(_read(path, where), where)
+
+
+def read_pixels(dataset_dir: str | Path, record: Record) -> Pixels:
+    """Reads, checks and decodes the photo of `record`.
+
+    Raises:
+      PhotoError: one line naming the file, the image and the user, and what is wrong.
+    """
+    path = _path(dataset_dir, record)
+    where = _where(path, record)
+    return decode(_read(path, where), where)
+
+
+def read_file(dataset_dir: str | Path, record: Record) -> tuple[bytes, str]:
+    """The file of a photo, and how messages name it, both for `decode`.
+
+    Raises:
+      PhotoError: it is missing, or far too large to be a photo of the dataset.
+    """
+    path = _path(dataset_dir, record)
+    where = _where(path, record)
+    return _read(path, where), where
+
+
+def checked_jpeg(data: bytes, where: str) -> Jpeg:
+    """Checks that a JPEG is whole, to its last coded bit; see `read_jpeg`."""
+    image = _open(data, where)
+    return Jpeg(_encode_rgb(image, where), True) if image.mode == "L" else Jpeg(data, False)
+
+
+def decode(data: bytes, where: str) -> Pixels:
+    """Decodes JPEG bytes to RGB; `where` begins the message of the PhotoError that a bad photo ends in."""
+    image = _open(data, where)
+    _load(image, where)
+    converted = image.mode == "L"
+    return Pixels(np.asarray(image.convert("RGB") if converted else image), converted)
+
+
+def is_stored_as(data: bytes, dataset_dir: str | Path, record: Record) -> bool:
+    """Whether `read_jpeg` gives these bytes; quick where they are the photo's own.
+
+    Raises:
+      PhotoError: they are not, and the photo is bad.
+    """
+    path = _path(dataset_dir, record)
+    return data == _read(path, _where(path, record)) or data == read_jpeg(dataset_dir, record).data
+
+
+def stored_size(dataset_dir: str | Path, record: Record) -> int:
+    """Bytes of the file, others than of `read_jpeg` where that converts the photo; MissingPhoto as `total_size`."""
+    path = _path(dataset_dir, record)
+    return _size(path, _where(path, record))
+
+
+def total_size(dataset_dir: str | Path, records: Iterable[Record]) -> int:
+    """Bytes of all photos of `records`; raises MissingPhoto for the first that is not there."""
+    return sum(stored_size(dataset_dir, record) for record in records)
+
+
+def _path(dataset_dir: str | Path, record: Record) -> str:
+    # As flair.dataset.metadata.photo_path, without the cost of half a million Path objects.
+    return os.path.join(dataset_dir, SMALL_IMAGES_DIR, f"{record.image_id}.jpg")
+
+
+def _where(path: str, record: Record) -> str:
+    return f"{path} (image {record.image_id} of user {record.user_id})"
+
+
+def _size(path: str, where: str) -> int:
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingPhoto(f"{where}: the photo is missing; run download_dataset.py again") from None
+    except OSError as error:
+        raise BrokenPhoto(f"{where}: cannot be read ({error.strerror}); check the disk") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise MissingPhoto(f"{where}: is no regular file; run download_dataset.py again")
+    return status.st_size
+
+
+def _read(path: str, where: str) -> bytes:
+    size = _size(path, where)
+    if size > MAX_JPEG_BYTES:
+        raise BrokenPhoto(f"{where}: has {size:,} bytes, far more than a photo of that size; download it again")
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise BrokenPhoto(f"{where}: cannot be read ({error.strerror}); check the disk") from None
+
+
+def _open(data: bytes, where: str) -> JpegImageFile:
+    try:
+        image = JpegImageFile(io.BytesIO(data))
+    except (SyntaxError, OSError, ValueError):
+        reason = "is empty" if not data else "is not a JPEG that can be read"
+        raise BrokenPhoto(f"{where}: {reason}; download it again") from None
+    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+        width, height = image.size
+        raise WrongSize(f"{where}: is {width}x{height} pixels, expected {IMAGE_SIZE}x{IMAGE_SIZE}; download it again")
+    if image.mode not in ("RGB", "L"):
+        raise WrongColors(f"{where}: its colors are {image.mode}, expected RGB; convert it or download it again")
+    try:
+        require_whole(data)
+    except BadJpeg as error:
+        raise BrokenPhoto(f"{where}: {error}; download it again") from None
+    return image
+
+
+def _load(image: JpegImageFile, where: str) -> None:
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError):
+        raise BrokenPhoto(f"{where}: is damaged: it does not decode; download it again") from None
+
+
+def _encode_rgb(image: JpegImageFile, where: str) -> bytes:
+    _load(image, where)
+    encoded = io.BytesIO()
+    image.convert("RGB").save(encoded, "JPEG", quality=CONVERTED_QUALITY, subsampling=0)
+    return encoded.getvalue()

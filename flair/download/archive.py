@@ -1,0 +1,193 @@
+"""Unpacks a tar.gz of photos from a server nobody has to trust.
+
+Accepted are regular files `<image_id>.jpg`, in any folder inside the archive; they land under their id, never under
+the path in the archive. Folders, and files that are no photos, are left out and counted. A path that is absolute or
+climbs with `..`, a link, a device, an unsafe id, or more bytes than photos can have, refuses the whole archive. The
+checksum of the gzip and the end mark of the tar must be there before any photo moves into place.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from flair.dataset.metadata import check_id
+from flair.download.staging import Staging, Unpacked, UnpackError
+from flair.errors import FlairError
+
+# JPEG hardly shrinks: FLAIR's archives unpack to about their own size.
+MAX_EXPANSION = 20
+MIN_UNPACKED_LIMIT = 64 << 20
+MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax header
+_MOST_HEADER_BYTES_IN_A_ROW = 4 * MAX_HEADER_BYTES  # between two photos
+_MOST_GLOBAL_HEADERS = 100  # of pax, each of which stays in memory
+_BLOCK = 512
+_GZIP = 31  # zlib's code for "with a gzip header and checksum"
+
+
+def unpack(
+    archive: Path, photos_dir: Path, name: str, listing: Path, max_photo_bytes: int, num_photos: int | None = None
+) -> Unpacked:
+    """Unpacks `archive` into `photos_dir`, all of its photos or none, then writes `listing` (see `staging`).
+
+    Raises:
+      UnpackError: the archive is damaged (`corrupt`) or refused; nothing of it is in `photos_dir`.
+    """
+    staging = Staging(photos_dir, name, max_photo_bytes, num_photos)
+    try:
+        with open(archive, "rb") as file:
+            limit = max(MIN_UNPACKED_LIMIT, MAX_EXPANSION * archive.stat().st_size)
+            ignored, first_ignored = _stage_members(_Inflater(file, limit), staging)
+        if not staging.sizes:
+            raise UnpackError("holds no photo; refused")
+        staging.commit(listing)
+    except BaseException:
+        staging.discard()
+        raise
+    return staging.unpacked(ignored, first_ignored)
+
+
+def _stage_members(inflater: _Inflater, staging: Staging) -> tuple[int, str]:
+    ignored, first_ignored = 0, ""
+    try:
+        # tarfile parses the headers; everything it reads comes through the inflater, which bounds it.
+        archive = tarfile.TarFile(fileobj=inflater, mode="r", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]
+            if len(archive.pax_headers or ()) > _MOST_GLOBAL_HEADERS:
+                raise UnpackError("has hundreds of headers for all of its members; refused")
+            if member.size < 0:
+                raise UnpackError(f"member {member.name!r} has a negative size; refused")
+            image_id = _photo_id(member)
+            if image_id is not None:
+                staging.check_size(image_id, member.size)
+                inflater.seek(member.offset_data)
+                staging.add(image_id, inflater.take(member.size))
+            elif not member.isdir():
+                ignored, first_ignored = ignored + 1, first_ignored or member.name
+    except RecursionError:
+        raise UnpackError("has hundreds of headers in a row; refused") from None
+    except (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError) as error:
+        raise UnpackError(f"is no tar archive: {error}", corrupt=True) from None
+    if inflater.last_block != bytes(_BLOCK):
+        raise UnpackError("is damaged: the tar inside it ends without an end mark", corrupt=True)
+    inflater.drain()
+    return ignored, first_ignored
+
+
+def _photo_id(member: tarfile.TarInfo) -> str | None:
+    """The image id of a photo, None for a member that is left out; raises for one that no honest archive has."""
+    name = member.name
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
+        raise UnpackError(f"member {name!r} would leave the dataset folder; the archive is refused")
+    if member.isdir():
+        return None
+    if not member.isreg() or member.issparse():
+        raise UnpackError(f"member {name!r} is a {_kind(member)}, not a photo; the archive is refused")
+    base = name.rpartition("/")[2]
+    if base.startswith("._") or not base.endswith(".jpg"):  # "._" files are what macOS adds to a tar
+        return None
+    try:
+        return check_id(base[: -len(".jpg")], "photo name", "member")
+    except FlairError as error:
+        raise UnpackError(str(error)) from None
+
+
+def _kind(member: tarfile.TarInfo) -> str:
+    kinds = {
+        tarfile.SYMTYPE: "symbolic link",
+        tarfile.LNKTYPE: "hard link",
+        tarfile.CHRTYPE: "device",
+        tarfile.BLKTYPE: "device",
+        tarfile.FIFOTYPE: "named pipe",
+    }
+    return "sparse file" if member.issparse() else kinds.get(member.type, f"member of type {member.type!r}")
+
+
+class _Inflater:
+    """The uncompressed bytes of a gzip file, forward only, at most `limit` of them; file-like enough for tarfile."""
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self._file, self._limit = file, limit
+        self._stream = zlib.decompressobj(_GZIP)
+        self._compressed = self._buffer = b""
+        self._offset = self._position = self._inflated = self._header_bytes = 0
+        self.last_block = b""
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> None:
+        if position < self._position:
+            raise UnpackError("is damaged: its tar headers point backwards", corrupt=True)
+        while self._position < position:
+            if not self._take(min(position - self._position, 1 << 20)):
+                raise UnpackError("is damaged: it ends in the middle", corrupt=True)
+
+    def read(self, size: int) -> bytes:
+        """For tarfile, which reads nothing but headers."""
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise UnpackError(f"has a header of {size:,} bytes; refused")
+        self._header_bytes += size
+        if self._header_bytes > _MOST_HEADER_BYTES_IN_A_ROW:
+            raise UnpackError(f"has headers of {self._header_bytes:,} bytes in a row; refused")
+        data = self._take(size)
+        if size == _BLOCK:
+            self.last_block = data
+        return data
+
+    def take(self, size: int) -> bytes:
+        """All of the next `size` bytes."""
+        self._header_bytes = 0
+        data = self._take(size)
+        if len(data) < size:
+            raise UnpackError("is damaged: it ends in the middle of a photo", corrupt=True)
+        return data
+
+    def drain(self) -> None:
+        """Reads to the end of the file, where the checksum is."""
+        while self._take(1 << 20):
+            pass
+
+    def _take(self, size: int) -> bytes:
+        pieces, missing = [], size
+        while missing > 0:
+            if self._offset == len(self._buffer):
+                self._buffer, self._offset = self._inflate(), 0
+                if not self._buffer:
+                    break
+            piece = self._buffer[self._offset : self._offset + missing]
+            pieces.append(piece)
+            self._offset += len(piece)
+            missing -= len(piece)
+        self._position += size - missing
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _inflate(self) -> bytes:
+        """The next piece, at most 1 MiB; empty at the end of the file."""
+        while True:
+            if not self._compressed:
+                self._compressed = self._file.read(1 << 18)
+                if not self._compressed:
+                    if self._stream.eof:
+                        return b""
+                    raise UnpackError("is damaged: the gzip ends in the middle", corrupt=True)
+            if self._stream.eof:  # a gzip file is one or more streams, then perhaps zeros up to a block
+                self._compressed = self._compressed.lstrip(b"\0")
+                if not self._compressed:
+                    continue
+                self._stream = zlib.decompressobj(_GZIP)
+            try:
+                data = self._stream.decompress(self._compressed, 1 << 20)
+            except zlib.error as error:
+                raise UnpackError(f"is damaged: {error}", corrupt=True) from None
+            self._compressed = self._stream.unconsumed_tail or self._stream.unused_data
+            self._inflated += len(data)
+            if self._inflated > self._limit:
+                raise UnpackError(
+                    f"unpacks to more than {self._limit >> 20:,} MiB, which photos cannot: a zip bomb? refused"
+                )
+            if data:
+                return data

@@ -1,0 +1,148 @@
+"""What a download still has to fetch, how large that is, and whether the disk has room for it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from flair.dataset import catalog
+from flair.download import transfer
+from flair.download.client import Client, Patience, Remote
+from flair.download.source import Archive, LabelFile, Source
+from flair.download.state import DownloadState, scan_photos
+from flair.files import disk_space
+from flair.files.digest import file_sha256
+from flair.parallel import threads
+
+# Photos on a disk against their archive: the last block of every file is half empty.
+_ON_DISK = 1.2
+
+
+class Options(NamedTuple):
+    """What to download, and how; `limit_archives` of each kind, None for all."""
+
+    dataset_dir: Path
+    num_workers: int = 4
+    only_metadata: bool = False
+    limit_archives: int | None = None
+    raw: bool = False
+    keep_archives: bool = False
+    patience: Patience = Patience()
+
+
+class Plan(NamedTuple):
+    """The files to fetch; `finished` archives need nothing, `sizes` are bytes by name as far as anybody says."""
+
+    labels: list[LabelFile]
+    pending: list[Archive]
+    finished: list[Archive]
+    all_archives: int
+    sizes: dict[str, int]
+
+
+def make_plan(source: Source, options: Options, state: DownloadState, client: Client, stop: threading.Event) -> Plan:
+    """Compares what the source has with what is here, photo by photo; asks the server for the sizes of the rest.
+
+    Raises:
+      FlairError: the source's list of archives cannot be read, or a file redirects from https to http.
+    """
+    found = source.archives(client, state.folder, options.raw)
+    wanted = [] if options.only_metadata else _limited(found, options.limit_archives)
+    labels = [
+        file
+        for file in source.label_files()
+        if not is_same_file(options.dataset_dir / file.name, state, file.name, file.url)
+    ]
+    gone = _gone(wanted, options.dataset_dir, state, client)
+    open_archives = [archive for archive in wanted if archive.name in gone or not _is_same(archive, state)]
+    unsized = [file.url for file in labels if file.make is None]
+    unsized += [archive.url for archive in open_archives if archive.size is None]
+    answers = _ask(unsized, client, options.num_workers, stop)
+    pending = []
+    sizes = {file.name: answers[file.url].size or 0 if file.make is None else 0 for file in labels}
+    for archive in open_archives:
+        answer = answers.get(archive.url, Remote(None, None, archive.url))
+        if answer.sha256 is not None:  # of the hub, so it is as good as published
+            archive = archive._replace(size=answer.size, sha256=answer.sha256)
+        entry = state.get(archive.name)
+        size = archive.size or answer.size
+        if archive.name not in gone and archive.sha256 is None and entry is not None and entry.size == size:
+            continue  # the same file on another server
+        pending.append(archive)
+        if size is not None:
+            sizes[archive.name] = size
+    names = {archive.name for archive in pending}
+    return Plan(labels, pending, [archive for archive in wanted if archive.name not in names], len(found), sizes)
+
+
+def require_disk(plan: Plan, options: Options, state: DownloadState) -> None:
+    """Checks that the photos to come, and the archives they come in, fit on the disk.
+
+    Raises:
+      FlairError: they do not.
+    """
+    sizes = {archive.name: plan.sizes.get(archive.name) or _usual_size(archive) for archive in plan.pending}
+    needs: list[tuple[Path, float]] = [
+        (options.dataset_dir / archive.folder, _ON_DISK * sizes[archive.name]) for archive in plan.pending
+    ]
+    largest = sorted(sizes.values(), reverse=True)
+    at_once = largest if options.keep_archives else largest[: options.num_workers]
+    here = sum(transfer.arrived_bytes(state.part(name)) for name in sizes)
+    needs.append((state.folder, max(0, sum(at_once) - here)))
+    needs += [(options.dataset_dir, plan.sizes.get(file.name, 0)) for file in plan.labels]
+    disk_space.require(needs)
+
+
+def is_same_file(path: Path, state: DownloadState, name: str, url: str) -> bool:
+    """Whether `path` is, byte for byte, what an earlier run fetched from `url`."""
+    entry = state.get(name)
+    if entry is None or entry.url != url or not path.is_file() or path.stat().st_size != entry.size:
+        return False
+    return file_sha256(path) == entry.sha256
+
+
+def _limited(archives: list[Archive], limit: int | None) -> list[Archive]:
+    folders = dict.fromkeys(archive.folder for archive in archives)
+    return [
+        archive
+        for folder in folders
+        for archive in [archive for archive in archives if archive.folder == folder][:limit]
+    ]
+
+
+def _gone(archives: list[Archive], dataset_dir: Path, state: DownloadState, client: Client) -> set[str]:
+    """Finished archives whose photos are not all here as they were unpacked."""
+    finished = [archive for archive in archives if state.get(archive.name) is not None]
+    present = {folder: scan_photos(dataset_dir / folder) for folder in {archive.folder for archive in finished}}
+    gone = set()
+    for archive in finished:
+        if count := state.gone(archive.name, present[archive.folder]):
+            client.log(f"{archive.name}: {count:,} of its photos are gone or changed since; unpacking it again")
+            gone.add(archive.name)
+    return gone
+
+
+def _is_same(archive: Archive, state: DownloadState) -> bool:
+    entry = state.get(archive.name)
+    if entry is None:
+        return False
+    return entry.sha256 == archive.sha256 if archive.sha256 else entry.url == archive.url
+
+
+def _ask(urls: list[str], client: Client, num_workers: int, stop: threading.Event) -> dict[str, Remote]:
+    answers: dict[str, Remote] = {}
+
+    def ask(url: str) -> None:
+        answers[url] = client.ask(url)
+
+    for _, error in threads.run(ask, urls, num_workers, stop):
+        raise error
+    return answers
+
+
+def _usual_size(archive: Archive) -> float:
+    if archive.kind == "parquet":
+        return catalog.HUGGINGFACE_BYTES / sum(catalog.HUGGINGFACE_SHARDS.values())
+    small = archive.folder == catalog.SMALL_IMAGES_DIR
+    return (catalog.SMALL_ARCHIVES_BYTES if small else catalog.RAW_IMAGES_BYTES) / catalog.NUM_ARCHIVES

@@ -1,0 +1,183 @@
+"""The audit from the photos to the files it writes; the command line is `flair.near_duplicates`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flair.dataset.metadata import load_records
+from flair.duplicates.exact import exact_pairs
+from flair.duplicates.features import read_features
+from flair.duplicates.report import (
+    Found,
+    components,
+    duplicate_pairs,
+    near_duplicates,
+    nearest,
+    neighbors,
+    summarize,
+    summary_text,
+)
+from flair.duplicates.rule import Thresholds, is_near_duplicate, may_be_duplicate
+from flair.duplicates.scope import make_scope
+from flair.duplicates.search import DEFAULT_CHUNK_SIZE, NearPairs, Work
+from flair.duplicates.signatures import Signatures, equal, read_signatures
+from flair.errors import FlairError
+from flair.files import atomic, lock
+
+NEIGHBORS_FILE = "neighbors.json"
+NEAR_DUPLICATES_FILE = "near_duplicates.json"
+PAIRS_FILE = "duplicate_pairs.json"
+SUMMARY_FILE = "summary.json"
+SUMMARY_TEXT_FILE = "summary.txt"
+OUTPUT_FILES = (NEIGHBORS_FILE, NEAR_DUPLICATES_FILE, PAIRS_FILE, SUMMARY_FILE, SUMMARY_TEXT_FILE)
+
+
+class Settings(NamedTuple):
+    """What is audited and how; the flags of the command by their names."""
+
+    dataset_dir: Path
+    output_dir: Path
+    cache_dir: Path
+    pairs: str = "all"
+    partitions: tuple[str, ...] = ("train", "val", "test")
+    metrics: tuple[str, ...] = ("sha256", "l2", "dssim")
+    top_k: int = 30
+    thresholds: Thresholds = Thresholds()
+    features: Path | None = None
+    mirrored: bool = True
+    brute_force: bool = False
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+    num_workers: int = 1
+
+
+class Outcome(NamedTuple):
+    """The summary, the files written, and the work it took: photos, pairs searched, and pairs compared in full."""
+
+    summary: dict[str, Any]
+    text: str
+    written: tuple[Path, ...]
+    photos: Work
+    searched: Work
+    compared: Work
+    structured: Work
+
+    def work_lines(self, seconds: float) -> list[str]:
+        """How much was computed, how much an earlier run had done, and how fast it went."""
+        named = {
+            "photos decoded": self.photos,
+            "pairs searched by their block means": self.searched,
+            "pairs compared in full": self.compared,
+            "pairs compared by structure": self.structured,
+        }
+        lines = [f"{name}: {work.computed:,} computed, {work.reused:,} reused" for name, work in named.items()]
+        if self.searched.computed:
+            lines.append(f"Rate: {self.searched.computed / max(seconds, 1e-9):,.0f} pairs/s, decoding included")
+        return lines
+
+
+def audit(settings: Settings) -> Outcome:
+    """Runs the audit and writes its files.
+
+    Raises:
+      FlairError: bad metadata, a bad photo or file of features, more pairs than can be held, or a second run at work.
+    """
+    folders = sorted({settings.cache_dir.resolve(), settings.output_dir.resolve()})
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # where nothing can be written, now is the time to say so
+    with contextlib.ExitStack() as held:
+        for folder in folders:
+            busy = f"{folder}: another process is preparing this output; wait for it or stop it"
+            held.enter_context(lock.exclusive(folder, busy))
+        outcome = _audit(settings)
+    return outcome
+
+
+def _audit(settings: Settings) -> Outcome:
+    for name in OUTPUT_FILES:
+        atomic.remove_leftovers(settings.output_dir, f".{name}.*.tmp")
+    records = [record for record in load_records(settings.dataset_dir) if record.partition in settings.partitions]
+    if not records:
+        raise FlairError(f"--partitions={','.join(settings.partitions)}: the dataset has no photo there")
+    scope = make_scope(settings.pairs, records)
+    image_ids = [record.image_id for record in scope.records]
+    features = read_features(settings.features, image_ids) if settings.features else None
+    signatures = read_signatures(settings.dataset_dir, scope.records, settings.cache_dir, settings.num_workers)
+    work = [Work(), Work(), Work()]
+    if {"l2", "dssim", "features"} & set(settings.metrics):
+        search = NearPairs(
+            settings.dataset_dir,
+            scope,
+            signatures,
+            settings.thresholds.review_l2,
+            settings.mirrored,
+            settings.cache_dir,
+            settings.num_workers,
+            settings.chunk_size,
+        )
+        pairs = search.brute_force() if settings.brute_force else search.find()
+        if "dssim" in settings.metrics:
+            needed = nearest(pairs, scope, settings.top_k).any(axis=0) | may_be_duplicate(pairs, settings.thresholds)
+            search.add_structure(pairs, needed, cached=not settings.brute_force)
+        work = [search.searched, search.compared, search.structured]
+    else:
+        pairs = exact_pairs(signatures.pixel_sha256, scope)
+    distances = np.full(len(pairs), np.nan)
+    if features is not None:
+        distances = features.squared_distances(pairs["first"], pairs["second"])
+    found = Found(scope, pairs, distances, _kinds(pairs, distances, signatures, settings))
+    num_reused = len(records) - signatures.num_computed
+    return _write(found, settings, Work(signatures.num_computed, num_reused), work)
+
+
+def _kinds(
+    pairs: NDArray[Any], features: NDArray[np.float64], signatures: Signatures, settings: Settings
+) -> NDArray[np.int8]:
+    near = is_near_duplicate(pairs, features, settings.thresholds, settings.metrics)
+    kind = np.where(near, 2, -1).astype(np.int8)
+    if "sha256" in settings.metrics:
+        kind[equal(signatures.pixel_sha256, pairs)] = 1
+        kind[equal(signatures.file_sha256, pairs)] = 0
+    return kind
+
+
+def _write(found: Found, settings: Settings, photos: Work, work: list[Work]) -> Outcome:
+    listed = nearest(found.pairs, found.scope, settings.top_k)
+    groups = components(found)
+    described = {
+        "pairs": settings.pairs,
+        "partitions": list(settings.partitions),
+        "metrics": list(settings.metrics),
+        "top_k": settings.top_k,
+        "mirrored": settings.mirrored,
+        "thresholds": settings.thresholds._asdict(),
+    }
+    summary = {"settings": described, **summarize(found, groups, settings.thresholds.review_dssim)}
+    text = summary_text(summary)
+    folder = settings.output_dir
+    lists = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in neighbors(found, listed, settings.metrics))
+    _write_lines(folder / NEIGHBORS_FILE, "{", lists, "}")
+    atomic.write_json(folder / NEAR_DUPLICATES_FILE, near_duplicates(groups), indent=1)
+    _write_lines(folder / PAIRS_FILE, "[", map(json.dumps, duplicate_pairs(found)), "]")
+    atomic.write_json(folder / SUMMARY_FILE, summary)
+    atomic.write_text(folder / SUMMARY_TEXT_FILE, text)
+    return Outcome(summary, text, tuple(folder / name for name in OUTPUT_FILES), photos, *work)
+
+
+def _write_lines(path: Path, opening: str, lines: Iterable[str], closing: str) -> None:
+    """Writes JSON with one item a line, without holding it in memory."""
+    with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(opening)
+        separator = "\n"
+        for line in lines:
+            file.write(separator + line)
+            separator = ",\n"
+        file.write(f"\n{closing}\n")

@@ -1,0 +1,108 @@
+"""Which planted copies the thresholds of an audit find, and which photos of strangers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flair.dataset.images import decode, read_pixels
+from flair.dataset.metadata import load_records
+from flair.duplicates.blocks import block_sums
+from flair.duplicates.compare import least_distance
+from flair.duplicates.distance import detail_correlation, energy, mirror
+from flair.duplicates.dssim import dssim
+from flair.duplicates.planted import KINDS, even_sky, jpeg, night
+from flair.duplicates.rule import Thresholds, is_near_duplicate, may_be_duplicate
+from flair.duplicates.search import NEAR_PAIR
+from flair.terminal.progress import Progress
+
+
+def calibrate(dataset_dir: Path, num_photos: int, seed: int, thresholds: Thresholds) -> dict[str, Any]:
+    """Measures with `num_photos` photos of each of three sets; returns thresholds, recall and false pairs by set."""
+    rng = np.random.default_rng(seed)
+    records = load_records(dataset_dir)
+    chosen = rng.choice(len(records), min(num_photos, len(records)), replace=False)
+    photos = {
+        "photos": [read_pixels(dataset_dir, records[index]).data for index in sorted(chosen.tolist())],
+        "even skies": [decode(jpeg(even_sky(rng)), "sky").data for _ in range(num_photos)],
+        "nights": [decode(jpeg(night(rng)), "night").data for _ in range(num_photos)],
+    }
+    recall: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+    false_pairs: dict[str, Any] = {}
+    total = sum(len(some) * len(KINDS) + len(some) * (len(some) - 1) // 2 for some in photos.values())
+    with Progress(total, "calibration", "pair") as progress:
+        for name, some in photos.items():
+            for kind, copy in KINDS.items():
+                copies = [decode(copy(photo, rng), kind).data for photo in some]
+                measured = measure(list(zip(some, copies, strict=True)), thresholds, all_dssim=True)
+                recall[kind][name] = _shares(measured, thresholds)
+                progress.add(len(some))
+            strangers = [(one, other) for row, one in enumerate(some) for other in some[:row]]
+            measured = measure(strangers, thresholds, all_dssim=False)
+            false_pairs[name] = {"pairs": len(strangers), **_counts(measured, thresholds)}
+            progress.add(len(strangers))
+    return {
+        "num_photos": {name: len(some) for name, some in photos.items()},
+        "seed": seed,
+        "thresholds": thresholds._asdict(),
+        "recall": recall,
+        "false_pairs": false_pairs,
+    }
+
+
+def measure(
+    pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], thresholds: Thresholds, all_dssim: bool
+) -> NDArray[Any]:
+    """The distances of pairs of photos, NEAR_PAIR [k]; dssim of all, or only where it can decide."""
+
+    found = np.zeros(len(pairs), NEAR_PAIR)
+    found["dssim"] = np.nan
+    for row, (one, other) in enumerate(pairs):
+        found["l2"][row], found["mirrored"][row] = least_distance(one, other, True)
+        if found["l2"][row] > thresholds.review_l2 and not all_dssim:
+            continue
+        turned = mirror(other) if found["mirrored"][row] else other
+        energies = np.array([[energy(one)], [energy(other)]])
+        sums, others = block_sums(one)[None], block_sums(turned)[None]
+        found["correlation"][row] = detail_correlation(found["l2"][row : row + 1], energies, sums, others)[0]
+        if all_dssim or may_be_duplicate(found[row : row + 1], thresholds)[0]:
+            found["dssim"][row] = dssim(one, turned)
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """The measurements as text, in percent of the planted copies and in numbers of false pairs."""
+    sets = list(found["num_photos"])
+    numbers = ", ".join(f"{count:,} {name}" for name, count in found["num_photos"].items())
+    thresholds = ", ".join(f"{name} {value:,}" for name, value in found["thresholds"].items() if value is not None)
+    lines = [f"Copies planted in {numbers}. {thresholds}.", ""]
+    lines.append(f"{'called a duplicate (reviewed), %':<36}" + "".join(f"{name:>18}" for name in sets))
+    for kind, shares in found["recall"].items():
+        cells = (f"{100 * shares[name]['duplicates']:.1f} ({100 * shares[name]['reviewed']:.1f})" for name in sets)
+        lines.append(f"{kind:<36}" + "".join(f"{cell:>18}" for cell in cells))
+    lines += ["", f"{'pairs of different photos':<36}" + "".join(f"{name:>18}" for name in sets)]
+    for what in ("pairs", "reviewed", "duplicates"):
+        cells = (f"{found['false_pairs'][name][what]:,}" for name in sets)
+        lines.append(f"{what:<36}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _counts(measured: NDArray[Any], thresholds: Thresholds) -> dict[str, int]:
+
+    called = is_near_duplicate(measured, np.full(len(measured), np.nan), thresholds, ("l2", "dssim"))
+    return {"reviewed": int((measured["l2"] <= thresholds.review_l2).sum()), "duplicates": int(called.sum())}
+
+
+def _shares(measured: NDArray[Any], thresholds: Thresholds) -> dict[str, Any]:
+
+    shares: dict[str, Any] = {
+        name: round(count / len(measured), 4) for name, count in _counts(measured, thresholds).items()
+    }
+    for name in ("l2", "correlation", "dssim"):
+        low, middle, high = np.quantile(measured[name], [0.05, 0.5, 0.95])
+        shares[name] = {"5%": float(low), "50%": float(middle), "95%": float(high)}
+    return shares

@@ -1,0 +1,107 @@
+"""Pairs of photos compared in full, pixel by pixel, in both orientations."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flair.dataset import images
+from flair.dataset.metadata import Record
+from flair.duplicates import dssim
+from flair.duplicates.distance import mirror, squared_distance
+
+DISTANCE = np.dtype([("l2", "<i8"), ("mirrored", "?")])
+_MAX_PHOTOS = 1024  # kept decoded by each worker, 200 MB
+_MAX_MOMENTS = 64  # kept by each worker, 150 MB
+
+Kept = TypeVar("Kept")
+
+
+class ComparedPair(NamedTuple):
+    """Two photos; with `mirrored` the second one is turned left to right before they are compared."""
+
+    first: Record
+    second: Record
+    mirrored: bool = False
+
+
+class Context(NamedTuple):
+    """Where the photos are, and whether mirrored ones are compared too."""
+
+    dataset_dir: Path
+    both_orientations: bool
+
+
+def compare(context: Context, pairs: list[ComparedPair]) -> NDArray[np.void]:
+    """l2 of each pair, the lesser of both orientations, and whether that is the mirrored one: DISTANCE [k]."""
+    found = np.empty(len(pairs), DISTANCE)
+    for row, pair in enumerate(pairs):
+        one, other = _pixels(context, pair.first), _pixels(context, pair.second)
+        found[row] = least_distance(one, other, context.both_orientations)
+    return found
+
+
+def compare_structure(context: Context, pairs: list[ComparedPair]) -> NDArray[np.float64]:
+    """dssim of each pair, float64 [k]."""
+    found = np.empty(len(pairs))
+    for row, pair in enumerate(pairs):
+        one, other = _pixels(context, pair.first), _pixels(context, pair.second)
+        own, theirs = _moments_of(context, pair.first), _moments_of(context, pair.second)
+        if pair.mirrored:
+            other, theirs = mirror(other), dssim.mirrored(theirs)
+        found[row] = dssim.dssim_of(one, own, other, theirs)
+    return found
+
+
+def least_distance(one: NDArray[np.uint8], other: NDArray[np.uint8], both_orientations: bool) -> tuple[int, bool]:
+    """l2 in the nearer orientation, and whether that is the mirrored one."""
+    direct = squared_distance(one, other)
+    if not both_orientations:
+        return direct, False
+    turned = squared_distance(one, mirror(other))
+    return min(direct, turned), turned < direct
+
+
+class _Recent(Generic[Kept]):
+    """The values used last, at most `size` of them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[tuple[Path, str], Kept] = OrderedDict()
+
+    def get(self, key: tuple[Path, str], make: Callable[[], Kept]) -> Kept:
+        if key not in self._values:
+            self._values[key] = make()
+            if len(self._values) > self._size:
+                self._values.popitem(last=False)
+        self._values.move_to_end(key)
+        return self._values[key]
+
+    def clear(self) -> None:
+        self._values.clear()
+
+
+_photos: _Recent[NDArray[np.uint8]] = _Recent(_MAX_PHOTOS)
+_moments: _Recent[dssim.Moments] = _Recent(_MAX_MOMENTS)
+
+
+def forget_photos() -> None:
+    """Frees what this process keeps decoded; for the process that compares without workers."""
+    _photos.clear()
+    _moments.clear()
+
+
+def _pixels(context: Context, record: Record) -> NDArray[np.uint8]:
+    return _photos.get(
+        (context.dataset_dir, record.image_id), lambda: images.read_pixels(context.dataset_dir, record).data
+    )
+
+
+def _moments_of(context: Context, record: Record) -> dssim.Moments:
+    key = (context.dataset_dir, record.image_id)
+    return _moments.get(key, lambda: dssim.moments(_pixels(context, record)))

@@ -1,0 +1,88 @@
+"""Copies of a photo as people make them, to measure which of them an audit finds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flair.dataset.catalog import IMAGE_SIZE
+
+Pixels = NDArray[np.uint8]
+_QUALITY = 85  # of the JPEG that every altered copy ends in
+
+
+def jpeg(pixels: Pixels, quality: int = _QUALITY) -> bytes:
+    """A photo uint8 [256, 256, 3] as JPEG bytes."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def resized(pixels: Pixels, side: int) -> Pixels:
+    """Scaled to `side` pixels and back."""
+    small = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(small.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+
+
+def noised(pixels: Pixels, deviation: float, rng: np.random.Generator) -> Pixels:
+    """With Gaussian noise of this standard deviation, in grey levels."""
+    noise = rng.normal(0, deviation, pixels.shape)
+    return np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
+
+
+def cropped(pixels: Pixels, border: int) -> Pixels:
+    """Without `border` pixels on each side, scaled back to its size."""
+    inner = pixels[border : IMAGE_SIZE - border, border : IMAGE_SIZE - border]
+    return np.asarray(Image.fromarray(inner).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+
+
+def mirrored(pixels: Pixels) -> Pixels:
+    """Turned left to right."""
+    return np.ascontiguousarray(pixels[:, ::-1])
+
+
+KINDS: dict[str, Callable[[Pixels, np.random.Generator], bytes]] = {
+    "re-encoded, quality 75": lambda pixels, _rng: jpeg(pixels, 75),
+    "re-encoded, quality 30": lambda pixels, _rng: jpeg(pixels, 30),
+    "resized to 192 and back": lambda pixels, _rng: jpeg(resized(pixels, 192)),
+    "resized to 128 and back": lambda pixels, _rng: jpeg(resized(pixels, 128)),
+    "noise of 1 grey level": lambda pixels, rng: jpeg(noised(pixels, 1, rng), 95),
+    "noise of 5 grey levels": lambda pixels, rng: jpeg(noised(pixels, 5, rng)),
+    "noise of 10 grey levels": lambda pixels, rng: jpeg(noised(pixels, 10, rng)),
+    "cropped by 1 pixel a side": lambda pixels, _rng: jpeg(cropped(pixels, 1)),
+    "cropped by 2 pixels a side": lambda pixels, _rng: jpeg(cropped(pixels, 2)),
+    "cropped by 4 pixels a side": lambda pixels, _rng: jpeg(cropped(pixels, 4)),
+    "mirrored": lambda pixels, _rng: jpeg(mirrored(pixels)),
+    "mirrored, resized, noise of 3": lambda pixels, rng: jpeg(noised(resized(mirrored(pixels), 192), 3, rng)),
+}
+
+
+def even_sky(rng: np.random.Generator) -> Pixels:
+    """An even sky: two near colours from top to bottom, a little sensor noise; no two show the same."""
+    top = np.array([90, 140, 205]) + rng.normal(0, 12, 3)
+    bottom = top + rng.uniform(5, 45) * np.array([1.0, 0.8, 0.4])
+    weight = np.linspace(0, 1, IMAGE_SIZE)[:, None, None] ** rng.uniform(0.6, 1.6)
+    return _with_grain(np.broadcast_to(top + (bottom - top) * weight, (IMAGE_SIZE, IMAGE_SIZE, 3)), rng)
+
+
+def night(rng: np.random.Generator) -> Pixels:
+    """A photo of the night: almost black, a few lights where no other has them."""
+    level = rng.uniform(2, 18) * np.array([0.9, 0.9, 1.1])
+    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+    picture = np.broadcast_to(level, (IMAGE_SIZE, IMAGE_SIZE, 3)).copy()
+    for _ in range(rng.integers(0, 5)):
+        row, column = rng.uniform(0, IMAGE_SIZE, 2)
+        spot = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * rng.uniform(1, 6) ** 2))
+        picture += spot[..., None] * rng.uniform(60, 220) * np.array([1.0, 0.9, 0.7])
+    return _with_grain(picture, rng)
+
+
+def _with_grain(picture: NDArray[np.float64], rng: np.random.Generator) -> Pixels:
+    # Grain of two pixels' width, as demosaicing and compression leave it.
+    coarse = rng.normal(0, rng.uniform(0.5, 3), (IMAGE_SIZE // 2, IMAGE_SIZE // 2, 3))
+    grain = np.repeat(np.repeat(coarse, 2, axis=0), 2, axis=1)
+    return np.clip(np.rint(picture + grain), 0, 255).astype(np.uint8)

@@ -1,0 +1,324 @@
+"""All pairs of photos nearer than a limit: found by their block sums, compared in full, saved as the search goes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flair.dataset.images import read_pixels
+from flair.duplicates import blocks, bound, compare
+from flair.duplicates.bound import Blocks
+from flair.duplicates.compare import ComparedPair, Context
+from flair.duplicates.distance import detail_correlation
+from flair.duplicates.scope import Scope
+from flair.duplicates.signatures import Signatures, SignatureTable, equal
+from flair.errors import FlairError
+from flair.files.atomic import remove_leftovers
+from flair.files.parts import PartStore
+from flair.files.rows import read_rows, write_rows
+from flair.parallel.processes import map_in_order
+from flair.terminal.progress import Progress
+
+NEAR_PAIR = np.dtype(
+    [("first", "<i4"), ("second", "<i4"), ("l2", "<i8"), ("mirrored", "?"), ("correlation", "<f8"), ("dssim", "<f8")]
+)
+MAX_PAIRS = 30_000_000  # held in memory, about 2 GB
+MAX_BRUTE_FORCE_PHOTOS = 4000  # held in memory, 800 MB
+DEFAULT_CHUNK_SIZE = 4096
+_VERSION = 1  # raised whenever the same photos would give other pairs than before
+_CANDIDATE = np.dtype([("first", "<i4"), ("second", "<i4")])
+_STRUCTURE = np.dtype([("first", "<i4"), ("second", "<i4"), ("dssim", "<f8")])
+_PAIRS_PER_TASK = 128
+_PAIRS_AT_ONCE = 4096  # of which signatures are read, 14 MB
+_NEARBY = 1024  # photos whose pairs are compared one after the other, while they are decoded
+_BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+class Work(NamedTuple):
+    """How much a search did, and how much earlier runs had done of it."""
+
+    computed: int = 0
+    reused: int = 0
+
+    def __add__(self, other: object) -> Work:
+        if not isinstance(other, Work):
+            return NotImplemented
+        return Work(self.computed + other.computed, self.reused + other.reused)
+
+
+class NearPairs:
+    """The search of one set of photos for pairs within `limit`, in a folder of its own below `cache_dir`.
+
+    The folder is named after the content of the photos, their users and partitions, the scope and the limit: whatever
+    else changes, what is there holds.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: Path,
+        scope: Scope,
+        signatures: Signatures,
+        limit: int,
+        both_orientations: bool,
+        cache_dir: Path,
+        num_workers: int,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+    ) -> None:
+        self._context = Context(dataset_dir, both_orientations)
+        self._scope, self._signatures, self._limit = scope, signatures, limit
+        self._num_workers, self._chunk_size = num_workers, chunk_size
+        self._folder = cache_dir / f"search-{self._key()[:24]}"
+        self.searched = self.compared = self.structured = Work()
+
+    def find(self) -> NDArray[Any]:
+        """All pairs that count and are within the limit, NEAR_PAIR [k] sorted by rows, `dssim` not yet known (NaN).
+
+        Raises:
+          FlairError: there are more than MAX_PAIRS of them, a photo cannot be read any more, or a file of the cache is
+            damaged.
+        """
+        path = self._folder / "pairs.npy"
+        if path.exists():
+            pairs = read_rows(path, NEAR_PAIR)
+            self.searched = Work(0, self._scope.num_pairs())
+            self.compared = Work(0, len(pairs))
+        else:
+            pairs = self._compare(self._candidates())
+            write_rows(path, pairs)
+        self._tidy("candidates.npy", "tiles-*", "distances")
+        return pairs
+
+    def brute_force(self) -> NDArray[Any]:
+        """What `find` finds, by comparing every pair in full, with no bound, cache or worker.
+
+        Raises:
+          FlairError: there are more than MAX_BRUTE_FORCE_PHOTOS photos.
+        """
+        records = self._scope.records
+        if len(records) > MAX_BRUTE_FORCE_PHOTOS:
+            raise FlairError(
+                f"--brute_force with {len(records):,} photos: expected at most {MAX_BRUTE_FORCE_PHOTOS:,}; "
+                "it is there to check the search on small sets"
+            )
+        photos = [read_pixels(self._context.dataset_dir, record).data for record in records]
+        rows, distances = [], []
+        with Progress(self._scope.num_pairs(), "every pair in full", "pair") as progress:
+            for first, second in itertools.combinations(range(len(photos)), 2):
+                if not self._scope.has(np.array([first]), np.array([second]))[0]:
+                    continue
+                # Sums of whole numbers below 2^53, which float64 adds without an error.
+                one, other = photos[first].astype(np.float64), photos[second]
+                direct = turned = int(np.square(one - other).sum())
+                if self._context.both_orientations:
+                    turned = int(np.square(one - other[:, ::-1]).sum())
+                if min(direct, turned) <= self._limit:
+                    rows.append((first, second))
+                    distances.append((min(direct, turned), turned < direct))
+                progress.add()
+        self.compared = Work(self._scope.num_pairs())
+        pairs = np.array(rows, _CANDIDATE)
+        return near_pairs(pairs, np.array(distances, compare.DISTANCE), self._signatures.table)
+
+    def add_structure(self, pairs: NDArray[Any], needed: NDArray[np.bool_], cached: bool = True) -> None:
+        """Fills in the dssim of the pairs that are `needed`, bool [k]; `cached` uses and saves what is known."""
+        if not cached:
+            self.structured = Work(int(needed.sum()))
+            for task, start in zip(self._tasks(pairs[needed]), range(0, len(pairs), _PAIRS_PER_TASK), strict=False):
+                rows = np.flatnonzero(needed)[start : start + _PAIRS_PER_TASK]
+                pairs["dssim"][rows] = compare.compare_structure(self._context, task)
+            return
+        path = self._folder / "structure.npy"
+        known = read_rows(path, _STRUCTURE) if path.exists() else np.empty(0, _STRUCTURE)
+        pairs["dssim"][np.searchsorted(_order(pairs), _order(known))] = known["dssim"]
+        exact = needed & (pairs["l2"] == 0)
+        pairs["dssim"][exact] = 0.0
+        missing = needed & np.isnan(pairs["dssim"])
+        self.structured = Work(int(missing.sum()), int((needed & ~missing).sum()))
+        if missing.any():
+            pairs["dssim"][missing] = self._structure_of(pairs[missing])
+            done = pairs[~np.isnan(pairs["dssim"])]
+            table = np.empty(len(done), _STRUCTURE)
+            for name in _STRUCTURE.names or ():
+                table[name] = done[name]
+            write_rows(path, table)
+        self._tidy("structure-*")
+        # Other runs may have asked for more; the result is the same without them.
+        pairs["dssim"][~needed] = np.nan
+
+    def _structure_of(self, todo: NDArray[Any]) -> NDArray[np.float64]:
+        # Which pairs are to be done depends on what is known, so the unfinished work is named after them.
+        store = PartStore(self._folder / f"structure-{_digest(todo.tobytes())}", np.dtype("<f8"))
+        with Progress(len(todo), "dssim", "pair", done=min(store.done * _PAIRS_PER_TASK, len(todo))) as progress:
+            tasks = itertools.islice(self._tasks(todo), store.done, None)
+            try:
+                for found in map_in_order(compare.compare_structure, self._context, tasks, self._num_workers):
+                    store.add(found)
+                    progress.add(len(found))
+            finally:
+                store.save()
+        compare.forget_photos()
+        return store.rows()
+
+    def _candidates(self) -> NDArray[Any]:
+        """Pairs whose bound is within the limit, in the order in which they are compared."""
+        path = self._folder / "candidates.npy"
+        if path.exists():
+            self.searched = Work(0, self._scope.num_pairs())
+            return read_rows(path, _CANDIDATE)
+        tiles = list(_tiles(self._scope, self._chunk_size))
+        store = PartStore(self._folder / f"tiles-{self._chunk_size}", _CANDIDATE)
+        context = _TileContext(
+            self._scope._replace(records=()), self._signatures.table, self._limit, self._context.both_orientations
+        )
+        num_pairs = [len(rows) * len(columns) for rows, columns in tiles]
+        done = sum(num_pairs[: store.done])
+        with _one_thread_a_worker(), Progress(sum(num_pairs), "search", "pair", scale=True, done=done) as progress:
+            results = map_in_order(_search_tile, context, tiles[store.done :], min(self._num_workers, len(tiles)))
+            try:
+                for rows in results:
+                    count = num_pairs[store.done]
+                    store.add(rows)
+                    progress.add(count, f"{store.num_rows:,} candidates")
+                    if store.num_rows > MAX_PAIRS:
+                        raise FlairError(
+                            f"more than {MAX_PAIRS:,} pairs may be within --review_l2={self._limit:,}; lower it, "
+                            "or look at fewer photos at once (--partitions, --pairs)"
+                        )
+            finally:
+                store.save()
+        found = store.rows()
+        found = found[
+            np.lexsort((found["second"], found["first"], found["second"] // _NEARBY, found["first"] // _NEARBY))
+        ]
+        write_rows(path, found)
+        # Pairs of the tiles that an earlier run had searched are the share of the tiles' pairs.
+        reused = round(self._scope.num_pairs() * done / max(sum(num_pairs), 1))
+        self.searched = Work(self._scope.num_pairs() - reused, reused)
+        return found
+
+    def _compare(self, candidates: NDArray[Any]) -> NDArray[Any]:
+        same = equal(self._signatures.pixel_sha256, candidates)
+        todo = candidates[~same]
+        store = PartStore(self._folder / "distances", compare.DISTANCE)
+        done = min(store.done * _PAIRS_PER_TASK, len(todo))
+        with Progress(len(todo), "l2", "pair", done=done) as progress:
+            tasks = itertools.islice(self._tasks(todo), store.done, None)
+            try:
+                for found in map_in_order(compare.compare, self._context, tasks, self._num_workers):
+                    store.add(found)
+                    progress.add(len(found))
+            finally:
+                store.save()
+        distances = np.zeros(len(candidates), compare.DISTANCE)
+        distances[~same] = store.rows()
+        self.compared = Work(len(todo) - done, done)
+        near = distances["l2"] <= self._limit
+        pairs = near_pairs(candidates[near], distances[near], self._signatures.table)
+        compare.forget_photos()
+        return pairs
+
+    def _tidy(self, *patterns: str) -> None:
+        """Removes unfinished work that is finished now, and what a killed run left."""
+        remove_leftovers(self._folder)
+        for path in (path for pattern in patterns for path in self._folder.glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _tasks(self, pairs: NDArray[Any]) -> Iterator[list[ComparedPair]]:
+        records = [record._replace(labels=(), fine_grained_labels=()) for record in self._scope.records]
+        mirrored = pairs["mirrored"] if "mirrored" in (pairs.dtype.names or ()) else np.zeros(len(pairs), bool)
+        for start in range(0, len(pairs), _PAIRS_PER_TASK):
+            part = slice(start, start + _PAIRS_PER_TASK)
+            columns = (pairs["first"][part].tolist(), pairs["second"][part].tolist(), mirrored[part].tolist())
+            yield [
+                ComparedPair(records[one], records[other], turned) for one, other, turned in zip(*columns, strict=True)
+            ]
+
+    def _key(self) -> str:
+        names = [[record.image_id, record.user_id, record.partition] for record in self._scope.records]
+        what = [_VERSION, self._scope.name, self._limit, self._context.both_orientations, names]
+        return _digest(json.dumps(what).encode(), self._signatures.pixel_sha256.tobytes())
+
+
+def near_pairs(pairs: NDArray[Any], distances: NDArray[Any], table: SignatureTable) -> NDArray[Any]:
+    """NEAR_PAIR [k], sorted by rows, of pairs (`first`, `second`) and their DISTANCEs."""
+    found = np.zeros(len(pairs), NEAR_PAIR)
+    found["first"], found["second"] = pairs["first"], pairs["second"]
+    found["l2"], found["mirrored"] = distances["l2"], distances["mirrored"]
+    found["dssim"] = np.nan
+    found.sort(order=["first", "second"])
+    for start in range(0, len(found), _PAIRS_AT_ONCE):
+        part = found[start : start + _PAIRS_AT_ONCE]
+        one, other = table.read(part["first"]), table.read(part["second"])
+        others = np.where(part["mirrored"][:, None], blocks.mirrored(other["sums"]), other["sums"])
+        energies = np.stack([one["energy"], other["energy"]])
+        part["correlation"] = detail_correlation(part["l2"], energies, one["sums"], others)
+    # Equal photos that have no detail are equal all the same.
+    found["correlation"][found["l2"] == 0] = 1.0
+    return found
+
+
+class _TileContext(NamedTuple):
+    scope: Scope
+    table: SignatureTable
+    limit: int
+    both_orientations: bool
+
+
+def _tiles(scope: Scope, chunk_size: int) -> Iterator[tuple[range, range]]:
+    count = len(scope.partition)
+    chunks = [range(start, min(start + chunk_size, count)) for start in range(0, count, chunk_size)]
+    return (
+        (rows, columns)
+        for rows, columns in itertools.combinations_with_replacement(chunks, 2)
+        if scope.may_have(rows, columns)
+    )
+
+
+def _search_tile(context: _TileContext, tile: tuple[range, range]) -> NDArray[Any]:
+    rows, columns = tile
+    one, other = (Blocks(found["sums"], found["details"]) for found in map(context.table.read, tile))
+    first, second = bound.candidates(one, other, context.limit, context.both_orientations)
+    first, second = first + rows.start, second + columns.start
+    keep = (first < second) & context.scope.has(first, second)
+    found = np.empty(int(keep.sum()), _CANDIDATE)
+    found["first"], found["second"] = first[keep], second[keep]
+    return found
+
+
+@contextlib.contextmanager
+def _one_thread_a_worker() -> Iterator[None]:
+    """Processes started in here multiply matrices with one thread each: there is a process for every core."""
+    before = {name: os.environ.get(name) for name in _BLAS_THREADS}
+    os.environ.update(dict.fromkeys(_BLAS_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _order(pairs: NDArray[Any]) -> NDArray[np.int64]:
+    return pairs["first"].astype(np.int64) << 32 | pairs["second"]
+
+
+def _digest(*parts: bytes) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()[:32]

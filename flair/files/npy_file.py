@@ -1,0 +1,108 @@
+"""Arrays of numbers in .npy files that anybody may have damaged: a header of one known form, and sizes that agree.
+
+NumPy evaluates the header as a Python literal, which fails in many ways, and reserves the memory that it asks for.
+Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from flair.errors import FlairError
+from flair.files import regular_file
+
+_START = b"\x93NUMPY\x01\x00"
+_HEADER = re.compile(
+    rb"\{'descr': (?P<descr>.{1,4000}), 'fortran_order': (?P<order>True|False), "
+    rb"'shape': \((?P<shape>|\d{1,18},|\d{1,18}(?:, \d{1,18}){1,30})\), \} *\n"
+)
+_BYTES_AT_ONCE = 1 << 22
+
+
+class BadNpy(ValueError):
+    """The bytes are no .npy file that can be used; the message is one clause that says why."""
+
+
+class Header(NamedTuple):
+    """What a .npy file begins with; `size` in bytes, `descr` as NumPy spells the dtype."""
+
+    descr: str
+    is_fortran: bool
+    shape: tuple[int, ...]
+    size: int
+
+
+def parse_header(data: bytes) -> Header:
+    """The header that `data` begins with; BadNpy where NumPy did not write it."""
+    if not data.startswith(_START) or len(data) < 10:
+        raise BadNpy("it does not begin as a .npy file")
+    size = 10 + int.from_bytes(data[8:10], "little")
+    match = _HEADER.fullmatch(data[10:size]) if len(data) >= size else None
+    if match is None:
+        raise BadNpy("its header is not as NumPy writes it")
+    shape = tuple(int(side) for side in match["shape"].split(b",") if side)
+    return Header(match["descr"].decode("ascii", "replace"), match["order"] == b"True", shape, size)
+
+
+def find_dtype(header: Header, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    """The one of `dtypes` that the header names; BadNpy where it names another."""
+    for dtype in dtypes:
+        if header.descr == repr(np.lib.format.dtype_to_descr(dtype)):
+            return dtype
+    raise BadNpy(f"it holds something else than it should, {header.descr[:60]!r}")
+
+
+def map_array(
+    path: Path, dtypes: Sequence[np.dtype[Any]], num_dimensions: int, trailer: int = 0
+) -> np.memmap[Any, Any]:
+    """The array of a file, which stays on disk.
+
+    Args:
+      dtypes: the kinds of numbers that are expected.
+      num_dimensions: of the array.
+      trailer: bytes that may follow the array.
+
+    Raises:
+      BadNpy: the file was cut off, or holds anything else.
+      FlairError: there is no ordinary file of that name.
+      FileNotFoundError: there is nothing.
+    """
+    with regular_file.open_file(path) as file:
+        try:
+            header = parse_header(file.read(1 << 16))
+            length = file.seek(0, 2)
+        except OSError as error:
+            raise FlairError(f"{path}: cannot be read ({error.strerror}); restore it") from None
+        dtype = find_dtype(header, dtypes)
+        if len(header.shape) != num_dimensions or header.is_fortran:
+            raise BadNpy(f"its array has the shape {header.shape}")
+        rest = length - header.size - math.prod(header.shape) * dtype.itemsize
+        if not 0 <= rest <= trailer:
+            raise BadNpy(f"it has {length:,} bytes, which is not what its shape {header.shape} takes")
+        return np.memmap(file, dtype, "r", header.size, header.shape)
+
+
+def crc32c(rows: NDArray[Any], before: int = 0) -> int:
+    """CRC-32C of rows [k, ...], in C order; `before` is that of the rows before them.
+
+    >>> crc32c(np.arange(3)) == crc32c(np.array([2]), crc32c(np.arange(2)))
+    True
+    """
+    for data in pieces(rows):
+        before = int(google_crc32c.extend(before, data))
+    return before
+
+
+def pieces(rows: NDArray[Any]) -> Iterator[bytes]:
+    """The bytes of rows [k, ...], in C order, some at once."""
+    at_once = max(1, _BYTES_AT_ONCE // max(1, rows.itemsize * math.prod(rows.shape[1:])))
+    for start in range(0, len(rows), at_once):
+        yield rows[start : start + at_once].tobytes()

@@ -1,0 +1,78 @@
+"""Text that people typed or saved with an editor of theirs: UTF-8, with or without a byte order mark."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import select
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from flair.files import regular_file
+
+ENCODING = "utf-8-sig"  # UTF-8 whose byte order mark, if there is one, is no part of the text
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class NotText(ValueError):
+    """The bytes are not UTF-8 text; the message is a clause that says what they are, without the file's name."""
+
+
+def read(path: str | Path, most_bytes: int = 1 << 30) -> str:
+    """The text of a file, its line ends as they are. A pipe will do, as of `<(command)`; without a writer it is empty.
+
+    Raises:
+      NotText: as `decode`, or it is a device, or larger than any such text.
+      OSError: it cannot be read.
+    """
+    # Without O_NONBLOCK, a pipe nobody writes to is waited for, without end.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not (regular_file.is_file(found) or stat.S_ISFIFO(found.st_mode)):
+            raise NotText("a device, not a file of text")
+        data = b"".join(_chunks(file.fileno(), most_bytes))
+    if len(data) > most_bytes:
+        raise NotText(f"larger than {most_bytes:,} bytes, which no such text is")
+    return decode(data)
+
+
+def _chunks(descriptor: int, most_bytes: int) -> Iterator[bytes]:
+    size = 0
+    while size <= most_bytes:
+        try:
+            chunk = os.read(descriptor, 1 << 20)
+        except BlockingIOError:
+            select.select([descriptor], [], [])
+            continue
+        if not chunk:
+            return
+        size += len(chunk)
+        yield chunk
+
+
+def decode(data: bytes) -> str:
+    """The text without its byte order mark.
+
+    Raises:
+      NotText: it is UTF-16, or no text at all.
+
+    >>> decode(b"\\xef\\xbb\\xbfdog -> animal")
+    'dog -> animal'
+    >>> decode("dog".encode("utf-16"))
+    Traceback (most recent call last):
+    flair.files.text_file.NotText: UTF-16 text; save it as UTF-8
+    """
+    try:
+        text = data.decode(ENCODING)
+    except UnicodeDecodeError as error:
+        raise NotText(explain(error)) from None
+    if "\0" in text:
+        raise NotText("not UTF-8 text, but has zero bytes, as UTF-16 does; save it as UTF-8")
+    return text
+
+
+def explain(error: UnicodeDecodeError) -> str:
+    """The clause for a file that is read piece by piece, with the encoding above."""
+    is_utf16 = error.start == 0 and error.object[:2] in _UTF16_MARKS
+    return f"{'UTF-16' if is_utf16 else 'not UTF-8'} text; save it as UTF-8"

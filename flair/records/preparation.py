@@ -1,0 +1,193 @@
+"""What prepare_dataset and prepare_tfrecords share: the parameters of an output, and the place of an unfinished one.
+
+Work goes on in a hidden folder, `.unfinished`, beside or inside the final place; it holds the parameters of the run,
+so that the same command continues it and a different one is told so. Only finished work gets its final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flair.curation.exclusion import Exclusion, read_exclusion, remaining_users
+from flair.dataset.metadata import User, limit_users, load_users, metadata_path
+from flair.errors import FlairError
+from flair.files import checked_json, lock
+from flair.files.digest import file_sha256
+from flair.terminal.progress import duration, size
+
+PARAMETERS_FILE = "prepare_info.json"
+
+
+class Selection(NamedTuple):
+    """The users to prepare, of all users of the dataset, and what identifies them."""
+
+    users: list[User]
+    all_users: list[User]
+    parameters: dict[str, Any]
+    excluded: Mapping[str, int] | None = None  # photos left out of each partition; None without --exclude
+
+    @property
+    def num_images(self) -> int:
+        """Photos of the users to prepare."""
+        return sum(len(user.records) for user in self.users)
+
+
+class Outcome(NamedTuple):
+    """What a preparation did, in photos, users and bytes; `skipped_images` were finished by an earlier run."""
+
+    num_images: int
+    num_users: int
+    num_bytes: int
+    skipped_images: int
+    converted: tuple[str, ...]  # image ids of grayscale photos stored as RGB
+    already_complete: bool = False
+    excluded: Mapping[str, int] | None = None  # photos left out of each partition
+    heldout_images: int = 0  # of `num_images`, those put aside
+
+    def summary(self, place: str, seconds: float) -> list[str]:
+        """Lines that tell what was made, where and how fast."""
+        what = f"{self.num_images:,} photos of {self.num_users:,} users, {size(self.num_bytes)}"
+        lines = []
+        if self.excluded is not None:
+            counts = ", ".join(f"{partition} {count:,}" for partition, count in self.excluded.items())
+            lines.append(f"Left out {sum(self.excluded.values()):,} photos that --exclude names ({counts}).")
+        if self.heldout_images:
+            lines.append(f"Put {self.heldout_images:,} of the photos of train users aside, in the partition heldout.")
+        if self.already_complete:
+            return [*lines, f"{place} is complete already: {what}. To make it again, add --overwrite."]
+        if self.converted:
+            first = ", ".join(self.converted[:5]) + (", ..." if len(self.converted) > 5 else "")
+            lines.append(f"Warning: {len(self.converted):,} grayscale photos were stored as RGB: {first}")
+        if self.skipped_images:
+            lines.append(f"Kept {self.skipped_images:,} photos that an earlier run had finished.")
+        rate = (self.num_images - self.skipped_images) / max(seconds, 1e-9)
+        return [*lines, f"Wrote {what} to {place} in {duration(seconds)} ({rate:,.0f} photos/s)."]
+
+
+def select(dataset_dir: str | Path, limit: int | None, exclude: str | Path | None = None) -> Selection:
+    """Reads the metadata and takes all users, or a consistent subset of `limit` (see `metadata.limit_users`).
+
+    `exclude` is a file for `flair.curation.exclusion.read_exclusion`; its photos leave before the subset is taken.
+    """
+    metadata_sha256 = file_sha256(metadata_path(dataset_dir))
+    all_users = load_users(dataset_dir)
+    exclusion = None if exclude is None else read_exclusion(exclude)
+    remaining = subset(all_users, None, exclusion)
+    users = subset(remaining, limit)
+    parameters = {
+        "metadata_sha256": metadata_sha256,
+        "num_users": len(users),
+        "limit_users": None if len(users) == len(remaining) else limit,
+    }
+    if exclusion is None:
+        return Selection(users, all_users, parameters)
+    excluded = _num_images(all_users)
+    excluded.subtract(_num_images(remaining))
+    # Only where it is given: without it the parameters are those of outputs made before the flag existed.
+    parameters |= {"exclude_sha256": exclusion.digest, "excluded_images": excluded.total()}
+    return Selection(users, all_users, parameters, dict(excluded))
+
+
+def subset(users: Sequence[User], limit: int | None, exclusion: Exclusion | None = None) -> list[User]:
+    """The users that `--exclude` and then `--limit_users` leave; all of them where neither is given."""
+    remaining = list(users) if exclusion is None else remaining_users(users, exclusion)
+    return remaining if limit is None else limit_users(remaining, limit)
+
+
+def check_exclusion(parameters: Mapping[str, Any], exclusion: Exclusion | None, what: str) -> None:
+    """Raises a FlairError when `what`, of these parameters, was not made with this exclusion."""
+    made_with = parameters.get("exclude_sha256")
+    if made_with == (None if exclusion is None else exclusion.digest):
+        return
+    if made_with is None:
+        raise FlairError(f"{what} was made without --exclude; leave it out here, too")
+    raise FlairError(f"{what} was made with --exclude ({_short(made_with)}); add --exclude with the same content here")
+
+
+def check_same(parameters: Mapping[str, Any], found: Mapping[str, Any], what: str) -> None:
+    """Raises a FlairError naming each parameter in which `what`, found on disk, differs from this run's."""
+    names = [name for name in {**parameters, **found} if parameters.get(name) != found.get(name)]
+    if names:
+        differences = ", ".join(
+            f"{name}={_short(found.get(name))} there, {_short(parameters.get(name))} now" for name in names
+        )
+        raise FlairError(
+            f"{what} was made from other data or with other flags ({differences}); "
+            "repeat those flags, choose another place, or add --overwrite to replace it"
+        )
+
+
+@contextlib.contextmanager
+def unfinished_folder(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> Iterator[bool]:
+    """Makes or reopens the folder of unfinished work, locked against a second run; yields whether work is continued.
+
+    Raises:
+      FlairError: another process works there, or the work there has other parameters and `overwrite` is false.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock.exclusive(folder, f"{folder}: another process is preparing this output; wait for it or stop it"):
+        yield _continues(folder, parameters, overwrite)
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder of unfinished work, if it is there."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError that does not tell its file, as those of writes, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def require_free_space(folder: Path, needed: int) -> None:
+    """Raises a FlairError when the disk of `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise FlairError(
+            f"{folder}: {size(needed)} are needed and {size(free)} free; free some space or choose another disk"
+        )
+
+
+def _num_images(users: Sequence[User]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for user in users:
+        counts[user.partition] += len(user.records)
+    return counts
+
+
+def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> bool:
+    path = folder / PARAMETERS_FILE
+    try:
+        found = checked_json.read(path)
+        if found == parameters:
+            return True
+        if not overwrite:
+            check_same(parameters, found, f"{folder}: the unfinished work there")
+    except FileNotFoundError:
+        pass  # killed before anything was done, or new
+    except checked_json.DamagedIndex:
+        if not overwrite:
+            raise
+    for entry in list(folder.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    checked_json.write(path, parameters)
+    return False
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 20 else str(value)

@@ -1,0 +1,278 @@
+"""A FLAIR dataset directory turned into TFRecords: one file a user, or shards of many users with an index.
+
+Everything is made in `<tfrecords_dir>/.unfinished` and moved to its final name when all of it is there, so that no
+reader ever sees half of a dataset. There, a file has its final bytes or does not exist; a run that finds files of an
+earlier one reads them to their end and keeps those that are intact.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+
+from flair.curation.exclusion import read_exclusion
+from flair.curation.heldout import HeldOut, hold_out
+from flair.dataset import images
+from flair.dataset.metadata import Record, label_index
+from flair.errors import FlairError
+from flair.files import checked_json
+from flair.files.atomic import beside, remove_leftovers, sync, write_bytes
+from flair.parallel.processes import batches, default_num_workers, map_in_order
+from flair.records.preparation import (
+    PARAMETERS_FILE,
+    Outcome,
+    Selection,
+    naming,
+    require_free_space,
+    select,
+    unfinished_folder,
+)
+from flair.records.tfrecord.example import Example, MalformedExample, decode, encode
+from flair.records.tfrecord.frames import FRAME_BYTES, DamagedRecord, frame, read_payloads
+from flair.records.tfrecord.layout import (
+    ALL_FOLDERS,
+    DEFAULT_IMAGES_PER_SHARD,
+    LABEL_INDEX_FILE,
+    LINKS,
+    PARTITION_FOLDERS,
+    USER_INDEX_FILE,
+    LabelColumns,
+    Location,
+    RecordFile,
+    label_index_text,
+    plan,
+    user_index_text,
+)
+from flair.records.tfrecord.output import FINISHED_FILE, UNFINISHED_FOLDER, TFRecordOutput
+from flair.terminal.progress import Progress
+
+_IMAGES_PER_TASK = 256
+_OVERHEAD_BYTES = 300  # of a record beside its JPEG, generously
+_MAX_SYNCED_FILES = 1000
+
+
+class _Context(NamedTuple):
+    dataset_dir: Path
+    folder: Path
+    columns: LabelColumns
+    feature_names: str
+
+
+class _Written(NamedTuple):
+    locations: list[Location]  # of each user of a file
+    num_images: int
+    skipped_images: int
+    num_bytes: int
+    converted: list[str]
+
+
+def write_tfrecords(
+    dataset_dir: str | Path,
+    tfrecords_dir: str | Path,
+    *,
+    layout: str = "per_user",
+    images_per_shard: int = DEFAULT_IMAGES_PER_SHARD,
+    feature_names: str = "flair",
+    limit_users: int | None = None,
+    exclude: str | Path | None = None,
+    heldout_fraction: Fraction = Fraction(0),
+    seed: int = 0,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Writes all photos of `dataset_dir` (or a consistent subset of `limit_users` users) as TFRecords.
+
+    `feature_names` is one of `example.FEATURE_NAMES`; `tff` is for files of one user each, as TFF reads them.
+    The photos that the file `exclude` names are left out; see `flair.curation.exclusion`. Of each train user's photos,
+    `heldout_fraction` goes to a partition of its own, by `seed`; see `flair.curation.heldout`.
+
+    The bytes written depend on the dataset and the flags, never on `num_workers` or on interruptions.
+
+    Raises:
+      FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
+    """
+    source = Path(dataset_dir)
+    _check_place(Path(tfrecords_dir))
+    selection = select(source, limit_users, exclude)
+    parameters: dict[str, Any] = {"format": "flair-tfrecords", "format_version": 1, "layout": layout}
+    if layout == "sharded":
+        parameters["images_per_shard"] = images_per_shard
+    if feature_names != "flair":
+        if layout != "per_user":
+            raise FlairError(f"--feature_names={feature_names}: TFF reads one file a user; leave --layout={layout} out")
+        parameters["feature_names"] = feature_names
+    parameters |= selection.parameters
+    split = HeldOut(selection.users, [])
+    if heldout_fraction:
+        split = hold_out(selection.users, heldout_fraction, seed, None if exclude is None else read_exclusion(exclude))
+        parameters |= {"heldout_fraction": f"{float(heldout_fraction):.9g}", "heldout_seed": seed}
+        if not split.heldout:
+            raise FlairError(
+                f"--heldout_fraction={float(heldout_fraction):g}: no train user has enough photos for that"
+            )
+    num_heldout = sum(len(user.records) for user in split.heldout)
+    output = TFRecordOutput(Path(tfrecords_dir), with_heldout=bool(split.heldout))
+    if not overwrite and output.is_complete(parameters):
+        return Outcome(
+            selection.num_images,
+            len(selection.users),
+            output.num_bytes(),
+            0,
+            (),
+            already_complete=True,
+            excluded=selection.excluded,
+            heldout_images=num_heldout,
+        )
+    num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
+    with unfinished_folder(output.unfinished, parameters, overwrite) as continued:
+        if continued:
+            output.take_back()
+        else:
+            require_free_space(output.unfinished, num_bytes + _OVERHEAD_BYTES * selection.num_images)
+        context = _Context(source, output.unfinished, _label_columns(selection), feature_names)
+        files = plan([*split.users, *split.heldout], layout, images_per_shard)
+        written = _write_files(context, files, num_workers or default_num_workers())
+        _write_indexes(context, files, written, parameters)
+        _sync([context.folder / file.name for file in files])
+        output.publish()
+    return Outcome(
+        selection.num_images,
+        len(selection.users),
+        sum(file.num_bytes for file in written),
+        sum(file.skipped_images for file in written),
+        tuple(image_id for file in written for image_id in file.converted),
+        excluded=selection.excluded,
+        heldout_images=num_heldout,
+    )
+
+
+def _check_place(folder: Path) -> None:
+    names = set(os.listdir(folder)) if folder.is_dir() else set()
+    known = {PARAMETERS_FILE, LABEL_INDEX_FILE, *LINKS, UNFINISHED_FOLDER, *ALL_FOLDERS}
+    if names and not names & known:
+        raise FlairError(
+            f"--tfrecords_dir={folder}: is not empty and holds no TFRecords of FLAIR; give a new folder or an empty one"
+        )
+
+
+def to_example(dataset_dir: str | Path, record: Record, columns: LabelColumns) -> tuple[Example, bool]:
+    """The photo and labels of `record` as they are stored, and whether the photo was converted from grayscale."""
+    jpeg = images.read_jpeg(dataset_dir, record)
+    return Example(jpeg.data, *columns.of(record), record.image_id, record.user_id), jpeg.converted
+
+
+def _label_columns(selection: Selection) -> LabelColumns:
+    # Of all users: a subset has the columns of the whole, so that models fit both.
+    records = [record for user in selection.all_users for record in user.records]
+    return LabelColumns(
+        label_index(name for record in records for name in record.labels),
+        label_index(name for record in records for name in record.fine_grained_labels),
+    )
+
+
+def _write_files(context: _Context, files: Sequence[RecordFile], num_workers: int) -> list[_Written]:
+    for folder in _folders(files):
+        (context.folder / folder).mkdir(exist_ok=True)
+        remove_leftovers(context.folder / folder)
+    tasks = list(batches(files, _IMAGES_PER_TASK, lambda file: file.num_images))
+    written: list[_Written] = []
+    with Progress(sum(file.num_images for file in files), "TFRecords", "photo") as progress:
+        for results in map_in_order(_write_task, context, tasks, min(num_workers, len(tasks))):
+            written += results
+            progress.add(sum(result.num_images for result in results))
+    return written
+
+
+def _write_task(context: _Context, task: list[RecordFile]) -> list[_Written]:
+    return [_read_back(context, file) or _write_file(context, file) for file in task]
+
+
+def _write_file(context: _Context, file: RecordFile) -> _Written:
+    path = context.folder / file.name
+    temporary = beside(path, f"{os.getpid()}.tmp")
+    converted: list[str] = []
+    locations: list[Location] = []
+    offset = 0
+    try:
+        with naming(path), open(temporary, "wb") as output:
+            for user in file.users:
+                start = offset
+                for record in user.records:
+                    example, was_converted = to_example(context.dataset_dir, record, context.columns)
+                    if was_converted:
+                        converted.append(record.image_id)
+                    offset += output.write(frame(encode(example, context.feature_names)))
+                locations.append(Location(start, offset - start, len(user.records)))
+        # Not synced, one by one, as flair.files.atomic does: for 51,414 files that takes longer than writing them.
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return _Written(locations, file.num_images, 0, offset, converted)
+
+
+def _read_back(context: _Context, file: RecordFile) -> _Written | None:
+    """What an earlier run has written there, or None when it is missing or not exactly this."""
+    converted: list[str] = []
+    locations: list[Location] = []
+    offset = 0
+    try:
+        payloads = read_payloads(context.folder / file.name)
+        for user in file.users:
+            start = offset
+            for record in user.records:
+                payload = next(payloads)
+                example = decode(payload)
+                if example[1:] != (*context.columns.of(record), record.image_id, record.user_id):
+                    return None
+                if len(example[0]) != images.stored_size(context.dataset_dir, record):
+                    converted.append(record.image_id)
+                offset += len(payload) + FRAME_BYTES
+            locations.append(Location(start, offset - start, len(user.records)))
+        if next(payloads, None) is not None:
+            return None
+    except (FileNotFoundError, DamagedRecord, MalformedExample, StopIteration):
+        return None
+    return _Written(locations, file.num_images, file.num_images, offset, converted)
+
+
+def _write_indexes(
+    context: _Context, files: Sequence[RecordFile], written: Sequence[_Written], parameters: dict[str, Any]
+) -> None:
+    contents = {LABEL_INDEX_FILE: label_index_text(context.columns)}
+    if parameters["layout"] == "sharded":
+        for folder in _folders(files):
+            rows = [row for row, file in enumerate(files) if file.name.startswith(f"{folder}/")]
+            contents[f"{folder}/{USER_INDEX_FILE}"] = user_index_text(
+                [files[row] for row in rows], [written[row].locations for row in rows]
+            )
+    checksums = {}
+    for name, text in contents.items():
+        write_bytes(context.folder / name, text.encode())
+        checksums[name] = f"{google_crc32c.value(text.encode()):08x}"
+    for link, target in LINKS.items():
+        (context.folder / link).unlink(missing_ok=True)
+        (context.folder / link).symlink_to(target)
+    checked_json.write(context.folder / FINISHED_FILE, {**parameters, "index_crc32c": checksums})
+
+
+def _folders(files: Sequence[RecordFile]) -> list[str]:
+    """The folders of the partitions, that of photos put aside only where there are some."""
+    used = {file.name.partition("/")[0] for file in files}
+    return [folder for folder in ALL_FOLDERS.values() if folder in used or folder in PARTITION_FOLDERS.values()]
+
+
+def _sync(paths: Sequence[Path]) -> None:
+    """Waits until the files are on disk, before they get names that promise it."""
+    if len(paths) > _MAX_SYNCED_FILES:
+        os.sync()
+        return
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        sync(descriptor)
+        os.close(descriptor)

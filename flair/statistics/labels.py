@@ -1,0 +1,100 @@
+"""Counts of labels by photo, by user, by label and by pair of labels, and how they are spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flair.dataset.annotations import Annotations, Integers, LabelPairs
+from flair.dataset.catalog import PARTITIONS, Distribution
+
+COARSE_HEAD = 24  # as many coarse labels as tables and figures show; FLAIR has 17
+
+
+def describe(values: npt.ArrayLike) -> Distribution:
+    """Mean, sample standard deviation (0 for a single value), least, quartiles and most, as pandas' `describe`.
+
+    >>> describe([1, 2, 3])
+    Distribution(mean=2.0, sd=1.0, least=1.0, lower_quartile=1.5, median=2.0, upper_quartile=2.5, most=3.0)
+    """
+    numbers = np.asarray(values, np.float64)
+    sd = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
+    return Distribution(float(numbers.mean()), sd, *np.percentile(numbers, [0, 25, 50, 75, 100]).tolist())
+
+
+def partition_sizes(annotations: Annotations) -> tuple[dict[str, int], dict[str, int]]:
+    """(users, photos) of each partition."""
+    users = np.bincount(annotations.partition, minlength=len(PARTITIONS))
+    photos = np.bincount(annotations.partition[annotations.owner], minlength=len(PARTITIONS))
+    return dict(zip(PARTITIONS, users.tolist(), strict=True)), dict(zip(PARTITIONS, photos.tolist(), strict=True))
+
+
+def labels_per_photo(pairs: LabelPairs, num_photos: int) -> Integers:
+    """int64 [photos]."""
+    return np.bincount(pairs.photo, minlength=num_photos)
+
+
+class UserLabels(NamedTuple):
+    """Which labels users have, one row a combination: int64 rows of the users and of the names, and photos."""
+
+    user: Integers
+    label: Integers
+    photos: Integers
+
+
+def labels_of_users(annotations: Annotations, pairs: LabelPairs) -> UserLabels:
+    """Which labels each user's photos carry, sorted by user; as long as there are combinations, not users by labels."""
+    cells, photos = np.unique(annotations.owner[pairs.photo] * len(pairs.names) + pairs.label, return_counts=True)
+    return UserLabels(*np.divmod(cells, len(pairs.names)), photos)
+
+
+def labels_per_user(annotations: Annotations, pairs: LabelPairs) -> Integers:
+    """How many different labels each user's photos carry: int64 [users]."""
+    return np.bincount(labels_of_users(annotations, pairs).user, minlength=annotations.num_users)
+
+
+class LabelCount(NamedTuple):
+    """One label: photos that carry it, and users with at least one of them."""
+
+    name: str
+    photos: int
+    users: int
+
+
+def count_labels(annotations: Annotations, pairs: LabelPairs) -> list[LabelCount]:
+    """All labels that occur, the most frequent first, equals by name."""
+    photos = np.bincount(pairs.label, minlength=len(pairs.names))
+    users = np.bincount(labels_of_users(annotations, pairs).label, minlength=len(pairs.names))
+    counted = map(LabelCount, pairs.names, photos.tolist(), users.tolist())
+    return sorted(counted, key=lambda label: (-label.photos, label.name))
+
+
+def co_occurrence(pairs: LabelPairs, num_photos: int, labels: Sequence[int]) -> Integers:
+    """Photos that carry both of two `labels` (rows of the names): int64 [labels, labels], symmetric.
+
+    The labels' own counts stand on the diagonal. Time and memory grow with the square of `labels`.
+    """
+    place = np.full(len(pairs.names), -1)
+    place[list(labels)] = np.arange(len(labels))
+    chosen = place[pairs.label] >= 0
+    carries = np.zeros((num_photos, len(labels)), np.float32)
+    carries[pairs.photo[chosen], place[pairs.label[chosen]]] = 1
+    # Whole numbers below 2^24 are exact in float32, and a float product is threaded.
+    chunks = np.array_split(carries, num_photos // 2**20 + 1)
+    return sum(((chunk.T @ chunk).astype(np.int64) for chunk in chunks), np.zeros((1, 1), np.int64))
+
+
+def children(taxonomy: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
+    """Coarse label -> its fine-grained labels, both sorted.
+
+    >>> children({"dog": frozenset({"animal"}), "sea": frozenset({"liquid", "outdoor"})})
+    {'animal': ['dog'], 'liquid': ['sea'], 'outdoor': ['sea']}
+    """
+    found: dict[str, list[str]] = {}
+    for fine in sorted(taxonomy):
+        for coarse in taxonomy[fine]:
+            found.setdefault(coarse, []).append(fine)
+    return dict(sorted(found.items()))
