@@ -131,7 +131,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     devices, trainer, training, validation, test = _build(records, task)
     from benchmark.central.loop import train
     from benchmark.evaluation import passes
-    from benchmark.model import networks
+    from benchmark.model import loading
     from benchmark.run.interruption import SafePoints
     from benchmark.run.names import BEST_FILE
 
@@ -142,9 +142,9 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         with SafePoints("step or evaluation") as safe_points:
             position = train(trainer, training, validation, run, _options(training.steps_per_epoch), safe_points)
         devices.barrier()
-        networks.load_by_name(trainer.model, run.path / BEST_FILE)
+        loading.load_by_name(trainer.model, run.path / BEST_FILE)
         if run.is_written:
-            networks.save_weights(trainer.model, saved_model)
+            loading.save_weights(trainer.model, saved_model)
         results = {
             name: passes.accumulate(trainer.model, data, task, devices=devices)
             for name, data in (("val", validation), ("test", test))

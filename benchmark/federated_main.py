@@ -98,7 +98,7 @@ def _dry_run(records: Records, task: Task) -> None:
 def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path) -> dict[str, Any]:
     started = time.monotonic()
     from benchmark.federated import loop
-    from benchmark.model import networks
+    from benchmark.model import loading
     from benchmark.run.interruption import SafePoints
 
     data = _client_data(records)
@@ -139,9 +139,9 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
             )
         if FLAGS.runtime != federated_flags.RAY:
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
-        networks.load_by_name(model, run.path / BEST_FILE)
+        loading.load_by_name(model, run.path / BEST_FILE)
         saved_model.parent.mkdir(parents=True, exist_ok=True)
-        networks.save_weights(model, saved_model)
+        loading.save_weights(model, saved_model)
         scores: dict[str, Any] = {partition: scorer.evaluate(partition) for partition in ("val", "test")}
         if FLAGS.federated_eval:
             scores["clients"] = _federated_eval(scorer, records, plan, run)

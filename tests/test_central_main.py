@@ -22,7 +22,7 @@ from benchmark.central.step import CentralTrainer
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.pipeline import TrainingData, evaluation_dataset
 from benchmark.evaluation import passes
-from benchmark.model import networks
+from benchmark.model import loading, networks
 from benchmark.run.devices import Devices
 from benchmark.run.folder import RunFolder
 from benchmark.run.interruption import SafePoints
@@ -116,7 +116,7 @@ def test_a_run_leaves_a_model_and_a_complete_run_folder(finished, folder, record
     assert "Traceback" not in done.stderr
 
     model = networks.build_model("cnn", (32, 48, 3), task.num_outputs, seed=9)
-    assert not networks.load_by_name(model, out / f"{name}.h5").skipped
+    assert not loading.load_by_name(model, out / f"{name}.h5").skipped
     again = passes.evaluate(model, evaluation_dataset(records, "test", task, (32, 48), 8), task)
     assert again == pytest.approx(summary["test"], abs=1e-6)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark import convert_torchvision
-from benchmark.model import networks, safetensors
+from benchmark.model import loading, networks, safetensors
 from flair.errors import FlairError
 from tests.bounded_memory import bounded_memory
 
@@ -111,7 +111,7 @@ def converted(tensors, tmp_path_factory):
 
 def test_logits_equal_an_independent_forward_pass(tensors, converted):
     model = networks.build_model("resnet18", (64, 64, 3), CLASSES, pretrained_norm=True, seed=1)
-    assert not networks.load_by_name(model, converted).skipped
+    assert not loading.load_by_name(model, converted).skipped
     pixels = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
     standardized = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     expected = _forward(tensors, standardized.transpose(0, 3, 1, 2))

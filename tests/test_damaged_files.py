@@ -22,7 +22,7 @@ from benchmark.data.records import Task
 from benchmark.evaluation import result as evaluation_result
 from benchmark.evaluation.predictions import PredictionWriter, open_predictions
 from benchmark.evaluation.predictor import Predictor
-from benchmark.model import networks
+from benchmark.model import loading, networks
 from benchmark.model import saved as saved_model
 from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult
 from benchmark.privacy.noise_key import key_of_run
@@ -142,7 +142,7 @@ def _sweep_table(folder: Path) -> Any:
 
 def _make_weights(folder: Path) -> None:
     for seed, name in enumerate(("best.h5", "last.h5")):
-        networks.save_weights(networks.build_model("cnn", (32, 48, 3), 3, seed=seed), folder / name)
+        loading.save_weights(networks.build_model("cnn", (32, 48, 3), 3, seed=seed), folder / name)
 
 
 def _weights(folder: Path) -> Any:

@@ -19,7 +19,7 @@ from sklearn import metrics as sklearn_metrics
 
 from benchmark.evaluation.bootstrap import FEW_USERS_WARNING, RARE_LABEL_USERS, RARE_LABEL_WARNING
 from benchmark.evaluation.predictions import PredictionWriter, compare, open_predictions
-from benchmark.model import networks, weights
+from benchmark.model import loading, networks, weights
 from benchmark.model import saved as saved_model
 from flair.dataset.metadata import load_users
 from flair.errors import FlairError
@@ -52,7 +52,7 @@ def _refused(*flags, code=1):
 
 
 def _save(path, num_outputs, seed=0, size=SIZE):
-    networks.save_weights(networks.build_model("cnn", (*size, 3), num_outputs, seed=seed), path)
+    loading.save_weights(networks.build_model("cnn", (*size, 3), num_outputs, seed=seed), path)
     return path
 
 
@@ -260,7 +260,7 @@ def test_a_model_that_diverged_is_refused_in_one_line_not_a_traceback(folder, nu
     model, path = networks.build_model("cnn", (*SIZE, 3), num_labels), tmp_path / "diverged.h5"
     kernel = model.get_layer("classifier").kernel
     kernel.assign(tf.fill(kernel.shape, np.nan))
-    networks.save_weights(model, path)
+    loading.save_weights(model, path)
     flags = (f"--tfrecords_dir={folder}", f"--models={path}", "--partitions=val", f"--output_dir={tmp_path / 'out'}")
     done = _evaluate(*flags, check=False)
     assert done.returncode == 1

@@ -18,10 +18,10 @@ from flair.errors import FlairError
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network with seeded weights."""
-    from benchmark.model import networks
+    from benchmark.model import loading, networks
 
     path = tmp_path_factory.mktemp("model") / "cnn_17labels.h5"
-    networks.save_weights(networks.build_model("cnn", (48, 64, 3), 17, seed=3), path)
+    loading.save_weights(networks.build_model("cnn", (48, 64, 3), 17, seed=3), path)
     return path
 
 
@@ -30,7 +30,7 @@ def test_features_are_those_of_the_pooling_layer(saved_model: Path, miniature: P
 
     from benchmark import features_main
     from benchmark.data.augmentation import decode_whole
-    from benchmark.model import networks
+    from benchmark.model import loading, networks
 
     output = tmp_path / "features.npy"
     flags = [f"--model={saved_model}", f"--dataset_dir={miniature}", f"--output={output}"]
@@ -40,7 +40,7 @@ def test_features_are_those_of_the_pooling_layer(saved_model: Path, miniature: P
     assert ids == [record.image_id for record in records]
     table = read_features(output, ids[::-1])
     model = networks.build_model("cnn", (48, 64, 3), 17)
-    networks.load_by_name(model, saved_model)
+    loading.load_by_name(model, saved_model)
     pooled = tf.keras.Model(model.input, model.get_layer("global_pooling").output)
     pixels = [decode_whole(photo_path(miniature, name).read_bytes(), (48, 64)) for name in ids[:2]]
     expected = pooled(tf.stack(pixels)).numpy()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark.model import networks
+from benchmark.model import loading, networks
 from flair.errors import FlairError
 
 SHAPE = (64, 64, 3)
@@ -133,10 +133,10 @@ def _pretrained_file(path, classes=1000):
 
 def test_a_published_file_loads_by_name_and_reports_what_it_skipped(tmp_path):
     source = _pretrained_file(tmp_path / "resnet18.h5")
-    assert networks.wants_batch_normalization(tmp_path / "resnet18.h5")
+    assert loading.wants_batch_normalization(tmp_path / "resnet18.h5")
     model = networks.build_model("resnet18", SHAPE, 17, pretrained_norm=True)
     before = model.get_layer("classifier").kernel.numpy()
-    report = networks.load_by_name(model, tmp_path / "resnet18.h5")
+    report = loading.load_by_name(model, tmp_path / "resnet18.h5")
     assert report.loaded == ["initial_conv", "initial_norm"]
     assert "has shapes [(64, 1000), (1000,)], needs [(512, 17), (17,)]" in report.skipped["classifier"]
     assert report.skipped["layer1_block1_conv1_3x3"] == "not in the file"
@@ -154,7 +154,7 @@ def test_a_file_of_which_nothing_fits_is_an_error(tmp_path):
     _pretrained_file(tmp_path / "resnet18.h5")
     model = networks.build_model("cnn", SHAPE, 3)
     with pytest.raises(FlairError, match=r"none of its layers .initial_conv, .* fits the model cnn"):
-        networks.load_by_name(model, tmp_path / "resnet18.h5")
+        loading.load_by_name(model, tmp_path / "resnet18.h5")
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5 at all", None])
@@ -166,7 +166,7 @@ def test_a_file_that_is_no_weights_file_is_an_error(tmp_path, content):
     else:
         path.write_bytes(content)
     with pytest.raises(FlairError, match=r"weights\.h5"):
-        networks.load_by_name(networks.build_model("cnn", SHAPE, 3), path)
+        loading.load_by_name(networks.build_model("cnn", SHAPE, 3), path)
 
 
 @pytest.mark.parametrize("pretrained_norm", [False, True])
@@ -174,10 +174,10 @@ def test_saved_weights_restore_exactly(tmp_path, pretrained_norm):
     source = networks.build_model("cnn", SHAPE, 3, pretrained_norm, seed=1)
     rng = np.random.default_rng(0)
     source.set_weights([rng.uniform(0.5, 1, w.shape).astype(np.float32) for w in source.get_weights()])
-    networks.save_weights(source, tmp_path / "model.h5")
-    assert networks.wants_batch_normalization(tmp_path / "model.h5") is pretrained_norm
+    loading.save_weights(source, tmp_path / "model.h5")
+    assert loading.wants_batch_normalization(tmp_path / "model.h5") is pretrained_norm
     model = networks.build_model("cnn", SHAPE, 3, pretrained_norm, seed=2)
-    report = networks.load_by_name(model, tmp_path / "model.h5")
+    report = loading.load_by_name(model, tmp_path / "model.h5")
     assert not report.skipped
     for found, wanted in zip(model.get_weights(), source.get_weights(), strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -190,5 +190,5 @@ def test_a_whole_saved_model_loads_too(tmp_path):
     source = tf.keras.Model(inputs, outputs)
     source.save(tmp_path / "model.h5", include_optimizer=False)
     model = networks.build_model("cnn", SHAPE, 3)
-    assert networks.load_by_name(model, tmp_path / "model.h5").loaded == ["conv1"]
+    assert loading.load_by_name(model, tmp_path / "model.h5").loaded == ["conv1"]
     np.testing.assert_array_equal(model.get_layer("conv1").kernel, source.get_weights()[0])

@@ -32,11 +32,11 @@ def folder(miniature, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder, tmp_path_factory):
-    from benchmark.model import networks
+    from benchmark.model import loading, networks
 
     outputs = len(json.loads((folder / "label_index.json").read_text())["labels"])
     path = tmp_path_factory.mktemp("model") / "model.h5"
-    networks.save_weights(networks.build_model("cnn", (32, 32, 3), outputs, seed=1), path)
+    loading.save_weights(networks.build_model("cnn", (32, 32, 3), outputs, seed=1), path)
     return path
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.model import networks
+from benchmark.model import loading, networks
 from benchmark.model import saved as saved_model
 from benchmark.model.normalization import FrozenBatchNormalization, GroupNormalization
 from flair.errors import FlairError
@@ -83,7 +83,7 @@ def test_weights_are_matched_by_name_in_whatever_order(model: tf.keras.Model, tm
     layers = layers_of()
     for order in (NORM, sorted(NORM), NORM[::-1]):
         shuffled = {**layers, "norm1": {name: layers["norm1"][name] for name in order}}
-        report = networks.load_by_name(model, write(tmp_path / "a.h5", shuffled, form))
+        report = loading.load_by_name(model, write(tmp_path / "a.h5", shuffled, form))
         assert (report.loaded, report.skipped, report.by_position) == (list(layers), {}, {})
         assert_same(weights_of(model), layers)
 
@@ -98,7 +98,7 @@ def test_foreign_names_are_matched_by_position_and_the_report_says_so(model: tf.
     foreign["norm1"] = dict(
         zip(foreign["norm1"], (layers["norm1"][n] for n in (NORM[3], NORM[0], NORM[1], NORM[2])), strict=True)
     )
-    report = networks.load_by_name(model, write(tmp_path / "a.h5", foreign))
+    report = loading.load_by_name(model, write(tmp_path / "a.h5", foreign))
     assert_same(weights_of(model), layers)
     assert report.by_position == {
         "conv1": "w as kernel",
@@ -115,7 +115,7 @@ def test_a_weight_of_a_known_name_is_never_taken_for_another_one(tmp_path: Path)
     layers = layers_of()
     only_statistics = {name: layers["norm1"][name] for name in NORM[2:]}
     path = write(tmp_path / "a.h5", {"conv1": layers["conv1"], "norm1": only_statistics})
-    report = networks.load_by_name(model, path)
+    report = loading.load_by_name(model, path)
     assert report.skipped == {"norm1": "has moving_mean, moving_variance, needs gamma, beta"}
     np.testing.assert_array_equal(model.get_layer("norm1").gamma, 1)
 
@@ -137,7 +137,7 @@ def test_weights_that_cannot_be_computed_with_are_refused_by_name_and_nothing_is
     layers[layer][name].flat[2] = value
     before = weights_of(model)
     with pytest.raises(FlairError, match=rf"a\.h5: {words}"):
-        networks.load_by_name(model, write(tmp_path / "a.h5", layers))
+        loading.load_by_name(model, write(tmp_path / "a.h5", layers))
     assert_same(weights_of(model), before)
 
 
@@ -346,7 +346,7 @@ def test_what_a_weights_file_must_not_hold_is_refused_in_one_line(
     with h5py.File(path, "r+") as file:
         change(file)
     with bounded_memory(), pytest.raises(FlairError, match=words) as caught:
-        networks.load_by_name(model, path)
+        loading.load_by_name(model, path)
     assert str(caught.value).startswith(f"{path}: ")
     assert str(caught.value).isprintable()
 
@@ -366,7 +366,7 @@ def test_a_layer_that_does_not_fit_is_skipped_without_being_read(
     with h5py.File(path, "r+") as file:
         change(file)
     with bounded_memory():
-        report = networks.load_by_name(model, path)
+        report = loading.load_by_name(model, path)
     assert report.skipped == {layer: words}
 
 
@@ -380,7 +380,7 @@ def test_packed_weights_are_read(model: tf.keras.Model, tmp_path: Path) -> None:
         )
         group, name = _replaced(file, "norm1/norm1/gamma:0")
         group.create_dataset(name, data=layers["norm1"]["gamma"].astype(np.float64))
-    assert not networks.load_by_name(model, path).skipped
+    assert not loading.load_by_name(model, path).skipped
     assert_same(weights_of(model), layers)
 
 
@@ -437,14 +437,14 @@ def test_a_classifier_of_impossibly_many_outputs_is_refused(tmp_path: Path) -> N
 
 def test_a_changed_byte_of_a_saved_model_is_seen(model: tf.keras.Model, tmp_path: Path) -> None:
     """In the weights, where nothing else would tell, and in what the file says of its network."""
-    networks.save_weights(model, tmp_path / "a.h5")
+    loading.save_weights(model, tmp_path / "a.h5")
     good = (tmp_path / "a.h5").read_bytes()
     number = struct.pack("<f", float(model.get_layer("conv1").kernel.numpy().flat[5]))
     for old, new in ((number, bytes([number[0] ^ 1]) + number[1:]), (b'"input_shape": [8', b'"input_shape": [9')):
         assert good.count(old) == 1
         (tmp_path / "b.h5").write_bytes(good.replace(old, new))
         with pytest.raises(FlairError, match=r"b\.h5: .*it does not have the checksum that it was saved with"):
-            networks.load_by_name(model, tmp_path / "b.h5")
+            loading.load_by_name(model, tmp_path / "b.h5")
 
 
 @pytest.fixture(scope="module")
@@ -452,8 +452,8 @@ def saved(model: tf.keras.Model, tmp_path_factory: pytest.TempPathFactory) -> tu
     """The bytes of a model of ours and of a foreign file with the same weights."""
     folder, layers = tmp_path_factory.mktemp("saved"), layers_of(3)
     foreign = write(folder / "foreign.h5", layers)
-    networks.load_by_name(model, foreign)
-    networks.save_weights(model, folder / "ours.h5")
+    loading.load_by_name(model, foreign)
+    loading.save_weights(model, folder / "ours.h5")
     return (folder / "ours.h5").read_bytes(), foreign.read_bytes(), layers
 
 
@@ -480,7 +480,7 @@ def test_a_damaged_file_is_refused_or_loads_what_was_saved(
         layer.set_weights([np.zeros_like(array) for array in layer.get_weights()])
     try:
         with bounded_memory():
-            report = networks.load_by_name(model, path)
+            report = loading.load_by_name(model, path)
     except FlairError as error:
         assert str(error).startswith(f"{path}: ")  # noqa: PT017 - either outcome is right
         assert str(error).isprintable()  # noqa: PT017
@@ -580,7 +580,7 @@ def test_a_small_file_takes_neither_hours_nor_all_memory(
 ) -> None:
     make(tmp_path / "a.h5")
     with bounded_memory(400_000_000), time_limit(5), pytest.raises(FlairError) as caught:
-        networks.load_by_name(model, tmp_path / "a.h5")
+        loading.load_by_name(model, tmp_path / "a.h5")
     assert str(tmp_path / "a.h5") in str(caught.value)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1500
 
@@ -589,7 +589,7 @@ def test_a_small_file_takes_neither_hours_nor_all_memory(
 def test_no_flipped_bit_of_a_heap_holds_the_reader_of_a_file_of_ours_for_ever(tmp_path: Path) -> None:
     """Keras keeps its version as a text of any length; 20 of 80 such flips could only be ended by SIGKILL."""
     model = networks.build_model("cnn", (32, 32, 3), 5)
-    networks.save_weights(model, tmp_path / "a.h5")
+    loading.save_weights(model, tmp_path / "a.h5")
     data, whole = (tmp_path / "a.h5").read_bytes(), weights_of(model)
     start = data.index(b"GCOL")
     places, place = [*range(start, start + 16)], start + 16
@@ -601,7 +601,7 @@ def test_no_flipped_bit_of_a_heap_holds_the_reader_of_a_file_of_ours_for_ever(tm
         flipped = bytes([data[place] ^ 1 << number % 8])
         (tmp_path / "b.h5").write_bytes(data[:place] + flipped + data[place + 1 :])
         try:
-            networks.load_by_name(model, tmp_path / "b.h5")
+            loading.load_by_name(model, tmp_path / "b.h5")
         except FlairError:
             continue
         assert_same(weights_of(model), whole)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from benchmark.central.step import Batch, CentralTrainer
 from benchmark.data.pipeline import EvaluationData, TrainingData
 from benchmark.evaluation import passes
-from benchmark.model import networks
+from benchmark.model import loading
 from benchmark.run.devices import Devices
 from benchmark.run.folder import RunFolder
 from benchmark.run.interruption import STOPPING, SafePoints
@@ -90,14 +90,14 @@ def train(
         row["learning_rate"] = float(options.learning_rates[last_step])
         if sign * metrics[options.best_metric] < position.best_value:
             position.best_value, position.best_epoch = sign * metrics[options.best_metric], position.epoch
-            run.save_model(BEST_FILE, lambda path: networks.save_weights(trainer.model, path))
+            run.save_model(BEST_FILE, lambda path: loading.save_weights(trainer.model, path))
         trainer.reset_metrics()
         run.add_row(position.epoch, row, position.seconds)
         _save(trainer, run, position)
         if run.is_written:
             print(_epoch_line(position, options, row), flush=True)
         _stop_together(safe_points, trainer.devices)
-    run.save_model(LAST_FILE, lambda path: networks.save_weights(trainer.model, path))
+    run.save_model(LAST_FILE, lambda path: loading.save_weights(trainer.model, path))
     return position
 
 

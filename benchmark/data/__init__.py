@@ -3,3 +3,16 @@
 What enters is the path of records. What leaves is batches of pixels and label vectors: of all photos, of one client,
 or in a fixed order.
 """
+
+__all__ = [
+    "augmentation",
+    "clients",
+    "labels",
+    "opening",
+    "pipeline",
+    "records",
+    "source",
+    "tfds",
+    "tfds_builder",
+    "tff_clients",
+]

@@ -3,3 +3,5 @@
 What enters is models and records. What leaves is metrics per set, per label and per user, each with the interval that
 resampling users gives.
 """
+
+__all__ = ["passes", "predictor", "result", "sets", "text"]

@@ -3,3 +3,5 @@
 What enters is a runtime that executes rounds, clients and a run folder. What leaves is the best model by a validation
 metric, and with privacy the statement about it.
 """
+
+__all__ = ["client_scores", "cohort", "dry_run", "flags", "loop", "ray_flags", "scoring"]

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.federated.scoring import Scorer
-from benchmark.model import networks
+from benchmark.model import loading
 from benchmark.privacy import plan as privacy
 from benchmark.privacy.accounting import rounded_up
 from benchmark.rounds.config import MAX_UPDATE_NORM
@@ -94,7 +94,7 @@ def train(
             safe_points.stop()
             progress.add(1, _note(row))
     assign_weights(model, runtime.weights())
-    networks.save_weights(model, run.path / LAST_FILE)
+    loading.save_weights(model, run.path / LAST_FILE)
     return position
 
 
@@ -137,7 +137,7 @@ def _evaluate(
     if value < position.best_value:
         position.best_value, position.best_round = value, position.round
         before_release(position)
-        networks.save_weights(model, run.path / BEST_FILE)
+        loading.save_weights(model, run.path / BEST_FILE)
     return {f"val_{name}": value for name, value in metrics.items()}
 
 

@@ -3,3 +3,5 @@
 What enters is a network's name and input size, or a file of weights that nobody vouches for. What leaves is a Keras
 model, or such a file.
 """
+
+__all__ = ["clipping", "loading", "networks", "normalization", "safetensors", "saved", "weights"]

@@ -1,54 +1,22 @@
-"""ResNet-18 with the published layer names, a small CNN for laptops, and loading weights by layer name."""
+"""The networks: ResNet-18 with the published layer names, and a small CNN for laptops."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
-from benchmark.model import weights as weights_file
 from benchmark.model.normalization import FrozenBatchNormalization, GroupNormalization, PixelStandardization
-from benchmark.model.weights import Misfit, WeightsFile, weight_name
 from flair.errors import FlairError
-from flair.files import atomic
-from flair.records.hdf5.objects import printable
 
 EPSILON = 1e-5
 RESNET_GROUPS = 32
 CNN_GROUPS = 8
 CNN_FILTERS = (32, 64, 128, 128)
-_LAYERS_SHOWN = 50
 _layers = tf.keras.layers
 NormFactory = Callable[[str, int, tf.keras.mixed_precision.Policy], Callable[[tf.Tensor], tf.Tensor]]
-
-
-class LoadReport(NamedTuple):
-    """Which layers took weights from a file, and why each other one did not.
-
-    `by_position` says which weights of a layer had foreign names and so were taken by their position.
-    """
-
-    loaded: list[str]
-    skipped: dict[str, str]
-    by_position: dict[str, str]
-
-    def __str__(self) -> str:
-        text = f"loaded {len(self.loaded)} layers"
-        if self.skipped:
-            text += f"; skipped {_listed(self.skipped)}"
-        if self.by_position:
-            text += f"; by position, since their names are foreign: {_listed(self.by_position)}"
-        return text
-
-
-def _listed(layers: Mapping[str, str]) -> str:
-    shown = [f"{printable(name)} ({what})" for name, what in itertools.islice(layers.items(), _LAYERS_SHOWN)]
-    rest = f" and {len(layers) - _LAYERS_SHOWN:,} more" if len(layers) > _LAYERS_SHOWN else ""
-    return ", ".join(shown) + rest
 
 
 def build_model(
@@ -160,57 +128,3 @@ def _cnn(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
         x = parts.conv(x, f"conv{index}", filters, 3, 2, padding=1)
         x = parts.relu(parts.norm(x, f"norm{index}", CNN_GROUPS), f"relu{index}")
     return x
-
-
-def wants_batch_normalization(path: str | Path) -> bool:
-    """Whether a weights file has batch statistics, so that it needs frozen batch normalization."""
-    with WeightsFile(path) as file:
-        return any(weight_name(weight) == "moving_mean" for weights in file.layers.values() for weight in weights)
-
-
-def load_by_name(model: tf.keras.Model, path: str | Path) -> LoadReport:
-    """Loads a Keras .h5 file (weights or whole model) into the layers of equal name, weights of equal name and shapes.
-
-    Raises:
-      FlairError: the file is no Keras HDF5 file, it is damaged, a weight that fits is not finite, or not one layer
-        fits; the model is as before then.
-    """
-    values: list[tuple[tf.Variable, np.ndarray]] = []
-    loaded, skipped, by_position = [], {}, {}
-    with WeightsFile(path) as file:
-        file.verify()
-        for layer in model.layers:
-            variables = {weight_name(v.name): v for v in layer.trainable_weights + layer.non_trainable_weights}
-            if not variables:
-                continue
-            found = file.fit(layer.name, {name: tuple(v.shape) for name, v in variables.items()})
-            if isinstance(found, Misfit):
-                skipped[layer.name] = found.reason
-                continue
-            values += [(variable, found.values[name]) for name, variable in variables.items()]
-            loaded.append(layer.name)
-            if found.by_position:
-                by_position[layer.name] = ", ".join(f"{name} as {wanted}" for name, wanted in found.by_position)
-        for name, weights in file.layers.items():
-            if weights and name not in loaded and name not in skipped:
-                skipped[name] = "not in the model"
-        if not loaded:
-            raise FlairError(
-                f"{path}: none of its layers ({', '.join(list(file.layers)[:5]) or 'none at all'}, ...) fits the model "
-                f"{model.name}; expected layer names such as {', '.join(_weighted_names(model)[:3])}"
-            )
-    tf.keras.backend.batch_set_value(values)
-    return LoadReport(loaded, skipped, by_position)
-
-
-def save_weights(model: tf.keras.Model, path: str | Path) -> None:
-    """Writes the model's weights as Keras .h5, whole or not at all; `saved` reads what else the file says."""
-    weighted = next(layer for layer in model.layers if layer.weights)
-    facts = {"name": model.name, "input_shape": model.input_shape[1:], "compute_dtype": weighted.compute_dtype}
-    with atomic.replacing(path) as temporary:
-        model.save_weights(str(temporary), save_format="h5")
-        weights_file.seal(temporary, facts)
-
-
-def _weighted_names(model: tf.keras.Model) -> list[str]:
-    return [layer.name for layer in model.layers if layer.weights]

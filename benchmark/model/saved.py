@@ -118,13 +118,13 @@ def load(saved: SavedModel, image_size: tuple[int, int] | None = None) -> tf.ker
     Raises:
       FlairError: a layer of the network has no fitting weights in the file.
     """
-    from benchmark.model import networks
+    from benchmark.model import loading, networks
 
     shape = (*_checked_size(image_size or saved.image_size, saved.path), 3)
     model = networks.build_model(
         saved.network, shape, saved.num_outputs, saved.has_batch_statistics, compute_dtype=saved.compute_dtype
     )
-    report = networks.load_by_name(model, saved.path)
+    report = loading.load_by_name(model, saved.path)
     if report.by_position:
         print(f"{saved.path}: {report}", flush=True)
     if report.skipped:

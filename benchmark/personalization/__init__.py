@@ -3,3 +3,5 @@
 What enters is a saved model and records. What leaves is episodes, their scores before and after, and a summary with
 intervals.
 """
+
+__all__ = ["flags", "log", "run_labels", "run_users"]

@@ -3,3 +3,5 @@
 What enters is a request: epsilon or noise, delta, cohort, rounds. What leaves is a privacy plan, the noise of each
 round, and a statement with its caveats.
 """
+
+__all__ = ["accounting", "caveats", "noise", "noise_key", "plan", "planner", "statement"]

@@ -3,3 +3,19 @@
 What enters is the command line and the numbers of each step. What leaves is a run folder from which the same command
 continues, with the result of an unbroken run.
 """
+
+__all__ = [
+    "command",
+    "devices",
+    "files",
+    "flag_file",
+    "folder",
+    "interruption",
+    "machine",
+    "names",
+    "path_flags",
+    "schedules",
+    "seeds",
+    "shapes",
+    "tf_config",
+]

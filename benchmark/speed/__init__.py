@@ -2,3 +2,5 @@
 
 What enters is sizes and repetitions. What leaves is medians, ratios and the table that the README quotes.
 """
+
+__all__ = ["sizing"]

@@ -2,3 +2,5 @@
 
 What enters is flags and records. What leaves is a model to train, and an estimate of how long and how large.
 """
+
+__all__ = ["flags", "plan", "timing"]

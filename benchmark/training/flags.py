@@ -19,7 +19,7 @@ from flair.files.digest import file_sha256
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from benchmark.model.networks import LoadReport
+    from benchmark.model.loading import LoadReport
 
 MODELS = ("resnet18", "cnn")
 NORMALIZATIONS = ("auto", "group", "frozen_batch")
@@ -144,20 +144,20 @@ def build_model(num_outputs: int) -> tf.keras.Model:
 
 def model_arguments(num_outputs: int) -> tuple[str, tuple[int, int, int], int, bool, int, str]:
     """Those of `networks.build_model` for the model of the flags."""
-    from benchmark.model import networks
+    from benchmark.model import loading
 
     restore = FLAGS.restore_model_path
     frozen = FLAGS.normalization == "frozen_batch" or (
-        FLAGS.normalization == "auto" and restore is not None and networks.wants_batch_normalization(restore)
+        FLAGS.normalization == "auto" and restore is not None and loading.wants_batch_normalization(restore)
     )
     return FLAGS.model, (*image_size(), 3), num_outputs, frozen, FLAGS.seed, FLAGS.compute_dtype
 
 
 def restore_model(model: tf.keras.Model) -> LoadReport | None:
     """Loads `--restore_model_path`, if given; what was loaded and what was not."""
-    from benchmark.model import networks
+    from benchmark.model import loading
 
-    return None if FLAGS.restore_model_path is None else networks.load_by_name(model, FLAGS.restore_model_path)
+    return None if FLAGS.restore_model_path is None else loading.load_by_name(model, FLAGS.restore_model_path)
 
 
 def restored_model() -> dict[str, str] | None:

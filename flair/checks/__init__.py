@@ -3,3 +3,5 @@
 What enters is a dataset directory, a folder of TFRecords, an HDF5 file. What leaves is findings: one line each, as
 problems or remarks.
 """
+
+__all__ = ["findings", "hdf5", "metadata", "photos", "tfrecords"]

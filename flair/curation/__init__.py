@@ -3,3 +3,5 @@
 What enters is such a file, or a decision to be written down. What leaves is sets of photo ids that other rooms leave
 out, keep apart or draw from.
 """
+
+__all__ = ["components", "exclusion", "heldout", "manifest", "reviews", "scores"]

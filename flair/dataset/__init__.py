@@ -3,3 +3,5 @@
 What enters is the folder that `download_dataset.py` wrote. What leaves is records of photos by user, and JPEG data
 that has been looked at to its last coded bit.
 """
+
+__all__ = ["annotations", "catalog", "images", "metadata"]

@@ -3,3 +3,5 @@
 What enters is the photos of a dataset directory, and optionally features of them. What leaves is
 `near_duplicates.json`: the pairs, the groups they make, and what was searched.
 """
+
+__all__ = ["audit", "calibration", "features", "flags"]

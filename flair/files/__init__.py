@@ -3,3 +3,19 @@
 What enters is bytes, rows, JSON or text, and the path where they belong. What leaves is a finished file under that
 path, or one line that says what is wrong with the file that lies there.
 """
+
+__all__ = [
+    "atomic",
+    "checked_json",
+    "digest",
+    "disk_space",
+    "journal",
+    "json_list",
+    "json_text",
+    "lock",
+    "npy_file",
+    "parts",
+    "regular_file",
+    "rows",
+    "text_file",
+]

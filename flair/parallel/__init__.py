@@ -3,3 +3,5 @@
 What enters is a function and what to call it with. What leaves is the results in order; a signal or an error ends all
 workers, and none outlives its parent.
 """
+
+__all__ = ["processes", "stopping", "threads"]

@@ -2,3 +2,5 @@
 
 What enters is the metadata. What leaves is tables and PNG files.
 """
+
+__all__ = ["divergence", "figures", "label_figures", "table", "user_figures"]

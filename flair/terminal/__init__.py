@@ -3,3 +3,5 @@
 What enters is the command line and how much of the work is done. What leaves is lines on stdout and stderr, parsed
 values, and the exit code.
 """
+
+__all__ = ["command", "flags", "paths", "progress", "standard_streams"]

@@ -3,3 +3,5 @@
 What enters is photos with their labels, or a file that nobody vouches for. What leaves is the file, or its photos by
 user after its structure has been checked.
 """
+
+__all__ = ["global_heap", "objects", "reader"]

@@ -2,3 +2,5 @@
 
 What enters is photos with their labels. What leaves is framed, checksummed `tf.train.Example`s, by user.
 """
+
+__all__ = ["example", "frames", "layout", "reader", "writer"]

@@ -1,0 +1,20 @@
+"""The published module name of the input pipelines; the code is in the rooms that this imports from."""
+
+from __future__ import annotations
+
+from benchmark.data.augmentation import decode_training_batch
+from benchmark.data.opening import make_task, open_records
+from benchmark.data.pipeline import EvaluationData, TrainingData, evaluation_dataset
+from benchmark.data.records import PhotoIndex, Records, Task
+
+__all__ = [
+    "EvaluationData",
+    "PhotoIndex",
+    "Records",
+    "Task",
+    "TrainingData",
+    "decode_training_batch",
+    "evaluation_dataset",
+    "make_task",
+    "open_records",
+]
