@@ -57,7 +57,7 @@ def coco256() -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium (playwright's `Browser`); its pages see only loopback."""
-    from tests.browser import headless_chromium
+    from tests.support.browser import headless_chromium
 
     with headless_chromium() as chromium:
         yield chromium

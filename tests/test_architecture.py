@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import ROOT
 from tests.support.rooms import Arrow, House
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it may import, and does. Whoever adds an arrow here changes the design: see
 # docs/architecture.md. `flair` itself (FlairError, the version) is open to all, and a door may open any room.

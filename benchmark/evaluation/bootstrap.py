@@ -14,7 +14,8 @@ from benchmark.run.seeds import derive_generator
 LEVEL = 0.95
 METHOD = "bias-corrected percentile bootstrap over users (Efron), expanded for few users (Hesterberg)"
 
-# Measured by the test of coverage in tests/test_bootstrap.py, which prints it: macro averaged precision of 17 labels.
+# Measured by the test of coverage in tests/evaluation/test_bootstrap.py, which prints it: macro averaged precision of
+# 17 labels.
 FEW_USERS = 500
 FEW_USERS_WARNING = "95% intervals of macro averaged precision covered 90% at 60 users, 92% at 200 in simulations"
 # The same for the average precision of single labels, and for the macro average where many labels are that rare.

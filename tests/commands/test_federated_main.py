@@ -1,0 +1,477 @@
+"""Federated training from the command line: the published commands, resuming after kills, refusals, statements."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import csv
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+import tensorflow as tf
+
+from benchmark.privacy.noise import standard_normals
+from benchmark.privacy.noise_key import NoiseKey
+from benchmark.run.checkpoint import Checkpoints
+from benchmark.run.seeds import derive_seed
+from flair.records.tfrecord import example, frames
+from flair.records.tfrecord.writer import write_tfrecords
+from tests.support.commands import ROOT
+from tests.support.published_records import write_published_records
+
+SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--clients_per_round=4", "--client_batch_size=8")
+
+
+@pytest.fixture(scope="module")
+def folder(miniature, tmp_path_factory):
+    path = tmp_path_factory.mktemp("records") / "records"
+    write_tfrecords(miniature, path)
+    return path
+
+
+def _command(*flags):
+    return [sys.executable, "-m", "benchmark.federated_main", *map(str, flags)]
+
+
+def _places(folder, out):
+    return f"--tfrecords_dir={folder}", f"--save_model_dir={out}", f"--run_dir={out / 'run'}"
+
+
+def _run(*flags, check=True):
+    done = subprocess.run(_command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def _refused(*flags):
+    done = _run(*flags, check=False)
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def _saved_model(out):
+    (path,) = out.glob("cnn_federated_*labels.h5")
+    return path
+
+
+def _rows(run_dir):
+    with open(run_dir / "metrics.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _final_state(run_dir):
+    checkpoint = Checkpoints(run_dir / "checkpoints").latest()
+    return checkpoint.arrays
+
+
+def _assert_same_run(one, other):
+    assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+    first, second = _final_state(one), _final_state(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    for name in ("privacy.json", "privacy.txt"):
+        assert (one / name).read_text() == (other / name).read_text()
+    for name in ("best.h5", "last.h5"):
+        _assert_equal_weights(one / name, other / name)
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    for name in ("best_round", "val", "test", "epsilon"):
+        assert summaries[0][name] == summaries[1][name]
+
+
+def _assert_equal_weights(one, other):
+    def read(path):
+        found = {}
+        with h5py.File(path) as file:
+            file.visititems(lambda name, x: found.update({name: x[()]}) if isinstance(x, h5py.Dataset) else None)
+        return found
+
+    first, second = read(one), read(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+PRIVATE = (*SMALL, "--total_rounds=4", "--rounds_per_eval=2", "--rounds_per_checkpoint=1", "--epsilon=8")
+
+
+@pytest.fixture(scope="module")
+def repeatable(tmp_path_factory):
+    """The flags of a private run whose noise can be repeated."""
+    path = tmp_path_factory.mktemp("key") / "secret"
+    path.write_text("5e" * 32 + "\n")
+    return (*PRIVATE, f"--noise_key_file={path}")
+
+
+@pytest.fixture(scope="module")
+def finished(folder, repeatable, tmp_path_factory):
+    """A complete private run of four rounds."""
+    out = tmp_path_factory.mktemp("finished")
+    done = _run(*_places(folder, out), *repeatable)
+    return out, out / "run", done.stdout
+
+
+def test_a_private_run_leaves_model_metrics_and_statement(finished):
+    out, run_dir, printed = finished
+    assert _saved_model(out).is_file()
+    rows = _rows(run_dir)
+    assert [row["round"] for row in rows] == ["1", "2", "3", "4"]
+    assert all(np.isfinite(float(row["train_loss"])) for row in rows)
+    assert rows[0]["val_loss"] == "" and float(rows[3]["val_loss"]) > 0
+    statement = json.loads((run_dir / "privacy.json").read_text())
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert 7.9 < summary["epsilon"] <= 8.0
+    assert float(rows[3]["epsilon"]) == summary["epsilon"]
+    assert float(rows[1]["epsilon"]) < summary["epsilon"]
+    assert statement["unit"] == "user"
+    assert statement["rounds"] == {"completed": 4, "planned": 4}
+    text = (run_dir / "privacy.txt").read_text()
+    assert "Poisson" in text
+    assert "privacy.txt" in printed
+    assert "final test metrics" in printed
+
+
+def test_a_private_run_repeated_from_its_folder_alone_gives_the_same_numbers(finished, tmp_path):
+    out, run_dir, _ = finished
+    # flags.txt names the folder of the run; a --save_model_dir on the command line leads away from it.
+    assert f"--run_dir={run_dir}" in (run_dir / "flags.txt").read_text()
+    _run(f"--flagfile={run_dir / 'flags.txt'}", f"--save_model_dir={tmp_path}")
+    _assert_same_run(tmp_path / _saved_model(out).stem, run_dir)
+    facts = json.loads((run_dir / "run.json").read_text())
+    assert (facts["seed"], facts["cohort_seed"], facts["restored_model"]) == (0, None, None)
+
+
+def test_the_clip_norm_of_the_statement_is_the_one_in_force(finished):
+    _, run_dir, _ = finished
+    rows = _rows(run_dir)
+    assert float(rows[0]["clip_norm"]) == pytest.approx(0.1)
+    for before, after in itertools.pairwise(rows):
+        assert float(after["clip_norm"]) == float(before["dp_query_metrics/clip"])
+
+
+def test_a_complete_run_is_not_repeated(folder, repeatable, finished):
+    out, run_dir, _ = finished
+    before = [(run_dir / name).read_bytes() for name in ("metrics.csv", "flags.txt", "run.json")]
+    done = _run(*_places(folder, out), *repeatable)
+    assert "complete already" in done.stdout
+    other = _refused(*_places(folder, out), *repeatable, f"--restore_model_path={_saved_model(out)}")
+    assert "begun with other restored weights" in other
+    assert [(run_dir / name).read_bytes() for name in ("metrics.csv", "flags.txt", "run.json")] == before
+
+
+def test_other_flags_in_the_same_folder_are_refused(folder, repeatable, finished):
+    out, _, _ = finished
+    line = _refused(*_places(folder, out), *repeatable, "--client_learning_rate=0.5")
+    assert "client_learning_rate" in line and "--overwrite" in line
+
+
+def _kill_after(flags, run_dir, round_number, number):
+    """Starts a run and signals it when the checkpoint of that round is there."""
+    process = subprocess.Popen(_command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wanted = run_dir / "checkpoints" / f"checkpoint-{round_number:010d}.npz"
+    while process.poll() is None and not wanted.exists():
+        try:
+            process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            continue
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+# Killed ten times: test_ten_kills_change_nothing; by SIGTERM: test_a_private_run_draws_a_secret_key.
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
+def test_a_stopped_run_continues_to_the_same_result(folder, repeatable, finished, tmp_path, number, code):
+    run_dir = tmp_path / "run"
+    flags = (*_places(folder, tmp_path), *repeatable)
+    assert _kill_after(flags, run_dir, 1, number) == code
+    done = _run(*flags)
+    assert "continuing after round" in done.stdout
+    _assert_same_run(run_dir, finished[1])
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(folder, repeatable, tmp_path):
+    """SIGKILL at ten seeded places of a twelve-round private run, resumed each time."""
+    flags = (*repeatable, "--total_rounds=12")
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    _run(*flags, *_places(folder, unbroken))
+    for round_number in range(1, 11):
+        assert _kill_after((*flags, *_places(folder, broken)), broken / "run", round_number, signal.SIGKILL) == -9
+    _run(*flags, *_places(folder, broken))
+    _assert_same_run(broken / "run", unbroken / "run")
+
+
+def _key_in(run_dir):
+    path = run_dir / "noise.key"
+    return NoiseKey.read(path).derive("run", *path.read_text().split()[1:])
+
+
+def _every_byte(run_dir):
+    return b"".join(path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file())
+
+
+def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(folder, tmp_path):
+    flags, key = (*_places(folder, tmp_path), *PRIVATE), tmp_path / "run" / "noise.key"
+    assert _kill_after(flags, tmp_path / "run", 1, signal.SIGTERM) == 143
+    assert key.stat().st_mode & 0o777 == 0o600
+    run_key = _key_in(tmp_path / "run")
+    secrets = [bytes.fromhex(text) for text in (NoiseKey.read(key).hex(), run_key.hex())]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["noise_key_sha256"] == run_key.sha256
+    statement = " ".join((tmp_path / "run" / "privacy.txt").read_text().split())
+    assert "HOLDS ONLY WHILE noise.key in the run's folder IS SECRET" in statement
+    moved = key.rename(tmp_path / "elsewhere")
+    line = _refused(*flags)
+    assert "noise.key" in line and "--overwrite" in line
+    assert not key.exists()
+    key.write_text("00" * 32)
+    assert "another run" in _refused(*flags)
+    moved.rename(key)
+    _run(*flags)
+    assert not key.exists()
+    statement = " ".join((tmp_path / "run" / "privacy.txt").read_text().split())
+    assert statement.startswith("PRIVACY STATEMENT After 4 of 4 rounds the models have (")
+    published = _every_byte(tmp_path / "run")
+    for secret in secrets:
+        assert secret not in published and secret.hex().encode() not in published
+
+
+# The updates are zero and the server adds what it gets, so that a released model's change is its noise.
+ONLY_NOISE = (
+    *("--client_learning_rate=0", "--server_optimizer=sgd", "--server_learning_rate=1", "--rounds_per_checkpoint=1"),
+    *("--target_unclipped_quantile=0", "--total_rounds=3", "--rounds_per_eval=3", "--noise_multiplier=1"),
+)
+
+
+def _noise_of_last_round(run_dir):
+    """What the last round added to the weights, in units of its deviation."""
+    states = [np.load(path) for path in sorted((run_dir / "checkpoints").glob("*.npz"))[-2:]]
+    weights = [name for name in states[0].files if name.startswith("array/") and states[0][name].ndim >= 1]
+    moved = np.concatenate([np.ravel(states[0][name] - states[1][name]) for name in weights])
+    return moved / moved.std()
+
+
+def _predictions(run_dir, count):
+    """What somebody with the folder and the source code could take for the noise of its last round."""
+    texts = [path.read_text() for path in (run_dir / "run.json", run_dir / "flags.txt")]
+    facts = json.loads(texts[0])
+    found = [bytes(32), bytes.fromhex(facts["noise_key_sha256"]), bytes.fromhex(facts["data"]["digest"])]
+    found += [hashlib.sha256(text.encode()).digest() for text in (*texts, facts["started"])]
+    found += [derive_seed(0, *names).tobytes() * 2 for names in (("noise",), ("noise", 2), ("tree noise",))]
+    for secret in found:
+        for key in (NoiseKey(secret), NoiseKey(secret).derive("run")):
+            yield standard_normals(key.stream("noise", 2), count)
+    for seed in (derive_seed(0, "noise", "", 2), derive_seed(0, "noise", facts["data"]["digest"], 2)):
+        yield tf.random.stateless_normal([count], seed).numpy()
+
+
+@pytest.mark.slow
+def test_the_noise_of_a_published_run_cannot_be_taken_away_but_by_who_has_its_key(folder, repeatable, tmp_path):
+    _run(*_places(folder, tmp_path / "published"), *SMALL, *ONLY_NOISE)
+    noise = _noise_of_last_round(tmp_path / "published" / "run")
+    assert len(noise) > 10_000
+    for predicted in _predictions(tmp_path / "published" / "run", len(noise)):
+        assert abs(np.corrcoef(noise, predicted)[0, 1]) < 5 / np.sqrt(len(noise))
+
+    given = tmp_path / "given" / "run"
+    _run(*_places(folder, given.parent), *SMALL, *ONLY_NOISE, repeatable[-1], "--keep_noise_key")
+    noise = _noise_of_last_round(given)
+    key = _key_in(given)
+    predicted = standard_normals(key.stream("noise", 2), len(noise))
+    # Number by number the same; the aggregator draws for one tensor after the other, in an order of its own.
+    np.testing.assert_allclose(np.sort(noise), np.sort(predicted / predicted.std()), atol=1e-3)
+    statement = " ".join((given / "privacy.txt").read_text().split())
+    assert "HOLDS ONLY WHILE the file given as --noise_key_file IS SECRET" in statement.split("After")[0]
+
+
+def _processes_with(name, value):
+    """The processes that inherited this environment variable; a zombie has none."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if process.environ().get(name) == value:
+                found.append(process)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+def test_no_worker_of_tff_outlives_the_run(folder, tmp_path, monkeypatch, number):
+    monkeypatch.setenv("RUN_UNDER_TEST", str(tmp_path))
+    flags = (*_places(folder, tmp_path), *PRIVATE, "--runtime=tff")
+    _kill_after(flags, tmp_path / "run", 1, number)
+    _, alive = psutil.wait_procs(_processes_with("RUN_UNDER_TEST", str(tmp_path)), timeout=20)
+    assert not alive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["inprocess", "tff"])
+def test_the_published_commands_as_written(folder, tmp_path, runtime):
+    shared = (f"--tfrecords_dir={folder}", "--total_rounds=2", f"--runtime={runtime}", *SMALL)
+    _run(*shared, "--epsilon=2.0", "--l2_norm_clip=0.1", f"--save_model_dir={tmp_path / 'private'}")
+    model = _saved_model(tmp_path / "private")
+    restored = _run(*shared, f"--restore_model_path={model}", f"--save_model_dir={tmp_path / 'restored'}")
+    assert "loaded" in restored.stdout
+    _run(*shared, "--binary_label=structure", f"--save_model_dir={tmp_path / 'binary'}")
+    summary = json.loads((tmp_path / "binary" / "cnn_federated_1labels" / "summary.json").read_text())
+    assert set(summary["test"]) == {"loss", "precision", "recall", "f1", "averaged_precision"}
+
+
+@pytest.mark.long  # that they are read: test_the_published_layout_is_read
+def test_records_of_the_published_code_train(miniature, tmp_path):
+    write_published_records(miniature, tmp_path / "published")
+    out = tmp_path / "out"
+    _run(f"--tfrecords_dir={tmp_path / 'published'}", f"--save_model_dir={out}", *SMALL, "--total_rounds=1")
+    assert _saved_model(out).is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--epsilon=-1",), "--epsilon"),
+        (("--epsilon=2", "--delta=1.5"), "--delta"),
+        (("--epsilon=2", "--clients_per_round=1000"), "--clients_per_round"),
+        (("--clients_per_round=0",), "--clients_per_round"),
+        (("--epsilon=2", "--noise_multiplier=1"), "--noise_multiplier"),
+        (("--epsilon=2", "--simulated_clients_per_round=2"), "--simulated_clients_per_round"),
+        (("--noise_multiplier=1", "--clipped_count_stddev=0.1"), "--clipped_count_stddev"),
+        (("--epsilon=2", "--algorithm=mime_lite"), "--algorithm"),
+        (("--epsilon=2", "--l2_norm_clip=0"), "--l2_norm_clip"),
+        (("--epsilon=2", "--client_datasets_random_seed=3"), "--client_datasets_random_seed"),
+        (("--keep_noise_key",), "--keep_noise_key"),
+        (("--noise_key_file=/nowhere/key",), "--noise_key_file"),
+        (("--epsilon=2", "--noise_key_file=/nowhere/key"), "/nowhere/key"),
+        (("--epsilon=2", f"--noise_key_file={ROOT / 'README.md'}"), "README.md"),
+        (("--epsilon=2", "--runtime=tff", "--noise_key_file=/nowhere/key"), "--runtime"),
+        (("--epsilon=2", "--runtime=tff", "--aggregator=tree"), "--runtime"),
+        (("--aggregator=tree",), "--aggregator"),
+        (("--aggregator=tree", "--epsilon=2", "--client_sampling=poisson"), "--client_sampling"),
+        (("--algorithm=fed_prox",), "--proximal_strength"),
+        (("--proximal_strength=1",), "--proximal_strength"),
+        (("--mean_datapoints_per_user=5",), "--mean_datapoints_per_user"),
+        (("--reuse_clients", "--client_sampling=uniform"), "--reuse_clients"),
+        (("--best_metric=accuracy",), "--best_metric"),
+        (("--binary_label=dragon",), "structure"),
+        (("--restore_model_path=/nowhere.h5",), "--restore_model_path"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(folder, tmp_path, flags, named):
+    line = _refused(f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", *SMALL, *flags)
+    assert named in line
+
+
+def test_a_refusal_comes_before_any_heavy_import(folder, tmp_path):
+    program = (
+        "import sys, benchmark.federated_main as m\n"
+        "from benchmark.run import command\n"
+        "try: command.run(m.main)\n"
+        "finally: assert 'tensorflow' not in sys.modules, 'tensorflow was imported'\n"
+    )
+    flags = [f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", "--epsilon=2", "--delta=2"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "--delta" in done.stderr and "imported" not in done.stderr
+
+
+def test_an_empty_partition_is_refused(folder, tmp_path):
+    copied = tmp_path / "records"
+    shutil.copytree(folder, copied, symlinks=True)
+    for path in (copied / "dev").iterdir():
+        os.unlink(path)
+    line = _refused(f"--tfrecords_dir={copied}", f"--save_model_dir={tmp_path}", *SMALL)
+    assert "val" in line and "empty" in line
+
+
+@pytest.mark.slow
+def test_federated_evaluation_scores_every_test_client(folder, miniature, tmp_path):
+    _run(
+        *_places(folder, tmp_path),
+        *SMALL,
+        "--total_rounds=1",
+        "--federated_eval",
+        "--federated_eval_local_training",
+    )
+    records = json.loads((miniature / "labels_and_metadata.json").read_text())
+    photos = collections.Counter(record["user_id"] for record in records if record["partition"] == "test")
+    with open(tmp_path / "run" / "clients.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["client_id"]: int(row["photos"]) for row in rows} == photos
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    total = sum(photos.values())
+    pooled = sum(float(row["loss"]) * int(row["photos"]) for row in rows) / total
+    assert pooled == pytest.approx(summary["test"]["loss"], abs=1e-6)
+    mean = sum(float(row["loss"]) for row in rows) / len(rows)
+    assert summary["clients"]["test"]["loss"]["mean"] == pytest.approx(mean)
+    for name in ("before", "after"):
+        assert summary["clients"][f"{name}_local_training"]["count"] == sum(count > 1 for count in photos.values())
+
+
+def test_a_run_that_starts_over_leaves_no_old_statement(folder, finished, tmp_path):
+    shutil.copytree(finished[1], tmp_path / "run")
+    assert (tmp_path / "run" / "privacy.txt").is_file()
+    _run(*_places(folder, tmp_path), *SMALL, "--total_rounds=1", "--overwrite")
+    assert not list((tmp_path / "run").glob("privacy.*"))
+
+
+@pytest.mark.slow
+def test_the_statement_says_what_the_flags_asked_for(folder, tmp_path):
+    done = _run(
+        *_places(folder, tmp_path),
+        *(*SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--epsilon=8", "--simulated_clients_per_round=10"),
+        *("--delta=0.01", "--accountant=rdp", "--iid"),
+    )
+    statement = json.loads((tmp_path / "run" / "privacy.json").read_text())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert statement["delta"] == 0.01
+    assert statement["accountant"]["name"] == "rdp"
+    assert statement["unit"] == "artificial user"
+    assert statement["simulated_clients_per_round"] == 10
+    # The run has 4 clients a round, not 10: its own epsilon is the one shown, and it is larger.
+    assert summary["simulated_epsilon"] == pytest.approx(8, rel=1e-3)
+    assert summary["epsilon"] > 8
+    assert float(_rows(tmp_path / "run")[-1]["epsilon"]) == summary["epsilon"]
+    assert "simulated cohort of 10" in done.stdout
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_run_is_not_continued_on_other_data(folder, repeatable, finished, tmp_path, complete):
+    copied, run_dir = tmp_path / "records", tmp_path / "run"
+    shutil.copytree(folder, copied, symlinks=True)
+    shutil.copytree(finished[1], run_dir)
+    flags = run_dir / "flags.txt"
+    flags.write_text(flags.read_text().replace(str(folder), str(copied)).replace(str(finished[0]), str(tmp_path)))
+    if not complete:
+        (run_dir / "summary.json").unlink()
+    sorted((copied / "train").iterdir())[0].unlink()
+    assert "other data" in _refused(*_places(copied, tmp_path), *repeatable)
+
+
+def test_a_photo_that_cannot_be_decoded_is_named(folder, tmp_path):
+    copied = tmp_path / "records"
+    shutil.copytree(folder, copied, symlinks=True)
+    user = sorted((copied / "train").iterdir())[0]
+    broken = example.Example(b"no photo", (0,), (0,), "4711", user.stem)
+    user.write_bytes(frames.frame(example.encode(broken)))
+    done = _run(*_places(copied, tmp_path), *SMALL, "--total_rounds=1", "--clients_per_round=32", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    line = done.stderr.strip().splitlines()[-1]  # libjpeg has its say before
+    assert "4711" in line and user.stem in line

@@ -1,0 +1,300 @@
+"""`federated_main --runtime=ray` from the command line: same results, no leftovers, clear refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from benchmark.run.checkpoint import Checkpoints
+from flair.records.tfrecord.writer import write_tfrecords
+from tests.support.commands import ROOT
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")
+SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--clients_per_round=6", "--client_batch_size=8")
+PRIVATE = (*SMALL, "--rounds_per_eval=2", "--rounds_per_checkpoint=1", "--epsilon=8")
+RAY = ("--runtime=ray", "--num_workers=2")
+
+
+@pytest.fixture(scope="module")
+def folder(miniature, tmp_path_factory):
+    path = tmp_path_factory.mktemp("records") / "records"
+    write_tfrecords(miniature, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory):
+    """The flags of a private run whose noise can be repeated."""
+    path = tmp_path_factory.mktemp("key") / "key"
+    path.write_text("5e" * 32)
+    return (*PRIVATE, f"--noise_key_file={path}")
+
+
+def _command(*flags):
+    return [sys.executable, "-m", "benchmark.federated_main", *map(str, flags)]
+
+
+def _places(folder, out):
+    return f"--tfrecords_dir={folder}", f"--save_model_dir={out}", f"--run_dir={out / 'run'}"
+
+
+def _run(*flags, **options):
+    done = subprocess.run(
+        _command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def _refused(*flags, program=None, code=1):
+    command = _command(*flags) if program is None else [sys.executable, "-c", program, *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def _final_state(run_dir):
+    return Checkpoints(run_dir / "checkpoints").latest().arrays
+
+
+def _assert_equal_states(one, other, atol):
+    first, second = _final_state(one), _final_state(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        if first[name].dtype.kind in "fiu":
+            np.testing.assert_allclose(first[name], second[name], atol=atol, rtol=0)
+        else:
+            assert first[name].tolist() == second[name].tolist()
+
+
+def _assert_equal_metrics(one, other):
+    rows = []
+    for run_dir in (one, other):
+        with open(run_dir / "metrics.csv", encoding="utf-8") as file:
+            rows.append([{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)])
+    assert len(rows[0]) == len(rows[1])
+    for mine, expected in zip(*rows, strict=True):
+        assert mine == pytest.approx(expected, abs=1e-5)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_command_on_ray_leaves_what_it_leaves_in_process(folder, private, tmp_path):
+    flags = (*private, "--total_rounds=3", "--federated_eval", "--federated_eval_local_training")
+    ray, local = tmp_path / "ray", tmp_path / "local"
+    done = _run(*flags, *RAY, *_places(folder, ray))
+    _run(*flags, *_places(folder, local))
+    assert "Ray workers of 1 CPU each: 2 on" in done.stdout
+    _assert_equal_states(ray / "run", local / "run", 1e-5)
+    _assert_equal_metrics(ray / "run", local / "run")
+    assert (ray / "run" / "privacy.json").read_text() == (local / "run" / "privacy.json").read_text()
+    names = [{path.name for path in (out / "run").iterdir()} for out in (ray, local)]
+    assert {name for name in names[0] if "events" not in name} == {name for name in names[1] if "events" not in name}
+    for name in ("clients.csv", "clients_after_local_training.csv"):
+        scores = [np.genfromtxt(out / "run" / name, delimiter=",", skip_header=1)[:, 1:] for out in (ray, local)]
+        np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+
+
+def _start(flags, run_dir, round_number, **options):
+    """A run that has come as far as that checkpoint."""
+    process = subprocess.Popen(
+        _command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+    wanted = run_dir / "checkpoints" / f"checkpoint-{round_number:010d}.npz"
+    while process.poll() is None and not wanted.exists():
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def _descendants(*processes):
+    return [child for process in processes for child in psutil.Process(process.pid).children(recursive=True)]
+
+
+def _workers(processes):
+    return [process for process in processes if "ray::FederatedWorker" in " ".join(process.cmdline())]
+
+
+def _ending(children):
+    """Those of them that live on 20 seconds later."""
+    return psutil.wait_procs(children, timeout=20)[1]
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "group"),
+    [
+        (signal.SIGKILL, -9, False),
+        pytest.param(signal.SIGTERM, 143, False, marks=pytest.mark.long),
+        (signal.SIGINT, 130, True),
+    ],
+)
+def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(
+    folder, private, tmp_path, number, code, group
+):
+    flags = (*private, *RAY, "--total_rounds=6")
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    process = _start((*flags, *_places(folder, broken)), broken / "run", 2, start_new_session=True)
+    children = _descendants(process)
+    assert any("raylet" in " ".join(child.cmdline()) for child in children)
+    assert len(_workers(children)) == 2
+    if group:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert not _ending(children)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    done = _run(*flags, *_places(folder, broken))
+    assert "continuing after round" in done.stdout
+    _run(*flags, *_places(folder, unbroken))
+    _assert_equal_states(broken / "run", unbroken / "run", 0)
+    assert (broken / "run" / "metrics.csv").read_text() == (unbroken / "run" / "metrics.csv").read_text()
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _two_nodes(folder):
+    """Two Ray nodes of one CPU on loopback, started as docs/scale.md says; yields the address."""
+    ray = str(Path(sys.executable).parent / "ray")
+    address = f"127.0.0.1:{_free_port()}"
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    (folder / "token").write_text("0123456789abcdef" * 4)
+    common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--disable-usage-stats", "--block"]
+    head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
+    agents = ["--dashboard-agent-listen-port=0"]
+    started = []
+    # Sockets of Ray lie below its folder, and their paths may have 107 bytes.
+    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    try:
+        for role in ([*head, f"--temp-dir={temporary}"], [f"--address={address}", *agents]):
+            started.append(
+                subprocess.Popen(
+                    [ray, "start", *role, *common],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    start_new_session=True,
+                )
+            )
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and started[-1].poll() is None:
+                if "Ray runtime started" in started[-1].stdout.readline():
+                    break
+            assert started[-1].poll() is None, started[-1].stdout.read()
+        yield address, environment, started
+    finally:
+        for node in started:
+            children = psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
+            node.terminate()
+            node.wait(30)
+            _, alive = psutil.wait_procs(children, timeout=20)
+            for child in alive:
+                child.kill()
+        shutil.rmtree(temporary)
+
+
+@needs_ray
+@pytest.mark.long
+def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folder, private, tmp_path):
+    flags = (*private, *RAY, "--total_rounds=4")
+    both, one = tmp_path / "both", tmp_path / "one"
+    with _two_nodes(tmp_path) as (address, environment, nodes):
+        shared = (*flags, f"--ray_address={address}", *_places(folder, both))
+        run = _start(shared, both / "run", 1, env=environment)
+        workers = _workers(_descendants(*nodes))
+        assert len(workers) == 2
+        assert len({worker.ppid() for worker in workers}) == 2, "one worker on each node"
+        run.kill()
+        run.communicate()
+        assert not _ending(workers)
+        done = _run(*shared, env=environment)
+        assert "continuing after round" in done.stdout
+        # The cluster is the user's: it goes on, without our workers.
+        assert all(node.poll() is None for node in nodes)
+        assert not _ending(_workers(_descendants(*nodes)))
+    _run(*flags, *_places(folder, one))
+    _assert_equal_states(both / "run", one / "run", 0)
+    assert (both / "run" / "privacy.json").read_text() == (one / "run" / "privacy.json").read_text()
+
+
+def test_without_ray_the_extra_is_named(folder, tmp_path):
+    program = (
+        "import sys; sys.modules['ray'] = None\n"
+        "import benchmark.federated_main as m; from benchmark.run import command; command.run(m.main)"
+    )
+    line = _refused(f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", "--runtime=ray", program=program)
+    assert "make environment EXTRAS=ray" in line
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--num_workers=2",), "--num_workers has no effect without --runtime=ray"),
+        (("--worker_gpus=1",), "--worker_gpus has no effect"),
+        (("--runtime=ray", "--worker_gpus=1.5"), "--worker_gpus=1.5"),
+        (("--runtime=ray", "--ray_address=ray://here:10001"), "--ray_address"),
+        (("--runtime=ray", "--ray_address=here"), "host:port"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(folder, tmp_path, flags, named):
+    line = _refused(f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", *SMALL, *flags)
+    assert named in line
+
+
+@needs_ray
+@pytest.mark.slow
+def test_an_address_without_a_cluster_is_refused_in_one_line(folder, tmp_path):
+    address = f"127.0.0.1:{_free_port()}"
+    line = _refused(*_places(folder, tmp_path), *SMALL, "--total_rounds=1", *RAY, f"--ray_address={address}")
+    assert address in line and "ray start --head" in line
+
+
+@needs_ray
+@pytest.mark.long
+def test_speed_main_prints_rates_and_imbalance(tmp_path):
+    path = tmp_path / "ray.json"
+    flags = ["--model=cnn", "--image_size=32", "--clients=8", "--repeats=2", f"--json={path}"]
+    command = [sys.executable, "-m", "benchmark.speed_main", "ray", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    report = json.loads(path.read_text())
+    assert [row["name"] for row in report["rounds"]] == ["inprocess", "ray, 1", "ray, 2"]
+    for row in report["rounds"]:
+        assert row["seconds"] > 0
+        assert f"{row['seconds']:.2f}" in done.stdout
+    assert 0 <= report["rounds"][2]["planned_imbalance"] < 0.15
+    assert report["rounds"][1]["imbalance"] == 0
+    assert all(row["overhead"] > 0 for row in report["rounds"][1:])
+    assert 0.1e9 < report["parts"]["worker_bytes"] < 3e9
+    assert {(size["clients"], size["machines"]) for size in report["sizes"]} >= {(200, 10), (5000, 100)}

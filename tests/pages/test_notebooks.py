@@ -1,0 +1,192 @@
+"""The notebooks run from top to bottom, are committed without outputs, and say what to do when there is no data."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from flair.dataset import catalog
+from flair.dataset.metadata import load_records
+from flair.dataset.notebooks import NoData, check_dataset_dir
+from tests.support.commands import ROOT
+
+EXPLORE = ("explore_images.ipynb", "explore_labels.ipynb")
+TUTORIAL = "docs/federated_tutorial.ipynb"
+NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.ipynb"), *ROOT.glob("docs/*.ipynb")))
+
+
+def execute(
+    name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, more: str = "", **variables: object
+) -> nbformat.NotebookNode:
+    """Runs a copy of the notebook in a kernel of this interpreter, where Jupyter would run it; `more` is a last cell.
+
+    Raises:
+      CellExecutionError: a cell failed.
+    """
+    for variable in ("FLAIR_DATASET_DIR", "FLAIR_TFRECORDS_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, str(value))
+    for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "TMPDIR"):
+        place = folder / variable
+        place.mkdir(exist_ok=True)
+        monkeypatch.setenv(variable, str(place))
+    path = ROOT / name
+    notebook = nbformat.read(path, as_version=4)
+    if more:
+        notebook.cells.append(nbformat.v4.new_code_cell(more))
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    return notebook
+
+
+def printed(notebook: nbformat.NotebookNode, cell: str) -> str:
+    """What the cell of that id printed."""
+    (found,) = (each for each in notebook.cells if each.id == cell)
+    return "".join(output.text for output in found.outputs if output.output_type == "stream")
+
+
+def pictures(notebook: nbformat.NotebookNode) -> int:
+    """Number of PNGs shown."""
+    return sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_is_committed_clean(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert notebook.metadata.kernelspec.name == "python3"
+    # Ids by name, so that a change of one cell changes nothing else.
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z]+(-[a-z]+)*", each) for each in ids)
+    assert text == nbformat.writes(notebook, indent=1) + "\n"
+    assert not re.search(r"/(home|root|Users|work|tmp)/", text)
+    if name in EXPLORE:
+        assert max(len(cell.source.splitlines()) for cell in code) <= 12
+
+
+@pytest.mark.parametrize("name", EXPLORE)
+def test_without_data_it_says_how_to_make_some(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(CellExecutionError) as raised:
+        execute(name, monkeypatch, tmp_path)
+    assert raised.value.ename == "NoData"
+    assert "python3 -m flair.synthetic --dataset_dir=mini" in raised.value.evalue
+    assert "FLAIR_DATASET_DIR" in raised.value.evalue
+    assert "site-packages" not in str(raised.value) and "File " not in str(raised.value)
+
+
+def test_damaged_metadata_is_named_without_a_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    metadata = tmp_path / catalog.METADATA_FILE
+    metadata.write_text('[{"user_id": 3}]')
+    with pytest.raises(CellExecutionError) as raised:
+        execute("explore_labels.ipynb", monkeypatch, tmp_path, FLAIR_DATASET_DIR=tmp_path)
+    assert raised.value.evalue.startswith(f"{metadata}, record 0: field 'image_id' is missing")
+    assert "metadata.py" not in raised.value.traceback and "File " not in raised.value.traceback
+
+
+def test_a_home_folder_is_understood(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(miniature.parent))
+    assert check_dataset_dir(f"~/{miniature.name}") == miniature
+
+
+def test_a_folder_that_will_not_do_is_named(miniature: Path, tmp_path: Path) -> None:
+    assert check_dataset_dir(miniature, photos=True) == miniature
+    (tmp_path / catalog.METADATA_FILE).write_bytes((miniature / catalog.METADATA_FILE).read_bytes())
+    assert check_dataset_dir(tmp_path) == tmp_path
+    for folder, photos, said in ((tmp_path, True, "no photos"), (tmp_path / "absent", False, "is no FLAIR dataset")):
+        with pytest.raises(NoData, match=said) as raised:
+            check_dataset_dir(folder, photos)
+        assert str(folder) in str(raised.value) and "flair.synthetic" in str(raised.value)
+
+
+def check_exploration(name: str, dataset_dir: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    notebook = execute(name, monkeypatch, folder, FLAIR_DATASET_DIR=dataset_dir)
+    records = load_records(dataset_dir)
+    structure = sum("structure" in record.labels for record in records)
+    table = printed(notebook, "coarse-table" if name == "explore_labels.ipynb" else "labels-table")
+    assert re.search(rf"^structure +{structure} .* 228,923", table, re.M)
+    if name == "explore_labels.ipynb":
+        assert pictures(notebook) == 9
+    else:
+        both = sum({"structure", "plant"} <= {*record.labels, *record.fine_grained_labels} for record in records)
+        assert printed(notebook, "search-label").startswith(f"{both:,} photos carry structure and plant")
+        assert pictures(notebook) == 5 + 1 + bool(both) + 1 + 1 + 1
+
+
+@pytest.mark.parametrize("name", EXPLORE)
+def test_exploration_of_a_miniature(
+    name: str, miniature: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check_exploration(name, miniature, monkeypatch, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPLORE)
+def test_exploration_of_real_photos(
+    name: str, flair_sample: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check_exploration(name, flair_sample, monkeypatch, tmp_path)
+
+
+REPORT = """
+import json
+print(json.dumps({
+    "fixed": fixed_losses, "by_hand": hand_losses, "sampled": [float(train["loss"]) for train in history],
+    "seen": float(seen["loss"]), "unseen": float(unseen["loss"]), "fast": float(result.metrics["loss"]),
+    "epsilon": privacy_plan.epsilon, "log_dir": log_dir, "users": [len(seen_users), len(unseen_users)],
+    "final": [float(value) for value in weights[-1]],
+}))
+"""
+
+
+def check_tutorial(notebook: nbformat.NotebookNode) -> dict:
+    report = json.loads(notebook.cells[-1].outputs[0].text)
+    assert abs(report["by_hand"][0] - report["fixed"][0]) < 1e-4
+    # The weights that the first round leaves are the same too, or the second one's loss would tell.
+    assert abs(report["by_hand"][1] - report["fixed"][1]) < 1e-3
+    assert report["fixed"][0] != report["fixed"][1]
+    assert report["fixed"][-1] < report["fixed"][0]
+    assert all(0 < report[name] < 2 for name in ("seen", "unseen", "fast"))
+    assert report["epsilon"] == pytest.approx(8, rel=0.01)
+    assert "PRIVACY STATEMENT" in printed(notebook, "statement")
+    events = list(Path(report["log_dir"]).glob("events.out.tfevents.*"))
+    assert len(events) == 1 and b"train/loss" in events[0].read_bytes()
+    return report
+
+
+@pytest.mark.slow
+def test_the_tutorial_on_its_own_miniature(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check_tutorial(execute(TUTORIAL, monkeypatch, tmp_path, REPORT))
+
+
+@pytest.mark.long
+def test_the_tutorial_on_real_photos(flair_sample: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    records = tmp_path / "tfrecords"
+    command = [sys.executable, "prepare_tfrecords.py", f"--dataset_dir={flair_sample}", f"--tfrecords_dir={records}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    report = check_tutorial(execute(TUTORIAL, monkeypatch, tmp_path, REPORT, FLAIR_TFRECORDS_DIR=records))
+    assert report["users"] == [11, 2]
+
+
+@pytest.mark.slow
+def test_the_tutorial_names_a_folder_that_will_not_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    with pytest.raises(CellExecutionError) as raised:
+        execute(TUTORIAL, monkeypatch, tmp_path, FLAIR_TFRECORDS_DIR=absent)
+    assert raised.value.ename == "FlairError"
+    assert f"{absent}: no such directory; make it with prepare_tfrecords.py" in raised.value.evalue
+
+
+def test_no_notebook_is_left_out() -> None:
+    assert set(NOTEBOOKS) >= {*EXPLORE, TUTORIAL}

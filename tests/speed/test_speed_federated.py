@@ -1,0 +1,39 @@
+"""The measurement of federated rounds, from the command line to the numbers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import ROOT
+
+
+@pytest.mark.long
+def test_rounds_memory_and_the_start_of_a_run_are_measured(tfrecords: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    sizes = ["--model=cnn", "--image_size=32", "--photos=2", "--clients=2", "--fit_clients=1,2", "--repeats=1"]
+    command = [sys.executable, "-m", "benchmark.speed_main", "federated", *sizes, f"--json={report}"]
+    result = subprocess.run(
+        [*command, f"--tfrecords_dir={tfrecords}"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert "the first round of benchmark.federated_main begins" in result.stdout
+    measured = json.loads(report.read_text())
+    (row,) = measured["rounds"]
+    assert row["photos"] == 2 and row["inprocess"]["over_bare"] > 0
+    assert measured["memory"]["inprocess"] > measured["memory"]["weights"] > 0
+    start = measured["start"]
+    assert start["users"] == start["cohort"] and start["command_seconds"] > start["open_seconds"]
+
+
+def test_records_on_which_no_run_can_start_are_told_in_a_line(tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    from benchmark.speed.federated import _seconds_to_round_1
+    from flair.errors import FlairError
+
+    with pytest.raises(FlairError, match=r"ended before its first round: .*nowhere"):
+        _seconds_to_round_1(Namespace(tfrecords_dir=tmp_path / "nowhere", model="cnn"), 2)

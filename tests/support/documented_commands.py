@@ -1,0 +1,99 @@
+"""How the tests run what the pages say: everything in a ```sh block, on a miniature, in the order of the page.
+
+A command is run as it is typed, but for three things, each in a table below:
+
+* PLACES: a path of the reader's is replaced by one inside the test's folder, where a miniature lies ready as `data`,
+  `tfrecords` and `flair.hdf5`, with weights to restore, `resnet18.h5`, and a federated run, `federated`. (The README
+  makes its own, from a mirror.)
+* SMALLER: flags added behind those of the page, so that training takes seconds; the last one given counts.
+* NOT_RUN: commands that cannot run in a test, each with the reason.
+
+Whoever adds a command to a page needs nothing here if it uses paths below /path/to and the programs below. A new
+program that trains wants a line in SMALLER; one that cannot run wants a line in NOT_RUN.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tests.support.markdown import Command
+
+# (pattern, replacement); {work} is the test's folder.
+PLACES = (
+    (r"/path/to/", "{work}/"),
+    (r"(?<==)(records|tfrecords|DIR|…|\.\.\.)(?=\s|$)", "{work}/tfrecords"),
+    (r"(?<==)(dataset|data)(?=\s|$)", "{work}/data"),
+    (r"(?<==)RUN(?=/|\s|$)", "{work}/federated/cnn_federated_17labels"),
+)
+
+_SMALL_MODEL = "--model=cnn --image_height=32 --image_width=32"
+_SMALL_ROUNDS = "--total_rounds=2 --clients_per_round=4 --rounds_per_eval=2"
+# (pattern anywhere in the command, flags added). {mirror} is a mirror on this machine, in place of Apple's server.
+SMALLER = (
+    (r" download_dataset\.py ", "--base_url={mirror}"),
+    (r" flair\.synthetic ", "--num_images=120 --num_users=30"),
+    (r" benchmark\.central_main ", f"{_SMALL_MODEL} --num_epochs=1 --train_batch_size=32"),
+    (r" benchmark\.federated_main ", f"{_SMALL_MODEL} {_SMALL_ROUNDS}"),
+    (r" benchmark\.sweep_main ", f"--seeds=1 {_SMALL_MODEL} {_SMALL_ROUNDS}"),
+    (r" benchmark\.personalize_main ", "--partition=train --num_episodes=4"),
+    (r" --episodes=labels ", "--label_set=train"),
+    (r" benchmark\.speed_main audit ", "--num_images=120"),
+    (
+        r" benchmark\.speed_main ray",
+        "--model=cnn --image_size=32 --workers=1 --clients=2 --batch_size=2 --repeats=1",
+    ),
+)
+
+# Program: other programs that it passes unknown flags on to.
+PASSES_ON = {"benchmark.sweep_main": ("benchmark.central_main", "benchmark.federated_main")}
+
+# (pattern, replacement, reason): a command that is run in another form.
+REPLACED = (
+    (
+        r"^make demo$",
+        "python3 -m benchmark.demo_main --num_images=120 --num_epochs=1 --total_rounds=2 --clients_per_round=4 "
+        "--private_rounds=2 --private_clients_per_round=4",
+        "the demo at its full size takes minutes",
+    ),
+    (r" --expected=flair", "", "a miniature has not FLAIR's numbers"),
+    (r"(?<= server_learning_rate=)[\d.]+,[\d.]+", "0.1", "a sweep of two settings shows what one of four does"),
+    (r" --worker_cpus=4", " --worker_cpus=1", "the machine of a test may have fewer cores"),
+)
+
+# (pattern of the whole command, reason).
+NOT_RUN = (
+    (r"make (test|slow|long|check|format)", "would run these tests inside themselves"),
+    (r"make lock.*", "asks a package index for newer versions; tests/test_packaging.py tests the lock itself"),
+    (r"make( environment.*)?", "installs gigabytes; tests/test_environment.py tests it with a stand-in for the index"),
+    (r"python3 -m venv \.venv", "makes an environment; the tests run in one already"),
+    (r"source \.venv/bin/activate", "changes only the shell that types it"),
+    (r"export .*", "changes only the shell that types it"),
+    (r"python3 -m pip install .*", "installs gigabytes from a package index; tests/test_packaging.py checks the pins"),
+    (
+        r"(FLAIR_\w+=\S+ )?(\.venv/bin/)?jupyter notebook.*",
+        "a server that does not end; tests/test_notebooks.py runs the notebooks",
+    ),
+    (r"tensorboard --logdir=.*", "a server that does not end"),
+    (r"python3 -m flair\.review .*", "a server that does not end; tests/test_review.py opens it in a browser"),
+    (r".* --reviews=.*", "needs what people mark on the review page; tests/test_sample_testset.py makes such marks"),
+    (r".* --worker_gpus=1 .*", "needs a GPU"),
+    (r"tfds build .*", "starts only with apache-beam; tests/test_flair_tfds.py runs it behind TFDS's front door"),
+    (r".*\bray (start|get-auth-token) .*", "starts servers that outlive it, or writes to the reader's home"),
+    (r".* --ray_address=.*", "needs a running cluster; tests/test_ray_main.py makes one and trains on it"),
+)
+
+
+def reason_not_to_run(command: Command) -> str | None:
+    """Why the command is not run; None if it is."""
+    return next((reason for pattern, reason in NOT_RUN if re.fullmatch(pattern, command.text)), None)
+
+
+def as_run(command: Command, work: str, mirror: str) -> str:
+    """The command line that stands for `command` in a test."""
+    text = command.text
+    for pattern, replacement, _reason in REPLACED:
+        text = re.sub(pattern, replacement, text)
+    for pattern, place in PLACES:
+        text = re.sub(pattern, place.format(work=work), text)
+    added = [flags.format(mirror=mirror) for pattern, flags in SMALLER if re.search(pattern, command.text)]
+    return " ".join([text, *added])
