@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from absl import flags
-
+from benchmark.central.flags import CENTRAL_FLAGS
 from benchmark.data.records import Records, Task
-from benchmark.run import command, path_flags, tf_config
+from benchmark.run import command, tf_config
+from benchmark.run.flags import ALIKE, CHANGEABLE, Flags, Role, Table
 from benchmark.run.folder import RunFolder, WatchedRunFolder
-from benchmark.run.schedules import SCHEDULES, learning_rates
+from benchmark.run.schedules import learning_rates
 from benchmark.training import flags as model_flags
+from benchmark.training.flags import MODEL_FLAGS
 from flair.errors import FlairError
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
@@ -27,45 +28,7 @@ if TYPE_CHECKING:
     from benchmark.data.pipeline import EvaluationData, TrainingData
     from benchmark.run.devices import Devices
 
-flags.DEFINE_float("learning_rate", 1e-4, "Learning rate of Adam.", lower_bound=0)
-flags.DEFINE_float(
-    "clipnorm", 10.0, "Bound on the L2 norm of the gradient of each weight; 0 turns clipping off.", lower_bound=0
-)
-flags.DEFINE_integer("train_batch_size", 512, "Photos a training step, over all devices.", lower_bound=1)
-flags.DEFINE_integer(
-    "microbatch_size",
-    None,
-    "Photos a device passes forward and backward at once; a larger batch is split, with the same result up to "
-    "rounding. None: 64 without a GPU, the whole batch with one.",
-    lower_bound=1,
-)
-flags.DEFINE_integer("num_epochs", 100, "Passes over the training photos.", lower_bound=1)
-flags.DEFINE_enum("learning_rate_schedule", "constant", SCHEDULES, "How the learning rate falls after the warm-up.")
-flags.DEFINE_float("warmup_epochs", 0.0, "Epochs over which the learning rate rises from zero.", lower_bound=0)
-flags.DEFINE_string(
-    "best_metric", "loss", "Validation metric that chooses the best model; loss is minimized, any other maximized."
-)
-flags.DEFINE_integer(
-    "early_stopping", 0, "Epochs without a better model after which training stops; 0 never stops early.", lower_bound=0
-)
-path_flags.DEFINE_path("run_dir", None, "Folder of this run; none: the saved model's path without .h5.")
-flags.DEFINE_boolean("overwrite", False, "Start over, forgetting the run that --run_dir holds.")
-flags.DEFINE_float("minutes_per_checkpoint", 10.0, "Minutes between checkpoints inside an epoch.", lower_bound=0)
-
-FLAGS = flags.FLAGS
-# Flags that a continued run may change: its result stays the same, up to rounding for microbatch_size. Restored weights
-# are compared by content.
-_CHANGEABLE = ("overwrite", "minutes_per_checkpoint", "microbatch_size", "run_dir", "flagfile", "restore_model_path")
-# Flags that may differ between the machines of a job: where things lie, and when to save.
-_OF_A_MACHINE = (
-    *model_flags.NOT_RECORDED,
-    "tfrecords_dir",
-    "tfds_data_dir",
-    "save_model_dir",
-    "restore_model_path",
-    "run_dir",
-    "minutes_per_checkpoint",
-)
+FLAGS: Table = (*MODEL_FLAGS, *CENTRAL_FLAGS)
 
 
 class _Built(NamedTuple):
@@ -76,45 +39,46 @@ class _Built(NamedTuple):
     test: EvaluationData
 
 
-def main() -> None:
+def main(flags: Flags) -> None:
     """Checks the flags and the data, then trains; TensorFlow is imported only after the checks."""
-    model_flags.check_model_flags()
-    records, task = model_flags.open_task()
+    model_flags.check_model_flags(flags)
+    records, task = model_flags.open_task(flags)
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
-    _check_best_metric(task)
-    if FLAGS.warmup_epochs > FLAGS.num_epochs:
+    _check_best_metric(flags, task)
+    if flags.warmup_epochs > flags.num_epochs:
         raise FlairError(
-            f"--warmup_epochs={FLAGS.warmup_epochs:g}: the learning rate would never be reached in "
-            f"--num_epochs={FLAGS.num_epochs}; give at most that many"
+            f"--warmup_epochs={flags.warmup_epochs:g}: the learning rate would never be reached in "
+            f"--num_epochs={flags.num_epochs}; give at most that many"
         )
-    if FLAGS.dry_run:
-        _dry_run(records, task)
+    if flags.dry_run:
+        _dry_run(flags, records, task)
         return
-    saved_model = Path(FLAGS.save_model_dir) / model_flags.model_file_name("central", task.num_outputs)
-    run_dir = model_flags.run_folder(saved_model)
+    saved_model = Path(flags.save_model_dir) / model_flags.model_file_name(flags, "central", task.num_outputs)
+    run_dir = model_flags.run_folder(flags, saved_model)
     # A longer run with a constant learning rate is the shorter one, continued.
-    changeable = (*_CHANGEABLE, "num_epochs") if FLAGS.learning_rate_schedule == "constant" else _CHANGEABLE
-    flag_lines, defaults = command.flag_lines(model_flags.NOT_RECORDED), command.default_values()
+    changeable = [role for role in CHANGEABLE if role is not Role.LENGTH or flags.learning_rate_schedule == "constant"]
     is_chief = tf_config.place().worker == 0
     folder = (
-        RunFolder(run_dir, flag_lines, "epoch", changeable, FLAGS.overwrite, defaults)
+        RunFolder(run_dir, flags.lines(), "epoch", flags.names(changeable), flags.overwrite, flags.defaults())
         if is_chief
         else WatchedRunFolder(run_dir)
     )
     with folder as run:
         summary = run.summary
-        if summary is not None and FLAGS.num_epochs <= summary["num_epochs"] and not FLAGS.overwrite:
-            run.check_inputs(model_flags.data_facts(records), model_flags.restored_model())
+        if summary is not None and flags.num_epochs <= summary["num_epochs"] and not flags.overwrite:
+            run.check_inputs(model_flags.data_facts(flags, records), model_flags.restored_model(flags))
             print(f"{run.path}: complete already, after {_epochs(summary['epochs'])}; --overwrite starts over")
         else:
             run.reopen()
-            summary = _train(records, task, users, run, saved_model)
+            summary = _train(flags, records, task, users, run, saved_model)
             run.finish(summary)
     if is_chief:
         _report(summary, run_dir, saved_model)
 
 
-def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path) -> dict[str, Any]:
+def _train(
+    flags: Flags, records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path
+) -> dict[str, Any]:
     started = time.monotonic()
     photos = {partition: records.num_photos(partition) for partition in users}
     print(
@@ -123,12 +87,12 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         flush=True,
     )
     run.describe(
-        data={**model_flags.data_facts(records), "users": users, "photos": photos},
+        data={**model_flags.data_facts(flags, records), "users": users, "photos": photos},
         labels=list(task.label_names),
-        seed=FLAGS.seed,
-        restored_model=model_flags.restored_model(),
+        seed=flags.seed,
+        restored_model=model_flags.restored_model(flags),
     )
-    devices, trainer, training, validation, test = _build(records, task)
+    devices, trainer, training, validation, test = _build(flags, records, task)
     from benchmark.central.loop import train
     from benchmark.evaluation import passes
     from benchmark.model import loading
@@ -140,7 +104,7 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         if not run.is_described:
             raise FlairError(f"{run.path}: has no run of worker 0; give a --run_dir on a disk that all machines share")
         with SafePoints("step or evaluation") as safe_points:
-            position = train(trainer, training, validation, run, _options(training.steps_per_epoch), safe_points)
+            position = train(trainer, training, validation, run, _options(flags, training.steps_per_epoch), safe_points)
         devices.barrier()
         loading.load_by_name(trainer.model, run.path / BEST_FILE)
         if run.is_written:
@@ -152,9 +116,9 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     devices.leave()
     return {
         "setting": "central",
-        "model": FLAGS.model,
+        "model": flags.model,
         "parameters": trainer.model.count_params(),
-        "num_epochs": FLAGS.num_epochs,
+        "num_epochs": flags.num_epochs,
         "epochs": position.epoch,
         "best_epoch": position.best_epoch,
         **{name: result.metrics(task) for name, result in results.items()},
@@ -165,70 +129,70 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
     }
 
 
-def _build(records: Records, task: Task) -> _Built:
+def _build(flags: Flags, records: Records, task: Task) -> _Built:
     from benchmark.central.step import CentralTrainer
     from benchmark.data.pipeline import TrainingData, evaluation_dataset
     from benchmark.run.devices import Devices
 
     devices = Devices()
     if devices.num_workers > 1:
-        _check_alike(devices, records)
-    microbatch = FLAGS.microbatch_size or (64 if devices.is_cpu else FLAGS.train_batch_size)
+        _check_alike(flags, devices, records)
+    microbatch = flags.microbatch_size or (64 if devices.is_cpu else flags.train_batch_size)
     trainer = CentralTrainer(
-        lambda: model_flags.build_model(task.num_outputs), task, FLAGS.clipnorm, devices, microbatch
+        lambda: model_flags.build_model(flags, task.num_outputs), task, flags.clipnorm, devices, microbatch
     )
-    load_report = model_flags.restore_model(trainer.model)
+    load_report = model_flags.restore_model(flags, trainer.model)
     if load_report is not None:
-        print(f"{FLAGS.restore_model_path}: {load_report}", flush=True)
-    size = model_flags.image_size()
+        print(f"{flags.restore_model_path}: {load_report}", flush=True)
+    size = model_flags.image_size(flags)
     share = (devices.replicas, devices.num_replicas)
-    training = TrainingData(records, "train", task, FLAGS.train_batch_size, size, FLAGS.seed, *share)
+    training = TrainingData(records, "train", task, flags.train_batch_size, size, flags.seed, *share)
     workers = (devices.worker, devices.num_workers)
     validation, test = (
-        evaluation_dataset(records, partition, task, size, FLAGS.eval_batch_size, None, *workers)
+        evaluation_dataset(records, partition, task, size, flags.eval_batch_size, None, *workers)
         for partition in ("val", "test")
     )
     return _Built(devices, trainer, training, validation, test)
 
 
-def _check_alike(devices: Devices, records: Records) -> None:
-    restored = model_flags.restored_model()
-    facts = [*command.flag_lines(_OF_A_MACHINE), records.digest(), restored and restored["sha256"]]
+def _check_alike(flags: Flags, devices: Devices, records: Records) -> None:
+    restored = model_flags.restored_model(flags)
+    facts = [*flags.lines(ALIKE), records.digest(), restored and restored["sha256"]]
     with devices.together():
         devices.check_equal(repr(facts), "some flags, data or starting weights")
 
 
-def _dry_run(records: Records, task: Task) -> None:
+def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     if tf_config.place().num_workers > 1:
         raise FlairError("--dry_run measures one process: leave TF_CONFIG out")
-    built = _build(records, task)
+    built = _build(flags, records, task)
     from benchmark.central import dry_run
     from benchmark.training import plan as training_plan
 
-    lines = dry_run.plan_lines(records, task, built.devices, built.trainer, built.validation)
+    lines = dry_run.plan_lines(flags, records, task, built.devices, built.trainer, built.validation)
     training_plan.print_plan("benchmark.central_main", lines, "the same command without --dry_run and --num_users")
 
 
-def _options(steps_per_epoch: int) -> Options:
+def _options(flags: Flags, steps_per_epoch: int) -> Options:
     from benchmark.central.loop import Options
 
-    warmup = round(FLAGS.warmup_epochs * steps_per_epoch)
-    total = FLAGS.num_epochs * steps_per_epoch
+    warmup = round(flags.warmup_epochs * steps_per_epoch)
+    total = flags.num_epochs * steps_per_epoch
     return Options(
-        num_epochs=FLAGS.num_epochs,
-        learning_rates=learning_rates(FLAGS.learning_rate, total, FLAGS.learning_rate_schedule, warmup),
-        best_metric=FLAGS.best_metric,
-        early_stopping=FLAGS.early_stopping,
-        seconds_per_checkpoint=60 * FLAGS.minutes_per_checkpoint,
+        num_epochs=flags.num_epochs,
+        learning_rates=learning_rates(flags.learning_rate, total, flags.learning_rate_schedule, warmup),
+        best_metric=flags.best_metric,
+        early_stopping=flags.early_stopping,
+        seconds_per_checkpoint=60 * flags.minutes_per_checkpoint,
     )
 
 
-def _check_best_metric(task: Task) -> None:
+def _check_best_metric(flags: Flags, task: Task) -> None:
     from benchmark.metrics.histogram import metric_names
 
     known = metric_names(task.is_binary)
-    if FLAGS.best_metric not in known:
-        raise FlairError(f"--best_metric={FLAGS.best_metric}: no such metric; the metrics are {', '.join(known)}")
+    if flags.best_metric not in known:
+        raise FlairError(f"--best_metric={flags.best_metric}: no such metric; the metrics are {', '.join(known)}")
 
 
 def _epochs(count: int) -> str:
@@ -250,4 +214,4 @@ def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, stopped=command.CONTINUES)
+    command.run(main, FLAGS, stopped=command.CONTINUES)

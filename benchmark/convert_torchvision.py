@@ -11,33 +11,36 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from absl import flags
 
 from benchmark.model import safetensors
 from benchmark.model import weights as weights_file
-from benchmark.run import command, path_flags
+from benchmark.run import command
+from benchmark.run.flags import Flags, Role, Table, path
 from flair.errors import FlairError
 from flair.files import atomic
 from flair.records.hdf5.objects import printable
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
 
-FLAGS = flags.FLAGS
+FLAGS: Table = (
+    path("weights", None, "The .safetensors file to convert.", Role.RESULT, required=True),
+    path("output", None, "The .h5 file to write.", Role.PLACE, required=True),
+)
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _FILTERS = (64, 128, 256, 512)
 
 
-def main() -> None:
+def main(flags: Flags) -> None:
     """Reads, converts, writes, and says what to do next."""
     started = time.monotonic()
-    layers = convert(safetensors.read(FLAGS.weights), FLAGS.weights)
-    write_keras_weights(layers, FLAGS.output)
+    layers = convert(safetensors.read(flags.weights), flags.weights)
+    write_keras_weights(layers, flags.output)
     count = sum(array.size for weights in layers.values() for array in weights.values())
     print(
-        f"{FLAGS.output}: {len(layers)} layers, {count:,} weights of {FLAGS.weights}, "
+        f"{flags.output}: {len(layers)} layers, {count:,} weights of {flags.weights}, "
         f"in {duration(time.monotonic() - started)}"
     )
-    train = command_line("python -m benchmark.central_main", restore_model_path=FLAGS.output)
+    train = command_line("python -m benchmark.central_main", restore_model_path=flags.output)
     print(f"next: {train} --tfrecords_dir=DIR")
 
 
@@ -114,7 +117,4 @@ class _Source:
 
 
 if __name__ == "__main__":
-    # Here, because whoever imports `convert` has required flags of its own.
-    path_flags.DEFINE_path("weights", None, "The .safetensors file to convert.", required=True)
-    path_flags.DEFINE_path("output", None, "The .h5 file to write.", required=True)
-    command.run(main)
+    command.run(main, FLAGS)

@@ -18,28 +18,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
-
-from benchmark.run import command, path_flags
+from benchmark.run import command
 from benchmark.run.files import read_json
+from benchmark.run.flags import Flags, Role, Table, integer, number, path
 from benchmark.run.names import PRIVACY_FILE
 from flair.dataset import catalog
 from flair.download import server as mirror_server
 from flair.errors import FlairError
 from flair.terminal.progress import duration
 
-path_flags.DEFINE_path("demo_dir", "demo", "Folder for everything that the demo makes.")
-flags.DEFINE_integer("num_images", 2000, "Photos of the miniature data set.", lower_bound=100)
-flags.DEFINE_integer("num_epochs", 12, "Epochs of central training.", lower_bound=1)
-flags.DEFINE_integer("total_rounds", 240, "Rounds of the federated training.", lower_bound=1)
-flags.DEFINE_integer("clients_per_round", 5, "Clients a round of the federated training.", lower_bound=1)
-flags.DEFINE_float("epsilon", 8.0, "Epsilon of the private training.", lower_bound=0)
-flags.DEFINE_integer("private_rounds", 20, "Rounds of the private training.", lower_bound=1)
-flags.DEFINE_integer("private_clients_per_round", 60, "Clients a round of the private training.", lower_bound=1)
-flags.DEFINE_integer("image_size", 64, "Height and width of the model's input, in pixels.", lower_bound=16)
-flags.DEFINE_integer("seed", 0, "Seed of the data set and of the trainings.")
+FLAGS: Table = (
+    path("demo_dir", "demo", "Folder for everything that the demo makes.", Role.PLACE),
+    integer("num_images", 2000, "Photos of the miniature data set.", Role.RESULT, least=100),
+    integer("num_epochs", 12, "Epochs of central training.", Role.LENGTH, least=1),
+    integer("total_rounds", 240, "Rounds of the federated training.", Role.RESULT, least=1),
+    integer("clients_per_round", 5, "Clients a round of the federated training.", Role.RESULT, least=1),
+    number("epsilon", 8.0, "Epsilon of the private training.", Role.RESULT, least=0),
+    integer("private_rounds", 20, "Rounds of the private training.", Role.RESULT, least=1),
+    integer("private_clients_per_round", 60, "Clients a round of the private training.", Role.RESULT, least=1),
+    integer("image_size", 64, "Height and width of the model's input, in pixels.", Role.RESULT, least=16),
+    integer("seed", 0, "Seed of the data set and of the trainings.", Role.RESULT),
+)
 
-FLAGS = flags.FLAGS
 _NUM_ARCHIVES = 3
 
 
@@ -50,13 +50,13 @@ class Stage(NamedTuple):
     arguments: list[str]
 
 
-def main() -> None:
+def main(flags: Flags) -> None:
     """Runs all stages, then prints the table."""
     started = time.monotonic()
-    folder = Path(FLAGS.demo_dir)
+    folder = Path(flags.demo_dir)
     folder.mkdir(parents=True, exist_ok=True)
     archives = folder / "server"
-    _run(_synthetic_stage(folder, archives))
+    _run(_synthetic_stage(flags, folder, archives))
     with mirror_server.serve(archives) as server:
         _run(
             Stage(
@@ -64,17 +64,17 @@ def main() -> None:
                 ["download_dataset.py", f"--dataset_dir={folder / 'dataset'}", f"--base_url={server.url}"],
             )
         )
-    for stage in [*_preparation_stages(folder), *_training_stages(folder), *_report_stages(folder)]:
+    for stage in [*_preparation_stages(folder), *_training_stages(flags, folder), *_report_stages(flags, folder)]:
         _run(stage)
     _print_table(folder, time.monotonic() - started)
 
 
-def _synthetic_stage(folder: Path, archives: Path) -> Stage:
+def _synthetic_stage(flags: Flags, folder: Path, archives: Path) -> Stage:
     return Stage(
-        f"Make a miniature FLAIR of {FLAGS.num_images:,} photos and pack it as Apple's server does",
+        f"Make a miniature FLAIR of {flags.num_images:,} photos and pack it as Apple's server does",
         [
-            *("-m", "flair.synthetic", f"--dataset_dir={folder / 'original'}", f"--num_images={FLAGS.num_images}"),
-            *(f"--seed={FLAGS.seed}", f"--archives_dir={archives}", f"--num_archives={_NUM_ARCHIVES}"),
+            *("-m", "flair.synthetic", f"--dataset_dir={folder / 'original'}", f"--num_images={flags.num_images}"),
+            *(f"--seed={flags.seed}", f"--archives_dir={archives}", f"--num_archives={_NUM_ARCHIVES}"),
         ],
     )
 
@@ -94,48 +94,48 @@ def _preparation_stages(folder: Path) -> list[Stage]:
     ]
 
 
-def _training_stages(folder: Path) -> list[Stage]:
+def _training_stages(flags: Flags, folder: Path) -> list[Stage]:
     shared = [
-        *(f"--tfrecords_dir={folder / 'tfrecords'}", "--model=cnn", f"--seed={FLAGS.seed}"),
-        *(f"--image_height={FLAGS.image_size}", f"--image_width={FLAGS.image_size}"),
+        *(f"--tfrecords_dir={folder / 'tfrecords'}", "--model=cnn", f"--seed={flags.seed}"),
+        *(f"--image_height={flags.image_size}", f"--image_width={flags.image_size}"),
     ]
     federated = ["-m", "benchmark.federated_main", *shared, *_FEDERATED_FLAGS]
     return [
         Stage(
             "Train centrally",
             [
-                *("-m", "benchmark.central_main", *shared, f"--num_epochs={FLAGS.num_epochs}"),
+                *("-m", "benchmark.central_main", *shared, f"--num_epochs={flags.num_epochs}"),
                 *("--train_batch_size=32", "--learning_rate=0.002", f"--save_model_dir={folder / 'central'}"),
             ],
         ),
         Stage(
             "Train federated: many rounds of few clients, because the server learns once a round",
             [
-                *(*federated, f"--total_rounds={FLAGS.total_rounds}", f"--clients_per_round={FLAGS.clients_per_round}"),
+                *(*federated, f"--total_rounds={flags.total_rounds}", f"--clients_per_round={flags.clients_per_round}"),
                 *("--rounds_per_eval=20", "--rounds_per_checkpoint=20", "--debug_measurements"),
                 f"--save_model_dir={folder / 'federated'}",
             ],
         ),
         Stage(
-            f"Train federated with differential privacy, epsilon {FLAGS.epsilon:g}: few rounds of many clients, who "
+            f"Train federated with differential privacy, epsilon {flags.epsilon:g}: few rounds of many clients, who "
             "share a round's noise",
             [
-                *(*federated, f"--epsilon={FLAGS.epsilon:g}", f"--total_rounds={FLAGS.private_rounds}"),
-                *(f"--clients_per_round={FLAGS.private_clients_per_round}", "--rounds_per_eval=4"),
+                *(*federated, f"--epsilon={flags.epsilon:g}", f"--total_rounds={flags.private_rounds}"),
+                *(f"--clients_per_round={flags.private_clients_per_round}", "--rounds_per_eval=4"),
                 f"--save_model_dir={folder / 'private'}",
             ],
         ),
     ]
 
 
-def _report_stages(folder: Path) -> list[Stage]:
+def _report_stages(flags: Flags, folder: Path) -> list[Stage]:
     runs = [str(folder / name) for name in _RUNS]
     return [
         Stage(
             "Evaluate the three models, with intervals over users",
             [
                 *("-m", "benchmark.evaluate_main", f"--tfrecords_dir={folder / 'tfrecords'}"),
-                *(f"--models={','.join(runs)}", f"--output_dir={folder / 'evaluation'}", f"--seed={FLAGS.seed}"),
+                *(f"--models={','.join(runs)}", f"--output_dir={folder / 'evaluation'}", f"--seed={flags.seed}"),
                 *("--compare=central,federated", "--compare=federated,private"),
             ],
         ),
@@ -234,4 +234,4 @@ def _know_nothing(dataset_dir: Path) -> float:
 
 
 if __name__ == "__main__":
-    command.run(main, stopped=command.CONTINUES)
+    command.run(main, FLAGS, stopped=command.CONTINUES)

@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
 from benchmark.evaluation import text as evaluation_report
 from benchmark.evaluation.sets import EvaluationSet, choose_sets, load_sets, prepared_with
 from benchmark.model.saved import SavedModel, find_models
-from benchmark.run import command, path_flags
+from benchmark.run import command
+from benchmark.run.flags import Flags, Role, Table, boolean, integer, multi_paths, path, paths, text
 from benchmark.run.names import BEST_FILE, EVALUATION_FILE
 from flair.curation.exclusion import read_exclusion
 from flair.errors import FlairError
@@ -33,55 +32,61 @@ from flair.terminal.progress import duration
 if TYPE_CHECKING:
     from benchmark.evaluation.result import Scored
 
-path_flags.DEFINE_path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", required=True)
-path_flags.DEFINE_paths(
-    "models",
-    None,
-    "Saved models: .h5 files, run folders (their best.h5), folders of .h5 files or of run folders.",
-    required=True,
+FLAGS: Table = (
+    path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", Role.DATA, required=True),
+    paths(
+        "models",
+        None,
+        "Saved models: .h5 files, run folders (their best.h5), folders of .h5 files or of run folders.",
+        Role.RESULT,
+        required=True,
+    ),
+    paths(
+        "partitions", ["val", "test"], "Partitions, or test sets: names in --testsets_dir or .json files.", Role.RESULT
+    ),
+    path("testsets_dir", "testsets", "Folder of the test sets that flair.sample_testset wrote.", Role.RESULT),
+    path("exclude", None, "Leave out the photos of this JSON file: ids, or near_duplicates.json.", Role.RESULT),
+    multi_paths(
+        "compare", [], "Two models, a,b: the paired difference a - b. May be given several times.", Role.RESULT
+    ),
+    path("output_dir", "evaluation", "Folder for the result, the tables and the predictions.", Role.PLACE),
+    boolean(
+        "reuse_predictions",
+        "Take finished predictions of the same model and photos instead of making them anew.",
+        Role.RESULT,
+    ),
+    boolean(
+        "use_fine_grained_labels",
+        "The models predict the fine-grained labels; none: as their outputs tell.",
+        Role.RESULT,
+        default=None,
+    ),
+    text("binary_label", None, "The models predict this one label; none: as their run folder tells.", Role.RESULT),
+    integer("image_height", None, "Height of the input, in pixels; none: the model's.", Role.RESULT, least=16),
+    integer("image_width", None, "Width of the input, in pixels; none: the model's.", Role.RESULT, least=16),
+    integer("eval_batch_size", 512, "Photos a batch; changes speed, never a number.", Role.SPEED, least=1),
+    integer("num_resamples", 1000, "Resamples of the bootstrap.", Role.RESULT, least=100),
+    integer("seed", 0, "Seed of the bootstrap.", Role.RESULT, least=0, most=2**48),
 )
-path_flags.DEFINE_paths(
-    "partitions", ["val", "test"], "Partitions, or test sets: names in --testsets_dir or .json files."
-)
-path_flags.DEFINE_path("testsets_dir", "testsets", "Folder of the test sets that flair.sample_testset wrote.")
-path_flags.DEFINE_path("exclude", None, "Leave out the photos of this JSON file: ids, or near_duplicates.json.")
-path_flags.DEFINE_multi_paths(
-    "compare", [], "Two models, a,b: the paired difference a - b. May be given several times."
-)
-path_flags.DEFINE_path("output_dir", "evaluation", "Folder for the result, the tables and the predictions.")
-flags.DEFINE_boolean(
-    "reuse_predictions", False, "Take finished predictions of the same model and photos instead of making them anew."
-)
-flags.DEFINE_boolean(
-    "use_fine_grained_labels", None, "The models predict the fine-grained labels; none: as their outputs tell."
-)
-flags.DEFINE_string("binary_label", None, "The models predict this one label; none: as their run folder tells.")
-flags.DEFINE_integer("image_height", None, "Height of the input, in pixels; none: the model's.", lower_bound=16)
-flags.DEFINE_integer("image_width", None, "Width of the input, in pixels; none: the model's.", lower_bound=16)
-flags.DEFINE_integer("eval_batch_size", 512, "Photos a batch; changes speed, never a number.", lower_bound=1)
-flags.DEFINE_integer("num_resamples", 1000, "Resamples of the bootstrap.", lower_bound=100)
-flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.", 0, 2**48)
 
-FLAGS = flags.FLAGS
 
-
-def main() -> None:
+def main(flags: Flags) -> None:
     """Checks flags, models and data; predicts; computes; writes and prints."""
     started = time.monotonic()
-    models = find_models(FLAGS.models)
-    pairs = [_pair(text, models) for text in FLAGS.compare]
-    records = open_records(FLAGS.tfrecords_dir)
-    task = choose_task(records, models)
-    chosen = choose_sets(FLAGS.partitions, FLAGS.testsets_dir)
-    exclusion = None if FLAGS.exclude is None else read_exclusion(FLAGS.exclude)
-    with _locked(Path(FLAGS.output_dir)) as folder:
+    models = find_models(flags.models)
+    pairs = [_pair(text, models) for text in flags.compare]
+    records = open_records(flags.tfrecords_dir)
+    task = choose_task(flags, records, models)
+    chosen = choose_sets(flags.partitions, flags.testsets_dir)
+    exclusion = None if flags.exclude is None else read_exclusion(flags.exclude)
+    with _locked(Path(flags.output_dir)) as folder:
         sets = load_sets(records, task, chosen, exclusion)
         evaluation_report.print_sets(sets)
         if prepared_with(records, exclusion):
-            print(f"--exclude={FLAGS.exclude}: {records.root} was prepared with it; no more photos leave", flush=True)
+            print(f"--exclude={flags.exclude}: {records.root} was prepared with it; no more photos leave", flush=True)
         elif exclusion is not None and not any(one.num_excluded for one in sets):
-            print(f"--exclude={FLAGS.exclude}: takes no photo away; is it of this dataset?", flush=True)
-        _evaluate(folder, models, pairs, sets, records, task)
+            print(f"--exclude={flags.exclude}: takes no photo away; is it of this dataset?", flush=True)
+        _evaluate(flags, folder, models, pairs, sets, records, task)
     print(f"evaluated {len(models)} {'model' if len(models) == 1 else 'models'} in {_since(started)}")
     runs = list(dict.fromkeys(str(model.run_dir) for model in models if _is_result_of_run(model)))
     if runs:
@@ -90,7 +95,7 @@ def main() -> None:
         print(f"next: the predictions are in {folder}; docs/evaluation.md says how to read them")
 
 
-def choose_task(records: Records, models: list[SavedModel]) -> Task:
+def choose_task(flags: Flags, records: Records, models: list[SavedModel]) -> Task:
     """What the models predict, as their number of outputs, the flags and their run folders tell.
 
     Raises:
@@ -104,7 +109,7 @@ def choose_task(records: Records, models: list[SavedModel]) -> Task:
                 f"--models: {first.path} predicts {_outputs(first)} and {model.path} {_outputs(model)}; "
                 "evaluate them separately"
             )
-    fine, binary = FLAGS.use_fine_grained_labels, FLAGS.binary_label
+    fine, binary = flags.use_fine_grained_labels, flags.binary_label
     if binary is None and first.num_outputs == 1:
         binary = next(iter(trained_on), None)
         if binary is None:
@@ -129,6 +134,7 @@ def choose_task(records: Records, models: list[SavedModel]) -> Task:
 
 
 def _evaluate(
+    flags: Flags,
     folder: Path,
     models: list[SavedModel],
     pairs: list[tuple[str, str]],
@@ -139,27 +145,27 @@ def _evaluate(
     from benchmark.evaluation import result as evaluation_result
     from benchmark.evaluation.predictor import Predictor
 
-    predictor = Predictor(folder, records, task, FLAGS.eval_batch_size, FLAGS.reuse_predictions)
+    predictor = Predictor(folder, records, task, flags.eval_batch_size, flags.reuse_predictions)
     scored: dict[tuple[str, str], Scored] = {}
     results = []
     for model in models:
-        size = FLAGS.image_height or model.image_size[0], FLAGS.image_width or model.image_size[1]
-        if not (model.is_size_known or (FLAGS.image_height and FLAGS.image_width)):
+        size = flags.image_height or model.image_size[0], flags.image_width or model.image_size[1]
+        if not (model.is_size_known or (flags.image_height and flags.image_width)):
             print(f"{model.path}: does not say its input size; {size[0]}x{size[1]} is taken", flush=True)
         for one in sets:
             place = folder / one.name / model.name
             predictions, rerun = predictor.predict(model, size, one, place)
-            found = evaluation_result.Scored(one, predictions, task, FLAGS.num_resamples, FLAGS.seed)
+            found = evaluation_result.Scored(one, predictions, task, flags.num_resamples, flags.seed)
             scored[model.name, one.name] = found
             result = evaluation_result.result_of(found, place)
             results.append({"model": model.name, **result, "rerun": rerun, "predictions": str(place)})
     content = {
         "format": evaluation_result.FORMAT_VERSION,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "data": {"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest()},
+        "data": {"tfrecords_dir": flags.tfrecords_dir, "digest": records.digest()},
         "task": {"feature": task.feature, "binary_label": task.label_names[0] if task.is_binary else None},
-        "interval": evaluation_result.interval_facts(FLAGS.num_resamples, FLAGS.seed),
-        "exclude": FLAGS.exclude,
+        "interval": evaluation_result.interval_facts(flags.num_resamples, flags.seed),
+        "exclude": flags.exclude,
         "models": [_model_facts(model, predictor.digest_of(model)) for model in models],
         "partitions": [evaluation_report.set_facts(one) for one in sets],
         "results": results,
@@ -274,4 +280,4 @@ def _since(started: float) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, stopped=command.CONTINUES)
+    command.run(main, FLAGS, stopped=command.CONTINUES)

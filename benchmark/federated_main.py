@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.data.records import Records, Task
-from benchmark.federated import flags as federated_flags
+from benchmark.federated import checks, settings
 from benchmark.federated.cohort import sample_cohort
-from benchmark.federated.flags import FLAGS
-from benchmark.federated.ray_flags import RAY_FLAGS
+from benchmark.federated.flags import FEDERATED_FLAGS, RAY, RAY_FLAGS, TFF
 from benchmark.privacy import noise_key
 from benchmark.privacy.accounting import rounded_up
-from benchmark.privacy.plan import PrivacyPlan, Sampling
+from benchmark.privacy.plan import PrivacyPlan
+from benchmark.privacy.request import Sampling
 from benchmark.run import command
+from benchmark.run.flags import CHANGEABLE, Flags, Table
 from benchmark.run.folder import RunFolder
 from benchmark.run.names import BEST_FILE
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
+from benchmark.training.flags import MODEL_FLAGS
 from flair import __version__
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
@@ -43,113 +45,114 @@ if TYPE_CHECKING:
     from benchmark.privacy.noise_key import NoiseKey
     from benchmark.rounds.runtime import Runtime
 
-# Flags that a continued run may change without changing its result so far. Restored weights are compared by content.
-_CHANGEABLE = (
-    *("overwrite", "run_dir", "flagfile", "restore_model_path", "rounds_per_checkpoint", "clients_per_thread"),
-    *RAY_FLAGS,
-)
+FLAGS: Table = (*RAY_FLAGS, *FEDERATED_FLAGS, *MODEL_FLAGS)
 
 
-def main() -> None:
+def main(flags: Flags) -> None:
     """Checks the flags and the data, then trains; TensorFlow is imported only after the checks."""
-    model_flags.check_model_flags()
-    federated_flags.check_federated_flags()
-    records, task = model_flags.open_task()
+    model_flags.check_model_flags(flags)
+    checks.check_federated_flags(flags)
+    records, task = model_flags.open_task(flags)
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
-    federated_flags.check_best_metric(task)
-    if FLAGS.dry_run:
-        _dry_run(records, task)
+    checks.check_best_metric(flags, task)
+    if flags.dry_run:
+        _dry_run(flags, records, task)
         return
-    if not FLAGS.iid:
-        federated_flags.check_cohort(users["train"])
-    saved_model = Path(FLAGS.save_model_dir) / model_flags.model_file_name("federated", task.num_outputs)
-    run_dir = model_flags.run_folder(saved_model)
-    flag_lines, defaults = command.flag_lines(model_flags.NOT_RECORDED), command.default_values()
-    with RunFolder(run_dir, flag_lines, "round", _CHANGEABLE, FLAGS.overwrite, defaults) as run:
+    if not flags.iid:
+        checks.check_cohort(flags, users["train"])
+    saved_model = Path(flags.save_model_dir) / model_flags.model_file_name(flags, "federated", task.num_outputs)
+    run_dir = model_flags.run_folder(flags, saved_model)
+    with RunFolder(run_dir, flags.lines(), "round", flags.names(CHANGEABLE), flags.overwrite, flags.defaults()) as run:
         summary = run.summary
         if summary is not None:
-            run.check_inputs(model_flags.data_facts(records), model_flags.restored_model())
+            run.check_inputs(model_flags.data_facts(flags, records), model_flags.restored_model(flags))
             print(f"{run.path}: complete already, after {summary['rounds']} rounds; --overwrite starts over")
         else:
-            summary = _train(records, task, users, run, saved_model)
+            summary = _train(flags, records, task, users, run, saved_model)
             run.finish(summary)
     _report(summary, run_dir, saved_model)
 
 
-def _dry_run(records: Records, task: Task) -> None:
-    population = training_plan.population_of(records, FLAGS.num_users, FLAGS.clients_per_round)
+def _dry_run(flags: Flags, records: Records, task: Task) -> None:
+    population = training_plan.population_of(records, flags.num_users, flags.clients_per_round)
     from benchmark.data.pipeline import evaluation_dataset
     from benchmark.federated import dry_run
 
-    clients = dry_run.num_clients(population)
-    federated_flags.check_cohort(clients)
-    plan = federated_flags.make_privacy_plan(clients)
-    data = _client_data(records)
-    runtime, model = _build_runtime(task, data, plan, records.digest())
-    size = model_flags.image_size()
-    validation, _ = (evaluation_dataset(records, p, task, size, FLAGS.eval_batch_size) for p in ("val", "test"))
+    clients = dry_run.num_clients(flags, population)
+    checks.check_cohort(flags, clients)
+    plan = settings.privacy_plan_of(flags, clients)
+    data = _client_data(flags, records)
+    runtime, model = _build_runtime(flags, task, data, plan, records.digest())
+    size = model_flags.image_size(flags)
+    validation, _ = (evaluation_dataset(records, p, task, size, flags.eval_batch_size) for p in ("val", "test"))
     try:
-        lines = dry_run.plan_lines(records, task, model, runtime, data, validation, population, plan)
+        lines = dry_run.plan_lines(flags, records, task, model, runtime, data, validation, population, plan)
     finally:
         runtime.close()
     training_plan.print_plan("benchmark.federated_main", lines, "the same command without --dry_run and --num_users")
 
 
-def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path) -> dict[str, Any]:
+def _train(
+    flags: Flags, records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path
+) -> dict[str, Any]:
     started = time.monotonic()
     from benchmark.federated import loop
     from benchmark.model import loading
     from benchmark.run.interruption import SafePoints
 
-    data = _client_data(records)
-    federated_flags.check_cohort(len(data.client_ids))
-    plan = federated_flags.make_privacy_plan(len(data.client_ids))
+    data = _client_data(flags, records)
+    checks.check_cohort(flags, len(data.client_ids))
+    plan = settings.privacy_plan_of(flags, len(data.client_ids))
     print(
         f"{len(data.client_ids):,} clients to train on, {users['val']:,} users to validate on, {users['test']:,} to "
         f"test on; {task.num_outputs} labels",
         flush=True,
     )
-    restored = model_flags.restored_model()
-    key = None if plan is None else _noise_key(run, data, task, plan, None if restored is None else restored["sha256"])
+    restored = model_flags.restored_model(flags)
+    key = (
+        None
+        if plan is None
+        else _noise_key(flags, run, data, task, plan, None if restored is None else restored["sha256"])
+    )
     run.describe(
-        data={**model_flags.data_facts(records), "users": users},
+        data={**model_flags.data_facts(flags, records), "users": users},
         clients=len(data.client_ids),
         labels=list(task.label_names),
-        seed=FLAGS.seed,
+        seed=flags.seed,
         restored_model=restored,
-        cohort_seed=federated_flags.cohort_seed() if key is None else None,
+        cohort_seed=settings.cohort_seed(flags) if key is None else None,
         noise_key_sha256=None if key is None else key.sha256,
     )
     if plan is not None:
         _announce(plan)
     options = loop.Options(
-        total_rounds=FLAGS.total_rounds,
-        rounds_per_eval=FLAGS.rounds_per_eval,
-        rounds_per_checkpoint=FLAGS.rounds_per_checkpoint,
-        best_metric=FLAGS.best_metric,
-        initial_clip=None if plan is None else FLAGS.l2_norm_clip,
+        total_rounds=flags.total_rounds,
+        rounds_per_eval=flags.rounds_per_eval,
+        rounds_per_checkpoint=flags.rounds_per_checkpoint,
+        best_metric=flags.best_metric,
+        initial_clip=None if plan is None else flags.l2_norm_clip,
     )
-    runtime, model = _build_runtime(task, data, plan, records.digest(), key)
+    runtime, model = _build_runtime(flags, task, data, plan, records.digest(), key)
     try:
-        scorer = _scorer(runtime, model, records, task)
+        scorer = _scorer(flags, runtime, model, records, task)
         with SafePoints("round") as safe_points:
             position = loop.train(
-                *(runtime, model, scorer, _cohort_function(data, key), plan, run, options, safe_points),
-                before_release=lambda position: _write_privacy(plan, position, run),
+                *(runtime, model, scorer, _cohort_function(flags, data, key), plan, run, options, safe_points),
+                before_release=lambda position: _write_privacy(flags, plan, position, run),
             )
-        if FLAGS.runtime != federated_flags.RAY:
+        if flags.runtime != RAY:
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
         loading.load_by_name(model, run.path / BEST_FILE)
         saved_model.parent.mkdir(parents=True, exist_ok=True)
         loading.save_weights(model, saved_model)
         scores: dict[str, Any] = {partition: scorer.evaluate(partition) for partition in ("val", "test")}
-        if FLAGS.federated_eval:
-            scores["clients"] = _federated_eval(scorer, records, plan, run)
+        if flags.federated_eval:
+            scores["clients"] = _federated_eval(flags, scorer, records, plan, run)
     finally:
         runtime.close()
     summary = {
         "setting": "federated" if plan is None else "federated, private",
-        "model": FLAGS.model,
+        "model": flags.model,
         "parameters": model.count_params(),
         "rounds": position.round,
         "best_round": position.best_round,
@@ -159,25 +162,27 @@ def _train(records: Records, task: Task, users: dict[str, int], run: RunFolder, 
         "saved_model": str(saved_model),
     }
     if plan is not None:
-        if not FLAGS.keep_noise_key:
+        if not flags.keep_noise_key:
             noise_key.forget_key(run.path)
-        _write_privacy(plan, position, run)
+        _write_privacy(flags, plan, position, run)
         summary["epsilon"] = plan.own_epsilon_at(position.round)
         if plan.simulated_cohort is not None:
             summary["simulated_epsilon"] = plan.epsilon_at(position.round)
     return summary
 
 
-def _federated_eval(scorer: Scorer, records: Records, plan: PrivacyPlan | None, run: RunFolder) -> dict[str, Any]:
+def _federated_eval(
+    flags: Flags, scorer: Scorer, records: Records, plan: PrivacyPlan | None, run: RunFolder
+) -> dict[str, Any]:
     from benchmark.federated import client_scores as per_client
 
-    clients = per_client.sample_clients(records.users("test"), FLAGS.federated_eval_clients, FLAGS.seed)
+    clients = per_client.sample_clients(records.users("test"), flags.federated_eval_clients, flags.seed)
     scores = scorer.score_clients("test", clients)
     per_client.write_csv(run.path / "clients.csv", scores)
     found = {"count": len(scores), "test": per_client.summarize(scores)}
-    if FLAGS.federated_eval_local_training:
-        config = federated_flags.federated_config(plan).client
-        compared = scorer.compare_local_training("test", clients, config, FLAGS.seed)
+    if flags.federated_eval_local_training:
+        config = settings.federated_config(flags, plan).client
+        compared = scorer.compare_local_training("test", clients, config, flags.seed)
         for name in ("before", "after"):
             chosen = [getattr(one, name) for one in compared]
             per_client.write_csv(run.path / f"clients_{name}_local_training.csv", chosen)
@@ -185,8 +190,8 @@ def _federated_eval(scorer: Scorer, records: Records, plan: PrivacyPlan | None, 
     return found
 
 
-def _client_data(records: Records) -> Clients:
-    if FLAGS.tfds_data_dir is not None and not FLAGS.iid:
+def _client_data(flags: Flags, records: Records) -> Clients:
+    if flags.tfds_data_dir is not None and not flags.iid:
         from benchmark.data.tfds import TFDSRecords
         from benchmark.data.tff_clients import FlairClientData
 
@@ -194,79 +199,86 @@ def _client_data(records: Records) -> Clients:
         return FlairClientData(records)
     from benchmark.data.source import training_clients
 
-    return training_clients(records, FLAGS.iid, FLAGS.seed, FLAGS.mean_datapoints_per_user)
+    return training_clients(records, flags.iid, flags.seed, flags.mean_datapoints_per_user)
 
 
-def _batch_plan(task: Task) -> BatchPlan:
+def _batch_plan(flags: Flags, task: Task) -> BatchPlan:
     from benchmark.data.clients import BatchPlan
 
     return BatchPlan(
         task,
-        model_flags.image_size(),
-        FLAGS.client_batch_size,
-        FLAGS.client_epochs_per_round,
-        FLAGS.max_elements_per_client,
+        model_flags.image_size(flags),
+        flags.client_batch_size,
+        flags.client_epochs_per_round,
+        flags.max_elements_per_client,
     )
 
 
-def _noise_key(run: RunFolder, data: Clients, task: Task, plan: PrivacyPlan, restored: str | None) -> NoiseKey:
+def _noise_key(
+    flags: Flags, run: RunFolder, data: Clients, task: Task, plan: PrivacyPlan, restored: str | None
+) -> NoiseKey:
     """The secret key of a private run. Runs of one --noise_key_file share it only if all of this is equal."""
     from benchmark.data.clients import content_digest
 
-    settings = [
-        *(federated_flags.federated_config(plan), _batch_plan(task), federated_flags.sampling(), restored),
-        *(FLAGS.clients_per_round, FLAGS.iid, FLAGS.mean_datapoints_per_user, FLAGS.seed),
-        *(FLAGS.model, FLAGS.normalization, FLAGS.compute_dtype),
+    depends_on = [
+        *(
+            settings.federated_config(flags, plan),
+            _batch_plan(flags, task),
+            settings.sampling(flags),
+            restored,
+        ),
+        *(flags.clients_per_round, flags.iid, flags.mean_datapoints_per_user, flags.seed),
+        *(flags.model, flags.normalization, flags.compute_dtype),
     ]
     content = ""
     # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
-    if not run.has_begun and (FLAGS.keep_noise_key or FLAGS.noise_key_file is not None):
+    if not run.has_begun and (flags.keep_noise_key or flags.noise_key_file is not None):
         content = f"{content_digest(data)} flair {__version__} tensorflow {metadata.version('tensorflow')}"
-    return noise_key.key_of_run(run.path, FLAGS.noise_key_file, list(map(repr, settings)), content, run.has_begun)
+    return noise_key.key_of_run(run.path, flags.noise_key_file, list(map(repr, depends_on)), content, run.has_begun)
 
 
-def _cohort_function(data: Clients, key: NoiseKey | None) -> Any:
+def _cohort_function(flags: Flags, data: Clients, key: NoiseKey | None) -> Any:
     def cohort_of(round_number: int) -> list[str]:
         return sample_cohort(
             data.client_ids,
-            seed=federated_flags.cohort_seed() if key is None else key,
+            seed=settings.cohort_seed(flags) if key is None else key,
             round_number=round_number,
-            clients_per_round=FLAGS.clients_per_round,
-            sampling=federated_flags.sampling(),
+            clients_per_round=flags.clients_per_round,
+            sampling=settings.sampling(flags),
         )
 
     return cohort_of
 
 
 def _build_runtime(
-    task: Task, data: Clients, plan: PrivacyPlan | None, digest: str, key: NoiseKey | None = None
+    flags: Flags, task: Task, data: Clients, plan: PrivacyPlan | None, digest: str, key: NoiseKey | None = None
 ) -> tuple[Runtime, Any]:
-    batches = _batch_plan(task)
-    config = federated_flags.federated_config(plan)
-    if FLAGS.runtime == federated_flags.RAY:
+    batches = _batch_plan(flags, task)
+    config = settings.federated_config(flags, plan)
+    if flags.runtime == RAY:
         import tensorflow as tf
 
         # They are the workers'; TensorFlow here would take all of their memory.
         tf.config.set_visible_devices([], "GPU")
-    model, load_report = model_flags.build_model_from_flags(task.num_outputs)
+    model, load_report = model_flags.build_model_from_flags(flags, task.num_outputs)
     if load_report is not None:
-        print(f"{FLAGS.restore_model_path}: {load_report}", flush=True)
-    if FLAGS.runtime == federated_flags.TFF:
+        print(f"{flags.restore_model_path}: {load_report}", flush=True)
+    if flags.runtime == TFF:
         from benchmark.rounds.tff import TffRuntime
 
         build = functools.partial(model_flags.build_model_from_flags, task.num_outputs)
-        return TffRuntime(lambda: build()[0], config, data, batches, FLAGS.seed), model
-    if FLAGS.runtime == federated_flags.RAY:
+        return TffRuntime(lambda: build()[0], config, data, batches, flags.seed), model
+    if flags.runtime == RAY:
         from benchmark.cluster.runtime import RayRuntime
         from benchmark.data.source import ClientSource
 
-        place = os.path.abspath(*model_flags.data_place().values())
-        source = ClientSource(place, digest, FLAGS.iid, FLAGS.seed, FLAGS.mean_datapoints_per_user)
-        arguments, pool = model_flags.model_arguments(task.num_outputs), _ray_workers()
+        place = os.path.abspath(*model_flags.data_place(flags).values())
+        source = ClientSource(place, digest, flags.iid, flags.seed, flags.mean_datapoints_per_user)
+        arguments, pool = model_flags.model_arguments(flags, task.num_outputs), _ray_workers(flags)
         try:
             runtime = RayRuntime(
-                *(model, arguments, config, data, source, batches, FLAGS.seed, key, pool),
-                eval_batch_size=FLAGS.eval_batch_size,
+                *(model, arguments, config, data, source, batches, flags.seed, key, pool),
+                eval_batch_size=flags.eval_batch_size,
             )
         except BaseException:
             pool.close()
@@ -274,18 +286,18 @@ def _build_runtime(
         return runtime, model
     from benchmark.rounds.inprocess import InProcessRuntime
 
-    return InProcessRuntime(model, config, data, batches, FLAGS.seed, key), model
+    return InProcessRuntime(model, config, data, batches, flags.seed, key), model
 
 
-def _ray_workers() -> WorkerPool:
+def _ray_workers(flags: Flags) -> WorkerPool:
     from benchmark.cluster.pool import start_workers
 
-    pool = start_workers(FLAGS.ray_address, FLAGS.num_workers, FLAGS.worker_cpus, FLAGS.worker_gpus)
+    pool = start_workers(flags.ray_address, flags.num_workers, flags.worker_cpus, flags.worker_gpus)
     print(pool.summary(), flush=True)
     return pool
 
 
-def _scorer(runtime: Runtime, model: tf.keras.Model, records: Records, task: Task) -> Scorer:
+def _scorer(flags: Flags, runtime: Runtime, model: tf.keras.Model, records: Records, task: Task) -> Scorer:
     from benchmark.cluster.runtime import RayRuntime
     from benchmark.federated.scoring import LocalScorer
 
@@ -293,14 +305,15 @@ def _scorer(runtime: Runtime, model: tf.keras.Model, records: Records, task: Tas
         from benchmark.cluster.scorer import RayScorer
 
         return RayScorer(model, records, task, runtime.pool)
-    return LocalScorer(model, records, _batch_plan(task), FLAGS.eval_batch_size)
+    return LocalScorer(model, records, _batch_plan(flags, task), flags.eval_batch_size)
 
 
 def _announce(plan: PrivacyPlan) -> None:
     print(
         f"differential privacy: epsilon {rounded_up(plan.epsilon)} at delta {rounded_up(plan.delta)} after "
-        f"{plan.total_rounds:,} rounds ({plan.accountant.upper()}), noise multiplier {plan.noise_multiplier:.4g}, "
-        f"{plan.sampling.value} sampling of {plan.cohort:,} of {plan.num_users:,} clients a round",
+        f"{plan.total_rounds:,} rounds ({plan.request.accountant.upper()}), noise multiplier "
+        f"{plan.noise_multiplier:.4g}, {plan.sampling} sampling of {plan.cohort:,} of {plan.num_users:,} clients a "
+        "round",
         flush=True,
     )
     if plan.simulated_cohort is not None:
@@ -313,13 +326,13 @@ def _announce(plan: PrivacyPlan) -> None:
         print("cohorts have a fixed size, but epsilon assumes Poisson sampling: see the privacy statement", flush=True)
 
 
-def _write_privacy(plan: PrivacyPlan | None, position: Position, run: RunFolder) -> None:
+def _write_privacy(flags: Flags, plan: PrivacyPlan | None, position: Position, run: RunFolder) -> None:
     if plan is None:
         return
     from benchmark.privacy.caveats import RunRecord
     from benchmark.privacy.statement import make_statement, write_statement
 
-    noise = federated_flags.federated_config(plan).noise
+    noise = settings.federated_config(flags, plan).noise
     assert noise is not None
     adaptive = noise.target_unclipped_quantile > 0
     record = RunRecord(
@@ -327,18 +340,18 @@ def _write_privacy(plan: PrivacyPlan | None, position: Position, run: RunFolder)
         clip_norms=position.clip_norms,
         target_unclipped_quantile=noise.target_unclipped_quantile if adaptive else None,
         clipped_count_stddev=noise.clipped_count_stddev,
-        artificial_users=FLAGS.iid,
-        restored_model=FLAGS.restore_model_path is not None,
-        noise_key=_state_of_key(run),
-        drawn_by_tff=FLAGS.runtime == federated_flags.TFF,
+        artificial_users=flags.iid,
+        restored_model=flags.restore_model_path is not None,
+        noise_key=_state_of_key(flags, run),
+        drawn_by_tff=flags.runtime == TFF,
     )
     write_statement(run.path, make_statement(plan, record))
 
 
-def _state_of_key(run: RunFolder) -> KeyState:
+def _state_of_key(flags: Flags, run: RunFolder) -> KeyState:
     from benchmark.privacy.caveats import KeyState
 
-    if FLAGS.noise_key_file is not None:
+    if flags.noise_key_file is not None:
         return KeyState.GIVEN
     return KeyState.PRESENT if (run.path / noise_key.KEY_FILE).exists() else KeyState.DELETED
 
@@ -363,4 +376,4 @@ def _spread(values: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, stopped=command.CONTINUES)
+    command.run(main, FLAGS, stopped=command.CONTINUES)

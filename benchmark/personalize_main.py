@@ -24,6 +24,7 @@ from benchmark.personalization.flags import FLAGS, LABELS, USERS
 from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult
 from benchmark.run import command
 from benchmark.run.files import read_json
+from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
 from benchmark.run.names import FLAGS_FILE, RUN_FILE, TENSORBOARD_DIR
 from flair.dataset.catalog import TAXONOMY_FILE
@@ -32,83 +33,82 @@ from flair.files.digest import file_sha256
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
 
-personalize_flags.define_flags()
-
 EPISODES_FILE, USERS_FILE, FIGURES_DIR, FEATURES_DIR = "episodes.csv", "users.csv", "figures", "features"
-# Flags that a continued run may change without changing its result so far.
-_CHANGEABLE = ("overwrite", "run_dir", "flagfile", "num_episodes", "query_size_limit", "dump_dir")
 
 
-def main() -> None:
+def main(flags: Flags) -> None:
     """Checks the flags and the data, then runs the episodes; TensorFlow is imported only after the checks."""
-    personalize_flags.check_flags()
-    saved = saved_model.describe(Path(FLAGS.model))
-    records = open_records(FLAGS.tfrecords_dir)
-    task = _task(records, saved)
-    records.users(FLAGS.partition)
-    flag_lines = [line for line in command.flag_lines() if not line.startswith("--overwrite=")]
-    with RunFolder(personalize_flags.run_dir(), flag_lines, "episode", _CHANGEABLE, FLAGS.overwrite) as run:
+    personalize_flags.check_flags(flags)
+    saved = saved_model.describe(Path(flags.model))
+    records = open_records(flags.tfrecords_dir)
+    task = _task(flags, records, saved)
+    records.users(flags.partition)
+    with RunFolder(
+        personalize_flags.run_dir(flags), flags.lines(), "episode", flags.names(CHANGEABLE), flags.overwrite
+    ) as run:
         with contextlib.suppress(OSError):  # for training runs only
             (run.path / TENSORBOARD_DIR).rmdir()
-        if FLAGS.overwrite:
+        if flags.overwrite:
             _remove_results(run.path)
-        facts = _facts(records, saved)
-        if not FLAGS.overwrite and any((run.path / name).exists() for name in (EPISODES_FILE, FEATURES_DIR)):
+        facts = _facts(flags, records, saved)
+        if not flags.overwrite and any((run.path / name).exists() for name in (EPISODES_FILE, FEATURES_DIR)):
             _check_same(run.path, facts)
         summary = run.summary
-        if summary is not None and summary["episodes"] == FLAGS.num_episodes and FLAGS.dump_dir is None:
+        if summary is not None and summary["episodes"] == flags.num_episodes and flags.dump_dir is None:
             print(f"{run.path}: complete already; --overwrite starts over")
         else:
             try:
-                summary = _run(records, task, saved, run, facts)
+                summary = _run(flags, records, task, saved, run, facts)
             except FlairError:
                 _forget_unless_begun(run.path)
                 raise
     _report(summary, run.path)
 
 
-def _facts(records: Records, saved: SavedModel) -> dict[str, Any]:
+def _facts(flags: Flags, records: Records, saved: SavedModel) -> dict[str, Any]:
     """What the results come from, beside the flags."""
     facts: dict[str, Any] = {
-        "data": {"tfrecords_dir": FLAGS.tfrecords_dir, "digest": records.digest()},
-        "model": {"path": FLAGS.model, "digest": file_sha256(saved.path)},
+        "data": {"tfrecords_dir": flags.tfrecords_dir, "digest": records.digest()},
+        "model": {"path": flags.model, "digest": file_sha256(saved.path)},
     }
-    if FLAGS.duplicates is not None and Path(FLAGS.duplicates).is_file():
-        facts["duplicates"] = {"path": FLAGS.duplicates, "digest": file_sha256(Path(FLAGS.duplicates))}
-    if FLAGS.taxonomy is not None:
-        path = personalize_flags.taxonomy_folder() / TAXONOMY_FILE
+    if flags.duplicates is not None and Path(flags.duplicates).is_file():
+        facts["duplicates"] = {"path": flags.duplicates, "digest": file_sha256(Path(flags.duplicates))}
+    if flags.taxonomy is not None:
+        path = personalize_flags.taxonomy_folder(flags) / TAXONOMY_FILE
         facts["taxonomy"] = {"path": str(path), "digest": file_sha256(path)}
     return facts
 
 
-def _run(records: Records, task: Task, saved: SavedModel, run: RunFolder, facts: dict[str, Any]) -> dict[str, Any]:
+def _run(
+    flags: Flags, records: Records, task: Task, saved: SavedModel, run: RunFolder, facts: dict[str, Any]
+) -> dict[str, Any]:
     started = time.monotonic()
-    run.describe(**facts, labels=list(task.label_names), seed=FLAGS.seed)
-    kind = UserResult if FLAGS.episodes == USERS else LabelResult
+    run.describe(**facts, labels=list(task.label_names), seed=flags.seed)
+    kind = UserResult if flags.episodes == USERS else LabelResult
     log = EpisodeLog(run.path / EPISODES_FILE, kind)
     if log.results:
         print(f"{run.path}: continued after {len(log.results):,} episodes", flush=True)
     run.reopen()
-    size = (FLAGS.image_height or saved.image_size[0], FLAGS.image_width or saved.image_size[1])
-    if not (saved.is_size_known or (FLAGS.image_height and FLAGS.image_width)):
+    size = (flags.image_height or saved.image_size[0], flags.image_width or saved.image_size[1])
+    if not (saved.is_size_known or (flags.image_height and flags.image_width)):
         print(f"{saved.path}: does not say its input size; {size[0]}x{size[1]} is taken", flush=True)
-    if FLAGS.episodes == USERS:
+    if flags.episodes == USERS:
         from benchmark.personalization.run_users import run_users
 
-        result = run_users(records, task, saved, size, run.path, log)
+        result = run_users(flags, records, task, saved, size, run.path, log)
     else:
         from benchmark.personalization.run_labels import run_labels
 
-        result = run_labels(records, task, saved, size, run.path, log)
+        result = run_labels(flags, records, task, saved, size, run.path, log)
     summary = {
-        "episodes": FLAGS.num_episodes,
-        "kind": FLAGS.episodes,
-        "partition": FLAGS.partition,
-        "model": FLAGS.model,
+        "episodes": flags.num_episodes,
+        "kind": flags.episodes,
+        "partition": flags.partition,
+        "model": flags.model,
         "image_size": list(size),
-        "seed": FLAGS.seed,
-        "steps": personalize_flags.steps(),
-        "learning_rate": personalize_flags.learning_rate(),
+        "seed": flags.seed,
+        "steps": personalize_flags.steps(flags),
+        "learning_rate": personalize_flags.learning_rate(flags),
         **result,
         "seconds": round(time.monotonic() - started, 3),
     }
@@ -116,11 +116,11 @@ def _run(records: Records, task: Task, saved: SavedModel, run: RunFolder, facts:
     return summary
 
 
-def _task(records: Records, saved: SavedModel) -> Task:
-    if FLAGS.episodes == LABELS:
+def _task(flags: Flags, records: Records, saved: SavedModel) -> Task:
+    if flags.episodes == LABELS:
         return make_task(records, True, None)  # the classifier is not used, the photos' labels are
-    binary = FLAGS.binary_label or (saved.binary_label if saved.num_outputs == 1 else None)
-    task = make_task(records, FLAGS.use_fine_grained_labels, binary)
+    binary = flags.binary_label or (saved.binary_label if saved.num_outputs == 1 else None)
+    task = make_task(records, flags.use_fine_grained_labels, binary)
     if task.num_outputs != saved.num_outputs:
         hint = "; give --use_fine_grained_labels" if saved.num_outputs == len(records.fine_grained_labels) else ""
         hint = "; give the --binary_label it was trained on" if saved.num_outputs == 1 else hint
@@ -176,4 +176,4 @@ def _report(summary: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, stopped=command.CONTINUES)
+    command.run(main, FLAGS, stopped=command.CONTINUES)

@@ -9,79 +9,77 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from absl import flags
-
 from benchmark.privacy import planner
-from benchmark.privacy.plan import Mechanism, Sampling
+from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.run import command
+from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number
 from flair.dataset.catalog import NUM_USERS
 from flair.errors import FlairError
 
-_NUM_USERS = flags.DEFINE_integer("num_users", NUM_USERS["train"], "users of the training split")
-_CLIENTS_PER_ROUND = flags.DEFINE_integer(
-    "clients_per_round", 200, "clients of a round (expected, with Poisson sampling)"
+FLAGS: Table = (
+    integer("num_users", NUM_USERS["train"], "users of the training split", Role.RESULT),
+    integer("clients_per_round", 200, "clients of a round (expected, with Poisson sampling)", Role.RESULT),
+    integer("total_rounds", 5000, "rounds of training", Role.RESULT),
+    number("epsilon", None, "epsilon to spend", Role.RESULT),
+    number(
+        "noise_multiplier", None, "standard deviation of the noise on the sum of updates, in clip norms", Role.RESULT
+    ),
+    number("delta", None, "delta, a probability; none means users^-1.1", Role.RESULT),
+    integer("simulated_clients_per_round", None, "clients of the larger cohort whose noise is simulated", Role.RESULT),
+    choice(
+        "client_sampling",
+        Sampling.POISSON.value,
+        [each.value for each in Sampling],
+        "how cohorts are drawn",
+        Role.RESULT,
+    ),
+    choice(
+        "mechanism",
+        Mechanism.GAUSSIAN.value,
+        [each.value for each in Mechanism],
+        "gaussian: fresh noise in every round; tree: DP-FTRL, which needs cyclic cohorts",
+        Role.RESULT,
+    ),
+    boolean("published_noise", "the noise ml-flair would use for --epsilon: far too much", Role.RESULT),
+    boolean("table", "one line for each of several cohort sizes", Role.RESULT),
+    boolean("json", "print JSON", Role.RESULT),
 )
-_TOTAL_ROUNDS = flags.DEFINE_integer("total_rounds", 5000, "rounds of training")
-_EPSILON = flags.DEFINE_float("epsilon", None, "epsilon to spend")
-_NOISE_MULTIPLIER = flags.DEFINE_float(
-    "noise_multiplier", None, "standard deviation of the noise on the sum of updates, in clip norms"
-)
-_DELTA = flags.DEFINE_float("delta", None, "delta, a probability; none means users^-1.1")
-_SIMULATED = flags.DEFINE_integer(
-    "simulated_clients_per_round", None, "clients of the larger cohort whose noise is simulated"
-)
-_SAMPLING = flags.DEFINE_enum(
-    "client_sampling", Sampling.POISSON.value, [each.value for each in Sampling], "how cohorts are drawn"
-)
-_MECHANISM = flags.DEFINE_enum(
-    "mechanism",
-    Mechanism.GAUSSIAN.value,
-    [each.value for each in Mechanism],
-    "gaussian: fresh noise in every round; tree: DP-FTRL, which needs cyclic cohorts",
-)
-_PUBLISHED_NOISE = flags.DEFINE_bool(
-    "published_noise", False, "the noise ml-flair would use for --epsilon: far too much"
-)
-_TABLE = flags.DEFINE_bool("table", False, "one line for each of several cohort sizes")
-_JSON = flags.DEFINE_bool("json", False, "print JSON")
 
 
-def main() -> None:
+def main(flags: Flags) -> None:
     """Answers on stdout."""
-    question = planner.Question(
-        num_users=_NUM_USERS.value,
-        cohort=_CLIENTS_PER_ROUND.value,
-        total_rounds=_TOTAL_ROUNDS.value,
-        epsilon=_EPSILON.value,
-        noise_multiplier=_NOISE_MULTIPLIER.value,
-        delta=_DELTA.value,
-        simulated_cohort=_SIMULATED.value,
-        sampling=Sampling(_SAMPLING.value),
-        mechanism=Mechanism(_MECHANISM.value),
-        published_noise=_PUBLISHED_NOISE.value,
+    request = PrivacyRequest(
+        cohort=flags.clients_per_round,
+        total_rounds=flags.total_rounds,
+        epsilon=flags.epsilon,
+        noise_multiplier=flags.noise_multiplier,
+        delta=flags.delta,
+        simulated_cohort=flags.simulated_clients_per_round,
+        sampling=Sampling(flags.client_sampling),
+        mechanism=Mechanism(flags.mechanism),
+        published_noise=flags.published_noise,
     )
-    planner.check_question(question)
-    if _TABLE.value:
-        if question.simulated_cohort is not None:
+    planner.check(flags.num_users, request)
+    if flags.table:
+        if request.simulated_cohort is not None:
             raise FlairError("--table varies the cohort itself: leave out --simulated_clients_per_round")
-        _print_table(question)
+        _print_table(flags.num_users, request, flags.json)
         return
-    found = planner.answer(question)
-    print(json.dumps(found, indent=2) if _JSON.value else planner.answer_text(found))
+    found = planner.answer(flags.num_users, request)
+    print(json.dumps(found, indent=2) if flags.json else planner.answer_text(found))
 
 
-def _print_table(question: planner.Question) -> None:
-    cohorts = planner.table_cohorts(question.num_users, question.cohort)
-    questions = [dataclasses.replace(question, cohort=cohort) for cohort in cohorts]
-    if _JSON.value:
-        print(json.dumps([planner.answer(each) for each in questions], indent=2))
+def _print_table(num_users: int, request: PrivacyRequest, as_json: bool) -> None:
+    cohorts = planner.table_cohorts(num_users, request.cohort)
+    answers = (planner.answer(num_users, dataclasses.replace(request, cohort=cohort)) for cohort in cohorts)
+    if as_json:
+        print(json.dumps(list(answers), indent=2))
         return
-    for number, each in enumerate(questions):
-        found = planner.answer(each)
-        if number == 0:
+    for place, found in enumerate(answers):
+        if place == 0:
             print(planner.table_header(found))
         print(planner.table_row(found), flush=True)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, FLAGS)

@@ -11,30 +11,33 @@ import time
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from benchmark.run import command, files, path_flags
+from benchmark.run import command, files
+from benchmark.run.flags import Flags, Role, Table, path, text
 from benchmark.run.names import EVALUATION_FILE
 from benchmark.run.shapes import ESTIMATE
 from flair.errors import FlairError
 from flair.files import atomic
 from flair.terminal.progress import Progress, duration
 
-path_flags.DEFINE_path("output_dir", "report", "Folder for index.html and figures/.")
-flags.DEFINE_string("title", "FLAIR runs", "Title of the page.")
-path_flags.DEFINE_path(
-    "evaluation", None, "Folder of an evaluation of several models, whose paired differences are shown as well."
+FLAGS: Table = (
+    path("output_dir", "report", "Folder for index.html and figures/.", Role.PLACE),
+    text("title", "FLAIR runs", "Title of the page.", Role.RESULT),
+    path(
+        "evaluation",
+        None,
+        "Folder of an evaluation of several models, whose paired differences are shown as well.",
+        Role.RESULT,
+    ),
 )
 
-FLAGS = flags.FLAGS
 PAGE_FILE, FIGURES_DIR = "index.html", "figures"
 _EVALUATION = {"comparisons": [{"a": str, "b": str, "partition": str, "metrics": {"*": ESTIMATE}}]}
 
 
-def main(folders: list[str]) -> None:
+def main(flags: Flags, folders: list[str]) -> None:
     """Reads the runs, draws the figures, writes the page."""
     started = time.monotonic()
-    output = Path(FLAGS.output_dir)
+    output = Path(flags.output_dir)
     if output.exists() and not output.is_dir():
         raise FlairError(f"--output_dir={output}: is a file; expected a folder")
     from benchmark.report import drawing
@@ -43,7 +46,7 @@ def main(folders: list[str]) -> None:
     from benchmark.report import runs as report_runs
 
     runs = report_runs.open_runs(folders)
-    comparisons = [] if FLAGS.evaluation is None else _comparisons(Path(FLAGS.evaluation))
+    comparisons = [] if flags.evaluation is None else _comparisons(Path(flags.evaluation))
     outcomes = []
     with Progress(None, "drawing", "figure") as progress:
         for outcome in report_figures.draw_all(runs):
@@ -51,7 +54,7 @@ def main(folders: list[str]) -> None:
             progress.add()
     drawn = [one for one in outcomes if isinstance(one, drawing.Drawn)]
     made = time.strftime("%Y-%m-%d %H:%M")
-    page = report_page.render(runs, outcomes, FLAGS.title, made, comparisons)
+    page = report_page.render(runs, outcomes, flags.title, made, comparisons)
     figures = output / FIGURES_DIR
     figures.mkdir(parents=True, exist_ok=True)
     for one in drawn:
@@ -86,4 +89,4 @@ def _file_name(name: str) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, takes="RUN_DIR")
+    command.run(main, FLAGS, takes="RUN_DIR")

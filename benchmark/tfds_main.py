@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import flags
-
-from benchmark.run import command, path_flags
+from benchmark.run import command
+from benchmark.run.flags import Flags, Role, Table, boolean, integer, path
 from flair.errors import FlairError
 from flair.files import lock
 from flair.terminal.paths import command_line
@@ -28,38 +27,39 @@ from flair.terminal.progress import duration, size
 if TYPE_CHECKING:
     from benchmark.data.tfds_builder import FlairBuilder
 
-path_flags.DEFINE_path("dataset_dir", None, "Folder that download_dataset.py wrote.", required=True)
-path_flags.DEFINE_path("tfds_data_dir", None, "Folder of TFDS data sets, to which FLAIR is added.", required=True)
-flags.DEFINE_integer("num_shards", None, "Files a partition; none: as TFDS chooses, 64 MB or more each.", lower_bound=1)
-flags.DEFINE_boolean("overwrite", False, "Build it again where it is built already.")
+FLAGS: Table = (
+    path("dataset_dir", None, "Folder that download_dataset.py wrote.", Role.RESULT, required=True),
+    path("tfds_data_dir", None, "Folder of TFDS data sets, to which FLAIR is added.", Role.DATA, required=True),
+    integer("num_shards", None, "Files a partition; none: as TFDS chooses, 64 MB or more each.", Role.SPEED, least=1),
+    boolean("overwrite", "Build it again where it is built already.", Role.CALL),
+)
 
-FLAGS = flags.FLAGS
 _UNFINISHED = ".flair.unfinished"
 
 
-def main() -> None:
+def main(flags: Flags) -> None:
     """Checks the folders, builds, says what was made."""
     from benchmark.data.tfds import require_tfds
     from flair.dataset.metadata import metadata_path
 
     started = time.monotonic()
-    metadata_path(FLAGS.dataset_dir)
-    data_dir = Path(FLAGS.tfds_data_dir)
+    metadata_path(flags.dataset_dir)
+    data_dir = Path(flags.tfds_data_dir)
     if data_dir.exists() and not data_dir.is_dir():
         raise FlairError(f"--tfds_data_dir={data_dir}: is a file; expected a folder")
     require_tfds(f"--tfds_data_dir={data_dir}")
     from benchmark.data.tfds import TFDSRecords, is_tfds_data_dir
 
-    if is_tfds_data_dir(data_dir) and not FLAGS.overwrite:
+    if is_tfds_data_dir(data_dir) and not flags.overwrite:
         builder = TFDSRecords(data_dir).builder
         print(f"{builder.data_dir} is built already. To build it again, add --overwrite.")
     else:
-        _build(data_dir)
+        _build(flags, data_dir)
         builder = TFDSRecords(data_dir).builder
-    _report(builder, time.monotonic() - started)
+    _report(flags, builder, time.monotonic() - started)
 
 
-def _build(data_dir: Path) -> None:
+def _build(flags: Flags, data_dir: Path) -> None:
     import tensorflow_datasets as tfds
 
     from benchmark.data.tfds_builder import FlairBuilder
@@ -69,7 +69,7 @@ def _build(data_dir: Path) -> None:
         builder = FlairBuilder(data_dir=str(unfinished))
         builder.shows_progress = True
         config = tfds.download.DownloadConfig(
-            manual_dir=os.path.abspath(FLAGS.dataset_dir), num_shards=FLAGS.num_shards, try_download_gcs=False
+            manual_dir=os.path.abspath(flags.dataset_dir), num_shards=flags.num_shards, try_download_gcs=False
         )
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would tell where the unfinished one is
             builder.download_and_prepare(download_config=config)
@@ -94,15 +94,15 @@ def _unfinished(data_dir: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _report(builder: FlairBuilder, seconds: float) -> None:
+def _report(flags: Flags, builder: FlairBuilder, seconds: float) -> None:
     splits = builder.info.splits.values()
     photos, files = (sum(getattr(split, name) for split in splits) for name in ("num_examples", "num_shards"))
     users = sum(len(builder.users(partition)) for partition in builder.info.splits)
     amount = size(sum(split.num_bytes for split in splits))
     print(f"{builder.data_dir}: {photos:,} photos of {users:,} users, {amount} in {files:,} files")
     print(f"ready in {duration(seconds)}")
-    print("next:", command_line("python -m benchmark.federated_main", tfds_data_dir=FLAGS.tfds_data_dir))
+    print("next:", command_line("python -m benchmark.federated_main", tfds_data_dir=flags.tfds_data_dir))
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, FLAGS)

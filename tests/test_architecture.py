@@ -68,7 +68,8 @@ ARROWS = {
     ),
     "benchmark.speed": (
         "benchmark.central benchmark.cluster benchmark.data benchmark.evaluation benchmark.federated "
-        "benchmark.metrics benchmark.model benchmark.rounds benchmark.run flair.dataset flair.download flair.files "
+        "benchmark.metrics benchmark.model benchmark.privacy benchmark.rounds benchmark.run flair.dataset "
+        "flair.download flair.files "
         "flair.miniature flair.parallel flair.records.tfrecord flair.terminal"
     ),
 }

@@ -3,4 +3,4 @@
 What enters is a model, batches and a run folder. What leaves is the best model by a validation metric.
 """
 
-__all__ = ["dry_run", "loop", "step"]
+__all__ = ["dry_run", "flags", "loop", "step"]

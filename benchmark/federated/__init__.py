@@ -4,4 +4,4 @@ What enters is a runtime that executes rounds, clients and a run folder. What le
 metric, and with privacy the statement about it.
 """
 
-__all__ = ["client_scores", "cohort", "dry_run", "flags", "loop", "ray_flags", "scoring"]
+__all__ = ["checks", "client_scores", "cohort", "dry_run", "flags", "loop", "scoring", "settings"]

@@ -7,13 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmark.privacy.noise_key import KeyStream, NoiseKey
+from benchmark.privacy.request import Sampling
 from benchmark.run.seeds import derive_generator
-
-UNIFORM = "uniform"
-POISSON = "poisson"
-CYCLIC = "cyclic"
-FIXED = "fixed"
-SAMPLINGS = (UNIFORM, POISSON, CYCLIC, FIXED)
 
 
 def sample_cohort(
@@ -22,7 +17,7 @@ def sample_cohort(
     seed: int | NoiseKey,
     round_number: int,
     clients_per_round: int,
-    sampling: str = UNIFORM,
+    sampling: Sampling = Sampling.UNIFORM,
 ) -> list[str]:
     """The clients of one round.
 
@@ -44,25 +39,23 @@ def sample_cohort(
     >>> users = [f"user{i}" for i in range(1000)]
     >>> sample_cohort(users, seed=0, round_number=3, clients_per_round=4)
     ['user124', 'user928', 'user735', 'user217']
-    >>> len(sample_cohort(users, seed=0, round_number=3, clients_per_round=4, sampling="poisson"))
+    >>> len(sample_cohort(users, seed=0, round_number=3, clients_per_round=4, sampling=Sampling.POISSON))
     2
     """
     if not 1 <= clients_per_round <= len(client_ids):
         raise ValueError(f"clients_per_round={clients_per_round} must be between 1 and {len(client_ids)} clients")
     generator = _generator(seed, "cohort", sampling, round_number)
-    if sampling == UNIFORM:
+    if sampling is Sampling.UNIFORM:
         chosen = generator.choice(len(client_ids), size=clients_per_round, replace=False)
-    elif sampling == POISSON:
+    elif sampling is Sampling.POISSON:
         chosen = (generator.random(len(client_ids)) < clients_per_round / len(client_ids)).nonzero()[0]
         generator.shuffle(chosen)
-    elif sampling == CYCLIC:
+    elif sampling is Sampling.CYCLIC:
         order = _generator(seed, "cohort", sampling).permutation(len(client_ids))
         start = round_number % -(-len(client_ids) // clients_per_round) * clients_per_round
         chosen = order[start : start + clients_per_round]
-    elif sampling == FIXED:
-        chosen = _generator(seed, "cohort", sampling).choice(len(client_ids), clients_per_round, replace=False)
     else:
-        raise ValueError(f"sampling={sampling!r} must be one of {', '.join(SAMPLINGS)}")
+        chosen = _generator(seed, "cohort", sampling).choice(len(client_ids), clients_per_round, replace=False)
     return [client_ids[index] for index in chosen]
 
 

@@ -7,38 +7,39 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from benchmark.data.clients import ClientData
 from benchmark.data.pipeline import EvaluationData
 from benchmark.data.records import Records, Task
-from benchmark.federated import flags as federated_flags
-from benchmark.federated.cohort import POISSON, UNIFORM
+from benchmark.federated import settings
+from benchmark.federated.flags import INPROCESS, TFF
 from benchmark.privacy import accounting
 from benchmark.privacy.accounting import rounded_up
-from benchmark.privacy.plan import PrivacyPlan, adaptive_noise
+from benchmark.privacy.adaptive import adaptive_noise
+from benchmark.privacy.plan import PrivacyPlan
 from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig
 from benchmark.rounds.runtime import Runtime
 from benchmark.run import machine
+from benchmark.run.flags import Flags
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
 from benchmark.training.plan import Part, Population, entry, rate
 from benchmark.training.timing import evaluation_speed, memory_row, seconds_of
 
-FLAGS = flags.FLAGS
 _TIMED_PHOTOS = 64  # shown to clients in the larger of the two timed rounds, at least
 _LOOKED_AT = 64  # clients among which those to time are chosen
 
 
-def num_clients(population: Population) -> int:
+def num_clients(flags: Flags, population: Population) -> int:
     """Clients that the population makes: its users, or the artificial ones of --iid."""
-    per_client = FLAGS.mean_datapoints_per_user
-    if not FLAGS.iid or per_client is None:
+    per_client = flags.mean_datapoints_per_user
+    if not flags.iid or per_client is None:
         return population.users["train"]
     return -(-population.photos["train"] // int(per_client))
 
 
 def plan_lines(
+    flags: Flags,
     records: Records,
     task: Task,
     model: tf.keras.Model,
@@ -49,11 +50,11 @@ def plan_lines(
     plan: PrivacyPlan | None,
 ) -> list[str]:
     """Times two small rounds and an evaluation batch; the lines of the plan."""
-    photos = _photos_shown(records, population)
-    fixed, per_photo, timed = _round_seconds(runtime, data)
-    scoring = evaluation_speed(model, validation, task, FLAGS.eval_batch_size)
-    cohort, rounds = FLAGS.clients_per_round, FLAGS.total_rounds
-    evaluations = rounds // FLAGS.rounds_per_eval + (rounds % FLAGS.rounds_per_eval > 0)
+    photos = _photos_shown(flags, records, population)
+    fixed, per_photo, timed = _round_seconds(flags, runtime, data)
+    scoring = evaluation_speed(model, validation, task, flags.eval_batch_size)
+    cohort, rounds = flags.clients_per_round, flags.total_rounds
+    evaluations = rounds // flags.rounds_per_eval + (rounds % flags.rounds_per_eval > 0)
     validated, tested = population.photos["val"], population.photos["test"]
     parts = [
         Part("rounds", rounds, fixed + cohort * photos * per_photo),
@@ -62,24 +63,24 @@ def plan_lines(
     ]
     return [
         *training_plan.data_lines(population, str(records.root)),
-        *model_flags.model_lines(task, model),
-        *_algorithm_lines(),
-        *entry("rounds", f"{rounds:,}, an evaluation every {FLAGS.rounds_per_eval:,}"),
-        *entry("cohort", _cohort_row(population, photos)),
-        *([] if plan is None else privacy_lines(plan)),
-        *entry("memory", memory_row(), *_memory_notes()),
+        *model_flags.model_lines(flags, task, model),
+        *_algorithm_lines(flags),
+        *entry("rounds", f"{rounds:,}, an evaluation every {flags.rounds_per_eval:,}"),
+        *entry("cohort", _cohort_row(flags, population, photos)),
+        *([] if plan is None else privacy_lines(flags, plan)),
+        *entry("memory", memory_row(), *_memory_notes(flags)),
         *training_plan.time_lines(
             parts,
             f"a round is {fixed:.2g} s and {cohort:,} clients x {photos:.3g} photos shown, {rate(1 / per_photo)} a "
-            f"second ({timed} timed, --runtime={FLAGS.runtime}); evaluation {rate(scoring.photos_per_second)} photos/s",
+            f"second ({timed} timed, --runtime={flags.runtime}); evaluation {rate(scoring.photos_per_second)} photos/s",
         ),
         *entry("machine", *machine.header().splitlines()[:1]),
     ]
 
 
-def privacy_lines(plan: PrivacyPlan) -> list[str]:
+def privacy_lines(flags: Flags, plan: PrivacyPlan) -> list[str]:
     """Epsilon, delta and every noise of the plan."""
-    config = federated_flags.federated_config(plan).noise
+    config = settings.federated_config(flags, plan).noise
     assert config is not None
     own = plan.run_noise_multiplier
     lines = entry(
@@ -113,33 +114,33 @@ def privacy_lines(plan: PrivacyPlan) -> list[str]:
 
 def _sigma_by_both(plan: PrivacyPlan) -> list[str]:
     """What each accountant asks for, where an epsilon was asked for and cohorts are drawn at random."""
-    if plan.target_epsilon is None or plan.separation is not None or plan.published_noise:
+    if plan.request.epsilon is None or plan.separation is not None or plan.request.published_noise:
         return []
-    target, q, rounds = plan.target_epsilon, plan.sampling_probability, plan.total_rounds
+    target, q, rounds = plan.request.epsilon, plan.sampling_probability, plan.total_rounds
     asked = (
         f"{accounting.noise_multiplier_for(name, target, q, rounds, plan.delta):.4g} by {name.upper()}"
         for name in accounting.ACCOUNTANTS
     )
-    return [f"needed for epsilon {plan.target_epsilon:g}: {', '.join(asked)}"]
+    return [f"needed for epsilon {plan.request.epsilon:g}: {', '.join(asked)}"]
 
 
-def _algorithm_lines() -> list[str]:
-    config = federated_flags.federated_config(None)
+def _algorithm_lines(flags: Flags) -> list[str]:
+    config = settings.federated_config(flags, None)
     client, server = config.client, config.server_optimizer
-    weighting = "by examples" if client.weighted and not federated_flags.is_private() else "every client once"
+    weighting = "by examples" if client.weighted and not settings.is_private(flags) else "every client once"
     return [
-        *entry("algorithm", f"{client.algorithm}, {FLAGS.aggregator}, {weighting}"),
-        *entry("client", _client_row(client)),
+        *entry("algorithm", f"{client.algorithm}, {flags.aggregator}, {weighting}"),
+        *entry("client", _client_row(flags, client)),
         *entry("server", f"{server.name} {_rates(server.learning_rates)}"),
     ]
 
 
-def _client_row(client: ClientConfig) -> str:
-    passes = f"{FLAGS.client_epochs_per_round} epochs in batches of {FLAGS.client_batch_size}"
+def _client_row(flags: Flags, client: ClientConfig) -> str:
+    passes = f"{flags.client_epochs_per_round} epochs in batches of {flags.client_batch_size}"
     if client.algorithm == FED_SGD:
         return f"the mean gradient over {passes}"
     if client.algorithm == MIME_LITE:
-        momentum = f"the server's momentum {FLAGS.server_momentum:g}"
+        momentum = f"the server's momentum {flags.server_momentum:g}"
         return f"SGD {_rates(client.learning_rates)} with {momentum}, {passes}, gradients not clipped"
     whole = "altogether" if client.global_clipnorm else "a weight"
     clipped = f"clipped to {client.clipnorm:g} {whole}" if client.clipnorm else "not clipped"
@@ -152,30 +153,30 @@ def _rates(rates: Sequence[float]) -> str:
     return f"{rates[0]:.3g} rising to {max(rates):.3g}, {rates[-1]:.3g} in the last round"
 
 
-def _cohort_row(population: Population, photos: float) -> str:
-    clients = num_clients(population)
-    kind = "artificial clients" if FLAGS.iid else "users"
-    sampling = federated_flags.sampling()
-    q = f" (q = {FLAGS.clients_per_round / clients:.4g})" if sampling in (POISSON, UNIFORM) else ""
+def _cohort_row(flags: Flags, population: Population, photos: float) -> str:
+    clients = num_clients(flags, population)
+    kind = "artificial clients" if flags.iid else "users"
+    sampling = settings.sampling(flags)
+    q = f" (q = {flags.clients_per_round / clients:.4g})" if sampling.is_random else ""
     return (
-        f"{FLAGS.clients_per_round:,} of {clients:,} {kind} a round, {sampling}{q}, {photos:.3g} photos shown to each"
+        f"{flags.clients_per_round:,} of {clients:,} {kind} a round, {sampling}{q}, {photos:.3g} photos shown to each"
     )
 
 
-def _photos_shown(records: Records, population: Population) -> float:
+def _photos_shown(flags: Flags, records: Records, population: Population) -> float:
     """Photos that a client is shown in a round, on average over clients."""
-    most, epochs = FLAGS.max_elements_per_client, FLAGS.client_epochs_per_round
-    if FLAGS.iid and FLAGS.mean_datapoints_per_user is not None:
-        return float(min(FLAGS.mean_datapoints_per_user, most) * epochs)
+    most, epochs = flags.max_elements_per_client, flags.client_epochs_per_round
+    if flags.iid and flags.mean_datapoints_per_user is not None:
+        return float(min(flags.mean_datapoints_per_user, most) * epochs)
     counts = np.bincount(records.photo_index("train").user)
     # The records say what share of a client's photos --max_elements_per_client lets through.
     used = np.minimum(counts, most).sum() / counts.sum()
     return float(population.photos["train"] / population.users["train"] * used * epochs)
 
 
-def _round_seconds(runtime: Runtime, data: ClientData) -> tuple[float, float, int]:
+def _round_seconds(flags: Flags, runtime: Runtime, data: ClientData) -> tuple[float, float, int]:
     """Seconds of a round without clients and per photo shown, from two small rounds; photos timed."""
-    shown = {client: _shown(data, client) for client in itertools.islice(data.client_ids, _LOOKED_AT)}
+    shown = {client: _shown(flags, data, client) for client in itertools.islice(data.client_ids, _LOOKED_AT)}
     many = _timed_clients(shown)
     first = [min(many, key=shown.__getitem__)]
     runtime.run_round(0, many)  # compiles
@@ -201,13 +202,13 @@ def _timed_clients(shown: Mapping[str, int]) -> list[str]:
     return chosen
 
 
-def _shown(data: ClientData, client: str) -> int:
-    return min(len(data.read(client)), FLAGS.max_elements_per_client) * int(FLAGS.client_epochs_per_round)
+def _shown(flags: Flags, data: ClientData, client: str) -> int:
+    return min(len(data.read(client)), flags.max_elements_per_client) * int(flags.client_epochs_per_round)
 
 
-def _memory_notes() -> list[str]:
-    if FLAGS.runtime == federated_flags.INPROCESS:
+def _memory_notes(flags: Flags) -> list[str]:
+    if flags.runtime == INPROCESS:
         return ["it does not grow with the cohort"]
-    if FLAGS.runtime == federated_flags.TFF:
+    if flags.runtime == TFF:
         return ["TFF's worker besides: about 2 to 3 times the model's weights for every client of the cohort"]
     return ["every worker besides: about as much each"]

@@ -13,8 +13,10 @@ import tensorflow as tf
 
 from benchmark.federated.scoring import Scorer
 from benchmark.model import loading
-from benchmark.privacy import plan as privacy
 from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.adaptive import check_noise
+from benchmark.privacy.plan import PrivacyPlan
+from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import MAX_UPDATE_NORM
 from benchmark.rounds.runtime import RoundResult, Runtime, clipping_norm
 from benchmark.run.folder import RunFolder
@@ -52,7 +54,7 @@ def train(
     model: tf.keras.Model,
     scorer: Scorer,
     cohort_of: Callable[[int], Sequence[str]],
-    plan: privacy.PrivacyPlan | None,
+    plan: PrivacyPlan | None,
     run: RunFolder,
     options: Options,
     safe_points: SafePoints,
@@ -105,9 +107,7 @@ def assign_weights(model: tf.keras.Model, weights: Sequence[np.ndarray]) -> None
         variable.assign(weight)
 
 
-def _row(
-    position: Position, cohort: Sequence[str], result: RoundResult, plan: privacy.PrivacyPlan | None
-) -> dict[str, float]:
+def _row(position: Position, cohort: Sequence[str], result: RoundResult, plan: PrivacyPlan | None) -> dict[str, float]:
     row = {f"train_{name}": value for name, value in result.metrics.items()}
     row |= {"clients": float(len(cohort)), "photos": float(result.num_examples)}
     if position.clip_norms:
@@ -141,9 +141,7 @@ def _evaluate(
     return {f"val_{name}": value for name, value in metrics.items()}
 
 
-def _check_round(
-    round_number: int, cohort: Sequence[str], result: RoundResult, plan: privacy.PrivacyPlan | None
-) -> None:
+def _check_round(round_number: int, cohort: Sequence[str], result: RoundResult, plan: PrivacyPlan | None) -> None:
     refused = list(result.refused_clients)
     # One client by itself may be at fault, as under Poisson sampling it may make up a cohort.
     all_lost = len(cohort) > 1 and len(refused) == len(cohort)
@@ -161,8 +159,8 @@ def _check_round(
             f"{MAX_UPDATE_NORM:g}: {shown}"
         )
     # TFF keeps no such record of tree aggregation; where it must, a missing one is a failed check.
-    if plan is not None and (result.noise_multipliers or plan.mechanism is privacy.Mechanism.GAUSSIAN):
-        privacy.check_noise(list(result.noise_multipliers), plan.run_noise_multiplier)
+    if plan is not None and (result.noise_multipliers or plan.mechanism is Mechanism.GAUSSIAN):
+        check_noise(list(result.noise_multipliers), plan.run_noise_multiplier)
 
 
 def _note_clip(position: Position, result: RoundResult, options: Options) -> None:

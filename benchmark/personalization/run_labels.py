@@ -18,41 +18,47 @@ from benchmark.personalization import summary as personalization_summary
 from benchmark.personalization.dump import DumpedEpisode, dump_episodes
 from benchmark.personalization.labels import LabelEpisode, LabelEpisodes, make_alphabets, one_alphabet
 from benchmark.personalization.log import EpisodeLog, LabelResult
+from benchmark.run.flags import Flags
 from flair.dataset.metadata import load_taxonomy
 from flair.errors import FlairError
 from flair.files.rows import read_rows, write_rows
 from flair.terminal.progress import Progress
 
-FLAGS = personalize_flags.FLAGS
 _PHOTOS_PER_FILE = 512
 _PHOTOS_PER_BATCH = 64
 
 
 def run_labels(
-    records: Records, task: Task, saved: SavedModel, image_size: tuple[int, int], folder: Path, log: EpisodeLog
+    flags: Flags,
+    records: Records,
+    task: Task,
+    saved: SavedModel,
+    image_size: tuple[int, int],
+    folder: Path,
+    log: EpisodeLog,
 ) -> dict[str, Any]:
     """Runs the episodes that are missing in `log` and draws the figure; the rest of the summary."""
-    table = read_photo_table(records, FLAGS.partition)
-    episodes = _episodes(table, records)
+    table = read_photo_table(records, flags.partition)
+    episodes = _episodes(flags, table, records)
     classes = sum(len(one.classes) for one in episodes.alphabets)
     print(
-        f"{classes:,} classes of the {FLAGS.label_set} labels in {FLAGS.partition}, alphabets: "
-        f"{len(episodes.alphabets)}" + ("" if FLAGS.taxonomy else "; without --taxonomy all labels are one alphabet"),
+        f"{classes:,} classes of the {flags.label_set} labels in {flags.partition}, alphabets: "
+        f"{len(episodes.alphabets)}" + ("" if flags.taxonomy else "; without --taxonomy all labels are one alphabet"),
         flush=True,
     )
-    if FLAGS.dump_dir is not None:
-        _dump(records, task, episodes)
-    if len(log.results) < FLAGS.num_episodes:
+    if flags.dump_dir is not None:
+        _dump(flags, records, task, episodes)
+    if len(log.results) < flags.num_episodes:
         rows = np.unique(np.concatenate([c.photos for one in episodes.alphabets for c in one.classes]))
-        features = _features(records, task, saved, image_size, rows, folder / "features")
-        _score(episodes, rows, features, log)
-    results = [result for result in log.results[: FLAGS.num_episodes] if isinstance(result, LabelResult)]
+        features = _features(flags, records, task, saved, image_size, rows, folder / "features")
+        _score(flags, episodes, rows, features, log)
+    results = [result for result in log.results[: flags.num_episodes] if isinstance(result, LabelResult)]
     from benchmark.personalization.figures import draw_labels
 
     draw_labels(folder / "figures", results)
     return {
-        "label_set": FLAGS.label_set,
-        "taxonomy": FLAGS.taxonomy,
+        "label_set": flags.label_set,
+        "taxonomy": flags.taxonomy,
         "alphabets": {one.name: len(one.classes) for one in episodes.alphabets},
         **personalization_summary.summarize_labels(results),
     }
@@ -82,18 +88,24 @@ def describe(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _episodes(table: PhotoTable, records: Records) -> LabelEpisodes:
+def _episodes(flags: Flags, table: PhotoTable, records: Records) -> LabelEpisodes:
     names = sorted(records.fine_grained_labels, key=records.fine_grained_labels.__getitem__)
-    taxonomy = None if FLAGS.taxonomy is None else load_taxonomy(personalize_flags.taxonomy_folder())
+    taxonomy = None if flags.taxonomy is None else load_taxonomy(personalize_flags.taxonomy_folder(flags))
     if taxonomy is not None and not set(names) & set(taxonomy):
-        raise FlairError(f"--taxonomy={FLAGS.taxonomy}: knows none of the {len(names):,} labels of {records.root}")
+        raise FlairError(f"--taxonomy={flags.taxonomy}: knows none of the {len(names):,} labels of {records.root}")
     photo_labels = [[names[column] for column in columns] for columns in table.fine_grained_labels]
-    alphabets = make_alphabets(photo_labels, taxonomy or one_alphabet(names, records.labels), FLAGS.label_set)
-    return LabelEpisodes(alphabets, FLAGS.seed, FLAGS.ways, FLAGS.shots, FLAGS.num_query)
+    alphabets = make_alphabets(photo_labels, taxonomy or one_alphabet(names, records.labels), flags.label_set)
+    return LabelEpisodes(alphabets, flags.seed, flags.ways, flags.shots, flags.num_query)
 
 
 def _features(
-    records: Records, task: Task, saved: SavedModel, image_size: tuple[int, int], rows: np.ndarray, folder: Path
+    flags: Flags,
+    records: Records,
+    task: Task,
+    saved: SavedModel,
+    image_size: tuple[int, int],
+    rows: np.ndarray,
+    folder: Path,
 ) -> np.ndarray:
     """Pooled features float32 [rows, channels], computed once and kept in files, so that a killed run has them."""
     import tensorflow as tf
@@ -115,7 +127,7 @@ def _features(
             chosen = rows[start : start + _PHOTOS_PER_FILE]
             features = _kept(path, dtype, len(chosen))
             if features is None:
-                serialized = records.read_photos(FLAGS.partition, chosen)
+                serialized = records.read_photos(flags.partition, chosen)
                 batches = [serialized[i : i + _PHOTOS_PER_BATCH] for i in range(0, len(serialized), _PHOTOS_PER_BATCH)]
                 features = np.concatenate([forward(decode_photos(decode, batch)[0]).numpy() for batch in batches])
                 write_rows(path, np.ascontiguousarray(features).view(dtype)[:, 0])
@@ -136,18 +148,18 @@ def _kept(path: Path, dtype: np.dtype[Any], count: int) -> np.ndarray | None:
     return kept if len(kept) == count else None
 
 
-def _score(episodes: LabelEpisodes, rows: np.ndarray, features: np.ndarray, log: EpisodeLog) -> None:
-    steps, learning_rate = personalize_flags.steps(), personalize_flags.learning_rate()
+def _score(flags: Flags, episodes: LabelEpisodes, rows: np.ndarray, features: np.ndarray, log: EpisodeLog) -> None:
+    steps, learning_rate = personalize_flags.steps(flags), personalize_flags.learning_rate(flags)
     done = len(log.results)
-    with Progress(FLAGS.num_episodes, "episodes", "episode", done=done) as progress:
-        for number in range(done, FLAGS.num_episodes):
+    with Progress(flags.num_episodes, "episodes", "episode", done=done) as progress:
+        for number in range(done, flags.num_episodes):
             episode = episodes.episode(number)
             ways = len(episode.classes)
             support, query = (features[np.searchsorted(rows, side)] for side in (episode.support, episode.query))
             support, query = few_shot.standardized(support, query)
             centres = few_shot.centroids(support, episode.support_class, ways)
             head = few_shot.fine_tune(
-                support, episode.support_class, ways, steps, learning_rate, FLAGS.proximal_strength
+                support, episode.support_class, ways, steps, learning_rate, flags.proximal_strength
             )
             if not np.isfinite(head[0]).all():
                 raise FlairError(f"--learning_rate={learning_rate:g} is too large: the head is no longer a number")
@@ -157,10 +169,10 @@ def _score(episodes: LabelEpisodes, rows: np.ndarray, features: np.ndarray, log:
             progress.add()
 
 
-def _dump(records: Records, task: Task, episodes: LabelEpisodes) -> None:
+def _dump(flags: Flags, records: Records, task: Task, episodes: LabelEpisodes) -> None:
     names = ("episodes", "partition", "label_set", "seed", "ways", "shots", "num_query", "num_episodes")
     settings = {
-        **{name: FLAGS[name].value for name in names},
+        **{name: flags[name] for name in names},
         "alphabets": {one.name: [c.name for c in one.classes] for one in episodes.alphabets},
         "data": records.digest(),
     }
@@ -169,12 +181,12 @@ def _dump(records: Records, task: Task, episodes: LabelEpisodes) -> None:
         episode: LabelEpisode = episodes.episode(number)
         return DumpedEpisode(
             {"alphabet": episode.alphabet, "classes": list(episode.classes)},
-            records.read_photos(FLAGS.partition, episode.support.tolist()),
-            records.read_photos(FLAGS.partition, episode.query.tolist()),
+            records.read_photos(flags.partition, episode.support.tolist()),
+            records.read_photos(flags.partition, episode.query.tolist()),
             episode.support_class.tolist(),
             episode.query_class.tolist(),
             episode.classes,
         )
 
-    dump_episodes(FLAGS.dump_dir, FLAGS.num_episodes, read, records, task.feature, settings)
-    print(f"{FLAGS.dump_dir}: {FLAGS.num_episodes:,} episodes as TFRecords", flush=True)
+    dump_episodes(flags.dump_dir, flags.num_episodes, read, records, task.feature, settings)
+    print(f"{flags.dump_dir}: {flags.num_episodes:,} episodes as TFRecords", flush=True)

@@ -19,53 +19,59 @@ from benchmark.personalization.adaptation import Adaptation, batch_positions
 from benchmark.personalization.dump import DumpedEpisode, dump_episodes
 from benchmark.personalization.log import EpisodeLog, UserResult, to_csv
 from benchmark.personalization.users import CHRONOLOGICAL, UserEpisode, UserEpisodes, UserPhotos
+from benchmark.run.flags import Flags
 from flair.curation.exclusion import Exclusion, read_exclusion
 from flair.errors import FlairError
 from flair.files import atomic
 from flair.statistics.divergence import divergences
 from flair.terminal.progress import Progress
 
-FLAGS = personalize_flags.FLAGS
 ASSUMPTION = "photos are in the order of their Flickr ids, assuming that Flickr numbers them as they arrive"
 
 
 def run_users(
-    records: Records, task: Task, saved: SavedModel, image_size: tuple[int, int], folder: Path, log: EpisodeLog
+    flags: Flags,
+    records: Records,
+    task: Task,
+    saved: SavedModel,
+    image_size: tuple[int, int],
+    folder: Path,
+    log: EpisodeLog,
 ) -> dict[str, Any]:
     """Runs the episodes that are missing in `log`, writes users.csv and figures; the rest of the summary."""
-    duplicates = _read_duplicates()
-    table = read_photo_table(records, FLAGS.partition)
+    duplicates = _read_duplicates(flags)
+    table = read_photo_table(records, flags.partition)
     episodes = UserEpisodes(
         _user_photos(table),
-        FLAGS.split,
-        FLAGS.seed,
-        FLAGS.num_support,
-        FLAGS.num_query,
+        flags.split,
+        flags.seed,
+        flags.num_support,
+        flags.num_query,
         None if duplicates is None else duplicates.component_of,
     )
     print(
-        f"{len(episodes.eligible):,} of {len(table.users):,} users of {FLAGS.partition} can be episodes"
-        + (f"; {ASSUMPTION}" if FLAGS.split == CHRONOLOGICAL else ""),
+        f"{len(episodes.eligible):,} of {len(table.users):,} users of {flags.partition} can be episodes"
+        + (f"; {ASSUMPTION}" if flags.split == CHRONOLOGICAL else ""),
         flush=True,
     )
     if duplicates is not None:
         known = sum(image_id in duplicates.ids for image_id in table.image_ids)
-        print(f"{known:,} of {len(table.image_ids):,} photos have near duplicates in {FLAGS.duplicates}", flush=True)
-    if FLAGS.dump_dir is not None:
-        _dump(records, task, episodes, duplicates)
-    if len(log.results) < FLAGS.num_episodes:
-        _adapt(records, task, saved, image_size, episodes, table, log)
-    results = [result for result in log.results[: FLAGS.num_episodes] if isinstance(result, UserResult)]
+        print(f"{known:,} of {len(table.image_ids):,} photos have near duplicates in {flags.duplicates}", flush=True)
+    if flags.dump_dir is not None:
+        _dump(flags, records, task, episodes, duplicates)
+    if len(log.results) < flags.num_episodes:
+        _adapt(flags, records, task, saved, image_size, episodes, table, log)
+    results = [result for result in log.results[: flags.num_episodes] if isinstance(result, UserResult)]
     scores = personalization_summary.score_users(results)
     atomic.write_text(folder / "users.csv", to_csv(personalization_summary.UserScore._fields, scores))
     from benchmark.personalization.figures import draw_users
 
     draw_users(folder / "figures", scores)
     return {
-        "split": FLAGS.split,
-        **({"assumption": ASSUMPTION} if FLAGS.split == CHRONOLOGICAL else {}),
-        "layers": FLAGS.layers,
-        "proximal_strength": FLAGS.proximal_strength,
+        "split": flags.split,
+        **({"assumption": ASSUMPTION} if flags.split == CHRONOLOGICAL else {}),
+        "layers": flags.layers,
+        "proximal_strength": flags.proximal_strength,
         "users": {
             "partition": len(table.users),
             "eligible": len(episodes.eligible),
@@ -110,13 +116,13 @@ def user_divergences(table: PhotoTable, num_labels: int) -> np.ndarray:
     return found
 
 
-def _read_duplicates() -> Exclusion | None:
-    if FLAGS.duplicates is None:
+def _read_duplicates(flags: Flags) -> Exclusion | None:
+    if flags.duplicates is None:
         return None
-    duplicates = read_exclusion(FLAGS.duplicates)
+    duplicates = read_exclusion(flags.duplicates)
     if duplicates.listed:
         raise FlairError(
-            f"--duplicates={FLAGS.duplicates}: is a list of ids; expected {{image_id: [its near duplicates]}}, as "
+            f"--duplicates={flags.duplicates}: is a list of ids; expected {{image_id: [its near duplicates]}}, as "
             "flair.near_duplicates writes it"
         )
     return duplicates
@@ -130,6 +136,7 @@ def _user_photos(table: PhotoTable) -> list[UserPhotos]:
 
 
 def _adapt(
+    flags: Flags,
     records: Records,
     task: Task,
     saved: SavedModel,
@@ -142,24 +149,24 @@ def _adapt(
     from benchmark.run.interruption import SafePoints
 
     adaptation = Adaptation(
-        FLAGS.layers,
-        personalize_flags.steps(),
-        personalize_flags.learning_rate(),
-        FLAGS.batch_size,
-        FLAGS.proximal_strength,
-        FLAGS.clipnorm,
+        flags.layers,
+        personalize_flags.steps(flags),
+        personalize_flags.learning_rate(flags),
+        flags.batch_size,
+        flags.proximal_strength,
+        flags.clipnorm,
     )
     model = saved_model.load(saved, image_size)
-    personalizer = Personalizer(model, task, image_size, adaptation, FLAGS.query_size_limit)
+    personalizer = Personalizer(model, task, image_size, adaptation, flags.query_size_limit)
     divergence = dict(zip(table.users, user_divergences(table, len(records.labels)).tolist(), strict=True))
     photos = dict(zip(table.users, np.bincount(table.owner).tolist(), strict=True))
-    total, done = FLAGS.num_episodes, len(log.results)
+    total, done = flags.num_episodes, len(log.results)
     with SafePoints("episode") as safe_points, Progress(total, "episodes", "episode", done=done) as progress:
         for number in range(done, total):
             episode = episodes.episode(number)
-            serialized = records.read_user(FLAGS.partition, episode.user_id)
+            serialized = records.read_user(flags.partition, episode.user_id)
             support, query = _take(serialized, episode.support), _take(serialized, episode.query)
-            positions = batch_positions(len(support), adaptation.steps, adaptation.batch_size, FLAGS.seed, number)
+            positions = batch_positions(len(support), adaptation.steps, adaptation.batch_size, flags.seed, number)
             baseline, adapted = personalizer.run(support, query, positions)
             log.add(
                 UserResult(
@@ -173,21 +180,21 @@ def _adapt(
                 safe_points.stop()
 
 
-def _dump(records: Records, task: Task, episodes: UserEpisodes, duplicates: Exclusion | None) -> None:
+def _dump(flags: Flags, records: Records, task: Task, episodes: UserEpisodes, duplicates: Exclusion | None) -> None:
     settings = {
-        **{name: FLAGS[name].value for name in ("episodes", "partition", "split", "seed", "num_support", "num_query")},
-        "num_episodes": FLAGS.num_episodes,
+        **{name: flags[name] for name in ("episodes", "partition", "split", "seed", "num_support", "num_query")},
+        "num_episodes": flags.num_episodes,
         "data": records.digest(),
         "duplicates": None if duplicates is None else duplicates.digest,
     }
     read = partial(_dumped, records, episodes)
-    dump_episodes(FLAGS.dump_dir, FLAGS.num_episodes, read, records, task.feature, settings)
-    print(f"{FLAGS.dump_dir}: {FLAGS.num_episodes:,} episodes as TFRecords", flush=True)
+    dump_episodes(flags.dump_dir, flags.num_episodes, read, records, task.feature, settings)
+    print(f"{flags.dump_dir}: {flags.num_episodes:,} episodes as TFRecords", flush=True)
 
 
-def _dumped(records: Records, episodes: UserEpisodes, number: int) -> DumpedEpisode:
+def _dumped(flags: Flags, records: Records, episodes: UserEpisodes, number: int) -> DumpedEpisode:
     episode: UserEpisode = episodes.episode(number)
-    serialized = records.read_user(FLAGS.partition, episode.user_id)
+    serialized = records.read_user(flags.partition, episode.user_id)
     support, query = _take(serialized, episode.support), _take(serialized, episode.query)
     return DumpedEpisode({"user_id": episode.user_id}, support, query)
 

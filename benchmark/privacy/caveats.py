@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmark.privacy.accounting import rounded_up, small_delta
-from benchmark.privacy.plan import Mechanism, PrivacyPlan, Sampling, clip_collapses
+from benchmark.privacy.adaptive import clip_collapses
+from benchmark.privacy.plan import PrivacyPlan
+from benchmark.privacy.request import Mechanism, Sampling
 
 WEAK_EPSILON = 10.0
 SMALL_USERS_TIMES_DELTA = 0.01
@@ -139,12 +141,12 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
                 f"An epsilon above {WEAK_EPSILON:g} promises little: use more noise, fewer rounds or more users.",
             )
         )
-    if plan.published_noise:
+    if plan.request.published_noise:
         found.append(
             Caveat(
                 "note",
                 "published noise",
-                f"The noise is ml-flair's for epsilon {plan.target_epsilon:g} (--published_noise), which counts "
+                f"The noise is ml-flair's for epsilon {plan.request.epsilon:g} (--published_noise), which counts "
                 "rounds * users / cohort releases where there are rounds: far more noise than that epsilon needs. The "
                 "epsilon stated here is what this noise really gives.",
             )

@@ -3,69 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
+from dataclasses import replace
 from typing import Any
 
 from benchmark.privacy import accounting
 from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.adaptive import adaptive_noise, clipped_count_stddev
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA
-from benchmark.privacy.plan import (
-    Mechanism,
-    PrivacyPlan,
-    Sampling,
-    adaptive_noise,
-    check_flags,
-    clipped_count_stddev,
-    make_plan,
-)
+from benchmark.privacy.plan import PrivacyPlan, make_plan
+from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from flair.errors import FlairError
 
 
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """What is given; `epsilon` asks for noise, `noise_multiplier` for epsilon, both for the rounds they allow."""
-
-    num_users: int
-    cohort: int
-    total_rounds: int
-    epsilon: float | None = None
-    noise_multiplier: float | None = None
-    delta: float | None = None
-    simulated_cohort: int | None = None
-    sampling: Sampling = Sampling.POISSON
-    mechanism: Mechanism = Mechanism.GAUSSIAN
-    published_noise: bool = False
-
-    @property
-    def asks_for(self) -> str:
-        """ "noise", "epsilon" or "rounds"."""
-        if self.epsilon is not None and self.noise_multiplier is not None:
-            return "rounds"
-        return "noise" if self.epsilon is not None else "epsilon"
+def asks_for(request: PrivacyRequest) -> str:
+    """What a request leaves open: "noise", "epsilon", or with both of them given "rounds"."""
+    if request.epsilon is not None and request.noise_multiplier is not None:
+        return "rounds"
+    return "noise" if request.epsilon is not None else "epsilon"
 
 
-def check_question(question: Question) -> None:
+def check(num_users: int, request: PrivacyRequest) -> None:
     """Raises FlairError on values that mean nothing; instant."""
-    if question.total_rounds > accounting.MAX_ROUNDS:
-        raise FlairError(f"--total_rounds={question.total_rounds}: expected at most {accounting.MAX_ROUNDS:,}")
-    given = dataclasses.asdict(question)
-    if question.asks_for == "rounds":
-        if question.published_noise:
-            raise FlairError("--published_noise sets the noise multiplier: leave one of the two flags out")
-        check_flags(**{**given, "noise_multiplier": None})
-        check_flags(**{**given, "epsilon": None})
-    else:
-        check_flags(**given)
+    if request.total_rounds > accounting.MAX_ROUNDS:
+        raise FlairError(f"--total_rounds={request.total_rounds}: expected at most {accounting.MAX_ROUNDS:,}")
+    if asks_for(request) != "rounds":
+        request.check(num_users)
+        return
+    if request.published_noise:
+        raise FlairError("--published_noise sets the noise multiplier: leave one of the two flags out")
+    replace(request, noise_multiplier=None).check(num_users)
+    replace(request, epsilon=None).check(num_users)
 
 
-def answer(question: Question) -> dict[str, Any]:
+def answer(num_users: int, request: PrivacyRequest) -> dict[str, Any]:
     """The answer by both accountants, as JSON values; an epsilon that is not finite is None."""
-    check_question(question)
-    plans = _plans(question)
+    check(num_users, request)
+    plans = _plans(num_users, request)
     plan = next(iter(plans.values()))
     return {
-        "asks_for": question.asks_for,
+        "asks_for": asks_for(request),
         "num_users": plan.num_users,
         "clients_per_round": plan.cohort,
         "simulated_clients_per_round": plan.simulated_cohort,
@@ -74,10 +51,10 @@ def answer(question: Question) -> dict[str, Any]:
         "sampling_probability": plan.sampling_probability,
         "total_rounds": plan.total_rounds,
         "delta": plan.delta,
-        "epsilon_asked": question.epsilon,
-        "published_noise": question.published_noise,
+        "epsilon_asked": request.epsilon,
+        "published_noise": request.published_noise,
         "by": {
-            name: _by_accountant(question, plans[name], name) if name in plans else dict.fromkeys(_KEYS)
+            name: _by_accountant(request, plans[name], name) if name in plans else dict.fromkeys(_KEYS)
             for name in accounting.ACCOUNTANTS
         },
     }
@@ -136,23 +113,22 @@ _KEYS = tuple(key for _, key in _ROWS)
 _ROUNDED_UP = ("epsilon", "own_epsilon", "replace_one_epsilon", "noise_multiplier", "run_noise_multiplier")
 
 
-def _plans(question: Question) -> dict[str, PrivacyPlan]:
-    given = dataclasses.asdict(question)
-    if question.asks_for == "rounds":
-        given["epsilon"] = None
-    if question.asks_for != "noise" or question.published_noise:
-        return dict.fromkeys(accounting.ACCOUNTANTS, make_plan(**given))
-    plans = {"pld": make_plan(**given, accountant="pld")}
+def _plans(num_users: int, request: PrivacyRequest) -> dict[str, PrivacyPlan]:
+    if asks_for(request) == "rounds":
+        request = replace(request, epsilon=None)
+    if asks_for(request) != "noise" or request.published_noise:
+        return dict.fromkeys(accounting.ACCOUNTANTS, make_plan(num_users, request))
+    plans = {"pld": make_plan(num_users, replace(request, accountant="pld"))}
     # RDP has a floor near epsilon 0.004 that PLD has not: its column then stays empty.
     with contextlib.suppress(FlairError):
-        plans["rdp"] = make_plan(**given, accountant="rdp")
+        plans["rdp"] = make_plan(num_users, replace(request, accountant="rdp"))
     return plans
 
 
-def _by_accountant(question: Question, plan: PrivacyPlan, name: str) -> dict[str, Any]:
+def _by_accountant(request: PrivacyRequest, plan: PrivacyPlan, name: str) -> dict[str, Any]:
     noise = plan.run_noise_multiplier
     gaussian = plan.mechanism is Mechanism.GAUSSIAN
-    count_stddev = clipped_count_stddev(plan.cohort, noise, plan.published_noise) if gaussian else None
+    count_stddev = clipped_count_stddev(plan.cohort, noise, request.published_noise) if gaussian else None
     return {
         "noise_multiplier": plan.noise_multiplier,
         "run_noise_multiplier": noise,
@@ -162,7 +138,7 @@ def _by_accountant(question: Question, plan: PrivacyPlan, name: str) -> dict[str
         "epsilon": _finite(plan.epsilon_pld if name == "pld" else plan.epsilon_rdp),
         "own_epsilon": _finite(plan.own_epsilon_at(plan.total_rounds, name)) if plan.simulated_cohort else None,
         "replace_one_epsilon": _finite(plan.replace_one_epsilon_at(plan.total_rounds)) if name == "rdp" else None,
-        "rounds": _rounds(plan, question.epsilon, name) if question.asks_for == "rounds" else None,
+        "rounds": _rounds(plan, request.epsilon, name) if asks_for(request) == "rounds" else None,
     }
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.adaptive import adaptive_noise
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
-from benchmark.privacy.plan import Mechanism, PrivacyPlan, Sampling, adaptive_noise
+from benchmark.privacy.plan import PrivacyPlan
+from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.run.names import PRIVACY_FILE
 from flair.files import atomic
 
@@ -63,9 +65,9 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
         "restored_model": run.restored_model,
         "delta": plan.delta,
         "users_times_delta": plan.num_users * plan.delta,
-        "target_epsilon": plan.target_epsilon,
+        "target_epsilon": plan.request.epsilon,
         "accountant": {
-            "name": plan.accountant,
+            "name": plan.request.accountant,
             "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}",
         },
         "epsilon": {
@@ -115,7 +117,7 @@ def _noise(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
         "run_noise_multiplier": total,
         "sum_noise_multiplier": sum_noise,
         "clipped_count_stddev": run.clipped_count_stddev,
-        "published_formula": plan.published_noise,
+        "published_formula": plan.request.published_noise,
     }
 
 

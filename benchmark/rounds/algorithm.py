@@ -14,12 +14,12 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from benchmark.model.clipping import clip_gradients
+from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import (
     FED_PROX,
     FED_SGD,
     MAX_UPDATE_NORM,
     MIME_LITE,
-    TREE,
     ClientConfig,
     FederatedConfig,
     NoiseConfig,
@@ -148,7 +148,7 @@ def build_learning_process(
 ) -> tff.learning.templates.LearningProcess:
     """The `tff.learning.algorithms` process of this configuration, for TFF's own runtime."""
     client, algorithms = config.client, tff.learning.algorithms
-    if config.noise is not None and config.noise.mechanism == TREE:
+    if config.noise is not None and config.noise.mechanism is Mechanism.TREE:
         raise ValueError("TFF's own runtime cannot be given the noise of a tree")
     # TFF leaves out updates that are not finite, but not those whose norm is not.
     factory = tff.aggregators.zeroing_factory(MAX_UPDATE_NORM, build_aggregation_factory(config), norm_order=2.0)
@@ -183,7 +183,7 @@ def _private_factory(noise: NoiseConfig) -> tff.aggregators.UnweightedAggregatio
     # noise in its state, from where any checkpoint would give it away.
     factories = tff.aggregators.DifferentiallyPrivateFactory
     if noise.target_unclipped_quantile > 0:
-        if noise.mechanism == TREE:
+        if noise.mechanism is Mechanism.TREE:
             raise ValueError("tree aggregation takes a fixed clip norm")
         return factories.gaussian_adaptive(
             noise.noise_multiplier,

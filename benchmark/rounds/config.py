@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmark.privacy.request import Mechanism
+
 FED_AVG = "fed_avg"
 FED_PROX = "fed_prox"
 FED_SGD = "fed_sgd"
@@ -15,9 +17,6 @@ AGGREGATORS = ("mean", "clipping", "zeroing", "robust", "compression")
 
 # The squares of a longer update overflow in float32, where clipping would scale it by infinity.
 MAX_UPDATE_NORM = 1e19
-
-GAUSSIAN = "gaussian"
-TREE = "tree"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class NoiseConfig:
       clipped_count_stddev: noise of the count that adapts the bound, in clients.
     """
 
-    mechanism: str
+    mechanism: Mechanism
     noise_multiplier: float
     clients_per_round: float
     l2_norm_clip: float

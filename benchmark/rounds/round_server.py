@@ -11,8 +11,9 @@ import tensorflow as tf
 from benchmark.metrics import histogram
 from benchmark.privacy.noise import FreshNoise, GaussianNoise, TreeNoise
 from benchmark.privacy.noise_key import NoiseKey
+from benchmark.privacy.request import Mechanism
 from benchmark.rounds.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
-from benchmark.rounds.config import TREE, FederatedConfig, NoiseConfig
+from benchmark.rounds.config import FederatedConfig, NoiseConfig
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.server import Server, ServerSpec
 from benchmark.rounds.server_graphs import build_server_spec, build_step_spec
@@ -129,6 +130,6 @@ class RoundServer:
 
 
 def _noise_of(config: NoiseConfig, key: NoiseKey) -> GaussianNoise:
-    if config.mechanism == TREE:
+    if config.mechanism is Mechanism.TREE:
         return TreeNoise(key)
     return FreshNoise(key)

@@ -1,4 +1,4 @@
-"""The front end of every absl program: typed flags, a `--help` that exits 0, one-line refusals, quiet TensorFlow."""
+"""The front end of a command with a table of flags: `--help` that exits 0, one-line refusals, quiet TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from absl import flags
+from absl import flags as absl_flags
 
 import flair.terminal.command
 from benchmark.run import flag_file
+from benchmark.run.flags import Flags, Table, define
 from flair.errors import FlairError
 from flair.terminal import standard_streams
 from flair.terminal.command import CONTINUES, STARTS_OVER
@@ -24,14 +25,25 @@ _ENUM_PREFIX = re.compile(r"^<[^>]*>: ")  # absl puts the choices there; they ar
 _HELP_FLAGS = ("--help", "-help", "-h", "--helpfull", "--helpshort", "-?")
 
 
-def run(main: Callable[..., int | None], takes: str | None = None, stopped: str = STARTS_OVER) -> None:
-    """Parses `sys.argv` into absl's FLAGS, calls `main()` and exits as `flair.terminal.command.run` does.
-
-    With `takes`, the name of the paths that the program takes beside flags, it calls `main(paths)` with at least one.
+def run(
+    main: Callable[..., int | None],
+    table: Table,
+    takes: str | None = None,
+    stopped: str = STARTS_OVER,
+    arguments: Sequence[str] | None = None,
+) -> NoReturn:
+    """Parses the command line, calls `main(flags)` and exits as `flair.terminal.command.run` does.
 
     An unknown flag, a value of the wrong type or a missing required flag exits 2 with one line on stderr; `--help`
     prints every flag of the program with its default and exits 0 without importing anything heavy.
+
+    Args:
+      table: the command's flags.
+      takes: name of the paths that the command takes beside flags, at least one: `main(flags, paths)` is called.
+      stopped: what the same command does after Ctrl-C, see `flair.terminal.command.run`.
+      arguments: in place of `sys.argv[1:]`.
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
     standard_streams.mend()
     # Must stand before the first import of TensorFlow, which prints forty lines about CUDA otherwise. A "1" is what
     # TensorFlow itself leaves in the environment of a parent process.
@@ -39,92 +51,69 @@ def run(main: Callable[..., int | None], takes: str | None = None, stopped: str 
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     # TFF's dependencies import pkg_resources, which warns at every start; the pins keep a setuptools that has it.
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
-    program = program_name()
-    before_separator = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    program = program_name(main)
+    before_separator = given[: given.index("--")] if "--" in given else given
     if any(argument in _HELP_FLAGS for argument in before_separator):
-        flair.terminal.command.run(
-            lambda _argv: print(help_text(program, sys.modules["__main__"].__doc__ or "", takes))
-        )
+        description = sys.modules[main.__module__].__doc__ or ""
+        flair.terminal.command.run(lambda _argv: print(help_text(program, description, table, takes)))
     try:
-        positional = [expand(path) for path in flags.FLAGS(flag_file.expand(sys.argv))[1:]]
-        if positional and takes is None:
-            raise flags.Error(f"takes flags only, found {positional[0]!r}")
-        if takes is not None and not positional:
-            raise flags.Error(f"expected at least one {takes}")
-        _check_finite()
+        flags = parse(table, given)
+        paths = [expand(path) for path in flags.positional]
+        if paths and takes is None:
+            raise absl_flags.Error(f"takes flags only, found {paths[0]!r}")
+        if takes is not None and not paths:
+            raise absl_flags.Error(f"expected at least one {takes}")
     except FlairError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        sys.exit(flair.terminal.command.EXIT_USAGE)
-    except (flags.Error, OSError, ValueError) as error:  # a ValueError: --noflag=value
-        print(f"{program}: {_one_line(error)}; --help lists the flags", file=sys.stderr)
-        sys.exit(flair.terminal.command.EXIT_USAGE)
-    arguments = [] if takes is None else [positional]
-    if stopped == CONTINUES and "overwrite" in flags.FLAGS and flags.FLAGS.overwrite:
+        _refuse(f"{program}: {error}")
+    except (absl_flags.Error, OSError, ValueError) as error:  # a ValueError: --noflag=value
+        _refuse(f"{program}: {_one_line(error)}; --help lists the flags")
+    if stopped == CONTINUES and any(flag.name == "overwrite" for flag in table) and flags.overwrite:
         stopped = "the same command without --overwrite continues where it stopped"
-    flair.terminal.command.run(lambda _argv: main(*arguments), stopped=stopped)
+    flair.terminal.command.run(lambda _argv: main(flags) if takes is None else main(flags, paths), stopped=stopped)
 
 
-def _check_finite() -> None:
-    for flag in _own_flags():
-        if isinstance(flag.value, float) and not math.isfinite(flag.value):
-            raise flags.Error(f"--{flag.name}={flag.value}: expected a finite number")
+def parse(table: Table, arguments: Sequence[str]) -> Flags:
+    """The flags as given, with what --flagfile names.
+
+    Raises:
+      FlairError: a --flagfile cannot be read.
+      absl.flags.Error: an unknown flag, or a value that it does not take.
+    """
+    before_separator = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    typed = {argument.lstrip("-").partition("=")[0] for argument in before_separator}
+    flags = Flags(table, flag_file.expand(arguments), typed)
+    for name in (flag.name for flag in table):
+        if isinstance(flags[name], float) and not math.isfinite(flags[name]):
+            raise absl_flags.Error(f"--{name}={flags[name]}: expected a finite number")
+    return flags
 
 
-def program_name() -> str:
+def program_name(main: Callable[..., Any]) -> str:
     """What the user typed after `python`: `-m benchmark.central_main` runs as `benchmark.central_main`."""
+    if main.__module__ != "__main__":
+        return main.__module__
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec is not None else os.path.basename(sys.argv[0])
 
 
-def help_text(program: str, description: str, takes: str | None = None) -> str:
-    """Every flag of this program's own modules, grouped as they were defined, with type and default."""
-    values = "" if takes is None else f" {takes} [{takes} ...]"
-    lines = [f"usage: python -m {program}{values} [--flag=value ...]", "", description.strip(), ""]
-    for module, module_flags in flags.FLAGS.flags_by_module_dict().items():
-        if module.startswith("absl."):
-            continue
-        for flag in module_flags:
-            lines.extend(_flag_lines(flag))
+def help_text(program: str, description: str, table: Table, takes: str | None = None) -> str:
+    """Every flag of a table, in its order, with type and default."""
+    paths = "" if takes is None else f" {takes} [{takes} ...]"
+    lines = [f"usage: python -m {program}{paths} [--flag=value ...]", "", description.strip(), ""]
+    values = define(table)
+    for flag in table:
+        lines.extend(_flag_lines(values[flag.name]))
     lines.append("  --flagfile=FILE")
     lines.append("      read flags from FILE, one a line; '#' starts a comment line")
     return "\n".join(lines)
 
 
-def flag_lines(leave_out: Collection[str] = ()) -> list[str]:
-    """`--name=value` of every set flag of this program's own modules, sorted by name: a file for --flagfile."""
-    return sorted(
-        f"--{flag.name}={_text(flag, flag.value)}"
-        for flag in _own_flags()
-        if flag.value is not None and flag.name not in leave_out
-    )
+def _refuse(line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(flair.terminal.command.EXIT_USAGE)
 
 
-def default_values() -> dict[str, str]:
-    """Name -> default of this program's own flags that have one, written as `flag_lines` writes values."""
-    return {flag.name: _text(flag, flag.default) for flag in _own_flags() if flag.default is not None}
-
-
-def is_typed(name: str) -> bool:
-    """Whether a flag was given on the command line itself, not in a --flagfile."""
-    before_separator = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    return any(argument.lstrip("-").partition("=")[0] == name for argument in before_separator)
-
-
-def _own_flags() -> Iterator[flags.Flag]:
-    for module, module_flags in flags.FLAGS.flags_by_module_dict().items():
-        if _is_own(module):
-            yield from module_flags
-
-
-def _text(flag: flags.Flag, value: Any) -> str:
-    return str(value).lower() if flag.boolean else str(flag.serializer.serialize(value))
-
-
-def _is_own(module: str) -> bool:
-    return module.startswith("benchmark.") or module in (sys.argv[0], "__main__")
-
-
-def _flag_lines(flag: flags.Flag) -> Sequence[str]:
+def _flag_lines(flag: absl_flags.Flag) -> Sequence[str]:
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
     choices = getattr(flag.parser, "enum_values", None)
     value = "" if flag.boolean else f"={{{','.join(choices)}}}" if choices else f"={flag.flag_type()}"

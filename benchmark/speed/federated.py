@@ -256,9 +256,10 @@ def _plan(flags: argparse.Namespace) -> BatchPlan:
 
 
 def _config(flags: argparse.Namespace) -> FederatedConfig:
-    from benchmark.rounds.config import GAUSSIAN, ClientConfig, FederatedConfig, NoiseConfig
+    from benchmark.privacy.request import Mechanism
+    from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig
 
-    noise = NoiseConfig(GAUSSIAN, 0.5, float(flags.clients), 0.1, 0.1, max(1.0, 0.05 * flags.clients))
+    noise = NoiseConfig(Mechanism.GAUSSIAN, 0.5, float(flags.clients), 0.1, 0.1, max(1.0, 0.05 * flags.clients))
     return FederatedConfig(ClientConfig(learning_rates=(1e-3,), weighted=False), noise=noise)
 
 

@@ -200,9 +200,10 @@ def _model(arguments: tuple[Any, ...]) -> Any:
 
 
 def _config(clients: int) -> FederatedConfig:
-    from benchmark.rounds.config import GAUSSIAN, ClientConfig, FederatedConfig, NoiseConfig
+    from benchmark.privacy.request import Mechanism
+    from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig
 
-    noise = NoiseConfig(GAUSSIAN, 0.5, float(clients), 0.1, 0.1, max(1.0, 0.05 * clients))
+    noise = NoiseConfig(Mechanism.GAUSSIAN, 0.5, float(clients), 0.1, 0.1, max(1.0, 0.05 * clients))
     return FederatedConfig(ClientConfig(learning_rates=(1e-3,), weighted=False), noise=noise)
 
 

@@ -28,10 +28,9 @@ from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.scoring import LocalScorer
 from benchmark.model.networks import build_model
 from benchmark.privacy.noise_key import NoiseKey
+from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import (
-    GAUSSIAN,
     MIME_LITE,
-    TREE,
     ClientConfig,
     FederatedConfig,
     NoiseConfig,
@@ -44,7 +43,7 @@ SIZE = (32, 32)
 SEED = 11
 KEY = NoiseKey(bytes(range(32)))
 _UNWEIGHTED = ClientConfig(weighted=False)
-_ADAPTIVE = NoiseConfig(GAUSSIAN, 0.5, 6.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1.0)
+_ADAPTIVE = NoiseConfig(Mechanism.GAUSSIAN, 0.5, 6.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1.0)
 CONFIGS = {
     "fed_avg": FederatedConfig(),
     "adaptive_dp": FederatedConfig(client=_UNWEIGHTED, noise=_ADAPTIVE),
@@ -53,7 +52,7 @@ CONFIGS = {
 SLOW_CONFIGS = {
     "tree": FederatedConfig(
         client=_UNWEIGHTED,
-        noise=NoiseConfig(TREE, 0.1, 6.0, 0.05),
+        noise=NoiseConfig(Mechanism.TREE, 0.1, 6.0, 0.05),
         server_optimizer=OptimizerConfig("sgd", (1.0,)),
     ),
     "robust": FederatedConfig(aggregator="robust"),

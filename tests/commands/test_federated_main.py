@@ -380,7 +380,7 @@ def test_a_refusal_comes_before_any_heavy_import(folder, tmp_path):
     program = (
         "import sys, benchmark.federated_main as m\n"
         "from benchmark.run import command\n"
-        "try: command.run(m.main)\n"
+        "try: command.run(m.main, m.FLAGS)\n"
         "finally: assert 'tensorflow' not in sys.modules, 'tensorflow was imported'\n"
     )
     flags = [f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", "--epsilon=2", "--delta=2"]

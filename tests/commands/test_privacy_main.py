@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from benchmark.privacy import planner
-from benchmark.privacy.plan import Mechanism, Sampling, make_plan
-from benchmark.privacy.planner import Question
+from benchmark.privacy.request import Mechanism, Sampling
 from flair.errors import FlairError
+from tests.support.privacy import answer_to, plan_of
 
 SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
 
@@ -32,7 +32,7 @@ def test_noise_for_an_epsilon_as_the_readme_asks():
 
 def test_json_on_the_command_line_is_the_planners_answer():
     done = _run("--noise_multiplier=1.5", "--num_users=500", "--clients_per_round=20", "--total_rounds=40", "--json")
-    assert json.loads(done.stdout) == planner.answer(Question(**SMALL, noise_multiplier=1.5))
+    assert json.loads(done.stdout) == answer_to(**SMALL, noise_multiplier=1.5)
 
 
 def test_table_on_the_command_line_has_a_line_for_each_cohort():
@@ -43,7 +43,7 @@ def test_table_on_the_command_line_has_a_line_for_each_cohort():
     epsilons = [float(line[2]) for line in lines]
     assert epsilons == sorted(epsilons)
     assert epsilons[-1] == pytest.approx(
-        make_plan(num_users=500, cohort=500, total_rounds=10, noise_multiplier=2.0).epsilon_pld, rel=1e-3
+        plan_of(num_users=500, cohort=500, total_rounds=10, noise_multiplier=2.0).epsilon_pld, rel=1e-3
     )
 
 
@@ -95,9 +95,9 @@ def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
 
 def test_a_billion_rounds_are_answered_and_more_are_refused():
     given = {"num_users": 41131, "cohort": 200, "noise_multiplier": 325.0}
-    assert planner.answer(Question(**given, total_rounds=10**9))["by"]["pld"]["epsilon"] < 2
+    assert answer_to(**given, total_rounds=10**9)["by"]["pld"]["epsilon"] < 2
     with pytest.raises(FlairError, match="--total_rounds=1000000001: expected at most 1,000,000,000"):
-        planner.answer(Question(**given, total_rounds=10**9 + 1))
+        answer_to(**given, total_rounds=10**9 + 1)
 
 
 def test_wrong_usage_exits_2():
@@ -106,16 +106,16 @@ def test_wrong_usage_exits_2():
 
 
 def test_rounds_affordable_are_the_last_that_fit():
-    found = planner.answer(Question(**SMALL, epsilon=3.0, noise_multiplier=1.2))
+    found = answer_to(**SMALL, epsilon=3.0, noise_multiplier=1.2)
     for name in ("pld", "rdp"):
         rounds = found["by"][name]["rounds"]
-        plan = make_plan(**{**SMALL, "total_rounds": rounds}, noise_multiplier=1.2)
+        plan = plan_of(**{**SMALL, "total_rounds": rounds}, noise_multiplier=1.2)
         assert plan.epsilon_at(rounds, name) <= 3.0 < plan.epsilon_at(rounds + 1, name)
     assert found["by"]["pld"]["rounds"] > found["by"]["rdp"]["rounds"]
 
 
 def test_not_one_round_affordable_is_said():
-    found = planner.answer(Question(**SMALL, epsilon=0.01, noise_multiplier=0.5))
+    found = answer_to(**SMALL, epsilon=0.01, noise_multiplier=0.5)
     assert found["by"]["pld"]["rounds"] == 0
     text = planner.answer_text(found)
     assert "Not even one round is affordable" in text
@@ -123,50 +123,45 @@ def test_not_one_round_affordable_is_said():
 
 
 def test_the_next_command_takes_the_flags_of_federated_main():
-    fixed = planner.answer_text(planner.answer(Question(**SMALL, epsilon=8.0, sampling=Sampling.FIXED))).splitlines()[
-        -1
-    ]
+    fixed = planner.answer_text(answer_to(**SMALL, epsilon=8.0, sampling=Sampling.FIXED)).splitlines()[-1]
     assert "--reuse_clients" in fixed
     assert "--client_sampling" not in fixed
 
 
 def test_almost_no_noise_has_an_epsilon_too():
-    answers = [
-        planner.answer(Question(**SMALL, noise_multiplier=noise))["by"]["pld"]["epsilon"]
-        for noise in (1e-3, 4e-3, 6e-3)
-    ]
+    answers = [answer_to(**SMALL, noise_multiplier=noise)["by"]["pld"]["epsilon"] for noise in (1e-3, 4e-3, 6e-3)]
     assert answers == sorted(answers, reverse=True)
 
 
 def test_simulated_cohorts_and_fixed_sizes_carry_their_warnings():
-    simulated = planner.answer(Question(**SMALL, epsilon=4.0, simulated_cohort=100))
+    simulated = answer_to(**SMALL, epsilon=4.0, simulated_cohort=100)
     assert simulated["by"]["pld"]["own_epsilon"] > 4.0 >= simulated["by"]["pld"]["epsilon"]
     assert "does NOT have the stated epsilon" in planner.answer_text(simulated)
-    uniform = planner.answer(Question(**SMALL, epsilon=4.0, sampling=Sampling.UNIFORM))
+    uniform = answer_to(**SMALL, epsilon=4.0, sampling=Sampling.UNIFORM)
     assert uniform["by"]["rdp"]["replace_one_epsilon"] > 4.0
     assert "assumes Poisson sampling, which fixed-size cohorts are not" in planner.answer_text(uniform)
 
 
 def test_tree_planning_answers_all_three_questions():
     tree = {**SMALL, "sampling": Sampling.CYCLIC, "mechanism": Mechanism.TREE}
-    noise = planner.answer(Question(**tree, epsilon=4.0))["by"]["pld"]["noise_multiplier"]
-    assert planner.answer(Question(**tree, noise_multiplier=noise))["by"]["pld"]["epsilon"] <= 4.0
-    both = planner.answer(Question(**tree, epsilon=4.0, noise_multiplier=noise))
+    noise = answer_to(**tree, epsilon=4.0)["by"]["pld"]["noise_multiplier"]
+    assert answer_to(**tree, noise_multiplier=noise)["by"]["pld"]["epsilon"] <= 4.0
+    both = answer_to(**tree, epsilon=4.0, noise_multiplier=noise)
     assert both["by"]["pld"]["rounds"] >= 40
     assert "--client_sampling=cyclic --aggregator=tree" in planner.answer_text(both)
 
 
 def test_an_epsilon_that_only_pld_reaches_leaves_the_other_column_empty():
-    found = planner.answer(Question(num_users=41_131, cohort=200, total_rounds=5000, epsilon=0.002))
+    found = answer_to(num_users=41_131, cohort=200, total_rounds=5000, epsilon=0.002)
     assert found["by"]["pld"]["epsilon"] <= 0.002
     assert set(found["by"]["rdp"].values()) == {None}
     assert "RDP cannot state an epsilon that low" in planner.answer_text(found)
 
 
 def test_published_noise_is_disclosed():
-    found = planner.answer(Question(**SMALL, epsilon=4.0, published_noise=True))
-    right = planner.answer(Question(**SMALL, epsilon=4.0))
+    found = answer_to(**SMALL, epsilon=4.0, published_noise=True)
+    right = answer_to(**SMALL, epsilon=4.0)
     assert found["by"]["pld"]["noise_multiplier"] > 2 * right["by"]["pld"]["noise_multiplier"]
     assert "The noise is ml-flair's for epsilon 4" in planner.answer_text(found)
     with pytest.raises(FlairError, match="--published_noise sets the noise multiplier"):
-        planner.answer(Question(**SMALL, epsilon=4.0, noise_multiplier=1.0, published_noise=True))
+        answer_to(**SMALL, epsilon=4.0, noise_multiplier=1.0, published_noise=True)

@@ -251,7 +251,7 @@ def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folde
 def test_without_ray_the_extra_is_named(folder, tmp_path):
     program = (
         "import sys; sys.modules['ray'] = None\n"
-        "import benchmark.federated_main as m; from benchmark.run import command; command.run(m.main)"
+        "import benchmark.federated_main as m; from benchmark.run import command; command.run(m.main, m.FLAGS)"
     )
     line = _refused(f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", "--runtime=ray", program=program)
     assert "make environment EXTRAS=ray" in line

@@ -14,12 +14,12 @@ from benchmark.data.records import Task
 from benchmark.evaluation import result as evaluation_result
 from benchmark.evaluation.sets import EvaluationSet
 from benchmark.privacy.caveats import RunRecord
-from benchmark.privacy.plan import make_plan
 from benchmark.privacy.statement import write_statement
 from benchmark.report.runs import SECRET, different_settings, open_runs
 from benchmark.run.names import short_names
 from flair.errors import FlairError
 from tests.support.commands import ROOT
+from tests.support.privacy import plan_of
 
 LABELS = ("animal", "art <b>bold</b>", "cost $1", "fire_and_$moke", "plant")
 TASK = Task("labels", LABELS, len(LABELS))
@@ -94,7 +94,7 @@ def runs(tmp_path_factory):
         return found | {"epsilon": 0.5 + 0.1 * number}
 
     _make_run(paths[2], "round", 3, 40, noise, ("client_learning_rate=0.2", "run_dir=else", "epsilon=4"))
-    plan = make_plan(num_users=500, cohort=20, total_rounds=40, epsilon=4.0)
+    plan = plan_of(num_users=500, cohort=20, total_rounds=40, epsilon=4.0)
     write_statement(paths[2], make_statement_of(plan))
     scored = [_evaluate(path, path.parent.name, seed) for seed, path in enumerate(paths)]
     common = {"comparisons": [{"a": "central", "b": "private", "partition": "test"}]}

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.federated.cohort import SAMPLINGS, sample_cohort
+from benchmark.federated.cohort import sample_cohort
 from benchmark.privacy.noise_key import NoiseKey
+from benchmark.privacy.request import Sampling
 
 USERS = [f"user{number}" for number in range(500)]
 
 
-def _cohort(round_number, sampling="uniform", seed=0, size=20, users=USERS):
+def _cohort(round_number, sampling=Sampling.UNIFORM, seed=0, size=20, users=USERS):
     return sample_cohort(users, seed=seed, round_number=round_number, clients_per_round=size, sampling=sampling)
 
 
@@ -23,7 +24,7 @@ def _cohort(round_number, sampling="uniform", seed=0, size=20, users=USERS):
     data=st.data(),
     seed=st.integers(0, 2**31) | st.binary(min_size=32, max_size=32).map(NoiseKey),
     round_number=st.integers(0, 10_000),
-    sampling=st.sampled_from(SAMPLINGS),
+    sampling=st.sampled_from(Sampling),
 )
 @settings(max_examples=100, deadline=None)
 def test_a_cohort_is_distinct_known_clients_and_a_function_of_seed_and_round(
@@ -49,7 +50,7 @@ def test_every_user_joins_a_poisson_cohort_on_its_own_with_the_same_probability(
     counts = dict.fromkeys(USERS, 0)
     sizes = []
     for round_number in range(rounds):
-        cohort = _cohort(round_number, "poisson", seed)
+        cohort = _cohort(round_number, Sampling.POISSON, seed)
         sizes.append(len(cohort))
         for user in cohort:
             counts[user] += 1
@@ -61,14 +62,14 @@ def test_every_user_joins_a_poisson_cohort_on_its_own_with_the_same_probability(
 
 
 def test_a_poisson_cohort_may_be_empty():
-    assert any(not _cohort(round_number, "poisson", size=1, users=USERS[:10]) for round_number in range(30))
+    assert any(not _cohort(round_number, Sampling.POISSON, size=1, users=USERS[:10]) for round_number in range(30))
 
 
 def test_cyclic_cohorts_visit_every_user_once_a_pass_in_the_same_order():
-    a_pass = [_cohort(round_number, "cyclic", size=30) for round_number in range(17)]
+    a_pass = [_cohort(round_number, Sampling.CYCLIC, size=30) for round_number in range(17)]
     assert sorted(user for cohort in a_pass for user in cohort) == sorted(USERS)
     assert len(a_pass[-1]) == 500 - 16 * 30
-    assert a_pass[3] == _cohort(17 + 3, "cyclic", size=30)
+    assert a_pass[3] == _cohort(17 + 3, Sampling.CYCLIC, size=30)
 
 
 def test_a_fixed_cohort_never_changes():

@@ -11,7 +11,7 @@ import pytest
 
 from benchmark.federated import loop
 from benchmark.federated.loop import Options, Position
-from benchmark.model import networks
+from benchmark.model import loading, networks
 from benchmark.rounds.runtime import RoundResult
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.folder import RunFolder
@@ -66,7 +66,7 @@ def test_a_statement_covers_a_round_before_a_model_of_it_is_written(
     def save_weights(model: Any, path: Path) -> None:
         write(path.name, int(model.get_weights()[0].flat[0]))
 
-    monkeypatch.setattr(networks, "save_weights", save_weights)
+    monkeypatch.setattr(loading, "save_weights", save_weights)
     monkeypatch.setattr(Checkpoints, "save", lambda _self, step, *_: write("checkpoint", step))
     options = Options(7, rounds_per_eval=2, rounds_per_checkpoint=3, best_metric="loss", initial_clip=None)
 

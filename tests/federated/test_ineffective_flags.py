@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-from benchmark.federated import flags as federated_flags
+from benchmark import federated_main
+from benchmark.federated import checks, settings
 from benchmark.run import command
 from benchmark.training import flags as model_flags
 from flair.errors import FlairError
 
 
 def _check(*given):
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS(["federated_main", "--tfrecords_dir=anywhere", *given])
-        federated_flags.check_federated_flags()
-        assert model_flags.image_size() == (224, 224)
-        return command.flag_lines(), federated_flags.federated_config(None)
+    flags = command.parse(federated_main.FLAGS, ["--tfrecords_dir=anywhere", *given])
+    checks.check_federated_flags(flags)
+    assert model_flags.image_size(flags) == (224, 224)
+    return flags.lines(), settings.federated_config(flags, None)
 
 
 @pytest.mark.parametrize(

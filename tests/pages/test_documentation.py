@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark.privacy import plan as privacy
+from benchmark.privacy.adaptive import clipped_count_stddev
 from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.statement import make_statement, statement_text
 from flair.download import server as mirror_server
@@ -37,6 +37,7 @@ from tests.support.markdown import (
     looks_like_a_command,
     pages,
 )
+from tests.support.privacy import plan_of
 
 README = ROOT / "README.md"
 PAGES = [*pages(), ROOT / "CHANGELOG.md"]
@@ -91,8 +92,8 @@ def test_modules_named_in_running_text_exist() -> None:
 
 def test_the_statement_that_is_explained_is_the_one_a_run_writes() -> None:
     (shown,) = (block for block in blocks((ROOT / "docs/privacy.md").read_text()) if block.language == "text")
-    plan = privacy.make_plan(num_users=41_131, cohort=200, total_rounds=5_000, epsilon=2.0)
-    deviation = privacy.clipped_count_stddev(200, plan.run_noise_multiplier)
+    plan = plan_of(num_users=41_131, cohort=200, total_rounds=5_000, epsilon=2.0)
+    deviation = clipped_count_stddev(200, plan.run_noise_multiplier)
     record = RunRecord(5_000, [0.1], 0.1, deviation, noise_key=KeyState.DELETED)
     written = statement_text(make_statement(plan, record)).splitlines()
     assert [line for line in shown.lines if line not in written] == []

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.privacy import plan as privacy
-from benchmark.privacy.plan import Mechanism, Restarts, Sampling, make_plan
+from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.tree import Restarts, tree_epsilon
 from flair.errors import FlairError
+from tests.support.privacy import plan_of
 
 PUBLISHED = {"num_users": 41_131, "cohort": 200, "total_rounds": 5000}
 SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
@@ -25,12 +27,12 @@ def _composed(noise_multiplier, q, rounds, delta):
 
 def test_default_delta_is_the_published_one():
     assert privacy.default_delta(41_131) == pytest.approx(8.40e-6, rel=1e-3)
-    assert make_plan(**PUBLISHED, noise_multiplier=1.0).delta == privacy.default_delta(41_131)
+    assert plan_of(**PUBLISHED, noise_multiplier=1.0).delta == privacy.default_delta(41_131)
 
 
 @pytest.mark.parametrize(("accountant", "expected"), [("rdp", 1.025), ("pld", 0.975)])
 def test_plan_for_the_published_setting(accountant, expected):
-    plan = make_plan(**PUBLISHED, epsilon=2.0, accountant=accountant)
+    plan = plan_of(**PUBLISHED, epsilon=2.0, accountant=accountant)
     assert plan.noise_multiplier == pytest.approx(expected, rel=2e-3)
     assert plan.run_noise_multiplier == plan.noise_multiplier
     assert plan.sampling_probability == 200 / 41_131
@@ -39,9 +41,9 @@ def test_plan_for_the_published_setting(accountant, expected):
 
 
 def test_given_noise_is_kept_and_its_epsilon_found():
-    plan = make_plan(**PUBLISHED, noise_multiplier=1.3, delta=1e-6)
+    plan = plan_of(**PUBLISHED, noise_multiplier=1.3, delta=1e-6)
     assert plan.noise_multiplier == 1.3
-    assert plan.target_epsilon is None
+    assert plan.request.epsilon is None
     assert plan.epsilon_rdp == pytest.approx(_composed(1.3, 200 / 41_131, 5000, 1e-6), rel=1e-6)
 
 
@@ -54,7 +56,7 @@ def test_given_noise_is_kept_and_its_epsilon_found():
 )
 def test_epsilon_spent_rises_to_the_target_at_the_last_round(num_users, share, total_rounds, epsilon):
     cohort = max(1, int(share * num_users))
-    plan = make_plan(num_users=num_users, cohort=cohort, total_rounds=total_rounds, epsilon=epsilon, accountant="rdp")
+    plan = plan_of(num_users=num_users, cohort=cohort, total_rounds=total_rounds, epsilon=epsilon, accountant="rdp")
     path = [plan.epsilon_at(rounds) for rounds in range(0, total_rounds + 1, max(1, total_rounds // 4))]
     assert path[0] == 0.0
     assert path == sorted(path)
@@ -64,14 +66,14 @@ def test_epsilon_spent_rises_to_the_target_at_the_last_round(num_users, share, t
 
 
 def test_epsilon_spent_by_either_accountant():
-    plan = make_plan(**SMALL, noise_multiplier=1.0)
+    plan = plan_of(**SMALL, noise_multiplier=1.0)
     assert plan.epsilon_at(40) == plan.epsilon_pld
     assert plan.epsilon_at(40, "rdp") == plan.epsilon_rdp
     assert plan.epsilon_at(10) < plan.epsilon_at(20) < plan.epsilon_at(40)
 
 
 def test_simulated_cohort_scales_the_noise_and_has_an_epsilon_of_its_own():
-    plan = make_plan(**PUBLISHED, epsilon=2.0, simulated_cohort=5000, accountant="rdp")
+    plan = plan_of(**PUBLISHED, epsilon=2.0, simulated_cohort=5000, accountant="rdp")
     assert plan.noise_multiplier == pytest.approx(18.68, rel=2e-3)
     # The mean over 200 clients then has the noise of a mean over 5,000.
     assert plan.run_noise_multiplier / 200 == pytest.approx(plan.noise_multiplier / 5000)
@@ -82,35 +84,35 @@ def test_simulated_cohort_scales_the_noise_and_has_an_epsilon_of_its_own():
 
 
 def test_without_a_simulated_cohort_the_runs_own_epsilon_is_the_plans():
-    plan = make_plan(**SMALL, noise_multiplier=1.0)
+    plan = plan_of(**SMALL, noise_multiplier=1.0)
     assert plan.own_epsilon_at(40) == plan.epsilon
 
 
 def test_published_noise_states_what_that_noise_really_gives():
-    plan = make_plan(**PUBLISHED, epsilon=2.0, published_noise=True)
+    plan = plan_of(**PUBLISHED, epsilon=2.0, published_noise=True)
     assert round(plan.noise_multiplier, 2) == 10.72
-    assert plan.target_epsilon == 2.0
+    assert plan.request.epsilon == 2.0
     assert plan.epsilon_rdp == pytest.approx(_composed(plan.noise_multiplier, 200 / 41_131, 5000, plan.delta), rel=1e-5)
     assert plan.epsilon < 0.2
 
 
 def test_fixed_size_cohorts_assume_poisson_and_know_what_is_proved():
-    uniform = make_plan(**SMALL, noise_multiplier=2.0, sampling=Sampling.UNIFORM)
-    poisson = make_plan(**SMALL, noise_multiplier=2.0)
+    uniform = plan_of(**SMALL, noise_multiplier=2.0, sampling=Sampling.UNIFORM)
+    poisson = plan_of(**SMALL, noise_multiplier=2.0)
     assert uniform.epsilon == poisson.epsilon
     assert uniform.replace_one_epsilon_at(40) > 2 * uniform.epsilon
     assert poisson.replace_one_epsilon_at(40) is None
 
 
 def test_the_same_cohort_every_round_claims_no_amplification():
-    plan = make_plan(**SMALL, noise_multiplier=5.0, sampling=Sampling.FIXED)
+    plan = plan_of(**SMALL, noise_multiplier=5.0, sampling=Sampling.FIXED)
     assert plan.sampling_probability == 1.0
     assert plan.epsilon_rdp == pytest.approx(_composed(5.0, 1.0, 40, plan.delta), rel=1e-5)
 
 
 def test_cyclic_cohorts_count_the_passes():
     # 500 users in cohorts of 20: a user takes part in 2 of 40 rounds.
-    plan = make_plan(**SMALL, noise_multiplier=5.0, sampling=Sampling.CYCLIC)
+    plan = plan_of(**SMALL, noise_multiplier=5.0, sampling=Sampling.CYCLIC)
     assert plan.separation == 25
     assert plan.epsilon_rdp == pytest.approx(_composed(5.0, 1.0, 2, plan.delta), rel=1e-5)
     assert plan.epsilon_at(1) == plan.epsilon_at(25) < plan.epsilon_at(26)
@@ -118,9 +120,9 @@ def test_cyclic_cohorts_count_the_passes():
 
 @pytest.mark.parametrize("restarts", [None, Restarts(first=8, every=16)])
 def test_tree_plan_reaches_its_epsilon_by_the_tree_accounting(restarts):
-    plan = make_plan(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE, restarts=restarts)
+    plan = plan_of(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE, restarts=restarts)
     assert 0.998 * 4 < plan.epsilon <= 4.0
-    assert plan.epsilon == pytest.approx(privacy.tree_epsilon(plan.noise_multiplier, 40, 25, plan.delta, restarts))
+    assert plan.epsilon == pytest.approx(tree_epsilon(plan.noise_multiplier, 40, 25, plan.delta, restarts))
     assert plan.epsilon_at(0) == 0.0 < plan.epsilon_at(8) < plan.epsilon
 
 
@@ -160,17 +162,18 @@ def test_tree_plan_reaches_its_epsilon_by_the_tree_accounting(restarts):
 )
 def test_refusals_are_one_line_naming_the_flag(change, message):
     with pytest.raises(FlairError, match=message) as refusal:
-        make_plan(**{**SMALL, "epsilon": 2.0, **change})
+        plan_of(**{**SMALL, "epsilon": 2.0, **change})
     assert "\n" not in str(refusal.value)
 
 
 def test_flags_are_checked_without_data_and_without_heavy_imports():
     script = (
         "import sys\n"
-        "from benchmark.privacy.plan import check_flags, make_plan\n"
+        "from benchmark.privacy.plan import make_plan\n"
+        "from benchmark.privacy.request import PrivacyRequest\n"
         "from flair.errors import FlairError\n"
-        "for refused in (lambda: check_flags(cohort=0, total_rounds=1, epsilon=1.0),\n"
-        "                lambda: make_plan(num_users=5, cohort=6, total_rounds=1, epsilon=1.0)):\n"
+        "for refused in (lambda: PrivacyRequest(cohort=0, total_rounds=1, epsilon=1.0).check(),\n"
+        "                lambda: make_plan(5, PrivacyRequest(cohort=6, total_rounds=1, epsilon=1.0))):\n"
         "    try: refused()\n"
         "    except FlairError: continue\n"
         "    sys.exit('accepted')\n"
@@ -185,7 +188,8 @@ def test_the_arithmetic_never_imports_tensorflow():
     script = (
         "import sys\n"
         "from benchmark.privacy.plan import make_plan\n"
-        "make_plan(num_users=100, cohort=10, total_rounds=5, epsilon=3.0)\n"
+        "from benchmark.privacy.request import PrivacyRequest\n"
+        "make_plan(100, PrivacyRequest(cohort=10, total_rounds=5, epsilon=3.0))\n"
         "sys.exit('tensorflow' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
@@ -195,5 +199,5 @@ def test_the_arithmetic_never_imports_tensorflow():
 @pytest.mark.parametrize("noise_multiplier", [1e-6, 0.01, 1e6])
 def test_noise_at_the_ends_of_its_range_has_an_epsilon(noise_multiplier, sampling):
     """A hundred thousand rounds with a multiplier of 0.01 ended in an OverflowError."""
-    plan = make_plan(**{**PUBLISHED, "total_rounds": 100_000}, noise_multiplier=noise_multiplier, sampling=sampling)
+    plan = plan_of(**{**PUBLISHED, "total_rounds": 100_000}, noise_multiplier=noise_multiplier, sampling=sampling)
     assert plan.epsilon_pld >= 0 and plan.epsilon_rdp > 0

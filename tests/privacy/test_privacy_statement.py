@@ -7,9 +7,11 @@ import re
 import pytest
 
 from benchmark.privacy.accounting import replace_one_epsilon, rounded_up, small_delta
+from benchmark.privacy.adaptive import clipped_count_stddev
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
-from benchmark.privacy.plan import Mechanism, Sampling, clipped_count_stddev, make_plan
+from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.privacy.statement import headline, make_statement, statement_text, write_statement
+from tests.support.privacy import plan_of
 
 SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
 CLIPS = [0.1 * 1.01**i for i in range(30)]
@@ -31,16 +33,16 @@ def _adaptive(plan, **change):
 @pytest.fixture(scope="module")
 def plans():
     return {
-        "poisson": make_plan(**SMALL, epsilon=4.0),
-        "uniform": make_plan(**SMALL, epsilon=4.0, sampling=Sampling.UNIFORM),
-        "simulated": make_plan(**SMALL, epsilon=4.0, simulated_cohort=100),
-        "published": make_plan(**SMALL, epsilon=4.0, published_noise=True),
-        "fixed cohort": make_plan(**SMALL, noise_multiplier=9.0, sampling=Sampling.FIXED),
-        "tree": make_plan(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE),
-        "simulated uniform": make_plan(**SMALL, epsilon=4.0, simulated_cohort=100, sampling=Sampling.UNIFORM),
-        "weak": make_plan(**SMALL, noise_multiplier=0.4),
-        "large delta": make_plan(**SMALL, epsilon=4.0, delta=0.01),
-        "small delta": make_plan(**SMALL, epsilon=4.0, delta=1e-6),
+        "poisson": plan_of(**SMALL, epsilon=4.0),
+        "uniform": plan_of(**SMALL, epsilon=4.0, sampling=Sampling.UNIFORM),
+        "simulated": plan_of(**SMALL, epsilon=4.0, simulated_cohort=100),
+        "published": plan_of(**SMALL, epsilon=4.0, published_noise=True),
+        "fixed cohort": plan_of(**SMALL, noise_multiplier=9.0, sampling=Sampling.FIXED),
+        "tree": plan_of(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE),
+        "simulated uniform": plan_of(**SMALL, epsilon=4.0, simulated_cohort=100, sampling=Sampling.UNIFORM),
+        "weak": plan_of(**SMALL, noise_multiplier=0.4),
+        "large delta": plan_of(**SMALL, epsilon=4.0, delta=0.01),
+        "small delta": plan_of(**SMALL, epsilon=4.0, delta=1e-6),
     }
 
 
@@ -204,7 +206,7 @@ def test_users_times_delta_is_said_where_it_is_not_small(plans):
 
 def test_a_claim_is_rounded_up():
     """An epsilon of 2.0003 was printed as 2."""
-    plan = make_plan(num_users=41_131, cohort=200, total_rounds=5000, noise_multiplier=0.9736)
+    plan = plan_of(num_users=41_131, cohort=200, total_rounds=5000, noise_multiplier=0.9736)
     assert 2.0 < plan.epsilon < 2.0005
     text = statement_text(make_statement(plan, RunRecord(5000, [0.1])))
     assert "(2.001, 8.403e-06)-differential privacy" in " ".join(text.split())
@@ -231,7 +233,7 @@ def test_noise_of_tff_is_said_to_be_guessable_before_anything_else(plans):
 
 def test_what_is_proved_of_a_simulated_run_with_fixed_cohorts_is_about_the_run_itself(plans):
     """The number was that of the imagined cohort, 10.86 where 876 is proved at FLAIR's setting."""
-    plan = make_plan(
+    plan = plan_of(
         num_users=41_131,
         cohort=200,
         total_rounds=5000,
@@ -273,7 +275,7 @@ def test_fixed_clip_and_no_rounds_yet(plans):
 
 
 def test_an_infinite_epsilon_is_null():
-    plan = make_plan(**SMALL, noise_multiplier=1.0, delta=1e-18)
+    plan = plan_of(**SMALL, noise_multiplier=1.0, delta=1e-18)
     statement = make_statement(plan, RunRecord(30, CLIPS))
     assert statement["epsilon"]["planned"]["pld"] is None
     assert statement["epsilon"]["planned"]["rdp"] > 0

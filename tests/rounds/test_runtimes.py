@@ -13,13 +13,12 @@ from benchmark.data.opening import make_task, open_records
 from benchmark.federated.cohort import sample_cohort
 from benchmark.model.networks import build_model
 from benchmark.privacy.noise_key import NoiseKey
+from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import (
     ALGORITHMS,
     FED_PROX,
     FED_SGD,
-    GAUSSIAN,
     MIME_LITE,
-    TREE,
     ClientConfig,
     FederatedConfig,
     NoiseConfig,
@@ -32,7 +31,7 @@ SIZE = (32, 32)
 SEED = 11
 _UNWEIGHTED = ClientConfig(weighted=False)
 # Noise zero, so that both runtimes follow one path. TFF refuses an adaptive clip without noise, so next to none.
-_ADAPTIVE = NoiseConfig(GAUSSIAN, 1e-12, 3.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1e-9)
+_ADAPTIVE = NoiseConfig(Mechanism.GAUSSIAN, 1e-12, 3.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1e-9)
 
 FAST = {
     "fed_avg": FederatedConfig(),
@@ -55,7 +54,7 @@ SLOW = {
     "yogi": FederatedConfig(server_optimizer=OptimizerConfig("yogi", (0.01,))),
     "adagrad": FederatedConfig(server_optimizer=OptimizerConfig("adagrad", (0.01,))),
     "adamw": FederatedConfig(server_optimizer=OptimizerConfig("adamw", (0.01,))),
-    "fixed_dp": FederatedConfig(client=_UNWEIGHTED, noise=NoiseConfig(GAUSSIAN, 0.0, 3.0, 0.05)),
+    "fixed_dp": FederatedConfig(client=_UNWEIGHTED, noise=NoiseConfig(Mechanism.GAUSSIAN, 0.0, 3.0, 0.05)),
 }
 
 
@@ -264,7 +263,9 @@ def test_a_strong_proximal_term_holds_clients_near_the_global_model(task, data, 
     assert held < 0.95 * free
 
 
-@pytest.mark.parametrize("noise", [NoiseConfig(GAUSSIAN, 0.5, 3.0, 0.05, 0.3, 1.0), NoiseConfig(TREE, 0.5, 3.0, 0.05)])
+@pytest.mark.parametrize(
+    "noise", [NoiseConfig(Mechanism.GAUSSIAN, 0.5, 3.0, 0.05, 0.3, 1.0), NoiseConfig(Mechanism.TREE, 0.5, 3.0, 0.05)]
+)
 def test_a_restored_runtime_continues_bit_for_bit(noise, task, data, plan):
     config = FederatedConfig(client=_UNWEIGHTED, noise=noise)
 
@@ -328,9 +329,9 @@ def _private(mechanism, rate=0.1, **changes):
 
 
 _PRIVATE = {
-    "fixed": _private(GAUSSIAN),
-    "adaptive": _private(GAUSSIAN, target_unclipped_quantile=0.3, clipped_count_stddev=1.0),
-    "tree": _private(TREE),
+    "fixed": _private(Mechanism.GAUSSIAN),
+    "adaptive": _private(Mechanism.GAUSSIAN, target_unclipped_quantile=0.3, clipped_count_stddev=1.0),
+    "tree": _private(Mechanism.TREE),
 }
 
 
@@ -448,7 +449,7 @@ def test_two_runs_of_tffs_runtime_share_no_noise(task, data, plan):
 
     moved = []
     for _ in range(2):
-        runtime = TffRuntime(model, _private(GAUSSIAN, rate=0.0), data, plan, SEED)
+        runtime = TffRuntime(model, _private(Mechanism.GAUSSIAN, rate=0.0), data, plan, SEED)
         start = runtime.weights()
         runtime.run_round(0, _cohort(data, 0))
         moved.append(np.concatenate([np.ravel(a - b) for a, b in zip(runtime.weights(), start, strict=True)]))

@@ -21,8 +21,8 @@ from tests.support.commands import ROOT
 OF_PATHS = re.compile(r"(_dir|_file|_path)$|^(models?|output|exclude|reviews|duplicates|report|json)$")
 HELP_OF_PATHS = re.compile(r"\b([Ff]older|[Ff]ile|FILE)\b|\.h5\b")
 NO_PATHS = {
-    **dict.fromkeys([("model_flags", "model"), *((f"speed_{of}", "model") for of in ("step", "central"))], "a network"),
-    **dict.fromkeys([("personalize_flags", "binary_label"), ("evaluate_main", "binary_label")], "a label"),
+    **dict.fromkeys([("flags", "model"), *((of, "model") for of in ("step", "central"))], "a network"),
+    **dict.fromkeys([("flags", "binary_label"), ("evaluate_main", "binary_label")], "a label"),
     ("sweep_main", "flagfile"): "absl, which reads it, expands it",
 }
 
@@ -30,13 +30,13 @@ NO_PATHS = {
 def text_flags() -> list[tuple[str, str, str, str]]:
     """Module, name, type and help of each flag that takes any text."""
     found = []
-    for path in [*ROOT.glob("flair/*.py"), *ROOT.glob("benchmark/*.py"), *ROOT.glob("*.py")]:
+    for path in [*ROOT.glob("flair/**/*.py"), *ROOT.glob("benchmark/**/*.py"), *ROOT.glob("*.py")]:
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)):
                 continue
             function, name = ast.unparse(call.func).rpartition(".")[2], str(call.args[0].value).lstrip("-")
             given = {str(one.arg): ast.unparse(one.value) for one in call.keywords}
-            if re.fullmatch(r"DEFINE_(string|list|multi_string|\w*paths?)", function):
+            if function in ("text", "path", "paths", "multi_paths") and len(call.args) > 2:
                 found.append((path.stem, name, function, ast.unparse(call.args[2])))
             elif (
                 function in ("add", "add_argument")

@@ -1,0 +1,47 @@
+"""The flags of central training, with the published names and defaults; imports nothing heavy."""
+
+from __future__ import annotations
+
+from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, text
+from benchmark.run.schedules import SCHEDULES
+
+CENTRAL_FLAGS: Table = (
+    number("learning_rate", 1e-4, "Learning rate of Adam.", Role.RESULT, least=0),
+    number(
+        "clipnorm",
+        10.0,
+        "Bound on the L2 norm of the gradient of each weight; 0 turns clipping off.",
+        Role.RESULT,
+        least=0,
+    ),
+    integer("train_batch_size", 512, "Photos a training step, over all devices.", Role.RESULT, least=1),
+    integer(
+        "microbatch_size",
+        None,
+        "Photos a device passes forward and backward at once; a larger batch is split, with the same result up to "
+        "rounding. None: 64 without a GPU, the whole batch with one.",
+        Role.SPEED,
+        least=1,
+    ),
+    integer("num_epochs", 100, "Passes over the training photos.", Role.LENGTH, least=1),
+    choice(
+        "learning_rate_schedule", "constant", SCHEDULES, "How the learning rate falls after the warm-up.", Role.RESULT
+    ),
+    number("warmup_epochs", 0.0, "Epochs over which the learning rate rises from zero.", Role.RESULT, least=0),
+    text(
+        "best_metric",
+        "loss",
+        "Validation metric that chooses the best model; loss is minimized, any other maximized.",
+        Role.RESULT,
+    ),
+    integer(
+        "early_stopping",
+        0,
+        "Epochs without a better model after which training stops; 0 never stops early.",
+        Role.RESULT,
+        least=0,
+    ),
+    path("run_dir", None, "Folder of this run; none: the saved model's path without .h5.", Role.PLACE),
+    boolean("overwrite", "Start over, forgetting the run that --run_dir holds.", Role.CALL),
+    number("minutes_per_checkpoint", 10.0, "Minutes between checkpoints inside an epoch.", Role.SAVING, least=0),
+)

@@ -1,0 +1,209 @@
+"""Refuses federated flags that cannot work together, or that would change nothing, before TensorFlow is loaded.
+
+A flag counts as given where its value is not the default, because the flags.txt of a run names every flag and a run
+repeated from it must pass. A flag that changes nothing is refused, because a sweep over it would compare equal runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import sys
+from collections.abc import Iterable
+
+from benchmark.data.records import Task
+from benchmark.federated.flags import EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
+from benchmark.federated.settings import is_private, privacy_request, target_quantile
+from benchmark.metrics.histogram import metric_names
+from benchmark.privacy.request import Mechanism
+from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
+from benchmark.run.flags import Flags
+from flair.errors import FlairError
+
+_WITH_SECOND_MOMENT = ("adam", "adamw", "yogi")
+
+
+def check_federated_flags(flags: Flags) -> None:
+    """Refuses what cannot work, at once and in one line.
+
+    Raises:
+      FlairError: names the flag, what was given and what is possible.
+    """
+    if flags.clients_per_round < 1:
+        raise FlairError(f"--clients_per_round={flags.clients_per_round}: expected at least 1")
+    if flags.reuse_clients and flags.client_sampling is not None:
+        raise FlairError("--reuse_clients and --client_sampling are both given: a reused cohort is not sampled")
+    if flags.mean_datapoints_per_user is not None and not flags.iid:
+        raise FlairError("--mean_datapoints_per_user sizes the artificial clients of --iid; add --iid or leave it out")
+    for name in ("federated_eval_clients", "federated_eval_local_training"):
+        if flags[name] and not flags.federated_eval:
+            raise FlairError(f"--{name} has no effect without --federated_eval; add that or leave it out")
+    if flags.proximal_strength > 0 and flags.algorithm != FED_PROX:
+        raise FlairError(f"--proximal_strength={flags.proximal_strength:g} has no effect without --algorithm=fed_prox")
+    if flags.algorithm == FED_PROX and flags.proximal_strength == 0:
+        raise FlairError("--algorithm=fed_prox needs --proximal_strength above 0 (say 0.01)")
+    numbers = ("server_momentum", "server_epsilon", "server_weight_decay", "server_final_learning_rate")
+    for name in (*numbers, "l2_norm_clip", "clipped_count_stddev"):
+        if flags[name] is not None and not 0 <= flags[name] < math.inf:
+            raise FlairError(f"--{name}={flags[name]:g}: expected a finite number, 0 or above")
+    if flags.server_momentum >= 1:
+        raise FlairError(f"--server_momentum={flags.server_momentum:g}: expected a number below 1 (say 0.9)")
+    if not flags.server_beta_2 < 1:
+        raise FlairError(f"--server_beta_2={flags.server_beta_2:g}: expected a number below 1 (say 0.999)")
+    if flags.server_epsilon == 0:
+        raise FlairError("--server_epsilon=0: expected a number above 0 (say 0.01)")
+    if math.isnan(flags.target_unclipped_quantile):
+        raise FlairError("--target_unclipped_quantile=nan: expected a fraction, 0 to 1")
+    if flags.l2_norm_clip <= 0:
+        raise FlairError(f"--l2_norm_clip={flags.l2_norm_clip:g}: expected a norm above 0 (say 0.1)")
+    scheduled = flags.client_lr_schedule != "constant" or flags.client_warmup_rounds > 0
+    if scheduled and flags.algorithm in (FED_SGD, MIME_LITE):
+        raise FlairError(
+            f"--client_lr_schedule and --client_warmup_rounds have no effect with --algorithm={flags.algorithm}"
+        )
+    if scheduled and flags.runtime == TFF and (flags.algorithm == FED_PROX or is_private(flags)):
+        raise FlairError(
+            "TFF schedules the clients' learning rate for fed_avg without privacy only; use --runtime=inprocess"
+        )
+    _check_ray_flags(flags)
+    _refuse_ineffective(flags)
+    if is_private(flags):
+        _check_privacy_flags(flags)
+    elif flags.aggregator == Mechanism.TREE:
+        raise FlairError("--aggregator=tree adds noise: give --epsilon or --noise_multiplier")
+
+
+def _check_privacy_flags(flags: Flags) -> None:
+    if flags.client_weighting == EXAMPLES:
+        raise FlairError(
+            "--client_weighting=examples: with differential privacy every client counts once, or a user with many "
+            "photos would have more influence than the noise covers; leave it out"
+        )
+    quantile = flags.target_unclipped_quantile
+    if flags.aggregator == Mechanism.TREE and quantile > 0 and flags.is_changed("target_unclipped_quantile"):
+        raise FlairError(
+            f"--target_unclipped_quantile={quantile:g}: with --aggregator=tree the clip norm is fixed, because the "
+            "noise of a node would have to fit all clip norms of the rounds below it; give 0"
+        )
+    if flags.runtime == TFF and flags.aggregator == Mechanism.TREE:
+        raise FlairError(
+            "--runtime=tff: TFF's own tree aggregation keeps its noise in its state, from where any checkpoint would "
+            "give it away; use --runtime=inprocess or ray"
+        )
+    if flags.runtime == TFF and flags.noise_key_file is not None:
+        raise FlairError(
+            f"--noise_key_file={flags.noise_key_file}: TFF's own runtime draws noise that cannot be repeated; use "
+            "--runtime=inprocess or ray, or leave it out"
+        )
+    if flags.aggregator not in ("mean", Mechanism.TREE):
+        raise FlairError(
+            f"--aggregator={flags.aggregator}: with differential privacy the noise clips already; "
+            "leave --aggregator out, or use tree"
+        )
+    if flags.algorithm == MIME_LITE:
+        raise FlairError(
+            "--algorithm=mime_lite sends full gradients to the server without noise, so no epsilon can be stated; "
+            "use fed_avg, fed_prox or fed_sgd with differential privacy"
+        )
+    privacy_request(flags).check()
+
+
+def check_best_metric(flags: Flags, task: Task) -> None:
+    """Refuses a `--best_metric` that evaluation does not give."""
+    known = metric_names(task.is_binary)
+    if flags.best_metric not in known:
+        raise FlairError(f"--best_metric={flags.best_metric}: no such metric; the metrics are {', '.join(known)}")
+
+
+def check_cohort(flags: Flags, num_clients: int) -> None:
+    """Refuses a cohort larger than the number of clients."""
+    if flags.clients_per_round > num_clients:
+        raise FlairError(
+            f"--clients_per_round={flags.clients_per_round}: there are only {num_clients:,} clients in the train "
+            "partition; give at most that many"
+        )
+
+
+def _check_ray_flags(flags: Flags) -> None:
+    """Refuses what cannot work, before anything heavy is imported.
+
+    Raises:
+      FlairError: a flag of Ray without `--runtime=ray`, a number or address that Ray does not take, or no Ray.
+    """
+    if flags.runtime != RAY:
+        given = next((flag.name for flag in RAY_FLAGS if flags.is_changed(flag.name)), None)
+        if given is not None:
+            raise FlairError(f"--{given} has no effect without --runtime=ray; add that or leave it out")
+        return
+    if flags.worker_gpus > 1 and flags.worker_gpus != int(flags.worker_gpus):
+        raise FlairError(f"--worker_gpus={flags.worker_gpus:g}: expected a whole number, or a fraction below 1")
+    address = flags.ray_address
+    if address is not None and address != "auto":
+        host, _, port = address.rpartition(":")
+        if "/" in address or not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+            raise FlairError(
+                f"--ray_address={address}: expected host:port as `ray start --head` printed it (the default port is "
+                "6379), or auto, on a machine of the cluster"
+            )
+    if importlib.util.find_spec("ray") is None:
+        raise FlairError("--runtime=ray: the package ray is not installed; add it with `make environment EXTRAS=ray`")
+
+
+def _refuse_ineffective(flags: Flags) -> None:
+    _refuse_client_flags(flags)
+    _refuse_server_flags(flags)
+    if not is_private(flags):
+        _refuse(flags, (flag.name for flag in PRIVACY_FLAGS), "without --epsilon or --noise_multiplier")
+    else:
+        _refuse(flags, ("client_datasets_random_seed",), "with privacy, whose cohorts follow from a secret key")
+    if is_private(flags) and target_quantile(flags) == 0:
+        _refuse(flags, ("clipped_count_stddev",), "with a fixed clipping norm (--target_unclipped_quantile=0 or tree)")
+    for side in ("client", "server"):
+        warmup = flags[f"{side}_warmup_rounds"]
+        if warmup > flags.total_rounds:
+            raise FlairError(
+                f"--{side}_warmup_rounds={warmup}: the learning rate would never be reached in "
+                f"--total_rounds={flags.total_rounds}; give at most that many"
+            )
+    if flags.is_changed("clients_per_thread"):
+        print(
+            f"--clients_per_thread={flags.clients_per_thread} has no effect; it is kept for old scripts",
+            file=sys.stderr,
+        )
+
+
+def _refuse_client_flags(flags: Flags) -> None:
+    # Local training after the rounds is plain SGD whatever the algorithm, with these flags.
+    trains_locally = flags.federated_eval_local_training
+    clipping = ("client_clipnorm", "global_clipnorm")
+    if flags.algorithm == FED_SGD and not trains_locally:
+        _refuse(
+            flags, ("client_learning_rate", *clipping), "with --algorithm=fed_sgd, whose clients send plain gradients"
+        )
+    if flags.algorithm == MIME_LITE and not trains_locally:
+        _refuse(flags, clipping, "with --algorithm=mime_lite, which does not clip")
+    if flags.client_clipnorm == 0:
+        _refuse(flags, ("global_clipnorm",), "with --client_clipnorm=0")
+
+
+def _refuse_server_flags(flags: Flags) -> None:
+    optimizer = flags.server_optimizer
+    if optimizer != "momentum" and flags.algorithm != MIME_LITE:
+        _refuse(flags, ("server_momentum",), f"with --server_optimizer={optimizer}")
+    if optimizer not in (*_WITH_SECOND_MOMENT, "adagrad"):
+        _refuse(flags, ("server_epsilon",), f"with --server_optimizer={optimizer}")
+    if optimizer not in _WITH_SECOND_MOMENT:
+        _refuse(flags, ("server_beta_2",), f"with --server_optimizer={optimizer}")
+    if optimizer != "adamw":
+        _refuse(flags, ("server_weight_decay",), f"with --server_optimizer={optimizer}")
+    if flags.server_lr_schedule == "constant":
+        _refuse(flags, ("server_final_learning_rate",), "with --server_lr_schedule=constant")
+
+
+def _refuse(flags: Flags, names: Iterable[str], reason: str) -> None:
+    for name in names:
+        if flags.is_changed(name):
+            value = flags[name]
+            shown = f"{value:g}" if isinstance(value, float) and math.isfinite(value) else value
+            raise FlairError(f"--{name}={shown} has no effect {reason}; leave it out")

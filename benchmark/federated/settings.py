@@ -1,0 +1,116 @@
+"""What the federated flags mean together, as plain data: cohorts, privacy, algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmark.federated.flags import EQUAL
+from benchmark.privacy.adaptive import adaptive_noise, clipped_count_stddev
+from benchmark.privacy.plan import PrivacyPlan, make_plan
+from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
+from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
+from benchmark.run.flags import Flags
+from benchmark.run.schedules import learning_rates
+
+
+def is_private(flags: Flags) -> bool:
+    """Whether the run has differential privacy."""
+    return flags.epsilon != 0 or flags.noise_multiplier is not None
+
+
+def mechanism(flags: Flags) -> Mechanism:
+    """Where the noise of a private run goes."""
+    return Mechanism.TREE if flags.aggregator == Mechanism.TREE else Mechanism.GAUSSIAN
+
+
+def target_quantile(flags: Flags) -> float:
+    """Fraction of updates that the adaptive clip norm leaves unclipped; 0: fixed, as always under tree."""
+    return 0.0 if mechanism(flags) is Mechanism.TREE else float(flags.target_unclipped_quantile)
+
+
+def sampling(flags: Flags) -> Sampling:
+    """How cohorts are drawn."""
+    if flags.reuse_clients:
+        return Sampling.FIXED
+    if flags.client_sampling is not None:
+        return Sampling(flags.client_sampling)
+    if mechanism(flags) is Mechanism.TREE:
+        return Sampling.CYCLIC
+    return Sampling.POISSON if is_private(flags) else Sampling.UNIFORM
+
+
+def cohort_seed(flags: Flags) -> int:
+    """The seed of the cohorts of a run without privacy."""
+    return int(flags.seed if flags.client_datasets_random_seed is None else flags.client_datasets_random_seed)
+
+
+def privacy_request(flags: Flags) -> PrivacyRequest:
+    """What a private run asks for."""
+    return PrivacyRequest(
+        cohort=flags.clients_per_round,
+        total_rounds=flags.total_rounds,
+        epsilon=flags.epsilon if flags.epsilon != 0 else None,
+        noise_multiplier=flags.noise_multiplier,
+        delta=flags.delta,
+        simulated_cohort=flags.simulated_clients_per_round,
+        sampling=sampling(flags),
+        accountant=flags.accountant,
+        mechanism=mechanism(flags),
+        published_noise=flags.published_noise,
+    )
+
+
+def privacy_plan_of(flags: Flags, num_users: int) -> PrivacyPlan | None:
+    """The privacy of the run, None without; FlairError when this many users cannot give it."""
+    return make_plan(num_users, privacy_request(flags)) if is_private(flags) else None
+
+
+def federated_config(flags: Flags, privacy_plan: PrivacyPlan | None) -> FederatedConfig:
+    """The algorithm of the flags, with the noise of `privacy_plan`."""
+    client = ClientConfig(
+        algorithm=flags.algorithm,
+        learning_rates=_rates(flags, flags.client_learning_rate, flags.client_lr_schedule, flags.client_warmup_rounds),
+        clipnorm=flags.client_clipnorm,
+        global_clipnorm=flags.global_clipnorm,
+        proximal_strength=flags.proximal_strength,
+        weighted=privacy_plan is None and flags.client_weighting != EQUAL,
+    )
+    server = OptimizerConfig(
+        name=flags.server_optimizer,
+        learning_rates=_rates(
+            flags,
+            flags.server_learning_rate,
+            flags.server_lr_schedule,
+            flags.server_warmup_rounds,
+            flags.server_final_learning_rate,
+        ),
+        momentum=flags.server_momentum,
+        epsilon=flags.server_epsilon,
+        beta_2=flags.server_beta_2,
+        weight_decay=flags.server_weight_decay,
+    )
+    noise = None if privacy_plan is None else _noise_config(flags, privacy_plan)
+    aggregator = "mean" if mechanism(flags) is Mechanism.TREE else flags.aggregator
+    return FederatedConfig(client, server, aggregator, noise, flags.debug_measurements)
+
+
+def _noise_config(flags: Flags, privacy_plan: PrivacyPlan) -> NoiseConfig:
+    sigma, adaptive = privacy_plan.run_noise_multiplier, target_quantile(flags) > 0
+    stddev = flags.clipped_count_stddev
+    if adaptive and stddev is None:
+        stddev = clipped_count_stddev(flags.clients_per_round, sigma, flags.published_noise)
+    if adaptive:
+        adaptive_noise(sigma, stddev)  # refuses a deviation too small to share the noise
+    return NoiseConfig(
+        mechanism=mechanism(flags),
+        noise_multiplier=sigma,
+        clients_per_round=float(flags.clients_per_round),
+        l2_norm_clip=flags.l2_norm_clip,
+        target_unclipped_quantile=target_quantile(flags),
+        clipped_count_stddev=stddev if adaptive else None,
+    )
+
+
+def _rates(flags: Flags, base: float, schedule: str, warmup: int, final: float = 0.0) -> tuple[float, ...]:
+    rates: Sequence[float] = learning_rates(base, flags.total_rounds, schedule, warmup, final).tolist()
+    return tuple(rates) if len(set(rates)) > 1 else (float(base),)
