@@ -23,7 +23,7 @@ from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
 
 if TYPE_CHECKING:
-    from benchmark.central.loop import Options
+    from benchmark.central.loop import LoopConfig
     from benchmark.central.step import CentralTrainer
     from benchmark.data.pipeline import EvaluationData, TrainingData
     from benchmark.run.devices import Devices
@@ -104,7 +104,9 @@ def _train(
         if not run.is_described:
             raise FlairError(f"{run.path}: has no run of worker 0; give a --run_dir on a disk that all machines share")
         with SafePoints("step or evaluation") as safe_points:
-            position = train(trainer, training, validation, run, _options(flags, training.steps_per_epoch), safe_points)
+            state = train(
+                trainer, training, validation, run, _loop_config(flags, training.steps_per_epoch), safe_points
+            )
         devices.barrier()
         loading.load_by_name(trainer.model, run.path / BEST_FILE)
         if run.is_written:
@@ -119,11 +121,11 @@ def _train(
         "model": flags.model,
         "parameters": trainer.model.count_params(),
         "num_epochs": flags.num_epochs,
-        "epochs": position.epoch,
-        "best_epoch": position.best_epoch,
+        "epochs": state.epoch,
+        "best_epoch": state.best_epoch,
         **{name: result.metrics(task) for name, result in results.items()},
         "know_nothing": {name: result.know_nothing() for name, result in results.items()},
-        "training_seconds": round(position.seconds, 3),
+        "training_seconds": round(state.seconds, 3),
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
     }
@@ -173,12 +175,12 @@ def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     training_plan.print_plan("benchmark.central_main", lines, "the same command without --dry_run and --num_users")
 
 
-def _options(flags: Flags, steps_per_epoch: int) -> Options:
-    from benchmark.central.loop import Options
+def _loop_config(flags: Flags, steps_per_epoch: int) -> LoopConfig:
+    from benchmark.central.loop import LoopConfig
 
     warmup = round(flags.warmup_epochs * steps_per_epoch)
     total = flags.num_epochs * steps_per_epoch
-    return Options(
+    return LoopConfig(
         num_epochs=flags.num_epochs,
         learning_rates=learning_rates(flags.learning_rate, total, flags.learning_rate_schedule, warmup),
         best_metric=flags.best_metric,

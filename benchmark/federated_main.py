@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from benchmark.cluster.pool import WorkerPool
     from benchmark.data.clients import BatchPlan
     from benchmark.data.source import Clients
-    from benchmark.federated.loop import Position
+    from benchmark.federated.loop import TrainingState
     from benchmark.federated.scoring import Scorer
     from benchmark.privacy.caveats import KeyState
     from benchmark.privacy.noise_key import NoiseKey
@@ -125,7 +125,7 @@ def _train(
     )
     if plan is not None:
         _announce(plan)
-    options = loop.Options(
+    options = loop.LoopConfig(
         total_rounds=flags.total_rounds,
         rounds_per_eval=flags.rounds_per_eval,
         rounds_per_checkpoint=flags.rounds_per_checkpoint,
@@ -136,9 +136,9 @@ def _train(
     try:
         scorer = _scorer(flags, runtime, model, records, task)
         with SafePoints("round") as safe_points:
-            position = loop.train(
+            state = loop.train(
                 *(runtime, model, scorer, _cohort_function(flags, data, key), plan, run, options, safe_points),
-                before_release=lambda position: _write_privacy(flags, plan, position, run),
+                before_release=lambda state: _write_privacy(flags, plan, state, run),
             )
         if flags.runtime != RAY:
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
@@ -154,20 +154,20 @@ def _train(
         "setting": "federated" if plan is None else "federated, private",
         "model": flags.model,
         "parameters": model.count_params(),
-        "rounds": position.round,
-        "best_round": position.best_round,
+        "rounds": state.round,
+        "best_round": state.best_round,
         **scores,
-        "training_seconds": round(position.seconds, 3),
+        "training_seconds": round(state.seconds, 3),
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
     }
     if plan is not None:
         if not flags.keep_noise_key:
             noise_key.forget_key(run.path)
-        _write_privacy(flags, plan, position, run)
-        summary["epsilon"] = plan.own_epsilon_at(position.round)
+        _write_privacy(flags, plan, state, run)
+        summary["epsilon"] = plan.own_epsilon_at(state.round)
         if plan.simulated_cohort is not None:
-            summary["simulated_epsilon"] = plan.epsilon_at(position.round)
+            summary["simulated_epsilon"] = plan.epsilon_at(state.round)
     return summary
 
 
@@ -326,7 +326,7 @@ def _announce(plan: PrivacyPlan) -> None:
         print("cohorts have a fixed size, but epsilon assumes Poisson sampling: see the privacy statement", flush=True)
 
 
-def _write_privacy(flags: Flags, plan: PrivacyPlan | None, position: Position, run: RunFolder) -> None:
+def _write_privacy(flags: Flags, plan: PrivacyPlan | None, state: TrainingState, run: RunFolder) -> None:
     if plan is None:
         return
     from benchmark.privacy.caveats import RunRecord
@@ -336,8 +336,8 @@ def _write_privacy(flags: Flags, plan: PrivacyPlan | None, position: Position, r
     assert noise is not None
     adaptive = noise.target_unclipped_quantile > 0
     record = RunRecord(
-        rounds_completed=position.round,
-        clip_norms=position.clip_norms,
+        rounds_completed=state.round,
+        clip_norms=state.clip_norms,
         target_unclipped_quantile=noise.target_unclipped_quantile if adaptive else None,
         clipped_count_stddev=noise.clipped_count_stddev,
         artificial_users=flags.iid,

@@ -26,7 +26,7 @@ from flair.terminal.progress import Progress
 
 
 @dataclass(frozen=True)
-class Options:
+class LoopConfig:
     """How to train.
 
     Attributes:
@@ -45,7 +45,7 @@ class Options:
 
 
 @dataclass
-class Position:
+class TrainingState:
     """Where a run stands: `step` batches into `epoch`, and the best model so far."""
 
     epoch: int = 0
@@ -60,70 +60,72 @@ def train(
     training: TrainingData,
     validation: EvaluationData,
     run: RunFolder,
-    options: Options,
+    config: LoopConfig,
     safe_points: SafePoints,
-) -> Position:
+) -> TrainingState:
     """Trains to the end, from the run folder's newest checkpoint if there is one.
 
     Raises:
-      FlairError: the loss is no number any more.
+      FlairError: the loss is not a number any more.
     """
-    position = _resume(trainer, run)
-    trainer.devices.check_equal(f"{position.epoch} {position.step}", f"a run folder ({run.path}) at one step")
-    if position.step > 0 and position.epoch >= options.num_epochs:
+    state = _resume(trainer, run)
+    trainer.devices.check_equal(f"{state.epoch} {state.step}", f"a run folder ({run.path}) at one step")
+    if state.step > 0 and state.epoch >= config.num_epochs:
         raise FlairError(
-            f"--num_epochs={options.num_epochs}: {run.path} is past that already, {position.step} steps into epoch "
-            f"{position.epoch + 1}; give at least {position.epoch + 1}, another --run_dir, or --overwrite"
+            f"--num_epochs={config.num_epochs}: {run.path} is past that already, {state.step} steps into epoch "
+            f"{state.epoch + 1}; give at least {state.epoch + 1}, another --run_dir, or --overwrite"
         )
-    sign = 1.0 if options.best_metric == "loss" else -1.0
-    while position.epoch < options.num_epochs and not _has_stalled(position, options):
-        _train_epoch(trainer, training, run, options, position, safe_points)
-        position.epoch, position.step = position.epoch + 1, 0
+    sign = 1.0 if config.best_metric == "loss" else -1.0
+    while state.epoch < config.num_epochs and not _has_stalled(state, config):
+        _train_epoch(trainer, training, run, config, state, safe_points)
+        state.epoch, state.step = state.epoch + 1, 0
         row = {f"train_{name}": value for name, value in trainer.metrics().items()}
         started = time.monotonic()
-        with Progress(validation.num_photos, f"validating epoch {position.epoch}", "photo") as progress:
+        with Progress(validation.num_photos, f"validating epoch {state.epoch}", "photo") as progress:
             metrics = passes.evaluate(trainer.model, validation, trainer.task, progress, trainer.devices)
-        position.seconds += time.monotonic() - started
+        state.seconds += time.monotonic() - started
         row |= {f"val_{name}": value for name, value in metrics.items()}
-        _check_finite(metrics["loss"], f"validation after epoch {position.epoch}")
-        last_step = position.epoch * training.steps_per_epoch - 1
-        row["learning_rate"] = float(options.learning_rates[last_step])
-        if sign * metrics[options.best_metric] < position.best_value:
-            position.best_value, position.best_epoch = sign * metrics[options.best_metric], position.epoch
+        _check_finite(metrics["loss"], f"validation after epoch {state.epoch}")
+        last_step = state.epoch * training.steps_per_epoch - 1
+        row["learning_rate"] = float(config.learning_rates[last_step])
+        if sign * metrics[config.best_metric] < state.best_value:
+            state.best_value, state.best_epoch = sign * metrics[config.best_metric], state.epoch
             run.save_model(BEST_FILE, lambda path: loading.save_weights(trainer.model, path))
         trainer.reset_metrics()
-        run.add_row(position.epoch, row, position.seconds)
-        _save(trainer, run, position)
+        run.add_row(state.epoch, row, state.seconds)
+        _save(trainer, run, state)
         if run.is_written:
-            print(_epoch_line(position, options, row), flush=True)
+            print(_epoch_line(state, config, row), flush=True)
         _stop_together(safe_points, trainer.devices)
     run.save_model(LAST_FILE, lambda path: loading.save_weights(trainer.model, path))
-    return position
+    return state
 
 
 def _train_epoch(
     trainer: CentralTrainer,
     training: TrainingData,
     run: RunFolder,
-    options: Options,
-    position: Position,
+    config: LoopConfig,
+    state: TrainingState,
     safe_points: SafePoints,
 ) -> None:
-    first = position.epoch * training.steps_per_epoch
+    first = state.epoch * training.steps_per_epoch
     saved = started = time.monotonic()
-    before = position.seconds
-    description = f"epoch {position.epoch + 1} of {options.num_epochs}"
+    before = state.seconds
+    description = f"epoch {state.epoch + 1} of {config.num_epochs}"
     with Progress(training.num_photos, description, "photo", done=trainer.num_photos) as progress:
-        for parts in _parts(training.batches(position.epoch, position.step), len(trainer.devices.replicas)):
-            wish = safe_points.requested is not None or time.monotonic() - saved > options.seconds_per_checkpoint
-            learning_rate = float(options.learning_rates[first + position.step])
-            loss, must_save = _step_within_memory(trainer, parts, learning_rate, wish)
-            position.step += 1
-            position.seconds = before + time.monotonic() - started
-            _check_finite(loss, f"epoch {position.epoch + 1}, step {position.step}")
+        for parts in _parts(training.batches(state.epoch, state.step), len(trainer.devices.replicas)):
+            save_requested = (
+                safe_points.requested is not None or time.monotonic() - saved > config.seconds_per_checkpoint
+            )
+            learning_rate = float(config.learning_rates[first + state.step])
+            loss, must_save = _step_within_memory(trainer, parts, learning_rate, save_requested)
+            state.step += 1
+            state.seconds = before + time.monotonic() - started
+            _check_finite(loss, f"epoch {state.epoch + 1}, step {state.step}")
             progress.add(trainer.num_photos - progress.done, f"loss {trainer.mean_loss:.4f}")
             if must_save:
-                _save(trainer, run, position)
+                _save(trainer, run, state)
                 saved = time.monotonic()
                 _stop_together(safe_points, trainer.devices)
 
@@ -143,10 +145,10 @@ def _stop_together(safe_points: SafePoints, devices: Devices) -> None:
 
 
 def _step_within_memory(
-    trainer: CentralTrainer, parts: Sequence[Batch], learning_rate: float, wish: bool
+    trainer: CentralTrainer, parts: Sequence[Batch], learning_rate: float, save_requested: bool
 ) -> tuple[float, bool]:
     try:
-        return trainer.step(parts, learning_rate, wish)
+        return trainer.step(parts, learning_rate, save_requested)
     except tf.errors.ResourceExhaustedError:
         photos = min(trainer.microbatch_size, parts[0][0].shape[0])
         raise FlairError(
@@ -156,46 +158,46 @@ def _step_within_memory(
 
 
 def _parts(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
-    """Groups batches by training step, one a device."""
+    """Groups batches by training step, one per device."""
     while parts := list(itertools.islice(batches, count)):
         yield parts
 
 
-def _resume(trainer: CentralTrainer, run: RunFolder) -> Position:
+def _resume(trainer: CentralTrainer, run: RunFolder) -> TrainingState:
     checkpoint = run.checkpoints.latest()
     if checkpoint is None:
         run.start_at(0)
-        return Position()
+        return TrainingState()
     trainer.restore(checkpoint.arrays)
-    position = Position(**checkpoint.state)
-    run.start_at(position.epoch)
-    print(f"continuing after {position.epoch} epochs and {position.step} steps", flush=True)
-    return position
+    state = TrainingState(**checkpoint.state)
+    run.start_at(state.epoch)
+    print(f"continuing after {state.epoch} epochs and {state.step} steps", flush=True)
+    return state
 
 
-def _save(trainer: CentralTrainer, run: RunFolder, position: Position) -> None:
+def _save(trainer: CentralTrainer, run: RunFolder, state: TrainingState) -> None:
     if run.is_written:
-        run.checkpoints.save(int(trainer.optimizer.iterations.numpy()), trainer.arrays(), asdict(position))
+        run.checkpoints.save(int(trainer.optimizer.iterations.numpy()), trainer.arrays(), asdict(state))
 
 
-def _has_stalled(position: Position, options: Options) -> bool:
-    patience = options.early_stopping
-    return patience > 0 and position.epoch - position.best_epoch >= patience
+def _has_stalled(state: TrainingState, config: LoopConfig) -> bool:
+    patience = config.early_stopping
+    return patience > 0 and state.epoch - state.best_epoch >= patience
 
 
 def _check_finite(loss: float, where: str) -> None:
     if not math.isfinite(loss):
         raise FlairError(
-            f"{where}: the loss is {loss}, no finite number; lower --learning_rate or --clipnorm and start over in "
+            f"{where}: the loss is {loss}, not a finite number; lower --learning_rate or --clipnorm and start over in "
             "another --run_dir or with --overwrite"
         )
 
 
-def _epoch_line(position: Position, options: Options, row: dict[str, Any]) -> str:
+def _epoch_line(state: TrainingState, config: LoopConfig, row: dict[str, Any]) -> str:
     shown = {name: value for name, value in row.items() if name.endswith("averaged_precision") and "val_" in name}
     text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
-    mark = " (best so far)" if position.best_epoch == position.epoch else ""
+    mark = " (best so far)" if state.best_epoch == state.epoch else ""
     return (
-        f"epoch {position.epoch} of {options.num_epochs}: train_loss {row['train_loss']:.4f}, "
+        f"epoch {state.epoch} of {config.num_epochs}: train_loss {row['train_loss']:.4f}, "
         f"val_loss {row['val_loss']:.4f}, {text}{mark}"
     )

@@ -18,15 +18,15 @@ Batch = tuple[tf.Tensor, tf.Tensor]
 
 
 class CentralTrainer:
-    """Trains a model with Adam, one compiled step a batch, on one or several devices.
+    """Trains a model with Adam, one compiled step per batch, on one or several devices.
 
     Args:
       build: makes the model, called where its variables belong.
       task: what the model predicts.
       clipnorm: bound on the gradient of each weight; 0 turns clipping off.
       devices: on what to train.
-      microbatch_size: photos a device passes forward and backward at once. A larger share of a batch is split and its
-        gradients added up, which gives the same step up to rounding: no layer of our models looks across photos.
+      microbatch_size: photos that a device passes forward and backward at once. A larger share of a batch is split
+        and its gradients added up, which gives the same step up to rounding: no layer looks across photos.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class CentralTrainer:
         once = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
         with devices.scope():
             self.model = build()
-            # The new Keras optimizers take a dozen passes over the weights a step where this one takes one fused pass.
+            # The new Keras optimizers pass over the weights a dozen times in a step, where this one does it once.
             self.optimizer = tf.keras.optimizers.legacy.Adam()
             shape = (task.num_outputs, 2, NUM_BUCKETS)
             self._counts = tf.Variable(tf.zeros(shape, tf.int64), **once)
@@ -53,31 +53,31 @@ class CentralTrainer:
         # The optimizer makes its variables when first used. A step would count, so it is traced and never run.
         self._step.get_concrete_function([example] * len(devices.replicas))
 
-    def step(self, parts: Sequence[Batch], learning_rate: float, wish: bool = False) -> tuple[float, bool]:
+    def step(self, parts: Sequence[Batch], learning_rate: float, save_requested: bool = False) -> tuple[float, bool]:
         """One Adam step; photos are scored before it, into the metrics of the epoch.
 
         Args:
           parts: a batch (photos, labels) for each device of this process.
           learning_rate: of this step.
-          wish: whether this process wants to do something after this step that all must do together.
+          save_requested: whether this process wants to save after this step, which all processes do together.
 
         Returns:
-          The mean loss of the whole batch, and whether any process has a wish.
+          The mean loss of the whole batch, and whether any process wants to save.
         """
         self.optimizer.learning_rate.assign(learning_rate)
-        flag = tf.constant(float(wish))
+        flag = tf.constant(float(save_requested))
         photos, size = parts[0][0].shape[0], self.microbatch_size
         if photos <= size:
-            loss, wishes = self._step([(images, labels, flag) for images, labels in parts])
-            return float(loss), float(wishes) > 0
+            loss, requests = self._step([(images, labels, flag) for images, labels in parts])
+            return float(loss), float(requests) > 0
         self._make_gradient_sums()
         loss_sum = total = 0.0
         for start in range(0, photos, size):
             chunks = [(images[start : start + size], labels[start : start + size]) for images, labels in parts]
             sums = self._accumulate(chunks)
             loss_sum, total = loss_sum + float(sums[0]), total + float(sums[1])
-        wishes = self._apply([(flag, tf.constant(total))] * len(parts))
-        return loss_sum / total, float(wishes) > 0
+        requests = self._apply([(flag, tf.constant(total))] * len(parts))
+        return loss_sum / total, float(requests) > 0
 
     @property
     def num_photos(self) -> int:
@@ -122,10 +122,12 @@ class CentralTrainer:
     def _step(self, parts: Sequence[Sequence[tf.Tensor]]) -> tuple[tf.Tensor, tf.Tensor]:
         return self.devices.run(self._replica_step, parts)[0]
 
-    def _replica_step(self, images: tf.Tensor, labels: tf.Tensor, wish: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _replica_step(
+        self, images: tf.Tensor, labels: tf.Tensor, save_requested: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         gradients, loss_sum, total = self._differentiate(images, labels)
         self._descend([sum_over_replicas(gradient) / total for gradient in gradients])
-        return loss_sum / total, sum_over_replicas(wish)
+        return loss_sum / total, sum_over_replicas(save_requested)
 
     @tf.function(reduce_retracing=True)
     def _accumulate(self, parts: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -141,11 +143,11 @@ class CentralTrainer:
     def _apply(self, parts: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
         return self.devices.run(self._replica_apply, parts)[0]
 
-    def _replica_apply(self, wish: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
+    def _replica_apply(self, save_requested: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
         self._descend([sum_over_replicas(gradient_sum.read_value()) / total for gradient_sum in self._gradient_sums])
         for gradient_sum in self._gradient_sums:
             gradient_sum.assign(tf.zeros_like(gradient_sum))
-        return sum_over_replicas(wish)
+        return sum_over_replicas(save_requested)
 
     def _differentiate(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """The gradients of this device's sum of losses, and over all devices that sum and the number of photos."""

@@ -1,6 +1,6 @@
-"""The runtime on Ray: each worker trains its share of the cohort, the server merges what they accumulated.
+"""The runtime on Ray: each worker trains a shard of the cohort, the server merges what they accumulated.
 
-Which worker trains which client follows from the clients' numbers of photos alone, and shares are merged in the
+Which worker trains which client follows from the clients' numbers of photos alone, and shards are merged in the
 workers' order, so a run is repeatable for a given number of workers, and equal to the in-process runtime up to the
 order in which updates are added up.
 """
@@ -22,9 +22,9 @@ from benchmark.data.clients import BatchPlan
 from benchmark.data.source import Clients, ClientSource
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.config import FederatedConfig
-from benchmark.rounds.round_server import RoundServer
 from benchmark.rounds.runtime import RoundResult
-from benchmark.rounds.share_training import RoundStart, ShareResult
+from benchmark.rounds.server import RoundServer
+from benchmark.rounds.shard import ShardResult
 
 
 class RoundTiming(NamedTuple):
@@ -90,11 +90,8 @@ class RayRuntime:
         self.pool = pool
         self._plan, self._data = plan, data
         self.server = RoundServer(model, config, plan.task.is_binary, seed, noise_key)
-        spec = self.server.spec
-        graphs = (spec.work, spec.zero, spec.accumulate, self.server.step_spec)
-        pool.give(
-            Job(model_arguments, source, plan, config.client, seed, *graphs, eval_batch_size, str(tf.__version__))
-        )
+        spec = self.server.aggregation.spec
+        pool.give(Job(model_arguments, source, plan, config.client, seed, spec, eval_batch_size, str(tf.__version__)))
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
         """Trains the cohort from the current global weights and updates them."""
@@ -103,12 +100,12 @@ class RayRuntime:
         sizes = [(self._data.num_photos(client_id), plan.epochs, plan.max_elements) for client_id in cohort]
         costs = [client_cost(*size) for size in sizes]
         assignment = assign(costs, self.pool.num_workers)
-        start = self.pool.put(_as_arrays(self.server.start(round_number)))
+        sent = self.pool.put(self.server.broadcast(round_number).arrays())
         shares = [share for share in assignment.shares if share]
-        tasks = [(start, [cohort[position] for position in share]) for share in shares]
+        tasks = [(sent, [cohort[position] for position in share]) for share in shares]
         client_seconds: list[np.ndarray] = []
 
-        def noted(result: ShareResult) -> ShareResult:
+        def noted(result: ShardResult) -> ShardResult:
             client_seconds.append(result.client_seconds)
             return result
 
@@ -138,11 +135,3 @@ class RayRuntime:
     def close(self) -> None:
         """Ends the workers."""
         self.pool.close()
-
-
-def _as_arrays(start: RoundStart) -> RoundStart:
-    return start._replace(
-        weights=[tensor.numpy() for tensor in start.weights],
-        broadcast=[tensor.numpy() for tensor in start.broadcast],
-        base_optimizer_state=[tensor.numpy() for tensor in start.base_optimizer_state],
-    )

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from benchmark.data.source import ClientSource
     from benchmark.evaluation.passes import Evaluation
     from benchmark.federated.client_scores import ClientScore, LocalComparison
+    from benchmark.rounds.aggregation import RoundSpec
     from benchmark.rounds.config import ClientConfig
-    from benchmark.rounds.share_training import RoundStart, ShareResult
-    from benchmark.rounds.tff_graph import GraphSpec
+    from benchmark.rounds.shard import Broadcast, ShardResult
 
 
 class Job(NamedTuple):
@@ -34,7 +34,7 @@ class Job(NamedTuple):
       plan: how a client goes through them.
       client: what a client does.
       seed: of the run.
-      work, zero, accumulate, step: of the server computation (`ServerSpec`, `RoundServer.step_spec`).
+      round: TFF's aggregator as graphs.
       eval_batch_size: photos a batch when scoring.
       tensorflow: version that the run has.
     """
@@ -44,10 +44,7 @@ class Job(NamedTuple):
     plan: BatchPlan
     client: ClientConfig
     seed: int
-    work: GraphSpec
-    zero: GraphSpec
-    accumulate: GraphSpec
-    step: GraphSpec | None
+    round: RoundSpec
     eval_batch_size: int
     tensorflow: str
 
@@ -86,7 +83,7 @@ class FederatedWorker:
         else:
             for gpu in gpus:
                 tf.config.experimental.set_memory_growth(gpu, True)
-        self._shares: _Shares | None = None
+        self._shards: _Shards | None = None
         self._job = ""
 
     def place(self) -> Place:
@@ -105,15 +102,15 @@ class FederatedWorker:
         )
 
     def run(self, job: Sequence[Any], task: str, *arguments: Any) -> Any:
-        """Runs the method `task` of `_Shares`; `job` is a list of the reference to the `Job`, which is fetched once."""
-        if self._shares is None or self._job != job[0].hex():
+        """Runs the method `task` of `_Shards`; `job` is a list of the reference to the `Job`, which is fetched once."""
+        if self._shards is None or self._job != job[0].hex():
             import ray
 
-            self._shares, self._job = _Shares(ray.get(job[0])), job[0].hex()
-        return getattr(self._shares, task)(*arguments)
+            self._shards, self._job = _Shards(ray.get(job[0])), job[0].hex()
+        return getattr(self._shards, task)(*arguments)
 
 
-class _Shares:
+class _Shards:
     """The tasks of a worker, on one model."""
 
     def __init__(self, job: Job) -> None:
@@ -122,9 +119,9 @@ class _Shares:
         import tensorflow as tf
 
         from benchmark.model.networks import build_model
-        from benchmark.rounds.local_training import LocalTrainer, graph_step
-        from benchmark.rounds.server import ClientAggregation
-        from benchmark.rounds.share_training import ShareTrainer
+        from benchmark.rounds.aggregation import Aggregation
+        from benchmark.rounds.client import LocalTrainer
+        from benchmark.rounds.shard import ShardTrainer
         from flair.errors import FlairError
 
         if tf.__version__ != job.tensorflow:
@@ -137,19 +134,17 @@ class _Shares:
         except FlairError as error:
             raise FlairError(f"machine {socket.gethostname()}: {error}") from None
         self._job, self._model = job, build_model(*job.model)
-        step = None if job.step is None else graph_step(job.step)
-        self._trainer = LocalTrainer(self._model, job.client, step, job.plan.task.is_binary)
-        aggregation = ClientAggregation(job.work, job.zero, job.accumulate)
-        self._training = ShareTrainer(self._trainer, aggregation, clients, job.plan, job.seed)
+        self._trainer = LocalTrainer(self._model, job.client, job.round.step, job.plan.task.is_binary)
+        self._training = ShardTrainer(self._trainer, Aggregation(job.round), clients, job.plan, job.seed)
         self._evaluation_data: dict[str, Any] = {}
         self._local: LocalTrainer | None = None
 
     def ready(self) -> None:
         """Nothing: the model is built."""
 
-    def train(self, start: RoundStart, clients: Sequence[str]) -> ShareResult:
+    def train(self, sent: Broadcast, clients: Sequence[str]) -> ShardResult:
         """Trains these clients in a round."""
-        result = self._training.train(start, clients)
+        result = self._training.train(sent, clients)
         return result._replace(aggregate=[tensor.numpy() for tensor in result.aggregate])
 
     def evaluate(self, weights: Sequence[np.ndarray], partition: str, share: int, num_shares: int) -> Evaluation:
@@ -185,8 +180,8 @@ class _Shares:
     ) -> list[LocalComparison]:
         """Each client's held-out photos scored before and after training on its others."""
         from benchmark.federated.client_scores import compare_local_training
+        from benchmark.rounds.client import LocalTrainer
         from benchmark.rounds.config import FED_AVG
-        from benchmark.rounds.local_training import LocalTrainer
 
         job = self._job
         if self._local is None:

@@ -17,7 +17,7 @@ from benchmark.data.records import Records
 from benchmark.evaluation import passes
 from benchmark.metrics import histogram
 from benchmark.metrics.spread import distribution
-from benchmark.rounds.local_training import LocalTrainer
+from benchmark.rounds.client import LocalTrainer
 from benchmark.run.seeds import derive_generator, derive_seed
 from flair.files import atomic
 from flair.terminal.progress import Progress

@@ -15,8 +15,8 @@ from benchmark.data.records import Records
 from benchmark.evaluation import passes
 from benchmark.federated import client_scores
 from benchmark.federated.client_scores import ClientScore, LocalComparison
+from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import FED_AVG, ClientConfig
-from benchmark.rounds.local_training import LocalTrainer
 from flair.terminal.progress import Progress
 
 

@@ -3,14 +3,4 @@
 What enters is the global weights and a cohort. What leaves is new global weights, and measurements of the round.
 """
 
-__all__ = [
-    "config",
-    "inprocess",
-    "local_training",
-    "round_server",
-    "runtime",
-    "server",
-    "share_training",
-    "tff",
-    "tff_graph",
-]
+__all__ = ["aggregation", "client", "config", "graph", "inprocess", "runtime", "server", "shard", "tff"]

@@ -1,7 +1,7 @@
 """A `FederatedConfig` as TFF's own parts: optimizers, aggregation factory, and the whole learning process.
 
 Both runtimes are built from here. `build_learning_process` is the unmodified `tff.learning.algorithms` process;
-`benchmark.rounds.server_graphs` takes the same aggregation factory and server optimizer for the in-process runtime.
+`benchmark.rounds.compilation` takes the same aggregation factory and server optimizer for the in-process runtime.
 """
 
 from __future__ import annotations

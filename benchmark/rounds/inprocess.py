@@ -1,6 +1,7 @@
-"""The in-process runtime: clients train one after another on a resident model, TFF's aggregator adds them up.
+"""The in-process runtime: one round of federated training, as the textbook has it.
 
-Peak memory does not depend on the cohort: the model, the server state, one aggregate and one client's update.
+Clients train one after another on a resident model, and TFF's aggregator adds them up. Peak memory does not depend on
+the cohort: the model, the server's state, one aggregate and one client's update.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan, ClientData
 from benchmark.privacy.noise_key import NoiseKey
+from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import FederatedConfig
-from benchmark.rounds.local_training import LocalTrainer, graph_step
-from benchmark.rounds.round_server import RoundServer
 from benchmark.rounds.runtime import RoundResult
-from benchmark.rounds.server import ClientAggregation
-from benchmark.rounds.share_training import ShareTrainer
+from benchmark.rounds.server import RoundServer
+from benchmark.rounds.shard import ShardTrainer
 
 
 class InProcessRuntime:
@@ -42,15 +42,14 @@ class InProcessRuntime:
         noise_key: NoiseKey | None = None,
     ) -> None:
         self._server = RoundServer(model, config, plan.task.is_binary, seed, noise_key)
-        spec = self._server.spec
-        step = None if self._server.step_spec is None else graph_step(self._server.step_spec)
-        self.trainer = LocalTrainer(model, config.client, step, plan.task.is_binary)
-        aggregation = ClientAggregation(spec.work, spec.zero, spec.accumulate)
-        self._cohort = ShareTrainer(self.trainer, aggregation, data, plan, seed)
+        aggregation = self._server.aggregation
+        self.trainer = LocalTrainer(model, config.client, aggregation.spec.step, plan.task.is_binary)
+        self._clients = ShardTrainer(self.trainer, aggregation, data, plan, seed)
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
-        """Trains the cohort from the current global weights and updates them."""
-        result = self._cohort.train(self._server.start(round_number), cohort)
+        """Sends the global weights, trains each client and adds its update up, takes the server's step."""
+        sent = self._server.broadcast(round_number)
+        result = self._clients.train(sent, cohort)
         return self._server.finish(round_number, [result])
 
     def weights(self) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""What every runtime offers to `federated_main`: rounds, the global weights, and a state that can be saved."""
+"""What every runtime offers, and what a round comes to."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Runtime(Protocol):
         ...
 
 
-def clipping_norm(measurements: dict[str, float]) -> float | None:
+def next_clip_norm(measurements: dict[str, float]) -> float | None:
     """The clipping norm that the aggregator will use in the next round, if it says so."""
     endings = ("/clip", "/current_clip", "/clipping_norm")
     return next((value for name, value in measurements.items() if name.endswith(endings)), None)

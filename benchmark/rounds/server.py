@@ -1,118 +1,128 @@
-"""The server's part of a round and the clients' part of aggregation, as plain TensorFlow functions.
-
-`server_graphs` cuts a TFF aggregator and optimizer into the graphs of a `ServerSpec`; here they are called.
-Imports TensorFlow only, so that a worker process needs nothing else.
-"""
+"""The server of a run: the global state, what a round sends to its clients, and what their results do to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from benchmark.rounds.tff_graph import GraphFunction, GraphSpec
+from benchmark.metrics import histogram
+from benchmark.privacy.noise import FreshNoise, GaussianNoise, TreeNoise
+from benchmark.privacy.noise_key import NoiseKey
+from benchmark.privacy.request import Mechanism
+from benchmark.rounds.aggregation import Aggregation
+from benchmark.rounds.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
+from benchmark.rounds.compilation import compile_round
+from benchmark.rounds.config import FederatedConfig, NoiseConfig
+from benchmark.rounds.runtime import RoundResult
+from benchmark.rounds.shard import Broadcast, ShardResult
+from benchmark.run.seeds import derive_seed
 
 
-class ServerSpec(NamedTuple):
-    """The server computation as plain data: one graph a phase, and what the flat state and measurements are called."""
+class RoundServer:
+    """Holds the state of a run between rounds.
 
-    initialize: GraphSpec
-    prepare: GraphSpec
-    work: GraphSpec
-    zero: GraphSpec
-    accumulate: GraphSpec
-    merge: GraphSpec
-    report: GraphSpec
-    update: GraphSpec
-    state_names: tuple[str, ...]
-    measurement_names: tuple[str, ...]
-    result_names: tuple[str, ...]
+    Args:
+      model: its weights are where training starts.
+      config: algorithm, optimizers and aggregator.
+      is_binary: whether metrics carry their bare names.
+      seed: of the run; what an aggregator rounds stochastically follows from it and the round's number.
+      noise_key: what the noise of a private run follows from, by round. None draws a new one: two runs that differ
+        must not share noise, or the difference of their models would show the clients' updates without any.
 
+    Attributes:
+      aggregation: TFF's aggregator and server optimizer.
+    """
 
-class Server:
-    """Runs a `ServerSpec` in this process. The state is a flat list of tensors named by `spec.state_names`."""
-
-    def __init__(self, spec: ServerSpec) -> None:
-        self.spec = spec
-        self._initialize = GraphFunction(spec.initialize)
-        self._prepare = GraphFunction(spec.prepare)
-        self._report = GraphFunction(spec.report)
-        self._update = GraphFunction(spec.update)
-        self._merge = GraphFunction(spec.merge)
-        self.num_weights = sum(name.startswith("weights/") for name in spec.state_names)
-
-    def initialize(self, weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """The state before round 0, with the given global weights (trainable ones first)."""
-        state = self._initialize([])
-        if len(weights) != self.num_weights:
-            raise ValueError(f"expected {self.num_weights} weights, got {len(weights)}")
-        return [*map(tf.convert_to_tensor, weights), *state[self.num_weights :]]
-
-    def weights(self, state: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """The global weights in `state`."""
-        return list(state[: self.num_weights])
-
-    def part(self, state: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        """The tensors of `state` below `name`, such as `base_optimizer`."""
-        return [
-            tensor for tensor, full in zip(state, self.spec.state_names, strict=True) if full.startswith(name + "/")
-        ]
-
-    def broadcast(self, state: Sequence[tf.Tensor], seed: tf.Tensor) -> list[tf.Tensor]:
-        """What the aggregator sends to the clients of a round: the clipping norm, a random rotation to encode by."""
-        return self._prepare(state, seed)
-
-    def merge(self, first: Sequence[tf.Tensor], second: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Two aggregates of disjoint sets of clients as one."""
-        return self._merge([*first, *second])
-
-    def finish(
+    def __init__(
         self,
-        state: Sequence[tf.Tensor],
-        aggregate: Sequence[tf.Tensor],
-        seed: tf.Tensor,
-        normals: Callable[[int], np.ndarray] | None = None,
-    ) -> tuple[list[tf.Tensor], dict[str, float]]:
-        """Noise, mean and server optimizer step; returns the new state and the round's measurements.
+        model: tf.keras.Model,
+        config: FederatedConfig,
+        is_binary: bool,
+        seed: int,
+        noise_key: NoiseKey | None = None,
+    ) -> None:
+        self._config, self._is_binary, self._seed = config, is_binary, seed
+        self._noise = None if config.noise is None else _noise_of(config.noise, noise_key or NoiseKey.draw())
+        self._num_outputs = model.output_shape[-1]
+        trainable = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
+        non_trainable = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.non_trainable_variables)
+        spec = compile_round(
+            trainable,
+            non_trainable,
+            build_aggregation_factory(config),
+            build_optimizer(config.server_optimizer),
+            build_base_optimizer(config),
+        )
+        self.aggregation = Aggregation(spec)
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        self._state = self.aggregation.initialize([variable.read_value() for variable in variables])
 
-        Args:
-          seed: int64[2], for an aggregator that rounds stochastically.
-          normals: how many -> float32 [so many] standard normal numbers; a private aggregator needs it.
-        """
-        outputs = self._update([*state, *self._report(aggregate)], seed, self._noise(normals))
-        num_state = len(self.spec.state_names)
-        measurements = zip(self.spec.measurement_names, outputs[num_state:], strict=True)
-        return outputs[:num_state], {name: float(value) for name, value in measurements if value.shape.rank == 0}
+    def broadcast(self, round_number: int) -> Broadcast:
+        """What the clients of this round are sent."""
+        rates = self._config.client.learning_rates
+        return Broadcast(
+            round_number,
+            rates[min(round_number, len(rates) - 1)],
+            self.aggregation.weights(self._state),
+            self.aggregation.broadcast(self._state, self._round_seed("broadcast", round_number)),
+            self.aggregation.part(self._state, "base_optimizer"),
+        )
 
-    def _noise(self, normals: Callable[[int], np.ndarray] | None) -> list[tf.Tensor]:
-        shapes = self._update.normal_shapes
-        if not shapes:
-            return []
-        if normals is None:
-            raise ValueError("this aggregator adds noise and needs normal numbers")
-        sizes = [shape.num_elements() for shape in shapes]
-        parts = np.split(normals(sum(sizes)), np.cumsum(sizes)[:-1])
-        return [tf.constant(part.reshape(shape)) for part, shape in zip(parts, shapes, strict=True)]
+    def finish(self, round_number: int, results: Iterable[ShardResult]) -> RoundResult:
+        """Merges the shards in the order given, adds the noise and takes the server optimizer's step."""
+        aggregate: list[tf.Tensor] | None = None
+        sums: list[np.ndarray] | None = None
+        num_examples = 0
+        refused: list[str] = []
+        for result in results:
+            one = [tf.convert_to_tensor(array) for array in result.aggregate]
+            aggregate = one if aggregate is None else self.aggregation.merge(aggregate, one)
+            counted = [np.asarray(array) for array in result.metric_sums]
+            sums = counted if sums is None else [total + more for total, more in zip(sums, counted, strict=True)]
+            num_examples += result.num_examples
+            refused += result.refused_clients
+        if aggregate is None:
+            aggregate = self.aggregation.zero()
+        normals = None if self._noise is None else functools.partial(self._noise.normals, round_number)
+        seed = self._round_seed("rounding", round_number)
+        self._state, measurements = self.aggregation.finish(self._state, aggregate, seed, normals)
+        return RoundResult(self._metrics(sums), measurements, num_examples, self._noise_multipliers(), tuple(refused))
+
+    def weights(self) -> list[np.ndarray]:
+        """The global weights, trainable ones first."""
+        return [tensor.numpy() for tensor in self.aggregation.weights(self._state)]
+
+    def state(self) -> list[np.ndarray]:
+        """The server's flat state: weights, aggregator, optimizer."""
+        return [tensor.numpy() for tensor in self._state]
+
+    def restore(self, state: Sequence[np.ndarray]) -> None:
+        """Continues from a saved `state()`."""
+        if len(state) != len(self._state):
+            raise ValueError(f"expected a state of {len(self._state)} arrays, got {len(state)}")
+        self._state = [tf.constant(array, tensor.dtype) for array, tensor in zip(state, self._state, strict=True)]
+
+    def _metrics(self, sums: Sequence[np.ndarray] | None) -> dict[str, float]:
+        if sums is None:
+            sums = [np.zeros((self._num_outputs, 2, histogram.NUM_BUCKETS)), np.zeros(()), np.zeros(())]
+        return histogram.finalize(sums[0], float(sums[1]), int(sums[2]), self._is_binary)
+
+    def _round_seed(self, *names: str | int) -> tf.Tensor:
+        return tf.constant(derive_seed(self._seed, *names))
+
+    def _noise_multipliers(self) -> tuple[float, ...]:
+        named = zip(self.aggregation.spec.state_names, self._state, strict=True)
+        return tuple(
+            float(value)
+            for name, value in named
+            if name.startswith("aggregator/dp_event/") and name.endswith("noise_multiplier")
+        )
 
 
-class ClientAggregation:
-    """The clients' side of aggregation: `accumulate(aggregate, result, broadcast)`, one client at a time."""
-
-    def __init__(self, work: GraphSpec, zero: GraphSpec, accumulate: GraphSpec) -> None:
-        self._work, self._zero, self._accumulate = GraphFunction(work), GraphFunction(zero), GraphFunction(accumulate)
-
-    def zero(self) -> list[tf.Tensor]:
-        """The aggregate of no client."""
-        return self._zero([])
-
-    def accumulate(
-        self,
-        aggregate: Sequence[tf.Tensor],
-        result: Sequence[tf.Tensor],
-        broadcast: Sequence[tf.Tensor],
-        seed: tf.Tensor,
-    ) -> list[tf.Tensor]:
-        """Clips and encodes one client's result (`spec.result_names`) and adds it; traceable in a tf.function."""
-        return self._accumulate([*aggregate, *self._work([*result, *broadcast], seed)])
+def _noise_of(config: NoiseConfig, key: NoiseKey) -> GaussianNoise:
+    if config.mechanism is Mechanism.TREE:
+        return TreeNoise(key)
+    return FreshNoise(key)

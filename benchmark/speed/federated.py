@@ -1,6 +1,6 @@
 """How fast federated rounds are on this machine, beside the bare training steps on the same photos.
 
-Bare steps are the compiled steps of `benchmark.rounds.local_training` on the batches of the same clients, JPEG decoding
+Bare steps are the compiled steps of `benchmark.rounds.client` on the batches of the same clients, JPEG decoding
 included, without weights to set, updates to clip or an optimizer of the server. Within a repetition all settings take
 turns, so that a busy machine slows them alike; medians are over repetitions, the first of which is left out.
 """
@@ -26,9 +26,9 @@ from flair.terminal.paths import path_flag
 
 if TYPE_CHECKING:
     from benchmark.data.clients import BatchPlan, ClientData
+    from benchmark.rounds.client import LocalTrainer
     from benchmark.rounds.config import FederatedConfig
     from benchmark.rounds.inprocess import InProcessRuntime
-    from benchmark.rounds.local_training import LocalTrainer
 
 NUM_LABELS = 17
 RUNTIMES = ("inprocess", "tff")
@@ -172,7 +172,7 @@ def _measure_memory(flags: argparse.Namespace) -> dict[str, int]:
 
 
 def _print_memory(flags: argparse.Namespace) -> int:
-    from benchmark.rounds.local_training import LocalTrainer
+    from benchmark.rounds.client import LocalTrainer
 
     data, plan, config = MadeUpClients(flags.clients, 2 * flags.batch_size), _plan(flags), _config(flags)
     model = _model(flags)

@@ -157,11 +157,11 @@ def _parts(
 
 def _merge(runtime: RayRuntime) -> tuple[float, int]:
     """Seconds that adding up two aggregates takes, and the bytes of one."""
-    from benchmark.rounds.server import Server
-    from benchmark.rounds.tff_graph import GraphFunction
+    from benchmark.rounds.aggregation import Aggregation
+    from benchmark.rounds.graph import GraphFunction
 
-    spec = runtime.server.spec
-    server, aggregate = Server(spec), GraphFunction(spec.zero)([])
+    spec = runtime.server.aggregation.spec
+    server, aggregate = Aggregation(spec), GraphFunction(spec.zero)([])
     seconds = []
     for _ in range(6):
         started = time.perf_counter()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark.central.loop import Options, train
+from benchmark.central.loop import LoopConfig, train
 from benchmark.central.step import CentralTrainer
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.pipeline import TrainingData, evaluation_dataset
@@ -267,10 +267,15 @@ def _train(
     validation = evaluation_dataset(records, "val", task, size, 16)
     rates = np.full(num_epochs * training.steps_per_epoch, learning_rate, np.float32)
     with RunFolder(run_dir, [], "epoch") as run:
-        position = train(
-            trainer, training, validation, run, Options(num_epochs, rates, **options), safe_points or SafePoints("step")
+        state = train(
+            trainer,
+            training,
+            validation,
+            run,
+            LoopConfig(num_epochs, rates, **options),
+            safe_points or SafePoints("step"),
         )
-    return trainer.model, position
+    return trainer.model, state
 
 
 @pytest.mark.long  # the whole command: test_a_run_repeated_from_its_folder_alone_gives_the_same_numbers
@@ -290,8 +295,8 @@ def test_ctrl_c_saves_after_the_running_step_and_the_run_goes_on(records, task, 
         with pytest.raises(KeyboardInterrupt):
             _train(records, task, tmp_path / "run", safe_points=safe_points)
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
-    continued, position = _train(records, task, tmp_path / "run")
-    assert position.epoch == 2
+    continued, state = _train(records, task, tmp_path / "run")
+    assert state.epoch == 2
     for a, b in zip(unbroken.get_weights(), continued.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (tmp_path / "run" / "metrics.csv").read_text() == (tmp_path / "unbroken" / "metrics.csv").read_text()
@@ -319,14 +324,14 @@ def test_a_run_past_fewer_epochs_is_not_ended_in_the_middle_of_one(records, task
 
 
 def test_early_stopping_keeps_the_best_epoch(records, task, tmp_path):
-    _, position = _train(
+    _, state = _train(
         records, task, tmp_path, num_epochs=12, learning_rate=0.3, early_stopping=1, best_metric="micro_recall"
     )
-    assert position.epoch < 12
-    assert position.best_epoch == position.epoch - 1
+    assert state.epoch < 12
+    assert state.best_epoch == state.epoch - 1
     with open(tmp_path / "metrics.csv", newline="") as file:
         values = [float(row["val_micro_recall"]) for row in csv.DictReader(file)]
-    assert max(values) == values[position.best_epoch - 1] == -position.best_value
+    assert max(values) == values[state.best_epoch - 1] == -state.best_value
 
 
 def test_the_learning_rate_of_every_step_is_followed(records, task, tmp_path):
@@ -528,7 +533,7 @@ def _macro_precision(records, task, dtype, seed, num_epochs, learning_rate, run_
     trainer = CentralTrainer(build, task, 10.0, Devices())
     rates = np.full(num_epochs * training.steps_per_epoch, learning_rate, np.float32)
     with RunFolder(run_dir, [], "epoch") as run:
-        train(trainer, training, validation, run, Options(num_epochs, rates), SafePoints("step"))
+        train(trainer, training, validation, run, LoopConfig(num_epochs, rates), SafePoints("step"))
     return passes.accumulate(trainer.model, validation, task)
 
 

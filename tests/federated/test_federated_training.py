@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmark.federated import loop
-from benchmark.federated.loop import Options, Position
+from benchmark.federated.loop import LoopConfig, TrainingState
 from benchmark.model import loading, networks
 from benchmark.rounds.runtime import RoundResult
 from benchmark.run.checkpoint import Checkpoints
@@ -68,10 +68,10 @@ def test_a_statement_covers_a_round_before_a_model_of_it_is_written(
 
     monkeypatch.setattr(loading, "save_weights", save_weights)
     monkeypatch.setattr(Checkpoints, "save", lambda _self, step, *_: write("checkpoint", step))
-    options = Options(7, rounds_per_eval=2, rounds_per_checkpoint=3, best_metric="loss", initial_clip=None)
+    options = LoopConfig(7, rounds_per_eval=2, rounds_per_checkpoint=3, best_metric="loss", initial_clip=None)
 
-    def state(position: Position) -> None:
-        stated.append(position.round)
+    def state(state: TrainingState) -> None:
+        stated.append(state.round)
 
     with RunFolder(tmp_path / "run", [], "round") as run, SafePoints("round") as safe_points:
         loop.train(*(_Runtime(shapes), model, _Scorer(), lambda _: ["a", "b"], None, run, options, safe_points), state)

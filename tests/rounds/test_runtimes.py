@@ -14,6 +14,7 @@ from benchmark.federated.cohort import sample_cohort
 from benchmark.model.networks import build_model
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
+from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import (
     ALGORITHMS,
     FED_PROX,
@@ -25,7 +26,6 @@ from benchmark.rounds.config import (
     OptimizerConfig,
 )
 from benchmark.rounds.inprocess import InProcessRuntime
-from benchmark.rounds.local_training import LocalTrainer
 
 SIZE = (32, 32)
 SEED = 11

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from benchmark.privacy.noise import FreshNoise
 from benchmark.privacy.noise_key import NoiseKey
-from benchmark.rounds.server import ClientAggregation, Server
-from benchmark.rounds.server_graphs import build_server_spec
+from benchmark.rounds.aggregation import Aggregation
+from benchmark.rounds.compilation import compile_round
 
 SPECS = (tf.TensorSpec((30, 40), tf.float32), tf.TensorSpec((800,), tf.float32))
 SIZE = 2000
@@ -24,8 +24,8 @@ FRESH = FreshNoise(NoiseKey(bytes(32)))
 
 
 def _parts(aggregator, optimizer=None):
-    spec = build_server_spec(SPECS, (), aggregator, optimizer or tff.learning.optimizers.build_sgdm(1.0))
-    return Server(spec), ClientAggregation(spec.work, spec.zero, spec.accumulate)
+    spec = compile_round(SPECS, (), aggregator, optimizer or tff.learning.optimizers.build_sgdm(1.0))
+    return Aggregation(spec)
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +46,17 @@ def _split(vector):
     return [tf.constant(vector[:1200].reshape(30, 40), tf.float32), tf.constant(vector[1200:], tf.float32)]
 
 
-def _noise(server, clients, round_number, noise=FRESH):
+def _noise(aggregation, round_number, noise=FRESH):
     """What a round without clients does to zero weights."""
-    state = server.initialize([tf.zeros(spec.shape) for spec in SPECS])
+    state = aggregation.initialize([tf.zeros(spec.shape) for spec in SPECS])
     normals = functools.partial(noise.normals, round_number)
-    new_state, _ = server.finish(state, clients.zero(), _seed(0, 0), normals)
-    return _flat(server.weights(new_state))
+    new_state, _ = aggregation.finish(state, aggregation.zero(), _seed(0, 0), normals)
+    return _flat(aggregation.weights(new_state))
 
 
 def test_noise_of_zero_updates_has_the_stated_deviation(private):
     rounds = 2000
-    noise = np.stack([_noise(*private, number) for number in range(rounds)])
+    noise = np.stack([_noise(private, number) for number in range(rounds)])
     expected = SIGMA * CLIP / COHORT
     count = noise.size
     assert count == rounds * SIZE
@@ -68,18 +68,18 @@ def test_noise_of_zero_updates_has_the_stated_deviation(private):
 
 
 def test_noise_is_a_function_of_key_and_round(private):
-    np.testing.assert_array_equal(_noise(*private, 2), _noise(*private, 2))
-    assert not np.array_equal(_noise(*private, 2), _noise(*private, 3))
-    assert not np.array_equal(_noise(*private, 2), _noise(*private, 2, FreshNoise(NoiseKey(bytes([1] * 32)))))
+    np.testing.assert_array_equal(_noise(private, 2), _noise(private, 2))
+    assert not np.array_equal(_noise(private, 2), _noise(private, 3))
+    assert not np.array_equal(_noise(private, 2), _noise(private, 2, FreshNoise(NoiseKey(bytes([1] * 32)))))
 
 
 def test_tensors_of_one_round_get_different_noise(private):
-    noise = _noise(*private, 4)
+    noise = _noise(private, 4)
     assert not np.array_equal(noise[:800], noise[1200:])
 
 
 def test_an_empty_cohort_is_survived_and_still_noised(private):
-    noise = _noise(*private, 9)
+    noise = _noise(private, 9)
     assert np.isfinite(noise).all()
     assert noise.std() > 0
 
@@ -87,11 +87,13 @@ def test_an_empty_cohort_is_survived_and_still_noised(private):
 @given(scale=st.floats(1e-3, 1e6), seed=st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
 def test_a_clipped_update_never_exceeds_the_bound(private, scale, seed):
-    server, clients = private
-    state = server.initialize([tf.zeros(spec.shape) for spec in SPECS])
+    aggregation = private
+    state = aggregation.initialize([tf.zeros(spec.shape) for spec in SPECS])
     vector = np.random.default_rng(seed).normal(size=SIZE) * scale
     result = [*_split(vector), tf.constant(1.0)]
-    aggregate = clients.accumulate(clients.zero(), result, server.broadcast(state, _seed(0, 0)), _seed(0, 0))
+    aggregate = aggregation.accumulate(
+        aggregation.zero(), result, aggregation.broadcast(state, _seed(0, 0)), _seed(0, 0)
+    )
     summed = _flat(aggregate)
     assert np.linalg.norm(summed) <= CLIP * (1 + 1e-5)
     np.testing.assert_allclose(summed, vector * min(1, CLIP / np.linalg.norm(vector)), rtol=1e-4, atol=1e-7)
@@ -99,31 +101,33 @@ def test_a_clipped_update_never_exceeds_the_bound(private, scale, seed):
 
 def test_the_sum_is_divided_by_the_expected_cohort_whoever_takes_part():
     factory = tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(0.0, COHORT, 1e6)
-    server, clients = _parts(factory)
-    state = server.initialize([tf.zeros(spec.shape) for spec in SPECS])
+    aggregation = _parts(factory)
+    state = aggregation.initialize([tf.zeros(spec.shape) for spec in SPECS])
     vector = np.random.default_rng(0).normal(size=SIZE)
-    aggregate = clients.zero()
+    aggregate = aggregation.zero()
     for _ in range(3):
         result = [*_split(vector), tf.constant(1.0)]
-        aggregate = clients.accumulate(aggregate, result, server.broadcast(state, _seed(0, 0)), _seed(0, 0))
-    new_state, _ = server.finish(state, aggregate, _seed(0, 0), functools.partial(np.zeros, dtype=np.float32))
-    np.testing.assert_allclose(_flat(server.weights(new_state)), -3 * vector / COHORT, rtol=1e-5, atol=1e-6)
+        aggregate = aggregation.accumulate(aggregate, result, aggregation.broadcast(state, _seed(0, 0)), _seed(0, 0))
+    new_state, _ = aggregation.finish(state, aggregate, _seed(0, 0), functools.partial(np.zeros, dtype=np.float32))
+    np.testing.assert_allclose(_flat(aggregation.weights(new_state)), -3 * vector / COHORT, rtol=1e-5, atol=1e-6)
 
 
 def test_merging_two_halves_equals_adding_all():
-    server, clients = _parts(tff.aggregators.MeanFactory())
-    state = server.initialize([tf.zeros(spec.shape) for spec in SPECS])
+    aggregation = _parts(tff.aggregators.MeanFactory())
+    state = aggregation.initialize([tf.zeros(spec.shape) for spec in SPECS])
     generator = np.random.default_rng(1)
     results = [[*_split(generator.normal(size=SIZE)), tf.constant(float(weight))] for weight in (1, 5, 2, 4)]
 
     def add(chosen):
-        aggregate = clients.zero()
+        aggregate = aggregation.zero()
         for result in chosen:
-            aggregate = clients.accumulate(aggregate, result, server.broadcast(state, _seed(0, 0)), _seed(0, 0))
+            aggregate = aggregation.accumulate(
+                aggregate, result, aggregation.broadcast(state, _seed(0, 0)), _seed(0, 0)
+            )
         return aggregate
 
-    whole, _ = server.finish(state, add(results), _seed(0, 0))
-    merged, _ = server.finish(state, server.merge(add(results[:1]), add(results[1:])), _seed(0, 0))
+    whole, _ = aggregation.finish(state, add(results), _seed(0, 0))
+    merged, _ = aggregation.finish(state, aggregation.merge(add(results[:1]), add(results[1:])), _seed(0, 0))
     for one, other in zip(whole, merged, strict=True):
         if one.dtype.is_floating:
             np.testing.assert_allclose(one, other, atol=1e-6)
@@ -132,15 +136,15 @@ def test_merging_two_halves_equals_adding_all():
 def test_stochastic_rounding_of_compression_is_a_function_of_its_seed():
     specs = (tf.TensorSpec((300, 100), tf.float32),)
     factory = tff.learning.compression_aggregator(zeroing=False, clipping=False)
-    spec = build_server_spec(specs, (), factory, tff.learning.optimizers.build_sgdm(1.0))
-    server, clients = Server(spec), ClientAggregation(spec.work, spec.zero, spec.accumulate)
-    state = server.initialize([tf.zeros((300, 100))])
+    spec = compile_round(specs, (), factory, tff.learning.optimizers.build_sgdm(1.0))
+    aggregation = Aggregation(spec)
+    state = aggregation.initialize([tf.zeros((300, 100))])
     update = tf.random.stateless_normal((300, 100), [1, 1])
 
     def weights(seed):
         result = [update, tf.constant(1.0)]
-        aggregate = clients.accumulate(clients.zero(), result, server.broadcast(state, _seed(0, 0)), seed)
-        return server.weights(server.finish(state, aggregate, _seed(0, 0))[0])[0].numpy()
+        aggregate = aggregation.accumulate(aggregation.zero(), result, aggregation.broadcast(state, _seed(0, 0)), seed)
+        return aggregation.weights(aggregation.finish(state, aggregate, _seed(0, 0))[0])[0].numpy()
 
     np.testing.assert_array_equal(weights(_seed(1, 1)), weights(_seed(1, 1)))
     assert not np.array_equal(weights(_seed(1, 1)), weights(_seed(2, 1)))

@@ -1,4 +1,4 @@
-"""The server computation of a round, built from TFF's parts and compiled into plain TensorFlow graphs.
+"""Compiles TFF's aggregator and server optimizer into the plain TensorFlow graphs of a round.
 
 A TFF aggregation process and a TFF finalizer are composed into one federated computation
 
@@ -20,20 +20,20 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from benchmark.rounds.server import ServerSpec
-from benchmark.rounds.tff_graph import GraphSpec
+from benchmark.rounds.aggregation import RoundSpec
+from benchmark.rounds.graph import GraphSpec
 
 _WEIGHT_TYPE = tff.TensorType(np.float32)
 _PHASES = ("prepare", "work", "zero", "accumulate", "merge", "report", "update")
 
 
-def build_server_spec(
+def compile_round(
     trainable: Sequence[tf.TensorSpec],
     non_trainable: Sequence[tf.TensorSpec],
     aggregator: tff.aggregators.WeightedAggregationFactory | tff.aggregators.UnweightedAggregationFactory,
     server_optimizer: tff.learning.optimizers.Optimizer,
     base_optimizer: tff.learning.optimizers.Optimizer | None = None,
-) -> ServerSpec:
+) -> RoundSpec:
     """Compiles aggregator and server optimizer for a model of the given weights.
 
     Args:
@@ -100,22 +100,18 @@ def build_server_spec(
 
     form = tff.backends.mapreduce.get_map_reduce_form_for_computation(next_round)
     state_type, measurement_type = form.update.type_signature.result
-    return ServerSpec(
+    return RoundSpec(
         initialize=_graph_spec(tff.backends.mapreduce.get_state_initialization_computation(initialize)),
         **{phase: _graph_spec(getattr(form, phase)) for phase in _PHASES},
+        step=None if base_optimizer is None else _compile_step(base_optimizer, trainable),
         state_names=tuple(_flat_names(state_type)),
         measurement_names=tuple(_flat_names(measurement_type)),
         result_names=tuple(_flat_names(tff.types.to_type(result_type))),
     )
 
 
-def build_step_spec(optimizer: tff.learning.optimizers.Optimizer, trainable: Sequence[tf.TensorSpec]) -> GraphSpec:
-    """The optimizer's step as a graph: (state, weights, gradients) -> new weights, all flat, for MimeLite's clients.
-
-    Args:
-      optimizer: any TFF optimizer.
-      trainable: specs of the weights and the gradients.
-    """
+def _compile_step(optimizer: tff.learning.optimizers.Optimizer, trainable: Sequence[tf.TensorSpec]) -> GraphSpec:
+    """The optimizer's step as a graph: (state, weights, gradients) -> new weights, all flat."""
     specs = tuple(trainable)
     weights_type = tff.types.to_type(tuple(tff.TensorType(s.dtype.as_numpy_dtype, s.shape.as_list()) for s in specs))
     initialize = tff.tensorflow.computation(lambda: optimizer.initialize(specs))

@@ -1,4 +1,4 @@
-"""A client's steps on a resident model: one model a process, set back to the global weights for the next client.
+"""What a client does: from global weights and its photos to local weights, on one resident model per process.
 
 The steps are the ones `tff.learning.algorithms` defines (FedAvg: McMahan et al. 2017, https://arxiv.org/abs/1602.05629;
 FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127; FedSGD and MimeLite as in TFF 0.87), but each step is a
@@ -15,16 +15,9 @@ import tensorflow as tf
 from benchmark.metrics.keras import ScoreHistogram
 from benchmark.model.clipping import clip_scales
 from benchmark.rounds.config import FED_AVG, FED_PROX, FED_SGD, MIME_LITE, ClientConfig
-from benchmark.rounds.tff_graph import GraphFunction, GraphSpec
+from benchmark.rounds.graph import GraphFunction, GraphSpec
 
 Batch = tuple[tf.Tensor, tf.Tensor]
-OptimizerStep = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor], Sequence[tf.Tensor]], Sequence[tf.Tensor]]
-
-
-def graph_step(spec: GraphSpec) -> OptimizerStep:
-    """The optimizer step of `server_graphs.build_step_spec`."""
-    function = GraphFunction(spec)
-    return lambda state, weights, gradients: function([*state, *weights, *gradients])
 
 
 class LocalTrainer:
@@ -33,7 +26,7 @@ class LocalTrainer:
     Args:
       model: takes pixels [batch, height, width, 3] in 0..255, gives logits [batch, outputs].
       config: the client's algorithm.
-      optimizer_step: MimeLite's `next` of the global optimizer, (state, weights, gradients) -> new weights.
+      step: MimeLite's client step (`RoundSpec.step`).
       is_binary: whether metrics carry their bare names.
 
     Attributes:
@@ -45,7 +38,7 @@ class LocalTrainer:
         self,
         model: tf.keras.Model,
         config: ClientConfig,
-        optimizer_step: OptimizerStep | None = None,
+        step: GraphSpec | None = None,
         is_binary: bool = False,
     ) -> None:
         self.model, self.config = model, config
@@ -57,7 +50,7 @@ class LocalTrainer:
             else []
         )
         self._variables = [*model.trainable_variables, *model.non_trainable_variables]
-        self._optimizer_step = optimizer_step
+        self._step = None if step is None else GraphFunction(step)
         self._loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
         self.has_moved = True
 
@@ -162,9 +155,9 @@ class LocalTrainer:
 
     @tf.function(reduce_retracing=True)
     def _optimizer_update(self, pixels: tf.Tensor, labels: tf.Tensor, optimizer_state: Sequence[tf.Tensor]) -> None:
-        assert self._optimizer_step is not None
+        assert self._step is not None
         gradients = self._gradients(pixels, labels, True)
-        updated = self._optimizer_step(optimizer_state, [v.read_value() for v in self.trainable], gradients)
+        updated = self._step([*optimizer_state, *(v.read_value() for v in self.trainable), *gradients])
         for variable, weight in zip(self.trainable, updated, strict=True):
             variable.assign(weight)
 

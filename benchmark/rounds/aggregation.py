@@ -1,0 +1,129 @@
+"""TFF's aggregator and server optimizer, called as plain TensorFlow functions: initialize, accumulate, merge, finish.
+
+`compilation` cuts a TFF aggregation factory and a server optimizer into the graphs of a `RoundSpec`. Here they are
+called; that needs TensorFlow only, so that a worker process can do without TFF.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from benchmark.rounds.graph import GraphFunction, GraphSpec
+
+
+class RoundSpec(NamedTuple):
+    """A round's computations as plain data: a graph per phase, and what the flat state and measurements are called.
+
+    `step` is MimeLite's client step, (state, weights, gradients) -> new weights; None for the other algorithms.
+    """
+
+    initialize: GraphSpec
+    prepare: GraphSpec
+    work: GraphSpec
+    zero: GraphSpec
+    accumulate: GraphSpec
+    merge: GraphSpec
+    report: GraphSpec
+    update: GraphSpec
+    step: GraphSpec | None
+    state_names: tuple[str, ...]
+    measurement_names: tuple[str, ...]
+    result_names: tuple[str, ...]
+
+
+class Aggregation:
+    """Calls the graphs of a `RoundSpec`; each is loaded when it is first called, as a worker needs three of them.
+
+    The server's state is a flat list of tensors named by `spec.state_names`; an aggregate is a flat list, too.
+    """
+
+    def __init__(self, spec: RoundSpec) -> None:
+        self.spec = spec
+        self._graphs: dict[str, GraphFunction] = {}
+        self.num_weights = sum(name.startswith("weights/") for name in spec.state_names)
+
+    def initialize(self, weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The state before round 0, with the given global weights (trainable ones first)."""
+        state = self._graph("initialize")([])
+        if len(weights) != self.num_weights:
+            raise ValueError(f"expected {self.num_weights} weights, got {len(weights)}")
+        return [*map(tf.convert_to_tensor, weights), *state[self.num_weights :]]
+
+    def weights(self, state: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The global weights in `state`."""
+        return list(state[: self.num_weights])
+
+    def part(self, state: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        """The tensors of `state` below `name`, such as `base_optimizer`."""
+        return [
+            tensor for tensor, full in zip(state, self.spec.state_names, strict=True) if full.startswith(name + "/")
+        ]
+
+    def broadcast(self, state: Sequence[tf.Tensor], seed: tf.Tensor) -> list[tf.Tensor]:
+        """What the aggregator sends to the clients of a round: the clip norm, a random rotation to encode by."""
+        return self._graph("prepare")(state, seed)
+
+    def zero(self) -> list[tf.Tensor]:
+        """The aggregate of no client."""
+        return self._graph("zero")([])
+
+    def accumulate(
+        self,
+        aggregate: Sequence[tf.Tensor],
+        result: Sequence[tf.Tensor],
+        broadcast: Sequence[tf.Tensor],
+        seed: tf.Tensor,
+    ) -> list[tf.Tensor]:
+        """Clips and encodes one client's result (`spec.result_names`) and adds it; traceable in a tf.function.
+
+        Guarantee: under differential privacy what is added has an L2 norm of at most the clip norm in `broadcast`,
+        whatever the update is. Edge cases: float32 rounding may exceed the bound by one part in 10^6; an update that is
+        not finite has to be left out by the caller, as `shard` does, because scaling it does not make it finite.
+        """
+        return self._graph("accumulate")([*aggregate, *self._graph("work")([*result, *broadcast], seed)])
+
+    def merge(self, first: Sequence[tf.Tensor], second: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Two aggregates of disjoint sets of clients as one."""
+        return self._graph("merge")([*first, *second])
+
+    def finish(
+        self,
+        state: Sequence[tf.Tensor],
+        aggregate: Sequence[tf.Tensor],
+        seed: tf.Tensor,
+        normals: Callable[[int], np.ndarray] | None = None,
+    ) -> tuple[list[tf.Tensor], dict[str, float]]:
+        """Noise, mean and server optimizer step; returns the new state and the round's measurements.
+
+        Args:
+          seed: int64[2], for an aggregator that rounds stochastically.
+          normals: how many -> float32 [so many] standard normal numbers; a private aggregator needs it.
+        """
+        outputs = self._graph("update")([*state, *self._graph("report")(aggregate)], seed, self._noise(normals))
+        num_state = len(self.spec.state_names)
+        measurements = zip(self.spec.measurement_names, outputs[num_state:], strict=True)
+        return outputs[:num_state], {name: float(value) for name, value in measurements if value.shape.rank == 0}
+
+    def load(self, *phases: str) -> None:
+        """Loads the graphs of these phases now, outside of any tf.function that will call them."""
+        for phase in phases:
+            self._graph(phase)
+
+    def _graph(self, phase: str) -> GraphFunction:
+        if phase not in self._graphs:
+            self._graphs[phase] = GraphFunction(getattr(self.spec, phase))
+        return self._graphs[phase]
+
+    def _noise(self, normals: Callable[[int], np.ndarray] | None) -> list[tf.Tensor]:
+        shapes = self._graph("update").normal_shapes
+        if not shapes:
+            return []
+        if normals is None:
+            raise ValueError("this aggregator adds noise and needs normal numbers")
+        sizes = [shape.num_elements() for shape in shapes]
+        parts = np.split(normals(sum(sizes)), np.cumsum(sizes)[:-1])
+        return [tf.constant(part.reshape(shape)) for part, shape in zip(parts, shapes, strict=True)]
