@@ -85,7 +85,6 @@ def test_modules_named_in_running_text_exist() -> None:
         (page.name, name)
         for page, text in texts()
         for name in re.findall(r"`(?:python3? -m )?((?:flair|benchmark)(?:\.[a-z_0-9]+)+)", text)
-        if name != "flair.hdf5"  # a file
     }
     assert [names for names in sorted(named) if not _is_module(names[1])] == []
     assert len(named) > 20
