@@ -7,9 +7,9 @@ the result of an unbroken one.
 
 from __future__ import annotations
 
-import functools
 import os
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from benchmark.federated.flags import FEDERATED_FLAGS, RAY, RAY_FLAGS, TFF
 from benchmark.privacy import noise_key
 from benchmark.privacy.accounting import rounded_up
 from benchmark.privacy.plan import PrivacyPlan
-from benchmark.privacy.request import Sampling
+from benchmark.privacy.statement import announcement, make_statement, write_statement
 from benchmark.run import command
 from benchmark.run.flags import CHANGEABLE, Flags, Table
 from benchmark.run.folder import RunFolder
@@ -36,13 +36,13 @@ from flair.terminal.progress import duration
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from benchmark.cluster.pool import WorkerPool
     from benchmark.data.clients import BatchPlan
     from benchmark.data.source import Clients
     from benchmark.federated.loop import TrainingState
     from benchmark.federated.scoring import Scorer
     from benchmark.privacy.caveats import KeyState
     from benchmark.privacy.noise_key import NoiseKey
+    from benchmark.rounds.config import FederatedConfig
     from benchmark.rounds.runtime import Runtime
 
 FLAGS: Table = (*RAY_FLAGS, *FEDERATED_FLAGS, *MODEL_FLAGS)
@@ -73,20 +73,57 @@ def main(flags: Flags) -> None:
     _report(summary, run_dir, saved_model)
 
 
+@dataclass(frozen=True)
+class _Setup:
+    """What a run is made of, once the number of its clients is known."""
+
+    flags: Flags
+    records: Records
+    task: Task
+    clients: Clients
+    privacy_plan: PrivacyPlan | None
+    config: FederatedConfig
+    batch_plan: BatchPlan
+
+    @classmethod
+    def of(cls, flags: Flags, records: Records, task: Task, num_clients: int | None = None) -> _Setup:
+        """`num_clients` is planned for; None: as many as there are."""
+        from benchmark.data.clients import BatchPlan
+
+        clients = _open_clients(flags, records)
+        num_clients = len(clients.client_ids) if num_clients is None else num_clients
+        checks.check_cohort(flags, num_clients)
+        plan = settings.privacy_plan_of(flags, num_clients)
+        size, passes = model_flags.image_size(flags), flags.client_epochs_per_round
+        batches = BatchPlan(task, size, flags.client_batch_size, passes, flags.max_elements_per_client)
+        return cls(flags, records, task, clients, plan, settings.federated_config(flags, plan), batches)
+
+
+def _open_clients(flags: Flags, records: Records) -> Clients:
+    if flags.tfds_data_dir is not None and not flags.iid:
+        from benchmark.data.tfds import TFDSRecords
+        from benchmark.data.tff_clients import FlairClientData
+
+        assert isinstance(records, TFDSRecords)
+        return FlairClientData(records)
+    from benchmark.data.source import training_clients
+
+    return training_clients(records, flags.iid, flags.seed, flags.mean_datapoints_per_user)
+
+
 def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     population = training_plan.population_of(records, flags.num_users, flags.clients_per_round)
     from benchmark.data.pipeline import evaluation_dataset
     from benchmark.federated import dry_run
 
-    clients = dry_run.num_clients(flags, population)
-    checks.check_cohort(flags, clients)
-    plan = settings.privacy_plan_of(flags, clients)
-    data = _client_data(flags, records)
-    runtime, model = _build_runtime(flags, task, data, plan, records.digest())
+    setup = _Setup.of(flags, records, task, dry_run.num_clients(flags, population))
+    runtime, model = _build_runtime(setup)
     size = model_flags.image_size(flags)
     validation, _ = (evaluation_dataset(records, p, task, size, flags.eval_batch_size) for p in ("val", "test"))
     try:
-        lines = dry_run.plan_lines(flags, records, task, model, runtime, data, validation, population, plan)
+        lines = dry_run.plan_lines(
+            *(flags, records, task, model, runtime, setup.clients, validation, population, setup.privacy_plan)
+        )
     finally:
         runtime.close()
     training_plan.print_plan("benchmark.federated_main", lines, "the same command without --dry_run and --num_users")
@@ -100,23 +137,18 @@ def _train(
     from benchmark.model import loading
     from benchmark.run.interruption import SafePoints
 
-    data = _client_data(flags, records)
-    checks.check_cohort(flags, len(data.client_ids))
-    plan = settings.privacy_plan_of(flags, len(data.client_ids))
+    setup = _Setup.of(flags, records, task)
+    plan = setup.privacy_plan
     print(
-        f"{len(data.client_ids):,} clients to train on, {users['val']:,} users to validate on, {users['test']:,} to "
-        f"test on; {task.num_outputs} labels",
+        f"{len(setup.clients.client_ids):,} clients to train on, {users['val']:,} users to validate on, "
+        f"{users['test']:,} to test on; {task.num_outputs} labels",
         flush=True,
     )
     restored = model_flags.restored_model(flags)
-    key = (
-        None
-        if plan is None
-        else _noise_key(flags, run, data, task, plan, None if restored is None else restored["sha256"])
-    )
+    key = None if plan is None else _noise_key(setup, run, None if restored is None else restored["sha256"])
     run.describe(
         data={**model_flags.data_facts(flags, records), "users": users},
-        clients=len(data.client_ids),
+        clients=len(setup.clients.client_ids),
         labels=list(task.label_names),
         seed=flags.seed,
         restored_model=restored,
@@ -124,21 +156,31 @@ def _train(
         noise_key_sha256=None if key is None else key.sha256,
     )
     if plan is not None:
-        _announce(plan)
-    options = loop.LoopConfig(
+        print("\n".join(announcement(plan)), flush=True)
+    config = loop.LoopConfig(
         total_rounds=flags.total_rounds,
         rounds_per_eval=flags.rounds_per_eval,
         rounds_per_checkpoint=flags.rounds_per_checkpoint,
         best_metric=flags.best_metric,
         initial_clip=None if plan is None else flags.l2_norm_clip,
     )
-    runtime, model = _build_runtime(flags, task, data, plan, records.digest(), key)
+
+    def cohort_of(round_number: int) -> list[str]:
+        return sample_cohort(
+            setup.clients.client_ids,
+            seed=settings.cohort_seed(flags) if key is None else key,
+            round_number=round_number,
+            clients_per_round=flags.clients_per_round,
+            sampling=settings.sampling(flags),
+        )
+
+    runtime, model = _build_runtime(setup, key)
     try:
-        scorer = _scorer(flags, runtime, model, records, task)
+        scorer = _scorer(setup, runtime, model)
         with SafePoints("round") as safe_points:
             state = loop.train(
-                *(runtime, model, scorer, _cohort_function(flags, data, key), plan, run, options, safe_points),
-                before_release=lambda state: _write_privacy(flags, plan, state, run),
+                *(runtime, model, scorer, cohort_of, plan, run, config, safe_points),
+                before_release=lambda state: _write_privacy(setup, state, run),
             )
         if flags.runtime != RAY:
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
@@ -147,7 +189,7 @@ def _train(
         loading.save_weights(model, saved_model)
         scores: dict[str, Any] = {partition: scorer.evaluate(partition) for partition in ("val", "test")}
         if flags.federated_eval:
-            scores["clients"] = _federated_eval(flags, scorer, records, plan, run)
+            scores["clients"] = _federated_eval(setup, scorer, run)
     finally:
         runtime.close()
     summary = {
@@ -164,25 +206,96 @@ def _train(
     if plan is not None:
         if not flags.keep_noise_key:
             noise_key.forget_key(run.path)
-        _write_privacy(flags, plan, state, run)
+        _write_privacy(setup, state, run)
         summary["epsilon"] = plan.own_epsilon_at(state.round)
         if plan.simulated_cohort is not None:
             summary["simulated_epsilon"] = plan.epsilon_at(state.round)
     return summary
 
 
-def _federated_eval(
-    flags: Flags, scorer: Scorer, records: Records, plan: PrivacyPlan | None, run: RunFolder
-) -> dict[str, Any]:
+def _noise_key(setup: _Setup, run: RunFolder, restored: str | None) -> NoiseKey:
+    """The secret key of a private run. Runs of one --noise_key_file share it only if all of this is equal."""
+    from benchmark.data.clients import content_digest
+
+    flags = setup.flags
+    depends_on = [
+        *(setup.config, setup.batch_plan, settings.sampling(flags), restored),
+        *(flags.clients_per_round, flags.iid, flags.mean_datapoints_per_user, flags.seed),
+        *(flags.model, flags.normalization, flags.compute_dtype),
+    ]
+    content = ""
+    # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
+    if not run.has_begun and (flags.keep_noise_key or flags.noise_key_file is not None):
+        content = f"{content_digest(setup.clients)} flair {__version__} tensorflow {metadata.version('tensorflow')}"
+    return noise_key.key_of_run(run.path, flags.noise_key_file, list(map(repr, depends_on)), content, run.has_begun)
+
+
+def _build_runtime(setup: _Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras.Model]:
+    flags, outputs = setup.flags, setup.task.num_outputs
+    if flags.runtime == RAY:
+        import tensorflow as tf
+
+        # They are the workers'; TensorFlow here would take all of their memory.
+        tf.config.set_visible_devices([], "GPU")
+    model, load_report = model_flags.build_model_from_flags(flags, outputs)
+    if load_report is not None:
+        print(f"{flags.restore_model_path}: {load_report}", flush=True)
+    if flags.runtime == TFF:
+        from benchmark.rounds.tff import TffRuntime
+
+        def build() -> tf.keras.Model:
+            return model_flags.build_model_from_flags(flags, outputs)[0]
+
+        return TffRuntime(build, setup.config, setup.clients, setup.batch_plan, flags.seed), model
+    if flags.runtime == RAY:
+        return _build_ray(setup, model, key), model
+    from benchmark.rounds.inprocess import InProcessRuntime
+
+    return InProcessRuntime(model, setup.config, setup.clients, setup.batch_plan, flags.seed, key), model
+
+
+def _build_ray(setup: _Setup, model: tf.keras.Model, key: NoiseKey | None) -> Runtime:
+    from benchmark.cluster.pool import start_workers
+    from benchmark.cluster.runtime import RayRuntime
+    from benchmark.data.source import ClientSource
+
+    flags = setup.flags
+    place = os.path.abspath(*model_flags.data_place(flags).values())
+    source = ClientSource(place, setup.records.digest(), flags.iid, flags.seed, flags.mean_datapoints_per_user)
+    arguments = model_flags.model_arguments(flags, setup.task.num_outputs)
+    pool = start_workers(flags.ray_address, flags.num_workers, flags.worker_cpus, flags.worker_gpus)
+    print(pool.summary(), flush=True)
+    try:
+        return RayRuntime(
+            *(model, arguments, setup.config, setup.clients, source, setup.batch_plan, flags.seed, key, pool),
+            eval_batch_size=flags.eval_batch_size,
+        )
+    except BaseException:
+        pool.close()
+        raise
+
+
+def _scorer(setup: _Setup, runtime: Runtime, model: tf.keras.Model) -> Scorer:
+    from benchmark.cluster.runtime import RayRuntime
+    from benchmark.federated.scoring import LocalScorer
+
+    if isinstance(runtime, RayRuntime):
+        from benchmark.cluster.scorer import RayScorer
+
+        return RayScorer(model, setup.records, setup.task, runtime.pool)
+    return LocalScorer(model, setup.records, setup.batch_plan, setup.flags.eval_batch_size)
+
+
+def _federated_eval(setup: _Setup, scorer: Scorer, run: RunFolder) -> dict[str, Any]:
     from benchmark.federated import client_scores as per_client
 
-    clients = per_client.sample_clients(records.users("test"), flags.federated_eval_clients, flags.seed)
+    flags = setup.flags
+    clients = per_client.sample_clients(setup.records.users("test"), flags.federated_eval_clients, flags.seed)
     scores = scorer.score_clients("test", clients)
     per_client.write_csv(run.path / "clients.csv", scores)
     found = {"count": len(scores), "test": per_client.summarize(scores)}
     if flags.federated_eval_local_training:
-        config = settings.federated_config(flags, plan).client
-        compared = scorer.compare_local_training("test", clients, config, flags.seed)
+        compared = scorer.compare_local_training("test", clients, setup.config.client, flags.seed)
         for name in ("before", "after"):
             chosen = [getattr(one, name) for one in compared]
             per_client.write_csv(run.path / f"clients_{name}_local_training.csv", chosen)
@@ -190,149 +303,12 @@ def _federated_eval(
     return found
 
 
-def _client_data(flags: Flags, records: Records) -> Clients:
-    if flags.tfds_data_dir is not None and not flags.iid:
-        from benchmark.data.tfds import TFDSRecords
-        from benchmark.data.tff_clients import FlairClientData
-
-        assert isinstance(records, TFDSRecords)
-        return FlairClientData(records)
-    from benchmark.data.source import training_clients
-
-    return training_clients(records, flags.iid, flags.seed, flags.mean_datapoints_per_user)
-
-
-def _batch_plan(flags: Flags, task: Task) -> BatchPlan:
-    from benchmark.data.clients import BatchPlan
-
-    return BatchPlan(
-        task,
-        model_flags.image_size(flags),
-        flags.client_batch_size,
-        flags.client_epochs_per_round,
-        flags.max_elements_per_client,
-    )
-
-
-def _noise_key(
-    flags: Flags, run: RunFolder, data: Clients, task: Task, plan: PrivacyPlan, restored: str | None
-) -> NoiseKey:
-    """The secret key of a private run. Runs of one --noise_key_file share it only if all of this is equal."""
-    from benchmark.data.clients import content_digest
-
-    depends_on = [
-        *(
-            settings.federated_config(flags, plan),
-            _batch_plan(flags, task),
-            settings.sampling(flags),
-            restored,
-        ),
-        *(flags.clients_per_round, flags.iid, flags.mean_datapoints_per_user, flags.seed),
-        *(flags.model, flags.normalization, flags.compute_dtype),
-    ]
-    content = ""
-    # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
-    if not run.has_begun and (flags.keep_noise_key or flags.noise_key_file is not None):
-        content = f"{content_digest(data)} flair {__version__} tensorflow {metadata.version('tensorflow')}"
-    return noise_key.key_of_run(run.path, flags.noise_key_file, list(map(repr, depends_on)), content, run.has_begun)
-
-
-def _cohort_function(flags: Flags, data: Clients, key: NoiseKey | None) -> Any:
-    def cohort_of(round_number: int) -> list[str]:
-        return sample_cohort(
-            data.client_ids,
-            seed=settings.cohort_seed(flags) if key is None else key,
-            round_number=round_number,
-            clients_per_round=flags.clients_per_round,
-            sampling=settings.sampling(flags),
-        )
-
-    return cohort_of
-
-
-def _build_runtime(
-    flags: Flags, task: Task, data: Clients, plan: PrivacyPlan | None, digest: str, key: NoiseKey | None = None
-) -> tuple[Runtime, Any]:
-    batches = _batch_plan(flags, task)
-    config = settings.federated_config(flags, plan)
-    if flags.runtime == RAY:
-        import tensorflow as tf
-
-        # They are the workers'; TensorFlow here would take all of their memory.
-        tf.config.set_visible_devices([], "GPU")
-    model, load_report = model_flags.build_model_from_flags(flags, task.num_outputs)
-    if load_report is not None:
-        print(f"{flags.restore_model_path}: {load_report}", flush=True)
-    if flags.runtime == TFF:
-        from benchmark.rounds.tff import TffRuntime
-
-        build = functools.partial(model_flags.build_model_from_flags, task.num_outputs)
-        return TffRuntime(lambda: build()[0], config, data, batches, flags.seed), model
-    if flags.runtime == RAY:
-        from benchmark.cluster.runtime import RayRuntime
-        from benchmark.data.source import ClientSource
-
-        place = os.path.abspath(*model_flags.data_place(flags).values())
-        source = ClientSource(place, digest, flags.iid, flags.seed, flags.mean_datapoints_per_user)
-        arguments, pool = model_flags.model_arguments(flags, task.num_outputs), _ray_workers(flags)
-        try:
-            runtime = RayRuntime(
-                *(model, arguments, config, data, source, batches, flags.seed, key, pool),
-                eval_batch_size=flags.eval_batch_size,
-            )
-        except BaseException:
-            pool.close()
-            raise
-        return runtime, model
-    from benchmark.rounds.inprocess import InProcessRuntime
-
-    return InProcessRuntime(model, config, data, batches, flags.seed, key), model
-
-
-def _ray_workers(flags: Flags) -> WorkerPool:
-    from benchmark.cluster.pool import start_workers
-
-    pool = start_workers(flags.ray_address, flags.num_workers, flags.worker_cpus, flags.worker_gpus)
-    print(pool.summary(), flush=True)
-    return pool
-
-
-def _scorer(flags: Flags, runtime: Runtime, model: tf.keras.Model, records: Records, task: Task) -> Scorer:
-    from benchmark.cluster.runtime import RayRuntime
-    from benchmark.federated.scoring import LocalScorer
-
-    if isinstance(runtime, RayRuntime):
-        from benchmark.cluster.scorer import RayScorer
-
-        return RayScorer(model, records, task, runtime.pool)
-    return LocalScorer(model, records, _batch_plan(flags, task), flags.eval_batch_size)
-
-
-def _announce(plan: PrivacyPlan) -> None:
-    print(
-        f"differential privacy: epsilon {rounded_up(plan.epsilon)} at delta {rounded_up(plan.delta)} after "
-        f"{plan.total_rounds:,} rounds ({plan.request.accountant.upper()}), noise multiplier "
-        f"{plan.noise_multiplier:.4g}, {plan.sampling} sampling of {plan.cohort:,} of {plan.num_users:,} clients a "
-        "round",
-        flush=True,
-    )
-    if plan.simulated_cohort is not None:
-        print(
-            f"the noise is that of a simulated cohort of {plan.simulated_cohort:,}; the run itself has epsilon "
-            f"{rounded_up(plan.own_epsilon_at(plan.total_rounds))}",
-            flush=True,
-        )
-    if plan.sampling is Sampling.UNIFORM:
-        print("cohorts have a fixed size, but epsilon assumes Poisson sampling: see the privacy statement", flush=True)
-
-
-def _write_privacy(flags: Flags, plan: PrivacyPlan | None, state: TrainingState, run: RunFolder) -> None:
-    if plan is None:
+def _write_privacy(setup: _Setup, state: TrainingState, run: RunFolder) -> None:
+    if setup.privacy_plan is None:
         return
     from benchmark.privacy.caveats import RunRecord
-    from benchmark.privacy.statement import make_statement, write_statement
 
-    noise = settings.federated_config(flags, plan).noise
+    flags, noise = setup.flags, setup.config.noise
     assert noise is not None
     adaptive = noise.target_unclipped_quantile > 0
     record = RunRecord(
@@ -345,7 +321,7 @@ def _write_privacy(flags: Flags, plan: PrivacyPlan | None, state: TrainingState,
         noise_key=_state_of_key(flags, run),
         drawn_by_tff=flags.runtime == TFF,
     )
-    write_statement(run.path, make_statement(plan, record))
+    write_statement(run.path, make_statement(setup.privacy_plan, record))
 
 
 def _state_of_key(flags: Flags, run: RunFolder) -> KeyState:

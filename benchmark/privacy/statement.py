@@ -80,6 +80,24 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
     }
 
 
+def announcement(plan: PrivacyPlan) -> list[str]:
+    """What a run says about its privacy before it begins."""
+    lines = [
+        f"differential privacy: epsilon {rounded_up(plan.epsilon)} at delta {rounded_up(plan.delta)} after "
+        f"{plan.total_rounds:,} rounds ({plan.request.accountant.upper()}), noise multiplier "
+        f"{plan.noise_multiplier:.4g}, {plan.sampling} sampling of {plan.cohort:,} of {plan.num_users:,} clients a "
+        "round"
+    ]
+    if plan.simulated_cohort is not None:
+        lines.append(
+            f"the noise is that of a simulated cohort of {plan.simulated_cohort:,}; the run itself has epsilon "
+            f"{rounded_up(plan.own_epsilon_at(plan.total_rounds))}"
+        )
+    if plan.sampling is Sampling.UNIFORM:
+        lines.append("cohorts have a fixed size, but epsilon assumes Poisson sampling: see the privacy statement")
+    return lines
+
+
 def statement_text(statement: dict[str, Any]) -> str:
     """The statement in words: its claim, a table of its numbers (4 significant digits; epsilons and deltas are rounded
     up), and the caveats.
