@@ -158,3 +158,21 @@ def test_a_planted_circle_of_rooms_is_seen(planted: Path) -> None:
 def test_a_planted_bypass_is_seen(planted: Path) -> None:
     _append(planted / "benchmark/run/seeds.py", "from flair.download import client")
     assert House(planted).bypasses() == {Arrow("benchmark.run.seeds", "flair.download.client")}
+
+
+def test_no_flags_are_global(house: House) -> None:
+    for module in house.modules:
+        path = ROOT / module.replace(".", "/")
+        text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+        assert "flags.FLAGS" not in text and ".DEFINE_" not in text or module == "benchmark.run.flags", module
+
+
+def test_below_a_door_only_modules_about_flags_take_flags(house: House) -> None:
+    users = {arrow.importer for arrow in house.arrows if arrow.imported == "benchmark.run.flags"}
+    below = {module for module in users if not house.room(module).endswith(".doors")}
+    assert below <= {
+        "benchmark.run.command",
+        *(f"benchmark.{room}.flags" for room in ("central", "federated", "personalization", "training")),
+        *("benchmark.federated.checks", "benchmark.federated.settings"),
+        *("benchmark.central.dry_run", "benchmark.federated.dry_run"),
+    }, "a module below a door takes plain data, not flags"

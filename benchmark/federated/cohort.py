@@ -21,6 +21,14 @@ def sample_cohort(
 ) -> list[str]:
     """The clients of one round.
 
+    Guarantee: the cohort is a function of (seed or key, sampling, round, ids, clients_per_round) alone. With
+    `Sampling.POISSON` every client takes part with probability q = clients_per_round / len(client_ids), independently
+    of all other clients and rounds, which is what the accountants of a private run assume; with a noise key nobody who
+    lacks the key can tell who took part.
+    Edge cases: a Poisson cohort may be empty or larger than expected; noise is added all the same, and the sum is
+    divided by `clients_per_round`, because the number of clients that took part would give them away. q is a float64:
+    a client takes part where a uniform number with 53 bits is below it.
+
     Args:
       client_ids: all clients, in an order that does not change between runs.
       seed: of the run, or the noise key of a private run, whose cohorts nobody may know: the sampling is part of the

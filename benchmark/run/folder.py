@@ -105,7 +105,7 @@ class RunFolder:
         self._columns: list[str] = []  # of metrics.csv as it was last written whole
         self._flag_lines, self._changeable, self._overwrite = flag_lines, frozenset(changeable), overwrite
         self._defaults = dict(defaults or {})
-        self._lock: contextlib.AbstractContextManager[int] | None = None
+        self._entered = contextlib.ExitStack()
 
     def __enter__(self) -> RunFolder:
         foreign = [name for name in _DATA_FILES if (self.path / name).exists()]
@@ -113,20 +113,16 @@ class RunFolder:
             raise FlairError(f"{self.path}: holds data ({foreign[0]}) and cannot be a run folder too; give a --run_dir")
         self.path.mkdir(parents=True, exist_ok=True)
         busy = f"{self.path}: another run is writing to this folder; choose another --run_dir"
-        self._lock = lock.exclusive(self.path / LOCK_FILE, busy)
-        self._lock.__enter__()
-        try:
+        with contextlib.ExitStack() as entered:
+            entered.enter_context(lock.exclusive(self.path / LOCK_FILE, busy))
             self._open()
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
+            self._entered = entered.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.__exit__(None, None, None)
+        self._entered.close()
 
     @property
     def has_begun(self) -> bool:
@@ -155,17 +151,22 @@ class RunFolder:
 
     def describe(self, **facts: Any) -> None:
         """Writes flags.txt and run.json: versions, machine, `facts`; a continued run keeps its start, adds a time."""
-        self.check_inputs(facts.get("data", {}), facts.get("restored_model"))
+        recorded = self._described()
+        self._check_inputs(recorded, facts.get("data", {}), facts.get("restored_model"))
         self._write_flags()  # of which some may have changed; not before it is known that this is the same run
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        known = self._described() or {"started": now}
+        known = recorded or {"started": now}
         continued = [*known.get("continued", []), now] if self.has_begun else []
         begun = {"started": known["started"], "continued": continued}
         checked_json.write(self.path / RUN_FILE, {**begun, **environment(), **facts})
 
     def check_inputs(self, data: Mapping[str, Any], restored_model: Mapping[str, Any] | None) -> None:
         """Raises a FlairError if the run was begun with other photos or weights, as run.json names them, than these."""
-        known = self._described()
+        self._check_inputs(self._described(), data, restored_model)
+
+    def _check_inputs(
+        self, known: Mapping[str, Any], data: Mapping[str, Any], restored_model: Mapping[str, Any] | None
+    ) -> None:
         before = known.get("data", {}).get("digest")
         if before is not None and before != data.get("digest"):
             raise FlairError(
