@@ -27,11 +27,11 @@ _LOOPBACK = "127.0.0.1"
 _CONNECT_SECONDS = 10
 # Sockets of Ray lie below the folder, and their paths may have 107 bytes.
 _LONGEST_TEMPORARY_FOLDER = 30
-_TOKEN = secrets.token_hex(32)  # one a process, because Ray reads it once
+_TOKEN = secrets.token_hex(32)  # one per process, because Ray reads it once
 
 
 class Cluster:
-    """A connection to a Ray cluster; one a process.
+    """A connection to a Ray cluster; one per process.
 
     Args:
       address: host:port of a running cluster, `auto`, or None for a cluster of this machine.

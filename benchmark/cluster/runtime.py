@@ -62,9 +62,9 @@ class RayRuntime:
       config: algorithm, optimizers and aggregator.
       data: the training clients, as `source` opens them on the workers' machines.
       plan: how a client goes through its photos.
-      seed, noise_key: as of `InProcessRuntime`; the key stays in this process.
+      seed, noise_key: as `InProcessRuntime` takes them; the key stays in this process.
       pool: the workers, which end with the runtime.
-      eval_batch_size: photos a batch when workers score.
+      eval_batch_size: photos per batch when workers score.
 
     Attributes:
       pool: the workers.
@@ -125,7 +125,7 @@ class RayRuntime:
         return self.server.weights()
 
     def state(self) -> list[np.ndarray]:
-        """The server's flat state, as of `InProcessRuntime`."""
+        """The server's flat state, as `InProcessRuntime` has it."""
         return self.server.state()
 
     def restore(self, state: Sequence[np.ndarray]) -> None:

@@ -35,7 +35,7 @@ class Job(NamedTuple):
       client: what a client does.
       seed: of the run.
       round: TFF's aggregator as graphs.
-      eval_batch_size: photos a batch when scoring.
+      eval_batch_size: photos per batch when scoring.
       tensorflow: version that the run has.
     """
 

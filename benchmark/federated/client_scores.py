@@ -103,7 +103,7 @@ def summarize(scores: Sequence[ClientScore]) -> dict[str, dict[str, float]]:
 
 
 def write_csv(path: Path, scores: Sequence[ClientScore]) -> None:
-    """One row a client, whole or not at all."""
+    """One row per client, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(ClientScore._fields)

@@ -45,7 +45,7 @@ class LocalScorer:
       model: whose weights are scored.
       records: the photos.
       plan: the task, the input size, and how a client trains.
-      batch_size: photos a batch.
+      batch_size: photos per batch.
     """
 
     def __init__(self, model: tf.keras.Model, records: Records, plan: BatchPlan, batch_size: int) -> None:

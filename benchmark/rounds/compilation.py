@@ -133,7 +133,7 @@ class _MimeLite:
         update_type: tff.Type,
     ) -> None:
         specs = tuple(trainable)
-        # Of a round without any usable client the mean is zero, not a state that is no number ever after.
+        # Of a round without any usable client the mean is zero, not a state that is NaN ever after.
         self.aggregation = tff.aggregators.MeanFactory(no_nan_division=True).create(update_type, _WEIGHT_TYPE)
         self.initialize = tff.tensorflow.computation(lambda: optimizer.initialize(specs))
 

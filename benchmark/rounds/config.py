@@ -21,7 +21,7 @@ MAX_UPDATE_NORM = 1e19
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """A server optimizer with its learning rate a round (float list of one a round, or one number for all).
+    """A server optimizer with its learning rates: one per round, or one for all rounds.
 
     `beta_2` is Adam's, AdamW's and Yogi's decay of the second moment, `weight_decay` is AdamW's.
     """
@@ -40,7 +40,7 @@ class ClientConfig:
 
     Attributes:
       algorithm: one of `ALGORITHMS`.
-      learning_rates: of the client's SGD, one a round or one for all.
+      learning_rates: of the client's SGD, one per round or one for all.
       clipnorm: bound on the L2 norm of the gradient, per weight tensor (as Keras's `clipnorm`) or, with
         `global_clipnorm`, of all of them together; 0 turns clipping off.
       proximal_strength: FedProx's mu; the gradient gains mu * (weights - global weights).

@@ -3,7 +3,7 @@
 flags.txt      every flag, reusable with --flagfile
 noise.key      of a private run that is not complete: what its noise and cohorts follow from
 run.json       versions, machine, git revision, data digest, seeds, when it started and continued
-metrics.csv    one row an epoch or round; equal for equal flags, however often the run was interrupted
+metrics.csv    one row per epoch or round; equal for equal flags, however often the run was interrupted
 times.csv      seconds of training by the end of each row
 tensorboard/   the same numbers as TensorBoard events
 checkpoints/   what a resumed run starts from
