@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flair.terminal import command
 from flair.terminal.flags import finite_number, positive_int
 from flair.terminal.paths import command_line, path_flag
+from flair.terminal.table import Columns
 
 if TYPE_CHECKING:
     from flair.testsets.drawing import Resampled
@@ -66,11 +67,9 @@ def _summary(result: Resampled) -> list[str]:
     if testset.starting_from is not None:
         lines.append(f"Kept {result.num_kept:,} of the {result.num_previous:,} photos of {testset.starting_from}.")
     if result.frequencies:
-        lines.append(f"{'label':<24}{'in the set':>12}{'of it':>9}{f'of {result.reference}':>12}")
-        lines += [
-            f"{label:<24}{num:>12,}{of:>9.1%}{of_reference:>12.1%}"
-            for label, num, of, of_reference in result.frequencies
-        ]
+        columns = Columns("<24", ">12,", ">9.1%", ">12.1%")
+        lines.append(columns.line("label", "in the set", "of it", f"of {result.reference}"))
+        lines += [columns.line(*row) for row in result.frequencies]
     return [*lines, *(f"Warning: {warning}" for warning in result.warnings)]
 
 

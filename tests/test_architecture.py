@@ -17,7 +17,7 @@ ARROWS = {
     "flair.terminal": "flair.parallel",
     "flair.files": "flair.terminal",
     "flair.dataset": "flair.files",
-    "flair.statistics": "flair.dataset flair.files",
+    "flair.statistics": "flair.dataset flair.files flair.terminal",
     "flair.curation": "flair.dataset flair.files",
     "flair.download": "flair.dataset flair.files flair.parallel flair.terminal",
     "flair.miniature": "flair.dataset flair.files flair.parallel flair.terminal",

@@ -19,6 +19,7 @@ from flair.duplicates.planted import KINDS, even_sky, jpeg, night
 from flair.duplicates.rule import Thresholds, is_near_duplicate, may_be_duplicate
 from flair.duplicates.search import NEAR_PAIR
 from flair.terminal.progress import Progress
+from flair.terminal.table import Columns
 
 
 def calibrate(dataset_dir: Path, num_photos: int, seed: int, thresholds: Thresholds) -> dict[str, Any]:
@@ -79,15 +80,15 @@ def table(found: dict[str, Any]) -> str:
     sets = list(found["num_photos"])
     numbers = ", ".join(f"{count:,} {name}" for name, count in found["num_photos"].items())
     thresholds = ", ".join(f"{name} {value:,}" for name, value in found["thresholds"].items() if value is not None)
+    columns = Columns("<36", *[">18,"] * len(sets))
     lines = [f"Copies planted in {numbers}. {thresholds}.", ""]
-    lines.append(f"{'called a duplicate (reviewed), %':<36}" + "".join(f"{name:>18}" for name in sets))
+    lines.append(columns.line("called a duplicate (reviewed), %", *sets))
     for kind, shares in found["recall"].items():
         cells = (f"{100 * shares[name]['duplicates']:.1f} ({100 * shares[name]['reviewed']:.1f})" for name in sets)
-        lines.append(f"{kind:<36}" + "".join(f"{cell:>18}" for cell in cells))
-    lines += ["", f"{'pairs of different photos':<36}" + "".join(f"{name:>18}" for name in sets)]
+        lines.append(columns.line(kind, *cells))
+    lines += ["", columns.line("pairs of different photos", *sets)]
     for what in ("pairs", "reviewed", "duplicates"):
-        cells = (f"{found['false_pairs'][name][what]:,}" for name in sets)
-        lines.append(f"{what:<36}" + "".join(f"{cell:>18}" for cell in cells))
+        lines.append(columns.line(what, *(found["false_pairs"][name][what] for name in sets)))
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from flair.curation.components import connected_components
 from flair.curation.exclusion import Exclusion
 from flair.dataset.catalog import PARTITIONS
 from flair.duplicates.scope import COMPARED, RELATIONS, Scope
+from flair.terminal.table import Columns
 
 METRICS = ("sha256", "l2", "dssim", "features")
 KINDS = ("same file", "same pixels", "near")
@@ -185,17 +186,18 @@ def summary_text(summary: dict[str, Any]) -> str:
     settings, pairs, groups = summary["settings"], summary["duplicate_pairs"], summary["components"]
     photos = ", ".join(f"{name} {count:,}" for name, count in summary["photos"].items())
     review = summary["pairs_to_review"]
+    columns = Columns("<30", *[">13,"] * 4)
     lines = [
         f"Photos: {photos}. Pairs compared: {summary['pairs_in_scope']:,} ({settings['pairs']}).",
         f"Pairs to review (l2 <= {settings['thresholds']['review_l2']:,}): {review['total']:,}.",
         f"Pairs called duplicates: {pairs['total']:,}, {pairs['mirrored']:,} of them mirrored.",
-        f"  {'':30}{'same file':>13}{'same pixels':>13}{'near':>13}{'total':>13}",
+        f"  {columns.line('', *KINDS, 'total')}",
     ]
     for name, counts in pairs["by relation"].items():
-        numbers = "".join(f"{counts[kind]:13,}" for kind in (*KINDS, "total"))
         if name in summary["not_compared"]:
-            numbers = f"{'not compared':>13}"
-        lines.append(f"  {name:30}{numbers}")
+            lines.append(f"  {columns.line(name, 'not compared', '', '', '')}".rstrip())
+        else:
+            lines.append(f"  {columns.line(name, *(counts[kind] for kind in (*KINDS, 'total')))}")
     if pairs["between partitions"]:
         between = ", ".join(f"{name} {count:,}" for name, count in pairs["between partitions"].items())
         lines.append(f"  across partitions: {between}")

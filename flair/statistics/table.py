@@ -19,6 +19,7 @@ from flair.statistics.labels import (
     labels_per_user,
     partition_sizes,
 )
+from flair.terminal.table import Columns
 
 HEAD = 20  # as many fine-grained labels as ml-flair lists
 _LONGEST_NAME = 40
@@ -114,44 +115,30 @@ def table(statistics: Statistics) -> str:
 
 
 def _partitions(statistics: Statistics) -> Iterator[str]:
-    yield f"{'partition':<12}{'users':>12}{'published':>12}{'photos':>12}{'published':>12}"
+    columns = Columns("<12", *[">12,"] * 4)
+    yield columns.line("partition", "users", "published", "photos", "published")
+    counts = [statistics.users, catalog.NUM_USERS, statistics.photos, catalog.NUM_IMAGES]
     for name in catalog.PARTITIONS:
-        yield _counts(
-            name, statistics.users[name], catalog.NUM_USERS[name], statistics.photos[name], catalog.NUM_IMAGES[name]
-        )
-    yield _counts(
-        "all",
-        sum(statistics.users.values()),
-        sum(catalog.NUM_USERS.values()),
-        sum(statistics.photos.values()),
-        sum(catalog.NUM_IMAGES.values()),
-    )
-
-
-def _counts(name: str, *counts: int) -> str:
-    return f"{name:<12}" + "".join(f"{count:>12,}" for count in counts)
+        yield columns.line(name, *(numbers[name] for numbers in counts))
+    yield columns.line("all", *(sum(numbers.values()) for numbers in counts))
 
 
 def _distributions(statistics: Statistics) -> Iterator[str]:
-    header = ("mean", "sd", "least", "25%", "median", "75%", "most")
-    yield f"{'':<41}" + "".join(f"{name:>9}" for name in header)
+    columns = Columns("<41", ">9,.3f", ">9,.3f", *[">9,g"] * 5)
+    yield columns.line("", "mean", "sd", "least", "25%", "median", "75%", "most")
     for name, found in statistics.distributions.items():
-        yield f"{name:<41}" + _numbers(found)
-        yield f"{'    published':<41}" + _numbers(_PUBLISHED[name])
-
-
-def _numbers(distribution: Distribution) -> str:
-    mean, sd, *others = distribution
-    return f"{mean:>9,.3f}{sd:>9,.3f}" + "".join(f"{value:>9,g}" for value in others)
+        yield columns.line(name, *found)
+        yield columns.line("    published", *_PUBLISHED[name])
 
 
 def _coarse(statistics: Statistics) -> Iterator[str]:
     total, published_total = sum(statistics.photos.values()), sum(catalog.NUM_IMAGES.values())
-    yield f"{'coarse label':<16}{'photos':>10}{'share':>8}{'published':>12}{'share':>8}{'users':>10}"
+    columns = Columns("<16", ">10,", ">8.1%", ">12,", ">8.1%", ">10,")
+    yield columns.line("coarse label", "photos", "share", "published", "share", "users")
     for label in statistics.coarse[:COARSE_HEAD]:
         published = catalog.COARSE_LABEL_COUNTS.get(label.name)
-        there = f"{published:>12,}{published / published_total:>8.1%}" if published else f"{'-':>12}{'-':>8}"
-        yield f"{_short(label.name):<16}{label.photos:>10,}{label.photos / total:>8.1%}{there}{label.users:>10,}"
+        there = (published, published / published_total) if published else (None, None)
+        yield columns.line(_short(label.name), label.photos, label.photos / total, *there, label.users)
     if len(statistics.coarse) > COARSE_HEAD:
         yield f"and {len(statistics.coarse) - COARSE_HEAD:,} more"
     present = {label.name for label in statistics.coarse}
@@ -161,16 +148,13 @@ def _coarse(statistics: Statistics) -> Iterator[str]:
 
 
 def _fine(statistics: Statistics) -> Iterator[str]:
-    yield f"{'fine-grained':<24}{'photos':>10}{'users':>10}   {'published':<20}{'photos':>10}"
+    columns = Columns("<24", ">10,", ">10,", "<3", "<20", ">10,")
+    yield columns.line("fine-grained", "photos", "users", "", "published", "photos")
     published = list(catalog.HEAD_FINE_LABEL_COUNTS.items())
     for rank, (name, photos) in enumerate(published[:HEAD]):
         label = statistics.fine[rank] if rank < len(statistics.fine) else None
-        here = (
-            f"{_short(label.name):<24}{label.photos:>10,}{label.users:>10,}"
-            if label
-            else f"{'-':<24}{'-':>10}{'-':>10}"
-        )
-        yield f"{here}   {name:<20}{photos:>10,}"
+        here = (_short(label.name), label.photos, label.users) if label else (None, None, None)
+        yield columns.line(*here, "", name, photos)
     rare = [sum(label.photos < limit for label in statistics.fine) for limit in (2, 10, 100)]
     yield (
         f"{len(statistics.fine):,} fine-grained labels (published: {catalog.NUM_FINE_LABELS:,}); on one photo only: "
@@ -186,7 +170,8 @@ def _short(name: str) -> str:
 
 def _divergence(divergence: Divergence) -> Iterator[str]:
     yield "how far users' coarse labels are from the population's (mean Jensen-Shannon divergence, bits)"
-    yield f"{'photos of a user':<20}{'users':>10}{'as they are':>14}{'photos shuffled':>18}"
+    columns = Columns("<20", ">10,", ">14.3f", ">18.3f")
+    yield columns.line("photos of a user", "users", "as they are", "photos shuffled")
     for group in by_size(divergence):
         sizes = f"{group.least:,}" if group.least == group.most else f"{group.least:,} to {group.most:,}"
-        yield f"{sizes:<20}{group.num_users:>10,}{group.users:>14.3f}{group.shuffled:>18.3f}"
+        yield columns.line(sizes, group.num_users, group.users, group.shuffled)
