@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -16,11 +15,11 @@ from benchmark.run.names import SUMMARY_FILE
 from benchmark.sweep.grid import Run
 from flair.errors import FlairError
 from flair.files import atomic, json_text, regular_file
+from flair.parallel.processes import die_with
 from flair.parallel.stopping import Terminated
 
 LOG_FILE, ARGUMENTS_FILE = "sweep.log", "sweep_flags.json"
 _POLL_SECONDS = 0.1
-_PR_SET_PDEATHSIG = 1
 
 
 class Outcome(NamedTuple):
@@ -110,7 +109,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C reaches a run through us, once: its second one would stop it without saving.
                 start_new_session=True,
-                preexec_fn=lambda: _die_with(parent),
+                preexec_fn=lambda: die_with(parent),
             )
         self._running[process] = (run, time.monotonic())
 
@@ -146,10 +145,3 @@ class Runner:
 def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     if process.poll() is None:
         process.send_signal(number)
-
-
-def _die_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent ends, however that ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -74,9 +74,7 @@ class Staging:
                 "same; refused, choose a --dataset_dir on another file system"
             ) from None
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(file, view) :]
+            atomic.write_all(file, data)
         finally:
             os.close(file)
         self.sizes[image_id] = len(data)

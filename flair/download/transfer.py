@@ -303,10 +303,8 @@ class _Transfer:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.part))  # before it stops everybody
 
     def _write(self, file: io.FileIO, chunk: bytes) -> None:
-        view = memoryview(chunk)
         try:
-            while view:  # a disk that is nearly full takes less than it is given before it complains
-                view = view[file.write(view) :]
+            atomic.write_all(file.fileno(), chunk)
         except OSError as error:
             error.filename = str(self.part)
             raise

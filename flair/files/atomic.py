@@ -1,14 +1,16 @@
-"""Files that appear whole or not at all: written under a temporary name, flushed, renamed."""
+"""Writing files that appear whole or not at all: under a temporary name, flushed, then renamed."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,21 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
+
+
+def write_all(descriptor: int, data: bytes | memoryview, position: int | None = None) -> None:
+    """Writes all of `data`, at `position` or else where the file stands.
+
+    A disk that is nearly full takes fewer bytes than it is given before it complains.
+    """
+    view = memoryview(data)
+    while view:
+        if position is None:
+            written = os.write(descriptor, view)
+        else:
+            written = os.pwrite(descriptor, view, position)
+            position += written
+        view = view[written:]
 
 
 def destination(path: str | os.PathLike[str]) -> Path:
@@ -100,8 +117,24 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes `text` to `path` as UTF-8, whole or not at all; the bytes of a path that are none as `\\udcff`."""
+    """Writes `text` to `path` as UTF-8, whole or not at all; a byte of a path that is not UTF-8 becomes `\\udcff`."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """The rows as CSV text; floats keep every digit, None is an empty cell.
+
+    >>> csv_text([["round", "loss"], [1, 0.1], [2, None]])
+    'round,loss\\n1,0.1\\n2,\\n'
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[object]]) -> None:
+    """Writes the rows to `path` as `csv_text`, whole or not at all."""
+    write_text(path, csv_text(rows))
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2) -> None:

@@ -59,11 +59,14 @@ class PartStore:
             self._waiting, self._first = [], self.done
         self._last_save = time.monotonic()
 
+    def parts(self) -> list[NDArray[Any]]:
+        """The rows, in the order of the tasks, as some arrays that are checked and stay on disk."""
+        self.save()
+        return [read_rows(path, self._dtype, mmap_mode="r") for path in self._parts]
+
     def rows(self) -> NDArray[Any]:
         """All rows, in the order of the tasks."""
-        self.save()
-        parts = [read_rows(path, self._dtype) for path in self._parts]
-        return np.concatenate(parts) if parts else np.empty(0, self._dtype)
+        return np.concatenate([np.empty(0, self._dtype), *self.parts()])
 
     def discard(self) -> None:
         """Removes the folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from flair.errors import FlairError
@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 TASKS_PER_WORKER = 3  # in flight: one at work, the others so that nobody waits
 _THREADS_OF_EXECUTOR = 2  # one that deals with the workers, one that feeds their queue
 _LOOK_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 _context: Any = None
@@ -59,7 +60,9 @@ def map_in_order(
         return
     try:
         # Spawned processes share no memory, locks or threads with this one, whatever it has imported or loaded.
-        executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _initialize, (context,))
+        executor = ProcessPoolExecutor(
+            num_workers, multiprocessing.get_context("spawn"), _initialize, (context, os.getpid())
+        )
     except OSError as error:
         _tell_refused(error)
         yield from map_in_order(function, context, tasks, 1)
@@ -182,18 +185,21 @@ def _signals_held_back() -> Iterator[None]:
             signal.raise_signal(arrived)
 
 
-def _initialize(context: Any) -> None:
+def die_with(parent: int) -> None:
+    """Has the kernel kill this process when its parent (a process id) ends, however that ends.
+
+    To the kernel the parent is the thread that started this process: do not start one from a thread that ends before.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os._exit(1)
+
+
+def _initialize(context: Any, parent: int) -> None:
     global _context
     _context = context
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
     # A killed parent closes nothing: both ends of the executor's pipes are open in the workers.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    die_with(parent)
 
 
 def _call(function: Callable[[Any, Any], Any], task: Any) -> Any:

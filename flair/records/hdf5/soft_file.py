@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from flair.files.atomic import write_all
+
 
 class SoftFile:
     """A new file at `path`, as h5py's driver for file objects needs it.
@@ -54,7 +56,7 @@ class SoftFile:
 
     def write(self, data: memoryview) -> int:
         """Writes all of `data`."""
-        self._keep_error(lambda: self._write_all(memoryview(data), self._position))
+        self._keep_error(lambda: write_all(self._descriptor, data, self._position))
         self._size = max(self._size, self._position + len(data))
         return len(data)
 
@@ -80,8 +82,3 @@ class SoftFile:
                 operation()
             except BaseException as error:  # noqa: BLE001 - raised by check()
                 self.error = error
-
-    def _write_all(self, data: memoryview, position: int) -> None:
-        while data:
-            written = os.pwrite(self._descriptor, data, position)
-            data, position = data[written:], position + written
