@@ -8,6 +8,7 @@ checksum of the gzip and the end mark of the tar must be there before any photo 
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 import zlib
 from pathlib import Path
@@ -24,7 +25,6 @@ MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax header
 _MOST_HEADER_BYTES_IN_A_ROW = 4 * MAX_HEADER_BYTES  # between two photos
 _MOST_GLOBAL_HEADERS = 100  # of pax, each of which stays in memory
 _BLOCK = 512
-_GZIP = 31  # zlib's code for "with a gzip header and checksum"
 
 
 def unpack(
@@ -110,10 +110,9 @@ class _Inflater:
     """The uncompressed bytes of a gzip file, forward only, at most `limit` of them; file-like enough for tarfile."""
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
-        self._file, self._limit = file, limit
-        self._stream = zlib.decompressobj(_GZIP)
-        self._compressed = self._buffer = b""
-        self._offset = self._position = self._inflated = self._header_bytes = 0
+        self._gzip = gzip.GzipFile(fileobj=file, mode="rb")
+        self._limit = limit
+        self._position = self._header_bytes = 0
         self.last_block = b""
 
     def tell(self) -> int:
@@ -152,42 +151,17 @@ class _Inflater:
             pass
 
     def _take(self, size: int) -> bytes:
-        pieces, missing = [], size
-        while missing > 0:
-            if self._offset == len(self._buffer):
-                self._buffer, self._offset = self._inflate(), 0
-                if not self._buffer:
-                    break
-            piece = self._buffer[self._offset : self._offset + missing]
-            pieces.append(piece)
-            self._offset += len(piece)
-            missing -= len(piece)
-        self._position += size - missing
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _inflate(self) -> bytes:
-        """The next piece, at most 1 MiB; empty at the end of the file."""
-        while True:
-            if not self._compressed:
-                self._compressed = self._file.read(1 << 18)
-                if not self._compressed:
-                    if self._stream.eof:
-                        return b""
-                    raise UnpackError("is damaged: the gzip ends in the middle", corrupt=True)
-            if self._stream.eof:  # a gzip file is one or more streams, then perhaps zeros up to a block
-                self._compressed = self._compressed.lstrip(b"\0")
-                if not self._compressed:
-                    continue
-                self._stream = zlib.decompressobj(_GZIP)
-            try:
-                data = self._stream.decompress(self._compressed, 1 << 20)
-            except zlib.error as error:
-                raise UnpackError(f"is damaged: {error}", corrupt=True) from None
-            self._compressed = self._stream.unconsumed_tail or self._stream.unused_data
-            self._inflated += len(data)
-            if self._inflated > self._limit:
-                raise UnpackError(
-                    f"unpacks to more than {self._limit >> 20:,} MiB, which photos cannot: a zip bomb? refused"
-                )
-            if data:
-                return data
+        try:
+            data = self._gzip.read(size)
+            if not data and not self._position:
+                raise EOFError  # an empty file, which GzipFile takes for one that holds nothing
+        except EOFError:
+            raise UnpackError("is damaged: the gzip ends in the middle", corrupt=True) from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise UnpackError(f"is damaged: {error}", corrupt=True) from None
+        self._position += len(data)
+        if self._position > self._limit:
+            raise UnpackError(
+                f"unpacks to more than {self._limit >> 20:,} MiB, which photos cannot: a zip bomb? refused"
+            )
+        return data
