@@ -25,7 +25,7 @@ from benchmark.run.names import BEST_FILE, EVALUATION_FILE
 from flair.curation.exclusion import read_exclusion
 from flair.errors import FlairError
 from flair.files import lock
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
 

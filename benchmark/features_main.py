@@ -15,7 +15,7 @@ import numpy as np
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import Record
 from flair.files import atomic
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 from flair.terminal import command
 from flair.terminal.flags import make_parser, positive_int
 from flair.terminal.paths import command_line, path_flag

@@ -29,7 +29,7 @@ from benchmark.run.folder import RunFolder
 from benchmark.run.names import FLAGS_FILE, RUN_FILE, TENSORBOARD_DIR
 from flair.dataset.catalog import TAXONOMY_FILE
 from flair.errors import FlairError
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
 

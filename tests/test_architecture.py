@@ -15,7 +15,7 @@ from tests.support.rooms import Arrow, House
 ARROWS = {
     "flair.parallel": "",
     "flair.terminal": "flair.parallel",
-    "flair.files": "flair.terminal",
+    "flair.files": "",
     "flair.dataset": "flair.files",
     "flair.statistics": "flair.dataset flair.files flair.terminal",
     "flair.curation": "flair.dataset flair.files",

@@ -22,7 +22,7 @@ from flair.dataset import images
 from flair.dataset.catalog import IMAGE_SIZE, METADATA_FILE, PARTITIONS, TAXONOMY_FILE
 from flair.dataset.metadata import User, label_index, load_taxonomy, load_users
 from flair.errors import FlairError
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 from flair.terminal.progress import Progress
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from benchmark.model import saved
 from benchmark.model.saved import SavedModel
 from flair.errors import FlairError
 from flair.files import atomic, regular_file
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 from flair.parallel.stopping import Terminated
 from flair.terminal.progress import Progress
 

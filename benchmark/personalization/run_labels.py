@@ -21,7 +21,7 @@ from benchmark.personalization.log import EpisodeLog, LabelResult
 from benchmark.run.flags import Flags
 from flair.dataset.metadata import load_taxonomy
 from flair.errors import FlairError
-from flair.files.rows import read_rows, write_rows
+from flair.files.npy_file import read_rows, write_rows
 from flair.terminal.progress import Progress
 
 _PHOTOS_PER_FILE = 512

@@ -24,7 +24,7 @@ from benchmark.run.names import (
 from benchmark.run.shapes import ESTIMATE, NUMBER, NUMBER_OR_NULL
 from flair.errors import FlairError
 from flair.files import regular_file
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 
 FIGURES_DIR, CAPTIONS_FILE = "figures", "captions.json"
 SECRET = "secret (the run is private)"

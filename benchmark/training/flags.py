@@ -12,7 +12,7 @@ from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, on
 from benchmark.training import plan as training_plan
 from flair.dataset.catalog import IMAGE_SIZE
 from flair.errors import FlairError
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 from flair.dataset.catalog import METADATA_FILE, PARTITIONS, SMALL_IMAGES_DIR, TAXONOMY_FILE
 from flair.errors import FlairError
 from flair.files import text_file
-from flair.files.json_list import JsonList, NotJsonList
-from flair.files.json_text import shown
+from flair.files.json_text import JsonList, NotJsonList, shown
 
 LABEL_SEPARATOR = "|"  # of the HDF5 label strings, so no label may contain it
 MAX_LABEL_LENGTH = 256  # characters; FLAIR's have 26 at most

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +15,10 @@ from flair.download import transfer
 from flair.download.client import Client, Patience, Remote
 from flair.download.source import Archive, LabelFile, Source
 from flair.download.state import DownloadState, scan_photos
-from flair.files import disk_space
-from flair.files.digest import file_sha256
+from flair.errors import FlairError
+from flair.files.regular_file import file_sha256
 from flair.parallel import threads
+from flair.terminal.progress import size as say_size
 
 # Photos on a disk against their archive: the last block of every file is half empty.
 _ON_DISK = 1.2
@@ -91,7 +96,25 @@ def require_disk(plan: Plan, options: Options, state: DownloadState) -> None:
     here = sum(transfer.arrived_bytes(state.part(name)) for name in sizes)
     needs.append((state.folder, max(0, sum(at_once) - here)))
     needs += [(options.dataset_dir, plan.sizes.get(file.name, 0)) for file in plan.labels]
-    disk_space.require(needs)
+    _require_room(needs)
+
+
+def _require_room(needs: Iterable[tuple[Path, float]]) -> None:
+    """Checks that each folder's disk has room for the bytes that are to be written there; a disk's needs add up."""
+    needed: dict[int, float] = defaultdict(float)
+    place: dict[int, Path] = {}
+    for folder, num_bytes in needs:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        device = os.stat(existing).st_dev
+        needed[device] += num_bytes
+        place.setdefault(device, existing)
+    for device, num_bytes in needed.items():
+        free = shutil.disk_usage(place[device]).free
+        if free < num_bytes:
+            raise FlairError(
+                f"--dataset_dir: the disk of {place[device]} has {say_size(free)} free, but about "
+                f"{say_size(num_bytes)} are needed; free some space, or choose another disk"
+            )
 
 
 def is_same_file(path: Path, state: DownloadState, name: str, url: str) -> bool:

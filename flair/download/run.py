@@ -25,7 +25,7 @@ from flair.download.transfer import Fetched, WrongContent
 from flair.download.unpacking import Job, Unpackers
 from flair.errors import FlairError
 from flair.files import atomic
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 from flair.parallel import threads
 from flair.terminal.paths import command_line
 from flair.terminal.progress import Progress, duration

@@ -7,15 +7,11 @@ path, or one line that says what is wrong with the file that lies there.
 __all__ = [
     "atomic",
     "checked_json",
-    "digest",
-    "disk_space",
     "journal",
-    "json_list",
     "json_text",
     "lock",
     "npy_file",
     "parts",
     "regular_file",
-    "rows",
     "text_file",
 ]

@@ -1,6 +1,7 @@
 """Arrays of numbers in .npy files that anybody may have damaged: a header of one known form, and sizes that agree.
 
 NumPy evaluates the header as a Python literal, which fails in many ways, and reserves the memory that it asks for.
+Rows kept in a cache are followed by their CRC-32C, where NumPy does not look; a file without it is read unchecked.
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from flair.errors import FlairError
 from flair.files import regular_file
+from flair.files.atomic import replacing
 
 _START = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
@@ -25,6 +28,7 @@ _HEADER = re.compile(
     rb"'shape': \((?P<shape>|\d{1,18},|\d{1,18}(?:, \d{1,18}){1,30})\), \} *\n"
 )
 _BYTES_AT_ONCE = 1 << 22
+_CHECKSUM = struct.Struct("<I")
 
 
 class BadNpy(ValueError):
@@ -106,3 +110,46 @@ def pieces(rows: NDArray[Any]) -> Iterator[bytes]:
     at_once = max(1, _BYTES_AT_ONCE // max(1, rows.itemsize * math.prod(rows.shape[1:])))
     for start in range(0, len(rows), at_once):
         yield rows[start : start + at_once].tobytes()
+
+
+def write_rows(path: Path, rows: NDArray[Any]) -> None:
+    """Writes rows [k] to `path`."""
+    write_chunks(path, rows.dtype, len(rows), [rows])
+
+
+def write_chunks(path: Path, dtype: np.dtype[Any], count: int, chunks: Iterable[NDArray[Any]]) -> None:
+    """Writes `count` rows of `dtype` to `path`, which come in chunks."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        checksum = 0
+        for chunk in chunks:
+            for data in pieces(chunk):
+                checksum = google_crc32c.extend(checksum, data)
+                file.write(data)
+        file.write(_CHECKSUM.pack(checksum))
+
+
+def read_rows(path: Path, dtype: np.dtype[Any], mmap_mode: Literal["r"] | None = None) -> NDArray[Any]:
+    """Reads what was written, rows [k] of `dtype`, and checks every byte; with `mmap_mode` they stay on disk.
+
+    Raises:
+      FlairError: the file is cut off, was changed, or holds something else.
+      FileNotFoundError: there is no such file.
+    """
+    rows = map_rows(path, dtype)
+    checksum = crc32c(rows)
+    with open(path, "rb") as file:
+        file.seek(rows.offset + rows.nbytes)
+        found = file.read()
+    if found not in (b"", _CHECKSUM.pack(checksum)):
+        raise FlairError(f"{path}: is damaged (its checksum differs); delete it and run the same command again")
+    return rows if mmap_mode else np.array(rows)
+
+
+def map_rows(path: Path, dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
+    """The rows of a file, which stay on disk, unchecked but for their number and `dtype`; errors as of `read_rows`."""
+    try:
+        return map_array(path, [dtype], 1, _CHECKSUM.size)
+    except BadNpy as error:
+        raise FlairError(f"{path}: is damaged ({error}); delete it and run the same command again") from None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair.files.atomic import remove_leftovers
-from flair.files.rows import map_rows, read_rows, write_rows
+from flair.files.npy_file import map_rows, read_rows, write_rows
 
 SAVE_INTERVAL_SECONDS = 5.0
 _PART = re.compile(r"part-([0-9]{9})-([0-9]{9})\.npy")

@@ -13,7 +13,7 @@ from flair.dataset.catalog import MANIFEST_FILE
 from flair.dataset.metadata import load_records, photo_path
 from flair.errors import FlairError
 from flair.files import atomic
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 from flair.terminal.progress import Progress
 
 _GZIP_LEVEL = 1  # JPEG does not get smaller

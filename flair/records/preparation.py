@@ -17,7 +17,7 @@ from flair.curation.exclusion import Exclusion, read_exclusion, remaining_users
 from flair.dataset.metadata import User, limit_users, load_users, metadata_path
 from flair.errors import FlairError
 from flair.files import checked_json, lock
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 from flair.terminal.progress import duration, size
 
 PARAMETERS_FILE = "prepare_info.json"

@@ -14,7 +14,7 @@ from flair.curation.scores import Scores, read_scores
 from flair.dataset.catalog import HELDOUT
 from flair.dataset.metadata import Record, load_records, metadata_path
 from flair.errors import FlairError
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 from flair.testsets import samplers, strata
 from flair.testsets.eligibility import REASONS, Criteria, heldout_image_ids, refusals
 from flair.testsets.samplers import Draw

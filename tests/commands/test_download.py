@@ -23,6 +23,7 @@ import pytest
 import download_dataset
 from flair.dataset import catalog
 from flair.dataset.metadata import load_records
+from flair.download import plan
 from flair.download import server as mirror_server
 from flair.download import state as download_state
 from flair.download.client import Patience
@@ -31,7 +32,6 @@ from flair.download.run import Outcome, download
 from flair.download.source import AppleSource, read_manifest
 from flair.download.transfer import is_whole
 from flair.errors import FlairError
-from flair.files import disk_space
 from flair.miniature import archives as synthetic_archives
 from flair.parallel import threads
 from tests.download.test_archive import member, pack
@@ -492,7 +492,7 @@ def test_too_little_disk_is_told_before_any_archive(
     server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=500_000)
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(FlairError, match=r"has 500\.0 kB free, but about 1\.\d MB are needed; free some space"):
         bring(server, tmp_path)
     assert archive_gets(server) == []

@@ -22,7 +22,7 @@ from benchmark.model import loading, networks, weights
 from benchmark.model import saved as saved_model
 from flair.dataset.metadata import load_users
 from flair.errors import FlairError
-from flair.files.digest import file_sha256
+from flair.files.regular_file import file_sha256
 from flair.records.tfrecord.writer import write_tfrecords
 from tests.support.commands import ROOT
 

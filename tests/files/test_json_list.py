@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flair.files.json_list import JsonList, NotJsonList
-from flair.files.json_text import BadJson, parse
+from flair.files.json_text import BadJson, JsonList, NotJsonList, parse
 from tests.support.bounded_memory import bounded_memory
 
 _VALUES = st.recursive(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flair.errors import FlairError
-from flair.files.rows import map_rows, read_rows, write_chunks, write_rows
+from flair.files.npy_file import map_rows, read_rows, write_chunks, write_rows
 
 DTYPE = np.dtype([("first", "<i4"), ("mirrored", "?"), ("distance", "<f8")])
 

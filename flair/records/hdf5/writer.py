@@ -19,7 +19,7 @@ from flair.dataset.metadata import Record
 from flair.errors import FlairError
 from flair.files.atomic import beside, destination, replacing, sync
 from flair.files.journal import Journal, Position
-from flair.files.rows import read_rows, write_rows
+from flair.files.npy_file import read_rows, write_rows
 from flair.parallel.processes import default_num_workers, map_in_order
 from flair.records.hdf5 import global_heap
 from flair.records.hdf5.reader import CHECKSUM_DTYPE, HDF5File, record_checksum
