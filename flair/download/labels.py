@@ -1,0 +1,91 @@
+"""The files beside the photos: the metadata, the taxonomy and the licences, put in place once all are checked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flair.dataset import catalog
+from flair.dataset.metadata import load_records, load_taxonomy
+from flair.download import huggingface, transfer
+from flair.download.client import Client, NotThere
+from flair.download.plan import Options
+from flair.download.source import LabelFile
+from flair.download.state import DownloadState, Entry
+from flair.errors import FlairError
+from flair.files.regular_file import file_sha256
+
+
+class Labels:
+    """Brings these files into a folder of their own first, so that a bad one never takes the place of a good one.
+
+    Attributes:
+      image_ids: of all photos of the metadata, after `check`.
+      error: what `check` found to be wrong.
+      notes: lines for the user, on files that were not there.
+    """
+
+    def __init__(self, options: Options, state: DownloadState, client: Client) -> None:
+        self.image_ids: list[str] = []
+        self.error: FlairError | None = None
+        self.notes: list[str] = []
+        self._options, self._state, self._client = options, state, client
+        self._work = state.folder / "labels"
+        self._urls: dict[str, str] = {}  # of the files that are new
+
+    def remove_leftovers(self) -> None:
+        """Removes what a killed run had not put in place."""
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def bring(self, files: Sequence[LabelFile], counter: Callable[[Path], Callable[[int], None]]) -> None:
+        """Fetches or makes the files; `counter` gives, for a part, what counts its bytes.
+
+        Raises:
+          FlairError: one that every source must have cannot be fetched.
+        """
+        self._work.mkdir(exist_ok=True)
+        for file in files:
+            if self._bring(file, counter):
+                self._urls[file.name] = file.url
+
+    def check(self) -> None:
+        """Checks the files, puts them in place, and notes all image ids; an `error` stops the whole download."""
+        try:
+            self.image_ids = [record.image_id for record in load_records(self._newest(catalog.METADATA_FILE))]
+            load_taxonomy(self._newest(catalog.TAXONOMY_FILE))
+            for name, url in self._urls.items():
+                new = self._work / name
+                entry = Entry(url, file_sha256(new), new.stat().st_size)
+                os.replace(new, self._options.dataset_dir / name)
+                self._state.record(name, entry)
+        except FlairError as error:
+            self.error = error  # without labels the photos are worth nothing
+            self._client.stop.set()
+        else:
+            shutil.rmtree(self._work)
+
+    def _bring(self, file: LabelFile, counter: Callable[[Path], Callable[[int], None]]) -> bool:
+        client, part, target = self._client, self._state.part(file.name), self._work / file.name
+        if file.make is not None:
+            file.make(client, self._state.folder, target, self._options.num_workers, client.stop)
+            return True
+        try:
+            most = file.most or transfer.MOST_BYTES["text"]
+            transfer.fetch(client, file.url, part, most=most, on_bytes=counter(part))
+            transfer.take(part, target, most)
+        except NotThere as error:
+            if not file.optional:
+                raise FlairError(f"{file.name}: {error}; check the address") from None
+            self.notes.append(
+                f"{file.name} (the licences of the photos) is not on this server; Hugging Face has it: "
+                f"{huggingface.HuggingFaceSource().place}/{file.name}"
+            )
+            return False
+        except FlairError as error:
+            raise FlairError(f"{file.name}: {error}") from None
+        return True
+
+    def _newest(self, name: str) -> Path:
+        return self._work if (self._work / name).exists() else self._options.dataset_dir
