@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flair.dataset import catalog
-from flair.download.address import checked_address
+from flair.download.headers import checked_address
 from flair.errors import FlairError
 from flair.terminal import command
 from flair.terminal.paths import path_flag

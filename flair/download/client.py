@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import email.utils
 import random
 import re
 import threading
@@ -16,6 +14,7 @@ import requests
 import urllib3
 
 from flair import __version__
+from flair.download.headers import content_encoding, content_range, file_name, header_int, plain, retry_after
 from flair.download.session import NotEncrypted, ReadTooSlow, ReadWatch, open_session, redirect_target
 from flair.errors import FlairError
 from flair.parallel.threads import Stopped
@@ -27,7 +26,6 @@ MAX_REDIRECTS = 20
 # A try that brought fewer new bytes than this counts as one more failure in a row.
 WORTHWHILE_BYTES = 1 << 18
 LONGEST_RETRY_AFTER_SECONDS = 600.0
-_A_MONTH = 30 * 86_400.0
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
 _ABSENT_STATUS = frozenset({403, 404, 410})  # 403 is how object stores say it of a file that nobody may list
 
@@ -277,11 +275,6 @@ def _linked(response: requests.Response) -> dict[str, str]:
     return {name: response.headers.get(name, "") for name in ("X-Linked-Size", "X-Linked-ETag")}
 
 
-def plain(text: str) -> str:
-    """What a server sent, fit for one line of a message: short, and nothing in it that a terminal would act on."""
-    return "".join(character if character.isprintable() else "?" for character in text[:200])
-
-
 def explain(error: Exception) -> str:
     """A network fault in plain words.
 
@@ -302,58 +295,6 @@ def explain(error: Exception) -> str:
     if isinstance(error, (requests.exceptions.ConnectionError, urllib3.exceptions.ProtocolError)):
         return "the connection broke"
     return plain(" ".join(text.split())) or type(error).__name__
-
-
-def retry_after(value: str, now: float) -> float:
-    """Seconds to wait by a Retry-After header, which is a number of seconds or an HTTP date.
-
-    >>> retry_after("120", now=0.0), retry_after("Thu, 01 Jan 1970 00:01:00 GMT", now=15.0), retry_after("soon", 0.0)
-    (120.0, 45.0, 0.0)
-    >>> retry_after("0 Jan 2020 99999999999999999999:00:00", now=0.0)
-    0.0
-    """
-    if re.fullmatch(r"[0-9]+", value.strip()):
-        return min(float(value), _A_MONTH)
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=datetime.timezone.utc)
-        return min(max(0.0, date.timestamp() - now), _A_MONTH)
-    except (ValueError, OverflowError):
-        return 0.0  # a header nobody can read asks for nothing
-
-
-def content_range(response: requests.Response) -> tuple[int | None, int | None, int | None]:
-    """First byte, last byte and total of a Content-Range header; None where it does not say."""
-    match = re.fullmatch(
-        r"bytes\s+(?:([0-9]{1,18})-([0-9]{1,18})|\*)/(?:([0-9]{1,18})|\*)",
-        response.headers.get("Content-Range", "").strip(),
-    )
-    if match is None:
-        return None, None, None
-    first, last, total = (None if text is None else int(text) for text in match.groups())
-    return first, last, total
-
-
-def content_encoding(response: requests.Response) -> str | None:
-    """How the body is packed for the way, None for not at all; `x-gzip` is an old name of gzip (RFC 9110, 8.4.1.3)."""
-    name = response.headers.get("Content-Encoding", "").strip().lower().removeprefix("x-")
-    return None if name in ("", "identity") else plain(name)
-
-
-def header_int(headers: Mapping[str, str], name: str) -> int | None:
-    """A header that is a whole number, else None."""
-    text = headers.get(name, "").strip()
-    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
-
-
-def file_name(url: str) -> str:
-    """The last part of an address, for messages.
-
-    >>> file_name("https://example.org/images/small_images-00.tar.gz?download=1")
-    'small_images-00.tar.gz'
-    """
-    return url.partition("?")[0].rpartition("/")[2] or url
 
 
 def _hopeless(error: Exception) -> str | None:

@@ -25,15 +25,8 @@ from typing import Any, NamedTuple
 
 import requests
 
-from flair.download.client import (
-    Client,
-    TransferError,
-    TryAgain,
-    content_encoding,
-    content_range,
-    file_name,
-    header_int,
-)
+from flair.download.client import Client, TransferError, TryAgain
+from flair.download.headers import content_encoding, content_range, file_name, header_int
 from flair.files import atomic, json_text
 from flair.parallel.threads import Stopped
 from flair.terminal.progress import size as say_size

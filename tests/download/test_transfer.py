@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 import download_dataset
 from flair.download import transfer
-from flair.download.client import Client, NotThere, Patience, TransferError, retry_after
+from flair.download.client import Client, NotThere, Patience, TransferError
+from flair.download.headers import retry_after
 from flair.errors import FlairError
 from flair.parallel.threads import Stopped
 from tests.support import fault_server

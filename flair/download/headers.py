@@ -1,0 +1,88 @@
+"""Addresses that users give and headers that servers send, read strictly; imports nothing heavy."""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import requests
+
+_A_MONTH = 30 * 86_400.0
+
+
+def checked_address(text: str) -> str:
+    """The address as it is, if requests could be sent to it.
+
+    Raises:
+      ValueError: no request could be sent there; one line.
+    """
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and text.isprintable()
+    except ValueError:
+        good = False
+    if not good or text != text.strip():
+        raise ValueError(f"expected an http:// or https:// address, got {text!r:.200}")
+    return text
+
+
+def plain(text: str) -> str:
+    """What a server sent, fit for one line of a message: short, and nothing in it that a terminal would act on."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])
+
+
+def retry_after(value: str, now: float) -> float:
+    """Seconds to wait by a Retry-After header, which is a number of seconds or an HTTP date.
+
+    >>> retry_after("120", now=0.0), retry_after("Thu, 01 Jan 1970 00:01:00 GMT", now=15.0), retry_after("soon", 0.0)
+    (120.0, 45.0, 0.0)
+    >>> retry_after("0 Jan 2020 99999999999999999999:00:00", now=0.0)
+    0.0
+    """
+    if re.fullmatch(r"[0-9]+", value.strip()):
+        return min(float(value), _A_MONTH)
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=datetime.timezone.utc)
+        return min(max(0.0, date.timestamp() - now), _A_MONTH)
+    except (ValueError, OverflowError):
+        return 0.0  # a header nobody can read asks for nothing
+
+
+def content_range(response: requests.Response) -> tuple[int | None, int | None, int | None]:
+    """First byte, last byte and total of a Content-Range header; None where it does not say."""
+    match = re.fullmatch(
+        r"bytes\s+(?:([0-9]{1,18})-([0-9]{1,18})|\*)/(?:([0-9]{1,18})|\*)",
+        response.headers.get("Content-Range", "").strip(),
+    )
+    if match is None:
+        return None, None, None
+    first, last, total = (None if text is None else int(text) for text in match.groups())
+    return first, last, total
+
+
+def content_encoding(response: requests.Response) -> str | None:
+    """How the body is packed for the way, None for not at all; `x-gzip` is an old name of gzip (RFC 9110, 8.4.1.3)."""
+    name = response.headers.get("Content-Encoding", "").strip().lower().removeprefix("x-")
+    return None if name in ("", "identity") else plain(name)
+
+
+def header_int(headers: Mapping[str, str], name: str) -> int | None:
+    """A header that is a whole number, else None."""
+    text = headers.get(name, "").strip()
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+def file_name(url: str) -> str:
+    """The last part of an address, for messages.
+
+    >>> file_name("https://example.org/images/small_images-00.tar.gz?download=1")
+    'small_images-00.tar.gz'
+    """
+    return url.partition("?")[0].rpartition("/")[2] or url
