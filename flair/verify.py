@@ -82,7 +82,8 @@ def run_checks(
 ) -> Iterator[Check]:
     """Yields the checks of a dataset directory, and of record files made from it, each when it is done.
 
-    Files that are missing, cannot be read or are none (folders, links in a circle) are failed checks; the others go on.
+    A file that is missing or cannot be read, or a folder or a circle of links in its place, is a failed check; the
+    others go on.
 
     Raises:
       FlairError: the file `exclude` cannot be used.

@@ -35,7 +35,7 @@ class Exclusion:
         """Those of `ids`, all photos of `partition`, that leave it.
 
         Listed ids leave. Of a component wholly inside the partition all leave but the first in sorted order. A
-        component that has a photo elsewhere leaves val and test altogether; train keeps all it has of it.
+        component that has a photo elsewhere leaves val and test altogether; train keeps its photos.
 
         >>> twins = Exclusion(components=[{"1", "2"}, {"3", "4", "5"}])
         >>> sorted(twins.leaving({"1", "2", "3", "9"}, "test"))
@@ -116,7 +116,7 @@ def read_exclusion(path: str | Path) -> Exclusion:
     Near duplicates are joined into connected components: it is enough that one of two names the other.
 
     Raises:
-      FlairError: the file is missing, is neither, or holds something that is no id; one line naming it.
+      FlairError: the file is missing, is neither of the two, or holds something that is not an id; one line naming it.
     """
     if Path(path).is_dir():
         example = Path(path) / "near_duplicates.json"

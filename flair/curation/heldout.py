@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import NamedTuple
 
-from flair.curation.exclusion import Exclusion
+from flair.curation.exclusion import TRAINING_PARTITION, Exclusion
 from flair.dataset.catalog import HELDOUT
 from flair.dataset.metadata import Record, User
-
-_TRAIN = "train"
 
 
 class HeldOut(NamedTuple):
@@ -33,7 +31,7 @@ def hold_out(users: Iterable[User], fraction: Fraction, seed: int, exclusion: Ex
     """
     remaining, heldout = [], []
     for user in users:
-        count = int(fraction * len(user.records)) if user.partition == _TRAIN else 0
+        count = int(fraction * len(user.records)) if user.partition == TRAINING_PARTITION else 0
         chosen = _choose(user, count, seed, exclusion)
         aside = tuple(record._replace(partition=HELDOUT) for record in user.records if record.image_id in chosen)
         if not aside:

@@ -97,10 +97,10 @@ def manifest_path(name_or_path: str | Path, folder: str | Path = DEFAULT_FOLDER)
 def read_testset(path: str | Path) -> Testset:
     """Reads a manifest and checks every field that has a meaning for readers.
 
-    An invalid set (`is_valid` false) is returned as such: whoever uses its photos has to ask.
+    An invalid set (`is_valid` false) is returned as such: code that uses its photos has to ask.
 
     Raises:
-      FlairError: the file is missing, no manifest, of a later format, or holds something that is no image id.
+      FlairError: the file is missing, is not a manifest, has a later format, or holds something other than image ids.
     """
     path = Path(path)
     content = _read_object(path)
@@ -251,7 +251,7 @@ def _create(path: Path, data: bytes) -> None:
 
 
 def _create_without_links(path: Path, temporary: Path) -> None:
-    # The empty file holds the name; whoever else wants it fails there.
+    # The empty file holds the name; another process that wants it fails there.
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
     except FileExistsError:

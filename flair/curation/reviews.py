@@ -50,11 +50,11 @@ class Reviews(NamedTuple):
     pairs: Mapping[Pair, tuple[Mark, ...]]
 
     def photo_mark(self, image_id: str) -> str:
-        """The mark of a photo that counts, `none` where there is none."""
+        """The last mark of a photo, which counts; `none` where it has no mark."""
         return self.photos[image_id][-1].mark if image_id in self.photos else NO_MARK
 
     def pair_mark(self, one: str, other: str) -> str:
-        """The mark of a pair that counts, in either order."""
+        """The last mark of a pair, which counts; its ids in either order."""
         key = pair(one, other)
         return self.pairs[key][-1].mark if key in self.pairs else NO_MARK
 
@@ -125,7 +125,7 @@ class ReviewFile:
         return reviews
 
     def update(self, change: Callable[[Reviews], Iterable[Change]], reviewer: str, time: str) -> Reviews:
-        """Adds the marks that `change` answers to what is in the file, and writes it, whole; returns the result.
+        """Calls `change` with what is in the file, adds the marks that it returns, and writes the file, whole.
 
         All of it happens under a lock, so that nothing that others write meanwhile is lost.
 
@@ -151,7 +151,7 @@ class ReviewFile:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # Of a file of its own: the reviews themselves are replaced, and with them a lock on them.
+    # The lock is on a file of its own: the reviews are replaced at each update, and a lock on them would go with them.
     path.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{path}: another process has been writing there for a minute; stop it"
     # The threads of this process do not depend on the file system.
@@ -163,7 +163,7 @@ def read_reviews(path: str | Path) -> Reviews:
     """Reads a file of the review page.
 
     Raises:
-      FlairError: the file is missing, is none of the page's, or was made by a later version; one line naming it.
+      FlairError: the file is missing, was not written by the page, or was made by a later version; one line naming it.
     """
     try:
         content = checked_json.parse(regular_file.read_bytes(path))

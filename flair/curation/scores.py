@@ -1,4 +1,4 @@
-"""A score of each photo for each label, from a file: people's, or a model's."""
+"""Scores of photos, one for each label, read from a file that people or a model made."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_scores(path: str | Path) -> Scores:
     """Reads JSON or CSV, by the name's ending.
 
     Raises:
-      FlairError: the file is missing, has another form, a photo or label twice, or a score that is no finite number.
+      FlairError: the file is missing, has another form, a photo or label twice, or a score that is not a finite number.
     """
     try:
         text = text_file.read(path)

@@ -52,13 +52,13 @@ IMAGE_SIZE: Final = 256  # pixels, both sides, of every photo in small_images
 NUM_USERS: Final = {"train": 41_131, "val": 5_141, "test": 5_142}
 NUM_IMAGES: Final = {"train": 345_879, "val": 39_239, "test": 43_960}
 
-# [counted] photos a user
+# [counted] photos per user
 IMAGES_PER_USER_QUARTILES: Final = (1, 2, 5)
 IMAGES_PER_USER_MEAN: Final = 8.35
 IMAGES_PER_USER_SD: Final = 51.3
 IMAGES_PER_USER_MAX: Final = 4_151
 
-# [counted] labels a photo
+# [counted] labels per photo
 COARSE_LABELS_PER_IMAGE_MEAN: Final = 2.785
 FINE_LABELS_PER_IMAGE_MEAN: Final = 4.615
 NUM_FINE_LABELS: Final = 1_628

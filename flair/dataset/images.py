@@ -29,21 +29,21 @@ from flair.errors import FlairError
 PIXELS_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 PIXELS_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 MAX_JPEG_BYTES = 4 * 1024 * 1024  # FLAIR's photos have 3 to 22 KB; uncompressed they have 192 KiB
-# Of Pillow's about metadata beside the picture, on a photo that it does not name.
+# Pillow warns about metadata beside the picture without naming the photo.
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 CONVERTED_QUALITY = 95  # of a grayscale photo stored as an RGB JPEG
 
 
 class PhotoError(FlairError):
-    """A photo cannot be used; one subclass a reason."""
+    """A photo cannot be used; one subclass per reason."""
 
 
 class MissingPhoto(PhotoError):
-    """The file does not exist, or is no file."""
+    """The file does not exist, or is not a file."""
 
 
 class BrokenPhoto(PhotoError):
-    """The file is no JPEG, or its coded data does not fill its picture."""
+    """The file is not a JPEG, or its coded data does not fill its picture."""
 
 
 class WrongSize(PhotoError):

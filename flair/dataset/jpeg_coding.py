@@ -93,7 +93,7 @@ def _coding_units(frame: Frame, scan: Scan) -> tuple[int, list[int]]:
 
 
 def _windows(coded: bytes) -> list[int]:
-    """24 bits from each byte on; there are none where the data ends."""
+    """For each byte the 24 bits that begin there, filled up with zeros at the end of the data."""
     padded = np.frombuffer(coded + b"\0\0", np.uint8).astype(np.int32)
     return list((padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]).tolist())
 

@@ -49,7 +49,7 @@ class User(NamedTuple):
 
 
 def metadata_path(dataset_dir: str | Path) -> Path:
-    """Where `dataset_dir` keeps its metadata; a one-line error when it is no dataset directory."""
+    """Where `dataset_dir` keeps its metadata; a one-line error when it is not a dataset directory."""
     folder = Path(dataset_dir)
     path = folder / METADATA_FILE
     with _naming_unreadable(folder):
@@ -73,7 +73,7 @@ def load_records(dataset_dir: str | Path) -> list[Record]:
     """Reads and checks every record of `dataset_dir/labels_and_metadata.json`, in file order.
 
     Raises:
-      FlairError: the folder or file is missing, the file is no JSON list, a record lacks a field or has one of the
+      FlairError: the folder or file is missing, the file is not a JSON list, a record lacks a field or has one of the
         wrong type or form, an image id occurs twice, or a user occurs in two partitions.
     """
     path = metadata_path(dataset_dir)
@@ -122,7 +122,7 @@ def limit_users(users: Sequence[User], limit: int) -> list[User]:
     Users keep their order, and a smaller subset is part of a larger one.
 
     Raises:
-      FlairError: `limit` is too small for one user a partition.
+      FlairError: `limit` is too small for one user per partition.
     """
     sizes = Counter(user.partition for user in users)
     if limit < len(sizes):
@@ -159,7 +159,7 @@ def load_taxonomy(dataset_dir: str | Path) -> dict[str, frozenset[str]]:
     """Reads `label_relationship.txt`: fine-grained label -> its coarse labels (a fine label may have several lines).
 
     Raises:
-      FlairError: the file is missing, is no file, cannot be read, or a line is not `fine -> coarse`.
+      FlairError: the file is missing, is not a file, cannot be read, or a line is not `fine -> coarse`.
     """
     path = Path(dataset_dir) / TAXONOMY_FILE
     _require_file(path)
@@ -212,7 +212,7 @@ def read_items(dataset_dir: str | Path) -> Iterator[Any]:
     """Yields the items of the JSON list `labels_and_metadata.json`, unchecked, without holding the file in memory.
 
     Raises:
-      FlairError: the folder or file is missing, is none, cannot be read, or the file is no JSON list of anything.
+      FlairError: the folder or file is missing, is not one, or cannot be read, or the file is not a JSON list.
     """
     path = metadata_path(dataset_dir)
     try:
@@ -225,7 +225,7 @@ def read_items(dataset_dir: str | Path) -> Iterator[Any]:
 
 
 def _require_file(path: Path) -> None:
-    """Raises a FlairError unless `path` is a regular file: a pipe would block whoever reads it."""
+    """Raises a FlairError unless `path` is a regular file: reading a pipe would block."""
     try:
         with _naming_unreadable(path):
             mode = os.stat(path).st_mode
@@ -238,7 +238,7 @@ def _require_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def _naming_unreadable(path: Path) -> Iterator[None]:
-    """Makes a FlairError of any OSError but that of a missing file."""
+    """Turns every OSError except that of a missing file into a FlairError."""
     try:
         yield
     except FileNotFoundError:
@@ -298,7 +298,7 @@ def _parse_labels(labels: Any, field: str, item: Mapping[str, Any], index: int, 
 
 
 class _LabelNames(dict[str, str]):
-    """Label name -> the one object for it, checked when it is first seen; ValueError when it is none."""
+    """Label name -> the one object for it, checked when it is first seen; ValueError when it is not a label name."""
 
     def __missing__(self, label: Any) -> str:
         if not isinstance(label, str) or not 0 < len(label) <= MAX_LABEL_LENGTH or _NO_LABEL.search(label):

@@ -1,4 +1,4 @@
-"""What the notebooks ask of the place where they run: a dataset, or a message that says how to get one."""
+"""Finding the dataset for a notebook, or saying how to get one."""
 
 from __future__ import annotations
 

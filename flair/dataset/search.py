@@ -35,7 +35,7 @@ def find_user(users: Iterable[User], user_id: str) -> User:
     """The user of that id.
 
     Raises:
-      FlairError: there is none.
+      FlairError: there is no such user.
     """
     for user in users:
         if user.user_id == user_id:

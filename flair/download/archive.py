@@ -1,7 +1,7 @@
-"""Unpacks a tar.gz of photos from a server nobody has to trust.
+"""Unpacks a tar.gz of photos from a server that need not be trusted.
 
 Accepted are regular files `<image_id>.jpg`, in any folder inside the archive; they land under their id, never under
-the path in the archive. Folders, and files that are no photos, are left out and counted. A path that is absolute or
+the path in the archive. Folders, and files that are not photos, are left out and counted. A path that is absolute or
 climbs with `..`, a link, a device, an unsafe id, or more bytes than photos can have, refuses the whole archive. The
 checksum of the gzip and the end mark of the tar must be there before any photo moves into place.
 """
@@ -78,7 +78,7 @@ def _stage_members(inflater: _Inflater, staging: Staging) -> tuple[int, str]:
 
 
 def _photo_id(member: tarfile.TarInfo) -> str | None:
-    """The image id of a photo, None for a member that is left out; raises for one that no honest archive has."""
+    """The image id of a photo, None for a member that is left out; raises for a member that no honest archive has."""
     name = member.name
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
         raise UnpackError(f"member {name!r} would leave the dataset folder; the archive is refused")

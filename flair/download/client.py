@@ -53,7 +53,7 @@ class TryAgain(Exception):
 
 
 class Patience(NamedTuple):
-    """How long to wait for what, in seconds; clock, dice and sleep are replaceable for tests."""
+    """How long to wait for what, in seconds; clock, jitter and sleep are replaceable for tests."""
 
     retries: int = 6  # tries in a row that bring nothing new, before giving up
     timeout: float = 60.0  # without a byte, or below `minimum_rate` for as long
@@ -63,16 +63,16 @@ class Patience(NamedTuple):
     longest_wait: float = 60.0
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time
-    dice: Callable[[], float] = random.random
+    jitter: Callable[[], float] = random.random
     sleep: Callable[[float], object] | None = None  # None: sleep, but wake when the command is interrupted
 
     def backoff(self, failures: int) -> float:
         """Exponential back-off with jitter: between half and all of first_wait * 2 ** (failures - 1).
 
-        >>> Patience(dice=lambda: 1.0).backoff(4)
+        >>> Patience(jitter=lambda: 1.0).backoff(4)
         8.0
         """
-        return min(self.longest_wait, self.first_wait * 2.0 ** min(failures - 1, 99)) * (0.5 + 0.5 * self.dice())
+        return min(self.longest_wait, self.first_wait * 2.0 ** min(failures - 1, 99)) * (0.5 + 0.5 * self.jitter())
 
 
 class Remote(NamedTuple):
@@ -133,9 +133,9 @@ class Client:
         """
         return self.retry(file_name(url), lambda: self._range_attempt(url, start, length))
 
-    def retry(self, name: str, attempt: Callable[[], Result], furthest: Callable[[], int] = lambda: 0) -> Result:
-        """Calls `attempt` until it succeeds, fails for good, or fails too often without `furthest` growing."""
-        failures, mark = 0, furthest()
+    def retry(self, name: str, attempt: Callable[[], Result], arrived: Callable[[], int] = lambda: 0) -> Result:
+        """Calls `attempt` until it succeeds, fails for good, or fails too often without `arrived` growing."""
+        failures, mark = 0, arrived()
         while True:
             if self.stop.is_set():
                 raise Stopped
@@ -145,8 +145,8 @@ class Client:
                 if never := _hopeless(error):
                     raise TransferError(never) from None
                 reason, asked = explain(error), error.wait if isinstance(error, TryAgain) else 0.0
-            if furthest() - mark >= WORTHWHILE_BYTES:
-                failures, mark = 0, furthest()
+            if arrived() - mark >= WORTHWHILE_BYTES:
+                failures, mark = 0, arrived()
             failures += 1
             if failures > self.patience.retries:
                 tries = "1 try" if failures == 1 else f"{failures} tries in a row"
@@ -271,7 +271,7 @@ class Client:
 
 
 def _linked(response: requests.Response) -> dict[str, str]:
-    """What the hub says beside a redirect of the file behind it."""
+    """What the hub says, beside a redirect, about the file behind it."""
     return {name: response.headers.get(name, "") for name in ("X-Linked-Size", "X-Linked-ETag")}
 
 

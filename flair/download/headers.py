@@ -52,7 +52,7 @@ def retry_after(value: str, now: float) -> float:
             date = date.replace(tzinfo=datetime.timezone.utc)
         return min(max(0.0, date.timestamp() - now), _A_MONTH)
     except (ValueError, OverflowError):
-        return 0.0  # a header nobody can read asks for nothing
+        return 0.0  # a header that cannot be read asks for no wait
 
 
 def content_range(response: requests.Response) -> tuple[int | None, int | None, int | None]:

@@ -30,8 +30,8 @@ from flair.parallel import threads
 
 _RECORD_COLUMNS = ["user_id", "image_id", "labels", "partition", "fine_grained_labels"]
 _RECORDS_FOLDER = "records-"
-_PHOTOS_A_BATCH = 1  # of which several, packed, could be any size
-_RECORDS_A_BATCH = 4096
+_PHOTOS_PER_BATCH = 1  # of which several, packed, could be any size
+_RECORDS_PER_BATCH = 4096
 _GAP_BYTES = 8192  # between two columns that are read in one piece
 _MOST_BYTES_OF_A_READ = 64 << 20  # of a footer, or of the few small columns of a row group
 
@@ -148,9 +148,9 @@ def read_records(file: io.RawIOBase | io.BufferedReader, name: str) -> Iterator[
     """The records of one shard, read without its photos.
 
     Raises:
-      FlairError: it is no parquet file, or a column is missing or of another type.
+      FlairError: it is not a parquet file, or a column is missing or of another type.
     """
-    rows = _batches(file, name, _RECORD_COLUMNS, _RECORDS_A_BATCH)
+    rows = _batches(file, name, _RECORD_COLUMNS, _RECORDS_PER_BATCH)
     for number, row in enumerate(rows):
         where = f"{name}, row {number}"
         for column in ("labels", "fine_grained_labels"):
@@ -179,7 +179,7 @@ def unpack(
     staging = Staging(photos_dir, name, max_photo_bytes, num_photos)
     try:
         with open(archive, "rb") as file:
-            for number, row in enumerate(_batches(file, name, ["image_id", "image"], _PHOTOS_A_BATCH)):
+            for number, row in enumerate(_batches(file, name, ["image_id", "image"], _PHOTOS_PER_BATCH)):
                 image = row["image"]
                 data = image.get("bytes") if isinstance(image, dict) else None
                 if not isinstance(data, bytes):
@@ -315,7 +315,7 @@ class _RangeFile(io.RawIOBase):
         return length
 
     def read_ahead(self, extents: list[tuple[int, int]]) -> None:
-        """Brings pieces of the file, (first byte, end) each, in one request a piece; those before are forgotten."""
+        """Brings pieces of the file, (first byte, end) each, in one request per piece; those before are forgotten."""
         whole = [(start, end - start) for start, end in extents if 0 <= start < end <= self._size]
         self._ahead = {start: self._fetch(start, length) for start, length in whole if length <= _MOST_BYTES_OF_A_READ}
 

@@ -1,4 +1,4 @@
-"""The whole download: what is missing, archives in parallel, unpacked as they land, and what came of it."""
+"""The whole download: what is missing is fetched in parallel, unpacked as it arrives, and summed up."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Mirror(http.server.ThreadingHTTPServer):
             raise FlairError(f"--port={port}: cannot listen on it ({error}); choose another, or 0 for any") from None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no error of the server's; anything else is shown as usual."""
+        """A client that has gone is not an error of the server; anything else is shown as usual."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 

@@ -1,4 +1,4 @@
-"""What requests lacks against servers that dawdle: deadlines for the head and each read of a reply, safe redirects.
+"""Requests with deadlines for slow servers: for the head and for each read of a reply; and safe redirects.
 
 The timeouts of requests are for each read of the socket, so that a server that sends byte by byte could hold it for
 ever. The body is read in pieces by `flair.download.client`, which watches its rate itself.

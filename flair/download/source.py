@@ -1,4 +1,4 @@
-"""Where the dataset comes from: what every source offers, and the first of them, Apple's server or a mirror of it."""
+"""The sources of the dataset: what each of them offers, and the first one, Apple's server or a mirror of it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a download has finished, in `<dataset_dir>/.download/`, so that the same command continues after any kill.
 
-`state.json` has one entry a finished file; `<archive>.photos` lists the photos of an archive with their sizes, so
+`state.json` has one entry per finished file; `<archive>.photos` lists the photos of an archive with their sizes, so
 that a rerun notices any that have gone since. Unfinished files are the `.part`s beside them.
 """
 
@@ -70,7 +70,7 @@ class DownloadState:
         number = self._entries[name].photos or 0
         listed = read_listing(self.listing(name))
         if len(listed) != number:
-            return number  # nobody knows which they were
+            return number  # it is not known which they were
         return sum(present.get(image_id) != size for image_id, size in listed.items())
 
     def _read(self) -> dict[str, Entry]:

@@ -87,7 +87,7 @@ def fetch(
     if most is None:
         most = MOST_BYTES[expect] if size is None else size
     transfer = _Transfer(client, url, part, expect, size, most, on_bytes)
-    client.retry(file_name(url), transfer.attempt, lambda: transfer.furthest)
+    client.retry(file_name(url), transfer.attempt, lambda: transfer.most_arrived)
     got_size, got_sha256 = transfer.position, transfer.hash.hexdigest()
     if size is not None and got_size != size:
         transfer.start_over()
@@ -162,7 +162,7 @@ class _Transfer:
         self.client, self.url, self.part = client, url, part
         self.expect, self.size, self.most, self.on_bytes = expect, size, most, on_bytes
         self.hash = hashlib.sha256()
-        self.position = self.furthest = self.resumed = 0
+        self.position = self.most_arrived = self.resumed = 0
         self.start = b""
         self.contradicted = False
         self.version = _read_version(part, url)
@@ -209,7 +209,7 @@ class _Transfer:
         self.hash.update(chunk)
         self.start += chunk[: _START_BYTES - len(self.start)]
         self.position += len(chunk)
-        self.furthest = max(self.furthest, self.position)
+        self.most_arrived = max(self.most_arrived, self.position)
         self.on_bytes(len(chunk))
 
     def _total(self) -> int | None:

@@ -1,5 +1,6 @@
-"""Archives are unpacked in processes of their own: decompression does not slow the transfers, nor they it.
+"""Processes that unpack archives, so that decompression and the transfers do not slow each other.
 
+They are not a ProcessPoolExecutor, whose processes cannot be given the parent's open lock, nor be killed one by one.
 Such a process takes one job after another as lines of JSON on its standard input, and ends by itself when that is
 closed, which happens however its parent is killed. Until then it holds the parent's lock on the dataset folder, so that
 a new run never meets an old one at work. It is out of reach of Ctrl-C, which the parent handles for it.
@@ -41,7 +42,7 @@ class Job(NamedTuple):
 
 
 class Unpackers:
-    """As many processes as there are threads that ask at a time; each keeps `lock`, an open file, open."""
+    """As many processes as threads ask at the same time; each keeps `lock`, an open file, open."""
 
     def __init__(self, lock: int, stop: threading.Event) -> None:
         self._lock, self._stop = lock, stop
@@ -60,7 +61,7 @@ class Unpackers:
         except queue.Empty:
             process = self._start()
         assert process.stdin is not None and process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died: the reply, which is none, tells
+        with contextlib.suppress(BrokenPipeError):  # it has died, as the missing reply will tell
             process.stdin.write(json.dumps(job._asdict()) + "\n")
             process.stdin.flush()
         while not select.select([process.stdout], [], [], 0.1)[0]:

@@ -21,7 +21,7 @@ _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def sync(descriptor: int) -> None:
-    """Brings a file to the disk, where its file system can do that on demand; some of those in user space cannot."""
+    """Waits until a file is on the disk; does nothing where its file system, as some in user space, cannot tell."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -45,7 +45,7 @@ def write_all(descriptor: int, data: bytes | memoryview, position: int | None = 
 
 
 def destination(path: str | os.PathLike[str]) -> Path:
-    """Where a file named `path` is put: there, or where the link of that name leads, so that it stays a link.
+    """The path where a new file `path` goes: itself, or where it is a link the link's target, so that the link stays.
 
     Raises:
       FlairError: something is there that no file can take the place of, such as a pipe or a device.
@@ -65,7 +65,7 @@ def destination(path: str | os.PathLike[str]) -> Path:
 
 
 def beside(path: Path, mark: str) -> Path:
-    """The hidden name `.<name>.<mark>` in the same folder; a long name in it is cut, and told apart by its digest."""
+    """The hidden path `.<name>.<mark>` in the same folder; a long name is cut, and a digest keeps it apart."""
     if len(os.fsencode(f".{path.name}.{mark}")) <= _MAX_NAME_BYTES:
         return path.with_name(f".{path.name}.{mark}")
     end = f"~{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{mark}"

@@ -110,7 +110,7 @@ class JsonList:
     [{'a': 1}, 2]
 
     Raises:
-      NotJsonList: while iterating, at the first thing that `json_text.parse` refuses, or if the text is no list.
+      NotJsonList: while iterating, at the first thing that `parse` refuses, or if the text is not a list.
     """
 
     def __init__(self, file: TextIO, block: int = 1 << 20) -> None:

@@ -22,10 +22,11 @@ _told: set[int] = set()  # the file systems that were told to have no locks
 def exclusive(
     path: Path, busy: str, *, patience: float = 0.0, on_wait: Callable[[], None] | None = None
 ) -> Iterator[int]:
-    """Keeps others from a folder, or from what the file `path` (made when missing) stands for; yields it, opened.
+    """Locks a folder, or what the file `path` (made when missing) stands for, against others; yields its descriptor.
 
-    `patience` is for how many seconds another process is waited for; `on_wait` is called when that begins. Where the
-    file system has no locks, which is told once, two processes that come at the same time both go on.
+    Another process is waited for, `patience` seconds at most; `on_wait` is called when that begins. Where the file
+    system has no locks, which is told once, two processes that come at the same time both go on. A process that is
+    started with the descriptor holds the lock too, until it ends.
 
     Raises:
       FlairError: `busy`, another process has the lock.

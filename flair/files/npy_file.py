@@ -32,7 +32,7 @@ _CHECKSUM = struct.Struct("<I")
 
 
 class BadNpy(ValueError):
-    """The bytes are no .npy file that can be used; the message is one clause that says why."""
+    """The bytes are not a .npy file that can be used; the message is one clause that says why."""
 
 
 class Header(NamedTuple):
@@ -106,7 +106,7 @@ def crc32c(rows: NDArray[Any], before: int = 0) -> int:
 
 
 def pieces(rows: NDArray[Any]) -> Iterator[bytes]:
-    """The bytes of rows [k, ...], in C order, some at once."""
+    """The bytes of rows [k, ...], in C order, about four megabytes at a time."""
     at_once = max(1, _BYTES_AT_ONCE // max(1, rows.itemsize * math.prod(rows.shape[1:])))
     for start in range(0, len(rows), at_once):
         yield rows[start : start + at_once].tobytes()
@@ -148,7 +148,7 @@ def read_rows(path: Path, dtype: np.dtype[Any], mmap_mode: Literal["r"] | None =
 
 
 def map_rows(path: Path, dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
-    """The rows of a file, which stay on disk, unchecked but for their number and `dtype`; errors as of `read_rows`."""
+    """The rows of a file, which stay on disk, unchecked but for their number and `dtype`; errors like `read_rows`."""
     try:
         return map_array(path, [dtype], 1, _CHECKSUM.size)
     except BadNpy as error:

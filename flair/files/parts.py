@@ -1,4 +1,4 @@
-"""Results of a long list of tasks, saved every few seconds, so that a killed run goes on where it was."""
+"""Results of a long list of tasks, saved every few seconds, so that a killed run continues where it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PART = re.compile(r"part-([0-9]{9})-([0-9]{9})\.npy")
 class PartStore:
     """Rows of the first `done` tasks, in the tasks' order, in files `part-<first task>-<last task + 1>.npy`.
 
-    The tasks must be the same in every run: name the folder after all that decides them.
+    The tasks must be the same in every run: name the folder after everything that decides them.
 
     Raises:
       FlairError: a part is damaged.

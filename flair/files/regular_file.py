@@ -1,4 +1,4 @@
-"""Opens what must be an ordinary file: a folder, a pipe or a device in its place is refused, and never waited for."""
+"""Opening what must be an ordinary file: a folder, a pipe or a device in its place is refused, and never waited for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_file(path: str | Path) -> BinaryIO:
     Raises:
       FlairError: there is something else of that name, or it may not be read; one line naming it.
       FileNotFoundError: there is nothing of that name.
-      OSError: the system is out of descriptors or memory, which is no fault of the file.
+      OSError: the system is out of descriptors or memory, which is not the fault of the file.
     """
     try:
         # Without O_NONBLOCK, a pipe nobody writes to is waited for, without end.
@@ -46,7 +46,7 @@ def is_file(found: os.stat_result) -> bool:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """All bytes of a file; errors as of `open_file`, and FlairError where the disk does not give them."""
+    """All bytes of a file; errors like `open_file`, and FlairError where the disk does not give them."""
     with open_file(path) as file:
         try:
             return file.read()

@@ -1,4 +1,4 @@
-"""Text that people typed or saved with an editor of theirs: UTF-8, with or without a byte order mark."""
+"""Reading text that people wrote: UTF-8, with or without a byte order mark, from a file or a pipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flair.files import regular_file
 
-ENCODING = "utf-8-sig"  # UTF-8 whose byte order mark, if there is one, is no part of the text
+ENCODING = "utf-8-sig"  # UTF-8 whose byte order mark, if there is one, does not belong to the text
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -20,10 +20,10 @@ class NotText(ValueError):
 
 
 def read(path: str | Path, most_bytes: int = 1 << 30) -> str:
-    """The text of a file, its line ends as they are. A pipe will do, as of `<(command)`; without a writer it is empty.
+    """The text of a file, its line ends as they are. A pipe such as `<(command)` will do; without a writer it is empty.
 
     Raises:
-      NotText: as `decode`, or it is a device, or larger than any such text.
+      NotText: what `decode` refuses, a device, or more than `most_bytes`.
       OSError: it cannot be read.
     """
     # Without O_NONBLOCK, a pipe nobody writes to is waited for, without end.

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 TASKS_PER_WORKER = 3  # in flight: one at work, the others so that nobody waits
 _THREADS_OF_EXECUTOR = 2  # one that deals with the workers, one that feeds their queue
 _LOOK_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 _context: Any = None
@@ -46,7 +46,7 @@ def map_in_order(
 
     The result does not depend on `num_workers`. `context` is sent to each process once. An error of a task is raised
     when its turn comes; after it, or after Ctrl-C, tasks at work are finished and the others dropped. Where the system
-    refuses a process, or the shared memory for it, that is told in a line, and the work goes on without it.
+    refuses a process, or the shared memory for it, one line says so, and the work goes on without it.
 
     Raises:
       FlairError: a process died (killed for memory, or by a crash in a library).
@@ -118,7 +118,7 @@ def batches(items: Iterable[Item], size: int, weight: Callable[[Item], int]) -> 
 
 
 def _can_start_threads(count: int) -> bool:
-    """Whether the system allows so many more: a thread of the executor's that is refused leaves its workers alone."""
+    """Whether the system allows `count` more threads; one refused to the executor would leave its workers waiting."""
     done = threading.Event()
     started: list[threading.Thread] = []
     try:
@@ -164,7 +164,7 @@ def _tell_refused(error: Exception) -> None:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Holds Ctrl-C and SIGTERM back while a process is started; that process never sees either, this one handles them.
+    """Holds Ctrl-C and SIGTERM back while a process is started; the new process never sees them, this one does later.
 
     The mask is for the new process, which inherits it. The handlers are for this one: its libraries have threads
     without the mask, and an exception in the middle of a start would leave half a process.

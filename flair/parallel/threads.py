@@ -1,4 +1,8 @@
-"""A few threads that share a list of work and stop together."""
+"""A few threads that share a list of work and stop together.
+
+Not ThreadPoolExecutor: Python joins its threads at the end of the process, before anything else is told of that end,
+so that one thread waiting for a silent server keeps an interrupted command alive until the server's time is up.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,11 @@ from flair.errors import FlairError
 
 Item = TypeVar("Item")
 REFUSED = "can't start new thread"  # as a RuntimeError of Python's says it
-STOP_SECONDS = 1.0  # for all threads to notice; whoever waits for a silent server is left behind
+STOP_SECONDS = 1.0  # for all threads to notice; one that waits for a silent server is left behind
 
 
-class _Labourer(threading.Thread):
-    """A daemon: a thread that waits for a silent server must not keep an interrupted command alive."""
+class _Worker(threading.Thread):
+    """A thread of `run`, by which `are_left` knows it."""
 
 
 class Stopped(Exception):
@@ -26,9 +30,9 @@ class Stopped(Exception):
 def run(
     work: Callable[[Item], object], items: Iterable[Item], num_threads: int, stop: threading.Event
 ) -> list[tuple[Item, FlairError]]:
-    """Calls `work` once an item, `num_threads` at a time; returns the items that failed with a FlairError, and why.
+    """Calls `work` once per item, `num_threads` at a time; returns the items that failed with a FlairError, and why.
 
-    Where the system refuses a thread, those that there are go on. Any other exception, and Ctrl-C, sets `stop`, waits a
+    Where the system refuses a thread, the others go on. Any other exception, and Ctrl-C, sets `stop`, waits a
     moment for the threads and is raised here.
     """
     waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
@@ -37,7 +41,7 @@ def run(
     failed: list[tuple[Item, FlairError]] = []
     broken: list[BaseException] = []
 
-    def labour() -> None:
+    def work_off() -> None:
         while not stop.is_set() and not broken:
             try:
                 item = waiting.get_nowait()
@@ -53,7 +57,7 @@ def run(
                 broken.append(error)
                 stop.set()
 
-    threads = [_Labourer(target=labour, daemon=True) for _ in range(min(num_threads, waiting.qsize()))]
+    threads = [_Worker(target=work_off, daemon=True) for _ in range(min(num_threads, waiting.qsize()))]
     try:
         for number, thread in enumerate(threads):
             try:
@@ -79,4 +83,4 @@ def run(
 
 def are_left() -> bool:
     """Whether threads of an interrupted `run` are still at work."""
-    return any(isinstance(thread, _Labourer) for thread in threading.enumerate())
+    return any(isinstance(thread, _Worker) for thread in threading.enumerate())

@@ -26,7 +26,7 @@ _ADVICE = {
     errno.EMFILE: "too many open files; raise the limit with `ulimit -n`",
     errno.EFBIG: "File too large; raise the limit with `ulimit -f`, or choose another file system",
 }
-# Of the file that the error names; without one they are of something else, such as shared memory.
+# For the file that the error names; an error without a name is about something else, such as shared memory.
 _ADVICE_FOR_A_FILE = {
     errno.EACCES: "permission denied; choose a place you may read and write",
     errno.EPERM: "not permitted; choose a place you may read and write",
@@ -64,7 +64,7 @@ def run(
     except FlairError as error:
         code = _fail(str(error))
     except BrokenPipeError:
-        code = EXIT_FAILED  # whoever read the output has gone, and wants no more
+        code = EXIT_FAILED  # the reader of the output has gone, and wants no more
     except OSError as error:
         code = _fail(explain_os_error(error))
     except RuntimeError as error:

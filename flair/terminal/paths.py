@@ -1,4 +1,4 @@
-"""Paths as users type them: what stands for a home folder in flags, and how paths are shown for typing them again."""
+"""Paths as users type them: home folders in flags, and paths shown so that they can be typed again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def paths_flag(text: str) -> str:
 
 
 def word(path: str | os.PathLike[str]) -> str:
-    """A path as one word of a shell's command that is no flag, and that `expand` leaves as it is.
+    """A path as one word of a shell command, which is not taken for a flag, and which `expand` leaves as it is.
 
     >>> from pathlib import Path
     >>> word("my data"), word("-x"), word(Path("./~"))

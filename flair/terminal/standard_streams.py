@@ -1,4 +1,4 @@
-"""Standard streams that are there and take any text, whatever shell and terminal the command was started from."""
+"""Standard streams that are open and take any text, whatever shell or terminal the command was started from."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _Named(io.FileIO):
 
 
 class _Lossy(io.FileIO):
-    """A full or broken standard error: that nobody can be told of it is no reason to stop the work."""
+    """Standard error. Where it is full or broken, nobody can be told, and the work goes on."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -65,7 +65,7 @@ class _Lossy(io.FileIO):
 
 
 def _on(kind: type[io.FileIO], stream: TextIO) -> TextIO:
-    """The stream anew, of the same buffering, upon a file of this kind."""
+    """A new stream like `stream`, with the same buffering, over a file of class `kind`."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     raw = kind(stream.fileno(), "w", closefd=False)

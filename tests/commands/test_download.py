@@ -42,7 +42,7 @@ from tests.support.tiny_flair import make_photos, make_tar_gz, publish, tree
 COMMAND = [sys.executable, str(Path(download_dataset.__file__).resolve())]
 PHOTOS = make_photos(240)
 NUM_ARCHIVES = 6
-IMPATIENT = Patience(retries=2, dice=lambda: 1.0, sleep=lambda seconds: None)
+IMPATIENT = Patience(retries=2, jitter=lambda: 1.0, sleep=lambda seconds: None)
 MANIFEST = "/images/small/manifest.json"
 
 

@@ -36,7 +36,7 @@ pq = pytest.importorskip("pyarrow.parquet", reason="the huggingface extra is not
 
 PHOTOS = make_photos(40)
 BASE = f"/datasets/apple/flair/resolve/{catalog.HUGGINGFACE_REVISION}"
-IMPATIENT = Patience(retries=2, dice=lambda: 1.0, sleep=lambda seconds: None)
+IMPATIENT = Patience(retries=2, jitter=lambda: 1.0, sleep=lambda seconds: None)
 SCHEMA = pa.schema(
     [
         ("user_id", pa.string()),

@@ -81,7 +81,7 @@ class Waits(list[float]):
 
 
 def make_client(waits: Waits, log: list[str] | None = None, **patience: object) -> Client:
-    rules = Patience(dice=lambda: 1.0, sleep=waits, **patience)  # type: ignore[arg-type]
+    rules = Patience(jitter=lambda: 1.0, sleep=waits, **patience)  # type: ignore[arg-type]
     return Client(rules, log=(log if log is not None else []).append)
 
 
@@ -424,7 +424,7 @@ def test_redirects_are_followed_with_the_range(server: FaultServer, tmp_path: Pa
 
 def test_a_thousand_retries_wait_as_long_as_sixty() -> None:
     """2 to the 1,025th is no number: a run that had waited for 17 hours ended in a traceback."""
-    assert Patience(dice=lambda: 1.0).backoff(10**6) == Patience().longest_wait
+    assert Patience(jitter=lambda: 1.0).backoff(10**6) == Patience().longest_wait
 
 
 @pytest.mark.parametrize(
