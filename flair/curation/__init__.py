@@ -4,4 +4,4 @@ What enters is such a file, or a decision to be written down. What leaves is set
 out, keep apart or draw from.
 """
 
-__all__ = ["components", "exclusion", "heldout", "manifest", "reviews", "scores"]
+__all__ = ["exclusion", "heldout", "manifest", "reviews", "scores"]

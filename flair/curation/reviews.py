@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flair.curation.components import connected_components
-from flair.curation.exclusion import Exclusion
+from flair.curation.exclusion import Exclusion, connected_components
 from flair.dataset.metadata import check_id
 from flair.errors import FlairError
 from flair.files import checked_json, json_text, lock, regular_file

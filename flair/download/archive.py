@@ -35,17 +35,12 @@ def unpack(
     Raises:
       UnpackError: the archive is damaged (`corrupt`) or refused; nothing of it is in `photos_dir`.
     """
-    staging = Staging(photos_dir, name, max_photo_bytes, num_photos)
-    try:
-        with open(archive, "rb") as file:
-            limit = max(MIN_UNPACKED_LIMIT, MAX_EXPANSION * archive.stat().st_size)
-            ignored, first_ignored = _stage_members(_Inflater(file, limit), staging)
+    with Staging(photos_dir, name, max_photo_bytes, num_photos) as staging, open(archive, "rb") as file:
+        limit = max(MIN_UNPACKED_LIMIT, MAX_EXPANSION * archive.stat().st_size)
+        ignored, first_ignored = _stage_members(_Inflater(file, limit), staging)
         if not staging.sizes:
             raise UnpackError("holds no photo; refused")
         staging.commit(listing)
-    except BaseException:
-        staging.discard()
-        raise
     return staging.unpacked(ignored, first_ignored)
 
 

@@ -176,25 +176,19 @@ def unpack(
     Raises:
       UnpackError: the shard is damaged (`corrupt`) or refused; nothing of it is in `photos_dir`.
     """
-    staging = Staging(photos_dir, name, max_photo_bytes, num_photos)
     try:
-        with open(archive, "rb") as file:
+        with Staging(photos_dir, name, max_photo_bytes, num_photos) as staging, open(archive, "rb") as file:
             for number, row in enumerate(_batches(file, name, ["image_id", "image"], _PHOTOS_PER_BATCH)):
                 image = row["image"]
                 data = image.get("bytes") if isinstance(image, dict) else None
                 if not isinstance(data, bytes):
                     raise UnpackError(f"row {number} has no photo in column 'image'; refused")
                 staging.add(_image_id(row["image_id"], f"{name}, row {number}"), data)
-        staging.commit(listing)
+            staging.commit(listing)
     except UnpackError:
-        staging.discard()
         raise
     except FlairError as error:
-        staging.discard()
         raise UnpackError(str(error), corrupt=isinstance(error, _DamagedShard)) from None
-    except BaseException:
-        staging.discard()
-        raise
     return staging.unpacked()
 
 

@@ -147,16 +147,8 @@ def _pool_classes(head_seconds: float) -> dict[str, type[urllib3.HTTPConnectionP
             with _deadline(self, head_seconds):
                 return super().getresponse()
 
-    class SecureConnection(urllib3.connection.HTTPSConnection):
-        response_class = Response
-
-        def connect(self) -> None:
-            with _deadline(self, head_seconds):
-                super().connect()
-
-        def getresponse(self) -> Any:
-            with _deadline(self, head_seconds):
-                return super().getresponse()
+    class SecureConnection(Connection, urllib3.connection.HTTPSConnection):
+        """Its `super()` in Connection is HTTPSConnection, which is a kind of HTTPConnection."""
 
     class Pool(urllib3.HTTPConnectionPool):
         ConnectionCls = Connection

@@ -38,7 +38,13 @@ class Unpacked(NamedTuple):
 class Staging:
     """A hidden folder inside `photos_dir` (so on the same file system) that `commit` empties into it.
 
-    A leftover of a killed process, of the same name, is removed first. `num_photos` is the published number, or None.
+    It goes at the end of `with`; a leftover of a killed process, of the same name, is removed first.
+
+    Args:
+      photos_dir: where the photos go; made when missing.
+      name: of the archive.
+      max_photo_bytes: more than the largest photo has.
+      num_photos: the published number, or None.
     """
 
     def __init__(self, photos_dir: Path, name: str, max_photo_bytes: int, num_photos: int | None = None) -> None:
@@ -49,6 +55,13 @@ class Staging:
         self.discard()
         self.folder.mkdir()
         self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+        self.discard()
 
     def check_size(self, image_id: str, size: int) -> None:
         """Refuses a photo that is larger than any of FLAIR's, before it is read."""
@@ -100,7 +113,6 @@ class Staging:
             for image_id in self.sizes:
                 name = f"{image_id}.jpg"
                 os.rename(name, name, src_dir_fd=self._descriptor, dst_dir_fd=target)
-        self.discard()
 
     def _require_no_rival(self, listing: Path) -> None:
         owners: dict[tuple[str, int], str] | None = None

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flair.curation.components import connected_components
-from flair.curation.exclusion import Exclusion
+from flair.curation.exclusion import Exclusion, connected_components
 from flair.dataset.catalog import PARTITIONS
 from flair.duplicates.scope import COMPARED, RELATIONS, Scope
 from flair.terminal.table import Columns

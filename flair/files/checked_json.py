@@ -71,14 +71,11 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     data = regular_file.read_bytes(path)
     try:
-        value = json_text.parse(data)
-        value.pop(_CHECKSUM)
-        intact = encode(value) == data
-    except (ValueError, KeyError, AttributeError, TypeError):
-        intact = False
-    if not intact:
-        raise DamagedIndex(f"{path}: damaged: its checksum does not fit its content; prepare it again with --overwrite")
-    return dict(value)
+        if is_checked(data):
+            return dict(parse(data))
+    except json_text.BadJson:
+        pass
+    raise DamagedIndex(f"{path}: damaged: its checksum does not fit its content; prepare it again with --overwrite")
 
 
 def _spell(value: Mapping[str, Any]) -> bytes:

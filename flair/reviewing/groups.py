@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flair.curation.components import connected_components
-from flair.curation.exclusion import Exclusion, read_exclusion
+from flair.curation.exclusion import Exclusion, connected_components, read_exclusion
 from flair.curation.reviews import NO_MARK, Pair, PairChange, Reviews, pair
 from flair.dataset.metadata import check_id
 from flair.errors import FlairError

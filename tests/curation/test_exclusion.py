@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components as scipy_components
 
-from flair.curation.components import connected_components
-from flair.curation.exclusion import Exclusion, read_exclusion
+from flair.curation.exclusion import Exclusion, connected_components, read_exclusion
 from flair.errors import FlairError
 
 IDS = [f"{number:02d}" for number in range(20)]
