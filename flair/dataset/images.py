@@ -74,9 +74,7 @@ def read_jpeg(dataset_dir: str | Path, record: Record) -> Jpeg:
     Raises:
       PhotoError: one line naming the file, the image and the user, and what is wrong.
     """
-    path = _path(dataset_dir, record)
-    where = _where(path, record)
-    return checked_jpeg(_read(path, where), where)
+    return checked_jpeg(*read_file(dataset_dir, record))
 
 
 def read_pixels(dataset_dir: str | Path, record: Record) -> Pixels:
@@ -85,9 +83,7 @@ def read_pixels(dataset_dir: str | Path, record: Record) -> Pixels:
     Raises:
       PhotoError: one line naming the file, the image and the user, and what is wrong.
     """
-    path = _path(dataset_dir, record)
-    where = _where(path, record)
-    return decode(_read(path, where), where)
+    return decode(*read_file(dataset_dir, record))
 
 
 def read_file(dataset_dir: str | Path, record: Record) -> tuple[bytes, str]:
@@ -96,9 +92,15 @@ def read_file(dataset_dir: str | Path, record: Record) -> tuple[bytes, str]:
     Raises:
       PhotoError: it is missing, or far too large to be a photo of the dataset.
     """
-    path = _path(dataset_dir, record)
-    where = _where(path, record)
-    return _read(path, where), where
+    path, where = _place(dataset_dir, record)
+    size = _size(path, where)
+    if size > MAX_JPEG_BYTES:
+        raise BrokenPhoto(f"{where}: has {size:,} bytes, far more than a photo of that size; download it again")
+    try:
+        with open(path, "rb") as file:
+            return file.read(), where
+    except OSError as error:
+        raise BrokenPhoto(f"{where}: cannot be read ({error.strerror}); check the disk") from None
 
 
 def checked_jpeg(data: bytes, where: str) -> Jpeg:
@@ -121,14 +123,12 @@ def is_stored_as(data: bytes, dataset_dir: str | Path, record: Record) -> bool:
     Raises:
       PhotoError: they are not, and the photo is bad.
     """
-    path = _path(dataset_dir, record)
-    return data == _read(path, _where(path, record)) or data == read_jpeg(dataset_dir, record).data
+    return data == read_file(dataset_dir, record)[0] or data == read_jpeg(dataset_dir, record).data
 
 
 def stored_size(dataset_dir: str | Path, record: Record) -> int:
-    """Bytes of the file, others than of `read_jpeg` where that converts the photo; MissingPhoto as `total_size`."""
-    path = _path(dataset_dir, record)
-    return _size(path, _where(path, record))
+    """Bytes of a photo's file, which `read_jpeg` may convert to others; raises MissingPhoto where it is not there."""
+    return _size(*_place(dataset_dir, record))
 
 
 def total_size(dataset_dir: str | Path, records: Iterable[Record]) -> int:
@@ -136,13 +136,11 @@ def total_size(dataset_dir: str | Path, records: Iterable[Record]) -> int:
     return sum(stored_size(dataset_dir, record) for record in records)
 
 
-def _path(dataset_dir: str | Path, record: Record) -> str:
-    # As flair.dataset.metadata.photo_path, without the cost of half a million Path objects.
-    return os.path.join(dataset_dir, SMALL_IMAGES_DIR, f"{record.image_id}.jpg")
-
-
-def _where(path: str, record: Record) -> str:
-    return f"{path} (image {record.image_id} of user {record.user_id})"
+def _place(dataset_dir: str | Path, record: Record) -> tuple[str, str]:
+    """The path of a photo, and how messages name it."""
+    # The path is that of flair.dataset.metadata.photo_path, without the cost of half a million Path objects.
+    path = os.path.join(dataset_dir, SMALL_IMAGES_DIR, f"{record.image_id}.jpg")
+    return path, f"{path} (image {record.image_id} of user {record.user_id})"
 
 
 def _size(path: str, where: str) -> int:
@@ -155,17 +153,6 @@ def _size(path: str, where: str) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise MissingPhoto(f"{where}: is no regular file; run download_dataset.py again")
     return status.st_size
-
-
-def _read(path: str, where: str) -> bytes:
-    size = _size(path, where)
-    if size > MAX_JPEG_BYTES:
-        raise BrokenPhoto(f"{where}: has {size:,} bytes, far more than a photo of that size; download it again")
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise BrokenPhoto(f"{where}: cannot be read ({error.strerror}); check the disk") from None
 
 
 def _open(data: bytes, where: str) -> JpegImageFile:
