@@ -196,3 +196,22 @@ def test_preparation_takes_every_name_and_writes_through_links(tmp_path: Path, m
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(FlairError, match="fifo: is a pipe or a device"):
         write_hdf5(miniature, tmp_path / "fifo", num_workers=1)
+
+
+@pytest.mark.parametrize("position", [None, 2])
+def test_all_bytes_are_written_where_the_system_takes_some_at_a_time(
+    position: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, pwrite = os.write, os.pwrite
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, place: pwrite(descriptor, data[:3], place))
+    with open(tmp_path / "file", "w+b", buffering=0) as file:
+        atomic.write_all(file.fileno(), b"0123456789", position)
+        file.seek(0)
+        assert file.read() == bytes(position or 0) + b"0123456789"
+
+
+def test_csv_keeps_every_digit_and_quotes_what_needs_it(tmp_path: Path) -> None:
+    rows = [["name", "value"], ["a,b", 0.1 + 0.2], ['say "x"', None]]
+    atomic.write_csv(tmp_path / "rows.csv", rows)
+    assert (tmp_path / "rows.csv").read_bytes() == b'name,value\n"a,b",0.30000000000000004\n"say ""x""",\n'
