@@ -22,7 +22,7 @@ ARROWS = {
     "flair.download": "flair.dataset flair.files flair.parallel flair.terminal",
     "flair.miniature": "flair.dataset flair.files flair.parallel flair.terminal",
     "flair.records": "flair.curation flair.dataset flair.files flair.terminal",
-    "flair.records.tfrecord": ("flair.curation flair.dataset flair.files flair.parallel flair.records flair.terminal"),
+    "flair.records.tfrecord": "flair.curation flair.dataset flair.files flair.parallel flair.records flair.terminal",
     "flair.records.hdf5": "flair.dataset flair.files flair.parallel flair.records flair.terminal",
     "flair.checks": (
         "flair.curation flair.dataset flair.files flair.parallel flair.records flair.records.hdf5 "
@@ -41,12 +41,12 @@ ARROWS = {
     "benchmark.sweep": "benchmark.privacy benchmark.run flair.files flair.parallel",
     "benchmark.rounds": "benchmark.data benchmark.metrics benchmark.model benchmark.privacy benchmark.run",
     "benchmark.evaluation": (
-        "benchmark.data benchmark.metrics benchmark.model benchmark.run flair.curation flair.dataset flair.files "
-        "flair.parallel flair.records.tfrecord flair.terminal"
+        "benchmark.data benchmark.metrics benchmark.model benchmark.run flair.curation flair.dataset "
+        "flair.files flair.parallel flair.records.tfrecord flair.terminal"
     ),
     "benchmark.personalization": (
-        "benchmark.data benchmark.metrics benchmark.model benchmark.run flair.curation flair.dataset flair.files "
-        "flair.records.tfrecord flair.statistics flair.terminal"
+        "benchmark.data benchmark.metrics benchmark.model benchmark.run flair.curation flair.dataset "
+        "flair.files flair.records.tfrecord flair.statistics flair.terminal"
     ),
     "benchmark.training": (
         "benchmark.data benchmark.evaluation benchmark.model benchmark.run flair.dataset flair.files flair.terminal"
@@ -55,22 +55,21 @@ ARROWS = {
         "benchmark.evaluation benchmark.privacy benchmark.run flair.files flair.statistics flair.terminal"
     ),
     "benchmark.central": (
-        "benchmark.data benchmark.evaluation benchmark.metrics benchmark.model benchmark.run benchmark.training "
-        "flair.terminal"
+        "benchmark.data benchmark.evaluation benchmark.metrics benchmark.model benchmark.run "
+        "benchmark.training flair.terminal"
     ),
     "benchmark.federated": (
-        "benchmark.data benchmark.evaluation benchmark.metrics benchmark.model benchmark.privacy benchmark.rounds "
-        "benchmark.run benchmark.training flair.files flair.terminal"
+        "benchmark.data benchmark.evaluation benchmark.metrics benchmark.model benchmark.privacy "
+        "benchmark.rounds benchmark.run benchmark.training flair.files flair.terminal"
     ),
     "benchmark.cluster": (
-        "benchmark.data benchmark.evaluation benchmark.federated benchmark.model benchmark.privacy benchmark.rounds "
-        "flair.terminal"
+        "benchmark.data benchmark.evaluation benchmark.federated benchmark.model benchmark.privacy "
+        "benchmark.rounds flair.terminal"
     ),
     "benchmark.speed": (
         "benchmark.central benchmark.cluster benchmark.data benchmark.evaluation benchmark.federated "
         "benchmark.metrics benchmark.model benchmark.privacy benchmark.rounds benchmark.run flair.dataset "
-        "flair.download flair.files "
-        "flair.miniature flair.parallel flair.records.tfrecord flair.terminal"
+        "flair.download flair.files flair.miniature flair.parallel flair.records.tfrecord flair.terminal"
     ),
 }
 
@@ -164,7 +163,7 @@ def test_no_flags_are_global(house: House) -> None:
     for module in house.modules:
         path = ROOT / module.replace(".", "/")
         text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
-        assert "flags.FLAGS" not in text and ".DEFINE_" not in text or module == "benchmark.run.flags", module
+        assert ("flags.FLAGS" not in text and ".DEFINE_" not in text) or module == "benchmark.run.flags", module
 
 
 def test_below_a_door_only_modules_about_flags_take_flags(house: House) -> None:

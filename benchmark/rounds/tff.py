@@ -1,6 +1,6 @@
 """TFF's own runtime: the unmodified `tff.learning.algorithms` process, as the published code runs it.
 
-CPU only (the wheel's worker is built without CUDA), seconds of overhead per round and about 0.1 GB per client of the cohort
+CPU only (the wheel's worker is built without CUDA), seconds of overhead per round and about 0.1 GB per client
 for 11M parameters; kept as the definition that the in-process runtime is checked against.
 """
 
