@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import Any
 
 from benchmark.run.folder import environment
-from flair.errors import FlairError
 
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -44,14 +41,6 @@ def peak_bytes(process: int | None = None) -> int:
     """
     with open(f"/proc/{process or 'self'}/status", encoding="utf-8") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
-
-
-def number_of(module: str, *flags: str) -> int:
-    """The number that a module of ours prints last when it runs in a process of its own, with these flags."""
-    done = subprocess.run([sys.executable, "-m", module, *flags], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise FlairError(f"{module} {' '.join(flags)}: exited with {done.returncode}; see what it printed above")
-    return int(done.stdout.split()[-1])
 
 
 def _cpu_flags() -> set[str]:

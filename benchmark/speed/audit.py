@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +18,13 @@ from typing import Any
 
 from PIL import Image, ImageEnhance
 
-from benchmark.speed.command import Step, measure
+from benchmark.speed.command import Step, run
 from flair.dataset.metadata import Record, load_records, photo_path
 from flair.files import atomic
 from flair.miniature.dataset import make_dataset
 from flair.miniature.files import write_photos
 from flair.miniature.photos import Painter
 from flair.miniature.taxonomy import make_taxonomy
-from flair.terminal.flags import positive_int
-from flair.terminal.paths import path_flag
 from flair.terminal.progress import duration
 
 CONTRAST = 1.6
@@ -43,29 +40,28 @@ class ContrastPainter(Painter):
         return ImageEnhance.Contrast(super().paint(record)).enhance(CONTRAST)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parses the flags, makes the photos, measures, prints the numbers (and JSON with --json)."""
-    from benchmark.run.machine import machine
-
-    flags = _parse(argv)
+def measure(flags: argparse.Namespace) -> dict[str, Any]:
+    """Makes the photos, audits them and prints the numbers."""
     work_dir = Path(flags.work_dir)
-    dataset = work_dir / f"photos-{flags.num_images}-{flags.seed}"
+    dataset, output = work_dir / f"photos-{flags.num_images}-{flags.seed}", work_dir / "duplicates"
     make_dataset(dataset, num_images=flags.num_images, seed=flags.seed, metadata_only=True)
     records = load_records(dataset)
     write_photos(dataset, records, ContrastPainter(make_taxonomy(), flags.seed), None, flags.num_workers)
     planted = _plant(dataset, records)
-    output = work_dir / "duplicates"
     command = [sys.executable, "-m", "flair.near_duplicates", f"--dataset_dir={dataset}", f"--output_dir={output}"]
     command += ["--pairs=cross_partition", f"--partitions={flags.partitions}", f"--num_workers={flags.num_workers}"]
     print(f"auditing {dataset}, which says nothing until it is done", file=sys.stderr, flush=True)
-    run = measure(Step("the audit", command, 0, output))
-    report = {"seconds": run.seconds, "peak_memory_bytes": run.memory, **_found(output, planted)}
-    print(_format(report, flags.num_workers))
-    print(f"The photos stay in {work_dir}; delete it when you are done.")
-    if flags.json:
-        atomic.write_json(flags.json, {**machine(), **report})
-        print(f"JSON: {flags.json}")
-    return 0
+    audit = run(Step("the audit", command, 0, output))
+    found = _found(output, planted)
+    print(
+        f"{found['photos']:,} photos, {found['pairs']:,} pairs across partitions, {flags.num_workers} processes: "
+        f"{duration(audit.seconds)}, {found['pairs'] / audit.seconds:,.0f} pairs/s, "
+        f"{audit.memory / 1e9:.1f} GB at most in all processes together\n"
+        f"{found['pairs_to_review']:,} pairs to review, {found['duplicate_pairs']:,} called duplicates; "
+        f"{found['planted_found']} of {found['planted']} planted copies found\n"
+        f"The photos stay in {work_dir}; delete it when you are done."
+    )
+    return {"seconds": audit.seconds, "peak_memory_bytes": audit.memory, **found}
 
 
 def _plant(dataset: Path, records: Sequence[Record]) -> dict[str, str]:
@@ -93,33 +89,3 @@ def _found(output: Path, planted: dict[str, str]) -> dict[str, Any]:
         "planted": len(planted),
         "planted_found": sum(original in groups.get(copy, ()) for copy, original in planted.items()),
     }
-
-
-def _format(report: dict[str, Any], num_workers: int) -> str:
-    return (
-        f"{report['photos']:,} photos, {report['pairs']:,} pairs across partitions, {num_workers} processes: "
-        f"{duration(report['seconds'])}, {report['pairs'] / report['seconds']:,.0f} pairs/s, "
-        f"{report['peak_memory_bytes'] / 1e9:.1f} GB at most in all processes together\n"
-        f"{report['pairs_to_review']:,} pairs to review, {report['duplicate_pairs']:,} called duplicates; "
-        f"{report['planted_found']} of {report['planted']} planted copies found"
-    )
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark.speed_main audit",
-        description="Measures the audit for near duplicates on generated photos, copies planted among them.",
-    )
-    parser.add_argument(
-        "--work_dir", type=path_flag, required=True, help="folder for the photos, which stay, and for output"
-    )
-    parser.add_argument(
-        "--num_images", type=positive_int, default=20_000, help="photos; FLAIR: 429078 (default: 20000)"
-    )
-    parser.add_argument("--partitions", default="train,test", help="compared with each other (default: train,test)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the photos (default: 0)")
-    parser.add_argument(
-        "--num_workers", type=positive_int, default=os.cpu_count() or 1, help="processes (default: all cores)"
-    )
-    parser.add_argument("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
-    return parser.parse_args(argv)

@@ -37,7 +37,7 @@ class Measured(NamedTuple):
     memory: int
 
 
-def measure(step: Step) -> Measured:
+def run(step: Step) -> Measured:
     """Runs a step to its end; a step that fails ends the benchmark with what it printed."""
     if step.leaves:
         remove(step.leaves)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark.speed.audit import main
+from benchmark.speed_main import main
 from flair.dataset.metadata import load_records, photo_path
 
 
@@ -18,7 +18,7 @@ def test_planted_copies_are_found_among_photos_of_real_contrast(
 ) -> None:
     work, report = tmp_path / "work", tmp_path / "audit.json"
     flags = [f"--work_dir={work}", "--num_images=150", "--num_workers=1", f"--json={report}"]
-    assert main(flags) == 0
+    assert main(["audit", *flags]) == 0
     found = json.loads(report.read_text())
     records = load_records(work / "photos-150-0")
     sizes = {name: sum(record.partition == name for record in records) for name in ("train", "test")}

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from benchmark.speed import download
-from benchmark.speed.command import Measured, Step, measure, process_tree
-from benchmark.speed.data import choose, main, make_steps, summarize
+from benchmark.speed.command import Measured, Step, process_tree, run
+from benchmark.speed.data import choose, make_steps, summarize
+from benchmark.speed_main import main
 from flair.errors import FlairError
 from flair.miniature.archives import pack
 from tests.support.tiny_flair import tree
@@ -47,7 +48,7 @@ def test_chosen_steps_bring_what_they_depend_on() -> None:
 def test_memory_is_that_of_all_processes() -> None:
     child = "import time; data = bytearray(150_000_000); data[::4096] = data[::4096]; time.sleep(1)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    measured = measure(Step("allocate", [sys.executable, "-c", code], 1, None))
+    measured = run(Step("allocate", [sys.executable, "-c", code], 1, None))
     assert measured.memory > 150_000_000
     assert measured.seconds > 1
     assert os.getpid() in process_tree(os.getpid())
@@ -55,12 +56,12 @@ def test_memory_is_that_of_all_processes() -> None:
 
 def test_a_step_that_fails_is_told() -> None:
     with pytest.raises(FlairError, match=r"broken failed: .*no luck"):
-        measure(Step("broken", [sys.executable, "-c", "import sys; sys.exit('no luck')"], 1, None))
+        run(Step("broken", [sys.executable, "-c", "import sys; sys.exit('no luck')"], 1, None))
 
 
 def test_every_step_runs_and_cleans_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--work_dir={tmp_path}", "--num_images=60", "--repeats=1", "--num_workers=1"]
-    assert main([*flags, f"--json={tmp_path / 'speed.json'}"]) == 0
+    assert main(["data", *flags, f"--json={tmp_path / 'speed.json'}"]) == 0
     output = capsys.readouterr().out
     report = json.loads((tmp_path / "speed.json").read_text())
     names = [row["step"] for row in report["steps"]]
@@ -73,7 +74,7 @@ def test_memory_counts_processes_that_threads_have_started() -> None:
     child = "import time; data = bytearray(150_000_000); data[::4096] = data[::4096]; time.sleep(1)"
     start = f"subprocess.run([sys.executable, '-c', {child!r}])"
     code = f"import subprocess, sys, threading; threading.Thread(target=lambda: {start}).start()"
-    assert measure(Step("allocate", [sys.executable, "-c", code], 1, None)).memory > 150_000_000
+    assert run(Step("allocate", [sys.executable, "-c", code], 1, None)).memory > 150_000_000
 
 
 def test_both_downloads_bring_the_same_files(miniature: Path, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_an_archive_that_curl_cannot_bring_fails_the_step(miniature: Path, tmp_p
     with download.serving(tmp_path / "archives") as address:
         (curl, _) = download.at(address, download.make_steps(tmp_path / "curl", tmp_path / "ours", 1, 2))
         with pytest.raises(FlairError, match=r"curl \| tar, 4 at a time failed"):
-            measure(curl)
+            run(curl)
 
 
 def test_without_curl_its_step_is_skipped_by_name(
@@ -106,7 +107,7 @@ def test_without_curl_its_step_is_skipped_by_name(
 
 
 def test_help_is_quick_and_names_every_flag() -> None:
-    code = "from benchmark.speed.data import main; main(['--help'])"
+    code = "from benchmark.speed_main import main; main(['data', '--help'])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
     assert "--num_images" in result.stdout
