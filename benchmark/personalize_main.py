@@ -20,8 +20,13 @@ from benchmark.data.records import Records, Task
 from benchmark.model import saved as saved_model
 from benchmark.model.saved import SavedModel
 from benchmark.personalization import flags as personalize_flags
+from benchmark.personalization import run_labels, run_users
+from benchmark.personalization.adaptation import Adaptation
 from benchmark.personalization.flags import FLAGS, LABELS, USERS
 from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult
+from benchmark.personalization.run_labels import Labels, LabelsConfig
+from benchmark.personalization.run_users import Users, UsersConfig
+from benchmark.personalization.runner import Episodes, RunConfig, run_episodes
 from benchmark.run import command
 from benchmark.run.files import read_json
 from benchmark.run.flags import CHANGEABLE, Flags
@@ -92,14 +97,8 @@ def _run(
     size = (flags.image_height or saved.image_size[0], flags.image_width or saved.image_size[1])
     if not (saved.is_size_known or (flags.image_height and flags.image_width)):
         print(f"{saved.path}: does not say its input size; {size[0]}x{size[1]} is taken", flush=True)
-    if flags.episodes == USERS:
-        from benchmark.personalization.run_users import run_users
-
-        result = run_users(flags, records, task, saved, size, run.path, log)
-    else:
-        from benchmark.personalization.run_labels import run_labels
-
-        result = run_labels(flags, records, task, saved, size, run.path, log)
+    config = RunConfig(records, flags.partition, task, saved, size, flags.num_episodes, flags.seed, flags.dump_dir)
+    result = run_episodes(config, _episodes(flags, config), log, run.path)
     summary = {
         "episodes": flags.num_episodes,
         "kind": flags.episodes,
@@ -114,6 +113,19 @@ def _run(
     }
     run.finish(summary)
     return summary
+
+
+def _episodes(flags: Flags, config: RunConfig) -> Episodes:
+    steps, learning_rate = personalize_flags.steps(flags), personalize_flags.learning_rate(flags)
+    if flags.episodes == USERS:
+        adaptation = Adaptation(
+            flags.layers, steps, learning_rate, flags.batch_size, flags.proximal_strength, flags.clipnorm
+        )
+        division = (flags.split, flags.num_support, flags.num_query, flags.duplicates)
+        return Users(config, UsersConfig(*division, adaptation, flags.query_size_limit))
+    taxonomy = None if flags.taxonomy is None else (flags.taxonomy, personalize_flags.taxonomy_folder(flags))
+    drawing = (flags.label_set, flags.ways, flags.shots, flags.num_query, taxonomy)
+    return Labels(config, LabelsConfig(*drawing, steps, learning_rate, flags.proximal_strength))
 
 
 def _task(flags: Flags, records: Records, saved: SavedModel) -> Task:
@@ -163,10 +175,7 @@ def _remove_results(folder: Path) -> None:
 
 
 def _report(summary: dict[str, Any], folder: Path) -> None:
-    if summary["kind"] == USERS:
-        from benchmark.personalization.run_users import describe
-    else:
-        from benchmark.personalization.run_labels import describe
+    describe = run_users.describe if summary["kind"] == USERS else run_labels.describe
     print("\n".join(describe(summary)))
     files = [EPISODES_FILE, *([USERS_FILE] if summary["kind"] == USERS else []), "summary.json", f"{FIGURES_DIR}/"]
     print(f"{folder}: {', '.join(files)}")

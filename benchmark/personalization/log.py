@@ -44,6 +44,9 @@ class LabelResult(NamedTuple):
     fine_tuning_accuracy: float
 
 
+EpisodeResult = UserResult | LabelResult
+
+
 class EpisodeLog:
     """A CSV file of results in the order of their episodes, 0, 1, 2, ...
 
@@ -59,12 +62,12 @@ class EpisodeLog:
       FlairError: another line of the file is damaged, or there is no ordinary file of that name; one line naming it.
     """
 
-    def __init__(self, path: Path, kind: type[UserResult] | type[LabelResult]) -> None:
+    def __init__(self, path: Path, kind: type[EpisodeResult]) -> None:
         self._path, self._kind = path, kind
         self.results = _read(path, kind)
         atomic.write_text(path, _HEADERS[kind] + "".join(map(_line, self.results)))
 
-    def add(self, result: UserResult | LabelResult) -> None:
+    def add(self, result: EpisodeResult) -> None:
         """Appends the result of the next episode."""
         if result.episode != len(self.results):
             raise ValueError(f"episode {result.episode} came where {len(self.results)} was due")
@@ -84,18 +87,18 @@ def to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 _CHECKSUM = "crc32c"
-_HEADERS: dict[type[UserResult] | type[LabelResult], str] = {
+_HEADERS: dict[type[EpisodeResult], str] = {
     UserResult: to_csv([*UserResult._fields, _CHECKSUM], []),
     LabelResult: to_csv([*LabelResult._fields, _CHECKSUM], []),
 }
 
 
-def _line(result: UserResult | LabelResult) -> str:
+def _line(result: EpisodeResult) -> str:
     line = to_csv((), [result])[:-1]
     return f"{line},{google_crc32c.value(line.encode()):08x}\n"
 
 
-def _read(path: Path, kind: type[UserResult] | type[LabelResult]) -> list[UserResult | LabelResult]:
+def _read(path: Path, kind: type[EpisodeResult]) -> list[EpisodeResult]:
     try:
         # What follows the last newline is half a line.
         lines = regular_file.read_bytes(path).decode("utf-8").split("\n")[:-1]
@@ -103,7 +106,7 @@ def _read(path: Path, kind: type[UserResult] | type[LabelResult]) -> list[UserRe
         return []
     except UnicodeDecodeError as error:
         raise FlairError(f"{path}: is damaged at byte {error.start}; start over with --overwrite") from None
-    results: list[UserResult | LabelResult] = []
+    results: list[EpisodeResult] = []
     if not lines:
         return results
     is_checked = f"{lines[0]}\n" == _HEADERS[kind]
@@ -119,7 +122,7 @@ def _read(path: Path, kind: type[UserResult] | type[LabelResult]) -> list[UserRe
     return results
 
 
-def _parse(line: str, kind: type[UserResult] | type[LabelResult], is_checked: bool) -> UserResult | LabelResult | None:
+def _parse(line: str, kind: type[EpisodeResult], is_checked: bool) -> EpisodeResult | None:
     """The result of a line, None where nothing of ours wrote it so."""
     types = [float if "float" in str(annotation) else int if "int" in str(annotation) else str
              for annotation in kind.__annotations__.values()]  # fmt: skip

@@ -1,0 +1,78 @@
+"""The loop of a personalization run: the episodes that the log does not have yet, then the summary of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmark.data.records import Records, Task
+from benchmark.model.saved import SavedModel
+from benchmark.personalization.dump import DumpedEpisode, dump_episodes
+from benchmark.personalization.log import EpisodeLog, EpisodeResult
+from benchmark.run.interruption import SafePoints
+from flair.terminal.progress import Progress
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every personalization run has.
+
+    Attributes:
+      records, partition: whose photos make the episodes.
+      task: how to read a photo.
+      model, image_size: what every episode starts from, and its input, (height, width).
+      num_episodes, seed: an episode is a function of its number and the seed.
+      dump_dir: where episodes are also written as TFRecords; None: nowhere.
+    """
+
+    records: Records
+    partition: str
+    task: Task
+    model: SavedModel
+    image_size: tuple[int, int]
+    num_episodes: int
+    seed: int
+    dump_dir: str | None
+
+
+class Episodes(Protocol):
+    """What episodes are: users, or few-shot tasks."""
+
+    def dump_settings(self) -> Mapping[str, Any]:
+        """All that decides which episodes they are."""
+        ...
+
+    def dumped(self, number: int) -> DumpedEpisode:
+        """The photos of an episode, for its files."""
+        ...
+
+    def prepare(self, folder: Path) -> Callable[[int], EpisodeResult]:
+        """Loads the model; returns what runs the episode of a number. `folder` is the run's own."""
+        ...
+
+    def summarize(self, results: Sequence[EpisodeResult], folder: Path) -> dict[str, Any]:
+        """Writes figures and tables into the run's folder; returns its own part of the summary."""
+        ...
+
+
+def run_episodes(config: RunConfig, episodes: Episodes, log: EpisodeLog, folder: Path) -> dict[str, Any]:
+    """Runs the episodes that are missing in `log`; returns what `episodes` has to say of all of them."""
+    if config.dump_dir is not None:
+        wanted = (config.num_episodes, episodes.dumped, config.records, config.task.feature, episodes.dump_settings())
+        dump_episodes(config.dump_dir, *wanted)
+        print(f"{config.dump_dir}: {config.num_episodes:,} episodes as TFRecords", flush=True)
+    done = len(log.results)
+    if done < config.num_episodes:
+        run_episode = episodes.prepare(folder)
+        with (
+            SafePoints("episode") as safe_points,
+            Progress(config.num_episodes, "episodes", "episode", done=done) as progress,
+        ):
+            for number in range(done, config.num_episodes):
+                log.add(run_episode(number))
+                progress.add()
+                if safe_points.requested is not None:
+                    safe_points.stop()
+    return episodes.summarize(log.results[: config.num_episodes], folder)
