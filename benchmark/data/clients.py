@@ -6,9 +6,9 @@ operations, so that a graph (TFF's runtime) and Python (ours) make the same batc
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import hashlib
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
@@ -193,41 +193,15 @@ def client_batches(
 
 def prefetched(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
     """The same items, computed up to `depth` ahead in a thread that ends when the consumer stops or fails."""
-    ahead: queue.Queue[tuple[bool, object]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(entry: tuple[bool, object]) -> bool:
-        while not stopped.is_set():
-            try:
-                ahead.put(entry, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
+    end = object()
+    with concurrent.futures.ThreadPoolExecutor(1, "prefetch") as pool:
         try:
-            for item in items:
-                if not put((True, item)):
-                    return
-            put((False, None))
-        except BaseException as error:  # noqa: BLE001, the consumer raises it
-            put((False, error))
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, value = ahead.get()
-            if more:
-                yield value  # type: ignore[misc]
-            elif value is None:
-                return
-            else:
-                raise value  # type: ignore[misc]
-    finally:
-        stopped.set()
-        thread.join()
+            ahead = collections.deque(pool.submit(next, items, end) for _ in range(depth))
+            while (item := ahead.popleft().result()) is not end:
+                ahead.append(pool.submit(next, items, end))
+                yield item  # type: ignore[misc]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _bad_photo(client_id: str, examples: Sequence[bytes], plan: BatchPlan) -> FlairError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -62,9 +63,13 @@ def _decode(records: Records, user_id: str, position: int, serialized: bytes) ->
     except FlairError as error:
         raise FlairError(f"{records.root}: record {position} of user {user_id}: {error}") from None
     for columns, known in ((photo.labels, records.labels), (photo.fine_grained_labels, records.fine_grained_labels)):
-        if any(not 0 <= column < len(known) for column in columns):
-            raise FlairError(
-                f"{records.root}: record {position} of user {user_id} has a label column outside 0 to "
-                f"{len(known) - 1}; the records do not belong to this label file"
-            )
+        check_columns(columns, len(known), f"{records.root}: record {position} of user {user_id}")
     return photo
+
+
+def check_columns(columns: Iterable[int], num_columns: int, place: str) -> None:
+    """Raises FlairError, in one line that begins with `place`, where a label of a photo is none of the label file."""
+    if any(not 0 <= column < num_columns for column in columns):
+        raise FlairError(
+            f"{place} has a label column outside 0 to {num_columns - 1}; the records do not belong to this label file"
+        )

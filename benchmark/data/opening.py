@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmark.data.records import Records, Task, TFRecords
+from benchmark.data.records import Records, Task, TFRecordRecords
 from flair.errors import FlairError
 
 
@@ -23,7 +23,7 @@ def open_records(tfrecords_dir: str | os.PathLike[str]) -> Records:
 
     if is_tfds_data_dir(tfrecords_dir):
         return TFDSRecords(tfrecords_dir)
-    return TFRecords(tfrecords_dir)
+    return TFRecordRecords(tfrecords_dir)
 
 
 def make_task(records: Records, use_fine_grained_labels: bool, binary_label: str | None) -> Task:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from benchmark.data import augmentation
 from benchmark.data.augmentation import decode_training_batch
+from benchmark.data.labels import check_columns
 from benchmark.data.records import PhotoIndex, Records, Task
 from benchmark.run.seeds import derive_generator, derive_seed
 from flair.errors import FlairError
@@ -217,15 +218,15 @@ class _Reader:
                 augmentation.decode(photo.image, self.records.image_format)
             except tf.errors.OpError:
                 return FlairError(f"{place} (image {photo.image_id}) is no photo that can be decoded; prepare it again")
-            for columns, known in (
+            labels = (
                 (photo.labels, self.records.labels),
                 (photo.fine_grained_labels, self.records.fine_grained_labels),
-            ):
-                if any(not 0 <= column < len(known) for column in columns):
-                    return FlairError(
-                        f"{place} (image {photo.image_id}) has a label column outside 0 to {len(known) - 1}; "
-                        "the records do not belong to this label file"
-                    )
+            )
+            try:
+                for columns, known in labels:
+                    check_columns(columns, len(known), f"{place} (image {photo.image_id})")
+            except FlairError as error:
+                return error
         return None
 
 

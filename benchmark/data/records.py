@@ -30,7 +30,7 @@ from flair.records.tfrecord.layout import LABEL_INDEX_FILE
 _HEADER = struct.Struct("<QI")  # length of the record, masked CRC-32C of these eight bytes
 
 
-class Span(NamedTuple):
+class UserSpan(NamedTuple):
     """Where one user's records lie: `length` bytes from `offset` of `path` (None: to its end).
 
     `skip` is the number of records before them in the file and `count` their own (None: not indexed).
@@ -124,7 +124,7 @@ class Records(abc.ABC):
         """Number of photos of one user, found without reading them."""
 
 
-class TFRecords(Records):
+class TFRecordRecords(Records):
     """TFRecord files in a folder, one a user or shards of many users."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -136,14 +136,14 @@ class TFRecords(Records):
             )
         self.labels, self.fine_grained_labels = self._folder.columns
         self.exclude_digest = self._folder.parameters.get("exclude_sha256")
-        self._spans: dict[str, dict[str, Span]] = {}
+        self._spans: dict[str, dict[str, UserSpan]] = {}
         self._indexes: dict[str, PhotoIndex] = {}
 
     def users(self, partition: str) -> list[str]:
         """Ids of the partition's users, sorted."""
         return list(self._partition(partition))
 
-    def span(self, partition: str, user_id: str) -> Span:
+    def span(self, partition: str, user_id: str) -> UserSpan:
         """Where the records of one user lie."""
         try:
             return self._partition(partition)[user_id]
@@ -193,31 +193,31 @@ class TFRecords(Records):
                     sha.update(f"{partition}/{path.name}:{path.stat().st_size}\n".encode())
         return sha.hexdigest()
 
-    def _partition(self, partition: str) -> dict[str, Span]:
+    def _partition(self, partition: str) -> dict[str, UserSpan]:
         if partition not in self._spans:
             self._spans[partition] = self._open_partition(partition)
         return self._spans[partition]
 
-    def _open_partition(self, partition: str) -> dict[str, Span]:
+    def _open_partition(self, partition: str) -> dict[str, UserSpan]:
         spans = _spans(self._folder.users(partition))
         if not spans:
             raise FlairError(f"{self.root}: partition {partition!r} is empty; prepare it again")
         return dict(sorted(spans.items()))
 
 
-def _spans(users: Mapping[str, reader.Span]) -> dict[str, Span]:
-    spans: dict[str, Span] = {}
+def _spans(users: Mapping[str, reader.Span]) -> dict[str, UserSpan]:
+    spans: dict[str, UserSpan] = {}
     skipped: dict[Path, int] = {}
     for user, (path, location) in sorted(users.items(), key=lambda item: (item[1].path, item[1].location or ())):
         if location is None:
-            spans[user] = Span(path, 0, None, 0, None)
+            spans[user] = UserSpan(path, 0, None, 0, None)
         else:
-            spans[user] = Span(path, location.offset, location.num_bytes, skipped.get(path, 0), location.num_images)
+            spans[user] = UserSpan(path, location.offset, location.num_bytes, skipped.get(path, 0), location.num_images)
             skipped[path] = skipped.get(path, 0) + location.num_images
     return spans
 
 
-def _scan(spans: dict[str, Span]) -> PhotoIndex:
+def _scan(spans: dict[str, UserSpan]) -> PhotoIndex:
     paths = sorted({span.path for span in spans.values()})
     path_row = {path: row for row, path in enumerate(paths)}
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -234,7 +234,7 @@ def _scan(spans: dict[str, Span]) -> PhotoIndex:
     )
 
 
-def scan_span(span: Span) -> list[tuple[int, int]]:
+def scan_span(span: UserSpan) -> list[tuple[int, int]]:
     """Offset and length in bytes of every framed record of a span, from their headers alone."""
     frames = []
     with regular_file.open_file(span.path) as file:

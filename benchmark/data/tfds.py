@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmark.data.records import PhotoIndex, Records, Span, scan_span
+from benchmark.data.records import PhotoIndex, Records, UserSpan, scan_span
 from benchmark.data.slices import LABEL_FEATURES, Shard, slices_of
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import check_id
@@ -148,7 +148,7 @@ class TFDSRecords(Records):
     def _frames_of(self, path: Path) -> np.ndarray:
         """Offset and length of every framed record of a file, int64 [records, 2]."""
         if path not in self._frames:
-            frames = np.array(scan_span(Span(path, 0, None, 0, None)), np.int64).reshape(-1, 2)
+            frames = np.array(scan_span(UserSpan(path, 0, None, 0, None)), np.int64).reshape(-1, 2)
             expected = {shard.path: shard.num_records for shards in self._shards.values() for shard in shards}[path]
             if len(frames) != expected:
                 raise FlairError(f"{path}: has {len(frames):,} photos, expected {expected:,}; build it again")

@@ -115,9 +115,7 @@ def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> tuple[
     >>> round(low, 4), round(high, 4)
     (0.4439, 0.9748)
     """
-    import scipy.special
+    import scipy.stats
 
-    tail = (1 - level) / 2
-    low = 0.0 if successes == 0 else scipy.special.betaincinv(successes, trials - successes + 1, tail)
-    high = 1.0 if successes == trials else scipy.special.betaincinv(successes + 1, trials - successes, 1 - tail)
+    low, high = scipy.stats.binomtest(successes, trials).proportion_ci(level, method="exact")
     return float(low), float(high)

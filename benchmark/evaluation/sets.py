@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.data.labels import check_columns
 from benchmark.data.records import Records, Task
 from flair.curation.exclusion import Exclusion
 from flair.curation.manifest import Testset, manifest_path, read_testset
@@ -141,11 +142,8 @@ def _read(records: Records, partition: str, task: Task) -> EvaluationSet:
             for row, serialized in zip(rows, records.read_photos(partition, rows), strict=True):
                 photo = _decode(serialized, index.paths[index.path[row]])
                 columns = getattr(photo, task.feature)
-                if any(not 0 <= column < task.num_columns for column in columns):
-                    raise FlairError(
-                        f"{index.paths[index.path[row]]}: a photo of user {user_ids[row]} has a label column outside "
-                        f"0 to {task.num_columns - 1}; the records do not belong to this label file"
-                    )
+                place = f"{index.paths[index.path[row]]}: a photo of user {user_ids[row]}"
+                check_columns(columns, task.num_columns, place)
                 if task.binary_index is None:
                     labels[row, list(columns)] = 1
                 else:

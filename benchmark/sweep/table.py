@@ -17,6 +17,7 @@ from benchmark.run.shapes import NUMBER
 from benchmark.sweep.grid import Run
 from flair.errors import FlairError
 from flair.files import atomic
+from flair.terminal.table import fitted
 
 CSV_FILE, JSON_FILE = "results.csv", "results.json"
 _SUMMARY = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "epsilon?": NUMBER, "simulated_epsilon?": NUMBER}
@@ -64,11 +65,7 @@ def table(rows: Sequence[Row]) -> str:
         [row.label, _seeds(row), *(_text(name, row.numbers[name]) if name in row.numbers else "-" for name in names)]
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in [header, *body]
-    )
+    return fitted([header, *body])
 
 
 def write(folder: Path, rows: Sequence[Row]) -> None:

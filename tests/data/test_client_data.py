@@ -116,4 +116,4 @@ def test_the_thread_that_reads_ahead_ends_with_its_consumer():
     ahead = prefetched(iter(range(10**9)), 2)
     assert [next(ahead) for _ in range(3)] == [0, 1, 2]
     ahead.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]

@@ -14,7 +14,7 @@ import tensorflow_federated as tff
 import prepare_tfrecords
 from benchmark.data.clients import BatchPlan, UserClients
 from benchmark.data.opening import make_task
-from benchmark.data.records import TFRecords
+from benchmark.data.records import TFRecordRecords
 from benchmark.data.tfds import TFDSRecords
 from benchmark.data.tff_clients import FlairClientData
 from benchmark.flair_tfds import Flair
@@ -25,7 +25,7 @@ from flair.records.tfrecord.writer import write_tfrecords
 
 @pytest.fixture(scope="module")
 def records(tfrecords):
-    return TFRecords(tfrecords)
+    return TFRecordRecords(tfrecords)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_records_with_tffs_feature_names_are_the_same_photos(for_tff, records):
     found = reader.TFRecords(for_tff)
     for user, span in found.users("train").items():
         assert found.read_user(span) == [example.decode(payload) for payload in records.read_user("train", user)]
-    assert TFRecords(for_tff).labels == records.labels
+    assert TFRecordRecords(for_tff).labels == records.labels
 
 
 def test_feature_names_are_a_parameter_of_the_output(for_tff, miniature, tmp_path):

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from benchmark.data.clients import IidClients, UserClients
 from benchmark.data.opening import make_task, open_records
-from benchmark.data.records import TFRecords
+from benchmark.data.records import TFRecordRecords
 from benchmark.data.source import ClientSource
 from benchmark.data.tfds import TFDSRecords
 from benchmark.flair_tfds import Flair
@@ -34,7 +34,7 @@ def data_dir(miniature, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(tfrecords):
-    return TFRecords(tfrecords)
+    return TFRecordRecords(tfrecords)
 
 
 @pytest.fixture
