@@ -38,7 +38,7 @@ ARROWS = {
     "benchmark.data": (
         "benchmark.run flair.dataset flair.files flair.records.hdf5 flair.records.tfrecord flair.terminal"
     ),
-    "benchmark.sweep": "benchmark.privacy benchmark.run flair.files flair.parallel",
+    "benchmark.sweep": "benchmark.privacy benchmark.run flair.files flair.parallel flair.terminal",
     "benchmark.rounds": "benchmark.data benchmark.metrics benchmark.model benchmark.privacy benchmark.run",
     "benchmark.evaluation": (
         "benchmark.data benchmark.metrics benchmark.model benchmark.run flair.curation flair.dataset "

@@ -4,4 +4,4 @@ What enters is a saved model and records. What leaves is episodes, their scores 
 intervals.
 """
 
-__all__ = ["flags", "log", "run_labels", "run_users"]
+__all__ = ["adaptation", "flags", "log", "run_labels", "run_users", "runner"]

@@ -3,4 +3,4 @@
 What enters is sizes and repetitions. What leaves is medians, ratios and the table that the README quotes.
 """
 
-__all__ = ["sizing"]
+__all__ = ["flags", "sizing"]
