@@ -9,8 +9,8 @@ environment := sh requirements/environment.sh
 # All optional parts, so that the tests leave none of them out.
 tools := dev huggingface notebooks ray tfds
 run := .venv/bin/python -m
-# A module's tests stay in one process, because they share what its fixtures made.
-parallel := -n 2 --dist=loadfile
+# A module's tests stay in one process, because they share what its fixtures made. The slowest are told at the end.
+parallel := -n 2 --dist=loadfile --durations=30
 
 help: ## Show this list
 	@echo "make TARGET, where TARGET is one of"

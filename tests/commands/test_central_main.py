@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -11,8 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
-import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -29,21 +28,16 @@ from benchmark.run.interruption import SafePoints
 from flair.errors import FlairError
 from flair.miniature.dataset import make_dataset
 from flair.records.tfrecord.writer import write_tfrecords
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, assert_equal_weights, only_line, read_csv, run, run_process, start
 
 SIZE = (32, 32)
+CENTRAL = "benchmark.central_main"
+_run = partial(run, CENTRAL)
 
 
 @pytest.fixture(scope="module")
-def folder(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def records(folder):
-    return open_records(folder)
+def records(tfrecords):
+    return open_records(tfrecords)
 
 
 @pytest.fixture(scope="module")
@@ -51,37 +45,12 @@ def task(records):
     return make_task(records, False, None)
 
 
-def _command(*flags):
-    return [sys.executable, "-m", "benchmark.central_main", *flags]
-
-
-def _run(*flags, check=True):
-    done = subprocess.run(_command(*flags), cwd=str(ROOT), capture_output=True, text=True, timeout=300, check=False)
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
-def _weights(path):
-    found = {}
-    with h5py.File(path) as file:
-        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return found
-
-
-def _assert_equal_weights(one, other):
-    one, other = _weights(one), _weights(other)
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name])
-
-
 @pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory):
+def finished(tfrecords, tmp_path_factory):
     """A complete run of two epochs through the command line, and what it printed."""
     out = tmp_path_factory.mktemp("finished")
     done = _run(
-        f"--tfrecords_dir={folder}",
+        f"--tfrecords_dir={tfrecords}",
         f"--save_model_dir={out}",
         "--model=cnn",
         "--image_height=32",
@@ -94,13 +63,12 @@ def finished(folder, tmp_path_factory):
     return out, done
 
 
-def test_a_run_leaves_a_model_and_a_complete_run_folder(finished, folder, records, task):
+def test_a_run_leaves_a_model_and_a_complete_run_folder(finished, tfrecords, records, task):
     out, done = finished
     name = f"cnn_central_{task.num_outputs}labels"
     run = out / name
     assert sorted(path.name for path in out.iterdir()) == [name, f"{name}.h5"]
-    with open(run / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(run / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert {"train_loss", "val_loss", "val_macro_averaged_precision", "learning_rate"} <= set(rows[0])
     assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
@@ -121,7 +89,7 @@ def test_a_run_leaves_a_model_and_a_complete_run_folder(finished, folder, record
     assert again == pytest.approx(summary["test"], abs=1e-6)
 
 
-def test_the_same_command_again_changes_nothing(finished, folder):
+def test_the_same_command_again_changes_nothing(finished, tfrecords):
     out, _ = finished
     run = next(path for path in out.iterdir() if path.is_dir())
     before = {path: path.stat().st_mtime_ns for path in out.glob("**/*.h5")}
@@ -129,10 +97,9 @@ def test_the_same_command_again_changes_nothing(finished, folder):
     assert "complete already" in done.stdout
     assert "final test metrics" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in out.glob("**/*.h5")} == before
-    other = _run(f"--flagfile={run / 'flags.txt'}", f"--restore_model_path={run / 'best.h5'}", check=False)
-    assert other.returncode == 1 and "begun with other restored weights" in other.stderr
-    other = _run(f"--flagfile={run / 'flags.txt'}", "--learning_rate=0.5", check=False)
-    assert other.returncode == 1
+    other = _run(f"--flagfile={run / 'flags.txt'}", f"--restore_model_path={run / 'best.h5'}", code=1)
+    assert "begun with other restored weights" in other.stderr
+    other = _run(f"--flagfile={run / 'flags.txt'}", "--learning_rate=0.5", code=1)
     assert "--learning_rate was 0.01 and is 0.5" in other.stderr
 
 
@@ -143,8 +110,8 @@ def test_a_run_repeated_from_its_folder_alone_gives_the_same_numbers(finished, t
     repeated = tmp_path / run.name
     assert (repeated / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
     for name in ("best.h5", "last.h5"):
-        _assert_equal_weights(repeated / name, run / name)
-    facts = [json.loads((folder / "run.json").read_text()) for folder in (run, repeated)]
+        assert_equal_weights(repeated / name, run / name)
+    facts = [json.loads((tfrecords / "run.json").read_text()) for tfrecords in (run, repeated)]
     for name in ("data", "seed", "versions", "restored_model"):
         assert facts[0][name] == facts[1][name]
     assert {"python", "tensorflow", "numpy"} <= facts[0]["versions"].keys()
@@ -156,7 +123,7 @@ def test_killed_at_any_time_and_continued_it_equals_the_unbroken_run(finished, t
     unbroken = next(path for path in out.iterdir() if path.is_dir())
     flags = [f"--flagfile={unbroken / 'flags.txt'}", f"--run_dir={tmp_path / 'run'}", "--minutes_per_checkpoint=0"]
     flags.append(f"--save_model_dir={tmp_path}")
-    process = subprocess.Popen(_command(*flags), cwd=str(ROOT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(CENTRAL, *flags, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while len(list((tmp_path / "run" / "checkpoints").glob("*.npz"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -167,37 +134,33 @@ def test_killed_at_any_time_and_continued_it_equals_the_unbroken_run(finished, t
     assert "continuing after" in done.stdout
     assert (tmp_path / "run" / "metrics.csv").read_text() == (unbroken / "metrics.csv").read_text()
     for name in ("best.h5", "last.h5"):
-        _assert_equal_weights(tmp_path / "run" / name, unbroken / name)
-    _assert_equal_weights(next(tmp_path.glob("*.h5")), next(out.glob("*.h5")))
+        assert_equal_weights(tmp_path / "run" / name, unbroken / name)
+    assert_equal_weights(next(tmp_path.glob("*.h5")), next(out.glob("*.h5")))
 
 
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
         ([], 2, "--tfrecords_dir"),
-        (["--tfrecords_dir={folder}", "--nonsense=1"], 2, "nonsense"),
-        (["--tfrecords_dir={folder}", "--num_epochs=0"], 2, "num_epochs"),
-        (["--tfrecords_dir={folder}", "--compute_dtype=float16"], 2, "compute_dtype"),
-        (["--tfrecords_dir={folder}", "extra"], 2, "takes flags only, found 'extra'"),
-        (["--tfrecords_dir={folder}", "--nooverwrite=true"], 2, "--nooverwrite=true does not take an argument"),
-        (["--tfrecords_dir={folder}/train"], 1, "has no label_index.json"),
-        (["--tfrecords_dir={folder}", "--binary_label=dragon"], 1, "the labels are animal"),
-        (["--tfrecords_dir={folder}", "--best_metric=accuracy"], 1, "the metrics are loss, macro_precision"),
-        (["--tfrecords_dir={folder}", "--restore_model_path=/none.h5"], 1, "--restore_model_path=/none.h5: no such"),
-        (["--tfrecords_dir={folder}", "--save_model_dir=/proc/none"], 1, "/proc/none"),
+        (["--tfrecords_dir={tfrecords}", "--nonsense=1"], 2, "nonsense"),
+        (["--tfrecords_dir={tfrecords}", "--num_epochs=0"], 2, "num_epochs"),
+        (["--tfrecords_dir={tfrecords}", "--compute_dtype=float16"], 2, "compute_dtype"),
+        (["--tfrecords_dir={tfrecords}", "extra"], 2, "takes flags only, found 'extra'"),
+        (["--tfrecords_dir={tfrecords}", "--nooverwrite=true"], 2, "--nooverwrite=true does not take an argument"),
+        (["--tfrecords_dir={tfrecords}/train"], 1, "has no label_index.json"),
+        (["--tfrecords_dir={tfrecords}", "--binary_label=dragon"], 1, "the labels are animal"),
+        (["--tfrecords_dir={tfrecords}", "--best_metric=accuracy"], 1, "the metrics are loss, macro_precision"),
+        (["--tfrecords_dir={tfrecords}", "--restore_model_path=/none.h5"], 1, "--restore_model_path=/none.h5: no such"),
+        (["--tfrecords_dir={tfrecords}", "--save_model_dir=/proc/none"], 1, "/proc/none"),
     ],
 )
-def test_refusals_are_one_line_and_come_before_tensorflow(folder, tmp_path, flags, code, message):
-    command = _command(*(flag.format(folder=folder) for flag in flags))
+def test_refusals_are_one_line_and_come_before_tensorflow(tfrecords, tmp_path, flags, code, message):
     # A TensorFlow that fails on import proves that none is imported.
     (tmp_path / "tensorflow.py").write_text("raise RuntimeError('imported')")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False
-    )
-    assert done.returncode == code
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    flags = [flag.format(tfrecords=tfrecords) for flag in flags]
+    done = run_process(CENTRAL, *flags, code=code, cwd=tmp_path, env={"PYTHONPATH": path})
+    assert message in only_line(done)
     assert done.stdout == ""
 
 
@@ -329,8 +292,7 @@ def test_early_stopping_keeps_the_best_epoch(records, task, tmp_path):
     )
     assert state.epoch < 12
     assert state.best_epoch == state.epoch - 1
-    with open(tmp_path / "metrics.csv", newline="") as file:
-        values = [float(row["val_micro_recall"]) for row in csv.DictReader(file)]
+    values = [float(row["val_micro_recall"]) for row in read_csv(tmp_path / "metrics.csv")]
     assert max(values) == values[state.best_epoch - 1] == -state.best_value
 
 
@@ -372,9 +334,9 @@ np.savez(run_dir + "/weights.npz", *model.get_weights())
 """
 
 
-def test_two_devices_train_like_one(records, task, folder, tmp_path):
+def test_two_devices_train_like_one(records, task, tfrecords, tmp_path):
     one, _ = _train(records, task, tmp_path / "1")
-    subprocess.run([sys.executable, "-c", TWO_DEVICES, str(folder), str(tmp_path / "2")], cwd=str(ROOT), check=True)
+    subprocess.run([sys.executable, "-c", TWO_DEVICES, str(tfrecords), str(tmp_path / "2")], cwd=str(ROOT), check=True)
     _assert_nearly_equal_runs(tmp_path / "1", tmp_path / "2")
     two = np.load(tmp_path / "2" / "weights.npz")
     for found, wanted in zip(two.values(), one.get_weights(), strict=True):
@@ -382,10 +344,7 @@ def test_two_devices_train_like_one(records, task, folder, tmp_path):
 
 
 def _assert_nearly_equal_runs(one, other):
-    rows = []
-    for path in (one, other):
-        with open(path / "metrics.csv", newline="") as file:
-            rows.append(list(csv.DictReader(file)))
+    rows = [read_csv(path / "metrics.csv") for path in (one, other)]
     assert len(rows[0]) == len(rows[1]) == 2
     for a, b in zip(*rows, strict=True):
         for name in ("train_loss", "val_loss"):
@@ -401,10 +360,10 @@ def _two_machines(flags, directory, *flags_of_the_second):
         config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
         with open(printed[index], "w") as file:
             processes.append(
-                subprocess.Popen(
-                    _command(*flags, *(flags_of_the_second if index else ())),
-                    cwd=str(ROOT),
-                    env={**os.environ, "TF_CONFIG": config},
+                start(
+                    CENTRAL,
+                    *(*flags, *(flags_of_the_second if index else ())),
+                    env={"TF_CONFIG": config},
                     stdout=file,
                     stderr=subprocess.STDOUT,
                 )
@@ -511,8 +470,8 @@ central_main.main()
 
 
 @pytest.mark.slow
-def test_many_epochs_add_no_memory(folder, tmp_path):
-    flags = [f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", "--model=cnn", "--num_epochs=25"]
+def test_many_epochs_add_no_memory(tfrecords, tmp_path):
+    flags = [f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", "--model=cnn", "--num_epochs=25"]
     flags += ["--image_height=32", "--image_width=32", "--train_batch_size=16"]
     command = [sys.executable, "-c", WATCHED, *flags]
     done = subprocess.run(command, cwd=str(ROOT), capture_output=True, text=True, check=False)
@@ -537,9 +496,9 @@ def _macro_precision(records, task, dtype, seed, num_epochs, learning_rate, run_
     return passes.accumulate(trainer.model, validation, task)
 
 
-def _check_both_dtypes_learn(folder, tmp_path, num_epochs, learning_rate):
+def _check_both_dtypes_learn(tfrecords, tmp_path, num_epochs, learning_rate):
     """Three seeds a dtype beat knowing nothing, and the dtypes differ no more than the seeds do."""
-    records = open_records(folder)
+    records = open_records(tfrecords)
     task = make_task(records, False, None)
     found = {}
     for dtype in ("float32", "bfloat16"):
@@ -577,7 +536,7 @@ def test_killed_in_any_epoch_it_equals_the_unbroken_run(finished, tmp_path, mome
     steps = 2 * -(-json.loads((unbroken / "run.json").read_text())["data"]["photos"]["train"] // 16)
     flags = [f"--flagfile={unbroken / 'flags.txt'}", f"--run_dir={tmp_path / 'run'}", "--minutes_per_checkpoint=0"]
     flags.append(f"--save_model_dir={tmp_path}")
-    process = subprocess.Popen(_command(*flags), cwd=str(ROOT), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(CENTRAL, *flags, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wanted = f"checkpoint-{round(moment * steps):010d}.npz"
     deadline = time.monotonic() + 200
     while not (tmp_path / "run" / "checkpoints" / wanted).exists() and time.monotonic() < deadline:
@@ -586,5 +545,5 @@ def test_killed_in_any_epoch_it_equals_the_unbroken_run(finished, tmp_path, mome
     process.wait()
     _run(*flags)
     assert (tmp_path / "run" / "metrics.csv").read_text() == (unbroken / "metrics.csv").read_text()
-    _assert_equal_weights(tmp_path / "run" / "last.h5", unbroken / "last.h5")
+    assert_equal_weights(tmp_path / "run" / "last.h5", unbroken / "last.h5")
     shutil.rmtree(tmp_path / "run")

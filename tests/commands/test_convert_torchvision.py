@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import h5py
 import numpy as np
@@ -16,7 +14,7 @@ from benchmark import convert_torchvision
 from benchmark.model import loading, networks, safetensors
 from flair.errors import FlairError
 from tests.support.bounded_memory import bounded_memory
-from tests.support.commands import ROOT
+from tests.support.commands import run
 
 CLASSES = 10
 
@@ -101,9 +99,8 @@ def _forward(t, x):
 def converted(tensors, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted")
     _write_safetensors(folder / "model.safetensors", tensors)
-    command = [sys.executable, "-m", "benchmark.convert_torchvision"]
-    command += [f"--weights={folder / 'model.safetensors'}", f"--output={folder / 'resnet18.h5'}"]
-    done = subprocess.run(command, cwd=str(ROOT), capture_output=True, text=True, check=True)
+    flags = (f"--weights={folder / 'model.safetensors'}", f"--output={folder / 'resnet18.h5'}")
+    done = run("benchmark.convert_torchvision", *flags)
     assert "41 layers" in done.stdout
     return folder / "resnet18.h5"
 
@@ -225,8 +222,6 @@ def test_damaged_files_are_refused_or_read_but_never_crash(tmp_path_factory, dat
 
 
 def test_a_missing_file_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "benchmark.convert_torchvision", "--weights=/none", f"--output={tmp_path}/a.h5"]
-    done = subprocess.run(command, cwd=str(ROOT), capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    done = run("benchmark.convert_torchvision", "--weights=/none", f"--output={tmp_path}/a.h5", code=1)
     assert "/none: no such file" in done.stderr
     assert not (tmp_path / "a.h5").exists()

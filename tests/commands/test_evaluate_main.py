@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 
 import h5py
 import numpy as np
@@ -23,31 +21,12 @@ from benchmark.model import saved as saved_model
 from flair.dataset.metadata import load_users
 from flair.errors import FlairError
 from flair.files.regular_file import file_sha256
-from flair.records.tfrecord.writer import write_tfrecords
-from tests.support.commands import ROOT
+from tests.support.commands import read_csv, refused, run, start
 
 pytestmark = pytest.mark.timeout(900)  # the first test trains, on whatever the other tests leave of the machine
 SIZE = (32, 32)
-
-
-def _run(module, *flags, check=True):
-    command = [sys.executable, "-m", f"benchmark.{module}", *map(str, flags)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
-def _evaluate(*flags, check=True):
-    return _run("evaluate_main", *flags, check=check)
-
-
-def _refused(*flags, code=1):
-    done = _evaluate(*flags, check=False)
-    assert done.returncode == code, done
-    assert "Traceback" not in done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    return line
+EVALUATE = "benchmark.evaluate_main"
+_evaluate, _refused = partial(run, EVALUATE), partial(refused, EVALUATE)
 
 
 def _save(path, num_outputs, seed=0, size=SIZE):
@@ -56,35 +35,28 @@ def _save(path, num_outputs, seed=0, size=SIZE):
 
 
 @pytest.fixture(scope="module")
-def folder(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return path
+def num_labels(tfrecords):
+    return len(json.loads((tfrecords / "label_index.json").read_text())["labels"])
 
 
 @pytest.fixture(scope="module")
-def num_labels(folder):
-    return len(json.loads((folder / "label_index.json").read_text())["labels"])
-
-
-@pytest.fixture(scope="module")
-def evaluated(folder, miniature, num_labels, tmp_path_factory):
+def evaluated(tfrecords, miniature, num_labels, tmp_path_factory):
     """A trained run and a random model, evaluated on test and on a test set of half its photos, with two excluded."""
     root = tmp_path_factory.mktemp("evaluated")
-    flags = (f"--tfrecords_dir={folder}", "--model=cnn", "--image_height=32", "--image_width=32", "--num_epochs=1")
-    trained = _run("central_main", *flags, f"--save_model_dir={root / 'trained'}", "--train_batch_size=32")
+    flags = (f"--tfrecords_dir={tfrecords}", "--model=cnn", "--image_height=32", "--image_width=32", "--num_epochs=1")
+    trained = run("benchmark.central_main", *flags, f"--save_model_dir={root / 'trained'}", "--train_batch_size=32")
     _save(root / "random.h5", num_labels, seed=5)
     ids = [r.image_id for user in load_users(miniature) if user.partition == "test" for r in user.records]
     manifest = {"name": "half-0", "partition": "test", "image_ids": ids[::2]}
     (root / "half-0.json").write_text(json.dumps(manifest))
     (root / "exclude.json").write_text(json.dumps([ids[1], ids[2]]))
-    done = _evaluate(*_flags(root, folder))
+    done = _evaluate(*_flags(root, tfrecords))
     return root, json.loads((root / "out" / "evaluation.json").read_text()), done.stdout, trained.stdout, ids
 
 
-def _flags(root, folder, out="out"):
+def _flags(root, tfrecords, out="out"):
     return (
-        f"--tfrecords_dir={folder}",
+        f"--tfrecords_dir={tfrecords}",
         f"--models={root / 'trained'},{root / 'random.h5'}",
         "--partitions=val,test,half-0",
         f"--testsets_dir={root}",
@@ -152,11 +124,9 @@ def test_point_estimates_are_those_training_printed(evaluated):
 
 def test_ids_name_each_row_and_excluded_photos_are_gone(evaluated):
     root, content, printed, _, ids = evaluated
-    with open(root / "out" / "test" / "ids.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(root / "out" / "test" / "ids.csv")
     assert {row["image_id"] for row in rows} == set(ids) - {ids[1], ids[2]}
-    with open(root / "out" / "half-0" / "ids.csv", newline="") as file:
-        half = [row["image_id"] for row in csv.DictReader(file)]
+    half = [row["image_id"] for row in read_csv(root / "out" / "half-0" / "ids.csv")]
     assert set(half) == set(ids[::2]) - {ids[2]}
     place = {row["image_id"]: number for number, row in enumerate(rows)}
     whole, part = (np.load(root / "out" / name / "random" / "predictions.npy") for name in ("test", "half-0"))
@@ -182,8 +152,7 @@ def test_comparisons_drops_users_and_tables(evaluated):
         _result(content, "trained", n)["metrics"]["micro_averaged_precision"]["value"] for n in ("test", "half-0")
     )
     assert drop == pytest.approx(test - half)
-    with open(root / "out" / "test" / "random" / "per_user.csv", newline="") as file:
-        users = list(csv.DictReader(file))
+    users = read_csv(root / "out" / "test" / "random" / "per_user.csv")
     spread = _result(content, "random", "test")["per_user"]["loss"]
     losses = [float(row["loss"]) for row in users]
     assert spread["mean"] == pytest.approx(np.mean(losses)) and spread["p50"] == pytest.approx(np.median(losses))
@@ -201,13 +170,13 @@ def test_the_run_folder_gets_its_own_result(evaluated):
     assert own["results"] == [result for result in content["results"] if result["model"] == "trained"]
 
 
-def test_a_rerun_compares_its_predictions_with_the_old_ones(evaluated, folder, num_labels):
+def test_a_rerun_compares_its_predictions_with_the_old_ones(evaluated, tfrecords, num_labels):
     root, content, _, _, _ = evaluated
     shutil.copytree(root / "out", root / "again")
     shutil.copy(root / "random.h5", root / "kept.h5")
     _save(root / "random.h5", num_labels, seed=6)
     try:
-        done = _evaluate(*_flags(root, folder, "again"))
+        done = _evaluate(*_flags(root, tfrecords, "again"))
     finally:
         shutil.move(root / "kept.h5", root / "random.h5")
     assert "test, trained: old predictions == new predictions" in done.stdout
@@ -217,9 +186,9 @@ def test_a_rerun_compares_its_predictions_with_the_old_ones(evaluated, folder, n
     assert _result(again, "trained", "test")["metrics"] == _result(content, "trained", "test")["metrics"]
 
 
-def test_refusals_are_one_line_and_quick(folder, num_labels, evaluated, tmp_path):
+def test_refusals_are_one_line_and_quick(tfrecords, num_labels, evaluated, tmp_path):
     root = evaluated[0]
-    data = f"--tfrecords_dir={folder}"
+    data = f"--tfrecords_dir={tfrecords}"
     _save(tmp_path / "five.h5", 5)
     _save(tmp_path / "one.h5", 1)
     (tmp_path / "text.h5").write_text("no HDF5")
@@ -255,14 +224,13 @@ def test_refusals_are_one_line_and_quick(folder, num_labels, evaluated, tmp_path
     assert "models" in _refused(data, code=2)
 
 
-def test_a_model_that_diverged_is_refused_in_one_line_not_a_traceback(folder, num_labels, tmp_path):
+def test_a_model_that_diverged_is_refused_in_one_line_not_a_traceback(tfrecords, num_labels, tmp_path):
     model, path = networks.build_model("cnn", (*SIZE, 3), num_labels), tmp_path / "diverged.h5"
     kernel = model.get_layer("classifier").kernel
     kernel.assign(tf.fill(kernel.shape, np.nan))
     loading.save_weights(model, path)
-    flags = (f"--tfrecords_dir={folder}", f"--models={path}", "--partitions=val", f"--output_dir={tmp_path / 'out'}")
-    done = _evaluate(*flags, check=False)
-    assert done.returncode == 1
+    flags = (f"--tfrecords_dir={tfrecords}", f"--models={path}", "--partitions=val", f"--output_dir={tmp_path / 'out'}")
+    done = _evaluate(*flags, code=1)
     assert "its training has diverged" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
@@ -323,9 +291,9 @@ def test_a_folder_of_run_folders_names_the_best_model_of_each(tmp_path):
 
 def test_folders_of_a_sweep_with_commas_in_their_names_can_be_named_and_compared(tmp_path):
     runs = [tmp_path / f"learning_rate=0.1,seed={seed}" for seed in (0, 1)]
-    for run in runs:
-        run.mkdir()
-        (run / "flags.txt").write_text("--model=cnn\n")
+    for path in runs:
+        path.mkdir()
+        (path / "flags.txt").write_text("--model=cnn\n")
         _save(run / "best.h5", 3)
     names = ",".join(map(str, runs)).split(",")
     assert [model.path.parent for model in saved_model.find_models(names)] == runs
@@ -367,14 +335,14 @@ def test_damaged_predictions_are_named(tmp_path):
 
 
 def test_no_changed_byte_of_predictions_is_believed(tmp_path):
-    folder, scores, losses = _predicted(tmp_path, finish=True)
+    tfrecords, scores, losses = _predicted(tmp_path, finish=True)
     lines = []
     for name in ("predictions.npy", "losses.npy", "made_from.json"):
-        data = (folder / name).read_bytes()
+        data = (tfrecords / name).read_bytes()
         for place in range(len(data)):
-            (folder / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            (tfrecords / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
             try:
-                found = open_predictions(folder)
+                found = open_predictions(tfrecords)
             except FlairError as error:
                 lines.append(str(error))
                 continue
@@ -382,29 +350,29 @@ def test_no_changed_byte_of_predictions_is_believed(tmp_path):
             assert name != "made_from.json" and place < 128 and found.facts == {"model": "a"}
             np.testing.assert_array_equal(found.scores, scores)
             np.testing.assert_array_equal(found.losses, losses)
-        (folder / name).write_bytes(data)
-    assert all(line.startswith(f"{folder}: its predictions are damaged") and line.isprintable() for line in lines)
+        (tfrecords / name).write_bytes(data)
+    assert all(line.startswith(f"{tfrecords}: its predictions are damaged") and line.isprintable() for line in lines)
 
 
 def test_damaged_unfinished_predictions_are_made_anew(tmp_path, capsys):
-    folder, scores, losses = _predicted(tmp_path, finish=False)
-    kept = {path.name: path.read_bytes() for path in (folder / "unfinished").iterdir()}
+    tfrecords, scores, losses = _predicted(tmp_path, finish=False)
+    kept = {path.name: path.read_bytes() for path in (tfrecords / "unfinished").iterdir()}
     for name, data in kept.items():
         for damaged in (b"", data[: len(data) // 2], data[:-1] + b"\x01", b"[" * 100_000, None):
             for other, whole in kept.items():
-                (folder / "unfinished" / other).write_bytes(whole)
-            (folder / "unfinished" / name).unlink()
+                (tfrecords / "unfinished" / other).write_bytes(whole)
+            (tfrecords / "unfinished" / name).unlink()
             if damaged is None:
-                (folder / "unfinished" / name).mkdir()
+                (tfrecords / "unfinished" / name).mkdir()
             else:
-                (folder / "unfinished" / name).write_bytes(damaged)
-            writer = PredictionWriter(folder, (6, 2), {"model": "a"})
+                (tfrecords / "unfinished" / name).write_bytes(damaged)
+            writer = PredictionWriter(tfrecords, (6, 2), {"model": "a"})
             assert writer.num_done == 0
             line = capsys.readouterr().err
-            assert line.startswith(f"{folder / 'unfinished'}: is damaged (") and line.count("\n") == 1
+            assert line.startswith(f"{tfrecords / 'unfinished'}: is damaged (") and line.count("\n") == 1
             writer.add(scores, losses)
             np.testing.assert_array_equal(writer.finish().scores, scores)
-            (folder / "unfinished").mkdir()
+            (tfrecords / "unfinished").mkdir()
 
 
 def _predicted(tmp_path, finish):
@@ -419,13 +387,12 @@ def _predicted(tmp_path, finish):
 
 
 @pytest.mark.slow
-def test_an_interrupted_evaluation_is_continued_with_the_same_numbers(evaluated, folder):
+def test_an_interrupted_evaluation_is_continued_with_the_same_numbers(evaluated, tfrecords):
     root = evaluated[0]
-    flags = [*_flags(root, folder, "broken"), "--eval_batch_size=4"]
-    whole = _evaluate(*_flags(root, folder, "unbroken"), "--eval_batch_size=4")
+    flags = [*_flags(root, tfrecords, "broken"), "--eval_batch_size=4"]
+    whole = _evaluate(*_flags(root, tfrecords, "unbroken"), "--eval_batch_size=4")
     assert whole.returncode == 0
-    command = [sys.executable, "-m", "benchmark.evaluate_main", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(EVALUATE, *flags)
     while not (root / "broken" / "test" / "trained" / "made_from.json").is_file():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
@@ -443,10 +410,10 @@ def test_an_interrupted_evaluation_is_continued_with_the_same_numbers(evaluated,
 
 
 @pytest.mark.slow
-def test_a_binary_model_has_accuracy_with_both_intervals(folder, tmp_path):
+def test_a_binary_model_has_accuracy_with_both_intervals(tfrecords, tmp_path):
     _save(tmp_path / "structure.h5", 1, seed=2)
     done = _evaluate(
-        f"--tfrecords_dir={folder}", f"--models={tmp_path}", "--binary_label=structure", "--partitions=train",
+        f"--tfrecords_dir={tfrecords}", f"--models={tmp_path}", "--binary_label=structure", "--partitions=train",
         f"--output_dir={tmp_path / 'out'}",
     )  # fmt: skip
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"][0]
@@ -460,11 +427,11 @@ def test_a_binary_model_has_accuracy_with_both_intervals(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_fine_grained_models_are_known_by_their_outputs(folder, tmp_path):
-    count = len(json.loads((folder / "label_index.json").read_text())["fine_grained_labels"])
+def test_fine_grained_models_are_known_by_their_outputs(tfrecords, tmp_path):
+    count = len(json.loads((tfrecords / "label_index.json").read_text())["fine_grained_labels"])
     _save(tmp_path / "fine.h5", count)
     done = _evaluate(
-        f"--tfrecords_dir={folder}", f"--models={tmp_path / 'fine.h5'}", "--partitions=test", "--num_resamples=100",
+        f"--tfrecords_dir={tfrecords}", f"--models={tmp_path / 'fine.h5'}", "--partitions=test", "--num_resamples=100",
         f"--output_dir={tmp_path / 'out'}",
     )  # fmt: skip
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 from flair.dataset.metadata import load_records, photo_path
 from flair.duplicates.features import ids_path, read_features, write_features
 from flair.errors import FlairError
+from tests.support.commands import run
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +80,8 @@ def test_mistakes_end_in_one_line(tmp_path: Path, miniature: Path) -> None:
         (["--model=none.h5", "--output=f.npy"], 1, "--model=none.h5: no such file"),
         (["--model=none.h5", "--output=f.txt"], 2, "expected a name that ends in .npy"),
     ):
-        result = subprocess.run(
-            [sys.executable, "-m", "benchmark.features_main", f"--dataset_dir={miniature}", *flags],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert (result.returncode, message in result.stderr.splitlines()[-1]) == (code, True)
+        result = run("benchmark.features_main", f"--dataset_dir={miniature}", *flags, code=code)
+        assert message in result.stderr.splitlines()[-1]
     np.save(tmp_path / "features.npy", np.zeros((2, 3), np.float32))
     with pytest.raises(FlairError, match=r"has no features.json beside it; python -m benchmark.features_main"):
         read_features(tmp_path / "features.npy", ["1"])

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import subprocess
-import sys
 
 import pytest
 
 from flair.miniature.dataset import make_dataset
 from flair.records.tfrecord.writer import write_tfrecords
-from tests.support.commands import ROOT
+from tests.support.commands import read_csv, run_process
 
 MACRO = "test_macro_averaged_precision_mean"
 
 
 def _sweep(preset, folder, sweep_dir, *grid):
     flags = [f"--flagfile=benchmark/configs/{preset}.flags", f"--tfrecords_dir={folder}", f"--sweep_dir={sweep_dir}"]
-    command = [sys.executable, "-m", "benchmark.sweep_main", *flags, "--seeds=3", "--jobs=2", *grid]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    with open(sweep_dir / "results.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    run_process("benchmark.sweep_main", *flags, "--seeds=3", "--jobs=2", *grid, timeout=None)
+    return read_csv(sweep_dir / "results.csv")
 
 
 @pytest.mark.long

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import csv
 import hashlib
 import itertools
 import json
@@ -13,8 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
-import h5py
 import numpy as np
 import psutil
 import pytest
@@ -25,52 +24,21 @@ from benchmark.privacy.noise_key import NoiseKey
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.seeds import derive_seed
 from flair.records.tfrecord import example, frames
-from flair.records.tfrecord.writer import write_tfrecords
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, assert_equal_weights, read_csv, refused, run, start
 from tests.support.published_records import write_published_records
 
+FEDERATED = "benchmark.federated_main"
+_run, _refused = partial(run, FEDERATED), partial(refused, FEDERATED)
 SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--clients_per_round=4", "--client_batch_size=8")
 
 
-@pytest.fixture(scope="module")
-def folder(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return path
-
-
-def _command(*flags):
-    return [sys.executable, "-m", "benchmark.federated_main", *map(str, flags)]
-
-
-def _places(folder, out):
-    return f"--tfrecords_dir={folder}", f"--save_model_dir={out}", f"--run_dir={out / 'run'}"
-
-
-def _run(*flags, check=True):
-    done = subprocess.run(_command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
-def _refused(*flags):
-    done = _run(*flags, check=False)
-    assert done.returncode == 1, done
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+def _places(tfrecords, out):
+    return f"--tfrecords_dir={tfrecords}", f"--save_model_dir={out}", f"--run_dir={out / 'run'}"
 
 
 def _saved_model(out):
     (path,) = out.glob("cnn_federated_*labels.h5")
     return path
-
-
-def _rows(run_dir):
-    with open(run_dir / "metrics.csv", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _final_state(run_dir):
@@ -87,23 +55,10 @@ def _assert_same_run(one, other):
     for name in ("privacy.json", "privacy.txt"):
         assert (one / name).read_text() == (other / name).read_text()
     for name in ("best.h5", "last.h5"):
-        _assert_equal_weights(one / name, other / name)
+        assert_equal_weights(one / name, other / name)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
     for name in ("best_round", "val", "test", "epsilon"):
         assert summaries[0][name] == summaries[1][name]
-
-
-def _assert_equal_weights(one, other):
-    def read(path):
-        found = {}
-        with h5py.File(path) as file:
-            file.visititems(lambda name, x: found.update({name: x[()]}) if isinstance(x, h5py.Dataset) else None)
-        return found
-
-    first, second = read(one), read(other)
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name])
 
 
 PRIVATE = (*SMALL, "--total_rounds=4", "--rounds_per_eval=2", "--rounds_per_checkpoint=1", "--epsilon=8")
@@ -118,17 +73,17 @@ def repeatable(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(folder, repeatable, tmp_path_factory):
+def finished(tfrecords, repeatable, tmp_path_factory):
     """A complete private run of four rounds."""
     out = tmp_path_factory.mktemp("finished")
-    done = _run(*_places(folder, out), *repeatable)
+    done = _run(*_places(tfrecords, out), *repeatable)
     return out, out / "run", done.stdout
 
 
 def test_a_private_run_leaves_model_metrics_and_statement(finished):
     out, run_dir, printed = finished
     assert _saved_model(out).is_file()
-    rows = _rows(run_dir)
+    rows = read_csv(run_dir / "metrics.csv")
     assert [row["round"] for row in rows] == ["1", "2", "3", "4"]
     assert all(np.isfinite(float(row["train_loss"])) for row in rows)
     assert rows[0]["val_loss"] == "" and float(rows[3]["val_loss"]) > 0
@@ -157,31 +112,31 @@ def test_a_private_run_repeated_from_its_folder_alone_gives_the_same_numbers(fin
 
 def test_the_clip_norm_of_the_statement_is_the_one_in_force(finished):
     _, run_dir, _ = finished
-    rows = _rows(run_dir)
+    rows = read_csv(run_dir / "metrics.csv")
     assert float(rows[0]["clip_norm"]) == pytest.approx(0.1)
     for before, after in itertools.pairwise(rows):
         assert float(after["clip_norm"]) == float(before["dp_query_metrics/clip"])
 
 
-def test_a_complete_run_is_not_repeated(folder, repeatable, finished):
+def test_a_complete_run_is_not_repeated(tfrecords, repeatable, finished):
     out, run_dir, _ = finished
     before = [(run_dir / name).read_bytes() for name in ("metrics.csv", "flags.txt", "run.json")]
-    done = _run(*_places(folder, out), *repeatable)
+    done = _run(*_places(tfrecords, out), *repeatable)
     assert "complete already" in done.stdout
-    other = _refused(*_places(folder, out), *repeatable, f"--restore_model_path={_saved_model(out)}")
+    other = _refused(*_places(tfrecords, out), *repeatable, f"--restore_model_path={_saved_model(out)}")
     assert "begun with other restored weights" in other
     assert [(run_dir / name).read_bytes() for name in ("metrics.csv", "flags.txt", "run.json")] == before
 
 
-def test_other_flags_in_the_same_folder_are_refused(folder, repeatable, finished):
+def test_other_flags_in_the_same_folder_are_refused(tfrecords, repeatable, finished):
     out, _, _ = finished
-    line = _refused(*_places(folder, out), *repeatable, "--client_learning_rate=0.5")
+    line = _refused(*_places(tfrecords, out), *repeatable, "--client_learning_rate=0.5")
     assert "client_learning_rate" in line and "--overwrite" in line
 
 
 def _kill_after(flags, run_dir, round_number, number):
     """Starts a run and signals it when the checkpoint of that round is there."""
-    process = subprocess.Popen(_command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(FEDERATED, *flags)
     wanted = run_dir / "checkpoints" / f"checkpoint-{round_number:010d}.npz"
     while process.poll() is None and not wanted.exists():
         try:
@@ -197,9 +152,9 @@ def _kill_after(flags, run_dir, round_number, number):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
 )
-def test_a_stopped_run_continues_to_the_same_result(folder, repeatable, finished, tmp_path, number, code):
+def test_a_stopped_run_continues_to_the_same_result(tfrecords, repeatable, finished, tmp_path, number, code):
     run_dir = tmp_path / "run"
-    flags = (*_places(folder, tmp_path), *repeatable)
+    flags = (*_places(tfrecords, tmp_path), *repeatable)
     assert _kill_after(flags, run_dir, 1, number) == code
     done = _run(*flags)
     assert "continuing after round" in done.stdout
@@ -207,14 +162,14 @@ def test_a_stopped_run_continues_to_the_same_result(folder, repeatable, finished
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing(folder, repeatable, tmp_path):
+def test_ten_kills_change_nothing(tfrecords, repeatable, tmp_path):
     """SIGKILL at ten seeded places of a twelve-round private run, resumed each time."""
     flags = (*repeatable, "--total_rounds=12")
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    _run(*flags, *_places(folder, unbroken))
+    _run(*flags, *_places(tfrecords, unbroken))
     for round_number in range(1, 11):
-        assert _kill_after((*flags, *_places(folder, broken)), broken / "run", round_number, signal.SIGKILL) == -9
-    _run(*flags, *_places(folder, broken))
+        assert _kill_after((*flags, *_places(tfrecords, broken)), broken / "run", round_number, signal.SIGKILL) == -9
+    _run(*flags, *_places(tfrecords, broken))
     _assert_same_run(broken / "run", unbroken / "run")
 
 
@@ -227,8 +182,8 @@ def _every_byte(run_dir):
     return b"".join(path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file())
 
 
-def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(folder, tmp_path):
-    flags, key = (*_places(folder, tmp_path), *PRIVATE), tmp_path / "run" / "noise.key"
+def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(tfrecords, tmp_path):
+    flags, key = (*_places(tfrecords, tmp_path), *PRIVATE), tmp_path / "run" / "noise.key"
     assert _kill_after(flags, tmp_path / "run", 1, signal.SIGTERM) == 143
     assert key.stat().st_mode & 0o777 == 0o600
     run_key = _key_in(tmp_path / "run")
@@ -282,15 +237,15 @@ def _predictions(run_dir, count):
 
 
 @pytest.mark.slow
-def test_the_noise_of_a_published_run_cannot_be_taken_away_but_by_who_has_its_key(folder, repeatable, tmp_path):
-    _run(*_places(folder, tmp_path / "published"), *SMALL, *ONLY_NOISE)
+def test_the_noise_of_a_published_run_cannot_be_taken_away_but_by_who_has_its_key(tfrecords, repeatable, tmp_path):
+    _run(*_places(tfrecords, tmp_path / "published"), *SMALL, *ONLY_NOISE)
     noise = _noise_of_last_round(tmp_path / "published" / "run")
     assert len(noise) > 10_000
     for predicted in _predictions(tmp_path / "published" / "run", len(noise)):
         assert abs(np.corrcoef(noise, predicted)[0, 1]) < 5 / np.sqrt(len(noise))
 
     given = tmp_path / "given" / "run"
-    _run(*_places(folder, given.parent), *SMALL, *ONLY_NOISE, repeatable[-1], "--keep_noise_key")
+    _run(*_places(tfrecords, given.parent), *SMALL, *ONLY_NOISE, repeatable[-1], "--keep_noise_key")
     noise = _noise_of_last_round(given)
     key = _key_in(given)
     predicted = standard_normals(key.stream("noise", 2), len(noise))
@@ -312,9 +267,9 @@ def _processes_with(name, value):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
-def test_no_worker_of_tff_outlives_the_run(folder, tmp_path, monkeypatch, number):
+def test_no_worker_of_tff_outlives_the_run(tfrecords, tmp_path, monkeypatch, number):
     monkeypatch.setenv("RUN_UNDER_TEST", str(tmp_path))
-    flags = (*_places(folder, tmp_path), *PRIVATE, "--runtime=tff")
+    flags = (*_places(tfrecords, tmp_path), *PRIVATE, "--runtime=tff")
     _kill_after(flags, tmp_path / "run", 1, number)
     _, alive = psutil.wait_procs(_processes_with("RUN_UNDER_TEST", str(tmp_path)), timeout=20)
     assert not alive
@@ -322,8 +277,8 @@ def test_no_worker_of_tff_outlives_the_run(folder, tmp_path, monkeypatch, number
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["inprocess", "tff"])
-def test_the_published_commands_as_written(folder, tmp_path, runtime):
-    shared = (f"--tfrecords_dir={folder}", "--total_rounds=2", f"--runtime={runtime}", *SMALL)
+def test_the_published_commands_as_written(tfrecords, tmp_path, runtime):
+    shared = (f"--tfrecords_dir={tfrecords}", "--total_rounds=2", f"--runtime={runtime}", *SMALL)
     _run(*shared, "--epsilon=2.0", "--l2_norm_clip=0.1", f"--save_model_dir={tmp_path / 'private'}")
     model = _saved_model(tmp_path / "private")
     restored = _run(*shared, f"--restore_model_path={model}", f"--save_model_dir={tmp_path / 'restored'}")
@@ -371,19 +326,19 @@ def test_records_of_the_published_code_train(miniature, tmp_path):
         (("--restore_model_path=/nowhere.h5",), "--restore_model_path"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(folder, tmp_path, flags, named):
-    line = _refused(f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", *SMALL, *flags)
+def test_what_cannot_work_is_refused_in_one_line(tfrecords, tmp_path, flags, named):
+    line = _refused(f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", *SMALL, *flags)
     assert named in line
 
 
-def test_a_refusal_comes_before_any_heavy_import(folder, tmp_path):
+def test_a_refusal_comes_before_any_heavy_import(tfrecords, tmp_path):
     program = (
         "import sys, benchmark.federated_main as m\n"
         "from benchmark.run import command\n"
         "try: command.run(m.main, m.FLAGS)\n"
         "finally: assert 'tensorflow' not in sys.modules, 'tensorflow was imported'\n"
     )
-    flags = [f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", "--epsilon=2", "--delta=2"]
+    flags = [f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", "--epsilon=2", "--delta=2"]
     done = subprocess.run(
         [sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
@@ -391,9 +346,9 @@ def test_a_refusal_comes_before_any_heavy_import(folder, tmp_path):
     assert "--delta" in done.stderr and "imported" not in done.stderr
 
 
-def test_an_empty_partition_is_refused(folder, tmp_path):
+def test_an_empty_partition_is_refused(tfrecords, tmp_path):
     copied = tmp_path / "records"
-    shutil.copytree(folder, copied, symlinks=True)
+    shutil.copytree(tfrecords, copied, symlinks=True)
     for path in (copied / "dev").iterdir():
         os.unlink(path)
     line = _refused(f"--tfrecords_dir={copied}", f"--save_model_dir={tmp_path}", *SMALL)
@@ -401,9 +356,9 @@ def test_an_empty_partition_is_refused(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_federated_evaluation_scores_every_test_client(folder, miniature, tmp_path):
+def test_federated_evaluation_scores_every_test_client(tfrecords, miniature, tmp_path):
     _run(
-        *_places(folder, tmp_path),
+        *_places(tfrecords, tmp_path),
         *SMALL,
         "--total_rounds=1",
         "--federated_eval",
@@ -411,8 +366,7 @@ def test_federated_evaluation_scores_every_test_client(folder, miniature, tmp_pa
     )
     records = json.loads((miniature / "labels_and_metadata.json").read_text())
     photos = collections.Counter(record["user_id"] for record in records if record["partition"] == "test")
-    with open(tmp_path / "run" / "clients.csv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "run" / "clients.csv")
     assert {row["client_id"]: int(row["photos"]) for row in rows} == photos
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     total = sum(photos.values())
@@ -424,17 +378,17 @@ def test_federated_evaluation_scores_every_test_client(folder, miniature, tmp_pa
         assert summary["clients"][f"{name}_local_training"]["count"] == sum(count > 1 for count in photos.values())
 
 
-def test_a_run_that_starts_over_leaves_no_old_statement(folder, finished, tmp_path):
+def test_a_run_that_starts_over_leaves_no_old_statement(tfrecords, finished, tmp_path):
     shutil.copytree(finished[1], tmp_path / "run")
     assert (tmp_path / "run" / "privacy.txt").is_file()
-    _run(*_places(folder, tmp_path), *SMALL, "--total_rounds=1", "--overwrite")
+    _run(*_places(tfrecords, tmp_path), *SMALL, "--total_rounds=1", "--overwrite")
     assert not list((tmp_path / "run").glob("privacy.*"))
 
 
 @pytest.mark.slow
-def test_the_statement_says_what_the_flags_asked_for(folder, tmp_path):
+def test_the_statement_says_what_the_flags_asked_for(tfrecords, tmp_path):
     done = _run(
-        *_places(folder, tmp_path),
+        *_places(tfrecords, tmp_path),
         *(*SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--epsilon=8", "--simulated_clients_per_round=10"),
         *("--delta=0.01", "--accountant=rdp", "--iid"),
     )
@@ -447,31 +401,30 @@ def test_the_statement_says_what_the_flags_asked_for(folder, tmp_path):
     # The run has 4 clients a round, not 10: its own epsilon is the one shown, and it is larger.
     assert summary["simulated_epsilon"] == pytest.approx(8, rel=1e-3)
     assert summary["epsilon"] > 8
-    assert float(_rows(tmp_path / "run")[-1]["epsilon"]) == summary["epsilon"]
+    assert float(read_csv(tmp_path / "run" / "metrics.csv")[-1]["epsilon"]) == summary["epsilon"]
     assert "simulated cohort of 10" in done.stdout
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_run_is_not_continued_on_other_data(folder, repeatable, finished, tmp_path, complete):
+def test_a_run_is_not_continued_on_other_data(tfrecords, repeatable, finished, tmp_path, complete):
     copied, run_dir = tmp_path / "records", tmp_path / "run"
-    shutil.copytree(folder, copied, symlinks=True)
+    shutil.copytree(tfrecords, copied, symlinks=True)
     shutil.copytree(finished[1], run_dir)
     flags = run_dir / "flags.txt"
-    flags.write_text(flags.read_text().replace(str(folder), str(copied)).replace(str(finished[0]), str(tmp_path)))
+    flags.write_text(flags.read_text().replace(str(tfrecords), str(copied)).replace(str(finished[0]), str(tmp_path)))
     if not complete:
         (run_dir / "summary.json").unlink()
     sorted((copied / "train").iterdir())[0].unlink()
     assert "other data" in _refused(*_places(copied, tmp_path), *repeatable)
 
 
-def test_a_photo_that_cannot_be_decoded_is_named(folder, tmp_path):
+def test_a_photo_that_cannot_be_decoded_is_named(tfrecords, tmp_path):
     copied = tmp_path / "records"
-    shutil.copytree(folder, copied, symlinks=True)
+    shutil.copytree(tfrecords, copied, symlinks=True)
     user = sorted((copied / "train").iterdir())[0]
     broken = example.Example(b"no photo", (0,), (0,), "4711", user.stem)
     user.write_bytes(frames.frame(example.encode(broken)))
-    done = _run(*_places(copied, tmp_path), *SMALL, "--total_rounds=1", "--clients_per_round=32", check=False)
-    assert done.returncode == 1
+    done = _run(*_places(copied, tmp_path), *SMALL, "--total_rounds=1", "--clients_per_round=32", code=1)
     assert "Traceback" not in done.stderr
     line = done.stderr.strip().splitlines()[-1]  # libjpeg has its say before
     assert "4711" in line and user.stem in line

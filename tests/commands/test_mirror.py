@@ -9,8 +9,6 @@ import re
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from hypothesis import strategies as st
 
 from flair.download import server as mirror_server
 from flair.errors import FlairError
+from tests.support.commands import start
 
 CONTENT = bytes(range(256)) * 40 + b"end"
 SIZE = len(CONTENT)
@@ -202,9 +201,7 @@ def test_a_missing_folder_and_a_taken_port_are_one_line(server: mirror_server.Mi
 
 def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
-    running = subprocess.Popen(
-        [sys.executable, "-m", "flair.mirror", f"--folder={tmp_path}", "--port=0"], stdout=subprocess.PIPE, text=True
-    )
+    running = start("flair.mirror", f"--folder={tmp_path}", "--port=0", stderr=None)
     assert running.stdout is not None
     url = re.search(r"http://127\.0\.0\.1:\d+", running.stdout.readline())
     assert url is not None

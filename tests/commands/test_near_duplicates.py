@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -20,13 +18,12 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-import flair.terminal.command
 from flair import near_duplicates
 from flair.curation.exclusion import read_exclusion
 from flair.duplicates.planted import jpeg, mirrored, noised, resized
 from flair.duplicates.rule import Thresholds
 from flair.miniature.dataset import make_dataset
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, Result, run
 
 OUTPUTS = ("neighbors.json", "near_duplicates.json", "duplicate_pairs.json", "summary.json", "summary.txt")
 
@@ -86,18 +83,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     )
 
 
-def audit(source: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """The command in this process."""
-    flags = [f"--dataset_dir={source}", f"--output_dir={output}", "--num_workers=1", *more]
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(stdout),
-        contextlib.redirect_stderr(stderr),
-        pytest.raises(SystemExit) as stopped,
-    ):
-        flair.terminal.command.run(near_duplicates.main, flags)
-    assert isinstance(stopped.value.code, int)
-    return subprocess.CompletedProcess(flags, stopped.value.code, stdout.getvalue(), stderr.getvalue())
+def audit(source: Path, output: Path, *more: str) -> Result:
+    """The command, however it ends."""
+    flags = (f"--dataset_dir={source}", f"--output_dir={output}", "--num_workers=1", *more)
+    return run("flair.near_duplicates", *flags, code=None)
 
 
 def read(output: Path, name: str) -> Any:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from flair.miniature.taxonomy import make_taxonomy, relationship_text
 from flair.records.tfrecord import example
 from flair.records.tfrecord.frames import frame, read_payloads
 from flair.records.tfrecord.writer import write_tfrecords
-from tests.support.commands import ROOT
+from tests.support.commands import run
 
 TRAIN_USERS, VAL_USERS, TEST_USERS, PHOTOS = 72, 2, 36, 36
 
@@ -53,13 +51,6 @@ def _shuffle_labels_within_users(folder, source):
     return folder
 
 
-def _run(*command):
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_style_can_be_learned_and_shuffled_labels_cannot(tmp_path):
@@ -68,19 +59,19 @@ def test_a_style_can_be_learned_and_shuffled_labels_cannot(tmp_path):
     found = {}
     # What shuffled labels can teach, their frequencies, is learned in a few epochs.
     for name, folder, epochs in (("style", records, 16), ("noise", shuffled, 5)):
-        _run(
+        run(
             *("benchmark.central_main", f"--tfrecords_dir={folder}", "--model=cnn", "--image_height=64"),
             *("--image_width=64", f"--num_epochs={epochs}", "--train_batch_size=32", "--learning_rate=0.002"),
             f"--save_model_dir={tmp_path / name}",
         )
         (model,) = (tmp_path / name).glob("*.h5")
-        run = tmp_path / f"{name}_run"
-        _run(
-            *("benchmark.personalize_main", f"--tfrecords_dir={folder}", f"--model={model}", f"--run_dir={run}"),
+        run_dir = tmp_path / f"{name}_run"
+        run(
+            *("benchmark.personalize_main", f"--tfrecords_dir={folder}", f"--model={model}", f"--run_dir={run_dir}"),
             *("--layers=all", "--steps=20", "--learning_rate=0.05", "--num_support=26", "--num_query=10"),
             f"--num_episodes={2 * TEST_USERS}",
         )
-        found[name] = json.loads((run / "summary.json").read_text())
+        found[name] = json.loads((run_dir / "summary.json").read_text())
     style, noise = found["style"], found["noise"]
     assert style["users"]["used"] == noise["users"]["used"] == TEST_USERS
     for metric in ("loss", "micro_ap"):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,70 +14,49 @@ import pytest
 from flair.dataset.metadata import load_users
 from flair.records.tfrecord import example
 from flair.records.tfrecord.frames import read_payloads
-from flair.records.tfrecord.writer import write_tfrecords
-from tests.support.commands import ROOT
+from tests.support.commands import read_csv, refused, run, start
+
+PERSONALIZE = "benchmark.personalize_main"
 
 
 @pytest.fixture(scope="module")
-def folder(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(folder, tmp_path_factory):
+def model(tfrecords, tmp_path_factory):
     from benchmark.model import loading, networks
 
-    outputs = len(json.loads((folder / "label_index.json").read_text())["labels"])
+    outputs = len(json.loads((tfrecords / "label_index.json").read_text())["labels"])
     path = tmp_path_factory.mktemp("model") / "model.h5"
     loading.save_weights(networks.build_model("cnn", (32, 32, 3), outputs, seed=1), path)
     return path
 
 
-def _command(folder, model, *flags):
-    shared = (f"--tfrecords_dir={folder}", f"--model={model}", "--image_height=32", "--image_width=32")
-    return [sys.executable, "-m", "benchmark.personalize_main", *shared, *map(str, flags)]
+def _flags(tfrecords, model, *flags):
+    return (f"--tfrecords_dir={tfrecords}", f"--model={model}", "--image_height=32", "--image_width=32", *flags)
 
 
-def _run(folder, model, *flags, check=True):
-    done = subprocess.run(
-        _command(folder, model, *flags), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
+def _run(*flags):
+    return run(PERSONALIZE, *_flags(*flags))
 
 
-def _refused(folder, model, *flags):
-    done = _run(folder, model, *flags, check=False)
-    assert done.returncode == 1, done
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
-def _rows(path):
-    with open(path, encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _refused(*flags):
+    return refused(PERSONALIZE, *_flags(*flags))
 
 
 @pytest.fixture(scope="module")
-def finished(folder, model, tmp_path_factory):
+def finished(tfrecords, model, tmp_path_factory):
     """A run over users of train, with its dump."""
     place = tmp_path_factory.mktemp("finished")
     done = _run(
-        *(folder, model, "--partition=train", "--num_episodes=30", f"--run_dir={place / 'run'}"),
+        *(tfrecords, model, "--partition=train", "--num_episodes=30", f"--run_dir={place / 'run'}"),
         *(f"--dump_dir={place / 'dump'}", "--steps=3", "--seed=5"),
     )
     return place / "run", place / "dump", done.stdout
 
 
-def test_the_report_is_that_of_the_rows(miniature, finished):
+def test_the_report_is_that_of_theread_csv(miniature, finished):
     run, _, printed = finished
     sizes = {user.user_id: len(user.records) for user in load_users(miniature) if user.partition == "train"}
     eligible = {user_id for user_id, photos in sizes.items() if photos >= 4}
-    episodes, users = _rows(run / "episodes.csv"), _rows(run / "users.csv")
+    episodes, users = read_csv(run / "episodes.csv"), read_csv(run / "users.csv")
     assert [int(row["episode"]) for row in episodes] == list(range(30))
     assert {row["user_id"] for row in episodes} == {row["user_id"] for row in users} == eligible
     for row in episodes:
@@ -107,21 +83,23 @@ def test_the_report_is_that_of_the_rows(miniature, finished):
     assert all((run / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in captions)
 
 
-def test_another_framework_reads_the_dump(finished, folder):
+def test_another_framework_reads_the_dump(finished, tfrecords):
     import tensorflow as tf
 
     run, dump, _ = finished
     counts = json.loads((dump / "images_per_class.json").read_text())
     labels = json.loads((dump / "label_index.json").read_text())["labels"]
     listed = json.loads((dump / "episodes.json").read_text())["episodes"]
-    rows = _rows(run / "episodes.csv")
+    rows = read_csv(run / "episodes.csv")
     assert len(listed) == len(rows) == 30
     assert len(counts) == len(list(dump.glob("episode-*.tfrecords"))) == 60
     spec = {"labels": tf.io.VarLenFeature(tf.int64), "image_id": tf.io.FixedLenFeature([], tf.string)}
     for row, facts in zip(rows, listed, strict=True):
         assert facts["user_id"] == row["user_id"]
         assert not set(facts["train"]) & set(facts["test"])
-        stored = {example.decode(p).image_id for p in read_payloads(folder / "train" / f"{row['user_id']}.tfrecords")}
+        stored = {
+            example.decode(p).image_id for p in read_payloads(tfrecords / "train" / f"{row['user_id']}.tfrecords")
+        }
         for side, column in (("train", "support"), ("test", "query")):
             path = dump / f"episode-{int(row['episode']):04d}-{side}.tfrecords"
             parsed = [tf.io.parse_single_example(raw, spec) for raw in tf.data.TFRecordDataset(str(path))]
@@ -137,16 +115,11 @@ def test_another_framework_reads_the_dump(finished, folder):
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_with_the_numbers_of_an_unbroken_one(folder, model, finished, tmp_path):
+def test_a_killed_run_continues_with_the_numbers_of_an_unbroken_one(tfrecords, model, finished, tmp_path):
     unbroken, dump, _ = finished
     broken = tmp_path / "run"
     flags = ("--partition=train", f"--run_dir={broken}", "--steps=3", "--seed=5")
-    process = subprocess.Popen(
-        _command(folder, model, *flags, "--num_episodes=100000"),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    process = start(PERSONALIZE, *_flags(tfrecords, model, *flags, "--num_episodes=100000"))
     rows = broken / "episodes.csv"
     while process.poll() is None and (not rows.exists() or rows.read_bytes().count(b"\n") < 6):
         time.sleep(0.05)
@@ -155,35 +128,35 @@ def test_a_killed_run_continues_with_the_numbers_of_an_unbroken_one(folder, mode
     text = rows.read_text()
     assert text.count("\n") >= 6
     rows.write_text(text[: len("".join(text.splitlines(keepends=True)[:6])) + 9])  # half a line
-    done = _run(folder, model, *flags, "--num_episodes=30", "--query_size_limit=2")
+    done = _run(tfrecords, model, *flags, "--num_episodes=30", "--query_size_limit=2")
     assert "continued after 5 episodes" in done.stdout
     for name in ("episodes.csv", "users.csv"):
         assert (broken / name).read_text() == (unbroken / name).read_text()
     one, other = (json.loads((run / "summary.json").read_text()) for run in (broken, unbroken))
     changing = {"seconds": 0, "crc32c": ""}  # the checksum covers the seconds
     assert {**one, **changing} == {**other, **changing}
-    again = _run(folder, model, *flags, "--num_episodes=30", f"--dump_dir={dump}")
-    assert _refused(folder, model, *flags[:3], "--seed=6").endswith("or --overwrite")
+    again = _run(tfrecords, model, *flags, "--num_episodes=30", f"--dump_dir={dump}")
+    assert _refused(tfrecords, model, *flags[:3], "--seed=6").endswith("or --overwrite")
     assert again.stdout.splitlines()[-3] == f"{broken}: episodes.csv, users.csv, summary.json, figures/"
     elsewhere = (f"--run_dir={tmp_path / 'other'}", f"--dump_dir={dump}", "--num_episodes=30")
-    assert "other settings" in _refused(folder, model, "--partition=train", "--seed=6", *elsewhere)
+    assert "other settings" in _refused(tfrecords, model, "--partition=train", "--seed=6", *elsewhere)
     # Data that changed under a run are noticed.
     moved = tmp_path / "records"
-    shutil.copytree(folder, moved, symlinks=True)
+    shutil.copytree(tfrecords, moved, symlinks=True)
     victim = next((moved / "train").iterdir())
     victim.write_bytes(victim.read_bytes() * 2)
-    refused = _refused(folder, model, *flags, "--num_episodes=40", f"--tfrecords_dir={moved}")
+    refused = _refused(tfrecords, model, *flags, "--num_episodes=40", f"--tfrecords_dir={moved}")
     assert "other flags" in refused
 
 
-def test_labels(folder, model, miniature, tmp_path):
+def test_labels(tfrecords, model, miniature, tmp_path):
     flags = (
         *("--partition=train", "--episodes=labels", "--num_episodes=20", "--ways=3", "--shots=1", "--num_query=1"),
         *(f"--run_dir={tmp_path / 'run'}", f"--dump_dir={tmp_path / 'dump'}", f"--taxonomy={miniature}"),
     )
-    done = _run(folder, model, *flags)
+    done = _run(tfrecords, model, *flags)
     assert "nearest centroid" in done.stdout
-    rows = _rows(tmp_path / "run" / "episodes.csv")
+    rows = read_csv(tmp_path / "run" / "episodes.csv")
     assert [(row["ways"], row["support"], row["query"]) for row in rows] == [("3", "3", "3")] * 20
     index = json.loads((tmp_path / "dump" / "label_index.json").read_text())["fine_grained_labels"]
     counts = json.loads((tmp_path / "dump" / "images_per_class.json").read_text())
@@ -214,45 +187,45 @@ def test_labels(folder, model, miniature, tmp_path):
         (("--use_fine_grained_labels",), "outputs, the records have"),
     ],
 )
-def test_refusals(folder, model, tmp_path, flags, expected):
-    assert expected in _refused(folder, model, f"--run_dir={tmp_path / 'run'}", *flags)
+def test_refusals(tfrecords, model, tmp_path, flags, expected):
+    assert expected in _refused(tfrecords, model, f"--run_dir={tmp_path / 'run'}", *flags)
 
 
-def test_a_refused_run_leaves_no_flags_that_refuse_the_mended_command(folder, model, tmp_path):
+def test_a_refused_run_leaves_no_flags_that_refuse_the_mended_command(tfrecords, model, tmp_path):
     run = f"--run_dir={tmp_path / 'run'}"
-    _refused(folder, model, run, "--num_support=4000")
-    assert "other flags" not in _refused(folder, model, run, "--num_support=5000")
+    _refused(tfrecords, model, run, "--num_support=4000")
+    assert "other flags" not in _refused(tfrecords, model, run, "--num_support=5000")
 
 
-def test_a_complete_run_of_another_content_of_the_model_is_refused_not_reported(folder, model, finished, tmp_path):
+def test_a_complete_run_of_another_content_of_the_model_is_refused_not_reported(tfrecords, model, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     run["model"]["digest"] = "0" * 64
     (tmp_path / "run" / "run.json").write_text(json.dumps(run))
     flags = ("--partition=train", "--num_episodes=30", "--steps=3", "--seed=5", f"--run_dir={tmp_path / 'run'}")
-    assert "another content of --model" in _refused(folder, model, *flags)
+    assert "another content of --model" in _refused(tfrecords, model, *flags)
 
 
-def test_features_of_another_content_of_the_model_are_not_taken_over(folder, model, miniature, tmp_path):
+def test_features_of_another_content_of_the_model_are_not_taken_over(tfrecords, model, miniature, tmp_path):
     flags = (
         *("--partition=train", "--episodes=labels", "--ways=3", "--shots=1", "--num_query=1", "--num_episodes=1"),
         f"--run_dir={tmp_path / 'run'}",
     )
-    _run(folder, model, *flags)
+    _run(tfrecords, model, *flags)
     # As a run killed before its first episode leaves it.
     for name in ("episodes.csv", "summary.json"):
         (tmp_path / "run" / name).unlink()
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     run["model"]["digest"] = "0" * 64
     (tmp_path / "run" / "run.json").write_text(json.dumps(run))
-    assert "another content of --model" in _refused(folder, model, *flags)
+    assert "another content of --model" in _refused(tfrecords, model, *flags)
 
 
 @pytest.mark.slow
-def test_duplicates_stay_on_one_side(folder, model, tmp_path):
+def test_duplicates_stay_on_one_side(tfrecords, model, tmp_path):
     from benchmark.data.opening import open_records
 
-    records = open_records(folder)
+    records = open_records(tfrecords)
     photos = {
         user: [example.decode(p).image_id for p in records.read_user("train", user)] for user in records.users("train")
     }
@@ -261,11 +234,11 @@ def test_duplicates_stay_on_one_side(folder, model, tmp_path):
     path = tmp_path / "near_duplicates.json"
     path.write_text(json.dumps({one: [two] for one, two in itertools.pairwise(burst)}))
     _run(
-        *(folder, model, "--partition=train", "--split=duplicate_aware", f"--duplicates={path}", "--steps=0"),
+        *(tfrecords, model, "--partition=train", "--split=duplicate_aware", f"--duplicates={path}", "--steps=0"),
         *("--num_episodes=40", f"--run_dir={tmp_path / 'run'}", f"--dump_dir={tmp_path / 'dump'}"),
     )
     listed = json.loads((tmp_path / "dump" / "episodes.json").read_text())["episodes"]
     sides = [[bool(set(burst) & set(facts[side])) for side in ("train", "test")] for facts in listed]
     assert [True, True] not in sides
     assert [True, False] in sides
-    assert all(row["baseline_loss"] == row["adapted_loss"] for row in _rows(tmp_path / "run" / "episodes.csv"))
+    assert all(row["baseline_loss"] == row["adapted_loss"] for row in read_csv(tmp_path / "run" / "episodes.csv"))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
-import importlib
-import io
 import json
 import os
 import random
@@ -23,12 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import flair.terminal.command
 from benchmark.speed.command import process_tree, resident_bytes
 from flair.miniature.dataset import make_dataset
 from flair.records.tfrecord.frames import read_payloads
 from flair.verify import run_checks
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, Result
+from tests.support.commands import run as run_command
 
 COMMANDS: dict[str, list[str]] = {
     "tfrecords": ["prepare_tfrecords.py", "--tfrecords_dir"],
@@ -55,20 +52,10 @@ def start(*words: str, before: Callable[[], None] | None = None) -> subprocess.C
     return subprocess.run(words, capture_output=True, text=True, timeout=120, preexec_fn=before)
 
 
-def run_here(command: str, source: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """The command in this process, which is quicker."""
+def run_here(command: str, source: Path, output: Path, *more: str) -> Result:
+    """The command in this process, which is quicker; however it ends."""
     script, *flags = arguments(command, source, output, *more, "--num_workers=1")
-    main = importlib.import_module(Path(script).stem).main
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(stdout),
-        contextlib.redirect_stderr(stderr),
-        pytest.raises(SystemExit) as stopped,
-    ):
-        flair.terminal.command.run(main, flags)
-    code = stopped.value.code
-    assert isinstance(code, int)
-    return subprocess.CompletedProcess(flags, code, stdout.getvalue(), stderr.getvalue())
+    return run_command(Path(script).name, *flags, code=None)
 
 
 def contents(folder: Path) -> dict[str, str]:

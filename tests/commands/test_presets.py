@@ -10,8 +10,7 @@ import sys
 
 import pytest
 
-from flair.records.tfrecord.writer import write_tfrecords
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, only_line, refused, run
 
 CONFIGS = ROOT / "benchmark" / "configs"
 TASKS = [f"{labels}_{start}" for labels in ("coarse", "fine") for start in ("scratch", "pretrained")]
@@ -23,13 +22,6 @@ PFL = ["pfl_iid", "pfl_non_iid", "pfl_iid_dp", "pfl_non_iid_dp"]
 # By PLD, for FLAIR's 41,131 users, epsilon 2, delta n^-1.1 and 5,000 rounds: cohorts of 200, and of 5,000.
 SIGMA_200, SIGMA_5000 = 0.975, 17.36
 SIGMAS = {**dict.fromkeys(PRIVATE, SIGMA_200), **dict.fromkeys(("pfl_iid_dp", "pfl_non_iid_dp"), SIGMA_5000)}
-
-
-@pytest.fixture(scope="module")
-def folder(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return path
 
 
 def _path(preset):
@@ -124,18 +116,16 @@ def test_every_preset_parses_and_says_its_settings():
 SMALL = ("--image_height=32", "--image_width=32", "--model=cnn")
 
 
-def _dry_run(module, folder, out, *flags):
+def _dry_run(module, tfrecords, out, *flags, code=0):
     out.mkdir(exist_ok=True)
-    before = _listing(folder), _listing(out)
-    command = [sys.executable, "-m", f"benchmark.{module}_main", f"--tfrecords_dir={folder}", "--dry_run", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert (_listing(folder), _listing(out)) == before, "a dry run writes nothing"
+    before = _listing(tfrecords), _listing(out)
+    done = run(f"benchmark.{module}_main", f"--tfrecords_dir={tfrecords}", "--dry_run", *flags, code=code, cwd=out)
+    assert (_listing(tfrecords), _listing(out)) == before, "a dry run writes nothing"
     return done
 
 
-def _listing(folder):
-    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+def _listing(tfrecords):
+    return {path: path.lstat().st_mtime_ns for path in tfrecords.rglob("*")}
 
 
 def _value(printed, name):
@@ -143,9 +133,10 @@ def _value(printed, name):
 
 
 @pytest.mark.slow
-def test_a_private_dry_run_plans_for_flair_with_a_miniature(folder, tmp_path):
-    done = _dry_run("federated", folder, tmp_path / "out", f"--flagfile={_path('federated_dp_coarse_scratch')}", *SMALL)
-    assert done.returncode == 0, done.stderr
+def test_a_private_dry_run_plans_for_flair_with_a_miniature(tfrecords, tmp_path):
+    done = _dry_run(
+        "federated", tfrecords, tmp_path / "out", f"--flagfile={_path('federated_dp_coarse_scratch')}", *SMALL
+    )
     assert _value(done.stdout, "data").startswith("train 41,131 users, 345,879 photos;")
     assert "the records hold 32 training users, fewer than --clients_per_round=200" in done.stdout
     assert _value(done.stdout, "rounds") == "5,000, an evaluation every 10"
@@ -163,10 +154,9 @@ def test_a_private_dry_run_plans_for_flair_with_a_miniature(folder, tmp_path):
     assert "next: " in done.stdout
 
 
-def test_the_time_of_a_plan_is_its_parts(folder, tmp_path):
+def test_the_time_of_a_plan_is_its_parts(tfrecords, tmp_path):
     flags = (f"--flagfile={_path('central_coarse_scratch')}", *SMALL, "--num_users=41131", "--num_epochs=10")
-    done = _dry_run("central", folder, tmp_path / "out", *flags)
-    assert done.returncode == 0, done.stderr
+    done = _dry_run("central", tfrecords, tmp_path / "out", *flags)
     assert _value(done.stdout, "epochs") == "10 of 676 steps of 512 photos"
     training, scoring = (
         float(re.search(rf"{what} ([\d.,]+) photos/s", done.stdout).group(1).replace(",", ""))
@@ -191,11 +181,8 @@ def _seconds(text):
         ("central", ["--num_epochs=2", "--warmup_epochs=3"], "--warmup_epochs=3"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(folder, tmp_path, module, flags, message):
-    done = _dry_run(module, folder, tmp_path / "out", *SMALL, *flags)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_plan_that_cannot_be_is_refused(tfrecords, tmp_path, module, flags, message):
+    assert message in only_line(_dry_run(module, tfrecords, tmp_path / "out", *SMALL, *flags, code=1))
 
 
 @pytest.mark.parametrize(
@@ -205,20 +192,16 @@ def test_a_plan_that_cannot_be_is_refused(folder, tmp_path, module, flags, messa
         (["--normalization=frozen_batch"], "give --restore_model_path"),
     ],
 )
-def test_training_is_refused_what_only_a_dry_run_may(folder, tmp_path, flags, message):
-    command = [sys.executable, "-m", "benchmark.central_main", f"--tfrecords_dir={folder}", *flags]
-    done = subprocess.run(
-        [*command, f"--save_model_dir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert message in done.stderr
+def test_training_is_refused_what_only_a_dry_run_may(tfrecords, tmp_path, flags, message):
+    line = refused("benchmark.central_main", f"--tfrecords_dir={tfrecords}", *flags, f"--save_model_dir={tmp_path}")
+    assert message in line
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("setting", "presets"), [("central", CENTRAL), ("federated", [*FEDERATED, *PRIVATE, *PFL])])
-def test_every_preset_passes_a_dry_run(folder, setting, presets):
-    flags = (f"--tfrecords_dir={folder}", "--num_users=41131", "--image_height=64", "--image_width=64")
+def test_every_preset_passes_a_dry_run(tfrecords, setting, presets):
+    flags = (f"--tfrecords_dir={tfrecords}", "--num_users=41131", "--image_height=64", "--image_width=64")
     printed = _drive("dry_run", setting, presets, *flags, timeout=1700)
     plans = dict(part.split("\n", 1) for part in printed.split("preset ")[1:])
     assert list(plans) == [f"{preset}.flags" for preset in presets]

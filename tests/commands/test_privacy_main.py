@@ -1,28 +1,26 @@
 """The planner on the command line and its answers."""
 
+from __future__ import annotations
+
 import json
 import re
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 
 from benchmark.privacy import planner
 from benchmark.privacy.request import Mechanism, Sampling
 from flair.errors import FlairError
+from tests.support.commands import only_line, run
 from tests.support.privacy import answer_to, plan_of
 
+_run = partial(run, "benchmark.privacy_main")
 SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
-
-
-def _run(*arguments):
-    command = [sys.executable, "-m", "benchmark.privacy_main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_noise_for_an_epsilon_as_the_readme_asks():
     done = _run("--epsilon=2", "--num_users=41131", "--clients_per_round=200", "--total_rounds=5000")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stderr == ""
     pld, rdp = re.search(r"^noise multiplier \(sigma\)\s+(\S+)\s+(\S+)$", done.stdout, re.MULTILINE).groups()
     assert float(pld) == pytest.approx(0.975, rel=2e-3)
     assert float(rdp) == pytest.approx(1.025, rel=2e-3)
@@ -37,7 +35,6 @@ def test_json_on_the_command_line_is_the_planners_answer():
 
 def test_table_on_the_command_line_has_a_line_for_each_cohort():
     done = _run("--noise_multiplier=2", "--num_users=500", "--clients_per_round=30", "--total_rounds=10", "--table")
-    assert done.returncode == 0
     lines = [line.split() for line in done.stdout.splitlines()[1:]]
     assert [int(line[0]) for line in lines] == [1, 2, 5, 10, 20, 30, 50, 100, 200, 500]
     epsilons = [float(line[2]) for line in lines]
@@ -49,7 +46,6 @@ def test_table_on_the_command_line_has_a_line_for_each_cohort():
 
 def test_help_exits_0_and_names_the_flags():
     done = _run("--help")
-    assert done.returncode == 0
     for flag in ("--epsilon", "--noise_multiplier", "--total_rounds", "--[no]table", "--[no]json", "--delta"):
         assert flag in done.stdout
 
@@ -71,26 +67,21 @@ def test_help_exits_0_and_names_the_flags():
     ],
 )
 def test_refusals_are_one_line_and_exit_1(arguments, message):
-    done = _run(*arguments)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    done = _run(*arguments, code=1)
+    assert done.stdout == ""
+    assert message in only_line(done)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_numbers_that_are_none_are_wrong_usage(value):
-    done = _run(f"--noise_multiplier={value}")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"--noise_multiplier={value}: expected a finite number" in done.stderr
-    assert done.stderr.count("\n") == 1
+    done = _run(f"--noise_multiplier={value}", code=2)
+    assert done.stdout == ""
+    assert f"--noise_multiplier={value}: expected a finite number" in only_line(done)
 
 
 def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
     (tmp_path / "flags").write_bytes(b"\xd0\xff\x00")
-    done = _run(f"--flagfile={tmp_path / 'flags'}")
-    assert done.returncode == 2
-    assert "is not UTF-8 text" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert "is not UTF-8 text" in only_line(_run(f"--flagfile={tmp_path / 'flags'}", code=2))
 
 
 def test_a_billion_rounds_are_answered_and_more_are_refused():
@@ -101,8 +92,8 @@ def test_a_billion_rounds_are_answered_and_more_are_refused():
 
 
 def test_wrong_usage_exits_2():
-    assert _run("--epsilon=plenty").returncode == 2
-    assert _run("--client_sampling=lottery").returncode == 2
+    _run("--epsilon=plenty", code=2)
+    _run("--client_sampling=lottery", code=2)
 
 
 def test_rounds_affordable_are_the_last_that_fit():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import importlib.util
 import json
 import os
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +21,14 @@ import psutil
 import pytest
 
 from benchmark.run.checkpoint import Checkpoints
-from flair.records.tfrecord.writer import write_tfrecords
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, only_line, read_csv, refused, run, run_process, run_program, start
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")
+FEDERATED = "benchmark.federated_main"
+_run, _refused = partial(run, FEDERATED), partial(refused, FEDERATED)
 SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--clients_per_round=6", "--client_batch_size=8")
 PRIVATE = (*SMALL, "--rounds_per_eval=2", "--rounds_per_checkpoint=1", "--epsilon=8")
 RAY = ("--runtime=ray", "--num_workers=2")
-
-
-@pytest.fixture(scope="module")
-def folder(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -45,29 +39,8 @@ def private(tmp_path_factory):
     return (*PRIVATE, f"--noise_key_file={path}")
 
 
-def _command(*flags):
-    return [sys.executable, "-m", "benchmark.federated_main", *map(str, flags)]
-
-
-def _places(folder, out):
-    return f"--tfrecords_dir={folder}", f"--save_model_dir={out}", f"--run_dir={out / 'run'}"
-
-
-def _run(*flags, **options):
-    done = subprocess.run(
-        _command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **options
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def _refused(*flags, program=None, code=1):
-    command = _command(*flags) if program is None else [sys.executable, "-c", program, *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == code, done
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+def _places(tfrecords, out):
+    return f"--tfrecords_dir={tfrecords}", f"--save_model_dir={out}", f"--run_dir={out / 'run'}"
 
 
 def _final_state(run_dir):
@@ -85,10 +58,10 @@ def _assert_equal_states(one, other, atol):
 
 
 def _assert_equal_metrics(one, other):
-    rows = []
-    for run_dir in (one, other):
-        with open(run_dir / "metrics.csv", encoding="utf-8") as file:
-            rows.append([{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)])
+    rows = [
+        [{name: float(value) for name, value in row.items() if value} for row in read_csv(run_dir / "metrics.csv")]
+        for run_dir in (one, other)
+    ]
     assert len(rows[0]) == len(rows[1])
     for mine, expected in zip(*rows, strict=True):
         assert mine == pytest.approx(expected, abs=1e-5)
@@ -96,11 +69,11 @@ def _assert_equal_metrics(one, other):
 
 @needs_ray
 @pytest.mark.slow
-def test_the_command_on_ray_leaves_what_it_leaves_in_process(folder, private, tmp_path):
+def test_the_command_on_ray_leaves_what_it_leaves_in_process(tfrecords, private, tmp_path):
     flags = (*private, "--total_rounds=3", "--federated_eval", "--federated_eval_local_training")
     ray, local = tmp_path / "ray", tmp_path / "local"
-    done = _run(*flags, *RAY, *_places(folder, ray))
-    _run(*flags, *_places(folder, local))
+    done = _run(*flags, *RAY, *_places(tfrecords, ray))
+    _run(*flags, *_places(tfrecords, local))
     assert "Ray workers of 1 CPU each: 2 on" in done.stdout
     _assert_equal_states(ray / "run", local / "run", 1e-5)
     _assert_equal_metrics(ray / "run", local / "run")
@@ -114,9 +87,7 @@ def test_the_command_on_ray_leaves_what_it_leaves_in_process(folder, private, tm
 
 def _start(flags, run_dir, round_number, **options):
     """A run that has come as far as that checkpoint."""
-    process = subprocess.Popen(
-        _command(*flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    process = start(FEDERATED, *flags, **options)
     wanted = run_dir / "checkpoints" / f"checkpoint-{round_number:010d}.npz"
     while process.poll() is None and not wanted.exists():
         time.sleep(0.02)
@@ -148,11 +119,11 @@ def _ending(children):
     ],
 )
 def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(
-    folder, private, tmp_path, number, code, group
+    tfrecords, private, tmp_path, number, code, group
 ):
     flags = (*private, *RAY, "--total_rounds=6")
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    process = _start((*flags, *_places(folder, broken)), broken / "run", 2, start_new_session=True)
+    process = _start((*flags, *_places(tfrecords, broken)), broken / "run", 2, start_new_session=True)
     children = _descendants(process)
     assert any("raylet" in " ".join(child.cmdline()) for child in children)
     assert len(_workers(children)) == 2
@@ -164,9 +135,9 @@ def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(
     assert not _ending(children)
     assert process.returncode == code
     assert "Traceback" not in errors
-    done = _run(*flags, *_places(folder, broken))
+    done = _run(*flags, *_places(tfrecords, broken))
     assert "continuing after round" in done.stdout
-    _run(*flags, *_places(folder, unbroken))
+    _run(*flags, *_places(tfrecords, unbroken))
     _assert_equal_states(broken / "run", unbroken / "run", 0)
     assert (broken / "run" / "metrics.csv").read_text() == (unbroken / "run" / "metrics.csv").read_text()
 
@@ -178,17 +149,17 @@ def _free_port():
 
 
 @contextlib.contextmanager
-def _two_nodes(folder):
+def _two_nodes(tfrecords):
     """Two Ray nodes of one CPU on loopback, started as docs/scale.md says; yields the address."""
     ray = str(Path(sys.executable).parent / "ray")
     address = f"127.0.0.1:{_free_port()}"
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_AUTH_TOKEN_PATH": str(tfrecords / "token"),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
-    (folder / "token").write_text("0123456789abcdef" * 4)
+    (tfrecords / "token").write_text("0123456789abcdef" * 4)
     common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--disable-usage-stats", "--block"]
     head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
     agents = ["--dashboard-agent-listen-port=0"]
@@ -226,11 +197,11 @@ def _two_nodes(folder):
 
 @needs_ray
 @pytest.mark.long
-def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folder, private, tmp_path):
+def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(tfrecords, private, tmp_path):
     flags = (*private, *RAY, "--total_rounds=4")
     both, one = tmp_path / "both", tmp_path / "one"
     with _two_nodes(tmp_path) as (address, environment, nodes):
-        shared = (*flags, f"--ray_address={address}", *_places(folder, both))
+        shared = (*flags, f"--ray_address={address}", *_places(tfrecords, both))
         run = _start(shared, both / "run", 1, env=environment)
         workers = _workers(_descendants(*nodes))
         assert len(workers) == 2
@@ -243,18 +214,19 @@ def test_two_nodes_give_the_result_of_one_machine_and_outlive_a_killed_run(folde
         # The cluster is the user's: it goes on, without our workers.
         assert all(node.poll() is None for node in nodes)
         assert not _ending(_workers(_descendants(*nodes)))
-    _run(*flags, *_places(folder, one))
+    _run(*flags, *_places(tfrecords, one))
     _assert_equal_states(both / "run", one / "run", 0)
     assert (both / "run" / "privacy.json").read_text() == (one / "run" / "privacy.json").read_text()
 
 
-def test_without_ray_the_extra_is_named(folder, tmp_path):
+def test_without_ray_the_extra_is_named(tfrecords, tmp_path):
     program = (
         "import sys; sys.modules['ray'] = None\n"
         "import benchmark.federated_main as m; from benchmark.run import command; command.run(m.main, m.FLAGS)"
     )
-    line = _refused(f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", "--runtime=ray", program=program)
-    assert "make environment EXTRAS=ray" in line
+    flags = (f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", "--runtime=ray")
+    done = run_program(program, *flags, code=1)
+    assert "make environment EXTRAS=ray" in only_line(done)
 
 
 @needs_ray
@@ -268,16 +240,16 @@ def test_without_ray_the_extra_is_named(folder, tmp_path):
         (("--runtime=ray", "--ray_address=here"), "host:port"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(folder, tmp_path, flags, named):
-    line = _refused(f"--tfrecords_dir={folder}", f"--save_model_dir={tmp_path}", *SMALL, *flags)
+def test_what_cannot_work_is_refused_in_one_line(tfrecords, tmp_path, flags, named):
+    line = _refused(f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", *SMALL, *flags)
     assert named in line
 
 
 @needs_ray
 @pytest.mark.slow
-def test_an_address_without_a_cluster_is_refused_in_one_line(folder, tmp_path):
+def test_an_address_without_a_cluster_is_refused_in_one_line(tfrecords, tmp_path):
     address = f"127.0.0.1:{_free_port()}"
-    line = _refused(*_places(folder, tmp_path), *SMALL, "--total_rounds=1", *RAY, f"--ray_address={address}")
+    line = _refused(*_places(tfrecords, tmp_path), *SMALL, "--total_rounds=1", *RAY, f"--ray_address={address}")
     assert address in line and "ray start --head" in line
 
 
@@ -286,8 +258,7 @@ def test_an_address_without_a_cluster_is_refused_in_one_line(folder, tmp_path):
 def test_speed_main_prints_rates_and_imbalance(tmp_path):
     path = tmp_path / "ray.json"
     flags = ["--model=cnn", "--image_size=32", "--clients=8", "--repeats=2", f"--json={path}"]
-    command = [sys.executable, "-m", "benchmark.speed_main", "ray", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    done = run_process("benchmark.speed_main", "ray", *flags)
     report = json.loads(path.read_text())
     assert [row["name"] for row in report["rounds"]] == ["inprocess", "ray, 1", "ray, 2"]
     for row in report["rounds"]:

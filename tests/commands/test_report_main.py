@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,19 +17,14 @@ from benchmark.privacy.statement import write_statement
 from benchmark.report.runs import SECRET, different_settings, open_runs
 from benchmark.run.names import short_names
 from flair.errors import FlairError
-from tests.support.commands import ROOT
+from tests.support.commands import only_line, run
 from tests.support.privacy import plan_of
 
 LABELS = ("animal", "art <b>bold</b>", "cost $1", "fire_and_$moke", "plant")
 TASK = Task("labels", LABELS, len(LABELS))
 
 
-def _report(*arguments, check=True):
-    command = [sys.executable, "-m", "benchmark.report_main", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
+_report = partial(run, "benchmark.report_main")
 
 
 def _make_run(folder, step, seed, rounds, extra=lambda _round: {}, flags=()):
@@ -225,9 +219,7 @@ def test_refusals_are_one_line(runs, tmp_path):
     (damaged / "summary.json").write_text("{")
     cases.append(([damaged], "summary.json: is not JSON", 1))
     for arguments, words, code in cases:
-        done = _report(*arguments, f"--output_dir={tmp_path / 'out'}", check=False)
-        assert done.returncode == code, done.stderr
-        assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+        assert words in only_line(_report(*arguments, f"--output_dir={tmp_path / 'out'}", code=code))
     assert not (tmp_path / "out").exists()
 
 

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -27,6 +25,7 @@ from flair.miniature.dataset import make_dataset
 from flair.reviewing.app import Review, create_app
 from flair.reviewing.groups import Group, Groups
 from flair.reviewing.index import PhotoIndex
+from tests.support.commands import run, start
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request
@@ -46,13 +45,8 @@ class Server:
 
     def __init__(self, folder: Path, *flags: str) -> None:
         self.reviews = folder / "reviews.json"
-        command = [sys.executable, "-m", "flair.review", f"--dataset_dir={folder / 'dataset'}", "--port=0"]
-        self.process = subprocess.Popen(
-            [*command, f"--reviews={self.reviews}", "--reviewer=Ann", *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        reviewer = (f"--reviews={self.reviews}", "--reviewer=Ann")
+        self.process = start("flair.review", f"--dataset_dir={folder / 'dataset'}", "--port=0", *reviewer, *flags)
         self.lines: list[str] = []
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -511,9 +505,7 @@ def test_mistakes_end_in_one_line(server: Server, dataset: Path) -> None:
         (f"--port={server.port}", "cannot listen there"),
         ("--reviewer= ", "reviewer"),
     ):
-        command = [sys.executable, "-m", "flair.review", f"--dataset_dir={dataset / 'dataset'}", "--port=0", flag]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert result.returncode == 1
+        result = run("flair.review", f"--dataset_dir={dataset / 'dataset'}", "--port=0", flag, code=1)
         assert message in result.stderr and "Traceback" not in result.stderr
 
 
@@ -521,9 +513,7 @@ def test_what_reviewers_decided_is_exported_for_the_other_commands(dataset: Path
     found = read_exclusion(dataset / "audit" / "near_duplicates.json")
     one, other = next(sorted(group) for group in found.components if len(group) == 2)
     ReviewFile(tmp_path / "reviews.json").update(lambda _: [PairChange(pair(one, other), "not")], "Ann", "now")
-    command = [sys.executable, "-m", "flair.review", f"--dataset_dir={dataset / 'dataset'}"]
-    flags = [f"--duplicates={dataset / 'audit'}", f"--reviews={tmp_path / 'reviews.json'}"]
-    result = subprocess.run([*command, *flags, f"--export={tmp_path / 'out.json'}"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    command = ("flair.review", f"--dataset_dir={dataset / 'dataset'}", f"--export={tmp_path / 'out.json'}")
+    run(*command, f"--duplicates={dataset / 'audit'}", f"--reviews={tmp_path / 'reviews.json'}")
     assert read_exclusion(tmp_path / "out.json").components == tuple(c for c in found.components if len(c) > 2)
-    assert subprocess.run([*command, f"--export={tmp_path / 'out.json'}"], capture_output=True).returncode == 2
+    run(*command, code=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any
 
 import pytest
 
-import flair.terminal.command
-from flair import sample_testset
 from flair.curation.reviews import PairChange, PhotoChange, ReviewFile, pair
+from tests.support.commands import run
 from tests.support.metadata_only import make_metadata, write
 
 RULES = ("threshold", "matched", "top")
@@ -34,10 +34,10 @@ class Workshop:
         arguments = [rule, f"--dataset_dir={self.dataset}", f"--name={name}", f"--output_dir={self.folder / 'sets'}"]
         if rule == "top":
             arguments.append(f"--scores={self.folder / 'scores.json'}")
-        with pytest.raises(SystemExit) as stopped:
-            flair.terminal.command.run(sample_testset.main, [*arguments, *flags])
-        assert isinstance(stopped.value.code, int)
-        return stopped.value.code
+        ended = run("flair.sample_testset", *arguments, *flags, code=None)
+        print(ended.stdout, end="")
+        print(ended.stderr, end="", file=sys.stderr)
+        return ended.returncode
 
     def manifest(self, name: str = "flair-b-0") -> dict[str, Any]:
         content = json.loads(self.path(name).read_text())

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from flair.miniature.taxonomy import make_taxonomy
 from flair.statistics.labels import count_labels
 from flair.statistics.table import compute, table, to_json
 from flair.stats import main
+from tests.support.commands import run, run_process
 
 FIGURES = {
     "co_occurrence.png",
@@ -114,19 +112,15 @@ def test_mistakes_end_in_one_line(miniature: Path, tmp_path: Path) -> None:
         ([f"--dataset_dir={miniature}", "--seed=-1"], 1, "--seed=-1: expected a number from 0"),
         ([], 2, "--dataset_dir"),
     ):
-        command = [sys.executable, "-m", "flair.stats", *flags]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ended.returncode == code
+        ended = run("flair.stats", *flags, code=code)
         assert said in ended.stderr.splitlines()[-1]
         assert "Traceback" not in ended.stderr
 
 
 def test_figures_do_not_depend_on_a_window_system(miniature: Path, tmp_path: Path) -> None:
     shutil.copy(miniature / catalog.METADATA_FILE, tmp_path)
-    command = [sys.executable, "-m", "flair.stats", f"--dataset_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}"]
-    environment = {**os.environ, "MPLBACKEND": "Qt4Agg"}
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    flags = (f"--dataset_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}")
+    assert run_process("flair.stats", *flags, env={"MPLBACKEND": "Qt4Agg"}).stderr == ""
 
 
 def test_the_same_seed_gives_the_same_numbers(miniature: Path) -> None:
@@ -197,11 +191,5 @@ def test_a_synthetic_population_of_full_size_is_near_the_published_tables() -> N
 
 @pytest.mark.parametrize("backend", ["Qt4Agg", "module://of_a_notebook"])
 def test_a_backend_of_the_environment_is_not_needed(miniature: Path, tmp_path: Path, backend: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "flair.stats", f"--dataset_dir={miniature}", f"--output_dir={tmp_path}"],
-        env={**os.environ, "MPLBACKEND": backend},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
+    flags = (f"--dataset_dir={miniature}", f"--output_dir={tmp_path}")
+    assert run_process("flair.stats", *flags, env={"MPLBACKEND": backend}).stderr == ""

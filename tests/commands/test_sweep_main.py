@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import math
-import os
 import signal
 import statistics
-import subprocess
-import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -20,43 +17,27 @@ from hypothesis import strategies as st
 
 from benchmark.sweep import table as sweep_table
 from benchmark.sweep.grid import Run, make_runs, parse_grid
-from flair.records.tfrecord.writer import write_tfrecords
-from tests.support.commands import ROOT
+from tests.support.commands import only_line, read_csv, run, start
 
+SWEEP = "benchmark.sweep_main"
+_sweep = partial(run, SWEEP)
 SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--train_batch_size=16", "--num_epochs=2")
 
 
 @pytest.fixture(scope="module")
-def folder(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def flagfile(folder, tmp_path_factory):
+def flagfile(tfrecords, tmp_path_factory):
     path = tmp_path_factory.mktemp("flags") / "small.flags"
-    path.write_text("# A comment.\n" + "\n".join([*SMALL, f"--tfrecords_dir={folder}"]) + "\n")
+    path.write_text("# A comment.\n" + "\n".join([*SMALL, f"--tfrecords_dir={tfrecords}"]) + "\n")
     return path
-
-
-def _command(*flags):
-    return [sys.executable, "-m", "benchmark.sweep_main", *map(str, flags)]
-
-
-def _sweep(*flags):
-    return subprocess.run(_command(*flags), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def _results(sweep_dir):
-    with open(sweep_dir / "results.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_csv(sweep_dir / "results.csv")
 
 
 def test_a_failed_run_is_listed_and_the_rest_goes_on(flagfile, tmp_path):
     flags = (f"--flagfile={flagfile}", "--grid", "best_metric=accuracy,loss", f"--sweep_dir={tmp_path / 's'}")
-    done = _sweep(*flags)
-    assert done.returncode == 1, done
+    done = _sweep(*flags, code=1)
     bad, good = tmp_path / "s" / "best_metric=accuracy,seed=0", tmp_path / "s" / "best_metric=loss,seed=0"
     assert f"log: {bad / 'sweep.log'}" in done.stderr
     assert "no such metric" in done.stderr
@@ -70,14 +51,12 @@ def test_a_failed_run_is_listed_and_the_rest_goes_on(flagfile, tmp_path):
     assert "1 of 2 runs complete" in done.stdout
 
     before = (good / "sweep.log").stat().st_mtime_ns, (tmp_path / "s" / "results.json").read_bytes()
-    again = _sweep(*flags)
-    assert again.returncode == 1
+    again = _sweep(*flags, code=1)
     assert f"{good.name}: complete already" in again.stdout
     assert ((good / "sweep.log").stat().st_mtime_ns, (tmp_path / "s" / "results.json").read_bytes()) == before
 
     # Other flags for a run that is complete: its own command refuses, and the table does not claim it.
-    other = _sweep(*flags, "--learning_rate=0.5")
-    assert other.returncode == 1
+    other = _sweep(*flags, "--learning_rate=0.5", code=1)
     assert "--learning_rate was 0.0001 and is 0.5" in other.stderr
     assert [row["seeds"] for row in _results(tmp_path / "s")] == ["0", "0"]
 
@@ -87,7 +66,6 @@ def unbroken(flagfile, tmp_path_factory):
     """A whole sweep of one learning rate and two seeds, both at once, and the table it printed."""
     path = tmp_path_factory.mktemp("unbroken") / "sweep"
     done = _sweep(*_two(flagfile, path), "--jobs=2")
-    assert done.returncode == 0, done.stderr
     return path, _table(done.stdout)
 
 
@@ -115,9 +93,7 @@ def test_the_table_is_mean_and_deviation_over_seeds(unbroken):
 
 
 def _start(flagfile, path):
-    return subprocess.Popen(
-        _command(*_two(flagfile, path)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return start(SWEEP, *_two(flagfile, path))
 
 
 def _wait_for_checkpoint(process, run):
@@ -154,7 +130,6 @@ def test_a_stopped_sweep_continues_to_the_same_table(flagfile, unbroken, tmp_pat
     assert not (path / "results.csv").exists()
     assert not (run / "summary.json").exists()
     done = _sweep(*_two(flagfile, path))
-    assert done.returncode == 0, done.stderr
     assert "learning_rate=0.01,seed=0: complete already" in done.stdout
     assert "continuing after" in (run / "sweep.log").read_text()
     assert _table(done.stdout) == unbroken[1]
@@ -165,11 +140,8 @@ def test_a_stopped_sweep_continues_to_the_same_table(flagfile, unbroken, tmp_pat
 def test_a_folder_in_use_is_refused(flagfile, tmp_path):
     with open(tmp_path / "sweep.lock", "a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = _sweep(f"--flagfile={flagfile}", f"--sweep_dir={tmp_path}")
-    assert done.returncode == 1
-    assert (
-        done.stderr == f"benchmark.sweep_main: {tmp_path}: another sweep is running here; choose another --sweep_dir\n"
-    )
+        line = only_line(_sweep(f"--flagfile={flagfile}", f"--sweep_dir={tmp_path}", code=1))
+    assert line == f"benchmark.sweep_main: {tmp_path}: another sweep is running here; choose another --sweep_dir"
 
 
 @pytest.mark.parametrize(
@@ -195,15 +167,7 @@ def test_a_folder_in_use_is_refused(flagfile, tmp_path):
     ],
 )
 def test_refusals_are_one_line_and_start_nothing(flagfile, tmp_path, flags, code, message):
-    done = subprocess.run(
-        _command(f"--flagfile={flagfile}", *flags),
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code
+    done = _sweep(f"--flagfile={flagfile}", *flags, code=code, cwd=tmp_path)
     assert message in done.stderr.strip().splitlines()[-1]
     assert code == 2 or done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -211,20 +175,19 @@ def test_refusals_are_one_line_and_start_nothing(flagfile, tmp_path, flags, code
 
 def test_the_training_is_found_from_the_flags(tmp_path):
     for flag, module in (("--num_epochs=1", "central"), ("--clients_per_round=0", "federated")):
-        done = _sweep("--tfrecords_dir=/none", flag, f"--sweep_dir={tmp_path / module}")
+        done = _sweep("--tfrecords_dir=/none", flag, f"--sweep_dir={tmp_path / module}", code=1)
         assert f"1 run of benchmark.{module}_main" in done.stdout
-        assert done.returncode == 1
-    done = _sweep("--tfrecords_dir=/none", f"--sweep_dir={tmp_path / 'both'}")
+    done = _sweep("--tfrecords_dir=/none", f"--sweep_dir={tmp_path / 'both'}", code=None)
     assert "give --setting=central or --setting=federated" in done.stderr
 
 
 def test_a_table_holds_what_is_complete_and_no_times(tmp_path):
     runs = make_runs({"learning_rate": ["0.1", "1"]}, 0, 3)
     losses = dict(zip(runs, (1.0, 2.0, 6.0, 5.0, 7.0, 9.0), strict=True))
-    for run, loss in losses.items():
-        (tmp_path / run.folder).mkdir()
+    for one, loss in losses.items():
+        (tmp_path / one.folder).mkdir()
         summary = {"val": {"loss": loss}, "test": {"macro_averaged_precision": loss / 10}, "seconds": loss * 1000}
-        (tmp_path / run.folder / "summary.json").write_text(json.dumps(summary))
+        (tmp_path / one.folder / "summary.json").write_text(json.dumps(summary))
     rows = sweep_table.rows_of(tmp_path, runs, complete=set(runs[:4]))
     sweep_table.write(tmp_path, rows)
     first, second = _results(tmp_path)
@@ -242,10 +205,10 @@ def test_a_table_holds_what_is_complete_and_no_times(tmp_path):
 def test_a_table_of_numbers_without_a_mean_is_a_table(tmp_path, values):
     """An epsilon may be infinite: after all runs were done, the table ended in a traceback."""
     runs = make_runs({"learning_rate": ["0.1"]}, 0, 2)
-    for run, value in zip(runs, values, strict=True):
-        (tmp_path / run.folder).mkdir()
+    for one, value in zip(runs, values, strict=True):
+        (tmp_path / one.folder).mkdir()
         summary = {"val": {"loss": value}, "test": {}, "epsilon": value}
-        (tmp_path / run.folder / "summary.json").write_text(json.dumps(summary))
+        (tmp_path / one.folder / "summary.json").write_text(json.dumps(summary))
     rows = sweep_table.rows_of(tmp_path, runs, complete=set(runs))
     assert "val_loss" in sweep_table.table(rows)
     sweep_table.write(tmp_path, rows)

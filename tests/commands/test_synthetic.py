@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from flair.miniature.dataset import RECIPE_FILE, make_dataset
 from flair.miniature.photos import Painter
 from flair.miniature.population import make_users, user_sizes
 from flair.miniature.taxonomy import make_taxonomy
+from tests.support.commands import only_line, run, run_program, start
 
 NUM_RECORDS = 20_000
 
@@ -52,8 +52,7 @@ def records_of(users: list[User]) -> list[Record]:
     return [record for user in users for record in user.records]
 
 
-def command(*flags: str, module: str = "flair.synthetic") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", module, *flags], capture_output=True, text=True, timeout=60)
+SYNTHETIC = "flair.synthetic"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -355,14 +354,14 @@ def test_packing_names_a_missing_photo_and_leaves_nothing_half_written(tmp_path:
 
 def test_the_command_makes_packs_and_says_what_comes_next(tmp_path: Path) -> None:
     flags = (f"--dataset_dir={tmp_path}/data", "--num_users=5", "--seed=2")
-    first = command(*flags, f"--archives_dir={tmp_path}/mirror", "--num_archives=2")
-    assert (first.returncode, first.stderr) == (0, "")
+    first = run(SYNTHETIC, *flags, f"--archives_dir={tmp_path}/mirror", "--num_archives=2")
+    assert first.stderr == ""
     assert "photos of 5 users, seed 2, made in" in first.stdout
     assert "python -m flair.mirror" in first.stdout
     assert (tmp_path / "mirror" / catalog.small_archive_url_path(1)).is_file()
     before = files_of(tmp_path / "data")
-    again = command(*flags)
-    assert (again.returncode, "is there already" in again.stdout) == (0, True)
+    again = run(SYNTHETIC, *flags)
+    assert "is there already" in again.stdout
     assert "prepare_tfrecords.py" in again.stdout
     assert files_of(tmp_path / "data") == before
 
@@ -388,11 +387,10 @@ def test_the_command_makes_packs_and_says_what_comes_next(tmp_path: Path) -> Non
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(tmp_path: Path, flags: list[str], message: str) -> None:
-    result = command(
-        f"--dataset_dir={tmp_path}/data", *(flag.replace("DIR", str(tmp_path / "mirror")) for flag in flags)
-    )
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
-    assert message in result.stderr
+    flags = [flag.replace("DIR", str(tmp_path / "mirror")) for flag in flags]
+    result = run(SYNTHETIC, f"--dataset_dir={tmp_path}/data", *flags, code=1)
+    assert result.stdout == ""
+    assert message in only_line(result)
     assert not list(tmp_path.iterdir())
 
 
@@ -416,9 +414,7 @@ def test_a_folder_with_anything_else_is_refused(miniature: Path, tmp_path: Path)
 def test_a_killed_run_continues_to_the_same_dataset(tmp_path: Path) -> None:
     flags = ["--num_images=250", "--seed=5", "--num_workers=1"]
     photos = tmp_path / "killed" / catalog.SMALL_IMAGES_DIR
-    running = subprocess.Popen(
-        [sys.executable, "-m", "flair.synthetic", f"--dataset_dir={tmp_path}/killed", *flags], stdout=subprocess.DEVNULL
-    )
+    running = start(SYNTHETIC, f"--dataset_dir={tmp_path}/killed", *flags, stdout=subprocess.DEVNULL)
     while not photos.is_dir() or len(os.listdir(photos)) < 40:
         assert running.poll() is None
         time.sleep(0.005)
@@ -429,20 +425,18 @@ def test_a_killed_run_continues_to_the_same_dataset(tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / catalog.METADATA_FILE).exists()
     (photos / ".1.jpg.99.tmp").write_bytes(b"half a photo")
 
-    result = command(f"--dataset_dir={tmp_path}/killed", *flags)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert run(SYNTHETIC, f"--dataset_dir={tmp_path}/killed", *flags).stderr == ""
     assert {name: (photos / name).stat().st_mtime_ns for name in done} == done
     make_dataset(tmp_path / "unbroken", num_images=250, seed=5)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "unbroken")
 
 
 def test_help_names_every_flag_and_imports_nothing_heavy() -> None:
-    result = command("--help")
-    assert result.returncode == 0
+    result = run(SYNTHETIC, "--help")
     for flag in ("--dataset_dir", "--num_users", "--num_images", "--seed", "--archives_dir", "--distinct_photos"):
         assert flag in result.stdout
     script = "import sys, flair.synthetic; print({'numpy', 'PIL', 'tensorflow'} & set(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
+    assert run_program(script).stdout == "set()\n"
 
 
 def test_jpeg_bytes_and_painted_photo_are_the_same_picture() -> None:

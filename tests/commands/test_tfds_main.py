@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import importlib.util
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests.support.commands import ROOT
+from tests.support.commands import only_line, read_csv, run, run_process, run_program, start
 
 pytest.importorskip("tensorflow_datasets", reason="the extra 'tfds' is not installed")
 
@@ -29,23 +26,13 @@ SMALL = (
 )
 
 
-def run(module, *flags, program=None):
-    words = ["-m", f"benchmark.{module}"] if program is None else ["-c", program.format(module=module)]
-    command = [sys.executable, *words, *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
-
-
 def done(module, *flags):
-    ended = run(module, *flags)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    # Ray's processes and those of TFF's runtime stay with the process that started them.
+    return (run_process if "--runtime" in str(flags) else run)(f"benchmark.{module}", *flags).stdout
 
 
-def refused(module, *flags, code=1, program=None):
-    ended = run(module, *flags, program=program)
-    assert ended.returncode == code, ended
-    (line,) = ended.stderr.strip().splitlines()
-    return line
+def refused(module, *flags, code=1):
+    return only_line(run(f"benchmark.{module}", *flags, code=code))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +101,7 @@ runpy.run_module("benchmark.{module}", run_name="__main__", alter_sys=True)
 @pytest.mark.parametrize("module", ["federated_main", "central_main", "tfds_main"])
 def test_without_the_extra_one_line_says_how_to_install_it(module, data_dir, miniature):
     flags = [f"--tfds_data_dir={data_dir}"] + [f"--dataset_dir={miniature}"] * (module == "tfds_main")
-    line = refused(module, *flags, program=WITHOUT_TFDS)
+    line = only_line(run_program(WITHOUT_TFDS.format(module=module), *flags, code=1))
     expected = "the package tensorflow-datasets is not installed; add it with `make environment EXTRAS=tfds`"
     assert line.endswith(f"--tfds_data_dir={data_dir}: {expected}")
 
@@ -136,8 +123,7 @@ def test_help_names_the_flag():
 def train(place, out, *flags):
     out.mkdir(exist_ok=True)
     printed = done("federated_main", place, f"--save_model_dir={out}", f"--run_dir={out / 'run'}", *SMALL, *flags)
-    with open(out / "run" / "metrics.csv", encoding="utf-8") as file:
-        return printed, list(csv.DictReader(file))
+    return printed, read_csv(out / "run" / "metrics.csv")
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +219,7 @@ def test_a_dry_run_central_training_and_evaluation_read_it(data_dir, tfrecords, 
 def test_a_stopped_build_is_gone_and_begins_again(tmp_path):
     make_dataset(tmp_path / "dataset", num_users=100, num_images=2000, seed=1)
     flags = (f"--dataset_dir={tmp_path / 'dataset'}", f"--tfds_data_dir={tmp_path / 'tfds'}")
-    command = [sys.executable, "-m", "benchmark.tfds_main", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = start("benchmark.tfds_main", *flags)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "tfds").glob(".flair.unfinished/flair/*")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from flair.dataset.metadata import Record
 from flair.records.hdf5.writer import write_hdf5
 from flair.records.tfrecord.writer import write_tfrecords
 from flair.verify import main
+from tests.support.commands import run
 
 LINK = {"copy_function": lambda source, target: Path(target).hardlink_to(source)}
 
@@ -115,12 +114,7 @@ def test_a_damaged_dataset_is_told_count_by_count(copied: Path, tmp_path: Path) 
     items.append(dict(items[14]))
     items.append({"image_id": "1000", "user_id": "1@N00"})
     replace_items(copied, items)
-    result = subprocess.run(
-        [sys.executable, "-m", "flair.verify", f"--dataset_dir={copied}", f"--report={tmp_path / 'report.json'}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run("flair.verify", f"--dataset_dir={copied}", f"--report={tmp_path / 'report.json'}", code=1)
     expected = {
         "records are well-formed": 1,
         "image ids are unique": 1,
@@ -387,14 +381,10 @@ def test_workers_find_the_same(miniature: Path, tmp_path: Path) -> None:
     write_tfrecords(miniature, tmp_path / "records", num_workers=1)
     flip(next((tmp_path / "records" / "train").iterdir()), 600)
     outputs = [
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "flair.verify", f"--dataset_dir={miniature}"),
-                *(f"--tfrecords_dir={tmp_path / 'records'}", f"--num_workers={workers}"),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
+        run(
+            "flair.verify",
+            *(f"--dataset_dir={miniature}", f"--tfrecords_dir={tmp_path / 'records'}", f"--num_workers={workers}"),
+            code=1,
         ).stdout.rpartition(", in ")[0]
         for workers in (1, 2)
     ]

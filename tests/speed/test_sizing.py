@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from benchmark import scale_main
 from benchmark.speed import sizing
 from flair.errors import FlairError
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, run
 
 PARTS = sizing.Parts(
     photo_seconds=0.1,
@@ -59,8 +57,7 @@ def test_the_table_shows_every_size():
 
 
 def _command(*flags):
-    command = [sys.executable, "-m", "benchmark.scale_main", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return run("benchmark.scale_main", *flags, code=None)
 
 
 def test_the_page_shows_what_the_command_prints():

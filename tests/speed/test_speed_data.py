@@ -17,6 +17,7 @@ from benchmark.speed.data import choose, make_steps, summarize
 from benchmark.speed_main import main
 from flair.errors import FlairError
 from flair.miniature.archives import pack
+from tests.support import commands
 from tests.support.tiny_flair import tree
 
 
@@ -107,9 +108,7 @@ def test_without_curl_its_step_is_skipped_by_name(
 
 
 def test_help_is_quick_and_names_every_flag() -> None:
-    code = "from benchmark.speed_main import main; main(['data', '--help'])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0
+    result = commands.run_program("from benchmark.speed_main import main; main(['data', '--help'])")
     assert "--num_images" in result.stdout
 
 
@@ -119,8 +118,5 @@ def test_the_command_names_its_subjects() -> None:
         ([], 2, "data "),
         (["nothing"], 2, "unknown subject 'nothing'"),
     ):
-        result = subprocess.run(
-            [sys.executable, "-m", "benchmark.speed_main", *flags], capture_output=True, text=True, timeout=60
-        )
-        assert result.returncode == code
+        result = commands.run("benchmark.speed_main", *flags, code=code)
         assert text in result.stdout + result.stderr

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import ROOT
+from tests.support.commands import run_process
 
 
 @pytest.mark.long
 def test_rounds_memory_and_the_start_of_a_run_are_measured(tfrecords: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     sizes = ["--model=cnn", "--image_size=32", "--photos=2", "--clients=2", "--fit_clients=1,2", "--repeats=1"]
-    command = [sys.executable, "-m", "benchmark.speed_main", "federated", *sizes, f"--json={report}"]
-    result = subprocess.run(
-        [*command, f"--tfrecords_dir={tfrecords}"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    flags = (*sizes, f"--json={report}", f"--tfrecords_dir={tfrecords}")
+    result = run_process("benchmark.speed_main", "federated", *flags)
     assert "the first round of benchmark.federated_main begins" in result.stdout
     measured = json.loads(report.read_text())
     (row,) = measured["rounds"]

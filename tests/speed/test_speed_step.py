@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 
 from benchmark.run import machine
-from flair.records.tfrecord.writer import write_tfrecords
-from tests.support.commands import ROOT
+from tests.support.commands import run_process, run_program
 
-
-def _run(*flags):
-    command = [sys.executable, "-m", "benchmark.speed_main", *flags]
-    return subprocess.run(command, cwd=str(ROOT), capture_output=True, text=True, check=True, timeout=300)
+# Peak memory is that of a process.
+_run = partial(run_process, "benchmark.speed_main")
 
 
 @pytest.mark.long
@@ -34,10 +30,9 @@ def test_step_measures_every_variant(tmp_path):
 
 
 @pytest.mark.slow
-def test_central_measures_training_and_evaluation(miniature, tmp_path):
-    write_tfrecords(miniature, tmp_path / "records")
+def test_central_measures_training_and_evaluation(tfrecords, tmp_path):
     path = tmp_path / "central.json"
-    flags = [f"--tfrecords_dir={tmp_path / 'records'}", "--model=cnn", "--image_size=32", "--batch_size=8"]
+    flags = [f"--tfrecords_dir={tfrecords}", "--model=cnn", "--image_size=32", "--batch_size=8"]
     done = _run("central", *flags, "--steps=3", "--repeats=2", f"--json={path}")
     report = json.loads(path.read_text())["central"]
     assert set(report["images_per_second"]) >= {"bare", "training", "pipeline", "evaluation 17", "evaluation 1628"}
@@ -51,6 +46,6 @@ def test_peak_memory_is_that_of_this_process_alone():
     # The parent holds a gigabyte at its peak; a child's own peak must not show it.
     code = "from benchmark.run import machine; print(machine.peak_bytes())"
     ballast = bytearray(10**9)
-    done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), capture_output=True, text=True, check=True)
+    done = run_program(code)
     assert len(ballast) < machine.peak_bytes()
     assert int(done.stdout) < 0.5e9
