@@ -52,7 +52,7 @@ def finished(tfrecords, model, tmp_path_factory):
     return place / "run", place / "dump", done.stdout
 
 
-def test_the_report_is_that_of_theread_csv(miniature, finished):
+def test_the_report_is_that_of_the_rows(miniature, finished):
     run, _, printed = finished
     sizes = {user.user_id: len(user.records) for user in load_users(miniature) if user.partition == "train"}
     eligible = {user_id for user_id, photos in sizes.items() if photos >= 4}
