@@ -16,6 +16,8 @@ from flair.records.tfrecord.writer import write_tfrecords
 # `make test` runs in a make: the makes under test must not take themselves for its children.
 for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(_name, None)
+# Commands that tests run in this process print their one line on standard error; TensorFlow's own would join it.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background: commands under test would inherit that, and ignore the Ctrl-C that tests send them.
     signal.signal(signal.SIGINT, signal.default_int_handler)

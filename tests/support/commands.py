@@ -48,8 +48,6 @@ def run(door: str, *flags: object, code: int | None = 0, cwd: Path = ROOT) -> Re
     path = str(ROOT / (door if door.endswith(".py") else f"{door.replace('.', '/')}.py"))
     if "keras" in sys.modules:
         sys.modules["keras"].backend.clear_session()  # layers are numbered anew, as in a new process
-    if door.startswith("benchmark."):  # their flags are defined in the process once and for all
-        return run_process(door, *flags, code=code, cwd=cwd)
     with _streams() as read, _as_before():
         os.chdir(cwd)
         sys.argv = [path, *map(str, flags)]
@@ -78,7 +76,7 @@ def run_program(
 def start(door: str, *flags: object, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
     """Starts a command in a process of its own and leaves it at work; its output comes through pipes."""
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(command(door, *flags), text=True, env={**os.environ, **(env or {})}, **options)
+    return subprocess.Popen(command(door, *flags), text=True, env=_environment(env), **options)
 
 
 def refused(door: str, *flags: object, code: int = 1) -> str:
@@ -116,11 +114,17 @@ def assert_equal_weights(one: Path, other: Path) -> None:
 
 
 def _ended(words: Sequence[str], code: int | None, env: Mapping[str, str] | None, options: dict[str, Any]) -> Result:
-    options = {"cwd": ROOT, "timeout": 300, "env": {**os.environ, **(env or {})}, **options}
-    done = subprocess.run(words, capture_output=True, text=True, check=False, **options)
+    options = {"cwd": ROOT, "timeout": 300, **options}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=_environment(env), **options)
     result = Result(done.returncode, done.stdout, done.stderr)
     _check(result, code)
     return result
+
+
+def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    """That of a user: conftest.py has told the TensorFlow of this process to be quiet, a command does so itself."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    return {**environment, **(more or {})}
 
 
 def _check(result: Result, code: int | None) -> None:
