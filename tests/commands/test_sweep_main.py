@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from benchmark.sweep import table as sweep_table
 from benchmark.sweep.grid import Run, make_runs, parse_grid
-from tests.support.commands import only_line, read_csv, run, start
+from tests.support.commands import ROOT, only_line, read_csv, run, start
 
 SWEEP = "benchmark.sweep_main"
 _sweep = partial(run, SWEEP)
@@ -167,7 +167,7 @@ def test_a_folder_in_use_is_refused(flagfile, tmp_path):
     ],
 )
 def test_refusals_are_one_line_and_start_nothing(flagfile, tmp_path, flags, code, message):
-    done = _sweep(f"--flagfile={flagfile}", *flags, code=code, cwd=tmp_path)
+    done = _sweep(f"--flagfile={flagfile}", *flags, code=code, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert message in done.stderr.strip().splitlines()[-1]
     assert code == 2 or done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

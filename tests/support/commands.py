@@ -40,7 +40,9 @@ def command(door: str, *flags: object) -> list[str]:
     return [sys.executable, *where, *map(str, flags)]
 
 
-def run(door: str, *flags: object, code: int | None = 0, cwd: Path = ROOT) -> Result:
+def run(
+    door: str, *flags: object, code: int | None = 0, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+) -> Result:
     """Runs a command as `python -m door` would, in this process; it must end with `code`, where that is not None.
 
     What it leaves in the process is put back: signal handlers, environment, folder, arguments, standard streams.
@@ -50,6 +52,7 @@ def run(door: str, *flags: object, code: int | None = 0, cwd: Path = ROOT) -> Re
         sys.modules["keras"].backend.clear_session()  # layers are numbered anew, as in a new process
     with _streams() as read, _as_before():
         os.chdir(cwd)
+        os.environ.update(env or {})
         sys.argv = [path, *map(str, flags)]
         returncode = _exit_code(door, path)
         sys.stdout.flush()
