@@ -40,7 +40,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tfrecords(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The TFRecords of the miniature, a file a user. Read only."""
     folder = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, folder)
+    write_tfrecords(miniature, folder, num_workers=1)
     return folder
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -16,15 +14,14 @@ from flair.dataset.metadata import load_users
 from flair.records.tfrecord.reader import TFRecords
 from flair.terminal.flags import fraction
 from flair.verify import run_checks
-from tests.support.commands import ROOT
+from tests.support.commands import Result, run
 
 USERS = 40
 
 
-def prepare(dataset: Path, output: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "prepare_tfrecords.py"), f"--dataset_dir={dataset}"]
-    command += [f"--tfrecords_dir={output}", "--num_workers=1", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def prepare(dataset: Path, output: Path, *flags: str, code: int = 0) -> Result:
+    flags = (f"--dataset_dir={dataset}", f"--tfrecords_dir={output}", "--num_workers=1", *flags)
+    return run("prepare_tfrecords.py", *flags, code=code)
 
 
 def photos(folder: Path, partition: str) -> dict[str, set[str]]:
@@ -43,7 +40,6 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("layout", ["per_user", "sharded"])
 def test_a_fraction_of_each_train_user_is_put_aside(miniature: Path, tmp_path: Path, layout: str) -> None:
     result = prepare(miniature, tmp_path / "records", "--heldout_fraction=0.2", f"--layout={layout}")
-    assert result.returncode == 0, result.stderr
     train, heldout = (photos(tmp_path / "records", partition) for partition in ("train", "heldout"))
     for user in load_users(miniature):
         ids = {record.image_id for record in user.records}
@@ -61,17 +57,17 @@ def test_a_fraction_of_each_train_user_is_put_aside(miniature: Path, tmp_path: P
 
 def test_without_the_flag_nothing_changes(miniature: Path, tmp_path: Path) -> None:
     for name, flags in (("a", []), ("b", ["--heldout_fraction=0", "--seed=7"])):
-        assert prepare(miniature, tmp_path / name, *flags).returncode == 0
+        prepare(miniature, tmp_path / name, *flags)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert not (tmp_path / "a" / "heldout").exists()
 
 
 def test_records_made_again_without_the_flag_have_no_photos_aside(miniature: Path, tmp_path: Path) -> None:
     output = tmp_path / "records"
-    assert prepare(miniature, output, "--heldout_fraction=0.3").returncode == 0
-    refused = prepare(miniature, output)
-    assert refused.returncode == 1 and "heldout_fraction=0.3 there" in refused.stderr
-    assert prepare(miniature, output, "--overwrite").returncode == 0
+    prepare(miniature, output, "--heldout_fraction=0.3")
+    refused = prepare(miniature, output, code=1)
+    assert "heldout_fraction=0.3 there" in refused.stderr
+    prepare(miniature, output, "--overwrite")
     assert not (output / "heldout").exists()
     assert sum(map(len, photos(output, "train").values())) == 132
 
@@ -96,13 +92,13 @@ def test_a_near_duplicate_is_not_put_aside(miniature: Path) -> None:
 
 @pytest.mark.parametrize("text", ["1", "1.0", "-0.1", "nan", "1e9", "half", "1/2", "", "."])
 def test_what_is_no_fraction_is_refused(miniature: Path, tmp_path: Path, text: str) -> None:
-    result = prepare(miniature, tmp_path / "records", f"--heldout_fraction={text}")
-    assert result.returncode == 2 and "at least 0 and below 1" in result.stderr
+    result = prepare(miniature, tmp_path / "records", f"--heldout_fraction={text}", code=2)
+    assert "at least 0 and below 1" in result.stderr
 
 
 def test_no_user_with_enough_photos_is_told(tmp_path: Path, miniature: Path) -> None:
-    result = prepare(miniature, tmp_path / "records", "--heldout_fraction=0.001")
-    assert result.returncode == 1 and "no train user has enough photos" in result.stderr
+    result = prepare(miniature, tmp_path / "records", "--heldout_fraction=0.001", code=1)
+    assert "no train user has enough photos" in result.stderr
 
 
 def test_fractions_are_exact() -> None:
@@ -111,7 +107,7 @@ def test_fractions_are_exact() -> None:
 
 
 def test_a_set_of_seen_users_has_the_photos_put_aside(miniature: Path, tmp_path: Path) -> None:
-    assert prepare(miniature, tmp_path / "records", "--heldout_fraction=0.2").returncode == 0
+    prepare(miniature, tmp_path / "records", "--heldout_fraction=0.2")
     from flair.curation.manifest import read_testset
     from flair.sample_testset import main
 

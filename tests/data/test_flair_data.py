@@ -16,21 +16,13 @@ from benchmark.data.opening import make_task, open_records
 from benchmark.data.pipeline import TrainingData, evaluation_dataset
 from flair.errors import FlairError
 from flair.records.tfrecord import example, frames
-from flair.records.tfrecord.writer import write_tfrecords
 
 SIZE = (32, 32)
 
 
 @pytest.fixture(scope="module")
-def folder(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def records(folder):
-    return open_records(folder)
+def records(tfrecords):
+    return open_records(tfrecords)
 
 
 @pytest.fixture(scope="module")
@@ -219,8 +211,8 @@ def test_feature_names_of_ml_flair_and_of_tff_are_parsed(records, names):
         (lambda photo: photo._replace(labels=(400,)), r"label column outside 0 to"),
     ],
 )
-def test_a_bad_photo_is_named(folder, tmp_path, change, message):
-    copy = shutil.copytree(folder, tmp_path / "bad", symlinks=True)
+def test_a_bad_photo_is_named(tfrecords, tmp_path, change, message):
+    copy = shutil.copytree(tfrecords, tmp_path / "bad", symlinks=True)
     user = open_records(copy).users("train")[3]
     path = copy / "train" / f"{user}.tfrecords"
     photos = [example.decode(payload) for payload in frames.read_payloads(path)]
@@ -232,8 +224,8 @@ def test_a_bad_photo_is_named(folder, tmp_path, change, message):
         list(data.batches(0))
 
 
-def test_a_damaged_record_is_named(folder, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "bad", symlinks=True)
+def test_a_damaged_record_is_named(tfrecords, tmp_path):
+    copy = shutil.copytree(tfrecords, tmp_path / "bad", symlinks=True)
     records = open_records(copy)
     user = records.users("train")[3]
     path = copy / "train" / f"{user}.tfrecords"

@@ -12,16 +12,13 @@ from benchmark.data.pipeline import TrainingData, evaluation_dataset
 from flair.errors import FlairError
 from flair.records.hdf5.writer import write_hdf5
 from flair.records.tfrecord import example
-from flair.records.tfrecord.writer import write_tfrecords
 
 SIZE = (32, 32)
 
 
 @pytest.fixture(scope="module")
-def tfrecords(miniature, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, folder)
-    return open_records(folder)
+def per_user(tfrecords):
+    return open_records(tfrecords)
 
 
 FORMATS = [("jpeg", True, "names"), ("raw", True, "indices"), ("jpeg", False, "names"), ("raw", False, "names")]
@@ -40,13 +37,13 @@ def _facts(records, partition, user):
     return sorted((photo.image_id, set(photo.labels), set(photo.fine_grained_labels)) for photo in photos)
 
 
-def test_users_photos_and_labels_are_those_of_the_tfrecords(records, tfrecords):
-    assert (records.labels, records.fine_grained_labels) == (tfrecords.labels, tfrecords.fine_grained_labels)
+def test_users_photos_and_labels_are_those_of_the_tfrecords(records, per_user):
+    assert (records.labels, records.fine_grained_labels) == (per_user.labels, per_user.fine_grained_labels)
     for partition in ("train", "val", "test"):
-        assert records.users(partition) == tfrecords.users(partition)
-        assert records.num_photos(partition) == tfrecords.num_photos(partition)
+        assert records.users(partition) == per_user.users(partition)
+        assert records.num_photos(partition) == per_user.num_photos(partition)
         for user in records.users(partition):
-            assert _facts(records, partition, user) == _facts(tfrecords, partition, user)
+            assert _facts(records, partition, user) == _facts(per_user, partition, user)
 
 
 def test_rows_are_the_photos_of_the_users(records):
@@ -62,8 +59,8 @@ def _pixels(records, partition):
     return {p.image_id: augmentation.decode(p.image, records.image_format).numpy().astype(int) for p in photos}
 
 
-def test_pixels_are_those_of_the_tfrecords(records, tfrecords):
-    found, wanted = _pixels(records, "val"), _pixels(tfrecords, "val")
+def test_pixels_are_those_of_the_tfrecords(records, per_user):
+    found, wanted = _pixels(records, "val"), _pixels(per_user, "val")
     assert found.keys() == wanted.keys()
     for image_id in found:
         # Pillow decodes exactly, TensorFlow with the fast integer transform.

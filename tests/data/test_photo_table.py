@@ -12,19 +12,11 @@ from flair.dataset.metadata import load_users
 from flair.errors import FlairError
 from flair.records.tfrecord import example
 from flair.records.tfrecord.frames import frame
-from flair.records.tfrecord.writer import write_tfrecords
-
-
-@pytest.fixture(scope="module")
-def folder(miniature, tmp_path_factory):
-    path = tmp_path_factory.mktemp("records") / "records"
-    write_tfrecords(miniature, path)
-    return path
 
 
 @pytest.mark.parametrize("partition", ["train", "val", "test"])
-def test_rows_are_the_metadata(miniature, folder, partition):
-    records = open_records(folder)
+def test_rows_are_the_metadata(miniature, tfrecords, partition):
+    records = open_records(tfrecords)
     table = read_photo_table(records, partition)
     users = {user.user_id: user for user in load_users(miniature) if user.partition == partition}
     assert table.users == sorted(users)
@@ -43,8 +35,8 @@ def test_rows_are_the_metadata(miniature, folder, partition):
     assert example.decode(payload).image_id == table.image_ids[-1]
 
 
-def test_divergences_are_zero_for_equals_and_grow_with_difference(folder):
-    records = open_records(folder)
+def test_divergences_are_zero_for_equals_and_grow_with_difference(tfrecords):
+    records = open_records(tfrecords)
     table = read_photo_table(records, "train")
     found = user_divergences(table, len(records.labels))
     assert found.shape == (len(table.users),)
@@ -53,9 +45,9 @@ def test_divergences_are_zero_for_equals_and_grow_with_difference(folder):
     np.testing.assert_allclose(user_divergences(same, len(records.labels)), 0, atol=1e-12)
 
 
-def test_labels_of_another_label_file_are_named(folder, tmp_path):
+def test_labels_of_another_label_file_are_named(tfrecords, tmp_path):
     for name in ("label_index.json",):
-        (tmp_path / name).write_text((folder / name).read_text())
+        (tmp_path / name).write_text((tfrecords / name).read_text())
     (tmp_path / "test").mkdir()
     photo = example.Example(b"jpeg", (99,), (0,), "5", "1@N00")
     (tmp_path / "test" / "1@N00.tfrecords").write_bytes(frame(example.encode(photo)))

@@ -18,20 +18,13 @@ from flair.records.tfrecord.writer import write_tfrecords
 
 
 @pytest.fixture(scope="module")
-def per_user(miniature, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records") / "per_user"
-    write_tfrecords(miniature, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def sharded(miniature, tmp_path_factory):
     folder = tmp_path_factory.mktemp("records") / "sharded"
     write_tfrecords(miniature, folder, layout="sharded", images_per_shard=30)
     return folder
 
 
-@pytest.fixture(scope="module", params=["per_user", "sharded"])
+@pytest.fixture(scope="module", params=["tfrecords", "sharded"])
 def records(request):
     return open_records(request.getfixturevalue(request.param))
 
@@ -79,27 +72,27 @@ def test_every_photo_can_be_read_by_its_row(records):
     assert records.read_photos("train", [5, 2]) == [by_user[5], by_user[2]]
 
 
-def test_both_layouts_hold_the_same_photos(per_user, sharded):
-    one, other = open_records(per_user), open_records(sharded)
+def test_both_layouts_hold_the_same_photos(tfrecords, sharded):
+    one, other = open_records(tfrecords), open_records(sharded)
     for partition in ("train", "val", "test"):
         assert one.users(partition) == other.users(partition)
         for user in one.users(partition):
             assert one.read_user(partition, user) == other.read_user(partition, user)
 
 
-def test_the_digest_names_the_data(per_user, tmp_path):
-    copy = shutil.copytree(per_user, tmp_path / "copy", symlinks=True)
-    assert open_records(copy).digest() == open_records(per_user).digest()
+def test_the_digest_names_the_data(tfrecords, tmp_path):
+    copy = shutil.copytree(tfrecords, tmp_path / "copy", symlinks=True)
+    assert open_records(copy).digest() == open_records(tfrecords).digest()
     next((copy / "train").glob("*.tfrecords")).unlink()
-    assert open_records(copy).digest() != open_records(per_user).digest()
+    assert open_records(copy).digest() != open_records(tfrecords).digest()
 
 
-def test_the_published_layout_is_read(per_user, tmp_path):
-    folder = shutil.copytree(per_user, tmp_path / "published", symlinks=True)
+def test_the_published_layout_is_read(tfrecords, tmp_path):
+    folder = shutil.copytree(tfrecords, tmp_path / "published", symlinks=True)
     _published(folder, ("image/encoded_jpeg", "labels", "fine_grained_labels"))
     records = open_records(folder)
     assert records.labels == {"animal": 0, "art": 1}
-    assert records.users("val") == open_records(per_user).users("val")
+    assert records.users("val") == open_records(tfrecords).users("val")
     assert len(records.read_user("val", records.users("val")[0])) == 1
 
 
@@ -111,8 +104,8 @@ def test_a_changed_index_of_users_is_found_by_its_checksum(sharded, tmp_path):
         open_records(folder).users("train")
 
 
-def test_tasks(per_user):
-    records = open_records(per_user)
+def test_tasks(tfrecords):
+    records = open_records(tfrecords)
     coarse, fine = make_task(records, False, None), make_task(records, True, None)
     assert coarse.label_names == tuple(sorted(records.labels))
     assert coarse.num_outputs == len(records.labels)
@@ -125,7 +118,7 @@ def test_tasks(per_user):
         make_task(records, False, "dragon")
 
 
-@pytest.mark.parametrize("layout", ["per_user", "sharded"])
+@pytest.mark.parametrize("layout", ["tfrecords", "sharded"])
 def test_damage_is_found_and_named(layout, request, tmp_path):
     folder = shutil.copytree(request.getfixturevalue(layout), tmp_path / "damaged", symlinks=True)
     user = open_records(folder).users("train")[0]
@@ -157,8 +150,8 @@ def test_damage_is_found_and_named(layout, request, tmp_path):
         (lambda f: (f / "test" / "user_index.json").write_text('{"u": ["../x", 0, 1, 1]}'), "is no index of users"),
     ],
 )
-def test_wrong_folders_are_one_line(per_user, tmp_path, damage, message):
-    folder = shutil.copytree(per_user, tmp_path / "wrong", symlinks=True)
+def test_wrong_folders_are_one_line(tfrecords, tmp_path, damage, message):
+    folder = shutil.copytree(tfrecords, tmp_path / "wrong", symlinks=True)
     damage(folder)
     with pytest.raises(FlairError, match=message) as caught:
         open_records(folder).users("test")

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from flair.download import server as mirror_server
 from flair.miniature.archives import pack
 from flair.miniature.dataset import make_dataset
 from tests.support import documented_commands
+from tests.support.commands import run
 from tests.support.markdown import (
     ROOT,
     SHELL,
@@ -120,12 +120,7 @@ def test_every_command_is_in_a_block_that_says_so() -> None:
 @functools.lru_cache
 def flags_of(program: str, subject: str | None = None) -> frozenset[str]:
     """The flags that `--help` of a program lists, or of a subject of one that has several."""
-    where = ["-m", program] if not program.endswith(".py") else [program]
-    where += [subject] if subject else []
-    ended = subprocess.run(
-        [sys.executable, *where, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ended.returncode == 0, f"{program} --help: {ended.stderr}"
+    ended = run(program, *([subject] if subject else []), "--help")
     plain = set(re.findall(r"--([A-Za-z_]\w*)", ended.stdout))
     switches = re.findall(r"--\[no\](\w+)", ended.stdout)
     return frozenset(plain | set(switches) | {f"no{name}" for name in switches} | {"help"})
@@ -135,8 +130,6 @@ def test_every_documented_flag_exists() -> None:
     """Also those of commands that are not run, and of those in backticks within a sentence."""
     said = [*ALL_COMMANDS, *(command for page in pages() for command in inline_commands(page))]
     ours = [command for command in said if re.match(r"(flair|benchmark)\.|\w+(/\w+)*\.py$", command.program)]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda words: flags_of(*words), {(command.program, command.subject) for command in ours}))
     unknown = [
         f"{command}: {command.program} has no --{flag}"
         for command in ours

@@ -16,7 +16,6 @@ from benchmark.personalization.adaptation import Adaptation, batch_positions
 from benchmark.personalization.personalizer import Personalizer
 from benchmark.personalization.users import UserEpisodes, UserPhotos
 from flair.records.tfrecord import example
-from flair.records.tfrecord.writer import write_tfrecords
 
 SIZE, STEPS, BATCH, LEARNING_RATE, MU = (32, 32), 6, 4, 0.1, 0.3
 STRATEGIES = {"head": ("head", 0.0), "all": ("all", 0.0), "proximal": ("all", MU)}
@@ -70,13 +69,12 @@ def _personalize(layers, mu):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_tff_agrees_to_1e_5(miniature, tmp_path):
+def test_tff_agrees_to_1e_5(tfrecords):
     import tensorflow_federated as tff
 
     from benchmark.rounds.tff import guard_worker, stop_workers
 
-    write_tfrecords(miniature, tmp_path / "records")
-    records = open_records(tmp_path / "records")
+    records = open_records(tfrecords)
     task = make_task(records, False, None)
     table = read_photo_table(records, "train")
     users = [
