@@ -294,7 +294,7 @@ def test_folders_of_a_sweep_with_commas_in_their_names_can_be_named_and_compared
     for path in runs:
         path.mkdir()
         (path / "flags.txt").write_text("--model=cnn\n")
-        _save(run / "best.h5", 3)
+        _save(path / "best.h5", 3)
     names = ",".join(map(str, runs)).split(",")
     assert [model.path.parent for model in saved_model.find_models(names)] == runs
     flags = (f"--models={runs[0]},{runs[1]}", f"--compare={runs[0].name},{runs[1].name}", "--tfrecords_dir=/nowhere")
