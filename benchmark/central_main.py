@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmark.central.flags import CENTRAL_FLAGS
+from benchmark.central.flags import FLAGS
 from benchmark.data.records import Records, Task
 from benchmark.run import command, tf_config
-from benchmark.run.flags import ALIKE, CHANGEABLE, Flags, Role, Table
+from benchmark.run.flags import ALIKE, CHANGEABLE, Flags, Role
 from benchmark.run.folder import RunFolder, WatchedRunFolder
 from benchmark.run.schedules import learning_rates
 from benchmark.training import flags as model_flags
-from benchmark.training.flags import MODEL_FLAGS
 from flair.errors import FlairError
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from benchmark.central.step import CentralTrainer
     from benchmark.data.pipeline import EvaluationData, TrainingData
     from benchmark.run.devices import Devices
-
-FLAGS: Table = (*MODEL_FLAGS, *CENTRAL_FLAGS)
 
 
 class _Built(NamedTuple):

@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Any
 from benchmark.data.records import Records, Task
 from benchmark.federated import checks, settings
 from benchmark.federated.cohort import sample_cohort
-from benchmark.federated.flags import FEDERATED_FLAGS, RAY, RAY_FLAGS, TFF
+from benchmark.federated.flags import FLAGS, RAY, TFF
 from benchmark.privacy import noise_key
 from benchmark.privacy.accounting import rounded_up
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.statement import announcement, make_statement, write_statement
 from benchmark.run import command
-from benchmark.run.flags import CHANGEABLE, Flags, Table
+from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
 from benchmark.run.names import BEST_FILE
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
-from benchmark.training.flags import MODEL_FLAGS
 from flair import __version__
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
     from benchmark.privacy.noise_key import NoiseKey
     from benchmark.rounds.config import FederatedConfig
     from benchmark.rounds.runtime import Runtime
-
-FLAGS: Table = (*RAY_FLAGS, *FEDERATED_FLAGS, *MODEL_FLAGS)
 
 
 def main(flags: Flags) -> None:

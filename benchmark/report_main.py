@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmark.central import flags as central_flags
+from benchmark.federated import flags as federated_flags
+from benchmark.personalization import flags as personalization_flags
 from benchmark.run import command, files
-from benchmark.run.flags import Flags, Role, Table, path, text
+from benchmark.run.flags import SETTINGS, Flags, Role, Table, names_of, path, text
 from benchmark.run.names import EVALUATION_FILE
 from benchmark.run.shapes import ESTIMATE
 from flair.errors import FlairError
@@ -54,7 +57,10 @@ def main(flags: Flags, folders: list[str]) -> None:
             progress.add()
     drawn = [one for one in outcomes if isinstance(one, drawing.Drawn)]
     made = time.strftime("%Y-%m-%d %H:%M")
-    page = report_page.render(runs, outcomes, flags.title, made, comparisons)
+    tables = (central_flags.FLAGS, federated_flags.FLAGS, personalization_flags.FLAGS)
+    # Where a run is and how it is continued is not a setting of it.
+    hidden = names_of(tables, set(Role) - set(SETTINGS))
+    page = report_page.render(runs, outcomes, flags.title, made, comparisons, hidden)
     figures = output / FIGURES_DIR
     figures.mkdir(parents=True, exist_ok=True)
     for one in drawn:

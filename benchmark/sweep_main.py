@@ -13,10 +13,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark.central import flags as central_flags
+from benchmark.federated import flags as federated_flags
 from benchmark.run import flag_file
+from benchmark.run.flags import Role, names_of
 from benchmark.sweep import program, table
 from benchmark.sweep.grid import Run, make_runs, parse_grid
-from benchmark.sweep.program import SETTINGS
 from benchmark.sweep.runs import LOG_FILE, Outcome, Runner
 from flair.errors import FlairError
 from flair.files import lock
@@ -25,11 +27,12 @@ from flair.terminal.paths import path_flag, word
 from flair.terminal.progress import Progress, duration
 
 LOCK_FILE = "sweep.lock"
+TABLES = {"central": central_flags.FLAGS, "federated": federated_flags.FLAGS}
 _NOT_TAKEN = {
-    **dict.fromkeys(("save_model_dir", "run_dir"), "the sweep gives every run a folder of its own below --sweep_dir"),
-    "overwrite": "delete the folder of a run to start it over",
-    **dict.fromkeys(("dry_run", "num_users"), "plan one run with the training command itself"),
+    Role.PLACE: "the sweep gives every run a folder of its own below --sweep_dir",
+    Role.CALL: "plan one run with the training command itself",
 }
+_OVERWRITE = "delete the folder of a run to start it over"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,10 +40,10 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     flags, training_flags = _parse(argv)
     arguments = flag_file.expand([*(f"--flagfile={path}" for path in flags.flagfile), *training_flags])
-    grid = parse_grid([text for texts in flags.grid for text in texts])
+    grid = parse_grid([text for texts in flags.grid for text in texts], names_of(TABLES.values(), Role))
     given = program.names_of(arguments)
     _check(given, program.names_of(training_flags), grid)
-    setting = program.choose_setting(flags.setting, [*given, *grid])
+    setting = program.choose_setting(flags.setting, [*given, *grid], TABLES)
     runs = make_runs(grid, _first_seed(arguments), flags.seeds)
     folder = Path(flags.sweep_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,8 +56,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(given: Sequence[str], typed: Sequence[str], grid: dict[str, list[str]]) -> None:
-    for name, reason in _NOT_TAKEN.items():
+    for name, role in names_of(TABLES.values(), _NOT_TAKEN).items():
         if name in given:
+            reason = _OVERWRITE if name == "overwrite" else _NOT_TAKEN[role]
             raise FlairError(f"--{name} is no flag of a sweep: {reason}")
     if not {"tfrecords_dir", "tfds_data_dir"} & {*given, *grid}:
         raise FlairError("--tfrecords_dir: is missing; give the folder that prepare_tfrecords.py wrote")
@@ -121,7 +125,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=positive_int, default=1, help="seeds of each setting, from --seed on (1)")
     parser.add_argument("--jobs", type=positive_int, default=1, help="runs at once (1)")
     parser.add_argument("--sweep_dir", type=path_flag, default="sweep", help="folder of the sweep (sweep)")
-    parser.add_argument("--setting", choices=SETTINGS, help="training command; found from the flags where not given")
+    parser.add_argument("--setting", choices=TABLES, help="training command; found from the flags where not given")
     flags, rest = parser.parse_known_args(argv)
     stray = next((argument for argument in rest if not argument.startswith("-")), None)
     if stray is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, text
 from benchmark.run.schedules import SCHEDULES
+from benchmark.training.flags import MODEL_FLAGS
 
-CENTRAL_FLAGS: Table = (
+_CENTRAL_FLAGS: Table = (
     number("learning_rate", 1e-4, "Learning rate of Adam.", Role.RESULT, least=0),
     number(
         "clipnorm",
@@ -45,3 +46,5 @@ CENTRAL_FLAGS: Table = (
     boolean("overwrite", "Start over, forgetting the run that --run_dir holds.", Role.CALL),
     number("minutes_per_checkpoint", 10.0, "Minutes between checkpoints inside an epoch.", Role.SAVING, least=0),
 )
+FLAGS: Table = (*MODEL_FLAGS, *_CENTRAL_FLAGS)
+"""All flags of `central_main`."""

@@ -12,6 +12,7 @@ from benchmark.rounds.config import (
 )
 from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, text
 from benchmark.run.schedules import SCHEDULES
+from benchmark.training.flags import MODEL_FLAGS
 
 INPROCESS, TFF, RAY = "inprocess", "tff", "ray"
 RUNTIMES = (INPROCESS, TFF, RAY)
@@ -190,4 +191,5 @@ _OTHER_FLAGS: Table = (
     path("run_dir", None, "Folder of this run; none: the saved model's path without .h5.", Role.PLACE),
     boolean("overwrite", "Start over, forgetting the run that --run_dir holds.", Role.CALL),
 )
-FEDERATED_FLAGS: Table = (*_TRAINING_FLAGS, *PRIVACY_FLAGS, *_OTHER_FLAGS)
+FLAGS: Table = (*RAY_FLAGS, *_TRAINING_FLAGS, *PRIVACY_FLAGS, *_OTHER_FLAGS, *MODEL_FLAGS)
+"""All flags of `federated_main`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -164,7 +164,14 @@ users does not explain.</p>{% endif %}
 """
 
 
-def render(runs: Sequence[Run], outcomes: Sequence[Outcome], title: str, made: str, comparisons: list[Any]) -> str:
+def render(
+    runs: Sequence[Run],
+    outcomes: Sequence[Outcome],
+    title: str,
+    made: str,
+    comparisons: list[Any],
+    hidden: Collection[str] = (),
+) -> str:
     """The page as HTML; everything that comes from a run folder is escaped."""
     extra: list[dict[str, Any]] = [
         {"name": f"{run.name}-{one.name}", "alt": f"{run.name}: {one.caption}", "caption": f"{run.name}: {one.caption}"}
@@ -205,7 +212,7 @@ def render(runs: Sequence[Run], outcomes: Sequence[Outcome], title: str, made: s
             for one in comparisons
         ],
         statements=[_statement(run) for run in runs if run.privacy is not None],
-        settings=different_settings(runs) if len(runs) > 1 else [],
+        settings=different_settings(runs, hidden) if len(runs) > 1 else [],
         described=[_describe(run) for run in runs],
     )
 

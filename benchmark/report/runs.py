@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +28,6 @@ from flair.files.regular_file import file_sha256
 
 FIGURES_DIR, CAPTIONS_FILE = "figures", "captions.json"
 SECRET = "secret (the run is private)"
-# Where a run is and how it is continued is no setting of it.
-_PLACES = ("run_dir", "save_model_dir", "overwrite", "flagfile", "rounds_per_checkpoint", "minutes_per_checkpoint")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST_PNG = 20_000_000
 # What a report reads of each file; there may be more.
@@ -120,8 +118,8 @@ def open_runs(folders: Iterable[str]) -> list[Run]:
     return [_open(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
-def different_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(flag, its value in each run) for every flag that is not the same in all runs that know it.
+def different_settings(runs: Sequence[Run], hidden: Collection[str] = ()) -> list[tuple[str, list[str]]]:
+    """(flag, its value in each run) for every flag that is not the same in all runs that know it, but for `hidden`.
 
     Runs of one command know the same flags, so that a flag one of them does not have is not set there.
     """
@@ -132,7 +130,7 @@ def different_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
             known.setdefault(name, set()).add(kind)
     rows = []
     for name in sorted(known):
-        if name in _PLACES:
+        if name in hidden:
             continue
         values = [settings.get(name, "none" if kind in known[name] else "–") for kind, settings in kinds]
         if len(set(values) - {"–"}) > 1:

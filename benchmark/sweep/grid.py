@@ -5,23 +5,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
+from benchmark.run.flags import Role
 from flair.errors import FlairError
 
-# A sweep over one of these would put runs into one folder, or compare equal runs.
+# A sweep over a flag of one of these roles would put runs into one folder, or compare equal runs.
 _NOT_SWEPT = {
-    **dict.fromkeys(("save_model_dir", "run_dir"), "the sweep gives every run a folder of its own"),
-    **dict.fromkeys(("overwrite", "dry_run", "num_users", "flagfile"), "it is no setting of a run"),
-    **dict.fromkeys(
-        (
-            *("clients_per_thread", "minutes_per_checkpoint", "rounds_per_checkpoint", "eval_batch_size"),
-            *("num_workers", "ray_address", "worker_cpus", "worker_gpus"),
-        ),
-        "it changes no result",
-    ),
+    Role.PLACE: "the sweep gives every run a folder of its own",
+    Role.CALL: "it is no setting of a run",
+    Role.SAVING: "it changes no result",
+    Role.SPEED: "it changes no result",
 }
 _BOOLEANS = {"true": "1", "t": "1", "false": "0", "f": "0"}  # as absl reads them
 _LONGEST_NAME = 200  # file systems stop at 255 bytes
@@ -57,13 +53,13 @@ class Run(NamedTuple):
         return [*(f"--{name}={value}" for name, value in self.settings), f"--seed={self.seed}"]
 
 
-def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
-    """`name=value,value` texts as flag name -> values.
+def parse_grid(texts: Sequence[str], roles: Mapping[str, Role]) -> dict[str, list[str]]:
+    """`name=value,value` texts as flag name -> values; `roles` are those of the flags of the trainings.
 
     Raises:
-      FlairError: a text that is none, a flag or a value given twice, a flag that cannot be swept.
+      FlairError: a text of another form, a flag or a value given twice, a flag that cannot be swept.
 
-    >>> parse_grid(["client_learning_rate=0.01,0.1", "--algorithm=fed_avg"])
+    >>> parse_grid(["client_learning_rate=0.01,0.1", "--algorithm=fed_avg"], {})
     {'client_learning_rate': ['0.01', '0.1'], 'algorithm': ['fed_avg']}
     """
     grid: dict[str, list[str]] = {}
@@ -72,8 +68,9 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
         values = [value.strip() for value in joined.split(",")]
         if not (name and equals and all(values)):
             raise FlairError(f"--grid {text}: expected flag=value,value,... such as client_learning_rate=0.01,0.1")
-        if name in _NOT_SWEPT:
-            raise FlairError(f"--grid {text}: --{name} cannot be swept, {_NOT_SWEPT[name]}")
+        role = Role.CALL if name == "flagfile" else roles.get(name)
+        if role in _NOT_SWEPT:
+            raise FlairError(f"--grid {text}: --{name} cannot be swept, {_NOT_SWEPT[role]}")
         if name == "seed":
             raise FlairError(f"--grid {text}: the seeds are --seeds=N, from --seed on")
         if name in grid:

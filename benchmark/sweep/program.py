@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from benchmark.run.flags import Table
 from flair.errors import FlairError
-
-SETTINGS = ("central", "federated")
-_FLAG_IN_HELP = re.compile(r"^  --(?:\[no\])?(\w+)", re.MULTILINE)
 
 
 def names_of(arguments: Iterable[str]) -> list[str]:
@@ -36,25 +31,20 @@ def value_of(name: str, arguments: Sequence[str]) -> str | None:
     return found
 
 
-def known_flags(setting: str) -> set[str]:
-    """Names of the flags of `benchmark.{setting}_main`, as its --help lists them."""
-    command = [sys.executable, "-m", f"benchmark.{setting}_main", "--help"]
-    return set(_FLAG_IN_HELP.findall(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-
-
-def choose_setting(given: str | None, names: Sequence[str]) -> str:
+def choose_setting(given: str | None, names: Sequence[str], tables: Mapping[str, Table]) -> str:
     """`central` or `federated`, whichever knows all flags.
 
     Args:
       given: --setting, None to find it.
       names: of all flags of the sweep.
+      tables: of the flags of each training.
 
     Raises:
       FlairError: neither knows them all, or both do.
     """
     unknown = {}
-    for setting in [given] if given else SETTINGS:
-        known = known_flags(setting)
+    for setting in [given] if given else tables:
+        known = {flag.name for flag in tables[setting]}
         unknown[setting] = [name for name in names if not _is_known(name, known)]
     fitting = [setting for setting, missing in unknown.items() if not missing]
     if len(fitting) == 1:
