@@ -233,7 +233,7 @@ def test_long_names_stay_apart():
 
 
 def test_a_grid_is_parsed_in_order():
-    grid = parse_grid(["a=1,2", "b=x"])
+    grid = parse_grid(["a=1,2", "b=x"], {})
     assert [run.flags for run in make_runs(grid, 3, 1)] == [
         ["--a=1", "--b=x", "--seed=3"],
         ["--a=2", "--b=x", "--seed=3"],
