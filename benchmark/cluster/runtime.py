@@ -23,7 +23,7 @@ from benchmark.data.source import Clients, ClientSource
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.config import FederatedConfig
 from benchmark.rounds.runtime import RoundResult
-from benchmark.rounds.server import RoundServer
+from benchmark.rounds.server import RoundServer, ServedRuntime
 from benchmark.rounds.shard import ShardResult
 
 
@@ -54,7 +54,7 @@ class RoundTiming(NamedTuple):
         return self.seconds - max(self.worker_seconds, default=0.0)
 
 
-class RayRuntime:
+class RayRuntime(ServedRuntime):
     """Runs rounds on a pool of workers.
 
     Args:
@@ -119,18 +119,6 @@ class RayRuntime:
         )
         place = {client_id: position for position, client_id in enumerate(cohort)}
         return replace(result, refused_clients=tuple(sorted(result.refused_clients, key=place.__getitem__)))
-
-    def weights(self) -> list[np.ndarray]:
-        """The global weights, trainable ones first."""
-        return self.server.weights()
-
-    def state(self) -> list[np.ndarray]:
-        """The server's flat state, as `InProcessRuntime` has it."""
-        return self.server.state()
-
-    def restore(self, state: Sequence[np.ndarray]) -> None:
-        """Continues from a saved `state()`."""
-        self.server.restore(state)
 
     def close(self) -> None:
         """Ends the workers."""

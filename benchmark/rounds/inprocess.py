@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan, ClientData
@@ -16,11 +15,11 @@ from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import FederatedConfig
 from benchmark.rounds.runtime import RoundResult
-from benchmark.rounds.server import RoundServer
+from benchmark.rounds.server import RoundServer, ServedRuntime
 from benchmark.rounds.shard import ShardTrainer
 
 
-class InProcessRuntime:
+class InProcessRuntime(ServedRuntime):
     """Runs rounds in this process, on its GPU when it has one.
 
     Args:
@@ -41,28 +40,16 @@ class InProcessRuntime:
         seed: int,
         noise_key: NoiseKey | None = None,
     ) -> None:
-        self._server = RoundServer(model, config, plan.task.is_binary, seed, noise_key)
-        aggregation = self._server.aggregation
+        self.server = RoundServer(model, config, plan.task.is_binary, seed, noise_key)
+        aggregation = self.server.aggregation
         self.trainer = LocalTrainer(model, config.client, aggregation.spec.step, plan.task.is_binary)
         self._clients = ShardTrainer(self.trainer, aggregation, data, plan, seed)
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
         """Sends the global weights, trains each client and adds its update up, takes the server's step."""
-        sent = self._server.broadcast(round_number)
+        sent = self.server.broadcast(round_number)
         result = self._clients.train(sent, cohort)
-        return self._server.finish(round_number, [result])
-
-    def weights(self) -> list[np.ndarray]:
-        """The global weights, trainable ones first."""
-        return self._server.weights()
-
-    def state(self) -> list[np.ndarray]:
-        """The server's flat state: weights, aggregator, optimizer."""
-        return self._server.state()
-
-    def restore(self, state: Sequence[np.ndarray]) -> None:
-        """Continues from a saved `state()`."""
-        self._server.restore(state)
+        return self.server.finish(round_number, [result])
 
     def close(self) -> None:
         """Nothing to end."""

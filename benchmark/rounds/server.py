@@ -122,6 +122,24 @@ class RoundServer:
         )
 
 
+class ServedRuntime:
+    """What the runtimes with a `RoundServer` have in common: its weights and state are theirs."""
+
+    server: RoundServer
+
+    def weights(self) -> list[np.ndarray]:
+        """The global weights, trainable ones first."""
+        return self.server.weights()
+
+    def state(self) -> list[np.ndarray]:
+        """The server's flat state: weights, aggregator, optimizer."""
+        return self.server.state()
+
+    def restore(self, state: Sequence[np.ndarray]) -> None:
+        """Continues from a saved `state()`."""
+        self.server.restore(state)
+
+
 def _noise_of(config: NoiseConfig, key: NoiseKey) -> GaussianNoise:
     if config.mechanism is Mechanism.TREE:
         return TreeNoise(key)
