@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flair.errors import FlairError
 from flair.files.parts import PartStore
 
 
+@settings(deadline=None)  # each save waits for the disk, which others may keep busy
 @given(
     sizes=st.lists(st.integers(0, 4), max_size=12),
     runs=st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=6),
