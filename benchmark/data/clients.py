@@ -1,4 +1,4 @@
-"""Whose photos a client holds, and the batches it trains on in a round: the same for every runtime.
+"""Clients: whose photos each of them holds, and the batches that it trains on in a round.
 
 Order and augmentation of a client's photos are functions of (seed, round, client) in TensorFlow's stateless random
 operations, so that a graph (TFF's runtime) and Python (ours) make the same batches.
@@ -105,7 +105,7 @@ class BatchPlan:
     Attributes:
       task: labels to predict.
       image_size: (height, width) of the model's input.
-      batch_size: photos a step; the last batch of the round may be smaller.
+      batch_size: photos per step; the last batch of the round may be smaller.
       epochs: passes over the photos, each in a fresh order; batches run across their borders, as published.
       max_elements: photos used a pass; of a larger client a fresh random subset each pass.
     """
@@ -139,7 +139,7 @@ def training_order(num_examples: tf.Tensor, seed: tf.Tensor, plan: BatchPlan) ->
       plan: `epochs` and `max_elements` are used.
 
     Returns:
-      Positions int32 [steps * batch] and seeds int64 [same, 2], one a photo shown.
+      Positions int32 [steps * batch] and seeds int64 [same, 2], one seed per photo shown.
     """
     draws = tf.random.stateless_uniform([plan.epochs, num_examples], seed)
     order = tf.reshape(tf.argsort(draws, axis=1)[:, : plan.max_elements], [-1])
@@ -223,7 +223,7 @@ def _bad_photo(client_id: str, examples: Sequence[bytes], plan: BatchPlan) -> Fl
 
 
 def decoder(plan: BatchPlan) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """(serialized string [b], seeds int64 [b, 2]) -> (pixels, labels), compiled once a plan."""
+    """(serialized string [b], seeds int64 [b, 2]) -> (pixels, labels), compiled once per plan."""
     if plan not in _decoders:
         signature = [tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64)]
         _decoders[plan] = tf.function(

@@ -14,7 +14,7 @@ from flair.terminal.progress import Progress
 
 
 class PhotoTable(NamedTuple):
-    """One row a photo, in the order of `Records.photo_index`: by user, then in file order.
+    """One row per photo, in the order of `Records.photo_index`: by user, then in file order.
 
     Attributes:
       users: ids of the partition's users, sorted.
@@ -68,7 +68,7 @@ def _decode(records: Records, user_id: str, position: int, serialized: bytes) ->
 
 
 def check_columns(columns: Iterable[int], num_columns: int, place: str) -> None:
-    """Raises FlairError, in one line that begins with `place`, where a label of a photo is none of the label file."""
+    """Raises FlairError, in one line that begins with `place`, where a photo has a label that the label file lacks."""
     if any(not 0 <= column < num_columns for column in columns):
         raise FlairError(
             f"{place} has a label column outside 0 to {num_columns - 1}; the records do not belong to this label file"

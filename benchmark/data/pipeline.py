@@ -38,7 +38,7 @@ class TrainingData:
 
     Args:
       records, partition, task, image_size: what to read and how to decode it.
-      batch_size: photos a step of the whole job; only the last batch of an epoch may be smaller.
+      batch_size: photos per step of the whole job; only the last batch of an epoch may be smaller.
       seed: of the order and the augmentation.
       replicas: numbers of this process's replicas out of `num_replicas` that share each batch; the photos of one
         step come as one batch a replica, in this order. An uneven last batch is filled up with black photos whose

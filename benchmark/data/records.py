@@ -1,6 +1,6 @@
 """Opening prepared FLAIR records without TensorFlow: which users there are, and where each photo lies.
 
-Two layouts of TFRecord files are read (docs/formats.md): one file a user, `<partition>/<user_id>.tfrecords`, and
+Two layouts of TFRecord files are read (docs/formats.md): one file per user, `<partition>/<user_id>.tfrecords`, and
 shards of many users with a `<partition>/user_index.json`. The folder of the validation partition may be called `dev`
 or `val`, the label file `label_index.json` or `label_to_index.json`. HDF5 files are read by `hdf5`.
 """
@@ -44,7 +44,7 @@ class UserSpan(NamedTuple):
 
 
 class PhotoIndex(NamedTuple):
-    """One row a photo, users in sorted order, photos of a user in file order."""
+    """One row per photo, users in sorted order, photos of a user in file order."""
 
     users: list[str]
     paths: list[Path]
@@ -59,7 +59,7 @@ class Task:
     """What a model predicts: the columns of its output.
 
     `feature` is the kind of labels in the records, `num_columns` how many of that kind exist, and `binary_index`
-    the one column that is predicted alone (None: all are). `image_format` is that of the records, `jpeg` or `raw`.
+    the one column that is predicted alone (None: all are). `image_format` of the records is `jpeg` or `raw`.
     """
 
     feature: str
@@ -125,7 +125,7 @@ class Records(abc.ABC):
 
 
 class TFRecordRecords(Records):
-    """TFRecord files in a folder, one a user or shards of many users."""
+    """TFRecord files in a folder, one per user or shards of many users."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)

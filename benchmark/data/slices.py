@@ -1,4 +1,4 @@
-"""Slices of TFRecord files in tf.data: one user's photos, or many slices in turns, from files sorted by user."""
+"""Reads slices of TFRecord files in tf.data: one user's photos, or many slices in turns, from files sorted by user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the clients' photos are, as plain data with which another process, maybe on another machine, opens them."""
+"""Where the clients' photos are, as plain data: another process, perhaps on another machine, opens them with it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ClientSource(NamedTuple):
         """The records and their training clients.
 
         Raises:
-          FlairError: there are none at this path, or other ones.
+          FlairError: there are no records at this path, or others than these.
         """
         records = open_records(self.place)
         if records.digest() != self.digest:

@@ -201,7 +201,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
           partition: `train`, `val` or `test`.
           seed: of the order.
           first_epoch, num_epochs: the epochs to give; another epoch has another order.
-          batch_size: photos a batch, labels as ragged tensors; none: single photos.
+          batch_size: photos per batch, labels as ragged tensors; None: single photos.
           cycle_length, shuffle_buffer: see above.
           decoders: as of TFDS's `as_dataset`.
 

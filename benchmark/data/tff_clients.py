@@ -47,7 +47,7 @@ class FlairClientData(tff.simulation.datasets.ClientData):
 
     @property
     def serializable_dataset_fn(self) -> Callable[[Any], tf.data.Dataset]:
-        """Client id -> dataset, in TensorFlow operations; an id that is none fails when it is run."""
+        """Client id -> dataset, in TensorFlow operations; an unknown id fails when the operations run."""
         return self._dataset_of
 
     @functools.cached_property

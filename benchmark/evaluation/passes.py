@@ -1,4 +1,4 @@
-"""All metrics of a model on a dataset: one compiled forward pass a batch and one histogram update."""
+"""All metrics of a model on a dataset: one compiled forward pass and one histogram update per batch."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Predictions:
     Raises:
       BadNpy, BadJson: a file is damaged, or the files do not belong together.
       FlairError: there is something else than a file.
-      FileNotFoundError: there is none.
+      FileNotFoundError: there are no predictions.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -130,7 +130,7 @@ class Predictor:
 
 
 def _read_marker(path: Path) -> str:
-    """The name of the evaluation that is under way, empty where there is none."""
+    """The name of the evaluation that is under way, empty where no evaluation is."""
     try:
         data = regular_file.read_bytes(path)
     except FileNotFoundError:

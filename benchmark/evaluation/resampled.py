@@ -1,4 +1,4 @@
-"""Every metric of scored photos, once and for all resamples of their users."""
+"""Computes every metric of scored photos: for the photos themselves, and for each resample of their users."""
 
 from __future__ import annotations
 

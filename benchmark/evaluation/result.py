@@ -114,19 +114,19 @@ def result_of(scored: Scored, folder: Path) -> dict[str, Any]:
 
 
 def difference(a: Scored, b: Scored) -> dict[str, Estimate]:
-    """Every metric of `a` less that of `b`, two models on one set, with the interval of the paired difference."""
+    """Every metric of model `a` minus the same of model `b` on one set, with the interval of the paired difference."""
     return _difference(a.metrics, b.metrics, a.replicates.metrics, b.replicates.metrics, a.photos.num_users)
 
 
 def drop(base: Scored, other: Scored) -> dict[str, Estimate]:
-    """Every metric of a model on `base` less that on `other`; users of both sets are redrawn together."""
+    """Every metric of a model on `base` minus its value on `other`; users of both sets are redrawn together."""
     users = sorted({*base.set.users, *other.set.users})
     of_base, of_other = (scored.replicates_among(users).metrics for scored in (base, other))
     return _difference(base.metrics, other.metrics, of_base, of_other, len(users))
 
 
 def label_table(scored: Scored) -> list[dict[str, Any]]:
-    """One row a label: its photos, its users, its averaged precision with interval, its exact average precision.
+    """One row per label: its photos, its users, its averaged precision with interval, its exact average precision.
 
     A label with photos of fewer than two users has no interval.
     """

@@ -1,4 +1,4 @@
-"""What is evaluated on: a partition of the records, or a test set's manifest, less the photos that are excluded."""
+"""The photos to evaluate on: a partition of the records, or a test set's manifest, without excluded photos."""
 
 from __future__ import annotations
 

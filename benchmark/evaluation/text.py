@@ -1,4 +1,4 @@
-"""What an evaluation prints."""
+"""Prints an evaluation: its sets, every metric, labels, users, comparisons, and a table at the end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def set_facts(photos: EvaluationSet) -> dict[str, Any]:
 
 
 def print_sets(sets: Sequence[EvaluationSet]) -> None:
-    """One line a set."""
+    """One line per set."""
     for photos in sets:
         facts = set_facts(photos)
         manifest = f", the test set {photos.manifest} of {photos.partition}" if photos.manifest else ""
@@ -59,7 +59,7 @@ def print_results(content: Mapping[str, Any]) -> None:
 
 
 def estimate_text(estimate: Mapping[str, float | None], digits: int = 6) -> str:
-    """`0.123456 [0.100000, 0.150000]`, without the interval where there is none.
+    """`0.123456 [0.100000, 0.150000]`, without the brackets where there is no interval.
 
     >>> estimate_text({"value": 0.5, "low": 0.25, "high": None}, 2)
     '0.50'

@@ -1,4 +1,4 @@
-"""The published metrics from one histogram of scores a label.
+"""The published metrics from one histogram of scores per label.
 
 Precision, recall and F1 at threshold 0.5 (a score counts as positive when strictly above) and averaged precision,
 AP = sum_i (R_i - R_{i+1}) P_i over the 200 thresholds of `keras.metrics.AUC`: -1e-7, 1/199, ..., 198/199, 1 + 1e-7.

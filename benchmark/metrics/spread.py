@@ -1,4 +1,4 @@
-"""How a metric spreads over users: what a pooled average hides."""
+"""How a metric is distributed over users: mean, percentiles, and the best and worst tenth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a .safetensors file with NumPy alone.
+"""Reads a .safetensors file with NumPy alone.
 
 The format (https://github.com/huggingface/safetensors#format): eight bytes with the length of a JSON header, the header
 {name: {dtype, shape, data_offsets}}, then the tensors' bytes, little-endian.

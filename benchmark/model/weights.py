@@ -83,7 +83,7 @@ class WeightsFile:
             return _facts(self._file)
 
     def keras_config(self) -> Any:
-        """Keras's own description of a whole saved model; empty where there is none."""
+        """Keras's own description of a whole saved model; empty in a file of weights alone."""
         with self._guarded():
             return json_text.parse(objects.text(self._file, "model_config") or "{}")
 

@@ -19,9 +19,9 @@ class Adaptation:
       layers: `head` (the classifier), `all`, or `norm` (scale and shift of the normalization layers).
       steps: SGD steps; 0 leaves the model as it is.
       learning_rate: of SGD.
-      batch_size: support photos a step; all where there are fewer.
+      batch_size: support photos per step; all where there are fewer.
       proximal_strength: mu of mu / 2 * |w - w_global|^2 added to the loss, as in FedProx.
-      clipnorm: bound on the L2 norm of each weight's gradient; 0: none.
+      clipnorm: bound on the L2 norm of each weight's gradient; 0: no bound.
     """
 
     layers: str

@@ -1,4 +1,4 @@
-"""Figures of a personalization run: PNG files and `captions.json`, {file name: what it shows}, in one folder."""
+"""Draws the figures of a personalization run, as PNG files with a `captions.json`, {file name: what it shows}."""
 
 from __future__ import annotations
 

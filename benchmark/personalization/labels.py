@@ -3,7 +3,7 @@
 A fine-grained label is a class, its coarse label the alphabet, in the words of Omniglot: an episode draws an alphabet
 uniformly, then its classes, as Meta-Dataset does for Omniglot. FLAIR's photos carry several labels, a class needs
 photos of its own: a photo belongs to a class if it carries no other class of the same alphabet and label set. The
-coarse names, which occur as fine-grained labels too, are no classes. Pure NumPy.
+coarse names, which occur as fine-grained labels too, are not classes. Pure NumPy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LabelClass(NamedTuple):
 
 
 class Alphabet(NamedTuple):
-    """Classes that can meet in an episode: those of one coarse label, sorted by name; their photos are disjoint."""
+    """Classes that can meet in an episode: the fine labels of one coarse label, by name; their photos are disjoint."""
 
     name: str
     classes: Sequence[LabelClass]
@@ -60,7 +60,7 @@ class LabelEpisode(NamedTuple):
 def label_sets(alphabets: Mapping[str, Iterable[str]]) -> dict[str, str]:
     """Fine-grained label -> `train`, `val` or `test`: disjoint, 70, 15 and 15% of each alphabet.
 
-    The order that is cut is that of a hash of the names, not of a seed: a model meta-trained on the training labels
+    The labels are cut in the order of a hash of their names, not of a seed: a model meta-trained on the training labels
     must be tested on the same test labels by everyone. A label of two alphabets goes where its first one puts it.
 
     Args:
@@ -85,7 +85,7 @@ def one_alphabet(names: Iterable[str], coarse: Collection[str]) -> dict[str, lis
     Args:
       names: all fine-grained labels of the records, whichever photos are at hand, so that every partition divides them
         into the same label sets.
-      coarse: the coarse labels, which are no classes.
+      coarse: the coarse labels, which are not classes.
     """
     return {name: [ONE_ALPHABET] for name in names if name not in coarse}
 

@@ -1,4 +1,4 @@
-"""The results of episodes as they come, one CSV row each: what a killed run continues from."""
+"""The log of a personalization run: one CSV row per finished episode, from which a killed run continues."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Adapting the global model to one user after another on a resident model, and scoring the same query photos twice.
+"""Adapts a model to one user after another, and scores the same query photos before and after.
 
 Only the adapted weights are set back between users, by assignment; every step is one compiled call. Photos are whole,
-as in evaluation, and decoded once an episode.
+as in evaluation, and decoded once per episode.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Personalizer:
           positions: int32 [steps, batch], from `batch_positions`.
 
         Raises:
-          FlairError: a photo cannot be decoded, or the loss is no number, before or after.
+          FlairError: a photo cannot be decoded, or the loss is not a number, before or after.
         """
         fits = len(query) <= self._query_size_limit
         kept = list(self._query_blocks(query)) if fits else None

@@ -193,7 +193,7 @@ def _features(config: RunConfig, rows: np.ndarray, folder: Path) -> np.ndarray:
 
 
 def _kept(path: Path, dtype: np.dtype[Any], count: int) -> np.ndarray | None:
-    """Features float32 [count, channels] that an earlier process saved; None where there are none, or not whole."""
+    """Features float32 [count, channels] that an earlier process saved; None if they are missing or damaged."""
     try:
         kept: np.ndarray = read_rows(path, dtype)["features"]
     except FileNotFoundError:

@@ -166,7 +166,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
 
 
 def span(found: dict[str, Any]) -> str | None:
-    """An interval as text, None where there is none."""
+    """An interval as text, None for a mean without interval."""
     return None if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
 
 

@@ -1,4 +1,4 @@
-"""What episodes say together: means with intervals, paired differences, and for whom adaptation helps.
+"""Summarizes the results of all episodes: means with intervals, paired differences, and for whom adaptation helps.
 
 The unit is the user: episodes of one user are averaged first, because they share photos. A difference is oriented so
 that above 0 is better: baseline minus adapted loss, adapted minus baseline average precision. Intervals are

@@ -26,7 +26,7 @@ class UserPhotos(NamedTuple):
 
 
 class UserEpisode(NamedTuple):
-    """One episode: its user, and positions int64 among the user's photos; none is in both."""
+    """One episode: its user, and positions int64 among the user's photos; no photo is in both."""
 
     number: int
     user_id: str
@@ -137,7 +137,7 @@ def chronological_order(user: UserPhotos) -> Integers:
     """Positions of the user's photos from oldest to newest, assuming that Flickr numbers photos as they arrive.
 
     Raises:
-      FlairError: an id is missing or no number.
+      FlairError: an id is missing or not a number.
 
     >>> chronological_order(UserPhotos("1@N00", ["10", "9", "100"])).tolist()
     [1, 0, 2]

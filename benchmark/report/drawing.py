@@ -1,4 +1,4 @@
-"""How a figure of a report looks: its size, each run's colour, dash and marker, and what the page gets of it."""
+"""Draws one figure of a report as PNG: its size, its legend, and the colour, dash and marker of each run."""
 
 from __future__ import annotations
 

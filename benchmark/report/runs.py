@@ -1,4 +1,4 @@
-"""What run folders hold, read for a report: curves, settings, results, the privacy statement, more figures."""
+"""Reads run folders for a report: curves, settings, results, the privacy statement, more figures."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Run:
       seconds: step -> seconds of training until then.
       settings: flag -> value; the seed of a private run is not told.
       facts, summary, privacy, evaluation: run.json, summary.json, privacy.json, evaluation.json; empty or None where
-        there is none.
+        there is no such file.
       notes: what a reader should know, such as that an evaluation is of another state of the run.
     """
 
@@ -95,7 +95,7 @@ class Run:
         return [step for step, _ in points], [value for _, value in points]
 
     def results(self) -> list[dict[str, Any]]:
-        """The evaluated partitions, else those of the summary, without intervals."""
+        """The results of the evaluation, if there is one; else those of summary.json, which have no intervals."""
         if self.evaluation is not None:
             return list(self.evaluation["results"])
         return [

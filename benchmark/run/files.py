@@ -1,7 +1,7 @@
-"""Reads the files of a run folder again: for the run that goes on, for a report, for the table of a sweep.
+"""Reads the files of a run folder: for the run that goes on, for a report, for the table of a sweep.
 
-Each reader takes what a training wrote, refuses in one line what it cannot have written, and has nothing of its own to
-say where there is no file. run.json, summary.json and evaluation.json carry a checksum that notices any changed byte
+Each reader takes what a training wrote, refuses in one line what a training cannot have written, and returns nothing
+where there is no file. run.json, summary.json and evaluation.json carry a checksum that notices any changed byte
 (`flair.files.checked_json`). flags.txt, metrics.csv and times.csv are plain text, which a person may edit: there a
 value counts if it has the form of one and agrees with those around it.
 """
@@ -26,13 +26,13 @@ _STEP = re.compile(r"[1-9][0-9]{0,17}")
 
 
 def read_json(path: Path, shape: Any) -> dict[str, Any] | None:
-    """The object in a JSON file of ours, None where there is none.
+    """The object in a JSON file of ours, None where there is no such file.
 
     Args:
-      shape: as of `shapes.misfit`; what an object without a checksum has to have at least.
+      shape: what `shapes.misfit` takes; what an object without a checksum has to have at least.
 
     Raises:
-      FlairError: the file is no JSON, does not fit its checksum, or holds something else.
+      FlairError: the file is not JSON, does not fit its checksum, or holds something else.
     """
     try:
         data = regular_file.read_bytes(path)
@@ -51,7 +51,7 @@ def read_flags(path: Path) -> dict[str, str] | None:
     """Flag -> value of a flags.txt, the last one where it stands twice; None where there is no such file.
 
     Raises:
-      FlairError: the file is no text, or has a line that is no flag, no comment and not empty.
+      FlairError: the file is not text, or has a line that is neither a flag nor a comment nor empty.
     """
     try:
         text = _read_text(path)
@@ -70,7 +70,7 @@ def read_flags(path: Path) -> dict[str, str] | None:
 def read_table(path: Path, step_name: str | None = None) -> tuple[str, dict[int, dict[str, float]]]:
     """A metrics.csv or times.csv: the name of its first column, and step -> column -> value, without empty cells.
 
-    What follows the last line break is a line that a killed process left half written, and no row.
+    What follows the last line break is a line that a killed process left half written; it is left out.
 
     Args:
       step_name: what the first column has to be called; None: whatever it is.
@@ -79,7 +79,7 @@ def read_table(path: Path, step_name: str | None = None) -> tuple[str, dict[int,
       `("", {})` where there is no such file.
 
     Raises:
-      FlairError: the file is no text, or a line is no row: too short, not of numbers, or out of order.
+      FlairError: the file is not text, or a line is not a row: too short, not of numbers, or out of order.
     """
     try:
         lines = _read_text(path).split("\n")[:-1]
@@ -102,7 +102,7 @@ def read_table(path: Path, step_name: str | None = None) -> tuple[str, dict[int,
 
 
 def read_seconds(path: Path, step_name: str | None = None) -> dict[int, float]:
-    """Step -> seconds of training until its end, of a times.csv; errors as of `read_table`."""
+    """Step -> seconds of training until its end, of a times.csv; raises what `read_table` raises."""
     rows = read_table(path, step_name)[1]
     seconds: dict[int, float] = {}
     before = 0.0

@@ -1,4 +1,4 @@
-"""What a measurement was made on: processor, memory, load, versions."""
+"""The machine that a measurement ran on: processor, memory, load, versions."""
 
 from __future__ import annotations
 

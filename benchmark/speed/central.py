@@ -1,7 +1,7 @@
 """How fast central training is from JPEG records to the step, and evaluation, beside the bare step.
 
 The bare step is central training's own, on photos in memory: forward, backward, clipping, Adam, metrics. All times are
-seconds per photo. The memory of the input pipeline is that of a process of its own.
+seconds per photo. The memory of the input pipeline is measured in a process of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How fast the data path is on this machine, beside what plain Python needs to copy the same bytes.
 
 Every step is a command in a process of its own: its time includes starting Python and reading the metadata, its memory
-is that of all its processes together. A synthetic dataset of the asked size is made once and kept. Within a repetition
+counts all its processes together. A synthetic dataset of the asked size is made once and kept. Within a repetition
 the copying and the steps take turns, so that a busy machine slows them alike; medians are over repetitions. The
 download has curl and tar beside it (`benchmark.speed.download`).
 """

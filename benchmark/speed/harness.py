@@ -1,4 +1,4 @@
-"""How every speed command measures: settings take turns, medians are taken, memory is that of a process of its own."""
+"""How every speed command measures: settings take turns, and memory is measured in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a round takes, and what it sends, for a cohort on a number of machines: from parts that were measured.
+"""Computes how long a round takes, and how many bytes it sends, on any number of machines, from measured parts.
 
     round = longest share x seconds a photo                     (training; shares as `cluster.assignment` cuts them)
           + (machines x weights + workers x aggregate) / link   (network: all of it passes the driver's link)
@@ -76,8 +76,8 @@ def size(
       parts: measured on the machine at hand.
       clients: of a round.
       machines, workers_per_machine: of the cluster, all like the one measured.
-      epochs, max_elements: as of training.
-      link_bytes: bytes a second of the driver's network link.
+      epochs, max_elements: passes of a client over its photos, and the most photos of a client.
+      link_bytes: bytes per second of the driver's network link.
     """
     workers = machines * workers_per_machine
     longest, total, imbalance = _load(clients, workers, epochs, max_elements, parts.client_overhead)
@@ -113,7 +113,7 @@ def _load(clients: int, workers: int, epochs: int, max_elements: int, overhead: 
 
 
 def table(sizes: Sequence[Size]) -> str:
-    """The sizes as text, one a line."""
+    """The sizes as text, one per line."""
     lines = [
         f"{'clients':>8} {'machines':>9} {'workers':>8} {'training':>9} {'imbalance':>10} {'network':>17} "
         f"{'merging':>8} {'round':>9} {'speed-up':>9}"

@@ -1,6 +1,6 @@
 """How fast one training step is, with each normalization and number type, on photos that are in memory already.
 
-A step is forward, backward and a plain gradient step. Each variant's peak memory is that of a process of its own.
+A step is forward, backward and a plain gradient step. Each variant's peak memory is measured in a process of its own.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 def rows_of(folder: Path, runs: Sequence[Run], complete: set[Run]) -> list[Row]:
-    """One row a setting, in the grid's order. Reads the summary of every complete run; nothing in it is a time."""
+    """One row per setting, in the grid's order. Reads the summary of every complete run; nothing in it is a time."""
     rows = []
     for settings in dict.fromkeys(run.settings for run in runs):
         own = [run for run in runs if run.settings == settings]
