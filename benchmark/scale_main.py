@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmark.run.files import read_json
 from benchmark.run.shapes import NUMBER
+from benchmark.speed.flags import positive_ints
 from benchmark.speed.sizing import Parts, size, table
 from flair.errors import FlairError
 from flair.terminal import command
@@ -68,10 +69,6 @@ def _read(path: Path) -> Parts:
     return parts
 
 
-def _int_list(text: str) -> list[int]:
-    return [positive_int(part) for part in text.split(",")]
-
-
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -87,8 +84,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--parts", type=path_flag, metavar="FILE", help="JSON of `speed_main ray` (default: ResNet-18 on Zen 5 cores)"
     )
-    parser.add_argument("--clients", type=_int_list, default=[200, 5000], help="of a round (default: 200,5000)")
-    parser.add_argument("--machines", type=_int_list, default=[1, 10, 100], help="default: 1,10,100")
+    parser.add_argument("--clients", type=positive_ints, default=[200, 5000], help="of a round (default: 200,5000)")
+    parser.add_argument("--machines", type=positive_ints, default=[1, 10, 100], help="default: 1,10,100")
     parser.add_argument("--workers_per_machine", type=positive_int, default=2, help="default: 2")
     parser.add_argument("--epochs", type=positive_int, default=2, help="passes of a client (default: 2)")
     parser.add_argument("--max_elements_per_client", type=positive_int, default=512, help="photos (default: 512)")

@@ -2,6 +2,9 @@
 
 The format (https://github.com/huggingface/safetensors#format): eight bytes with the length of a JSON header, the header
 {name: {dtype, shape, data_offsets}}, then the tensors' bytes, little-endian.
+
+By hand, because the package of that name (0.8.0, tried with NumPy 1.25) does not read bfloat16 into NumPy, ends in an
+AttributeError or TypeError where a file holds other types, and its refusals lack the file's path.
 """
 
 from __future__ import annotations

@@ -74,9 +74,9 @@ def _federated(flag: _Add, count: _Add) -> None:
     flag("--model", choices=("resnet18", "cnn"), default="resnet18", help="network (default: resnet18)")
     count("--image_size", default=224, help="input pixels (default: 224)")
     flag("--compute_dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    flag("--photos", type=_counts, default=[16, 2], help="photos a client (default: 16,2)")
+    flag("--photos", type=positive_ints, default=[16, 2], help="photos a client (default: 16,2)")
     count("--clients", default=24, help="clients a round (default: 24)")
-    flag("--fit_clients", type=_counts, default=[2, 8, 16], help="cohorts to fit (default: 2,8,16)")
+    flag("--fit_clients", type=positive_ints, default=[2, 8, 16], help="cohorts to fit (default: 2,8,16)")
     count("--batch_size", default=16, help="photos a step (default: 16)")
     count("--epochs", default=1, help="passes a client a round (default: 1)")
     flag("--runtimes", type=_runtimes, default="inprocess", help="inprocess, or inprocess,tff (default: inprocess)")
@@ -99,7 +99,7 @@ def _audit(flag: _Add, count: _Add) -> None:
 def _ray(flag: _Add, count: _Add) -> None:
     flag("--model", choices=("resnet18", "cnn"), default="resnet18", help="network (default: resnet18)")
     count("--image_size", default=224, help="input pixels (default: 224)")
-    flag("--workers", type=_counts, default=[1, 2], help="numbers of workers (default: 1,2)")
+    flag("--workers", type=positive_ints, default=[1, 2], help="numbers of workers (default: 1,2)")
     count("--clients", default=20, help="clients a round (default: 20)")
     count("--batch_size", default=16, help="photos a step (default: 16)")
     count("--epochs", default=1, help="passes a client a round (default: 1)")
@@ -107,7 +107,8 @@ def _ray(flag: _Add, count: _Add) -> None:
     flag("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
 
 
-def _counts(text: str) -> list[int]:
+def positive_ints(text: str) -> list[int]:
+    """The value of a flag that is whole numbers of at least 1, separated by commas."""
     return [positive_int(part) for part in text.split(",")]
 
 
