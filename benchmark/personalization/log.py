@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,25 +74,15 @@ class EpisodeLog:
             file.write(_line(result))
 
 
-def to_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """CSV text; floats keep every digit, so that what is read back is what was written."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(header)
-    writer.writerows([[repr(cell) if isinstance(cell, float) else cell for cell in row] for row in rows])
-    return text.getvalue()
-
-
 _CHECKSUM = "crc32c"
 _HEADERS: dict[type[EpisodeResult], str] = {
-    UserResult: to_csv([*UserResult._fields, _CHECKSUM], []),
-    LabelResult: to_csv([*LabelResult._fields, _CHECKSUM], []),
+    UserResult: atomic.csv_text([[*UserResult._fields, _CHECKSUM]]),
+    LabelResult: atomic.csv_text([[*LabelResult._fields, _CHECKSUM]]),
 }
 
 
 def _line(result: EpisodeResult) -> str:
-    line = to_csv((), [result])[:-1]
+    line = atomic.csv_text([result])[:-1]
     return f"{line},{google_crc32c.value(line.encode()):08x}\n"
 
 
@@ -132,5 +120,5 @@ def _parse(line: str, kind: type[EpisodeResult], is_checked: bool) -> EpisodeRes
         result = kind(*(of(cell) for of, cell in zip(types, of_result, strict=True)))
     except (ValueError, csv.Error):
         return None
-    written = _line(result) if is_checked else to_csv((), [result])
+    written = _line(result) if is_checked else atomic.csv_text([result])
     return result if written == f"{line}\n" else None

@@ -14,7 +14,7 @@ from benchmark.model import saved as saved_model
 from benchmark.personalization import summary as personalization_summary
 from benchmark.personalization.adaptation import Adaptation, batch_positions
 from benchmark.personalization.dump import DumpedEpisode
-from benchmark.personalization.log import EpisodeResult, UserResult, to_csv
+from benchmark.personalization.log import EpisodeResult, UserResult
 from benchmark.personalization.runner import RunConfig
 from benchmark.personalization.users import CHRONOLOGICAL, UserEpisode, UserEpisodes, UserPhotos
 from flair.curation.exclusion import Exclusion, read_exclusion
@@ -119,7 +119,7 @@ class Users:
         from benchmark.personalization.figures import draw_users  # Matplotlib, which only the end needs
 
         scores = personalization_summary.score_users([one for one in results if isinstance(one, UserResult)])
-        atomic.write_text(folder / "users.csv", to_csv(personalization_summary.UserScore._fields, scores))
+        atomic.write_csv(folder / "users.csv", [personalization_summary.UserScore._fields, *scores])
         draw_users(folder / "figures", scores)
         return {
             "split": self._of_users.split,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,17 +70,17 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
     """Writes results.csv and results.json, each whole or not at all."""
     names = list(dict.fromkeys(name for row in rows for name in row.numbers))
     flags = list(dict.fromkeys(name for row in rows for name, _ in row.settings))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*flags, "seeds", "failed", *(f"{name}_{part}" for name in names for part in ("mean", "sd"))])
+    lines: list[list[Any]] = [
+        [*flags, "seeds", "failed", *(f"{name}_{part}" for name in names for part in ("mean", "sd"))]
+    ]
     for row in rows:
         settings = dict(row.settings)
         cells: list[Any] = [*(settings.get(flag, "") for flag in flags), len(row.seeds), len(row.failed)]
         for name in names:
             spread = row.numbers.get(name)
             cells += ["", ""] if spread is None else [spread.mean, "" if spread.sd is None else spread.sd]
-        writer.writerow(cells)
-    atomic.write_text(folder / CSV_FILE, text.getvalue())
+        lines.append(cells)
+    atomic.write_csv(folder / CSV_FILE, lines)
     atomic.write_json(
         folder / JSON_FILE,
         [

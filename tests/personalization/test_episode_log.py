@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult, to_csv
+from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult
 from flair.errors import FlairError
+from flair.files import atomic
 
 RESULTS = [
     UserResult(0, "10@N00", 7, 3, 3, 0.1, 1 / 3, 2 / 3, 0.1 + 0.2, 1e-17),
@@ -82,7 +83,7 @@ def test_no_changed_byte_is_taken_for_a_result(tmp_path):
 
 def test_a_log_of_an_older_version_is_continued(tmp_path):
     path = tmp_path / "episodes.csv"
-    path.write_text(to_csv(UserResult._fields, RESULTS[::2][:1]))
+    path.write_text(atomic.csv_text([UserResult._fields, *RESULTS[::2][:1]]))
     log = EpisodeLog(path, UserResult)
     assert log.results == RESULTS[:1]
     log.add(RESULTS[1])
