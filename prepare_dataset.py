@@ -13,7 +13,7 @@ DESCRIPTION = """\
 Turns the folder that download_dataset.py wrote into one HDF5 file.
 
 Photos are grouped by partition and user (for federated learning), or by partition only. The file appears when all of it
-is there; a run that was stopped continues when the same command is given again."""
+is there; a run that was stopped starts over when the same command is given again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,4 +65,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, stopped=command.CONTINUES)
+    command.run(main)

@@ -1,13 +1,15 @@
 """What prepare_dataset and prepare_tfrecords share: the parameters of an output, and the place of an unfinished one.
 
-Work goes on in a hidden folder, `.unfinished`, beside or inside the final place; it holds the parameters of the run,
-so that the same command continues it and a different one is told so. Only finished work gets its final name.
+Work goes on in a hidden folder, `.unfinished`, beside or inside the final place, and only finished work gets its final
+name. For TFRecords the folder also holds the parameters of the run, so that the same command continues it and a
+different one is told so; an HDF5 file is begun again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -129,9 +131,18 @@ def unfinished_folder(folder: Path, parameters: Mapping[str, Any], overwrite: bo
     Raises:
       FlairError: another process works there, or the work there has other parameters and `overwrite` is false.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock.exclusive(folder, f"{folder}: another process is preparing this output; wait for it or stop it"):
+    with _locked(folder):
         yield _continues(folder, parameters, overwrite)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, output: Path) -> Iterator[None]:
+    """As `unfinished_folder` for work that cannot be continued: what an earlier run has left is told and removed."""
+    with _locked(folder):
+        if any(folder.iterdir()):
+            print(f"{output}: an earlier run was stopped; starting over", file=sys.stderr, flush=True)
+            _clear(folder)
+        yield
 
 
 def discard(folder: Path) -> None:
@@ -180,13 +191,24 @@ def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> 
     except checked_json.DamagedIndex:
         if not overwrite:
             raise
+    _clear(folder)
+    checked_json.write(path, parameters)
+    return False
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock.exclusive(folder, f"{folder}: another process is preparing this output; wait for it or stop it"):
+        yield
+
+
+def _clear(folder: Path) -> None:
     for entry in list(folder.iterdir()):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    checked_json.write(path, parameters)
-    return False
 
 
 def _short(value: object) -> str:

@@ -37,7 +37,6 @@ from flair.dataset.metadata import load_records, load_taxonomy
 from flair.download.state import DownloadState, Entry
 from flair.duplicates.features import read_features, write_features
 from flair.files.atomic import write_json
-from flair.files.journal import Journal, Position
 from flair.files.parts import PartStore
 from flair.miniature.dataset import make_dataset
 from flair.records.hdf5.writer import write_hdf5
@@ -333,31 +332,6 @@ def _parts(folder: Path) -> Any:
     return store.rows()
 
 
-def _make_journal(folder: Path) -> None:
-    Journal.create(folder / "journal", Position(0, 100))
-    (folder / "data").touch()
-    with open(folder / "data", "r+b") as data:
-        journal = Journal(folder / "journal", data.fileno())
-        for task in range(1, 8):
-            journal.add(Position(task, 100 + 37 * task), [f"note{task}"] if task % 2 else [])
-            if task == 3:
-                journal.flush()
-        journal.close()
-
-
-def _journal(folder: Path) -> Any:
-    with open(folder / "data", "r+b") as data:
-        journal = Journal(folder / "journal", data.fileno())
-        journal.close()
-    return [journal.position, journal.notes]
-
-
-def _accepts_journal(_name: str, value: Any) -> bool:
-    # Tasks behind the damage are done again.
-    (tasks, end), notes = value
-    return end == 100 + 37 * tasks and notes == [f"note{task}" for task in range(1, tasks + 1) if task % 2]
-
-
 def _is_exclusion(_name: str, value: Any) -> bool:
     return all(isinstance(one, Exclusion) for one in value)
 
@@ -400,14 +374,13 @@ CASES = {
         45,
         lambda folder: _read_records(folder / "shards"),
     ),
-    "HDF5": Case(_make_hdf5, ("flair.hdf5",), 40, lambda folder: _read_records(folder / "flair.hdf5")),
+    "HDF5": Case(_make_hdf5, ("flair.hdf5",), 50, lambda folder: _read_records(folder / "flair.hdf5")),
     "a download": Case(_make_state, STATE, 30, _state, _accepts_state),
     "reviews": Case(_make_reviews, ("reviews.json",), 30, _reviews),
     "exclusions": Case(_make_exclusion, ("pairs.json", "list.json"), 20, _exclusion, _is_exclusion),
     "a test set": Case(_make_testset, ("flair-b-0.json",), 20, lambda folder: read_testset(folder / "flair-b-0.json")),
     "features": Case(_make_features, ("features.npy", "features.json"), 20, _features),
     "parts": Case(_make_parts, PARTS, 20, _parts),
-    "a journal": Case(_make_journal, ("journal",), 10, _journal, _accepts_journal),
 }
 
 

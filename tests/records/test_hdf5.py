@@ -21,7 +21,6 @@ from benchmark.data.opening import open_records
 from flair.dataset.metadata import Record, load_records
 from flair.errors import FlairError
 from flair.records.hdf5 import global_heap
-from flair.records.hdf5.global_heap import collection
 from flair.records.hdf5.reader import HDF5File
 from flair.records.hdf5.writer import write_hdf5
 from tests.support.bounded_memory import bounded_memory
@@ -185,13 +184,6 @@ def test_files_of_the_published_code_are_read(tmp_path: Path) -> None:
         assert alone.record == first.record._replace(partition="val")
         for photo, pixels_written in ((first, image[0]), (second, image[1]), (alone, image[0])):
             assert np.array_equal(photo.pixels, pixels_written)
-
-
-@pytest.mark.parametrize("num_bytes", [0, 1, 8, 4063, 4064, 4065, 4072, 9999])
-def test_heap_collections_have_the_size_they_say(num_bytes: int) -> None:
-    data = collection(bytes(num_bytes))
-    assert len(data) % 8 == 0
-    assert len(data) == int.from_bytes(data[8:16], "little") >= 4096
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from flair.files.atomic import write_all
+from flair.files.atomic import sync, write_all
 
 
 class SoftFile:
@@ -32,6 +32,10 @@ class SoftFile:
             raise OSError(self.error.errno, self.error.strerror, str(self._path)) from self.error
         if self.error is not None:
             raise self.error
+
+    def sync(self) -> None:
+        """Waits until all of it is on disk."""
+        sync(self._descriptor)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Moves to a byte of the file, or to its end."""

@@ -1,66 +1,50 @@
-"""A FLAIR dataset directory turned into one HDF5 file, by any number of processes, continued after a kill.
+"""A FLAIR dataset directory turned into one HDF5 file: processes read the photos, this one writes them with h5py.
 
-First a skeleton is written that has everything but the photos (`skeleton`), then photos and checksums go to
-their places in it. All of it happens in `.<name>.unfinished` beside the output file, which appears when it is complete.
+All of it happens in `.<name>.unfinished` beside the output file, which appears when it is complete. A run that was
+stopped starts over: all of FLAIR takes minutes, and the HDF5 library cannot continue a file that was cut off.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+import h5py
 
 from flair.dataset import images
 from flair.dataset.metadata import Record
 from flair.errors import FlairError
-from flair.files.atomic import beside, destination, replacing, sync
-from flair.files.journal import Journal, Position
-from flair.files.npy_file import read_rows, write_rows
+from flair.files.atomic import beside, destination
 from flair.parallel.processes import default_num_workers, map_in_order
-from flair.records.hdf5 import global_heap
-from flair.records.hdf5.reader import CHECKSUM_DTYPE, HDF5File, record_checksum
-from flair.records.hdf5.skeleton import Format, groups_of, write_skeleton
+from flair.records.hdf5.groups import Format, GroupWriter, StoredPhoto, groups_of
+from flair.records.hdf5.reader import HDF5File, record_checksum
+from flair.records.hdf5.soft_file import SoftFile
 from flair.records.preparation import (
     Outcome,
     Selection,
     check_same,
     discard,
-    naming,
+    new_folder,
     require_free_space,
     select,
-    unfinished_folder,
 )
 from flair.terminal.progress import Progress
 
 _DATA_FILE = "data.hdf5"
-_PLACES_FILE = "places.npy"
-_PLACE = np.dtype([("image", "<i8"), ("checksum", "<i8")])
-_JOURNAL_FILE = "journal"
-_IMAGES_PER_TASK = 128
+_IMAGES_PER_TASK = 32  # six megabytes of pixels, a few times per worker on their way to this process
 _OVERHEAD_BYTES = 2000  # of a photo's ids, labels, group and padding, generously
 
 
 class _Context(NamedTuple):
     dataset_dir: Path
-    data_file: Path
     image_format: str
 
 
-class _Piece(NamedTuple):
-    records: tuple[Record, ...]
-    image_place: int  # of the first record
-    checksum_place: int
-
-
-class _Stored(NamedTuple):
+class _Read(NamedTuple):
+    photos: list[StoredPhoto]
     converted: list[str]
-    num_images: int
-    heap: bytes  # of jpeg photos: the collections to append to the file
-    references: list[tuple[int, list[tuple[int, int]]]]  # place, and for each photo its size and address in `heap`
 
 
 def write_hdf5(
@@ -79,7 +63,7 @@ def write_hdf5(
 
     The photos that the file `exclude` names are left out; see `flair.curation.exclusion`.
 
-    The bytes written depend on the dataset and the flags, never on `num_workers` or on interruptions.
+    The bytes written depend on the dataset and the flags, never on `num_workers`.
 
     Raises:
       FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
@@ -93,186 +77,67 @@ def write_hdf5(
     selection = select(source, limit_users, exclude)
     parameters = {"format": "flair-hdf5", "format_version": 1, **layout._asdict(), **selection.parameters}
     unfinished = beside(final, "unfinished")
-    num_images = selection.num_images
+    num_images, num_users, excluded = selection.num_images, len(selection.users), selection.excluded
     if not overwrite and _is_complete(final, parameters):
         discard(unfinished)
-        return Outcome(num_images, len(selection.users), final.stat().st_size, 0, (), True, selection.excluded)
+        return Outcome(num_images, num_users, final.stat().st_size, 0, (), True, excluded)
     num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
     if image_format == "raw":
         num_bytes = num_images * images.PIXELS_BYTES
-    with unfinished_folder(unfinished, parameters, overwrite):
-        work = _reopen(unfinished, overwrite)
-        if work is None:
-            require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_images)
-            _make_skeleton(unfinished, selection, layout, parameters)
-            work = _Work(unfinished)
-        context = _Context(source, work.data_file, image_format)
-        try:
-            skipped, converted = _store_photos(context, work, selection, layout, num_workers or default_num_workers())
-        finally:
-            work.close()
-        os.replace(work.data_file, final)
+    with new_folder(unfinished, final):
+        data_file = unfinished / _DATA_FILE
+        require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_images)
+        context = _Context(source, image_format)
+        converted = _write(data_file, context, selection, layout, parameters, num_workers or default_num_workers())
+        os.replace(data_file, final)
         discard(unfinished)
-    num_users, excluded = len(selection.users), selection.excluded
-    return Outcome(num_images, num_users, final.stat().st_size, skipped, tuple(converted), excluded=excluded)
+    return Outcome(num_images, num_users, final.stat().st_size, 0, tuple(converted), excluded=excluded)
 
 
-class _Work:
-    """Unfinished work, opened: the data file, the places of the photos in it, and the journal of what is done."""
-
-    def __init__(self, folder: Path) -> None:
-        self.data_file = folder / _DATA_FILE
-        self.places = _load_places(folder / _PLACES_FILE)
-        self.descriptor = os.open(self.data_file, os.O_RDWR)
-        try:
-            self.journal = Journal(folder / _JOURNAL_FILE, self.descriptor)
-            # Cut off, it would be continued with zeros in place of photos.
-            if os.fstat(self.descriptor).st_size < self.journal.position.end:
-                self.journal.close()
-                raise FlairError(f"{self.data_file}: is cut off; add --overwrite to start over")
-        except BaseException:
-            os.close(self.descriptor)
-            raise
-
-    def close(self) -> None:
-        self.journal.close()
-        os.close(self.descriptor)
-
-
-def _reopen(folder: Path, overwrite: bool) -> _Work | None:
-    """The work that is in `folder`; None when there is none yet, or it is damaged and may be overwritten."""
-    if not (folder / _DATA_FILE).exists():
-        return None
-    try:
-        return _Work(folder)
-    except FlairError:
-        if not overwrite:
-            raise
-        (folder / _DATA_FILE).unlink()
-        return None
-
-
-def _load_places(path: Path) -> NDArray[np.int64]:
-    try:
-        places: NDArray[np.int64] = read_rows(path, _PLACE).view(np.int64).reshape(-1, 2)
-    except (FlairError, FileNotFoundError):
-        raise FlairError(f"{path}: is damaged; add --overwrite to start over") from None
-    return places
-
-
-def _make_skeleton(folder: Path, selection: Selection, layout: Format, parameters: dict[str, object]) -> None:
-    with replacing(folder / _DATA_FILE) as temporary:
-        places = write_skeleton(temporary, selection, layout, parameters)
-        write_rows(folder / _PLACES_FILE, np.ascontiguousarray(places).view(_PLACE).reshape(-1))
-        Journal.create(folder / _JOURNAL_FILE, Position(0, temporary.stat().st_size))
-
-
-def _store_photos(
-    context: _Context, work: _Work, selection: Selection, layout: Format, num_workers: int
-) -> tuple[int, list[str]]:
-    """How many photos an earlier run had stored, and which of all of them were converted."""
-    tasks = list(_tasks(groups_of(selection.users, layout), work.places, _image_bytes(layout)))
-    num_images = [sum(len(piece.records) for piece in task) for task in tasks]
-    done, end = work.journal.position
-    converted = list(work.journal.notes)
-    os.ftruncate(work.descriptor, end)
-    skipped = sum(num_images[:done])
-    with Progress(sum(num_images), "HDF5", "photo", done=skipped) as progress:
-        results = map_in_order(_store_task, context, tasks[done:], min(num_workers, len(tasks) - done))
-        for index, stored in enumerate(results, start=done + 1):
-            with naming(context.data_file):
-                end = _append(work.descriptor, end, stored)
-            work.journal.add(Position(index, end), stored.converted)
-            converted += stored.converted
-            progress.add(stored.num_images)
-    if layout.image_format == "jpeg":
-        global_heap.set_end_of_file(work.descriptor, end)
-    sync(work.descriptor)
-    return skipped, converted
-
-
-def _image_bytes(layout: Format) -> int:
-    return images.PIXELS_BYTES if layout.image_format == "raw" else global_heap.REFERENCE_BYTES
-
-
-def _tasks(groups: Sequence[tuple[Record, ...]], places: NDArray[np.int64], image_bytes: int) -> Iterator[list[_Piece]]:
-    task: list[_Piece] = []
-    room = _IMAGES_PER_TASK
-    for records, (image_place, checksum_place) in zip(groups, places.tolist(), strict=True):
-        first = 0
-        while first < len(records):
-            part = records[first : first + room]
-            task.append(
-                _Piece(part, image_place + first * image_bytes, checksum_place + first * CHECKSUM_DTYPE.itemsize)
-            )
-            first += len(part)
-            room -= len(part)
-            if room == 0:
-                yield task
-                task, room = [], _IMAGES_PER_TASK
-    if task:
-        yield task
-
-
-def _store_task(context: _Context, task: list[_Piece]) -> _Stored:
-    descriptor = os.open(context.data_file, os.O_RDWR)
-    try:
-        with naming(context.data_file):
-            return (_store_raw if context.image_format == "raw" else _store_jpeg)(context, descriptor, task)
-    finally:
-        os.close(descriptor)
-
-
-def _store_raw(context: _Context, descriptor: int, task: list[_Piece]) -> _Stored:
+def _write(
+    path: Path,
+    context: _Context,
+    selection: Selection,
+    layout: Format,
+    parameters: Mapping[str, Any],
+    num_workers: int,
+) -> list[str]:
+    """Writes the file to `path`; returns the ids of the photos that were converted."""
+    records = [record for user in selection.users for record in user.records]
+    tasks = [records[start : start + _IMAGES_PER_TASK] for start in range(0, len(records), _IMAGES_PER_TASK)]
     converted: list[str] = []
-    for piece in task:
-        checksums = []
-        for index, record in enumerate(piece.records):
-            pixels = images.read_pixels(context.dataset_dir, record)
-            data = pixels.data.tobytes()
-            _write_at(descriptor, data, piece.image_place + index * images.PIXELS_BYTES)
-            checksums.append(record_checksum(record, data))
-            if pixels.converted:
-                converted.append(record.image_id)
-        _write_at(descriptor, np.array(checksums, CHECKSUM_DTYPE).tobytes(), piece.checksum_place)
-    return _Stored(converted, sum(len(piece.records) for piece in task), b"", [])
+
+    def photos() -> Iterator[StoredPhoto]:
+        with Progress(len(records), "HDF5", "photo") as progress:
+            for read in map_in_order(_read_photos, context, tasks, min(num_workers, len(tasks))):
+                converted.extend(read.converted)
+                yield from read.photos
+                output.check()
+                progress.add(len(read.photos))
+
+    with SoftFile(path) as output:
+        with h5py.File(output, "w", libver=("earliest", "v110")) as file:
+            groups, in_order = GroupWriter(file, selection, layout), photos()
+            for group in groups_of(selection.users, layout):
+                groups.write(group, in_order)
+            groups.write_metadata(parameters)
+        output.check()
+        output.sync()
+    return converted
 
 
-def _store_jpeg(context: _Context, descriptor: int, task: list[_Piece]) -> _Stored:
-    converted: list[str] = []
-    references: list[tuple[int, list[tuple[int, int]]]] = []
-    heap = bytearray()
-    for piece in task:
-        checksums, entries = [], []
-        for record in piece.records:
-            jpeg = images.read_jpeg(context.dataset_dir, record)
-            entries.append((len(jpeg.data), len(heap)))
-            heap += global_heap.collection(jpeg.data)
-            checksums.append(record_checksum(record, jpeg.data))
-            if jpeg.converted:
-                converted.append(record.image_id)
-        _write_at(descriptor, np.array(checksums, CHECKSUM_DTYPE).tobytes(), piece.checksum_place)
-        references.append((piece.image_place, entries))
-    return _Stored(converted, sum(len(piece.records) for piece in task), bytes(heap), references)
-
-
-def _append(descriptor: int, end: int, stored: _Stored) -> int:
-    """Appends heap collections at `end` and points their datasets to them; returns the new end."""
-    start = -(-end // 8) * 8
-    if not stored.heap:
-        return end
-    _write_at(descriptor, stored.heap, start)
-    for place, entries in stored.references:
-        data = b"".join(global_heap.reference(size, start + address) for size, address in entries)
-        _write_at(descriptor, data, place)
-    return start + len(stored.heap)
-
-
-def _write_at(descriptor: int, data: bytes, place: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, place)
-        view, place = view[written:], place + written
+def _read_photos(context: _Context, records: Sequence[Record]) -> _Read:
+    photos, converted = [], []
+    for record in records:
+        if context.image_format == "raw":
+            pixels, was_converted = images.read_pixels(context.dataset_dir, record)
+            image = pixels.tobytes()
+        else:
+            image, was_converted = images.read_jpeg(context.dataset_dir, record)
+        photos.append(StoredPhoto(image, record_checksum(record, image)))
+        if was_converted:
+            converted.append(record.image_id)
+    return _Read(photos, converted)
 
 
 def _is_complete(final: Path, parameters: dict[str, object]) -> bool:
