@@ -12,7 +12,6 @@ import concurrent.futures
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,9 @@ import numpy as np
 
 from flair.dataset.catalog import PARTITIONS
 from flair.errors import FlairError
-from flair.files import regular_file
 from flair.records.tfrecord import reader
-from flair.records.tfrecord.frames import FRAME_BYTES, DamagedRecord, masked_crc32c, read_payloads
+from flair.records.tfrecord.frames import DamagedRecord, read_payloads, record_places
 from flair.records.tfrecord.layout import LABEL_INDEX_FILE
-
-_HEADER = struct.Struct("<QI")  # length of the record, masked CRC-32C of these eight bytes
 
 
 class UserSpan(NamedTuple):
@@ -236,20 +232,7 @@ def _scan(spans: dict[str, UserSpan]) -> PhotoIndex:
 
 def scan_span(span: UserSpan) -> list[tuple[int, int]]:
     """Offset and length in bytes of every framed record of a span, from their headers alone."""
-    frames = []
-    with regular_file.open_file(span.path) as file:
-        descriptor = file.fileno()
-        size = os.fstat(descriptor).st_size
-        position, end = span.offset, size if span.length is None else span.offset + span.length
-        while position < end:
-            header = os.pread(descriptor, _HEADER.size, position)
-            if len(header) < _HEADER.size or _HEADER.unpack(header)[1] != masked_crc32c(header[:8]):
-                raise DamagedRecord(f"{span.path}: damaged record at byte {position:,}; prepare it again")
-            length = _HEADER.unpack(header)[0] + FRAME_BYTES
-            if position + length > min(end, size):
-                raise DamagedRecord(f"{span.path}: ends inside the record at byte {position:,}; prepare it again")
-            frames.append((position, length))
-            position += length
-    if not frames:
+    places = record_places(span.path, span.offset, span.length)
+    if not places:
         raise DamagedRecord(f"{span.path}: holds no photo of a user; prepare it again")
-    return frames
+    return places

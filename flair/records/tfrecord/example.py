@@ -1,15 +1,17 @@
-"""One photo as a `tf.train.Example`, encoded and decoded without TensorFlow or protobuf.
+"""One photo as a `tf.train.Example`, encoded and decoded by protobuf without TensorFlow, which takes seconds to import.
 
-The schema is three nested messages (https://github.com/tensorflow/tensorflow/blob/v2.14.1/tensorflow/core/example):
-Example {Features features = 1}, Features {map<string, Feature> feature = 1}, Feature {oneof: BytesList = 1,
-FloatList = 2, Int64List = 3}. Our features, in the order written (sorted, so that equal photos give equal bytes):
-`fine_grained_labels` int64, `image/encoded_jpeg` bytes, `image_id` bytes, `labels` int64, `user_id` bytes.
+Our features, in the order written (sorted, so that equal photos give equal bytes): `fine_grained_labels` int64,
+`image/encoded_jpeg` bytes, `image_id` bytes, `labels` int64, `user_id` bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.message import DecodeError
 
 from flair.errors import FlairError
 
@@ -22,8 +24,6 @@ USER_ID_KEY = "user_id"
 TFF_KEYS = {"image": IMAGE_KEY, "label": LABELS_KEY, "fine_grained_label": FINE_LABELS_KEY}
 # Of the image, the coarse and the fine-grained labels.
 FEATURE_NAMES = {"flair": (IMAGE_KEY, LABELS_KEY, FINE_LABELS_KEY), "tff": tuple(TFF_KEYS)}
-
-_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 
 class MalformedExample(FlairError):
@@ -49,16 +49,13 @@ def encode(example: Example, feature_names: str = "flair") -> bytes:
     (200, 1)
     """
     image_key, labels_key, fine_labels_key = FEATURE_NAMES[feature_names]
-    features = [
-        _feature(fine_labels_key, _int64_list(example.fine_grained_labels)),
-        _feature(image_key, _bytes_list(example.image)),
-    ]
-    if example.image_id is not None:
-        features.append(_feature(IMAGE_ID_KEY, _bytes_list(example.image_id.encode())))
-    features.append(_feature(labels_key, _int64_list(example.labels)))
-    if example.user_id is not None:
-        features.append(_feature(USER_ID_KEY, _bytes_list(example.user_id.encode())))
-    return _field(1, b"".join(features))
+    ids = ((IMAGE_ID_KEY, example.image_id), (USER_ID_KEY, example.user_id))
+    values: dict[str, Any] = {image_key: {"bytes_list": {"value": [example.image]}}}
+    values |= {key: {"bytes_list": {"value": [value.encode()]}} for key, value in ids if value is not None}
+    values[labels_key] = {"int64_list": {"value": example.labels}}
+    values[fine_labels_key] = {"int64_list": {"value": example.fine_grained_labels}}
+    entries = [{"key": key, "value": values[key]} for key in sorted(values)]
+    return bytes(_EXAMPLE(features={"feature": entries}).SerializeToString())
 
 
 def decode(payload: bytes) -> Example:
@@ -68,109 +65,55 @@ def decode(payload: bytes) -> Example:
       MalformedExample: the bytes are no Example, or one without an image or labels.
     """
     try:
-        features = dict(_features(payload))
-        ids = [features.get(key, [b""])[0] for key in (IMAGE_ID_KEY, USER_ID_KEY)]
-        (image,) = features[IMAGE_KEY]
-        labels, fine_labels = (_int64s(features[key]) for key in (LABELS_KEY, FINE_LABELS_KEY))
-        image_id, user_id = (_bytes(value).decode() or None for value in ids)
-        return Example(_bytes(image), labels, fine_labels, image_id, user_id)
+        entries = _EXAMPLE.FromString(payload).features.feature
+        features = {TFF_KEYS.get(entry.key, entry.key): entry.value for entry in entries}
+        (image,) = features[IMAGE_KEY].bytes_list.value
+        labels, fine_labels = (_int64s(features[key], key) for key in (LABELS_KEY, FINE_LABELS_KEY))
+        ids = [features[key].bytes_list.value[0] if key in features else b"" for key in (IMAGE_ID_KEY, USER_ID_KEY)]
+        image_id, user_id = (value.decode() or None for value in ids)
+        return Example(image, labels, fine_labels, image_id, user_id)
     except KeyError as error:
         raise MalformedExample(f"the record is no FLAIR photo: feature {error} is missing") from None
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, IndexError, DecodeError) as error:
         raise MalformedExample(f"the record is no FLAIR photo: {error}") from None
 
 
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+def _int64s(feature: Any, key: str) -> tuple[int, ...]:
+    if feature.WhichOneof("kind") != "int64_list":
+        raise ValueError(f"feature {key!r} has no whole numbers")
+    return tuple(feature.int64_list.value)
 
 
-def _field(number: int, content: bytes) -> bytes:
-    return b"".join((_varint(number << 3 | _LENGTH_DELIMITED), _varint(len(content)), content))
+def _example_class() -> Any:
+    """The class of tf.train.Example, https://github.com/tensorflow/tensorflow/blob/v2.14.1/tensorflow/core/example.
 
+    Its map of features is a list of entries here: the same bytes, in an order that is ours, where protobuf sorts the
+    entries of maps in one that depends on its release.
+    """
+    file = FileDescriptorProto(name="flair_example.proto", package="flair", syntax="proto3")
 
-def _feature(key: str, feature: bytes) -> bytes:
-    return _field(1, _field(1, key.encode()) + _field(2, feature))
-
-
-def _bytes_list(value: bytes) -> bytes:
-    return _field(1, _field(1, value))
-
-
-def _int64_list(values: Sequence[int]) -> bytes:
-    return _field(3, _field(1, b"".join(map(_varint, values))))
-
-
-def _features(payload: bytes) -> Iterator[tuple[str, list[int | bytes]]]:
-    for number, features in _fields(payload):
-        if number != 1:
-            continue
-        for entry_number, entry in _fields(_bytes(features)):
-            if entry_number == 1:
-                fields = dict(_fields(_bytes(entry)))
-                key = _bytes(fields[1]).decode()
-                yield TFF_KEYS.get(key, key), _feature_values(_bytes(fields[2]))
-
-
-def _feature_values(feature: bytes) -> list[int | bytes]:
-    values: list[int | bytes] = []
-    for _kind, content in _fields(feature):
-        values.extend(value for number, value in _fields(_bytes(content)) if number == 1)
-    return values
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    position = 0
-    while position < len(message):
-        tag, position = _read_varint(message, position)
-        wire_type = tag & 7
-        if wire_type == _VARINT:
-            value, position = _read_varint(message, position)
-            yield tag >> 3, value
-            continue
-        if wire_type == _LENGTH_DELIMITED:
-            length, position = _read_varint(message, position)
-        elif wire_type in (_FIXED64, _FIXED32):
-            length = 8 if wire_type == _FIXED64 else 4
+    def add(message: str, field: str, number: int, kind: int | str, **options: int) -> None:
+        owner = next((one for one in file.message_type if one.name == message), None)
+        added = (owner or file.message_type.add(name=message)).field.add(name=field, number=number, **options)
+        if isinstance(kind, str):
+            added.type, added.type_name = Field.TYPE_MESSAGE, f".{file.package}.{kind}"
         else:
-            raise ValueError(f"unknown wire type {wire_type}")
-        if position + length > len(message):
-            raise ValueError("a field is longer than its message")
-        yield tag >> 3, message[position : position + length]
-        position += length
+            added.type = kind
+
+    add("BytesList", "value", 1, Field.TYPE_BYTES, label=Field.LABEL_REPEATED)
+    add("FloatList", "value", 1, Field.TYPE_FLOAT, label=Field.LABEL_REPEATED)
+    add("Int64List", "value", 1, Field.TYPE_INT64, label=Field.LABEL_REPEATED)
+    add("Feature", "bytes_list", 1, "BytesList", oneof_index=0)
+    add("Feature", "float_list", 2, "FloatList", oneof_index=0)
+    add("Feature", "int64_list", 3, "Int64List", oneof_index=0)
+    file.message_type[-1].oneof_decl.add(name="kind")
+    add("FeatureEntry", "key", 1, Field.TYPE_STRING)
+    add("FeatureEntry", "value", 2, "Feature")
+    add("Features", "feature", 1, "FeatureEntry", label=Field.LABEL_REPEATED)
+    add("Example", "features", 1, "Features")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.Example"))
 
 
-def _read_varint(message: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[position]
-        value |= (byte & 0x7F) << shift
-        position += 1
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number is longer than 64 bits")
-
-
-def _int64s(values: list[int | bytes]) -> tuple[int, ...]:
-    numbers: list[int] = []
-    for value in values:
-        if isinstance(value, int):
-            numbers.append(value)
-            continue
-        position = 0
-        while position < len(value):
-            number, position = _read_varint(value, position)
-            numbers.append(number)
-    return tuple(number - (1 << 64) if number >= 1 << 63 else number for number in numbers)
-
-
-def _bytes(value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        raise ValueError("a number was found where bytes were expected")
-    return value
+_EXAMPLE = _example_class()

@@ -9,7 +9,6 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import google_crc32c
 
@@ -18,7 +17,8 @@ from flair.files import regular_file
 
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<I")
-_HEADER_BYTES = _LENGTH.size + _CHECKSUM.size
+_HEADER = struct.Struct("<QI")  # the length and its checksum
+_HEADER_BYTES = _HEADER.size
 FRAME_BYTES = _HEADER_BYTES + _CHECKSUM.size  # a record's bytes beside its payload
 
 
@@ -47,40 +47,45 @@ def frame(payload: bytes) -> bytes:
 
 
 def read_payloads(path: str | Path, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-    """Yields the payloads of the records in `length` bytes of `path` from `offset`, with one seek (None: to its end).
+    """Yields the payloads of the records in `length` bytes of `path` from `offset` (None: to its end).
 
     Raises:
       DamagedRecord: a checksum is wrong, or the bytes end inside a record; one line naming the file and the offset.
     """
     with regular_file.open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        end = size if length is None else offset + length
-        if end > size:
-            raise DamagedRecord(f"{path}: has {size:,} bytes where the index says {end:,}; prepare it again")
-        file.seek(offset)
-        while offset < end:
-            payload = _read_payload(file, offset, end, path)
-            offset += len(payload) + FRAME_BYTES
+        for start, num_bytes in _places(file.fileno(), path, offset, length):
+            rest = os.pread(file.fileno(), num_bytes - _HEADER_BYTES, start + _HEADER_BYTES)
+            payload, checksum = rest[: -_CHECKSUM.size], rest[-_CHECKSUM.size :]
+            if len(rest) < num_bytes - _HEADER_BYTES:
+                raise _damaged(path, start, "the file ends inside a record")
+            if checksum != _CHECKSUM.pack(masked_crc32c(payload)):
+                raise _damaged(path, start, "the checksum of the payload is wrong")
             yield payload
 
 
-def _read_payload(file: BinaryIO, offset: int, end: int, path: str | Path) -> bytes:
-    header = file.read(_HEADER_BYTES)
-    if len(header) < _HEADER_BYTES:
-        raise _damaged(path, offset, "the file ends inside a record")
-    length_bytes, (checksum,) = header[: _LENGTH.size], _CHECKSUM.unpack_from(header, _LENGTH.size)
-    (length,) = _LENGTH.unpack(length_bytes)
-    if masked_crc32c(length_bytes) != checksum:
-        raise _damaged(path, offset, "the checksum of the length is wrong")
-    if offset + length + FRAME_BYTES > end:
-        raise _damaged(path, offset, "the record is longer than its file or index entry")
-    payload = file.read(length)
-    trailer = file.read(_CHECKSUM.size)
-    if len(trailer) < _CHECKSUM.size:
-        raise _damaged(path, offset, "the file ends inside a record")
-    if masked_crc32c(payload) != _CHECKSUM.unpack(trailer)[0]:
-        raise _damaged(path, offset, "the checksum of the payload is wrong")
-    return payload
+def record_places(path: str | Path, offset: int = 0, length: int | None = None) -> list[tuple[int, int]]:
+    """Offset and length in bytes of each of these records, from their headers alone; errors as of `read_payloads`."""
+    with regular_file.open_file(path) as file:
+        return list(_places(file.fileno(), path, offset, length))
+
+
+def _places(descriptor: int, path: str | Path, offset: int, length: int | None) -> Iterator[tuple[int, int]]:
+    size = os.fstat(descriptor).st_size
+    end = size if length is None else offset + length
+    if end > size:
+        raise DamagedRecord(f"{path}: has {size:,} bytes where the index says {end:,}; prepare it again")
+    while offset < end:
+        header = os.pread(descriptor, _HEADER_BYTES, offset)
+        if len(header) < _HEADER_BYTES:
+            raise _damaged(path, offset, "the file ends inside a record")
+        payload_bytes, checksum = _HEADER.unpack(header)
+        if masked_crc32c(header[: _LENGTH.size]) != checksum:
+            raise _damaged(path, offset, "the checksum of the length is wrong")
+        num_bytes = payload_bytes + FRAME_BYTES
+        if offset + num_bytes > end:
+            raise _damaged(path, offset, "the record is longer than its file or index entry")
+        yield offset, num_bytes
+        offset += num_bytes
 
 
 def _damaged(path: str | Path, offset: int, reason: str) -> DamagedRecord:
