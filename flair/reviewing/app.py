@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -69,6 +70,9 @@ class Review:
             index.add_subset(NEAR_DUPLICATES, groups.near_duplicates())
 
 
+_View = Callable[..., str | Response]
+
+
 def create_app(review: Review, port: int) -> Flask:
     """The web application for requests to 127.0.0.1:`port`."""
     app = Flask("flair.review", template_folder="page", static_folder="page/static", root_path=_HERE)
@@ -102,154 +106,176 @@ def create_app(review: Review, port: int) -> Flask:
             return jsonify(error=reason), 500
         return render_template("error.html", code=500, reason=reason), 500
 
-    @app.get("/")
-    def photos() -> str:
-        marks = review.reviews.read()
-        filters = Filters(**{name: request.args.get(name, "")[:200].strip() for name in Filters._fields})
-        rows = review.index.select(filters, marks)
-        size = _page_size()
-        page = page_of(len(rows), size, request.args.get("page", ""))
-        return render_template(
-            "photos.html",
-            filters=filters,
-            unknown=_unknown(review.index, filters),
-            page=page,
-            size=size,
-            sizes=PAGE_SIZES,
-            cards=[card(review.index, review.groups, marks, int(row)) for row in rows[page.first - 1 : page.last]],
-            labels=review.index.labels,
-            partitions=review.index.partitions,
-            subsets=review.index.subset_sizes(),
-            mark_filters=MARK_FILTERS,
-            counts=mark_counts(review.index, marks, rows),
-        )
-
-    @app.get("/users")
-    def users() -> str:
-        partition = request.args.get("partition", "")
-        found = review.index.users(partition)
-        page = page_of(len(found), USERS_PER_PAGE, request.args.get("page", ""))
-        shown = found[page.first - 1 : page.last]
-        return render_template(
-            "users.html",
-            page=page,
-            partition=partition,
-            partitions=review.index.partitions,
-            users=[(review.index.first_of_user(user), review.index.num_of_user(user)) for user in shown],
-        )
-
-    @app.get("/photo/<image_id>")
-    def photo(image_id: str) -> str:
-        record = _known(review.index, image_id)
-        marks = review.reviews.read()
-        neighbors = [
-            {
-                "record": review.index.record(other),
-                "distances": distances(values),
-                "decision": marks.pair_mark(image_id, other),
-            }
-            for other, values in list(review.groups.neighbors(image_id).items())[:NEIGHBORS_SHOWN]
-        ]
-        group = review.groups.group_of(image_id)
-        return render_template(
-            "photo.html",
-            record=record,
-            mark=marks.photo_mark(image_id),
-            history=marks.photos.get(image_id, ()),
-            num_of_user=review.index.num_of_user(record.user_id),
-            num_bytes=_size(photo_path(review.dataset_dir, image_id)),
-            in_set=review.testset is not None and image_id in review.testset.image_ids,
-            refusal=None if review.testset is None else review.testset.refusals.get(image_id),
-            neighbors=neighbors,
-            group=None if group is None else review.groups.groups.index(group),
-            photo_marks=PHOTO_MARKS,
-        )
-
-    def shown(number: int, group: Group, marks: Reviews, limit: int | None = MAX_GROUP_SHOWN) -> dict[str, Any]:
-        return {"number": number, **group_view(review.index, review.groups, marks, group, limit)}
-
-    @app.get("/groups")
-    def groups() -> str:
-        marks = review.reviews.read()
-        kind = request.args.get("kind", "called")
-        state = request.args.get("state", "")
-        wanted_span = request.args.get("span", "")
-        chosen = [
-            (number, group)
-            for number, group in enumerate(review.groups.groups)
-            if group.called == (kind != "similar")
-            and (not wanted_span or span(review.index, group) == wanted_span)
-            and (not state or is_decided(group, marks) == (state == "decided"))
-        ]
-        page = page_of(len(chosen), GROUPS_PER_PAGE, request.args.get("page", ""))
-        return render_template(
-            "groups.html",
-            page=page,
-            kind=kind,
-            state=state,
-            span=wanted_span,
-            groups=[shown(number, group, marks) for number, group in chosen[page.first - 1 : page.last]],
-            num_called=sum(group.called for group in review.groups.groups),
-            num_similar=sum(not group.called for group in review.groups.groups),
-        )
-
-    @app.get("/groups/<int:number>")
-    def group(number: int) -> str:
-        if number >= len(review.groups.groups):
-            abort(404, "there is no such group")
-        view = shown(number, review.groups.groups[number], review.reviews.read(), limit=None)
-        return render_template("groups.html", groups=[view], page=page_of(1, 1, ""), single=True)
-
-    @app.get("/image/<image_id>.jpg")
-    def image(image_id: str) -> Response:
-        path = photo_path(review.dataset_dir, _known(review.index, image_id).image_id)
-        file = open_photo(path)
-        if file is None:
-            abort(404, f"{path} is missing, or no regular file of this folder; links are not followed")
-        with file:
-            status = os.fstat(file.fileno())
-            data = file.read(MAX_JPEG_BYTES)
-        etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
-        photo = io.BytesIO(data)
-        response = send_file(photo, mimetype="image/jpeg", etag=etag, last_modified=status.st_mtime, max_age=600)
-        response.headers["Cache-Control"] = "private, max-age=600"
-        return response
-
-    @app.get("/api/fine_labels")
-    def fine_labels() -> Response:
-        return jsonify(sorted(review.index.fine_labels))
-
-    @app.get("/api/marks")
-    def current_marks() -> Response:
-        ids = _ids(review.index, request.args.get("ids", "").split(","))
-        marks = review.reviews.read()
-        return jsonify({image_id: marks.photo_mark(image_id) for image_id in ids})
-
-    @app.post("/api/photos")
-    def mark_photos() -> Response:
-        body = _body({"image_ids": list, "mark": str, "reviewer": str})
-        ids = _ids(review.index, body["image_ids"])
-        _one_of(body["mark"], PHOTO_MARKS)
-        changes = [PhotoChange(image_id, body["mark"]) for image_id in ids]
-        marks = review.reviews.update(lambda _: changes, body["reviewer"], now())
-        return jsonify(marks={image_id: marks.photo_mark(image_id) for image_id in ids})
-
-    @app.post("/api/groups")
-    def mark_in_group() -> Response:
-        body = _body({"members": list, "image_id": str, "mark": str, "reviewer": str})
-        members = _ids(review.index, body["members"], MAX_GROUP_MEMBERS)
-        _one_of(body["mark"], PAIR_MARKS)
-        if len(set(members)) < 2 or body["image_id"] not in members:
-            abort(400, "expected two photos or more, the marked one among them")
-        changed = Group(tuple(sorted(set(members))), True)
-
-        def changes(marks: Reviews) -> Sequence[PairChange]:
-            return decide(changed.members, body["image_id"], body["mark"], marks)
-
-        marks = review.reviews.update(changes, body["reviewer"], now())
-        return jsonify(anchor=anchor(changed, marks), decisions=decisions(changed, marks))
-
+    shown: dict[str, _View] = {
+        "/": _photos,
+        "/users": _users,
+        "/photo/<image_id>": _photo,
+        "/groups": _groups,
+        "/groups/<int:number>": _group,
+        "/image/<image_id>.jpg": _image,
+        "/api/fine_labels": _fine_labels,
+        "/api/marks": _marks,
+    }
+    changed: dict[str, _View] = {
+        "/api/photos": _mark_photos,
+        "/api/groups": _mark_in_group,
+    }
+    for method, views in (("GET", shown), ("POST", changed)):
+        for address, view in views.items():
+            app.add_url_rule(
+                address, view.__name__.removeprefix("_"), functools.partial(view, review), methods=[method]
+            )
     return app
+
+
+def _photos(review: Review) -> str:
+    marks = review.reviews.read()
+    filters = Filters(**{name: request.args.get(name, "")[:200].strip() for name in Filters._fields})
+    rows = review.index.select(filters, marks)
+    size = _page_size()
+    page = page_of(len(rows), size, request.args.get("page", ""))
+    return render_template(
+        "photos.html",
+        filters=filters,
+        unknown=_unknown(review.index, filters),
+        page=page,
+        size=size,
+        sizes=PAGE_SIZES,
+        cards=[card(review.index, review.groups, marks, int(row)) for row in rows[page.first - 1 : page.last]],
+        labels=review.index.labels,
+        partitions=review.index.partitions,
+        subsets=review.index.subset_sizes(),
+        mark_filters=MARK_FILTERS,
+        counts=mark_counts(review.index, marks, rows),
+    )
+
+
+def _users(review: Review) -> str:
+    partition = request.args.get("partition", "")
+    found = review.index.users(partition)
+    page = page_of(len(found), USERS_PER_PAGE, request.args.get("page", ""))
+    shown = found[page.first - 1 : page.last]
+    return render_template(
+        "users.html",
+        page=page,
+        partition=partition,
+        partitions=review.index.partitions,
+        users=[(review.index.first_of_user(user), review.index.num_of_user(user)) for user in shown],
+    )
+
+
+def _photo(review: Review, image_id: str) -> str:
+    record = _known(review.index, image_id)
+    marks = review.reviews.read()
+    neighbors = [
+        {
+            "record": review.index.record(other),
+            "distances": distances(values),
+            "decision": marks.pair_mark(image_id, other),
+        }
+        for other, values in list(review.groups.neighbors(image_id).items())[:NEIGHBORS_SHOWN]
+    ]
+    group = review.groups.group_of(image_id)
+    return render_template(
+        "photo.html",
+        record=record,
+        mark=marks.photo_mark(image_id),
+        history=marks.photos.get(image_id, ()),
+        num_of_user=review.index.num_of_user(record.user_id),
+        num_bytes=_size(photo_path(review.dataset_dir, image_id)),
+        in_set=review.testset is not None and image_id in review.testset.image_ids,
+        refusal=None if review.testset is None else review.testset.refusals.get(image_id),
+        neighbors=neighbors,
+        group=None if group is None else review.groups.groups.index(group),
+        photo_marks=PHOTO_MARKS,
+    )
+
+
+def _shown(
+    review: Review, number: int, group: Group, marks: Reviews, limit: int | None = MAX_GROUP_SHOWN
+) -> dict[str, Any]:
+    return {"number": number, **group_view(review.index, review.groups, marks, group, limit)}
+
+
+def _groups(review: Review) -> str:
+    marks = review.reviews.read()
+    kind = request.args.get("kind", "called")
+    state = request.args.get("state", "")
+    wanted_span = request.args.get("span", "")
+    chosen = [
+        (number, group)
+        for number, group in enumerate(review.groups.groups)
+        if group.called == (kind != "similar")
+        and (not wanted_span or span(review.index, group) == wanted_span)
+        and (not state or is_decided(group, marks) == (state == "decided"))
+    ]
+    page = page_of(len(chosen), GROUPS_PER_PAGE, request.args.get("page", ""))
+    return render_template(
+        "groups.html",
+        page=page,
+        kind=kind,
+        state=state,
+        span=wanted_span,
+        groups=[_shown(review, number, group, marks) for number, group in chosen[page.first - 1 : page.last]],
+        num_called=sum(group.called for group in review.groups.groups),
+        num_similar=sum(not group.called for group in review.groups.groups),
+    )
+
+
+def _group(review: Review, number: int) -> str:
+    if number >= len(review.groups.groups):
+        abort(404, "there is no such group")
+    view = _shown(review, number, review.groups.groups[number], review.reviews.read(), limit=None)
+    return render_template("groups.html", groups=[view], page=page_of(1, 1, ""), single=True)
+
+
+def _image(review: Review, image_id: str) -> Response:
+    path = photo_path(review.dataset_dir, _known(review.index, image_id).image_id)
+    file = open_photo(path)
+    if file is None:
+        abort(404, f"{path} is missing, or no regular file of this folder; links are not followed")
+    with file:
+        status = os.fstat(file.fileno())
+        data = file.read(MAX_JPEG_BYTES)
+    etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
+    photo = io.BytesIO(data)
+    response = send_file(photo, mimetype="image/jpeg", etag=etag, last_modified=status.st_mtime, max_age=600)
+    response.headers["Cache-Control"] = "private, max-age=600"
+    return response
+
+
+def _fine_labels(review: Review) -> Response:
+    return jsonify(sorted(review.index.fine_labels))
+
+
+def _marks(review: Review) -> Response:
+    ids = _ids(review.index, request.args.get("ids", "").split(","))
+    marks = review.reviews.read()
+    return jsonify({image_id: marks.photo_mark(image_id) for image_id in ids})
+
+
+def _mark_photos(review: Review) -> Response:
+    body = _body({"image_ids": list, "mark": str, "reviewer": str})
+    ids = _ids(review.index, body["image_ids"])
+    _one_of(body["mark"], PHOTO_MARKS)
+    changes = [PhotoChange(image_id, body["mark"]) for image_id in ids]
+    marks = review.reviews.update(lambda _: changes, body["reviewer"], now())
+    return jsonify(marks={image_id: marks.photo_mark(image_id) for image_id in ids})
+
+
+def _mark_in_group(review: Review) -> Response:
+    body = _body({"members": list, "image_id": str, "mark": str, "reviewer": str})
+    members = _ids(review.index, body["members"], MAX_GROUP_MEMBERS)
+    _one_of(body["mark"], PAIR_MARKS)
+    if len(set(members)) < 2 or body["image_id"] not in members:
+        abort(400, "expected two photos or more, the marked one among them")
+    changed = Group(tuple(sorted(set(members))), True)
+
+    def changes(marks: Reviews) -> Sequence[PairChange]:
+        return decide(changed.members, body["image_id"], body["mark"], marks)
+
+    marks = review.reviews.update(changes, body["reviewer"], now())
+    return jsonify(anchor=anchor(changed, marks), decisions=decisions(changed, marks))
 
 
 _HERE = str(Path(__file__).parent)
