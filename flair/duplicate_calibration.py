@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flair.duplicates.flags import add_threshold_flags, thresholds_of
+from flair.duplicates.rule import add_threshold_flags, thresholds_of
 from flair.terminal import command
 from flair.terminal.flags import make_parser, positive_int
 from flair.terminal.paths import command_line, path_flag

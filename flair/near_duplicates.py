@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flair.dataset.catalog import PARTITIONS
-from flair.duplicates.flags import DUPLICATE_L2, REVIEW_L2, add_threshold_flags, thresholds_of
+from flair.duplicates.rule import Thresholds, add_threshold_flags, thresholds_of
 from flair.terminal import command
 from flair.terminal.flags import finite_number, make_parser, positive_int
 from flair.terminal.paths import command_line, path_flag
@@ -111,7 +111,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--review_dssim",
         type=finite_number,
         metavar="X",
-        help="count reviewed pairs up to this dssim (default: 0.2205)",
+        help=f"count reviewed pairs up to this dssim (default: {Thresholds().review_dssim})",
     )
     add("--duplicate_features", type=finite_number, metavar="X", help="a duplicate's greatest distance of features")
     add("--no_mirrored", action="store_true", help="do not look for mirrored copies (default: do)")
@@ -142,10 +142,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--features is given, but features is not among --metrics; add it or leave the file out")
     if flags.duplicate_features is not None and not flags.features:
         parser.error("--duplicate_features needs --features=FILE.npy")
-    review_l2 = flags.review_l2 or REVIEW_L2
+    usual = Thresholds()
+    review_l2 = flags.review_l2 or usual.review_l2
     if (flags.duplicate_l2 or 0) > review_l2:
         parser.error(f"--duplicate_l2 is greater than --review_l2={review_l2}; pairs are searched for up to that only")
-    if flags.duplicate_l2 is None and review_l2 < DUPLICATE_L2:
+    if flags.duplicate_l2 is None and review_l2 < usual.duplicate_l2:
         flags.duplicate_l2 = review_l2
     return flags
 

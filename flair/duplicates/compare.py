@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+import functools
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,6 @@ from flair.duplicates.distance import mirror, squared_distance
 DISTANCE = np.dtype([("l2", "<i8"), ("mirrored", "?")])
 _MAX_PHOTOS = 1024  # kept decoded by each worker, 200 MB
 _MAX_MOMENTS = 64  # kept by each worker, 150 MB
-
-Kept = TypeVar("Kept")
 
 
 class ComparedPair(NamedTuple):
@@ -67,41 +64,17 @@ def least_distance(one: NDArray[np.uint8], other: NDArray[np.uint8], both_orient
     return min(direct, turned), turned < direct
 
 
-class _Recent(Generic[Kept]):
-    """The values used last, at most `size` of them."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[tuple[Path, str], Kept] = OrderedDict()
-
-    def get(self, key: tuple[Path, str], make: Callable[[], Kept]) -> Kept:
-        if key not in self._values:
-            self._values[key] = make()
-            if len(self._values) > self._size:
-                self._values.popitem(last=False)
-        self._values.move_to_end(key)
-        return self._values[key]
-
-    def clear(self) -> None:
-        self._values.clear()
-
-
-_photos: _Recent[NDArray[np.uint8]] = _Recent(_MAX_PHOTOS)
-_moments: _Recent[dssim.Moments] = _Recent(_MAX_MOMENTS)
-
-
 def forget_photos() -> None:
     """Frees what this process keeps decoded; for the process that compares without workers."""
-    _photos.clear()
-    _moments.clear()
+    _pixels.cache_clear()
+    _moments_of.cache_clear()
 
 
+@functools.lru_cache(_MAX_PHOTOS)
 def _pixels(context: Context, record: Record) -> NDArray[np.uint8]:
-    return _photos.get(
-        (context.dataset_dir, record.image_id), lambda: images.read_pixels(context.dataset_dir, record).data
-    )
+    return images.read_pixels(context.dataset_dir, record).data
 
 
+@functools.lru_cache(_MAX_MOMENTS)
 def _moments_of(context: Context, record: Record) -> dssim.Moments:
-    key = (context.dataset_dir, record.image_id)
-    return _moments.get(key, lambda: dssim.moments(_pixels(context, record)))
+    return dssim.moments(_pixels(context, record))

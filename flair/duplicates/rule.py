@@ -1,12 +1,19 @@
-"""When a pair is looked at, and when it is called a duplicate."""
+"""When a pair is looked at, and when it is called a duplicate: the thresholds, their flags and the rule.
+
+Imports nothing heavy, so that --help is quick.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+from flair.terminal.flags import finite_number, positive_int
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Thresholds(NamedTuple):
@@ -26,10 +33,42 @@ class Thresholds(NamedTuple):
     duplicate_features: float | None = None
 
 
+def add_threshold_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --review_l2, --duplicate_l2, --duplicate_dssim and --duplicate_correlation."""
+    add, usual = parser.add_argument, Thresholds()
+    add("--review_l2", type=positive_int, metavar="N", help=f"review pairs up to this l2 (default: {usual.review_l2})")
+    add(
+        "--duplicate_l2",
+        type=positive_int,
+        metavar="N",
+        help=f"a duplicate's greatest l2 (default: {usual.duplicate_l2})",
+    )
+    add(
+        "--duplicate_dssim",
+        type=finite_number,
+        metavar="X",
+        help=f"a duplicate's greatest dssim (default: {usual.duplicate_dssim})",
+    )
+    add(
+        "--duplicate_correlation",
+        type=finite_number,
+        metavar="X",
+        help="a near duplicate's least correlation of detail finer than 16 pixels, from -1 to 1 (default: "
+        f"{usual.duplicate_correlation})",
+    )
+
+
+def thresholds_of(flags: argparse.Namespace) -> Thresholds:
+    """The thresholds that the flags give, the defaults for the others."""
+    given = {name: getattr(flags, name, None) for name in Thresholds._fields}
+    return Thresholds(**{name: value for name, value in given.items() if value is not None})
+
+
 def may_be_duplicate(pairs: NDArray[Any], thresholds: Thresholds) -> NDArray[np.bool_]:
     """Whether pairs, NEAR_PAIR [k], are within the thresholds that need no look at structure or features."""
     near = pairs["l2"] <= thresholds.duplicate_l2
-    return np.asarray(near & (pairs["correlation"] >= thresholds.duplicate_correlation))
+    within: NDArray[np.bool_] = near & (pairs["correlation"] >= thresholds.duplicate_correlation)
+    return within
 
 
 def is_near_duplicate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +15,13 @@ from flair.dataset.metadata import Record
 from flair.duplicates.blocks import NUM_SUMS, block_details, block_sums
 from flair.duplicates.distance import energy
 from flair.files.atomic import remove_leftovers
-from flair.files.npy_file import map_rows, read_rows, write_chunks, write_rows
+from flair.files.npy_file import map_rows, read_rows, write_chunks
+from flair.files.parts import PartStore
 from flair.parallel.processes import batches, map_in_order
 from flair.terminal.progress import Progress
 
 TABLE_FILE = "signatures.npy"
+_PARTS_FOLDER = "new"  # signatures that the table lacks
 SIGNATURE = np.dtype(
     [
         ("image_id", "S128"),
@@ -32,7 +33,6 @@ SIGNATURE = np.dtype(
     ]
 )
 _PHOTOS_PER_TASK = 64
-_PHOTOS_PER_PART = 4096
 _COPY_ROWS = 4096
 _PAIRS_AT_ONCE = 1 << 20
 
@@ -70,6 +70,7 @@ def read_signatures(dataset_dir: Path, records: Sequence[Record], cache_dir: Pat
       PhotoError: a photo is missing or broken; what was computed before it is kept.
     """
     remove_leftovers(cache_dir)
+    remove_leftovers(cache_dir, "new-*.npy")  # of earlier versions, in which parts had these names
     _merge_parts(cache_dir)
     row_of = _row_of(_open_table(cache_dir))
     num_cached = len(row_of)
@@ -77,12 +78,13 @@ def read_signatures(dataset_dir: Path, records: Sequence[Record], cache_dir: Pat
     slim = (record._replace(labels=(), fine_grained_labels=()) for record in records)
     tasks = list(batches(slim, _PHOTOS_PER_TASK, lambda _record: 1))
     file_digests: list[bytes] = []
-    new = _NewRows(cache_dir)
+    new = PartStore(cache_dir / _PARTS_FOLDER, SIGNATURE)
     try:
         with Progress(len(records), "photos", "photo") as progress:
             for digests, computed in map_in_order(_sign, context, tasks, min(num_workers, len(tasks))):
                 file_digests += digests
-                new.add(computed)
+                if len(computed):
+                    new.add(computed)
                 progress.add(len(digests))
     finally:
         new.save()
@@ -127,33 +129,9 @@ def _sign(context: _Context, records: list[Record]) -> tuple[list[bytes], NDArra
     return digests, np.concatenate(computed)
 
 
-class _NewRows:
-    """Signatures that the table lacks, saved in parts beside it."""
-
-    def __init__(self, cache_dir: Path) -> None:
-        self._cache_dir = cache_dir
-        self._rows: list[NDArray[Any]] = []
-        self._parts = 0
-
-    def add(self, rows: NDArray[Any]) -> None:
-        self._rows.append(rows)
-        if sum(map(len, self._rows)) >= _PHOTOS_PER_PART:
-            self.save()
-
-    def save(self) -> None:
-        if any(map(len, self._rows)):
-            path = self._cache_dir / f"new-{self._parts:06d}.npy"
-            write_rows(path, np.concatenate(self._rows))
-            self._rows, self._parts = [], self._parts + 1
-
-
 def _open_table(cache_dir: Path) -> NDArray[Any]:
     path = cache_dir / TABLE_FILE
-    return _load(path) if path.exists() else np.empty(0, SIGNATURE)
-
-
-def _load(path: Path) -> NDArray[Any]:
-    return read_rows(path, SIGNATURE, mmap_mode="r")
+    return read_rows(path, SIGNATURE, mmap_mode="r") if path.exists() else np.empty(0, SIGNATURE)
 
 
 def _row_of(table: NDArray[Any]) -> Mapping[bytes, int]:
@@ -163,22 +141,19 @@ def _row_of(table: NDArray[Any]) -> Mapping[bytes, int]:
 
 def _merge_parts(cache_dir: Path) -> None:
     """Makes the table one file again, each content once."""
-    parts = sorted(cache_dir.glob("new-*.npy"))
-    if not parts:
-        return
-    sources = [_open_table(cache_dir), *map(_load, parts)]
-    seen: set[bytes] = set()
-    chosen = []
-    for source in sources:
-        row_of = _row_of(source)
-        chosen.append(np.array([row for digest, row in row_of.items() if digest not in seen], np.int64))
-        seen.update(row_of)
-    path = cache_dir / TABLE_FILE
-    chunks = (
-        source[rows[start : start + _COPY_ROWS]]
-        for source, rows in zip(sources, chosen, strict=True)
-        for start in range(0, len(rows), _COPY_ROWS)
-    )
-    write_chunks(path, SIGNATURE, len(seen), chunks)
-    for part in parts:
-        os.remove(part)
+    store = PartStore(cache_dir / _PARTS_FOLDER, SIGNATURE)
+    if store.num_rows:
+        sources = [_open_table(cache_dir), *store.parts()]
+        seen: set[bytes] = set()
+        chosen = []
+        for source in sources:
+            row_of = _row_of(source)
+            chosen.append(np.array([row for digest, row in row_of.items() if digest not in seen], np.int64))
+            seen.update(row_of)
+        chunks = (
+            source[rows[start : start + _COPY_ROWS]]
+            for source, rows in zip(sources, chosen, strict=True)
+            for start in range(0, len(rows), _COPY_ROWS)
+        )
+        write_chunks(cache_dir / TABLE_FILE, SIGNATURE, len(seen), chunks)
+    store.discard()

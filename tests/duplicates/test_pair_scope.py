@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flair.dataset.metadata import Record
-from flair.duplicates.exact import exact_pairs
+from flair.duplicates.audit import exact_pairs
 from flair.duplicates.scope import COMPARED, RELATIONS, SCOPES, make_scope
 from flair.duplicates.signatures import equal
 
