@@ -135,6 +135,28 @@ def test_examples_are_those_of_protocol_buffers(example: Example) -> None:
     assert decode(parsed.SerializeToString()) == decode(encode(example)) == example
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            "flair",
+            b"\nx\n\x1e\n\x13fine_grained_labels\x12\x07\x1a\x05\n\x03\xc8\x01\x01\n\x1b\n\x12image/encoded_jpeg"
+            b"\x12\x05\n\x03\n\x01J\n\x12\n\x08image_id\x12\x06\n\x04\n\x0215\n\x0f\n\x06labels\x12\x05\x1a\x03\n"
+            b"\x01\x03\n\x14\n\x07user_id\x12\t\n\x07\n\x059@N00",
+        ),
+        (
+            "tff",
+            b"\ni\n\x1d\n\x12fine_grained_label\x12\x07\x1a\x05\n\x03\xc8\x01\x01\n\x0e\n\x05image\x12\x05\n\x03\n\x01J"
+            b"\n\x12\n\x08image_id\x12\x06\n\x04\n\x0215\n\x0e\n\x05label\x12\x05\x1a\x03\n\x01\x03\n\x14\n\x07user_id\x12"
+            b"\t\n\x07\n\x059@N00",
+        ),
+    ],
+)
+def test_an_example_has_the_bytes_it_always_had(names: str, expected: bytes) -> None:
+    """The features are sorted by name: protobuf 4.25 itself puts image_id before image."""
+    assert encode(Example(b"J", (3,), (200, 1), "15", "9@N00"), names) == expected
+
+
 def test_examples_of_tensorflow_federated_are_read() -> None:
     def ints(values: list[int]) -> Any:
         return tf.train.Feature(int64_list=tf.train.Int64List(value=values))

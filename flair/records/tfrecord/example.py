@@ -1,7 +1,7 @@
-"""One photo as a `tf.train.Example`, encoded and decoded by protobuf without TensorFlow, which takes seconds to import.
+"""One photo as a `tf.train.Example`, encoded and decoded by protobuf without TensorFlow.
 
-Our features, in the order written (sorted, so that equal photos give equal bytes): `fine_grained_labels` int64,
-`image/encoded_jpeg` bytes, `image_id` bytes, `labels` int64, `user_id` bytes.
+TensorFlow takes seconds to import. Our features, in the order written (sorted, so that equal photos give equal bytes):
+`fine_grained_labels` int64, `image/encoded_jpeg` bytes, `image_id` bytes, `labels` int64, `user_id` bytes.
 """
 
 from __future__ import annotations
