@@ -116,15 +116,11 @@ def create_app(review: Review, port: int) -> Flask:
         "/api/fine_labels": _fine_labels,
         "/api/marks": _marks,
     }
-    changed: dict[str, _View] = {
-        "/api/photos": _mark_photos,
-        "/api/groups": _mark_in_group,
-    }
+    changed: dict[str, _View] = {"/api/photos": _mark_photos, "/api/groups": _mark_in_group}
     for method, views in (("GET", shown), ("POST", changed)):
         for address, view in views.items():
-            app.add_url_rule(
-                address, view.__name__.removeprefix("_"), functools.partial(view, review), methods=[method]
-            )
+            name = view.__name__.removeprefix("_")
+            app.add_url_rule(address, name, functools.partial(view, review), methods=[method])
     return app
 
 
