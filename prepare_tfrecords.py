@@ -1,4 +1,4 @@
-"""Turns a FLAIR dataset directory into TFRecords, one file a user or shards of many users; see docs/formats.md."""
+"""Turns a FLAIR dataset directory into TFRecords, one file per user or shards of many users; see docs/formats.md."""
 
 from __future__ import annotations
 

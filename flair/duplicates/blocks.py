@@ -1,4 +1,4 @@
-"""Means of 16x16-pixel blocks: 768 numbers a photo that bound the distance of two photos from below.
+"""Means of 16x16-pixel blocks: 768 numbers per photo that bound the distance of two photos from below.
 
 Of each block the sum is kept, not the mean: a whole number that fits 16 bits, so that everything here is exact. For the
 256 pixels of a block, by Cauchy-Schwarz, sum (x - y)^2 >= (sum (x - y))^2 / 256; added up over all blocks and colours,

@@ -1,4 +1,4 @@
-"""Which planted copies the thresholds of an audit find, and which photos of strangers."""
+"""Measures which planted copies an audit finds, and which pairs of different photos it calls duplicates."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ class NearPairs:
         )
         num_pairs = [len(rows) * len(columns) for rows, columns in tiles]
         done = sum(num_pairs[: store.done])
-        with _one_thread_a_worker(), Progress(sum(num_pairs), "search", "pair", scale=True, done=done) as progress:
+        with _one_thread_per_worker(), Progress(sum(num_pairs), "search", "pair", scale=True, done=done) as progress:
             results = map_in_order(_search_tile, context, tiles[store.done :], min(self._num_workers, len(tiles)))
             try:
                 for rows in results:
@@ -299,7 +299,7 @@ def _search_tile(context: _TileContext, tile: tuple[range, range]) -> NDArray[An
 
 
 @contextlib.contextmanager
-def _one_thread_a_worker() -> Iterator[None]:
+def _one_thread_per_worker() -> Iterator[None]:
     """Processes started in here multiply matrices with one thread each: there is a process for every core."""
     before = {name: os.environ.get(name) for name in _BLAS_THREADS}
     os.environ.update(dict.fromkeys(_BLAS_THREADS, "1"))

@@ -123,7 +123,7 @@ def anchor(group: Group, reviews: Reviews) -> str:
 def decisions(group: Group, reviews: Reviews) -> dict[str, str]:
     """For each photo but the anchor: `duplicate` of it, `not`, or `none` where nothing is decided.
 
-    A duplicate of a duplicate is one, and what is none of one of them is none of any.
+    A duplicate of a duplicate is a duplicate of both; a photo that is not a duplicate of one is not one of the others.
     """
     first = anchor(group, reviews)
     marked = _marked_pairs(group, reviews)

@@ -1,4 +1,4 @@
-"""What keeps other web pages, and other machines, out of the review page.
+"""Refuses requests to the review page that come from other web pages or other machines.
 
 The server listens on loopback only, but any page open in the same browser can send requests there. So a request must
 name this server as its host (a foreign name that resolves to 127.0.0.1 does not: DNS rebinding), a change must come

@@ -1,4 +1,4 @@
-"""A photo opened for others: a regular file of the photo folder itself, never what a link in its place points to."""
+"""Opens a photo for the page: only a regular file of the photo folder itself, never the target of a link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper of all figures: size, grid and a palette that the colour-blind can tell apart; no display is needed."""
+"""The style of all figures: size, grid and a palette that the colour-blind can tell apart; no display is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of labels: how frequent, how many a photo, which ones together, and which fine ones lie below the coarse."""
+"""Figures of labels: how frequent, how many per photo, which ones together, and which fine ones are below the coarse."""
 
 from __future__ import annotations
 

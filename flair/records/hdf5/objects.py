@@ -96,13 +96,13 @@ def stored(parent: h5py.Group, path: str, most_bytes: int | None = None) -> h5py
 
 
 def text(item: h5py.HLObject, name: str) -> str | None:
-    """The attribute `name` as text; None where there is none, BadObject where it is no text of UTF-8."""
+    """The attribute `name` as text; None where there is none, BadObject where it is not text in UTF-8."""
     value = _attribute(item, name)
     return None if value is None else _decoded(value, name)
 
 
 def texts(item: h5py.HLObject, name: str) -> list[str] | None:
-    """The attribute `name` as a list of texts; None where there is none, BadObject where it is no such list."""
+    """The attribute `name` as a list of texts; None where there is none, BadObject where it is something else."""
     value = _attribute(item, name)
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""A FLAIR dataset directory turned into TFRecords: one file a user, or shards of many users with an index.
+"""A FLAIR dataset directory turned into TFRecords: one file per user, or shards of many users with an index.
 
 Everything is made in `<tfrecords_dir>/.unfinished` and moved to its final name when all of it is there, so that no
 reader ever sees half of a dataset. There, a file has its final bytes or does not exist; a run that finds files of an
