@@ -101,7 +101,10 @@ CONTINUED = {
     "private_continued": ("private", "checkpoint-0000000003.npz"),
 }
 # Commands whose --help was changed on purpose since BEFORE, and what changed.
-CHANGED_HELP = {"-m flair.sample_testset": "--models is gone; benchmark.agreement_main writes what --scores reads"}
+CHANGED_HELP = {
+    "-m flair.sample_testset": "--models is gone; benchmark.agreement_main writes what --scores reads",
+    "prepare_dataset.py": "a run that was stopped starts over, where it was continued before",
+}
 NAMES = ("help", *COMMANDS, *CONTINUED)
 # Two clusters of Ray at a time would look for free ports at the same time.
 ONE_AFTER_THE_OTHER = ("ray",)

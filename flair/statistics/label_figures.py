@@ -1,4 +1,4 @@
-"""Figures of labels: how frequent, how many per photo, which ones together, and which fine ones are below the coarse."""
+"""Figures of labels: how frequent, how many per photo, which come together, and the fine ones of each coarse one."""
 
 from __future__ import annotations
 
