@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -205,11 +203,8 @@ def _estimate(value: float, replicates: np.ndarray, num_users: int) -> Estimate:
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic.write_text(path, text.getvalue())
+    columns = list(rows[0])
+    atomic.write_csv(path, [columns, *([row.get(column) for column in columns] for row in rows)])
 
 
 def _finite(value: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -104,11 +102,7 @@ def summarize(scores: Sequence[ClientScore]) -> dict[str, dict[str, float]]:
 
 def write_csv(path: Path, scores: Sequence[ClientScore]) -> None:
     """One row per client, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(ClientScore._fields)
-    writer.writerows(scores)
-    atomic.write_text(path, text.getvalue())
+    atomic.write_csv(path, [ClientScore._fields, *scores])
 
 
 def _decode_whole(serialized: Sequence[bytes], plan: BatchPlan) -> tuple[tf.Tensor, tf.Tensor]:

@@ -13,8 +13,6 @@ summary.json   the result; its presence means that the run is complete
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 import platform
 import shutil
@@ -273,9 +271,9 @@ class RunFolder:
     def _write_csv(self) -> None:
         self._columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
         metrics = [[step, *(_cell(row.get(name)) for name in self._columns)] for step, row in self.rows.items()]
-        _write(self.path / METRICS_FILE, [[self.step_name, *self._columns], *metrics])
+        atomic.write_csv(self.path / METRICS_FILE, [[self.step_name, *self._columns], *metrics])
         times = [[step, f"{seconds:.3f}"] for step, seconds in self._seconds.items()]
-        _write(self.path / TIMES_FILE, [[self.step_name, "seconds"], *times])
+        atomic.write_csv(self.path / TIMES_FILE, [[self.step_name, "seconds"], *times])
 
 
 class WatchedRunFolder(RunFolder):
@@ -359,12 +357,6 @@ def _cell(value: float | None) -> str:
     return "" if value is None else repr(float(value))
 
 
-def _write(path: Path, rows: list[list[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    atomic.write_text(path, text.getvalue())
-
-
 def _append(path: Path, row: list[Any]) -> None:
     with open(path, "a", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerow(row)
+        file.write(atomic.csv_text([row]))
