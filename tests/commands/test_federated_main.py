@@ -24,7 +24,7 @@ from benchmark.privacy.noise_key import NoiseKey
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.seeds import derive_seed
 from flair.records.tfrecord import example, frames
-from tests.support.commands import ROOT, assert_equal_weights, read_csv, refused, run, start
+from tests.support.commands import ROOT, assert_equal_weights, read_csv, refused, run, run_process, start
 from tests.support.published_records import write_published_records
 
 FEDERATED = "benchmark.federated_main"
@@ -278,6 +278,8 @@ def test_no_worker_of_tff_outlives_the_run(tfrecords, tmp_path, monkeypatch, num
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["inprocess", "tff"])
 def test_the_published_commands_as_written(tfrecords, tmp_path, runtime):
+    # TFF's worker lives as long as the process that started it.
+    _run = partial(run if runtime == "inprocess" else run_process, FEDERATED)
     shared = (f"--tfrecords_dir={tfrecords}", "--total_rounds=2", f"--runtime={runtime}", *SMALL)
     _run(*shared, "--epsilon=2.0", "--l2_norm_clip=0.1", f"--save_model_dir={tmp_path / 'private'}")
     model = _saved_model(tmp_path / "private")

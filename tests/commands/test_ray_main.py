@@ -21,11 +21,12 @@ import psutil
 import pytest
 
 from benchmark.run.checkpoint import Checkpoints
-from tests.support.commands import ROOT, only_line, read_csv, refused, run, run_process, run_program, start
+from tests.support.commands import ROOT, only_line, read_csv, refused, run_process, run_program, start
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")
 FEDERATED = "benchmark.federated_main"
-_run, _refused = partial(run, FEDERATED), partial(refused, FEDERATED)
+# Ray's processes end with the process that started them.
+_run = partial(run_process, FEDERATED)
 SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--clients_per_round=6", "--client_batch_size=8")
 PRIVATE = (*SMALL, "--rounds_per_eval=2", "--rounds_per_checkpoint=1", "--epsilon=8")
 RAY = ("--runtime=ray", "--num_workers=2")
@@ -241,7 +242,7 @@ def test_without_ray_the_extra_is_named(tfrecords, tmp_path):
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(tfrecords, tmp_path, flags, named):
-    line = _refused(f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", *SMALL, *flags)
+    line = refused(FEDERATED, f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", *SMALL, *flags)
     assert named in line
 
 
@@ -249,7 +250,8 @@ def test_what_cannot_work_is_refused_in_one_line(tfrecords, tmp_path, flags, nam
 @pytest.mark.slow
 def test_an_address_without_a_cluster_is_refused_in_one_line(tfrecords, tmp_path):
     address = f"127.0.0.1:{_free_port()}"
-    line = _refused(*_places(tfrecords, tmp_path), *SMALL, "--total_rounds=1", *RAY, f"--ray_address={address}")
+    flags = (*_places(tfrecords, tmp_path), *SMALL, "--total_rounds=1", *RAY, f"--ray_address={address}")
+    line = only_line(_run(*flags, code=1))
     assert address in line and "ray start --head" in line
 
 
