@@ -36,9 +36,11 @@ from flair.miniature import archives as synthetic_archives
 from flair.parallel import threads
 from tests.download.test_archive import member, pack
 from tests.support import fault_server
+from tests.support.commands import run_interrupted
 from tests.support.fault_server import Fault, FaultServer, Request
 from tests.support.tiny_flair import make_photos, make_tar_gz, publish, tree
 
+SCRIPT = "download_dataset.py"
 COMMAND = [sys.executable, str(Path(download_dataset.__file__).resolve())]
 PHOTOS = make_photos(240)
 NUM_ARCHIVES = 6
@@ -759,35 +761,20 @@ def test_killed_again_and_again(server: FaultServer, tmp_path: Path) -> None:
     assert tree(folder) == tree(tmp_path / "unbroken")
 
 
-DRIVER = [sys.executable, str(Path(fault_server.__file__).with_name("interrupted.py"))]
-
-
-def run_interrupted(
-    signal_name: str, stop_at: int, *flags: str, environment: dict[str, str] | None = None
-) -> tuple[int, str]:
-    """Exit code and standard error of the command that sends itself a signal at an operation on files (0: none)."""
-    ended = subprocess.run(
-        [*DRIVER, signal_name, str(stop_at), COMMAND[1], *flags],
-        capture_output=True, text=True, timeout=120, env={**os.environ, **(environment or {})},
-    )  # fmt: skip
-    assert "Traceback" not in ended.stderr
-    return ended.returncode, ended.stderr
-
-
 @pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGINT"])
 def test_killed_while_raw_photos_are_brought_too(server: FaultServer, tmp_path: Path, signal_name: str) -> None:
     add_raw(server)
     flags = ("--download_raw", f"--base_url={server.url}", "--num_workers=2")
-    code, errors = run_interrupted(signal_name, 0, f"--dataset_dir={tmp_path / 'unbroken'}", *flags)
-    assert code == 0, errors
-    operations = int(errors.splitlines()[-1])
+    unbroken = run_interrupted(signal_name, 0, SCRIPT, f"--dataset_dir={tmp_path / 'unbroken'}", *flags)
+    assert unbroken.returncode == 0, unbroken.stderr
+    operations = int(unbroken.stderr.splitlines()[-1])
     killed = f"--dataset_dir={tmp_path / 'killed'}"
-    codes = [run_interrupted(signal_name, stop_at, killed, *flags)[0] for stop_at in (operations // 4, operations // 3)]
-    assert codes[0] == (-signal.SIGKILL if signal_name == "SIGKILL" else 130)
+    ended = [run_interrupted(signal_name, at, SCRIPT, killed, *flags) for at in (operations // 4, operations // 3)]
+    assert ended[0].returncode == (-signal.SIGKILL if signal_name == "SIGKILL" else 130)
     done = recorded(tmp_path / "killed" / ".download")
     server.requests.clear()
-    code, errors = run_interrupted(signal_name, 0, killed, *flags)
-    assert code == 0, errors
+    last = run_interrupted(signal_name, 0, SCRIPT, killed, *flags)
+    assert last.returncode == 0, last.stderr
     assert not done & {request.path.rpartition("/")[2] for request in server.gets()}
     assert tree(tmp_path / "killed") == tree(tmp_path / "unbroken")
     assert len(list((tmp_path / "killed" / "raw_images").iterdir())) == 240

@@ -24,7 +24,7 @@ from benchmark.speed.command import process_tree, resident_bytes
 from flair.miniature.dataset import make_dataset
 from flair.records.tfrecord.frames import read_payloads
 from flair.verify import run_checks
-from tests.support.commands import ROOT, Result
+from tests.support.commands import ROOT, Result, run_interrupted, run_process, run_program
 from tests.support.commands import run as run_command
 
 COMMANDS: dict[str, list[str]] = {
@@ -50,19 +50,14 @@ def arguments(command: str, source: Path, output: Path, *more: str) -> list[str]
     return [str(ROOT / script), f"--dataset_dir={source}", *flags, f"{place}={output}", *more]
 
 
-def run(command: str, source: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    return start(sys.executable, *arguments(command, source, output, *more))
-
-
-def start(*words: str, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, preexec_fn=before)
+def run(command: str, source: Path, output: Path, *more: str) -> Result:
+    """The command, however it ends."""
+    return run_command(*arguments(command, source, output, *more), code=None)
 
 
 def run_here(command: str, source: Path, output: Path, *more: str) -> Result:
-    """The command in this process, which is quicker; however it ends."""
-    script, *flags = arguments(command, source, output, *more, "--num_workers=1")
-    return run_command(Path(script).name, *flags, code=None)
+    """The command without processes of its own, which is quicker; however it ends."""
+    return run(command, source, output, *more, "--num_workers=1")
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -116,8 +111,9 @@ def test_a_killed_run_continues_to_the_same_result(
 ) -> None:
     (tmp_path / "unbroken").mkdir()
     (tmp_path / "broken").mkdir()
-    driver = [sys.executable, str(ROOT / "tests/support/interrupted.py"), signal_name]
-    unbroken = start(*driver, "0", *arguments(command, miniature, tmp_path / "unbroken/output", "--num_workers=1"))
+    unbroken = run_interrupted(
+        signal_name, 0, *arguments(command, miniature, tmp_path / "unbroken/output", "--num_workers=1")
+    )
     assert unbroken.returncode == 0, unbroken.stderr
     operations = int(unbroken.stderr.splitlines()[-1])
     assert operations > 10
@@ -125,14 +121,13 @@ def test_a_killed_run_continues_to_the_same_result(
     seed = random.Random(f"{command} {signal_name}")
     flags = arguments(command, miniature, tmp_path / "broken/output", "--num_workers=1")
     for stop_at in (seed.randint(1, operations // 2), operations - seed.randint(0, 9), seed.randint(1, operations)):
-        result = start(*driver, str(stop_at), *flags)
+        result = run_interrupted(signal_name, stop_at, *flags)
         # A continued run has less to do, and may be done before the signal comes.
         assert result.returncode in ((-signal.SIGKILL if signal_name == "SIGKILL" else 130), 0), result.stderr
         if result.returncode == 130:
             assert f"the same command {CONTINUES[is_hdf5(command)]}" in result.stderr
             assert "Traceback" not in result.stderr
-    last = start(sys.executable, *flags)
-    assert last.returncode == 0, last.stderr
+    run_command(*flags)
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
 
 
@@ -144,20 +139,18 @@ def test_a_killed_run_that_overwrites_continues_to_the_same_result(
     for name in ("unbroken", "broken"):
         assert run_here(command, miniature, tmp_path / name / "output", "--limit_users=9").returncode == 0
     before = contents(tmp_path / "broken")
-    driver = [sys.executable, str(ROOT / "tests/support/interrupted.py"), signal_name]
     overwrite = ("--overwrite", "--num_workers=1")
-    unbroken = start(*driver, "0", *arguments(command, miniature, tmp_path / "unbroken/output", *overwrite))
+    unbroken = run_interrupted(signal_name, 0, *arguments(command, miniature, tmp_path / "unbroken/output", *overwrite))
     operations = int(unbroken.stderr.splitlines()[-1])
     flags = arguments(command, miniature, tmp_path / "broken/output", *overwrite)
     ended = []
     for stop_at in (operations // 2, operations // 3, operations - 8):
-        ended.append(start(*driver, str(stop_at), *flags).returncode)
+        ended.append(run_interrupted(signal_name, stop_at, *flags).returncode)
         if stop_at < operations - 8:
             after = contents(tmp_path / "broken")
             assert before.items() <= after.items(), "the old output stays until the new one is complete"
     assert ended[0] == (-signal.SIGKILL if signal_name == "SIGKILL" else 130)
-    last = start(sys.executable, *flags)
-    assert last.returncode == 0, last.stderr
+    run_command(*flags)
     assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
 
 
@@ -260,7 +253,7 @@ def test_an_unfinished_run_with_other_flags_is_refused_or_replaced(
 ) -> None:
     output = tmp_path / "output"
     flags = arguments(command, miniature, output, "--num_workers=1", "--limit_users=9")
-    killed = start(sys.executable, str(ROOT / "tests/support/interrupted.py"), "SIGKILL", "12", *flags)
+    killed = run_interrupted("SIGKILL", 12, *flags)
     assert killed.returncode == -signal.SIGKILL
     if is_hdf5(command):  # nothing of it would be used
         started_over = run_here(command, miniature, output)
@@ -416,13 +409,13 @@ def test_a_killed_run_forgets_no_grayscale_photo(command: str, miniature: Path, 
         picture("L").save(path, "JPEG")
         gray.append(item["image_id"])
     flags = arguments(command, dataset, tmp_path / "output", "--num_workers=1")
-    driver = [sys.executable, str(ROOT / "tests/support/interrupted.py"), "SIGKILL"]
-    counted = start(*driver, "0", *arguments(command, dataset, tmp_path / "unbroken", "--num_workers=1"))
+    signal_name = "SIGKILL"
+    counted = run_interrupted(signal_name, 0, *arguments(command, dataset, tmp_path / "unbroken", "--num_workers=1"))
     warning = next(line for line in counted.stdout.splitlines() if line.startswith("Warning: 5 grayscale photos"))
     operations = int(counted.stderr.splitlines()[-1])
     for stop_at in (operations - 12, 4):  # the second kill meets a run that has just been continued
-        assert start(*driver, str(stop_at), *flags).returncode == -signal.SIGKILL
-    resumed = start(sys.executable, *flags)
+        assert run_interrupted(signal_name, stop_at, *flags).returncode == -signal.SIGKILL
+    resumed = run_command(*flags)
     assert ("Kept " in resumed.stdout) != is_hdf5(command)
     assert warning in resumed.stdout
     assert sorted(warning.rpartition(": ")[2].split(", ")) == sorted(gray)
@@ -477,7 +470,8 @@ def test_a_full_disk_ends_in_one_line_and_a_later_run_goes_on(command: str, mini
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
 
     output = tmp_path / "place" / "output"
-    refused = start(sys.executable, *arguments(command, miniature, output), before=limit_file_size)
+    script, *flags = arguments(command, miniature, output)
+    refused = run_process(script, *flags, code=None, preexec_fn=limit_file_size)
     assert refused.returncode == 1
     assert "File too large" in refused.stderr
     assert refused.stderr.count("\n") == 1
@@ -552,7 +546,7 @@ def test_help_imports_nothing_heavy(script: str) -> None:
         "except SystemExit as stopped: assert not stopped.code\n"
         "print(*sorted({'h5py', 'numpy', 'PIL', 'tqdm', 'tensorflow'} & set(sys.modules)), file=sys.stderr)\n"
     )
-    result = start(sys.executable, "-c", code)
+    result = run_program(code, code=None)
     assert "--dataset_dir" in result.stdout
     assert result.stderr.strip() == ""
 

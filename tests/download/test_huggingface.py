@@ -26,8 +26,8 @@ from flair.download.run import Outcome, download
 from flair.download.source import AppleSource
 from flair.download.staging import UnpackError
 from flair.errors import FlairError
-from tests.commands.test_download import run_interrupted
 from tests.support import fault_server
+from tests.support.commands import Result, run_interrupted
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.tiny_flair import make_photos, publish, tree
 
@@ -460,17 +460,20 @@ def test_killed_while_shards_are_read_and_brought(tmp_path: Path, signal_name: s
         flags = ("--source=huggingface", "--num_workers=2")
         endpoint = {"HF_ENDPOINT": server.url}
         unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-        code, errors = run_interrupted(signal_name, 0, f"--dataset_dir={unbroken}", *flags, environment=endpoint)
-        assert code == 0, errors
-        operations = int(errors.splitlines()[-1])
-        codes = [
-            run_interrupted(signal_name, stop_at, f"--dataset_dir={killed}", *flags, environment=endpoint)[0]
-            for stop_at in (operations // 6, operations // 2)  # among the labels, among the photos
-        ]
+
+        def ended(stop_at: int, folder: Path) -> Result:
+            folder_flag = f"--dataset_dir={folder}"
+            return run_interrupted(signal_name, stop_at, "download_dataset.py", folder_flag, *flags, env=endpoint)
+
+        whole = ended(0, unbroken)
+        assert whole.returncode == 0, whole.stderr
+        operations = int(whole.stderr.splitlines()[-1])
+        # Among the labels, among the photos.
+        codes = [ended(stop_at, killed).returncode for stop_at in (operations // 6, operations // 2)]
         assert codes[0] == (-signal.SIGKILL if signal_name == "SIGKILL" else 130)
         server.requests.clear()
-        code, errors = run_interrupted(signal_name, 0, f"--dataset_dir={killed}", *flags, environment=endpoint)
-        assert code == 0, errors
+        last = ended(0, killed)
+        assert last.returncode == 0, last.stderr
         assert len(whole_gets(hub)) < 14, "what was finished is not fetched again"
         assert tree(killed) == tree(unbroken)
         assert {path.stem: path.read_bytes() for path in (killed / "small_images").iterdir()} == photos

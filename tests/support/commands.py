@@ -76,6 +76,17 @@ def run_program(
     return _ended([sys.executable, "-c", program, *map(str, arguments)], code, env, options)
 
 
+def run_interrupted(
+    signal_name: str, stop_at: int, script: str, *flags: object, env: Mapping[str, str] | None = None
+) -> Result:
+    """Runs a script that sends itself a signal at an operation on files, or with 0 counts these: see interrupted.py."""
+    driver = ROOT / "tests" / "support" / "interrupted.py"
+    words = [sys.executable, driver, signal_name, str(stop_at), ROOT / script, *flags]
+    result = _ended(list(map(str, words)), None, env, {})
+    assert "Traceback" not in result.stderr
+    return result
+
+
 def start(door: str, *flags: object, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
     """Starts a command in a process of its own and leaves it at work; its output comes through pipes."""
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
