@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.files import read_flags, read_json, read_seconds, read_table
+from benchmark.run.machine import environment
 from benchmark.run.names import (
     BEST_FILE,
     CHECKPOINTS_DIR,
@@ -42,7 +40,6 @@ from benchmark.run.names import (
     TIMES_FILE,
 )
 from benchmark.run.shapes import NUMBER
-from flair import __version__
 from flair.errors import FlairError
 from flair.files import atomic, checked_json, lock
 
@@ -71,7 +68,6 @@ _SUMMARIES: dict[str, Any] = {
     "episode": {"episodes": int, "kind": str, "seconds": NUMBER},
 }
 _DATA_FILES = ("label_index.json", "label_to_index.json", "labels_and_metadata.json")
-_PACKAGES = ("numpy", "tensorflow", "tensorflow-federated", "tensorflow-privacy", "dp-accounting", "ray")
 
 
 class RunFolder:
@@ -310,39 +306,6 @@ def _sha256(restored: Any) -> str | None:
 def place_of(data: Mapping[str, Any]) -> str | None:
     """Where the records of a run lay, as its run.json has it under `data`."""
     return data.get("tfrecords_dir") or data.get("tfds_data_dir")
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine: toolkit, Python, packages, processor, git revision, command line."""
-    versions = {"flair-toolkit": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "command": [os.fsencode(argument).decode("utf-8", "replace") for argument in sys.argv],
-        "versions": versions,
-        "machine": {"platform": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
-        "git_revision": _git_revision(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _git_revision() -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _flag_values(lines: Iterable[str]) -> dict[str, str]:

@@ -1,17 +1,39 @@
-"""The machine that a measurement ran on: processor, memory, load, versions."""
+"""The machine that a run or a measurement ran on: processor, memory, load, versions."""
 
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from benchmark.run.folder import environment
+from flair import __version__
 
+_PACKAGES = ("numpy", "tensorflow", "tensorflow-federated", "tensorflow-privacy", "dp-accounting", "ray")
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
+def environment() -> dict[str, Any]:
+    """Versions and machine: toolkit, Python, packages, processor, git revision, command line."""
+    versions = {"flair-toolkit": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": [os.fsencode(argument).decode("utf-8", "replace") for argument in sys.argv],
+        "versions": versions,
+        "machine": {"platform": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
+        "git_revision": _git_revision(),
+    }
+
+
 def machine() -> dict[str, Any]:
-    """`folder.environment` with the processor's vector units, the memory and the load."""
+    """`environment` with the processor's vector units, the memory and the load."""
     facts = environment()
     flags = _cpu_flags()
     facts["machine"] |= {
@@ -49,3 +71,20 @@ def _cpu_flags() -> set[str]:
             return next((set(line.split(":")[1].split()) for line in file if line.startswith("flags")), set())
     except OSError:
         return set()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _git_revision() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
