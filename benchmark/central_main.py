@@ -15,6 +15,7 @@ from benchmark.data.records import Records, Task
 from benchmark.run import command, tf_config
 from benchmark.run.flags import ALIKE, CHANGEABLE, Flags, Role
 from benchmark.run.folder import RunFolder, WatchedRunFolder
+from benchmark.run.names import BEST_FILE
 from benchmark.run.schedules import learning_rates
 from benchmark.training import flags as model_flags
 from flair.errors import FlairError
@@ -70,7 +71,7 @@ def main(flags: Flags) -> None:
             summary = _train(flags, records, task, users, run, saved_model)
             run.finish(summary)
     if is_chief:
-        _report(summary, run_dir, saved_model)
+        _report(summary, run_dir)
 
 
 def _train(
@@ -94,7 +95,6 @@ def _train(
     from benchmark.evaluation import passes
     from benchmark.model import loading
     from benchmark.run.interruption import SafePoints
-    from benchmark.run.names import BEST_FILE
 
     with devices.together():
         devices.barrier()
@@ -198,7 +198,7 @@ def _epochs(count: int) -> str:
     return "1 epoch" if count == 1 else f"{count:,} epochs"
 
 
-def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
+def _report(summary: dict[str, Any], run_dir: Path) -> None:
     for partition in ("val", "test"):
         print(f"final {partition} metrics of the best model (epoch {summary['best_epoch']}):")
         for name, value in summary[partition].items():
@@ -206,7 +206,7 @@ def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
         print(
             f"    (macro averaged precision of a scorer that knows nothing: {summary['know_nothing'][partition]:.6f})"
         )
-    print(f"best model: {saved_model}")
+    print(f"best model: {summary.get('saved_model', run_dir / BEST_FILE)}")
     print(f"run folder: {run_dir}")
     print(f"{_epochs(summary['epochs'])} in {duration(summary['training_seconds'])} of training")
     print("next:", command_line("tensorboard", logdir=run_dir))

@@ -67,7 +67,7 @@ def main(flags: Flags) -> None:
         else:
             summary = _train(flags, records, task, users, run, saved_model)
             run.finish(summary)
-    _report(summary, run_dir, saved_model)
+    _report(summary, run_dir)
 
 
 @dataclass(frozen=True)
@@ -329,14 +329,14 @@ def _state_of_key(flags: Flags, run: RunFolder) -> KeyState:
     return KeyState.PRESENT if (run.path / noise_key.KEY_FILE).exists() else KeyState.DELETED
 
 
-def _report(summary: dict[str, Any], run_dir: Path, saved_model: Path) -> None:
+def _report(summary: dict[str, Any], run_dir: Path) -> None:
     for partition in ("val", "test"):
         print(f"final {partition} metrics of the best model (round {summary['best_round']}):")
         for name, value in summary[partition].items():
             print(f"    {name:<30} {value:.6f}")
     for name, spread in summary.get("clients", {}).get("test", {}).items():
         print(f"{name} over {summary['clients']['count']} test clients: " + _spread(spread))
-    print(f"best model: {saved_model}")
+    print(f"best model: {summary.get('saved_model', run_dir / BEST_FILE)}")
     print(f"run folder: {run_dir}")
     if "epsilon" in summary:
         print(f"epsilon: {rounded_up(summary['epsilon'])}; read {run_dir / 'privacy.txt'} for what that means")

@@ -155,6 +155,12 @@ def test_a_planted_circle_of_rooms_is_seen(planted: Path) -> None:
     assert ["flair.parallel", "flair.terminal"] in House(planted).circles()
 
 
+def test_a_planted_relative_import_is_refused(planted: Path) -> None:
+    _append(planted / "flair/dataset/metadata.py", "from ..download import client")
+    with pytest.raises(ValueError, match="relative import"):
+        House(planted)
+
+
 def test_a_planted_bypass_is_seen(planted: Path) -> None:
     _append(planted / "benchmark/run/seeds.py", "from flair.download import client")
     assert House(planted).bypasses() == {Arrow("benchmark.run.seeds", "flair.download.client")}

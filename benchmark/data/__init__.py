@@ -4,4 +4,15 @@ What enters is the path of records. What leaves is batches of pixels and label v
 or in a fixed order.
 """
 
-__all__ = ["augmentation", "clients", "labels", "opening", "pipeline", "records", "source", "tfds", "tfds_builder", "tff_clients"]
+__all__ = [
+    "augmentation",
+    "clients",
+    "labels",
+    "opening",
+    "pipeline",
+    "records",
+    "source",
+    "tfds",
+    "tfds_builder",
+    "tff_clients",
+]

@@ -4,4 +4,18 @@ What enters is the command line and the numbers of each step. What leaves is a r
 continues, with the result of an unbroken run.
 """
 
-__all__ = ["command", "devices", "files", "flag_file", "flags", "folder", "interruption", "machine", "names", "schedules", "seeds", "shapes", "tf_config"]
+__all__ = [
+    "command",
+    "devices",
+    "files",
+    "flag_file",
+    "flags",
+    "folder",
+    "interruption",
+    "machine",
+    "names",
+    "schedules",
+    "seeds",
+    "shapes",
+    "tf_config",
+]

@@ -61,9 +61,9 @@ _DESCRIPTION = {"started": str, "continued?": [str], "data?": {"digest?": str}}
 _METRICS = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "training_seconds": NUMBER}
 # What a complete run says of itself when its command is typed again, by the name of its steps.
 _SUMMARIES: dict[str, Any] = {
-    "epoch": {**_METRICS, "num_epochs": int, "epochs": int, "best_epoch": int}
+    "epoch": {**_METRICS, "saved_model?": str, "num_epochs": int, "epochs": int, "best_epoch": int}
     | {"know_nothing": {"val": NUMBER, "test": NUMBER}},
-    "round": {**_METRICS, "rounds": int, "best_round": int, "epsilon?": NUMBER}
+    "round": {**_METRICS, "saved_model?": str, "rounds": int, "best_round": int, "epsilon?": NUMBER}
     | {"clients?": {"count": int, "test": {"*": {"*": NUMBER}}}},
     "episode": {"episodes": int, "kind": str, "seconds": NUMBER},
 }
@@ -75,7 +75,7 @@ class RunFolder:
 
     Args:
       path: made when missing.
-      flag_lines: `--name=value` of every flag, as `command.flag_lines` has them.
+      flag_lines: `--name=value` of every flag, as `Flags.lines` has them.
       step_name: first column of metrics.csv, `epoch` or `round`.
       changeable: names of flags that a continued run may change.
       overwrite: forget what an earlier run left here.

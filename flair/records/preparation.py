@@ -142,7 +142,11 @@ def new_folder(folder: Path, output: Path) -> Iterator[None]:
         if any(folder.iterdir()):
             print(f"{output}: an earlier run was stopped; starting over", file=sys.stderr, flush=True)
             _clear(folder)
-        yield
+        try:
+            yield
+        except BaseException:
+            discard(folder)  # it may be 85 GB, and would not be used
+            raise
 
 
 def discard(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shutil
@@ -20,7 +21,9 @@ from PIL import Image
 from benchmark.data.opening import open_records
 from flair.dataset.metadata import Record, load_records
 from flair.errors import FlairError
-from flair.records.hdf5 import global_heap
+from flair.files import atomic
+from flair.miniature.dataset import make_dataset
+from flair.records.hdf5 import global_heap, soft_file
 from flair.records.hdf5.reader import HDF5File
 from flair.records.hdf5.writer import write_hdf5
 from tests.support.bounded_memory import bounded_memory
@@ -422,3 +425,24 @@ def test_a_heap_at_which_the_library_would_never_end_is_refused(tiny_file: Path,
         (tmp_path / "damaged.hdf5").write_bytes(data[:start] + wrong + data[start + 16 :])
         with pytest.raises(FlairError, match=r"damaged\.hdf5: is damaged .its heap is damaged at byte"):
             HDF5File(tmp_path / "damaged.hdf5")
+
+
+@pytest.mark.parametrize("kept", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_an_error_of_a_write_is_not_hidden_by_what_the_library_then_reads(
+    kept: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 read zeros where a group had been, and its ValueError was shown in place of the full disk."""
+    make_dataset(tmp_path / "dataset", num_users=1200, num_images=1800, distinct_photos=5, num_workers=1)
+    written = 0
+
+    def write_all(descriptor: int, data: memoryview, position: int | None = None) -> None:
+        nonlocal written
+        written += len(data)
+        if written > 8_000_000:  # beyond what the library keeps in its cache
+            raise kept
+        atomic.write_all(descriptor, data, position)
+
+    monkeypatch.setattr(soft_file, "write_all", write_all)
+    with pytest.raises(type(kept)):
+        write_hdf5(tmp_path / "dataset", tmp_path / "out" / "flair.h5", image_format="jpeg", num_workers=1)
+    assert list((tmp_path / "out").iterdir()) == []  # not even the part that cannot be continued

@@ -63,23 +63,32 @@ REPLACED = (
 # (pattern of the whole command, reason).
 NOT_RUN = (
     (r"make (test|slow|long|check|format)", "would run these tests inside themselves"),
-    (r"make lock.*", "asks a package index for newer versions; tests/test_packaging.py tests the lock itself"),
-    (r"make( environment.*)?", "installs gigabytes; tests/test_environment.py tests it with a stand-in for the index"),
+    (r"make lock.*", "asks a package index for newer versions; tests/pages/test_packaging.py tests the lock itself"),
+    (
+        r"make( environment.*)?",
+        "installs gigabytes; tests/pages/test_environment.py has a stand-in for the index",
+    ),
     (r"python3 -m venv \.venv", "makes an environment; the tests run in one already"),
     (r"source \.venv/bin/activate", "changes only the shell that types it"),
     (r"export .*", "changes only the shell that types it"),
-    (r"python3 -m pip install .*", "installs gigabytes from a package index; tests/test_packaging.py checks the pins"),
+    (
+        r"python3 -m pip install .*",
+        "installs gigabytes; tests/pages/test_packaging.py checks the pins",
+    ),
     (
         r"(FLAIR_\w+=\S+ )?(\.venv/bin/)?jupyter notebook.*",
-        "a server that does not end; tests/test_notebooks.py runs the notebooks",
+        "a server that does not end; tests/pages/test_notebooks.py runs the notebooks",
     ),
     (r"tensorboard --logdir=.*", "a server that does not end"),
-    (r"python3 -m flair\.review .*", "a server that does not end; tests/test_review.py opens it in a browser"),
-    (r".* --reviews=.*", "needs what people mark on the review page; tests/test_sample_testset.py makes such marks"),
+    (r"python3 -m flair\.review .*", "a server that does not end; tests/commands/test_review.py opens it in a browser"),
+    (
+        r".* --reviews=.*",
+        "needs what people mark on the page; tests/commands/test_sample_testset.py makes marks",
+    ),
     (r".* --worker_gpus=1 .*", "needs a GPU"),
-    (r"tfds build .*", "starts only with apache-beam; tests/test_flair_tfds.py runs it behind TFDS's front door"),
+    (r"tfds build .*", "starts only with apache-beam; tests/data/test_flair_tfds.py runs it behind TFDS's front door"),
     (r".*\bray (start|get-auth-token) .*", "starts servers that outlive it, or writes to the reader's home"),
-    (r".* --ray_address=.*", "needs a running cluster; tests/test_ray_main.py makes one and trains on it"),
+    (r".* --ray_address=.*", "needs a running cluster; tests/commands/test_ray_main.py makes one and trains on it"),
 )
 
 

@@ -29,11 +29,8 @@ class House:
     """
 
     def __init__(self, root: Path) -> None:
-        paths = {
-            _name(path.relative_to(root)): path
-            for package in PACKAGES
-            for path in sorted(root.glob(f"{package}/**/*.py"))
-        }
+        found = [path for package in PACKAGES for path in sorted(root.glob(f"{package}/**/*.py"))]
+        paths = {_name(path.relative_to(root)): path for path in (*found, *sorted(root.glob("*.py")))}
         trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in paths.items()}
         self.modules = set(trees)
         self.rooms = {name for name, path in paths.items() if path.name == "__init__.py" and name not in PACKAGES}
@@ -52,6 +49,8 @@ class House:
         if module in (*PACKAGES, "flair.errors"):
             return module.partition(".")[0]
         parent = module.rpartition(".")[0]
+        if not parent:  # a script of the repository's root
+            return DOORS
         return parent if parent in self.rooms else f"{parent}.{DOORS}"
 
     def arrows_between_rooms(self) -> dict[str, set[str]]:
@@ -101,7 +100,9 @@ def _imports(tree: ast.Module, modules: set[str]) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name for alias in node.names if (name := alias.name) in modules)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in modules:
+        elif isinstance(node, ast.ImportFrom) and node.level > 0:
+            raise ValueError("a relative import, which this reader of arrows does not follow; write the whole name")
+        elif isinstance(node, ast.ImportFrom) and node.module in modules:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 yield inner if inner in modules else str(node.module)

@@ -4,4 +4,4 @@ What enters is photos with their labels, or a file that nobody vouches for. What
 user after its structure has been checked.
 """
 
-__all__ = ["global_heap", "objects", "reader"]
+__all__ = ["global_heap", "objects", "reader", "writer"]

@@ -15,7 +15,7 @@ from flair.files.atomic import sync, write_all
 
 
 class SoftFile:
-    """A new file at `path`, as h5py's driver for file objects needs it.
+    """A new file at `path`, as h5py's driver for file objects needs it; leaving the block raises what was kept.
 
     Attributes:
       error: the first error that was kept from the library; `check` raises it.
@@ -79,6 +79,7 @@ class SoftFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
+        self.check()  # in place of what the library says, which has read zeros since
 
     def _keep_error(self, operation: Callable[[], object]) -> None:
         if self.error is None:

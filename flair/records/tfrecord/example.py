@@ -67,15 +67,22 @@ def decode(payload: bytes) -> Example:
     try:
         entries = _EXAMPLE.FromString(payload).features.feature
         features = {TFF_KEYS.get(entry.key, entry.key): entry.value for entry in entries}
-        (image,) = features[IMAGE_KEY].bytes_list.value
+        image = _one(features[IMAGE_KEY], IMAGE_KEY)
         labels, fine_labels = (_int64s(features[key], key) for key in (LABELS_KEY, FINE_LABELS_KEY))
-        ids = [features[key].bytes_list.value[0] if key in features else b"" for key in (IMAGE_ID_KEY, USER_ID_KEY)]
+        ids = [_one(features[key], key) if key in features else b"" for key in (IMAGE_ID_KEY, USER_ID_KEY)]
         image_id, user_id = (value.decode() or None for value in ids)
         return Example(image, labels, fine_labels, image_id, user_id)
     except KeyError as error:
         raise MalformedExample(f"the record is no FLAIR photo: feature {error} is missing") from None
-    except (ValueError, IndexError, DecodeError) as error:
+    except (ValueError, DecodeError) as error:
         raise MalformedExample(f"the record is no FLAIR photo: {error}") from None
+
+
+def _one(feature: Any, key: str) -> bytes:
+    values = feature.bytes_list.value
+    if len(values) != 1:
+        raise ValueError(f"feature {key!r} has {len(values):,} values of bytes, not one")
+    return bytes(values[0])
 
 
 def _int64s(feature: Any, key: str) -> tuple[int, ...]:
