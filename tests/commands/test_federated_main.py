@@ -123,6 +123,8 @@ def test_a_complete_run_is_not_repeated(tfrecords, repeatable, finished):
     before = [(run_dir / name).read_bytes() for name in ("metrics.csv", "flags.txt", "run.json")]
     done = _run(*_places(tfrecords, out), *repeatable)
     assert "complete already" in done.stdout
+    elsewhere = [f"--tfrecords_dir={tfrecords}", f"--save_model_dir={out / 'elsewhere'}", f"--run_dir={run_dir}"]
+    assert f"best model: {_saved_model(out)}\n" in _run(*elsewhere, *repeatable).stdout
     other = _refused(*_places(tfrecords, out), *repeatable, f"--restore_model_path={_saved_model(out)}")
     assert "begun with other restored weights" in other
     assert [(run_dir / name).read_bytes() for name in ("metrics.csv", "flags.txt", "run.json")] == before
