@@ -62,9 +62,10 @@ def run(step: Step) -> Measured:
 def process_tree(pid: int) -> list[int]:
     """A process and all processes below it (Linux)."""
     children: list[str] = []
-    for folder in Path(f"/proc/{pid}/task").glob("*"):  # its threads, each with the processes that it has started
-        with contextlib.suppress(OSError):  # ended in the meantime
-            children += (folder / "children").read_text().split()
+    with contextlib.suppress(OSError):  # the process has ended in the meantime
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):  # or the thread has
+                children += Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
     return [pid, *(grandchild for child in children for grandchild in process_tree(int(child)))]
 
 

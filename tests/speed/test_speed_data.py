@@ -120,3 +120,10 @@ def test_the_command_names_its_subjects() -> None:
     ):
         result = commands.run("benchmark.speed_main", *flags, code=code)
         assert text in result.stdout + result.stderr
+
+
+def test_a_process_that_has_gone_is_a_tree_of_one() -> None:
+    """It ended between being listed and being looked at, and the measurement with it."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert process_tree(gone.pid) == [gone.pid]
