@@ -69,7 +69,8 @@ class UserBootstrap:
 
     def mean(self, values: np.ndarray, users: np.ndarray) -> np.ndarray:
         """The mean of `values` [events] in every resample: float64 [resamples]."""
-        return self.sums(values, users) / self.sums(np.ones(len(users)), users)
+        with np.errstate(invalid="ignore"):  # a resample without a user of these has no mean: NaN
+            return self.sums(values, users) / self.sums(np.ones(len(users)), users)
 
 
 def interval(
