@@ -456,16 +456,15 @@ def _free_port():
 
 WATCHED = """
 import sys
-from absl import flags
 from benchmark import central_main
+from benchmark.run import command
 from benchmark.run.folder import RunFolder
 add_row = RunFolder.add_row
 def watched_add_row(self, step, *values):
     print("pages", open("/proc/self/statm").read().split()[1])
     add_row(self, step, *values)
 RunFolder.add_row = watched_add_row
-flags.FLAGS(sys.argv)
-central_main.main()
+central_main.main(command.parse(central_main.FLAGS, sys.argv[1:]))
 """
 
 

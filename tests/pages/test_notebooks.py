@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import json
 import re
 import subprocess
@@ -190,3 +193,21 @@ def test_the_tutorial_names_a_folder_that_will_not_do(monkeypatch: pytest.Monkey
 
 def test_no_notebook_is_left_out() -> None:
     assert set(NOTEBOOKS) >= {*EXPLORE, TUTORIAL}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_a_notebook_imports_of_ours_is_there(name: str) -> None:
+    """Moving a module broke the tutorial, which only the slow tests run."""
+    cells = nbformat.read(ROOT / name, as_version=4).cells
+    lines = (line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines())
+    code = "\n".join(line for line in lines if not line.startswith("%"))
+    imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    ours = [(str(node.module), alias.name) for node in imports for alias in node.names if _is_ours(str(node.module))]
+    assert ours
+    for module, wanted in ours:
+        found = importlib.import_module(module)
+        assert hasattr(found, wanted) or importlib.util.find_spec(f"{module}.{wanted}"), f"{module}.{wanted}"
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in ("flair", "benchmark")
