@@ -9,7 +9,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -41,18 +41,17 @@ class Broadcast(NamedTuple):
 
     def arrays(self) -> Broadcast:
         """The same as NumPy arrays, to be sent to another process."""
-        return self._replace(
-            weights=[tensor.numpy() for tensor in self.weights],
-            aggregator=[tensor.numpy() for tensor in self.aggregator],
-            base_optimizer_state=[tensor.numpy() for tensor in self.base_optimizer_state],
-        )
+        return self._each(lambda tensor: tensor.numpy())
 
     def tensors(self) -> Broadcast:
         """The same as tensors."""
+        return self._each(tf.convert_to_tensor)
+
+    def _each(self, convert: Callable[[Any], Any]) -> Broadcast:
         return self._replace(
-            weights=[tf.convert_to_tensor(array) for array in self.weights],
-            aggregator=[tf.convert_to_tensor(array) for array in self.aggregator],
-            base_optimizer_state=[tf.convert_to_tensor(array) for array in self.base_optimizer_state],
+            weights=list(map(convert, self.weights)),
+            aggregator=list(map(convert, self.aggregator)),
+            base_optimizer_state=list(map(convert, self.base_optimizer_state)),
         )
 
 

@@ -23,7 +23,6 @@ from flair.files.atomic import beside
 
 FORMAT = "flair-reviews"
 FORMAT_VERSION = 1
-DEFAULT_FILE = "reviews.json"
 NO_MARK = "none"  # takes an earlier mark back
 PHOTO_MARKS = ("ok", "problematic", "blacklist", NO_MARK)
 PAIR_MARKS = ("duplicate", "not", NO_MARK)

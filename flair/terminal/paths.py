@@ -31,11 +31,6 @@ def path_flag(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def paths_flag(text: str) -> str:
-    """The value of a flag that is paths separated by commas, with commas between them still."""
-    return ",".join(path_flag(path) for path in text.split(","))
-
-
 def word(path: str | os.PathLike[str]) -> str:
     """A path as one word of a shell command, which is not taken for a flag, and which `expand` leaves as it is.
 

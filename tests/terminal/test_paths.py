@@ -42,7 +42,7 @@ def text_flags() -> list[tuple[str, str, str, str]]:
                 function in ("add", "add_argument")
                 and str(call.args[0].value).startswith("--")
                 and not given.keys() & {"choices", "action"}
-                and given.get("type", "path_flag") in ("path_flag", "paths_flag")
+                and given.get("type", "path_flag") == "path_flag"
             ):
                 found.append((path.stem, name, given.get("type", "str"), str(given)))
     return found

@@ -27,8 +27,6 @@ from flair.records.hdf5.objects import BadObject
 
 PARAMETERS_ATTRIBUTE = "flair_parameters"  # of the group /metadata
 CHECKSUM_DTYPE = np.dtype("<u4")
-IMAGE_FORMATS = ("raw", "jpeg")
-LABEL_FORMATS = ("names", "indices")
 _MOST_BYTES = 1 << 26  # of an array that is read whole: ids, labels and checksums of one user, a list of labels
 _NUMBER_PARAMETERS = ("num_users", "limit_users")
 

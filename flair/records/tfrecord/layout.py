@@ -11,7 +11,6 @@ from flair.dataset.metadata import Record, User
 from flair.files import json_text
 from flair.parallel.processes import batches
 
-LAYOUTS = ("per_user", "sharded")
 DEFAULT_IMAGES_PER_SHARD = 2000  # 28 MB; some 210 files for the full dataset
 LABEL_INDEX_FILE = "label_index.json"
 USER_INDEX_FILE = "user_index.json"
