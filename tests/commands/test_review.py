@@ -157,6 +157,7 @@ def test_open_filter_mark_reload_still_marked(page: Page, server: Server, datase
     page.locator("select[name=partition]").select_option("test")
     page.locator("select[name=label]").select_option("plant")
     page.get_by_role("button", name="Show").click()
+    page.wait_for_url("**label=plant*")
     expected = [r["image_id"] for r in records if r["partition"] == "test" and "plant" in r["labels"]]
     assert photo_ids(page) == expected
     first = page.locator(".card").first
@@ -190,6 +191,7 @@ def test_keys_do_what_the_mouse_does(page: Page, server: Server) -> None:
 
 def test_near_duplicates_side_by_side(page: Page, server: Server, dataset: Path) -> None:
     page.get_by_role("link", name="Near duplicates").click()
+    page.wait_for_url("**/groups")
     groups = page.locator(".group")
     assert groups.count() == 2
     assert "across partitions" in groups.nth(0).inner_text() + groups.nth(1).inner_text()

@@ -14,7 +14,7 @@ import numpy as np
 from h5py import h5d, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
-from flair.dataset.images import PIXELS_SHAPE
+from flair.dataset.images import PIXELS_BYTES, PIXELS_SHAPE
 from flair.dataset.metadata import LABEL_SEPARATOR, Record, User, count_labels, label_index
 from flair.errors import FlairError
 from flair.records.hdf5.reader import CHECKSUM_DTYPE, PARAMETERS_ATTRIBUTE
@@ -32,10 +32,17 @@ class Format(NamedTuple):
     by_user: bool
 
 
-class StoredPhoto(NamedTuple):
-    """A photo as the file stores it: the bytes of its pixels or of its JPEG, and the checksum of `record_checksum`."""
+class StoredJpeg(NamedTuple):
+    """A photo as a JPEG, and the checksum of `record_checksum`."""
 
     image: bytes
+    checksum: int
+
+
+class Place(NamedTuple):
+    """Where the pixels of a photo and its checksum go, in bytes from the start of the file."""
+
+    pixels: int
     checksum: int
 
 
@@ -70,26 +77,25 @@ class GroupWriter:
         self._unfilled = self._plain.copy()
         self._unfilled.set_layout(h5d.CONTIGUOUS)
         self._unfilled.set_fill_time(h5d.FILL_TIME_NEVER)
+        self._unfilled.set_alloc_time(h5d.ALLOC_TIME_EARLY)
 
-    def write(self, records: Sequence[Record], photos: Iterator[StoredPhoto]) -> None:
+    def reserve(self, records: Sequence[Record]) -> list[Place]:
+        """Writes the group of `records` but for the pixels and checksums, for which room is made."""
+        group, images, checksums, shape = self._begin(records)
+        first = self._make_room(group, images, shape + PIXELS_SHAPE, h5t.STD_U8LE)
+        first_checksum = self._make_room(group, checksums, shape, self._checksum)
+        step = CHECKSUM_DTYPE.itemsize
+        return [Place(first + row * PIXELS_BYTES, first_checksum + row * step) for row in range(len(records))]
+
+    def write(self, records: Sequence[Record], photos: Iterator[StoredJpeg]) -> None:
         """Writes the group of `records`, with as many of `photos`."""
-        layout, partition = self._layout, records[0].partition
-        if partition not in self._partitions:
-            self._partitions[partition] = h5g.create(self._file.id, partition.encode())
-        name = records[0].user_id if layout.by_user else records[0].image_id
-        group = h5g.create(self._partitions[partition], name.encode())
-        if layout.by_user:
-            self._write_labels(group, records)
-            self._put(group, "image_ids", _strings(record.image_id for record in records))
-            checksums = self._write_images(group, "images", (len(records),), photos)
-            self._put(group, "checksums", checksums, self._checksum)
-        else:
-            (record,) = records
-            self._put_text(group, "labels", LABEL_SEPARATOR.join(record.labels))
-            self._put_text(group, "fine_grained_labels", LABEL_SEPARATOR.join(record.fine_grained_labels))
-            self._put_text(group, "user_id", record.user_id)
-            checksums = self._write_images(group, "image", (), photos)
-            self._put(group, "checksum", checksums, self._checksum)
+        group, images, checksums, shape = self._begin(records)
+        jpegs, found = np.empty(len(records), _JPEG), np.empty(len(records), CHECKSUM_DTYPE)
+        for row in range(len(records)):
+            image, found[row] = next(photos)
+            jpegs[row] = np.frombuffer(image, np.uint8)
+        self._put(group, images, jpegs.reshape(shape), self._jpeg)
+        self._put(group, checksums, found.reshape(shape), self._checksum)
 
     def write_metadata(self, parameters: Mapping[str, Any]) -> None:
         """Writes the group of what is true of the whole file, to be called last."""
@@ -110,28 +116,27 @@ class GroupWriter:
         self._put(group, "fine_grained_labels_row", _rows(fine))
         self._put(group, "fine_grained_labels_col", _columns(fine, self._fine, np.uint16))
 
-    def _write_images(
-        self, group: h5g.GroupID, name: str, shape: tuple[int, ...], photos: Iterator[StoredPhoto]
-    ) -> NDArray[Any]:
-        """Writes as many photos as `shape` has places; returns their checksums, of the same shape."""
-        count = shape[0] if shape else 1
-        checksums = np.empty(count, CHECKSUM_DTYPE)
-        if self._layout.image_format == "raw":
-            space = h5s.create_simple(shape + PIXELS_SHAPE)
-            dataset = h5d.create(group, name.encode(), h5t.STD_U8LE, space, self._unfilled)
-            one = h5s.create_simple(PIXELS_SHAPE)
-            for row in range(count):  # one by one: the pixels of a user with many photos would fill the memory
-                image, checksums[row] = next(photos)
-                if shape:
-                    space.select_hyperslab((row, 0, 0, 0), (1, *PIXELS_SHAPE))
-                dataset.write(one, space, np.frombuffer(image, np.uint8).reshape(PIXELS_SHAPE))
-        else:
-            images = np.empty(count, _JPEG)
-            for row in range(count):
-                image, checksums[row] = next(photos)
-                images[row] = np.frombuffer(image, np.uint8)
-            self._put(group, name, images.reshape(shape), self._jpeg)
-        return checksums.reshape(shape)
+    def _begin(self, records: Sequence[Record]) -> tuple[h5g.GroupID, str, str, tuple[int, ...]]:
+        """Makes the group of `records`; returns it, the names of its images and checksums, and the shape of both."""
+        layout, partition = self._layout, records[0].partition
+        if partition not in self._partitions:
+            self._partitions[partition] = h5g.create(self._file.id, partition.encode())
+        name = records[0].user_id if layout.by_user else records[0].image_id
+        group = h5g.create(self._partitions[partition], name.encode())
+        if layout.by_user:
+            self._write_labels(group, records)
+            self._put(group, "image_ids", _strings(record.image_id for record in records))
+            return group, "images", "checksums", (len(records),)
+        (record,) = records
+        self._put_text(group, "labels", LABEL_SEPARATOR.join(record.labels))
+        self._put_text(group, "fine_grained_labels", LABEL_SEPARATOR.join(record.fine_grained_labels))
+        self._put_text(group, "user_id", record.user_id)
+        return group, "image", "checksum", ()
+
+    def _make_room(self, group: h5g.GroupID, name: str, shape: tuple[int, ...], kind: h5t.TypeID) -> int:
+        space = h5s.create_simple(shape) if shape else self._scalar
+        offset: int = h5d.create(group, name.encode(), kind, space, self._unfilled).get_offset()
+        return offset
 
     def _put(self, group: h5g.GroupID, name: str, array: NDArray[Any], kind: h5t.TypeID | None = None) -> None:
         kind = h5t.py_create(array.dtype, logical=True) if kind is None else kind

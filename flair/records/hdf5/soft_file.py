@@ -14,6 +14,15 @@ from types import TracebackType
 from flair.files.atomic import sync, write_all
 
 
+def write_at(path: Path, position: int, data: bytes) -> None:
+    """Writes `data` into a file that another process holds open as a `SoftFile`."""
+    with open(path, "r+b", buffering=0) as file:
+        try:
+            write_all(file.fileno(), data, position)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 class SoftFile:
     """A new file at `path`, as h5py's driver for file objects needs it; leaving the block raises what was kept.
 

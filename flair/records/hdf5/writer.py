@@ -1,4 +1,7 @@
-"""A FLAIR dataset directory turned into one HDF5 file: processes read the photos, this one writes them with h5py.
+"""A FLAIR dataset directory turned into one HDF5 file: processes read the photos, this one lays the file out with h5py.
+
+JPEGs come to this process, since the HDF5 library finds their places as it writes them. Decoded photos have places as
+soon as their dataset exists: the processes write them there, and 85 GB need not pass through this one.
 
 All of it happens in `.<name>.unfinished` beside the output file, which appears when it is complete. A run that was
 stopped starts over: all of FLAIR takes minutes, and the HDF5 library cannot continue a file that was cut off.
@@ -6,7 +9,9 @@ stopped starts over: all of FLAIR takes minutes, and the HDF5 library cannot con
 
 from __future__ import annotations
 
+import math
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +22,10 @@ from flair.dataset import images
 from flair.dataset.metadata import Record
 from flair.errors import FlairError
 from flair.files.atomic import beside, destination
-from flair.parallel.processes import default_num_workers, map_in_order
-from flair.records.hdf5.groups import Format, GroupWriter, StoredPhoto, groups_of
-from flair.records.hdf5.reader import HDF5File, record_checksum
-from flair.records.hdf5.soft_file import SoftFile
+from flair.parallel.processes import batches, default_num_workers, map_in_order
+from flair.records.hdf5.groups import Format, GroupWriter, Place, StoredJpeg, groups_of
+from flair.records.hdf5.reader import CHECKSUM_DTYPE, HDF5File, record_checksum
+from flair.records.hdf5.soft_file import SoftFile, write_at
 from flair.records.preparation import (
     Outcome,
     Selection,
@@ -33,17 +38,24 @@ from flair.records.preparation import (
 from flair.terminal.progress import Progress
 
 _DATA_FILE = "data.hdf5"
-_IMAGES_PER_TASK = 32  # six megabytes of pixels, a few times per worker on their way to this process
+_IMAGES_PER_TASK = 32  # six megabytes of pixels
 _OVERHEAD_BYTES = 2000  # of a photo's ids, labels, group and padding, generously
 
 
 class _Context(NamedTuple):
     dataset_dir: Path
+    file: Path
     image_format: str
 
 
+class _Task(NamedTuple):
+    record: Record
+    place: Place | None  # of a decoded photo; a JPEG is handed back
+
+
 class _Read(NamedTuple):
-    photos: list[StoredPhoto]
+    num_photos: int
+    jpegs: list[StoredJpeg]
     converted: list[str]
 
 
@@ -87,57 +99,60 @@ def write_hdf5(
     with new_folder(unfinished, final):
         data_file = unfinished / _DATA_FILE
         require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_images)
-        context = _Context(source, image_format)
-        converted = _write(data_file, context, selection, layout, parameters, num_workers or default_num_workers())
+        context = _Context(source, data_file, image_format)
+        converted = _write(context, selection, layout, parameters, num_workers or default_num_workers())
         os.replace(data_file, final)
         discard(unfinished)
     return Outcome(num_images, num_users, final.stat().st_size, 0, tuple(converted), excluded=excluded)
 
 
 def _write(
-    path: Path,
-    context: _Context,
-    selection: Selection,
-    layout: Format,
-    parameters: Mapping[str, Any],
-    num_workers: int,
+    context: _Context, selection: Selection, layout: Format, parameters: Mapping[str, Any], num_workers: int
 ) -> list[str]:
-    """Writes the file to `path`; returns the ids of the photos that were converted."""
-    records = [record for user in selection.users for record in user.records]
-    tasks = [records[start : start + _IMAGES_PER_TASK] for start in range(0, len(records), _IMAGES_PER_TASK)]
+    """Writes the file; returns the ids of the photos that were converted."""
     converted: list[str] = []
+    num_tasks = math.ceil(selection.num_images / _IMAGES_PER_TASK)
 
-    def photos() -> Iterator[StoredPhoto]:
-        with Progress(len(records), "HDF5", "photo") as progress:
-            for read in map_in_order(_read_photos, context, tasks, min(num_workers, len(tasks))):
-                converted.extend(read.converted)
-                yield from read.photos
+    def read(photos: Iterator[_Task]) -> Iterator[StoredJpeg]:
+        with Progress(selection.num_images, "HDF5", "photo") as progress:
+            tasks = batches(photos, _IMAGES_PER_TASK, lambda _: 1)
+            for done in map_in_order(_read_photos, context, tasks, min(num_workers, num_tasks)):
+                converted.extend(done.converted)
+                yield from done.jpegs
                 output.check()
-                progress.add(len(read.photos))
+                progress.add(done.num_photos)
 
-    with SoftFile(path) as output:
+    in_groups = groups_of(selection.users, layout)
+    with SoftFile(context.file) as output:
         with h5py.File(output, "w", libver=("earliest", "v110")) as file:
-            groups, in_order = GroupWriter(file, selection, layout), photos()
-            for group in groups_of(selection.users, layout):
-                groups.write(group, in_order)
+            groups = GroupWriter(file, selection, layout)
+            if layout.image_format == "raw":
+                places = (task for records in in_groups for task in map(_Task, records, groups.reserve(records)))
+                deque(read(places), maxlen=0)
+            else:
+                jpegs = read(_Task(record, None) for records in in_groups for record in records)
+                for records in in_groups:
+                    groups.write(records, jpegs)
             groups.write_metadata(parameters)
         output.check()
         output.sync()
     return converted
 
 
-def _read_photos(context: _Context, records: Sequence[Record]) -> _Read:
-    photos, converted = [], []
-    for record in records:
-        if context.image_format == "raw":
+def _read_photos(context: _Context, tasks: Sequence[_Task]) -> _Read:
+    jpegs, converted = [], []
+    for record, place in tasks:
+        if place is None:
+            jpeg, was_converted = images.read_jpeg(context.dataset_dir, record)
+            jpegs.append(StoredJpeg(jpeg, record_checksum(record, jpeg)))
+        else:
             pixels, was_converted = images.read_pixels(context.dataset_dir, record)
             image = pixels.tobytes()
-        else:
-            image, was_converted = images.read_jpeg(context.dataset_dir, record)
-        photos.append(StoredPhoto(image, record_checksum(record, image)))
+            write_at(context.file, place.pixels, image)
+            write_at(context.file, place.checksum, CHECKSUM_DTYPE.type(record_checksum(record, image)).tobytes())
         if was_converted:
             converted.append(record.image_id)
-    return _Read(photos, converted)
+    return _Read(len(tasks), jpegs, converted)
 
 
 def _is_complete(final: Path, parameters: dict[str, object]) -> bool:
