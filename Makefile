@@ -2,7 +2,8 @@
 # activated environment. PYTHON=/path/to/python3.11 chooses the interpreter; else a 3.11 or 3.10 is searched for.
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow long check format lock environment clean
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+# With bytecode kept, the many processes that tests start need not compile every module anew.
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
 export PYTHON
 
 environment := sh requirements/environment.sh

@@ -44,6 +44,14 @@ def _places(tfrecords, out):
     return f"--tfrecords_dir={tfrecords}", f"--save_model_dir={out}", f"--run_dir={out / 'run'}"
 
 
+@pytest.fixture(scope="module")
+def unbroken(tfrecords, private, tmp_path_factory):
+    """The run folder of a run of six rounds that nobody stopped."""
+    out = tmp_path_factory.mktemp("unbroken")
+    _run(*private, *RAY, "--total_rounds=6", *_places(tfrecords, out))
+    return out / "run"
+
+
 def _final_state(run_dir):
     return Checkpoints(run_dir / "checkpoints").latest().arrays
 
@@ -120,11 +128,10 @@ def _ending(children):
     ],
 )
 def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(
-    tfrecords, private, tmp_path, number, code, group
+    tfrecords, private, unbroken, tmp_path, number, code, group
 ):
-    flags = (*private, *RAY, "--total_rounds=6")
-    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    process = _start((*flags, *_places(tfrecords, broken)), broken / "run", 2, start_new_session=True)
+    flags = (*private, *RAY, "--total_rounds=6", *_places(tfrecords, tmp_path))
+    process = _start(flags, tmp_path / "run", 2, start_new_session=True)
     children = _descendants(process)
     assert any("raylet" in " ".join(child.cmdline()) for child in children)
     assert len(_workers(children)) == 2
@@ -136,11 +143,10 @@ def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(
     assert not _ending(children)
     assert process.returncode == code
     assert "Traceback" not in errors
-    done = _run(*flags, *_places(tfrecords, broken))
+    done = _run(*flags)
     assert "continuing after round" in done.stdout
-    _run(*flags, *_places(tfrecords, unbroken))
-    _assert_equal_states(broken / "run", unbroken / "run", 0)
-    assert (broken / "run" / "metrics.csv").read_text() == (unbroken / "run" / "metrics.csv").read_text()
+    _assert_equal_states(tmp_path / "run", unbroken, 0)
+    assert (tmp_path / "run" / "metrics.csv").read_text() == (unbroken / "metrics.csv").read_text()
 
 
 def _free_port():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,8 +51,8 @@ def texts() -> Iterator[tuple[Path, str]]:
     for page in PAGES:
         yield page, page.read_text(encoding="utf-8")
     for path in (*ROOT.glob("*.ipynb"), *ROOT.glob("docs/*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        yield path, "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        yield path, "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
 def test_every_internal_link_resolves() -> None:

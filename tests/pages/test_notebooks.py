@@ -10,16 +10,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 from flair.dataset import catalog
 from flair.dataset.metadata import load_records
 from flair.dataset.notebooks import NoData, check_dataset_dir
 from tests.support.commands import ROOT
+
+if TYPE_CHECKING:  # nbformat takes seconds to import, which every run of any test would wait for
+    import nbformat
 
 EXPLORE = ("explore_images.ipynb", "explore_labels.ipynb")
 TUTORIAL = "docs/federated_tutorial.ipynb"
@@ -34,6 +35,9 @@ def execute(
     Raises:
       CellExecutionError: a cell failed.
     """
+    import nbformat
+    from nbclient import NotebookClient
+
     for variable in ("FLAIR_DATASET_DIR", "FLAIR_TFRECORDS_DIR"):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in variables.items():
@@ -51,6 +55,15 @@ def execute(
     return notebook
 
 
+def failure(*arguments: Any, **variables: object) -> Any:
+    """The error that ends what `execute` runs."""
+    from nbclient.exceptions import CellExecutionError
+
+    with pytest.raises(CellExecutionError) as raised:
+        execute(*arguments, **variables)
+    return raised.value
+
+
 def printed(notebook: nbformat.NotebookNode, cell: str) -> str:
     """What the cell of that id printed."""
     (found,) = (each for each in notebook.cells if each.id == cell)
@@ -64,6 +77,8 @@ def pictures(notebook: nbformat.NotebookNode) -> int:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_is_committed_clean(name: str) -> None:
+    import nbformat
+
     text = (ROOT / name).read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)
@@ -81,21 +96,19 @@ def test_it_is_committed_clean(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPLORE)
 def test_without_data_it_says_how_to_make_some(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(CellExecutionError) as raised:
-        execute(name, monkeypatch, tmp_path)
-    assert raised.value.ename == "NoData"
-    assert "python3 -m flair.synthetic --dataset_dir=mini" in raised.value.evalue
-    assert "FLAIR_DATASET_DIR" in raised.value.evalue
-    assert "site-packages" not in str(raised.value) and "File " not in str(raised.value)
+    error = failure(name, monkeypatch, tmp_path)
+    assert error.ename == "NoData"
+    assert "python3 -m flair.synthetic --dataset_dir=mini" in error.evalue
+    assert "FLAIR_DATASET_DIR" in error.evalue
+    assert "site-packages" not in str(error) and "File " not in str(error)
 
 
 def test_damaged_metadata_is_named_without_a_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     metadata = tmp_path / catalog.METADATA_FILE
     metadata.write_text('[{"user_id": 3}]')
-    with pytest.raises(CellExecutionError) as raised:
-        execute("explore_labels.ipynb", monkeypatch, tmp_path, FLAIR_DATASET_DIR=tmp_path)
-    assert raised.value.evalue.startswith(f"{metadata}, record 0: field 'image_id' is missing")
-    assert "metadata.py" not in raised.value.traceback and "File " not in raised.value.traceback
+    error = failure("explore_labels.ipynb", monkeypatch, tmp_path, FLAIR_DATASET_DIR=tmp_path)
+    assert error.evalue.startswith(f"{metadata}, record 0: field 'image_id' is missing")
+    assert "metadata.py" not in error.traceback and "File " not in error.traceback
 
 
 def test_a_home_folder_is_understood(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,10 +198,9 @@ def test_the_tutorial_on_real_photos(flair_sample: Path, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_the_tutorial_names_a_folder_that_will_not_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     absent = tmp_path / "absent"
-    with pytest.raises(CellExecutionError) as raised:
-        execute(TUTORIAL, monkeypatch, tmp_path, FLAIR_TFRECORDS_DIR=absent)
-    assert raised.value.ename == "FlairError"
-    assert f"{absent}: no such directory; make it with prepare_tfrecords.py" in raised.value.evalue
+    error = failure(TUTORIAL, monkeypatch, tmp_path, FLAIR_TFRECORDS_DIR=absent)
+    assert error.ename == "FlairError"
+    assert f"{absent}: no such directory; make it with prepare_tfrecords.py" in error.evalue
 
 
 def test_no_notebook_is_left_out() -> None:
@@ -198,8 +210,8 @@ def test_no_notebook_is_left_out() -> None:
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_what_a_notebook_imports_of_ours_is_there(name: str) -> None:
     """Moving a module broke the tutorial, which only the slow tests run."""
-    cells = nbformat.read(ROOT / name, as_version=4).cells
-    lines = (line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines())
+    cells = json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]
+    lines = (line for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines())
     code = "\n".join(line for line in lines if not line.startswith("%"))
     imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
     ours = [(str(node.module), alias.name) for node in imports for alias in node.names if _is_ours(str(node.module))]

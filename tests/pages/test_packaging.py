@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import shutil
@@ -192,11 +193,16 @@ def imports_of(path: Path) -> Iterator[Import]:
 
 
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "flair").rglob("*.py"), *(ROOT / "benchmark").rglob("*.py")])
-IMPORTS = [each for path in SOURCES for each in imports_of(path)]
+
+
+@functools.cache
+def all_imports() -> list[Import]:
+    """The imports of every source file."""
+    return [each for path in SOURCES for each in imports_of(path)]
 
 
 def test_the_dataset_knows_neither_tensorflow_nor_the_benchmark() -> None:
-    below = [each for each in IMPORTS if each.file.startswith("flair/")]
+    below = [each for each in all_imports() if each.file.startswith("flair/")]
     assert below
     forbidden = {"benchmark", "keras", "tensorflow", "tensorflow_federated", "tensorflow_privacy"}
     assert [each for each in below if each.package in forbidden] == []
@@ -208,7 +214,7 @@ FOR_AN_EXTRA = dict.fromkeys(("benchmark/flair_tfds.py", "benchmark/data/tfds_bu
 
 def test_what_needs_an_extra_is_imported_when_it_is_used() -> None:
     modules = {file.removesuffix(".py").replace("/", ".") for file in FOR_AN_EXTRA}
-    at_once = [each for each in IMPORTS if each.module in modules and each.at_import]
+    at_once = [each for each in all_imports() if each.module in modules and each.at_import]
     assert {each.file for each in at_once} == {"benchmark/flair_tfds.py"}, "one of them, by another of them"
 
 
@@ -223,7 +229,7 @@ def test_every_package_imported_is_declared() -> None:
     }
     distributions = packages_distributions()
     undeclared = set()
-    for each in IMPORTS:
+    for each in all_imports():
         if each.package in sys.stdlib_module_names or each.package in ("flair", "benchmark"):
             continue
         providers = {canonicalize_name(name) for name in distributions.get(each.package, [each.package])}
