@@ -25,6 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from benchmark.data.records import Records, Task
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -42,6 +44,22 @@ def tfrecords(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("records") / "records"
     write_tfrecords(miniature, folder, num_workers=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def records(tfrecords: Path) -> Records:
+    """The TFRecords of the miniature, opened."""
+    from benchmark.data.opening import open_records
+
+    return open_records(tfrecords)
+
+
+@pytest.fixture(scope="session")
+def task(records: Records) -> Task:
+    """The coarse labels of the miniature, all of them."""
+    from benchmark.data.opening import make_task
+
+    return make_task(records, False, None)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,6 @@ from benchmark.cluster.pool import WorkerPool
 from benchmark.cluster.runtime import RayRuntime
 from benchmark.cluster.scorer import RayScorer
 from benchmark.data.clients import BatchPlan
-from benchmark.data.opening import make_task, open_records
 from benchmark.data.source import ClientSource
 from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.scoring import LocalScorer
@@ -30,7 +29,6 @@ from benchmark.model.networks import build_model
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import (
-    MIME_LITE,
     ClientConfig,
     FederatedConfig,
     NoiseConfig,
@@ -38,27 +36,23 @@ from benchmark.rounds.config import (
 )
 from benchmark.rounds.inprocess import InProcessRuntime
 from flair.errors import FlairError
+from tests.support.rounds import MIME_LITE, SEED, SIZE, UNWEIGHTED, small_batch_plan
 
-SIZE = (32, 32)
-SEED = 11
 KEY = NoiseKey(bytes(range(32)))
-_UNWEIGHTED = ClientConfig(weighted=False)
 _ADAPTIVE = NoiseConfig(Mechanism.GAUSSIAN, 0.5, 6.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1.0)
 CONFIGS = {
     "fed_avg": FederatedConfig(),
-    "adaptive_dp": FederatedConfig(client=_UNWEIGHTED, noise=_ADAPTIVE),
+    "adaptive_dp": FederatedConfig(client=UNWEIGHTED, noise=_ADAPTIVE),
 }
 # Not compression: it rounds each update at random to few steps, so that a last bit may come out a whole step apart.
 SLOW_CONFIGS = {
     "tree": FederatedConfig(
-        client=_UNWEIGHTED,
+        client=UNWEIGHTED,
         noise=NoiseConfig(Mechanism.TREE, 0.1, 6.0, 0.05),
         server_optimizer=OptimizerConfig("sgd", (1.0,)),
     ),
     "robust": FederatedConfig(aggregator="robust"),
-    "mime_lite": FederatedConfig(
-        client=ClientConfig(algorithm=MIME_LITE), server_optimizer=OptimizerConfig("sgd", (1.0,))
-    ),
+    "mime_lite": MIME_LITE,
 }
 
 
@@ -77,23 +71,13 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def records(tfrecords):
-    return open_records(tfrecords)
-
-
-@pytest.fixture(scope="module")
 def source(records):
     return ClientSource(str(records.root), records.digest())
 
 
 @pytest.fixture(scope="module")
-def task(records):
-    return make_task(records, False, None)
-
-
-@pytest.fixture(scope="module")
 def plan(task):
-    return BatchPlan(task, SIZE, batch_size=4, epochs=2, max_elements=16)
+    return small_batch_plan(task)
 
 
 @pytest.fixture(scope="module")

@@ -36,16 +36,6 @@ _run = partial(run, CENTRAL)
 
 
 @pytest.fixture(scope="module")
-def records(tfrecords):
-    return open_records(tfrecords)
-
-
-@pytest.fixture(scope="module")
-def task(records):
-    return make_task(records, False, None)
-
-
-@pytest.fixture(scope="module")
 def finished(tfrecords, tmp_path_factory):
     """A complete run of two epochs through the command line, and what it printed."""
     out = tmp_path_factory.mktemp("finished")

@@ -18,17 +18,6 @@ from benchmark.data.clients import (
     prefetched,
     training_order,
 )
-from benchmark.data.opening import make_task, open_records
-
-
-@pytest.fixture(scope="module")
-def records(tfrecords):
-    return open_records(tfrecords)
-
-
-@pytest.fixture(scope="module")
-def task(records):
-    return make_task(records, False, None)
 
 
 def _plan(task, **changes):

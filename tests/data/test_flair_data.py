@@ -20,16 +20,6 @@ from flair.records.tfrecord import example, frames
 SIZE = (32, 32)
 
 
-@pytest.fixture(scope="module")
-def records(tfrecords):
-    return open_records(tfrecords)
-
-
-@pytest.fixture(scope="module")
-def task(records):
-    return make_task(records, False, None)
-
-
 def _fingerprints(batches):
     """One number a photo, so that photos can be compared as sets and sequences."""
     return [float(tf.reduce_sum(tf.cast(image, tf.float64) * 0.1)) for images, _ in batches for image in images]

@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan, UserClients, client_batches
-from benchmark.data.opening import make_task, open_records
 from benchmark.federated.cohort import sample_cohort
 from benchmark.model.networks import build_model
 from benchmark.privacy.noise_key import NoiseKey
@@ -19,34 +18,29 @@ from benchmark.rounds.config import (
     ALGORITHMS,
     FED_PROX,
     FED_SGD,
-    MIME_LITE,
     ClientConfig,
     FederatedConfig,
     NoiseConfig,
     OptimizerConfig,
 )
 from benchmark.rounds.inprocess import InProcessRuntime
+from tests.support.rounds import MIME_LITE, SEED, SIZE, UNWEIGHTED, small_batch_plan
 
-SIZE = (32, 32)
-SEED = 11
-_UNWEIGHTED = ClientConfig(weighted=False)
 # Noise zero, so that both runtimes follow one path. TFF refuses an adaptive clip without noise, so next to none.
 _ADAPTIVE = NoiseConfig(Mechanism.GAUSSIAN, 1e-12, 3.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1e-9)
 
 FAST = {
     "fed_avg": FederatedConfig(),
-    "adaptive_dp": FederatedConfig(client=_UNWEIGHTED, noise=_ADAPTIVE),
+    "adaptive_dp": FederatedConfig(client=UNWEIGHTED, noise=_ADAPTIVE),
     "fed_prox": FederatedConfig(client=ClientConfig(algorithm=FED_PROX, proximal_strength=0.5)),
 }
 SLOW = {
-    "fed_avg_unweighted": FederatedConfig(client=_UNWEIGHTED),
+    "fed_avg_unweighted": FederatedConfig(client=UNWEIGHTED),
     "fed_avg_global_clip": FederatedConfig(client=ClientConfig(clipnorm=0.1, global_clipnorm=True)),
     "fed_sgd": FederatedConfig(client=ClientConfig(algorithm=FED_SGD)),
-    "mime_lite": FederatedConfig(
-        client=ClientConfig(algorithm=MIME_LITE), server_optimizer=OptimizerConfig("sgd", (1.0,))
-    ),
+    "mime_lite": MIME_LITE,
     "robust": FederatedConfig(aggregator="robust"),
-    "robust_unweighted": FederatedConfig(client=_UNWEIGHTED, aggregator="robust"),
+    "robust_unweighted": FederatedConfig(client=UNWEIGHTED, aggregator="robust"),
     "scheduled": FederatedConfig(
         client=ClientConfig(learning_rates=(0.1, 0.05, 0.02)),
         server_optimizer=OptimizerConfig("momentum", (0.5, 0.3, 0.1)),
@@ -54,18 +48,8 @@ SLOW = {
     "yogi": FederatedConfig(server_optimizer=OptimizerConfig("yogi", (0.01,))),
     "adagrad": FederatedConfig(server_optimizer=OptimizerConfig("adagrad", (0.01,))),
     "adamw": FederatedConfig(server_optimizer=OptimizerConfig("adamw", (0.01,))),
-    "fixed_dp": FederatedConfig(client=_UNWEIGHTED, noise=NoiseConfig(Mechanism.GAUSSIAN, 0.0, 3.0, 0.05)),
+    "fixed_dp": FederatedConfig(client=UNWEIGHTED, noise=NoiseConfig(Mechanism.GAUSSIAN, 0.0, 3.0, 0.05)),
 }
-
-
-@pytest.fixture(scope="module")
-def records(tfrecords):
-    return open_records(tfrecords)
-
-
-@pytest.fixture(scope="module")
-def task(records):
-    return make_task(records, False, None)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +59,7 @@ def data(records):
 
 @pytest.fixture(scope="module")
 def plan(task):
-    return BatchPlan(task, SIZE, batch_size=4, epochs=2, max_elements=16)
+    return small_batch_plan(task)
 
 
 def _cohort(data, round_number):
@@ -267,7 +251,7 @@ def test_a_strong_proximal_term_holds_clients_near_the_global_model(task, data, 
     "noise", [NoiseConfig(Mechanism.GAUSSIAN, 0.5, 3.0, 0.05, 0.3, 1.0), NoiseConfig(Mechanism.TREE, 0.5, 3.0, 0.05)]
 )
 def test_a_restored_runtime_continues_bit_for_bit(noise, task, data, plan):
-    config = FederatedConfig(client=_UNWEIGHTED, noise=noise)
+    config = FederatedConfig(client=UNWEIGHTED, noise=noise)
 
     key = NoiseKey.draw()
 
