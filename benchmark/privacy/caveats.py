@@ -1,10 +1,10 @@
-"""What a privacy statement does not cover: every caveat has a severity, a name and a text."""
+"""What a privacy statement does not cover: its caveats, from the facts of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from benchmark.privacy.accounting import rounded_up, small_delta
@@ -17,14 +17,11 @@ SMALL_USERS_TIMES_DELTA = 0.01
 
 
 class KeyState(enum.Enum):
-    """Who can know the secret that noise and cohorts follow from."""
+    """Where the key is that noise and cohorts follow from."""
 
-    DELETED = "deleted"
-    """Drawn for this run, and deleted when it was complete."""
-    PRESENT = "in the run folder"
-    """Drawn for this run; it lies there still."""
-    GIVEN = "given as a file"
-    """From a --noise_key_file, which stays."""
+    DELETED = "deleted"  # drawn for this run, and deleted when it was complete
+    PRESENT = "in the run folder"  # drawn for this run, and still there
+    GIVEN = "given as a file"  # from a --noise_key_file, which stays
 
 
 class Caveat(NamedTuple):
@@ -37,23 +34,26 @@ class Caveat(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What happened in a run, as far as its privacy goes."""
+    """What happened in a run, as far as its privacy goes.
+
+    Attributes:
+      clip_norms: the L2 clip norm in force in each completed round, in order.
+      target_unclipped_quantile: None where the clip norm is fixed.
+      clipped_count_stddev: standard deviation of the noise on the count of unclipped clients, in clients of the run;
+        None where the clip norm is fixed.
+      artificial_users: users were drawn across the split (--iid), so that the unit is not a person.
+      restored_model: training started from other weights (--restore_model_path).
+      drawn_by_tff: the noise is TFF's own (--runtime=tff); only the cohorts follow from the key.
+    """
 
     rounds_completed: int
     clip_norms: Sequence[float]
-    """The L2 clip norm in force in each completed round, in order."""
     target_unclipped_quantile: float | None = None
-    """None: the clip norm is fixed."""
     clipped_count_stddev: float | None = None
-    """Standard deviation of the noise on the count of unclipped clients, in clients of the run; None: fixed clip."""
     artificial_users: bool = False
-    """Users drawn across the split (--iid): the unit is then no person."""
     restored_model: bool = False
-    """Training started from other weights (--restore_model_path)."""
     noise_key: KeyState = KeyState.PRESENT
-    """What has become of the key that noise and cohorts follow from."""
     drawn_by_tff: bool = False
-    """The noise is TFF's own (--runtime=tff); only the cohorts follow from the key."""
 
 
 def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
@@ -63,59 +63,47 @@ def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
     return sorted(found, key=lambda caveat: order.index(caveat.severity))
 
 
-def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
-    found = []
-    rounds = run.rounds_completed
-    if plan.simulated_cohort is not None:
-        found.append(
-            Caveat(
-                "critical",
-                "simulated cohort",
-                f"The epsilon stated is that of a run with {plan.simulated_cohort:,} clients a round; the run itself "
-                f"does NOT have this epsilon. It trained {plan.cohort:,} clients a round with noise multiplier "
-                f"{plan.run_noise_multiplier:.4g}: its own epsilon is {rounded_up(plan.own_epsilon_at(rounds))}"
-                f"{', had its cohorts been drawn by Poisson sampling' if plan.sampling is Sampling.UNIFORM else ''}.",
-            )
+def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
+    request, rounds = plan.request, run.rounds_completed
+    if request.simulated_cohort is not None:
+        yield Caveat(
+            "critical",
+            "simulated cohort",
+            f"The epsilon stated is that of a run with {request.simulated_cohort:,} clients a round; the run itself "
+            f"does NOT have this epsilon. It trained {request.cohort:,} clients a round with noise multiplier "
+            f"{plan.run_noise_multiplier:.4g}: its own epsilon is {rounded_up(plan.own_epsilon_at(rounds))}"
+            f"{', had its cohorts been drawn by Poisson sampling' if request.sampling is Sampling.UNIFORM else ''}.",
         )
     if run.artificial_users:
-        found.append(
-            Caveat(
-                "critical",
-                "artificial users",
-                "Clients were drawn across the split (--iid): the photos of one person lie in many clients, so that "
-                "the epsilon protects an artificial client, not a person.",
-            )
+        yield Caveat(
+            "critical",
+            "artificial users",
+            "Clients were drawn across the split (--iid): the photos of one person lie in many clients, so that "
+            "the epsilon protects an artificial client, not a person.",
         )
     proved = plan.replace_one_epsilon_at(rounds)
     if proved is not None:
-        found.append(
-            Caveat(
-                "high",
-                "fixed-size sampling",
-                f"Each cohort was exactly {plan.cohort:,} users drawn without replacement, but an epsilon assumes "
-                "Poisson sampling; the two can differ widely (https://arxiv.org/abs/2405.20769). What is proved for "
-                f"this sampling is epsilon {rounded_up(proved)} when one user is replaced by "
-                "another (RDP). "
-                "Use --client_sampling=poisson for the stated epsilon.",
-            )
+        yield Caveat(
+            "high",
+            "fixed-size sampling",
+            f"Each cohort was exactly {request.cohort:,} users drawn without replacement, but an epsilon assumes "
+            "Poisson sampling; the two can differ widely (https://arxiv.org/abs/2405.20769). What is proved for "
+            f"this sampling is epsilon {rounded_up(proved)} when one user is replaced by another (RDP). Use "
+            "--client_sampling=poisson for the stated epsilon.",
         )
-    if plan.sampling is Sampling.FIXED:
-        found.append(
-            Caveat(
-                "note",
-                "fixed cohort",
-                f"The same {plan.cohort:,} users trained every round: no amplification by sampling is claimed for "
-                "them, and the other users are not used.",
-            )
+    if request.sampling is Sampling.FIXED:
+        yield Caveat(
+            "note",
+            "fixed cohort",
+            f"The same {request.cohort:,} users trained every round: no amplification by sampling is claimed for "
+            "them, and the other users are not used.",
         )
-    if plan.mechanism is Mechanism.TREE:
-        found.append(
-            Caveat(
-                "note",
-                "tree aggregation",
-                f"The epsilon holds because no user takes part twice within {plan.separation:,} rounds, which the "
-                "run's schedule ensures; adjacency is zeroing out one user's contributions.",
-            )
+    if request.mechanism is Mechanism.TREE:
+        yield Caveat(
+            "note",
+            "tree aggregation",
+            f"The epsilon holds because no user takes part twice within {plan.separation:,} rounds, which the "
+            "run's schedule ensures; adjacency is zeroing out one user's contributions.",
         )
     users_times_delta = plan.num_users * plan.delta
     if users_times_delta > SMALL_USERS_TIMES_DELTA:
@@ -124,132 +112,108 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
             if users_times_delta >= 1
             else ("medium", "publishing all photos of one user drawn at random with that probability would satisfy it")
         )
-        found.append(
-            Caveat(
-                severity,
-                "large delta",
-                f"users * delta = {rounded_up(users_times_delta)} is not small: {outcome}. "
-                f"--delta={small_delta(plan.num_users, SMALL_USERS_TIMES_DELTA)} or less would make it small, for "
-                "more noise.",
-            )
+        yield Caveat(
+            severity,
+            "large delta",
+            f"users * delta = {rounded_up(users_times_delta)} is not small: {outcome}. "
+            f"--delta={small_delta(plan.num_users, SMALL_USERS_TIMES_DELTA)} or less would make it small, for "
+            "more noise.",
         )
     if plan.epsilon_at(rounds) > WEAK_EPSILON:
-        found.append(
-            Caveat(
-                "high",
-                "weak guarantee",
-                f"An epsilon above {WEAK_EPSILON:g} promises little: use more noise, fewer rounds or more users.",
-            )
+        yield Caveat(
+            "high",
+            "weak guarantee",
+            f"An epsilon above {WEAK_EPSILON:g} promises little: use more noise, fewer rounds or more users.",
         )
-    if plan.request.published_noise:
-        found.append(
-            Caveat(
-                "note",
-                "published noise",
-                f"The noise is ml-flair's for epsilon {plan.request.epsilon:g} (--published_noise), which counts "
-                "rounds * users / cohort releases where there are rounds: far more noise than that epsilon needs. The "
-                "epsilon stated here is what this noise really gives.",
-            )
+    if request.published_noise:
+        yield Caveat(
+            "note",
+            "published noise",
+            f"The noise is ml-flair's for epsilon {request.epsilon:g} (--published_noise), which counts "
+            "rounds * users / cohort releases where there are rounds: far more noise than that epsilon needs. The "
+            "epsilon stated here is what this noise really gives.",
         )
-    return found
 
 
-def _about_noise(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
-    found = []
+def _about_noise(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
     if run.drawn_by_tff:
-        found.append(
-            Caveat(
-                "critical",
-                "noise of TFF's runtime",
-                "TFF's worker process draws the noise from a generator that it seeds with 32 bits: whoever has the "
-                "models can try them all, and take the noise away. A run that was continued drew other noise for the "
-                "rounds since its checkpoint, which is counted once. For comparisons with TFF only; "
-                "--runtime=inprocess and ray draw the noise from a cipher with a key of 256 bits.",
-            )
+        yield Caveat(
+            "critical",
+            "noise of TFF's runtime",
+            "TFF's worker process draws the noise from a generator that it seeds with 32 bits: whoever has the "
+            "models can try them all, and take the noise away. A run that was continued drew other noise for the "
+            "rounds since its checkpoint, which is counted once. For comparisons with TFF only; "
+            "--runtime=inprocess and ray draw the noise from a cipher with a key of 256 bits.",
         )
     if run.noise_key is KeyState.PRESENT:
-        found.append(
-            Caveat(
-                "critical",
-                "noise key",
-                "Noise and cohorts (with --runtime=tff cohorts alone) follow from noise.key in the run's folder: "
-                "whoever reads it can take the noise away. It is deleted when the run is complete, unless "
-                "--keep_noise_key is given; publish nothing of this folder before.",
-            )
+        yield Caveat(
+            "critical",
+            "noise key",
+            "Noise and cohorts (with --runtime=tff cohorts alone) follow from noise.key in the run's folder: "
+            "whoever reads it can take the noise away. It is deleted when the run is complete, unless "
+            "--keep_noise_key is given; publish nothing of this folder before.",
         )
     if run.noise_key is KeyState.GIVEN:
-        found.append(
-            Caveat(
-                "critical",
-                "noise key file",
-                "Noise and cohorts follow from the file given as --noise_key_file, so that whoever has it can take the "
-                "noise away. Release one run of such a file only: repeated on another machine, runtime or number of "
-                "workers, its models differ by more than rounding in the end, but their noise is the same.",
-            )
+        yield Caveat(
+            "critical",
+            "noise key file",
+            "Noise and cohorts follow from the file given as --noise_key_file, so that whoever has it can take the "
+            "noise away. Release one run of such a file only: repeated on another machine, runtime or number of "
+            "workers, its models differ by more than rounding in the end, but their noise is the same.",
         )
     if run.target_unclipped_quantile is not None and run.clipped_count_stddev is not None:
         stddev, quantile = run.clipped_count_stddev, run.target_unclipped_quantile
-        if clip_collapses(plan.cohort, stddev, quantile, plan.sampling is Sampling.POISSON):
-            found.append(
-                Caveat(
-                    "note",
-                    "collapsing clip",
-                    f"With {plan.cohort:,} clients the noise on the unclipped count ({stddev:.3g} clients) and the "
-                    "changing size of the cohort alone push the fraction above the target "
-                    f"{quantile:g}, so that the clip norm shrinks towards zero: "
-                    "private, but training stops. Use larger cohorts, a larger --target_unclipped_quantile, or a "
-                    "fixed clip (0).",
-                )
+        if clip_collapses(plan.request.cohort, stddev, quantile, plan.request.sampling is Sampling.POISSON):
+            yield Caveat(
+                "note",
+                "collapsing clip",
+                f"With {plan.request.cohort:,} clients the noise on the unclipped count ({stddev:.3g} clients) and the "
+                "changing size of the cohort alone push the fraction above the target "
+                f"{quantile:g}, so that the clip norm shrinks towards zero: "
+                "private, but training stops. Use larger cohorts, a larger --target_unclipped_quantile, or a "
+                "fixed clip (0).",
             )
-    found.append(
-        Caveat(
-            "note",
-            "floating point",
-            "The proof is about real numbers; the noise is rounded to float32. Attacks on low-order bits (Mironov "
-            "2012) are out of its scope.",
-        )
+    yield Caveat(
+        "note",
+        "floating point",
+        "The proof is about real numbers; the noise is rounded to float32. Attacks on low-order bits (Mironov "
+        "2012) are out of its scope.",
     )
-    return found
 
 
-def _about_release(run: RunRecord) -> list[Caveat]:
-    found = [
-        Caveat(
-            "high",
-            "un-noised measurements",
-            "Covered are the model after each round and the clip norms. Training loss and metrics, cohort sizes, "
-            "per-client metrics and debug measurements come from the training users without noise: keep them private.",
-        ),
-        Caveat(
-            "medium",
-            "tuning",
-            "Every further run on these users, such as trying hyper-parameters, costs epsilon of its own, and choosing "
-            "the best of several costs too (https://arxiv.org/abs/2110.03620).",
-        ),
-        Caveat(
-            "medium",
-            "evaluation users",
-            "Validation and test users are not protected: their metrics are exact and choose the best model.",
-        ),
-        Caveat(
-            "medium",
-            "unit",
-            "What is hidden is one user's photos and labels altogether; a person shown in other users' photos is not "
-            "protected.",
-        ),
-        Caveat(
-            "note",
-            "trusted server",
-            "This is central differential privacy: who runs the training sees every client's update.",
-        ),
-    ]
+def _about_release(run: RunRecord) -> Iterator[Caveat]:
+    yield Caveat(
+        "high",
+        "un-noised measurements",
+        "Covered are the model after each round and the clip norms. Training loss and metrics, cohort sizes, "
+        "per-client metrics and debug measurements come from the training users without noise: keep them private.",
+    )
+    yield Caveat(
+        "medium",
+        "tuning",
+        "Every further run on these users, such as trying hyper-parameters, costs epsilon of its own, and choosing "
+        "the best of several costs too (https://arxiv.org/abs/2110.03620).",
+    )
+    yield Caveat(
+        "medium",
+        "evaluation users",
+        "Validation and test users are not protected: their metrics are exact and choose the best model.",
+    )
+    yield Caveat(
+        "medium",
+        "unit",
+        "What is hidden is one user's photos and labels altogether; a person shown in other users' photos is not "
+        "protected.",
+    )
+    yield Caveat(
+        "note",
+        "trusted server",
+        "This is central differential privacy: who runs the training sees every client's update.",
+    )
     if run.restored_model:
-        found.append(
-            Caveat(
-                "high",
-                "restored weights",
-                "Training started from other weights: if users of this training took part in making those, epsilon "
-                "does not hold for them.",
-            )
+        yield Caveat(
+            "high",
+            "restored weights",
+            "Training started from other weights: if users of this training took part in making those, epsilon "
+            "does not hold for them.",
         )
-    return found
