@@ -1,12 +1,13 @@
-"""The normal numbers that a private round adds to its aggregate, in units of one query's standard deviation.
+"""The normal numbers that a private round adds to its aggregate, of standard deviation 1.
 
-TFF's aggregators multiply them by (noise multiplier * clip norm) and add them; this file is where they come from.
+TFF's aggregators multiply them by the standard deviation of a query (noise multiplier * clip norm) and add them.
 
-Guarantee: for every round they are the Box-Muller transform of uniform numbers of `KeyStream` (53 bits of radius, 24 of
-angle; none is beyond 8.6 deviations, where a normal number is with probability 1e-17), rounded to float32. They are the
-same numbers for a given (key, round), whatever ran before.
-Edge cases: a run of the same key on another kind of processor may differ in last bits, because logarithm and cosine do.
-Float32 has gaps, which no proof about real numbers covers (Mironov 2012, https://doi.org/10.1145/2382196.2382264).
+Guarantee: they are the Box-Muller transform of uniform numbers of `KeyStream`, rounded to float32, and the same for a
+given (key, round), whatever ran before.
+Edge cases: a radius has 53 random bits and an angle 24, so that no number is beyond 8.6 deviations, where a normal
+number is with probability 1e-17. Float32 has gaps, which no proof about real numbers covers (Mironov 2012,
+https://doi.org/10.1145/2382196.2382264). On another kind of processor the same key may give other last bits, because
+logarithm and cosine do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 
@@ -24,36 +24,28 @@ _PAIRS = 1 << 15  # of one block: its arrays stay in a core's cache
 _BYTES_PER_PAIR = 12
 
 
-class GaussianNoise(Protocol):
-    """Normal numbers by round."""
-
-    def normals(self, round_number: int, count: int) -> np.ndarray:
-        """float32 [count] for the round; asking again gives the same."""
-        ...
-
-
 class FreshNoise:
-    """Independent in every round."""
+    """Noise that is independent in every round."""
 
     def __init__(self, key: NoiseKey) -> None:
         self._key = key
 
     def normals(self, round_number: int, count: int) -> np.ndarray:
-        """float32 [count], independent and of deviation 1."""
+        """float32 [count], independent; asking again gives the same."""
         return standard_normals(self._key.stream("noise", round_number), count)
 
 
 class TreeNoise:
-    """Differences of tree aggregation's noise, so that the sum over rounds has the noise of a few nodes (DP-FTRL).
+    """Tree aggregation's noise (DP-FTRL): what each round adds, so that a sum over rounds has the noise of a few nodes.
 
     The rounds are the leaves of a binary tree, every complete node has one independent normal vector of deviation 1,
-    and the sum of the first t rounds carries the nodes that make up [0, t). A node is estimated from all nodes below it
-    too, which nearly halves its variance: with r its own vector and a, b its children's values, its value is
-    r + (a + b) / 2, and it counts 1 / (2 - 2^-level) (Honaker 2015, "Efficient Use of Differentially Private Binary
-    Trees"; the recursion of tensorflow_privacy's EfficientTreeAggregator, against which it is tested).
+    and the sum of the first t rounds carries the nodes that make up [0, t). A node is estimated from all nodes below
+    it, too, which nearly halves its variance: where r is its own vector, and a and b are the values of its children,
+    its value is r + (a + b) / 2, and it counts 1 / (2 - 2^-level) (Honaker 2015, "Efficient Use of Differentially
+    Private Binary Trees"). It is tested against the same recursion in tensorflow_privacy's EfficientTreeAggregator.
 
-    No vector is ever saved: a checkpoint that held them would give the noise away. To begin at round t draws the 2 t
-    vectors before it once more.
+    No vector is ever saved, because a checkpoint with them would give the noise away: a run that continues at round t
+    draws the vectors of the 2 t nodes before it once more.
     """
 
     def __init__(self, key: NoiseKey) -> None:
@@ -95,8 +87,8 @@ def standard_normals(stream: KeyStream, count: int) -> np.ndarray:
         _fill(stream, normals, iter(starts))
     else:
         with ThreadPoolExecutor(threads) as pool:
-            shares = (iter(starts[first::threads]) for first in range(threads))
-            list(pool.map(lambda share: _fill(stream, normals, share), shares))
+            parts = (iter(starts[first::threads]) for first in range(threads))
+            list(pool.map(lambda blocks: _fill(stream, normals, blocks), parts))
     return normals
 
 

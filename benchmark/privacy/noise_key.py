@@ -1,14 +1,14 @@
-"""The secret key of a private run: the only thing that its noise and its cohorts follow from.
+"""The secret key of a private run, from which its noise and its cohorts follow.
 
-Guarantee: what is drawn for (key, purpose, round) is AES-256 in counter mode under a key of its own, BLAKE2b of all
-three. Who knows any number of draws, and everything else about a run, can compute neither the key nor another draw
-without breaking one of the two. A round's draws need no earlier ones, so that a continued run draws what an unbroken
-one would have drawn.
-
-Edge cases: the key is 32 bytes of the operating system (`os.urandom`), never of a seed. It lies in the run folder,
-readable by its owner alone, from before the first round until the run is complete; unlinking a file does not wipe the
-disk under it. A run that repeats another from a key file has noise of its own unless both are the same run in
-everything that their rounds depend on (`key_of_run`): two models with the same noise differ by clean updates.
+Guarantee: what is drawn for (key, purpose, round) is the output of AES-256 in counter mode, under a key that BLAKE2b
+makes of all three. Somebody who knows any number of draws, and everything else about a run, can compute neither the key
+nor another draw without breaking one of the two. A round's draws need no earlier ones, so that a continued run draws
+what an unbroken one would have drawn.
+Edge cases: a key that is drawn is 32 bytes of the operating system (`os.urandom`), never of a seed; one that is given
+is as secret as its file. A key lies in the run folder, readable by its owner alone, from before the first round until
+the run is complete; deleting its file does not wipe the disk under it. Two models with the same noise differ by clean
+updates, so runs from one key file have noise of their own unless they are equal in everything that their rounds depend
+on (`key_of_run`). With --runtime=tff the noise is TFF's own, and only cohorts follow from the key.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class NoiseKey:
 
     @classmethod
     def read(cls, path: str | Path) -> NoiseKey:
-        """The key in a file of 64 hexadecimal digits, or the one that a run's noise.key began with.
+        """The key in a file of 64 hexadecimal digits, or the first one in a run's noise.key.
 
         Raises:
           FlairError: there is no such file, or it holds something else.
@@ -74,11 +74,11 @@ class NoiseKey:
 
     @property
     def sha256(self) -> str:
-        """Names the key without telling anything that helps to guess it."""
+        """A name of the key that does not help to guess it."""
         return hashlib.sha256(b"noise key " + self._secret).hexdigest()
 
     def derive(self, *names: str | int) -> NoiseKey:
-        """The key of its own that belongs to `names`."""
+        """The key that belongs to `names` alone."""
         message = repr(names).encode()
         return NoiseKey(
             hashlib.blake2b(message, key=self._secret, digest_size=_BYTES, person=b"flair noise key").digest()
@@ -92,7 +92,8 @@ class NoiseKey:
 class KeyStream:
     """Random numbers of one purpose: `fill` any block of them, or draw a cohort as from `numpy.random.Generator`.
 
-    Each of the drawing methods begins anew: call `random` once, and one of the other three once.
+    Edge cases: a drawing method starts from the same block at every call, `random` from block 0 and the others from
+    block 1. For independent numbers call `random` once, and one of the others once.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -101,9 +102,9 @@ class KeyStream:
         self._algorithm = algorithms.AES(key)
 
     def fill(self, block: int, buffer: bytearray, zeros: bytes) -> None:
-        """Writes the first bytes of a block into `buffer`, 15 bytes longer than `zeros`, whose length says how many.
+        """Writes the first len(zeros) bytes of a block into `buffer`, which is 15 bytes longer.
 
-        With room of its caller's, because fresh megabytes cost the kernel six times what the cipher costs.
+        The caller brings both, because megabytes from the kernel take six times as long as the cipher.
         """
         from cryptography.hazmat.primitives.ciphers import Cipher, modes
 
@@ -122,7 +123,7 @@ class KeyStream:
         return (self.uint64(0, size) >> np.uint64(11)) * 2.0**-53
 
     def permutation(self, size: int) -> np.ndarray:
-        """int64 [size]: 0 to size - 1 in random order; two equal 64-bit numbers, which would tie, do not happen."""
+        """int64 [size]: 0 to size - 1 in random order, that of 64-bit numbers, among which ties do not happen."""
         return np.argsort(self.uint64(1, size), kind="stable")
 
     def choice(self, among: int, size: int, replace: bool = False) -> np.ndarray:
@@ -139,17 +140,17 @@ def key_of_run(folder: Path, given: str | None, settings: Sequence[str], content
     """The key of the run in `folder`: the one that lies there, or for a new run a new one, written before it is used.
 
     Its file holds three lines: the key that was drawn or given, a hash of `settings`, a hash of `content`. The run's
-    own key follows from all three, so that runs with one key in common differ in it unless all else is equal.
+    own key follows from all three, so that runs from one key file have different keys unless all else is equal.
 
     Args:
       given: --noise_key_file, from which a new run's key follows; None draws one.
       settings: what the rounds depend on beside the key, compared again when the run goes on.
-      content: the rest of what they depend on; only of a new run.
-      has_begun: a model of this run may have been seen already. If its key is gone then, what is returned raises
-        FlairError as soon as it is asked for a number.
+      content: the rest of what they depend on; used for a new run only.
+      has_begun: a model of this run may have been seen already. If its key is gone then, this returns a key that raises
+        FlairError as soon as a number is drawn from it.
 
     Raises:
-      FlairError: the key is another run's, a link, or of other settings; `given` holds none; run.json knows no key.
+      FlairError: the key is a link, or of another run or other settings; `given` is not a key; run.json names no key.
     """
     path = folder / KEY_FILE
     if path.is_symlink():
@@ -188,7 +189,7 @@ def forget_key(folder: Path) -> None:
 
 
 class _LostKey(NoiseKey):
-    """Stands for a key that is gone: a run whose rounds are all done can still be evaluated."""
+    """In place of a key that is gone: a run whose rounds are all done can still be evaluated."""
 
     def __init__(self, path: Path, sha256: str) -> None:
         super().__init__(bytes(_BYTES))
@@ -212,7 +213,7 @@ def _parse(path: str | Path, text: bytes) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    """For the owner alone, whole or not at all, and onto the disk itself with its name: no run outlives its key."""
+    """Writes a file for its owner alone, whole or not at all, and waits until the disk has it and its name."""
     with atomic.replacing(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:

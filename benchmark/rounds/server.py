@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.metrics import histogram
-from benchmark.privacy.noise import FreshNoise, GaussianNoise, TreeNoise
+from benchmark.privacy.noise import FreshNoise, TreeNoise
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.aggregation import Aggregation
@@ -140,7 +140,7 @@ class ServedRuntime:
         self.server.restore(state)
 
 
-def _noise_of(config: NoiseConfig, key: NoiseKey) -> GaussianNoise:
+def _noise_of(config: NoiseConfig, key: NoiseKey) -> FreshNoise | TreeNoise:
     if config.mechanism is Mechanism.TREE:
         return TreeNoise(key)
     return FreshNoise(key)
