@@ -205,7 +205,7 @@ def _train(
             noise_key.forget_key(run.path)
         _write_privacy(setup, state, run)
         summary["epsilon"] = plan.own_epsilon_at(state.round)
-        if plan.simulated_cohort is not None:
+        if plan.request.simulated_cohort is not None:
             summary["simulated_epsilon"] = plan.epsilon_at(state.round)
     return summary
 

@@ -15,7 +15,7 @@ from benchmark.federated import settings
 from benchmark.federated.flags import INPROCESS, TFF
 from benchmark.privacy import accounting
 from benchmark.privacy.accounting import rounded_up
-from benchmark.privacy.adaptive import adaptive_noise
+from benchmark.privacy.adaptive import sum_noise_multiplier
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig
 from benchmark.rounds.runtime import Runtime
@@ -82,33 +82,31 @@ def privacy_lines(flags: Flags, plan: PrivacyPlan) -> list[str]:
     """Epsilon, delta and every noise of the plan."""
     config = settings.federated_config(flags, plan).noise
     assert config is not None
-    own = plan.run_noise_multiplier
+    own, request = plan.run_noise_multiplier, plan.request
+    pld, rdp = (rounded_up(plan.epsilon_at(request.total_rounds, name)) for name in accounting.ACCOUNTANTS)
     lines = entry(
         "privacy",
-        f"epsilon {rounded_up(plan.epsilon_pld)} by PLD, {rounded_up(plan.epsilon_rdp)} by RDP, at delta "
-        f"{rounded_up(plan.delta)} after "
-        f"{plan.total_rounds:,} rounds",
-        f"{plan.num_users:,} users, {plan.sampling.value} cohorts of {plan.accounted_cohort:,}"
-        + (", simulated" if plan.simulated_cohort else ""),
+        f"epsilon {pld} by PLD, {rdp} by RDP, at delta {rounded_up(plan.delta)} after {request.total_rounds:,} rounds",
+        f"{plan.num_users:,} users, {request.sampling.value} cohorts of {request.accounted_cohort:,}"
+        + (", simulated" if request.simulated_cohort else ""),
     )
     rows = [
-        f"{plan.noise_multiplier:.4g} in total, in clipping norms, on the sum over {plan.accounted_cohort:,} clients"
+        f"{plan.noise_multiplier:.4g} in total, in clipping norms, on the sum over {request.accounted_cohort:,} clients"
     ]
     rows += _sigma_by_both(plan)
-    if plan.simulated_cohort is not None:
+    if request.simulated_cohort is not None:
         rows.append(
-            f"{own:.4g} on the run's own {plan.cohort:,} clients, whose own epsilon is "
-            f"{rounded_up(plan.own_epsilon_at(plan.total_rounds))}"
+            f"{own:.4g} on the run's own {request.cohort:,} clients, whose own epsilon is "
+            f"{rounded_up(plan.own_epsilon_at(request.total_rounds))}"
         )
     if config.clipped_count_stddev is None:
         rows.append(f"per query: {own:.4g} on the updates; the clipping norm is fixed")
     else:
-        split = adaptive_noise(own, config.clipped_count_stddev)
         rows.append(
-            f"per query: {split.sum_noise_multiplier:.4g} on the updates, standard deviation "
-            f"{split.clipped_count_stddev:.4g} clients on the count that adapts the clipping norm"
+            f"per query: {sum_noise_multiplier(own, config.clipped_count_stddev):.4g} on the updates, standard "
+            f"deviation {config.clipped_count_stddev:.4g} clients on the count that adapts the clipping norm"
         )
-    rows.append(f"{plan.noise_multiplier / plan.accounted_cohort:.4g} on the mean update")
+    rows.append(f"{plan.noise_multiplier / request.accounted_cohort:.4g} on the mean update")
     return [*lines, *entry("sigma", *rows)]
 
 
@@ -116,7 +114,7 @@ def _sigma_by_both(plan: PrivacyPlan) -> list[str]:
     """What each accountant asks for, where an epsilon was asked for and cohorts are drawn at random."""
     if plan.request.epsilon is None or plan.separation is not None or plan.request.published_noise:
         return []
-    target, q, rounds = plan.request.epsilon, plan.sampling_probability, plan.total_rounds
+    target, q, rounds = plan.request.epsilon, plan.sampling_probability, plan.request.total_rounds
     asked = (
         f"{accounting.noise_multiplier_for(name, target, q, rounds, plan.delta):.4g} by {name.upper()}"
         for name in accounting.ACCOUNTANTS

@@ -161,7 +161,7 @@ def _check_round(
             f"{MAX_UPDATE_NORM:g}: {shown}"
         )
     # TFF keeps no such record of tree aggregation; where it must, a missing one is a failed check.
-    if privacy_plan is not None and (result.noise_multipliers or privacy_plan.mechanism is Mechanism.GAUSSIAN):
+    if privacy_plan is not None and (result.noise_multipliers or privacy_plan.request.mechanism is Mechanism.GAUSSIAN):
         check_noise(list(result.noise_multipliers), privacy_plan.run_noise_multiplier)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmark.federated.flags import EQUAL
-from benchmark.privacy.adaptive import adaptive_noise, clipped_count_stddev
+from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
 from benchmark.privacy.plan import PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
@@ -100,7 +100,7 @@ def _noise_config(flags: Flags, privacy_plan: PrivacyPlan) -> NoiseConfig:
     if adaptive and stddev is None:
         stddev = clipped_count_stddev(flags.clients_per_round, sigma, flags.published_noise)
     if adaptive:
-        adaptive_noise(sigma, stddev)  # refuses a deviation too small to share the noise
+        sum_noise_multiplier(sigma, stddev)  # refuses a deviation too small to share the noise
     return NoiseConfig(
         mechanism=mechanism(flags),
         noise_multiplier=sigma,

@@ -1,10 +1,15 @@
-"""Epsilon from noise, noise from epsilon, rounds from both: the Poisson-sampled Gaussian mechanism, composed.
+"""Epsilon from noise, noise from epsilon, and rounds from both: the arithmetic of differential privacy.
 
-One round of training is one release: every user takes part with probability q, each contribution is clipped to norm C,
-and Gaussian noise of standard deviation sigma * C is added to the sum. The loss of privacy over the rounds is bounded
-by Renyi DP (RDP: Mironov et al., https://arxiv.org/abs/1908.10530) and, tighter, by the discretised privacy loss
-distribution (PLD: Doroshenko et al., https://arxiv.org/abs/2207.04380). Both are upper bounds. The arithmetic is
-dp_accounting's, imported at the first call because it takes a second; q = 1 is the plain Gaussian mechanism.
+One round of training is one release: every user takes part with probability q (Poisson sampling), each contribution is
+clipped to norm C, and Gaussian noise of standard deviation sigma * C is added to the sum. Two accountants bound what
+the rounds cost together: Renyi DP (RDP: Mironov et al., https://arxiv.org/abs/1908.10530) and the discretised privacy
+loss distribution (PLD: Doroshenko et al., https://arxiv.org/abs/2207.04380), which is nearly always the tighter one.
+The arithmetic is dp_accounting's, imported at the first call because that takes a second.
+
+Guarantee: every epsilon is an upper bound for adding or removing one user (`replace_one_epsilon`: for replacing one),
+and the noise of `noise_multiplier_for` costs at most its target by the accountant named.
+Edge cases: no rounds cost 0. q = 1 is the plain Gaussian mechanism. With a noise multiplier below 0.005 PLD's numbers
+overflow, and RDP's epsilon is returned. Where delta is too small for PLD to resolve, its epsilon is infinite.
 """
 
 from __future__ import annotations
@@ -22,14 +27,12 @@ if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 ACCOUNTANTS = ("pld", "rdp")
-MAX_NOISE_MULTIPLIER = 1e4
-MIN_NOISE_MULTIPLIER = 0.05
-COARSEST_INTERVAL = 1e-3
-FINEST_INTERVAL = 1e-9
+MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 0.05, 1e4  # of the search for noise
+MIN_PLD_NOISE_MULTIPLIER = 5e-3
+FINEST_INTERVAL, COARSEST_INTERVAL = 1e-9, 1e-3  # widths of a bucket of privacy loss
 MAX_LOSS_BUCKETS = 200_000
 MAX_ROUNDS = 10**9
 MAX_ROUNDS_OF_A_STAGE = 10**6
-MIN_PLD_NOISE_MULTIPLIER = 5e-3
 RDP_ROUNDING = 3e-14
 RELATIVE_TOLERANCE = 1e-4
 PUBLISHED_TOLERANCE = 1e-7
@@ -37,7 +40,7 @@ PUBLISHED_ORDERS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 4.5, *map(fl
 
 
 def rdp_epsilon(noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:
-    """Epsilon after `rounds` rounds by Renyi DP, adjacency add or remove one user; milliseconds once sigma is known.
+    """Epsilon after `rounds` rounds by Renyi DP; milliseconds once sigma is known.
 
     >>> round(rdp_epsilon(1.025, 200 / 41131, 5000, 8.40e-6), 2)
     2.0
@@ -45,13 +48,13 @@ def rdp_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
     if rounds == 0:
         return 0.0
     orders, rdp = _one_round_rdp(noise_multiplier, sampling_probability)
-    # Where a round costs less than double precision resolves, dp_accounting says 0, which no noise earns.
+    # Where a round costs less than double precision resolves, dp_accounting says 0, which is true of no noise.
     return _epsilon_of_rdp(orders, rounds * (rdp + RDP_ROUNDING / (orders - 1)), delta)
 
 
 @functools.lru_cache(maxsize=4096)
 def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:
-    """Epsilon after `rounds` rounds by the privacy loss distribution, adjacency add or remove one user; about 50 ms.
+    """Epsilon after `rounds` rounds by the privacy loss distribution; about 50 ms.
 
     >>> round(pld_epsilon(0.975, 200 / 41131, 5000, 8.40e-6), 2)
     1.99
@@ -61,7 +64,7 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
     if sampling_probability == 1.0:
         noise_multiplier, rounds = noise_multiplier / math.sqrt(rounds), 1
     if noise_multiplier < MIN_PLD_NOISE_MULTIPLIER:
-        # The losses overflow; RDP bounds the same epsilon, which is past all meaning either way.
+        # The losses overflow. RDP bounds the same epsilon, which is too large to mean anything either way.
         return rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
     interval = _loss_interval(noise_multiplier, sampling_probability, rounds, delta)
     try:
@@ -73,18 +76,20 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
 
 def epsilon(accountant: str, noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:
     """Epsilon after `rounds` rounds by the named accountant ("pld" or "rdp")."""
-    if accountant == "pld":
-        return pld_epsilon(noise_multiplier, sampling_probability, rounds, delta)
-    return rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
+    by = pld_epsilon if accountant == "pld" else rdp_epsilon
+    return by(noise_multiplier, sampling_probability, rounds, delta)
 
 
 @functools.lru_cache(maxsize=64)
 def noise_multiplier_for(
     accountant: str, target: float, sampling_probability: float, rounds: int, delta: float
 ) -> float:
-    """The least noise multiplier (to 1e-4 of itself) with which `rounds` rounds cost at most epsilon `target`.
+    """The least noise multiplier (to 1e-4 of itself, never below it) with which `rounds` rounds cost at most `target`.
 
-    Raises FlairError when no noise multiplier up to 10,000 reaches the target.
+    It is sought from about 0.05 to 10,000.
+
+    Raises:
+      FlairError: none of these reaches the target.
 
     >>> round(noise_multiplier_for("rdp", 2.0, 200 / 41131, 5000, 8.40e-6), 3)
     1.024
@@ -95,7 +100,7 @@ def noise_multiplier_for(
 
     start, step = 1.0, 2.0
     if accountant == "pld":
-        # From a low guess the PLD search asks for tens of gigabytes: RDP, nearly always the larger, comes first.
+        # PLD with too little noise needs tens of gigabytes, so the search starts at RDP's answer, nearly always larger.
         step = 1.25
         try:
             start = noise_multiplier_for("rdp", target, sampling_probability, rounds, delta)
@@ -118,9 +123,11 @@ def noise_multiplier_for(
 
 
 def rounds_affordable(cost: Callable[[int], float], target: float, guess: int = 1) -> int:
-    """The most rounds whose `cost` (epsilon, not falling with the rounds) is at most `target`; 0 when none is.
+    """The most rounds whose `cost` is at most `target`: 0 to a billion.
 
-    `guess` (at least 1) saves evaluations when it is near. Stops looking at a billion rounds.
+    Args:
+      cost: epsilon of so many rounds; more rounds never cost less.
+      guess: a number of rounds, at least 1; one near the answer saves evaluations.
 
     >>> rounds_affordable(lambda rounds: rdp_epsilon(1.025, 200 / 41131, rounds, 8.40e-6), target=2.0)
     5024
@@ -136,7 +143,7 @@ def rounds_affordable(cost: Callable[[int], float], target: float, guess: int = 
 
 
 def rounded_up(value: float, digits: int = 4) -> str:
-    """An epsilon or a delta in so many significant digits, never less than it is: what is claimed must hold.
+    """An epsilon or a delta in so many significant digits, rounded up, so that the claim holds as it is printed.
 
     >>> rounded_up(2.0003), rounded_up(0.01), rounded_up(8.40e-06 + 1e-12), rounded_up(math.inf)
     ('2.001', '0.01', '8.401e-06', 'inf')
@@ -145,6 +152,18 @@ def rounded_up(value: float, digits: int = 4) -> str:
         return str(value)
     up = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING).create_decimal(repr(float(value)))
     return f"{float(up):.{digits}g}"
+
+
+def as_text(value: float | int | None) -> str:
+    """A number that claims nothing, in words: four significant digits; a whole one in full, "-" for none."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def finite(value: float | None) -> float | None:
+    """The value for JSON, which has no infinity: None in its place."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def small_delta(num_users: int, most: float) -> str:
@@ -157,11 +176,14 @@ def small_delta(num_users: int, most: float) -> str:
 
 
 def published_noise_multiplier(target: float, num_users: int, cohort: int, total_rounds: int, delta: float) -> float:
-    """The noise multiplier of the published ml-flair code: wrong, far more noise than `target` needs.
+    """The noise multiplier of the published ml-flair code, which is far more noise than `target` needs.
 
-    Its federated_main passes `epochs=total_rounds` to tensorflow_privacy's compute_noise, which accounts
-    ceil(total_rounds * num_users / cohort) compositions where total_rounds happen. Kept for comparison with published
-    results only. RDP at that function's own orders.
+    Its federated_main passes `epochs=total_rounds` to tensorflow_privacy's compute_noise, which then accounts for
+    ceil(total_rounds * num_users / cohort) compositions where only total_rounds happen; by RDP at orders of its own.
+    Kept for comparison with published results only.
+
+    Raises:
+      FlairError: no noise multiplier up to 10,000 reaches the target.
 
     >>> round(published_noise_multiplier(2.0, 41131, 200, 5000, 41131**-1.1), 2)
     10.72
@@ -182,11 +204,11 @@ def published_noise_multiplier(target: float, num_users: int, cohort: int, total
 
 
 def replace_one_epsilon(noise_multiplier: float, num_users: int, cohort: int, rounds: int, delta: float) -> float:
-    """Epsilon of cohorts of exactly `cohort` users drawn without replacement, adjacency "replace one user", by RDP.
+    """Epsilon of cohorts of exactly `cohort` users drawn without replacement, by RDP, for replacing one user.
 
-    This is what can be proved about fixed-size cohorts (Wang, Balle and Kasiviswanathan, theorem 27 of
-    https://arxiv.org/abs/1808.00087). Replacing a user moves the clipped sum by up to twice the clip, so the noise
-    multiplier counts half. An upper bound, and not a tight one.
+    Guarantee: this is what is proved about cohorts of a fixed size (Wang, Balle and Kasiviswanathan, theorem 27 of
+    https://arxiv.org/abs/1808.00087). It is an upper bound, and not a tight one.
+    Edge cases: replacing a user moves the clipped sum by up to twice the clip norm; the noise multiplier counts half.
 
     >>> round(replace_one_epsilon(1.025, 41131, 200, 5000, 8.40e-6), 1)
     20.9
@@ -197,10 +219,37 @@ def replace_one_epsilon(noise_multiplier: float, num_users: int, cohort: int, ro
     return _epsilon_of_rdp(orders, rounds * rdp, delta)
 
 
+def tree_squared_sensitivity(rounds: int, separation: int) -> int:
+    """Squared sensitivity of tree aggregation (DP-FTRL), in clip norms squared.
+
+    The rounds are the leaves of a binary tree; every complete node releases the sum below it with noise sigma * clip. A
+    user changes a node by at most (times they took part below it) * clip, so that all nodes together are one Gaussian
+    mechanism whose squared sensitivity is the sum of those squares (Kairouz et al., appendix D,
+    https://arxiv.org/abs/2103.00039).
+
+    Guarantee: an upper bound, and exact for a user who takes part once. It is about replacing one user's contributions
+    by zeros, with the schedule unchanged, where a user takes part at most once in any `separation` rounds in a row.
+    Edge cases: no rounds have sensitivity 0. A cohort that is drawn at random separates nothing, and has no such bound.
+
+    >>> tree_squared_sensitivity(rounds=8, separation=8), tree_squared_sensitivity(rounds=8, separation=1)
+    (4, 120)
+    """
+    total = 0
+    participations = math.ceil(rounds / separation)
+    for level in range(rounds.bit_length()):
+        # A node of `width` rounds holds at most `at_most` participations, and a level no more than the tree.
+        width = 1 << level
+        at_most = math.ceil(width / separation)
+        in_level = min(participations, at_most * (rounds // width))
+        full, rest = divmod(in_level, at_most)
+        total += full * at_most**2 + rest**2
+    return total
+
+
 def _least_noise(
     cost: Callable[[float], float], target: float, start: float, step: float, tolerance: float = RELATIVE_TOLERANCE
 ) -> float | None:
-    """The least noise multiplier whose `cost` is at most `target`, never below and at most `tolerance` above it."""
+    """The least noise multiplier (to `tolerance`, never below) whose `cost` is at most `target`; None: out of range."""
     from scipy import optimize
 
     def excess(log_noise: float) -> float:
@@ -246,7 +295,7 @@ def _one_round_replace_one_rdp(noise_multiplier: float, num_users: int, cohort: 
     import dp_accounting
 
     replace_one = dp_accounting.NeighboringRelation.REPLACE_ONE
-    # Order 1.5 is interpolated; beyond 64 the differences of theorem 27 cost seconds and never win.
+    # Order 1.5 is interpolated. Orders beyond 64 take seconds by theorem 27, and never give the least epsilon.
     accountant = dp_accounting.rdp.RdpAccountant([1.25, 1.5, *range(2, 33), 48, 64], replace_one)
     gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
     accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(num_users, cohort, gaussian))
@@ -263,14 +312,11 @@ def _one_round_pld(noise_multiplier: float, sampling_probability: float, interva
 
 
 def _composed(one_round: PrivacyLossDistribution, rounds: int) -> PrivacyLossDistribution:
-    """The loss of `rounds` rounds, beyond a million composed in two stages.
-
-    dp_accounting bounds the loss of a composition too loosely when its rounds are many times its buckets: at ten
-    million, distributions ten times as long as needed; and it raises the number of buckets to the number of rounds,
-    in whole numbers, which takes longer than all the rest. Every stage is an upper bound, so their result is one.
-    """
     if rounds <= MAX_ROUNDS_OF_A_STAGE:
         return one_round.self_compose(rounds)
+    # In two stages, because dp_accounting handles many more rounds than buckets badly: with ten million rounds its
+    # distributions are ten times as long as needed, and it raises the number of buckets to the number of rounds, in
+    # whole numbers, which takes longer than all the rest. Every stage is an upper bound, and so is their composition.
     stage = math.isqrt(rounds)
     stages, rest = divmod(rounds, stage)
     whole = one_round.self_compose(stage).self_compose(stages)
@@ -278,10 +324,8 @@ def _composed(one_round: PrivacyLossDistribution, rounds: int) -> PrivacyLossDis
 
 
 def _loss_interval(noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:
-    """Width of a bucket of privacy loss: 1e-3, finer where one round loses less, coarser where epsilon is huge.
-
-    Rounding is pessimistic, so that every width gives a valid bound: a wide one wastes epsilon, a narrow one memory.
-    """
+    """Width of a bucket of privacy loss: 1e-3, finer where one round loses less, coarser where epsilon is huge."""
+    # Losses are rounded up, so that every width gives a valid bound: a wide one wastes epsilon, a narrow one memory.
     spread = sampling_probability * math.sqrt(math.expm1(min(noise_multiplier**-2, 50.0)))
     halvings = min(0, math.floor(math.log2(spread / (5 * COARSEST_INTERVAL))))
     fine = max(COARSEST_INTERVAL * 2.0**halvings, FINEST_INTERVAL)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import replace
 from typing import Any
 
 from benchmark.privacy import accounting
-from benchmark.privacy.accounting import rounded_up
-from benchmark.privacy.adaptive import adaptive_noise, clipped_count_stddev
+from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
+from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA
 from benchmark.privacy.plan import PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
@@ -40,22 +39,21 @@ def answer(num_users: int, request: PrivacyRequest) -> dict[str, Any]:
     """The answer by both accountants, as JSON values; an epsilon that is not finite is None."""
     check(num_users, request)
     plans = _plans(num_users, request)
-    plan = next(iter(plans.values()))
     return {
         "asks_for": asks_for(request),
-        "num_users": plan.num_users,
-        "clients_per_round": plan.cohort,
-        "simulated_clients_per_round": plan.simulated_cohort,
-        "client_sampling": plan.sampling.value,
-        "mechanism": plan.mechanism.value,
-        "sampling_probability": plan.sampling_probability,
-        "total_rounds": plan.total_rounds,
-        "delta": plan.delta,
+        "num_users": num_users,
+        "clients_per_round": request.cohort,
+        "simulated_clients_per_round": request.simulated_cohort,
+        "client_sampling": request.sampling.value,
+        "mechanism": request.mechanism.value,
+        "sampling_probability": plans["pld"].sampling_probability,
+        "total_rounds": request.total_rounds,
+        "delta": plans["pld"].delta,
         "epsilon_asked": request.epsilon,
         "published_noise": request.published_noise,
         "by": {
             name: _by_accountant(request, plans[name], name) if name in plans else dict.fromkeys(_KEYS)
-            for name in accounting.ACCOUNTANTS
+            for name in ACCOUNTANTS
         },
     }
 
@@ -77,23 +75,22 @@ def answer_text(found: dict[str, Any]) -> str:
         pld, rdp = found["by"]["pld"][key], found["by"]["rdp"][key]
         if pld is not None or rdp is not None:
             lines.append(f"{label:<38}{_text(key, pld):>12} {_text(key, rdp):>11}")
-    lines += ["", *_remarks(found)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_remarks(found)])
 
 
 def table_header(found: dict[str, Any]) -> str:
     """The first line of a table of answers like `found`."""
-    name = {"noise": "noise multiplier", "epsilon": "epsilon", "rounds": "rounds"}[found["asks_for"]]
+    name = _ANSWERED_BY[found["asks_for"]].replace("_", " ")
     return f"{'clients':>9}{'q':>12}{name + ', PLD':>24}{name + ', RDP':>24}{'noise on mean, PLD':>20}"
 
 
 def table_row(found: dict[str, Any]) -> str:
     """One line of a table."""
-    key = {"noise": "noise_multiplier", "epsilon": "epsilon", "rounds": "rounds"}[found["asks_for"]]
+    key = _ANSWERED_BY[found["asks_for"]]
     pld, rdp = found["by"]["pld"], found["by"]["rdp"]
     return (
         f"{found['clients_per_round']:>9,}{found['sampling_probability']:>12.4g}"
-        f"{_text(key, pld[key]):>24}{_text(key, rdp[key]):>24}{_number(pld['noise_on_mean']):>20}"
+        f"{_text(key, pld[key]):>24}{_text(key, rdp[key]):>24}{as_text(pld['noise_on_mean']):>20}"
     )
 
 
@@ -109,7 +106,8 @@ _ROWS = (
     ("rounds affordable", "rounds"),
 )
 _KEYS = tuple(key for _, key in _ROWS)
-# A claim, or the noise that a claim needs.
+_ANSWERED_BY = {"noise": "noise_multiplier", "epsilon": "epsilon", "rounds": "rounds"}
+# What is claimed, or the noise that a claim needs.
 _ROUNDED_UP = ("epsilon", "own_epsilon", "replace_one_epsilon", "noise_multiplier", "run_noise_multiplier")
 
 
@@ -117,36 +115,34 @@ def _plans(num_users: int, request: PrivacyRequest) -> dict[str, PrivacyPlan]:
     if asks_for(request) == "rounds":
         request = replace(request, epsilon=None)
     if asks_for(request) != "noise" or request.published_noise:
-        return dict.fromkeys(accounting.ACCOUNTANTS, make_plan(num_users, request))
+        return dict.fromkeys(ACCOUNTANTS, make_plan(num_users, request))
     plans = {"pld": make_plan(num_users, replace(request, accountant="pld"))}
-    # RDP has a floor near epsilon 0.004 that PLD has not: its column then stays empty.
+    # Below an epsilon of some 0.004 only PLD has an answer; RDP's column then stays empty.
     with contextlib.suppress(FlairError):
         plans["rdp"] = make_plan(num_users, replace(request, accountant="rdp"))
     return plans
 
 
 def _by_accountant(request: PrivacyRequest, plan: PrivacyPlan, name: str) -> dict[str, Any]:
-    noise = plan.run_noise_multiplier
-    gaussian = plan.mechanism is Mechanism.GAUSSIAN
-    count_stddev = clipped_count_stddev(plan.cohort, noise, request.published_noise) if gaussian else None
+    noise, rounds = plan.run_noise_multiplier, request.total_rounds
+    gaussian = request.mechanism is Mechanism.GAUSSIAN
+    count_stddev = clipped_count_stddev(request.cohort, noise, request.published_noise) if gaussian else None
     return {
         "noise_multiplier": plan.noise_multiplier,
         "run_noise_multiplier": noise,
-        "sum_noise_multiplier": adaptive_noise(noise, count_stddev).sum_noise_multiplier if count_stddev else None,
+        "sum_noise_multiplier": sum_noise_multiplier(noise, count_stddev) if count_stddev else None,
         "clipped_count_stddev": count_stddev,
-        "noise_on_mean": plan.noise_multiplier / plan.accounted_cohort if gaussian else None,
-        "epsilon": _finite(plan.epsilon_pld if name == "pld" else plan.epsilon_rdp),
-        "own_epsilon": _finite(plan.own_epsilon_at(plan.total_rounds, name)) if plan.simulated_cohort else None,
-        "replace_one_epsilon": _finite(plan.replace_one_epsilon_at(plan.total_rounds)) if name == "rdp" else None,
+        "noise_on_mean": plan.noise_multiplier / request.accounted_cohort if gaussian else None,
+        "epsilon": finite(plan.epsilon_at(rounds, name)),
+        "own_epsilon": finite(plan.own_epsilon_at(rounds, name)) if request.simulated_cohort else None,
+        "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)) if name == "rdp" else None,
         "rounds": _rounds(plan, request.epsilon, name) if asks_for(request) == "rounds" else None,
     }
 
 
 def _rounds(plan: PrivacyPlan, target: float | None, name: str) -> int:
     assert target is not None
-    guess = 1
-    if name == "pld":
-        guess = max(1, _rounds(plan, target, "rdp"))
+    guess = max(1, _rounds(plan, target, "rdp")) if name == "pld" else 1
     return accounting.rounds_affordable(lambda rounds: plan.epsilon_at(rounds, name), target, guess)
 
 
@@ -176,11 +172,12 @@ def _remarks(found: dict[str, Any]) -> list[str]:
     users_times_delta = found["num_users"] * found["delta"]
     if users_times_delta > SMALL_USERS_TIMES_DELTA:
         remarks.append(f"Users * delta is {rounded_up(users_times_delta)}, which is not small: see docs/privacy.md.")
-    if found["asks_for"] == "rounds" and not found["by"]["pld"]["rounds"]:
+    is_too_little = found["asks_for"] == "rounds" and not found["by"]["pld"]["rounds"]
+    if is_too_little:
         remarks.append("Not even one round is affordable.")
     if found["by"]["rdp"]["noise_multiplier"] is None:
         remarks.append("RDP cannot state an epsilon that low; PLD can.")
-    if found["asks_for"] == "rounds" and not found["by"]["pld"]["rounds"]:
+    if is_too_little:
         return [*remarks, "next: the same question with a larger --epsilon, --noise_multiplier or both"]
     return [*remarks, f"next: {_next_command(found)}"]
 
@@ -208,14 +205,4 @@ def _next_command(found: dict[str, Any]) -> str:
 
 
 def _text(key: str, value: float | int | None) -> str:
-    return rounded_up(value) if value is not None and key in _ROUNDED_UP else _number(value)
-
-
-def _number(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return rounded_up(value) if value is not None and key in _ROUNDED_UP else as_text(value)

@@ -1,4 +1,4 @@
-"""What is asked of privacy: a target, a cohort, how cohorts are drawn, where the noise goes."""
+"""What is asked of privacy: a target, cohorts, how they are drawn, where the noise goes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import enum
 import math
 
 from benchmark.privacy import accounting
-from benchmark.privacy.tree import Restarts, tree_squared_sensitivity
 from flair.errors import FlairError
 
 _LEAST_NOISE, _MOST_NOISE = 1e-6, 1e6
@@ -15,7 +14,7 @@ _MOST_USERS = 10**9
 
 
 class _Word(str, enum.Enum):
-    """A word of the command line that is one of a few; it reads and is stored as the word itself."""
+    """One of a few words of the command line; `str` and `repr` are those of the word itself."""
 
     def __repr__(self) -> str:
         return repr(self.value)
@@ -26,28 +25,22 @@ class _Word(str, enum.Enum):
 class Sampling(_Word):
     """How the cohort of a round is chosen."""
 
-    POISSON = "poisson"
-    """Every user takes part with probability q, on their own."""
-    UNIFORM = "uniform"
-    """Exactly cohort users, drawn afresh each round without replacement."""
-    CYCLIC = "cyclic"
-    """Users shuffled once and cut into cohorts, visited in the same order in every pass: no amplification."""
-    FIXED = "fixed"
-    """The same cohort in every round (--reuse_clients): no amplification."""
+    POISSON = "poisson"  # every user takes part with probability q, independently of all others
+    UNIFORM = "uniform"  # a fixed number of users, drawn anew in each round without replacement
+    CYCLIC = "cyclic"  # users are shuffled once and cut into cohorts, which every pass visits in the same order
+    FIXED = "fixed"  # the same cohort in every round (--reuse_clients)
 
     @property
     def is_random(self) -> bool:
-        """Whether who takes part is drawn afresh in every round, which amplifies privacy."""
+        """Whether a cohort is drawn anew in every round, which amplifies privacy."""
         return self in (Sampling.POISSON, Sampling.UNIFORM)
 
 
 class Mechanism(_Word):
     """Where the noise goes."""
 
-    GAUSSIAN = "gaussian"
-    """Fresh noise in every round."""
-    TREE = "tree"
-    """Noise on the nodes of a binary tree over the rounds (DP-FTRL)."""
+    GAUSSIAN = "gaussian"  # fresh noise in every round
+    TREE = "tree"  # noise on the nodes of a binary tree over the rounds (DP-FTRL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +49,12 @@ class PrivacyRequest:
 
     Attributes:
       cohort: clients per round that the run trains: expected (Poisson) or exact.
-      total_rounds: rounds of training.
-      epsilon: target; `noise_multiplier`: given noise, relative to the clip norm. A run gives one of them.
+      epsilon: the target; a run gives this or `noise_multiplier`.
+      noise_multiplier: standard deviation of the noise, in clip norms.
       delta: None is users^-1.1.
-      simulated_cohort: scales the noise as if so many clients took part.
+      simulated_cohort: a larger cohort, whose noise on the mean the run is given.
       accountant: `pld` or `rdp`; turns `epsilon` into noise.
-      restarts: when tree aggregation begins a new tree; None is one tree for ever.
-      published_noise: takes ml-flair's noise multiplier for `epsilon` instead of the right one.
+      published_noise: take ml-flair's noise multiplier for `epsilon` instead of the right one.
     """
 
     cohort: int
@@ -74,7 +66,6 @@ class PrivacyRequest:
     sampling: Sampling = Sampling.POISSON
     accountant: str = "pld"
     mechanism: Mechanism = Mechanism.GAUSSIAN
-    restarts: Restarts | None = None
     published_noise: bool = False
 
     @property
@@ -93,10 +84,13 @@ class PrivacyRequest:
         return math.ceil(num_users / self.cohort) if self.sampling is Sampling.CYCLIC else None
 
     def released(self, noise_multiplier: float, num_users: int, rounds: int) -> tuple[float, float, int]:
-        """What `rounds` rounds release: (noise multiplier, sampling probability, compositions) of a sampled Gaussian.
+        """The sampled Gaussian mechanism that `rounds` rounds amount to.
 
         Args:
           noise_multiplier: on the sum over the accounted cohort, in clip norms.
+
+        Returns:
+          Noise multiplier, sampling probability, and number of compositions.
         """
         separation = self.separation(num_users)
         if separation is None:
@@ -104,7 +98,7 @@ class PrivacyRequest:
         if rounds == 0:
             return noise_multiplier, 1.0, 0
         if self.mechanism is Mechanism.TREE:
-            squared_sensitivity = tree_squared_sensitivity(rounds, separation, self.restarts)
+            squared_sensitivity = accounting.tree_squared_sensitivity(rounds, separation)
         else:
             squared_sensitivity = math.ceil(rounds / separation)
         return noise_multiplier / math.sqrt(squared_sensitivity), 1.0, 1
@@ -112,7 +106,7 @@ class PrivacyRequest:
     def check(self, num_users: int | None = None) -> None:
         """Raises FlairError, one line naming the flag, on values that mean nothing; instant.
 
-        `num_users` None (data not yet read) leaves out what depends on it: `make_plan` checks again.
+        `num_users` None, where the data are not read yet, leaves out what depends on it; `make_plan` checks again.
         """
         self._check_target()
         if self.delta is not None and not 0 < self.delta < 1:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from benchmark.privacy.accounting import rounded_up
-from benchmark.privacy.adaptive import adaptive_noise
+from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
+from benchmark.privacy.adaptive import sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism, Sampling
@@ -21,10 +20,6 @@ FORMAT_VERSION = 2
 TEXT_WIDTH = 100
 ARTIFICIAL = "artificial user"
 CLIP_NORMS_IN_TEXT = 12
-_ADJACENCY = {
-    True: "one user's contributions replaced by zeros",
-    False: "one user added or removed",
-}
 _SAMPLING = {
     Sampling.POISSON: "every user in each round with probability q, independently (Poisson)",
     Sampling.UNIFORM: "exactly the cohort's number of users in each round, without replacement",
@@ -44,65 +39,83 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
 
     Its keys are documented in docs/privacy.md.
     """
-    rounds = run.rounds_completed
+    request, rounds = plan.request, run.rounds_completed
+    noise, stddev = plan.run_noise_multiplier, run.clipped_count_stddev
+    fresh = request.mechanism is Mechanism.GAUSSIAN
+    norms = [float(norm) for norm in run.clip_norms]
     return {
         "format": FORMAT_VERSION,
         "unit": ARTIFICIAL if run.artificial_users else "user",
-        "adjacency": _ADJACENCY[plan.separation is not None],
+        "adjacency": (
+            "one user added or removed" if plan.separation is None else "one user's contributions replaced by zeros"
+        ),
         "users": plan.num_users,
         "sampling": {
-            "used": _SAMPLING[plan.sampling],
-            "assumed": _ASSUMED[plan.sampling],
+            "used": _SAMPLING[request.sampling],
+            "assumed": _ASSUMED[request.sampling],
             "probability": plan.sampling_probability,
         },
-        "clients_per_round": plan.cohort,
-        "simulated_clients_per_round": plan.simulated_cohort,
-        "rounds": {"completed": rounds, "planned": plan.total_rounds},
-        "noise": _noise(plan, run),
-        "clipping": _clipping(run),
+        "clients_per_round": request.cohort,
+        "simulated_clients_per_round": request.simulated_cohort,
+        "rounds": {"completed": rounds, "planned": request.total_rounds},
+        "noise": {
+            "where": "fresh in every round" if fresh else "on the nodes of a binary tree (DP-FTRL)",
+            "noise_multiplier": plan.noise_multiplier,
+            "run_noise_multiplier": noise,
+            "sum_noise_multiplier": noise if stddev is None else sum_noise_multiplier(noise, stddev),
+            "clipped_count_stddev": stddev,
+            "published_formula": request.published_noise,
+        },
+        "clipping": {
+            "kind": "fixed" if run.target_unclipped_quantile is None else "adaptive",
+            "target_unclipped_quantile": run.target_unclipped_quantile,
+            "least": min(norms, default=None),
+            "most": max(norms, default=None),
+            "clip_norms": norms,
+        },
         "noise_key": run.noise_key.value,
         "noise_drawn_by": "TFF" if run.drawn_by_tff else "the noise key",
         "restored_model": run.restored_model,
         "delta": plan.delta,
         "users_times_delta": plan.num_users * plan.delta,
-        "target_epsilon": plan.request.epsilon,
+        "target_epsilon": request.epsilon,
         "accountant": {
-            "name": plan.request.accountant,
+            "name": request.accountant,
             "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}",
         },
         "epsilon": {
-            "completed": {name: _finite(plan.epsilon_at(rounds, name)) for name in ("pld", "rdp")},
-            "planned": {"pld": _finite(plan.epsilon_pld), "rdp": _finite(plan.epsilon_rdp)},
+            "completed": {name: finite(plan.epsilon_at(rounds, name)) for name in ACCOUNTANTS},
+            "planned": {name: finite(plan.epsilon_at(request.total_rounds, name)) for name in ACCOUNTANTS},
         },
-        "own_epsilon": None if plan.simulated_cohort is None else _finite(plan.own_epsilon_at(rounds)),
-        "replace_one_epsilon": _finite(plan.replace_one_epsilon_at(rounds)),
+        "own_epsilon": None if request.simulated_cohort is None else finite(plan.own_epsilon_at(rounds)),
+        "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)),
         "caveats": [caveat._asdict() for caveat in caveats(plan, run)],
     }
 
 
 def announcement(plan: PrivacyPlan) -> list[str]:
     """What a run says about its privacy before it begins."""
+    request = plan.request
     lines = [
         f"differential privacy: epsilon {rounded_up(plan.epsilon)} at delta {rounded_up(plan.delta)} after "
-        f"{plan.total_rounds:,} rounds ({plan.request.accountant.upper()}), noise multiplier "
-        f"{plan.noise_multiplier:.4g}, {plan.sampling} sampling of {plan.cohort:,} of {plan.num_users:,} clients a "
-        "round"
+        f"{request.total_rounds:,} rounds ({request.accountant.upper()}), noise multiplier "
+        f"{plan.noise_multiplier:.4g}, {request.sampling} sampling of {request.cohort:,} of {plan.num_users:,} clients "
+        "a round"
     ]
-    if plan.simulated_cohort is not None:
+    if request.simulated_cohort is not None:
         lines.append(
-            f"the noise is that of a simulated cohort of {plan.simulated_cohort:,}; the run itself has epsilon "
-            f"{rounded_up(plan.own_epsilon_at(plan.total_rounds))}"
+            f"the noise is that of a simulated cohort of {request.simulated_cohort:,}; the run itself has epsilon "
+            f"{rounded_up(plan.own_epsilon_at(request.total_rounds))}"
         )
-    if plan.sampling is Sampling.UNIFORM:
+    if request.sampling is Sampling.UNIFORM:
         lines.append("cohorts have a fixed size, but epsilon assumes Poisson sampling: see the privacy statement")
     return lines
 
 
 def statement_text(statement: dict[str, Any]) -> str:
-    """The statement in words: its claim, a table of its numbers (4 significant digits; epsilons and deltas are rounded
-    up), and the caveats.
+    """The statement in words: its claim, a table of its numbers (4 significant digits), and its caveats.
 
-    Made from the dict alone, so that privacy.txt and privacy.json cannot disagree.
+    It is made from the dict alone, so that privacy.txt and privacy.json cannot disagree.
     """
     lines = ["PRIVACY STATEMENT", "", *_wrapped(headline(statement)), ""]
     lines += [f"{label + ':':<36}{value}" for label, value in statement_rows(statement)]
@@ -112,46 +125,14 @@ def statement_text(statement: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_statement(folder: str | os.PathLike[str], statement: dict[str, Any]) -> tuple[Path, Path]:
-    """Writes `privacy.txt` and `privacy.json` into `folder`, each whole or not at all; returns their paths."""
-    text, data = Path(folder, "privacy.txt"), Path(folder, PRIVACY_FILE)
-    atomic.write_text(text, statement_text(statement))
-    atomic.write_json(data, statement)
-    return text, data
-
-
-def _noise(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
-    total = plan.run_noise_multiplier
-    if run.clipped_count_stddev is None:
-        sum_noise = total
-    else:
-        sum_noise = adaptive_noise(total, run.clipped_count_stddev).sum_noise_multiplier
-    where = (
-        "fresh in every round" if plan.mechanism is Mechanism.GAUSSIAN else "on the nodes of a binary tree (DP-FTRL)"
-    )
-    return {
-        "where": where,
-        "noise_multiplier": plan.noise_multiplier,
-        "run_noise_multiplier": total,
-        "sum_noise_multiplier": sum_noise,
-        "clipped_count_stddev": run.clipped_count_stddev,
-        "published_formula": plan.request.published_noise,
-    }
-
-
-def _clipping(run: RunRecord) -> dict[str, Any]:
-    norms = [float(norm) for norm in run.clip_norms]
-    return {
-        "kind": "fixed" if run.target_unclipped_quantile is None else "adaptive",
-        "target_unclipped_quantile": run.target_unclipped_quantile,
-        "least": min(norms, default=None),
-        "most": max(norms, default=None),
-        "clip_norms": norms,
-    }
+def write_statement(folder: str | os.PathLike[str], statement: dict[str, Any]) -> None:
+    """Writes `privacy.txt` and `privacy.json` into `folder`, each whole or not at all."""
+    atomic.write_text(Path(folder, "privacy.txt"), statement_text(statement))
+    atomic.write_json(Path(folder, PRIVACY_FILE), statement)
 
 
 def headline(statement: dict[str, Any]) -> str:
-    """The statement in two or three sentences: first what can make it void, then the claim and its conditions."""
+    """The statement in two or three sentences: what would make it void, the claim and its conditions, a large delta."""
     return " ".join(filter(None, [_secrecy(statement), _claim(statement), _delta(statement)]))
 
 
@@ -225,31 +206,31 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("unit of privacy", statement["unit"]),
         ("adjacency", statement["adjacency"]),
-        ("users", _number(statement["users"])),
-        ("clients a round", _number(statement["clients_per_round"])),
-        ("simulated clients a round", _number(statement["simulated_clients_per_round"])),
+        ("users", as_text(statement["users"])),
+        ("clients a round", as_text(statement["clients_per_round"])),
+        ("simulated clients a round", as_text(statement["simulated_clients_per_round"])),
         ("cohorts drawn", statement["sampling"]["used"]),
         ("cohorts assumed in accounting", statement["sampling"]["assumed"]),
-        ("sampling probability q", _number(statement["sampling"]["probability"])),
-        ("rounds completed", _number(statement["rounds"]["completed"])),
-        ("rounds planned", _number(statement["rounds"]["planned"])),
+        ("sampling probability q", as_text(statement["sampling"]["probability"])),
+        ("rounds completed", as_text(statement["rounds"]["completed"])),
+        ("rounds planned", as_text(statement["rounds"]["planned"])),
         ("noise", noise["where"]),
         ("noise key", str(statement.get("noise_key", "-"))),
         ("noise drawn by", str(statement.get("noise_drawn_by", "-"))),
         ("started from other weights", "yes" if statement.get("restored_model") else "no"),
-        ("noise multiplier, total", _number(noise["noise_multiplier"])),
-        ("  given to the aggregator", _number(noise["run_noise_multiplier"])),
-        ("  on the sum of updates", _number(noise["sum_noise_multiplier"])),
-        ("  on the unclipped count (clients)", _number(noise["clipped_count_stddev"])),
+        ("noise multiplier, total", as_text(noise["noise_multiplier"])),
+        ("  given to the aggregator", as_text(noise["run_noise_multiplier"])),
+        ("  on the sum of updates", as_text(noise["sum_noise_multiplier"])),
+        ("  on the unclipped count (clients)", as_text(noise["clipped_count_stddev"])),
         ("noise by ml-flair's formula", "yes" if noise["published_formula"] else "no"),
         ("clipping", clipping["kind"]),
-        ("target unclipped quantile", _number(clipping["target_unclipped_quantile"])),
-        ("clip norm, least and most", f"{_number(clipping['least'])} and {_number(clipping['most'])}"),
+        ("target unclipped quantile", as_text(clipping["target_unclipped_quantile"])),
+        ("clip norm, least and most", f"{as_text(clipping['least'])} and {as_text(clipping['most'])}"),
         ("clip norm over the rounds", _path(clipping["clip_norms"])),
         ("delta", rounded_up(statement["delta"])),
         ("users * delta", rounded_up(statement["users"] * statement["delta"])),
         ("accountant", f"{statement['accountant']['name']} ({statement['accountant']['library']})"),
-        ("epsilon asked for", _number(statement["target_epsilon"])),
+        ("epsilon asked for", as_text(statement["target_epsilon"])),
         ("epsilon, rounds completed, PLD", _spent(epsilon["completed"]["pld"])),
         ("epsilon, rounds completed, RDP", _spent(epsilon["completed"]["rdp"])),
         ("epsilon, rounds planned, PLD", _spent(epsilon["planned"]["pld"])),
@@ -264,26 +245,12 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _path(norms: list[float]) -> str:
     """At most a dozen of the norms, evenly spaced, the first and the last among them."""
-    if len(norms) <= CLIP_NORMS_IN_TEXT:
-        shown = norms
-    else:
-        last = len(norms) - 1
-        shown = [norms[round(i * last / (CLIP_NORMS_IN_TEXT - 1))] for i in range(CLIP_NORMS_IN_TEXT)]
-    return " ".join(map(_number, shown)) or "-"
-
-
-def _number(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    count, last = min(len(norms), CLIP_NORMS_IN_TEXT), len(norms) - 1
+    return " ".join(as_text(norms[round(i * last / max(count - 1, 1))]) for i in range(count)) or "-"
 
 
 def _spent(epsilon: float | None) -> str:
     return "infinite (NO GUARANTEE)" if epsilon is None else rounded_up(epsilon)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:

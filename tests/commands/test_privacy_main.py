@@ -40,7 +40,7 @@ def test_table_on_the_command_line_has_a_line_for_each_cohort():
     epsilons = [float(line[2]) for line in lines]
     assert epsilons == sorted(epsilons)
     assert epsilons[-1] == pytest.approx(
-        plan_of(num_users=500, cohort=500, total_rounds=10, noise_multiplier=2.0).epsilon_pld, rel=1e-3
+        plan_of(num_users=500, cohort=500, total_rounds=10, noise_multiplier=2.0).epsilon, rel=1e-3
     )
 
 

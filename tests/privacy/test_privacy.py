@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.privacy import plan as privacy
+from benchmark.privacy import accounting
 from benchmark.privacy.request import Mechanism, Sampling
-from benchmark.privacy.tree import Restarts, tree_epsilon
 from flair.errors import FlairError
 from tests.support.privacy import plan_of
 
@@ -26,8 +25,7 @@ def _composed(noise_multiplier, q, rounds, delta):
 
 
 def test_default_delta_is_the_published_one():
-    assert privacy.default_delta(41_131) == pytest.approx(8.40e-6, rel=1e-3)
-    assert plan_of(**PUBLISHED, noise_multiplier=1.0).delta == privacy.default_delta(41_131)
+    assert plan_of(**PUBLISHED, noise_multiplier=1.0).delta == 41_131**-1.1 == pytest.approx(8.40e-6, rel=1e-3)
 
 
 @pytest.mark.parametrize(("accountant", "expected"), [("rdp", 1.025), ("pld", 0.975)])
@@ -37,14 +35,14 @@ def test_plan_for_the_published_setting(accountant, expected):
     assert plan.run_noise_multiplier == plan.noise_multiplier
     assert plan.sampling_probability == 200 / 41_131
     assert 0.999 * 2.0 < plan.epsilon <= 2.0
-    assert plan.epsilon_pld < plan.epsilon_rdp
+    assert plan.epsilon_at(5000, "pld") < plan.epsilon_at(5000, "rdp")
 
 
 def test_given_noise_is_kept_and_its_epsilon_found():
     plan = plan_of(**PUBLISHED, noise_multiplier=1.3, delta=1e-6)
     assert plan.noise_multiplier == 1.3
     assert plan.request.epsilon is None
-    assert plan.epsilon_rdp == pytest.approx(_composed(1.3, 200 / 41_131, 5000, 1e-6), rel=1e-6)
+    assert plan.epsilon_at(5000, "rdp") == pytest.approx(_composed(1.3, 200 / 41_131, 5000, 1e-6), rel=1e-6)
 
 
 @settings(max_examples=4, deadline=None)
@@ -60,15 +58,15 @@ def test_epsilon_spent_rises_to_the_target_at_the_last_round(num_users, share, t
     path = [plan.epsilon_at(rounds) for rounds in range(0, total_rounds + 1, max(1, total_rounds // 4))]
     assert path[0] == 0.0
     assert path == sorted(path)
-    assert plan.epsilon_at(total_rounds) == plan.epsilon_rdp <= epsilon
+    assert plan.epsilon_at(total_rounds) == plan.epsilon <= epsilon
     independent = _composed(plan.noise_multiplier, cohort / num_users, total_rounds, plan.delta)
-    assert plan.epsilon_rdp == pytest.approx(independent, rel=1e-5)
+    assert plan.epsilon == pytest.approx(independent, rel=1e-5)
 
 
 def test_epsilon_spent_by_either_accountant():
     plan = plan_of(**SMALL, noise_multiplier=1.0)
-    assert plan.epsilon_at(40) == plan.epsilon_pld
-    assert plan.epsilon_at(40, "rdp") == plan.epsilon_rdp
+    assert plan.epsilon_at(40) == plan.epsilon_at(40, "pld") == plan.epsilon
+    assert plan.epsilon_at(40, "rdp") == plan_of(**SMALL, noise_multiplier=1.0, accountant="rdp").epsilon
     assert plan.epsilon_at(10) < plan.epsilon_at(20) < plan.epsilon_at(40)
 
 
@@ -92,7 +90,8 @@ def test_published_noise_states_what_that_noise_really_gives():
     plan = plan_of(**PUBLISHED, epsilon=2.0, published_noise=True)
     assert round(plan.noise_multiplier, 2) == 10.72
     assert plan.request.epsilon == 2.0
-    assert plan.epsilon_rdp == pytest.approx(_composed(plan.noise_multiplier, 200 / 41_131, 5000, plan.delta), rel=1e-5)
+    really = _composed(plan.noise_multiplier, 200 / 41_131, 5000, plan.delta)
+    assert plan.epsilon_at(5000, "rdp") == pytest.approx(really, rel=1e-5)
     assert plan.epsilon < 0.2
 
 
@@ -107,22 +106,23 @@ def test_fixed_size_cohorts_assume_poisson_and_know_what_is_proved():
 def test_the_same_cohort_every_round_claims_no_amplification():
     plan = plan_of(**SMALL, noise_multiplier=5.0, sampling=Sampling.FIXED)
     assert plan.sampling_probability == 1.0
-    assert plan.epsilon_rdp == pytest.approx(_composed(5.0, 1.0, 40, plan.delta), rel=1e-5)
+    assert plan.epsilon_at(40, "rdp") == pytest.approx(_composed(5.0, 1.0, 40, plan.delta), rel=1e-5)
 
 
 def test_cyclic_cohorts_count_the_passes():
     # 500 users in cohorts of 20: a user takes part in 2 of 40 rounds.
     plan = plan_of(**SMALL, noise_multiplier=5.0, sampling=Sampling.CYCLIC)
     assert plan.separation == 25
-    assert plan.epsilon_rdp == pytest.approx(_composed(5.0, 1.0, 2, plan.delta), rel=1e-5)
+    assert plan.epsilon_at(40, "rdp") == pytest.approx(_composed(5.0, 1.0, 2, plan.delta), rel=1e-5)
     assert plan.epsilon_at(1) == plan.epsilon_at(25) < plan.epsilon_at(26)
 
 
-@pytest.mark.parametrize("restarts", [None, Restarts(first=8, every=16)])
-def test_tree_plan_reaches_its_epsilon_by_the_tree_accounting(restarts):
-    plan = plan_of(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE, restarts=restarts)
+def test_tree_plan_reaches_its_epsilon_by_the_tree_accounting():
+    plan = plan_of(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE)
     assert 0.998 * 4 < plan.epsilon <= 4.0
-    assert plan.epsilon == pytest.approx(tree_epsilon(plan.noise_multiplier, 40, 25, plan.delta, restarts))
+    sensitivity = math.sqrt(accounting.tree_squared_sensitivity(40, 25))
+    one_gaussian = accounting.epsilon("pld", plan.noise_multiplier / sensitivity, 1.0, 1, plan.delta)
+    assert plan.epsilon == pytest.approx(one_gaussian)
     assert plan.epsilon_at(0) == 0.0 < plan.epsilon_at(8) < plan.epsilon
 
 
@@ -200,4 +200,4 @@ def test_the_arithmetic_never_imports_tensorflow():
 def test_noise_at_the_ends_of_its_range_has_an_epsilon(noise_multiplier, sampling):
     """A hundred thousand rounds with a multiplier of 0.01 ended in an OverflowError."""
     plan = plan_of(**{**PUBLISHED, "total_rounds": 100_000}, noise_multiplier=noise_multiplier, sampling=sampling)
-    assert plan.epsilon_pld >= 0 and plan.epsilon_rdp > 0
+    assert plan.epsilon_at(100_000, "pld") >= 0 and plan.epsilon_at(100_000, "rdp") > 0

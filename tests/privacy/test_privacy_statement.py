@@ -18,7 +18,7 @@ CLIPS = [0.1 * 1.01**i for i in range(30)]
 
 
 def _adaptive(plan, **change):
-    stddev = clipped_count_stddev(plan.cohort, plan.run_noise_multiplier)
+    stddev = clipped_count_stddev(plan.request.cohort, plan.run_noise_multiplier)
     return RunRecord(
         **{
             "rounds_completed": 30,
@@ -86,7 +86,7 @@ def test_statement_has_every_fact_of_the_run(plans):
     assert re.fullmatch(r"dp-accounting \d+\.\d+(\.\d+)?", statement["accountant"]["library"])
     assert statement["epsilon"] == {
         "completed": {"pld": plan.epsilon_at(30, "pld"), "rdp": plan.epsilon_at(30, "rdp")},
-        "planned": {"pld": plan.epsilon_pld, "rdp": plan.epsilon_rdp},
+        "planned": {"pld": plan.epsilon_at(40, "pld"), "rdp": plan.epsilon_at(40, "rdp")},
     }
     assert statement["epsilon"]["completed"]["pld"] < statement["epsilon"]["planned"]["pld"] <= 4.0
     assert statement["clipping"]["clip_norms"] == CLIPS
@@ -104,7 +104,7 @@ def test_statement_has_every_fact_of_the_run(plans):
 )
 def test_text_has_every_number_and_every_caveat_of_the_json(plans, name):
     plan = plans[name]
-    run = RunRecord(30, CLIPS) if plan.mechanism is Mechanism.TREE else _adaptive(plan)
+    run = RunRecord(30, CLIPS) if plan.request.mechanism is Mechanism.TREE else _adaptive(plan)
     statement = json.loads(json.dumps(make_statement(plan, run), allow_nan=False))
     text = statement_text(statement)
     shown = set(re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?![\w-])", text))
@@ -285,7 +285,7 @@ def test_an_infinite_epsilon_is_null():
 
 def test_statement_is_written_as_text_and_json(plans, tmp_path):
     statement = make_statement(plans["poisson"], RunRecord(30, CLIPS))
-    text, data = write_statement(tmp_path, statement)
-    assert text.read_text() == statement_text(statement)
-    assert json.loads(data.read_text()) == statement
+    write_statement(tmp_path, statement)
+    assert (tmp_path / "privacy.txt").read_text() == statement_text(statement)
+    assert json.loads((tmp_path / "privacy.json").read_text()) == statement
     assert sorted(path.name for path in tmp_path.iterdir()) == ["privacy.json", "privacy.txt"]

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from benchmark.privacy import tree as privacy_tree
-from benchmark.privacy.tree import Restarts
+from benchmark.privacy.accounting import tree_squared_sensitivity
+from benchmark.privacy.request import Mechanism, Sampling
+from tests.support.privacy import plan_of
 
 
 def _patterns(rounds, separation):
@@ -28,27 +29,27 @@ def _worst_by_enumeration(rounds, separation):
 @pytest.mark.parametrize("separation", [1, 2, 3, 4, 5, 11])
 def test_squared_sensitivity_covers_every_pattern_of_participation(rounds, separation):
     worst = _worst_by_enumeration(rounds, separation)
-    bound = privacy_tree.tree_squared_sensitivity(rounds, separation)
+    bound = tree_squared_sensitivity(rounds, separation)
     assert worst <= bound <= 1.5 * worst
     if separation >= rounds or separation == 1:
         assert bound == worst
 
 
-@pytest.mark.parametrize(("rounds", "trees"), [(3, [3]), (4, [4]), (5, [4, 1]), (12, [4, 8]), (23, [4, 8, 8, 3])])
-def test_restarted_trees_add_up(rounds, trees):
-    found = privacy_tree.tree_squared_sensitivity(rounds, 3, Restarts(first=4, every=8))
-    assert found == sum(privacy_tree.tree_squared_sensitivity(tree, 3) for tree in trees)
+def _plan(separation, **request):
+    tree = {"sampling": Sampling.CYCLIC, "mechanism": Mechanism.TREE, "delta": 1e-5}
+    return plan_of(num_users=separation, cohort=1, **tree, **request)
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
 def test_noise_for_epsilon_and_back(accountant):
-    noise = privacy_tree.tree_noise_multiplier(2.0, 500, 100, 1e-5, accountant=accountant)
-    assert privacy_tree.tree_epsilon(noise, 500, 100, 1e-5, accountant=accountant) == pytest.approx(2.0, rel=1e-3)
+    noise = _plan(100, total_rounds=500, epsilon=2.0, accountant=accountant).noise_multiplier
+    given = _plan(100, total_rounds=500, noise_multiplier=noise, accountant=accountant)
+    assert given.epsilon == pytest.approx(2.0, rel=1e-3)
 
 
 def test_one_participation_is_the_gaussian_mechanism_on_one_node_a_level():
     # 1000 rounds have nodes of 1, 2, 4 ... 512: ten on the way of one participation.
-    found = privacy_tree.tree_epsilon(7.0, 1000, 1000, 1e-5, accountant="rdp")
+    found = _plan(1000, total_rounds=1000, noise_multiplier=7.0, accountant="rdp").epsilon
     orders = [1 + x / 10 for x in range(1, 1000)]
     by_hand = min(
         order * 10 / (2 * 7.0**2) + math.log1p(-1 / order) - math.log(1e-5 * order) / (order - 1) for order in orders
@@ -57,7 +58,8 @@ def test_one_participation_is_the_gaussian_mechanism_on_one_node_a_level():
 
 
 def test_no_rounds_cost_nothing():
-    assert privacy_tree.tree_epsilon(1.0, 0, 10, 1e-5) == 0.0
+    assert _plan(10, total_rounds=1, noise_multiplier=1.0).epsilon_at(0) == 0.0
+    assert tree_squared_sensitivity(0, 10) == 0
 
 
 @pytest.mark.slow
@@ -65,4 +67,4 @@ def test_no_rounds_cost_nothing():
 def test_never_below_tensorflow_privacys_exact_count(rounds, separation):
     accountant = pytest.importorskip("tensorflow_privacy.privacy.analysis.tree_aggregation_accountant")
     exact = 2 * accountant.compute_zcdp_single_tree(1.0, rounds, math.ceil(rounds / separation), separation - 1)
-    assert exact <= privacy_tree.tree_squared_sensitivity(rounds, separation) <= 1.5 * exact
+    assert exact <= tree_squared_sensitivity(rounds, separation) <= 1.5 * exact
