@@ -76,8 +76,9 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
 
 def epsilon(accountant: str, noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:
     """Epsilon after `rounds` rounds by the named accountant ("pld" or "rdp")."""
-    by = pld_epsilon if accountant == "pld" else rdp_epsilon
-    return by(noise_multiplier, sampling_probability, rounds, delta)
+    if accountant == "pld":
+        return pld_epsilon(noise_multiplier, sampling_probability, rounds, delta)
+    return rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: named arrays and a small JSON state in one .npz file, atomic, the last few kept.
+"""Checkpoints of a run: named arrays and a small JSON state in one .npz file.
 
 The CRC-32C of all bytes follows the archive, where NumPy does not look: the archive's own checksums cover the arrays,
-but neither their names nor its directory. Checkpoints of older versions end with the archive.
+but neither their names nor the archive's directory. Checkpoints of older versions end with the archive.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from flair.errors import FlairError
 from flair.files import atomic, json_text, npy_file, regular_file
 
+_KEPT = 2
 _STATE, _PREFIX = "state.json", "array/"
 _NAME = re.compile(r"checkpoint-(\d{10})\.npz", re.ASCII)
 _CHECKSUM = struct.Struct("<I")
@@ -40,24 +41,24 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """Checkpoints in one folder, named by their step, the newest `keep` of them kept."""
+    """Checkpoints in one folder, named by their step."""
 
-    def __init__(self, folder: str | Path, keep: int = 2) -> None:
-        self.folder, self.keep = Path(folder), keep
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
 
     def save(self, step: int, arrays: Mapping[str, np.ndarray], state: Any) -> Path:
-        """Writes a checkpoint whole or not at all, then removes those older than the newest `keep`."""
+        """Writes a checkpoint whole or not at all, then removes all but the newest two."""
         path = self.folder / f"checkpoint-{step:010d}.npz"
         encoded = np.frombuffer(json.dumps(state).encode(), np.uint8)
         with atomic.replacing(path) as temporary, open(temporary, "w+b") as file:
             np.savez(file, **{_STATE: encoded}, **{f"{_PREFIX}{name}": value for name, value in arrays.items()})
             file.write(_CHECKSUM.pack(_crc32c(file, file.seek(0, io.SEEK_END))))
-        for old in self._paths()[: -self.keep]:
+        for old in self._paths()[:-_KEPT]:
             old.unlink()
         return path
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read; a damaged one is named on stderr and the one before it is taken.
+        """The newest checkpoint that can be read, None where there is none; damaged ones are named on stderr.
 
         Raises:
           FlairError: there are checkpoints, but not one can be read.
@@ -89,11 +90,11 @@ def _read(path: Path) -> Checkpoint:
             with zipfile.ZipFile(file) as archive:
                 arrays = {member.filename: _member(archive, member, length) for member in archive.infolist()}
             state = json_text.parse(arrays.pop(f"{_STATE}.npy").tobytes())
-        # Without a checksum of the whole, zipfile and NumPy meet bytes they were not made for, and raise anything.
+        # In a file of an older version, zipfile and NumPy meet bytes that they were not made for, and raise anything.
         except Exception as error:  # noqa: BLE001
             raise FlairError(" ".join(f"{type(error).__name__}: {error}".split())) from None
-    names = {name: name.removeprefix(_PREFIX).removesuffix(".npy") for name in arrays}
-    return Checkpoint(int(path.stem.removeprefix("checkpoint-")), {names[n]: a for n, a in arrays.items()}, state)
+    named = {name.removeprefix(_PREFIX).removesuffix(".npy"): array for name, array in arrays.items()}
+    return Checkpoint(int(path.stem.removeprefix("checkpoint-")), named, state)
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int) -> np.ndarray:
@@ -110,7 +111,7 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int) -> n
 
 
 def _crc32c(file: BinaryIO, length: int) -> int:
-    """Of the first `length` bytes; the file is read up to there."""
+    """The checksum of the first `length` bytes; the file then stands behind them."""
     file.seek(0)
     crc = 0
     for start in range(0, length, _BYTES_AT_ONCE):

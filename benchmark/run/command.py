@@ -1,14 +1,15 @@
-"""The front end of a command with a table of flags: `--help` that exits 0, one-line refusals, quiet TensorFlow."""
+"""How a command with a table of flags starts: `--help`, one-line refusals, quiet TensorFlow."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import flags as absl_flags
@@ -21,7 +22,7 @@ from flair.terminal import standard_streams
 from flair.terminal.command import CONTINUES, STARTS_OVER
 from flair.terminal.paths import expand
 
-_ENUM_PREFIX = re.compile(r"^<[^>]*>: ")  # absl puts the choices there; they are in the usage already
+_ENUM_PREFIX = re.compile(r"^<[^>]*>: ")  # absl begins a help text with the choices, which `_flag_lines` has already
 _HELP_FLAGS = ("--help", "-help", "-h", "--helpfull", "--helpshort", "-?")
 
 
@@ -34,26 +35,25 @@ def run(
 ) -> NoReturn:
     """Parses the command line, calls `main(flags)` and exits as `flair.terminal.command.run` does.
 
-    An unknown flag, a value of the wrong type or a missing required flag exits 2 with one line on stderr; `--help`
-    prints every flag of the program with its default and exits 0 without importing anything heavy.
+    An unknown flag, a value of the wrong type or a missing required flag exits 2 with one line on stderr. `--help`
+    prints every flag of the program with its default, and exits 0 without importing anything heavy.
 
     Args:
-      table: the command's flags.
-      takes: name of the paths that the command takes beside flags, at least one: `main(flags, paths)` is called.
+      takes: what the paths are called that the command takes beside flags, one or more; then this calls
+        `main(flags, paths)`.
       stopped: what the same command does after Ctrl-C, see `flair.terminal.command.run`.
-      arguments: in place of `sys.argv[1:]`.
+      arguments: taken in place of `sys.argv[1:]`.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     standard_streams.mend()
-    # Must stand before the first import of TensorFlow, which prints forty lines about CUDA otherwise. A "1" is what
+    # This comes before the first import of TensorFlow, which prints forty lines about CUDA otherwise. A "1" is what
     # TensorFlow itself leaves in the environment of a parent process.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     # TFF's dependencies import pkg_resources, which warns at every start; the pins keep a setuptools that has it.
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
     program = program_name(main)
-    before_separator = given[: given.index("--")] if "--" in given else given
-    if any(argument in _HELP_FLAGS for argument in before_separator):
+    if any(argument in _HELP_FLAGS for argument in _before_separator(given)):
         description = sys.modules[main.__module__].__doc__ or ""
         flair.terminal.command.run(lambda _argv: print(help_text(program, description, table, takes)))
     try:
@@ -66,7 +66,7 @@ def run(
     except FlairError as error:
         _refuse(f"{program}: {error}")
     except (absl_flags.Error, OSError, ValueError) as error:  # a ValueError: --noflag=value
-        _refuse(f"{program}: {_one_line(error)}; --help lists the flags")
+        _refuse(f"{program}: {' '.join(str(error).split()).rstrip('.')}; --help lists the flags")
     if stopped == CONTINUES and any(flag.name == "overwrite" for flag in table) and flags.overwrite:
         stopped = "the same command without --overwrite continues where it stopped"
     flair.terminal.command.run(lambda _argv: main(flags) if takes is None else main(flags, paths), stopped=stopped)
@@ -79,8 +79,7 @@ def parse(table: Table, arguments: Sequence[str]) -> Flags:
       FlairError: a --flagfile cannot be read.
       absl.flags.Error: an unknown flag, or a value that it does not take.
     """
-    before_separator = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    typed = {argument.lstrip("-").partition("=")[0] for argument in before_separator}
+    typed = {argument.lstrip("-").partition("=")[0] for argument in _before_separator(arguments)}
     flags = Flags(table, flag_file.expand(arguments), typed)
     for name in (flag.name for flag in table):
         if isinstance(flags[name], float) and not math.isfinite(flags[name]):
@@ -108,6 +107,10 @@ def help_text(program: str, description: str, table: Table, takes: str | None = 
     return "\n".join(lines)
 
 
+def _before_separator(arguments: Sequence[str]) -> Iterator[str]:
+    return itertools.takewhile(lambda argument: argument != "--", arguments)
+
+
 def _refuse(line: str) -> NoReturn:
     print(line, file=sys.stderr)
     sys.exit(flair.terminal.command.EXIT_USAGE)
@@ -120,7 +123,3 @@ def _flag_lines(flag: absl_flags.Flag) -> Sequence[str]:
     default = "none" if flag.default is None else flag.default_as_str.strip("'")
     text = f"{_ENUM_PREFIX.sub('', flag.help)} (default: {default})"
     return [f"  {name}{value}", textwrap.fill(text, 110, initial_indent="      ", subsequent_indent="      ")]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

@@ -1,7 +1,7 @@
-"""On what a central training runs: one device, several GPUs of this machine, or several machines by TF_CONFIG.
+"""The devices of a central training: one, several GPUs, or several machines by TF_CONFIG.
 
-Every replica takes its share of each batch, gradients are summed before they are clipped, and only the first machine
-writes files, so that the result does not depend on the number of devices beyond rounding.
+Every replica takes its part of each batch, gradients are summed before they are clipped, and only the first machine
+writes files, so that the number of devices changes the result by rounding only.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Devices:
         return [tf.nest.pack_sequence_as(results, [values[i] for values in flat]) for i in range(len(parts))]
 
     def sum_over_workers(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Element-wise sums of arrays that every process brings, the same on all of them."""
+        """Element-wise sums of the arrays of all processes, which get the same sums."""
         if self.num_workers == 1:
             return [np.asarray(value) for value in values]
         others = [[tf.zeros_like(value) for value in values]] * (len(self.replicas) - 1)
@@ -87,10 +87,10 @@ class Devices:
         self.sum_over_workers([np.zeros(1, np.float32)])
 
     def check_equal(self, text: str, what: str) -> None:
-        """Compares a text over all processes, none of which may go on alone.
+        """Compares a text over all processes; where it differs, every one of them stops.
 
         Raises:
-          FlairError: it is not the same everywhere; says that `what` differs.
+          FlairError: it is not the same everywhere; the error says that `what` differs.
         """
         digests = np.zeros((self.num_workers, 32), np.float32)  # whole numbers up to 255 are exact, and so are sums
         digests[self.worker] = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
@@ -102,7 +102,7 @@ class Devices:
 
     def leave(self) -> None:
         """Waits, before this process ends, until every other one has what this one sent."""
-        # An error means that the others have left, so they had all.
+        # An error means that the others have left, so they had received everything.
         with suppress(*_LOST):
             self.barrier()
 

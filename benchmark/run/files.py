@@ -1,9 +1,8 @@
-"""Reads the files of a run folder: for the run that goes on, for a report, for the table of a sweep.
+"""Readers of the files of a run folder, for continued runs, reports and sweeps.
 
-Each reader takes what a training wrote, refuses in one line what a training cannot have written, and returns nothing
-where there is no file. run.json, summary.json and evaluation.json carry a checksum that notices any changed byte
-(`flair.files.checked_json`). flags.txt, metrics.csv and times.csv are plain text, which a person may edit: there a
-value counts if it has the form of one and agrees with those around it.
+A reader refuses in one line what a training cannot have written. run.json, summary.json and evaluation.json carry a
+checksum that notices any changed byte (`flair.files.checked_json`). flags.txt, metrics.csv and times.csv are plain
+text, which a person may edit: a value there has to have the form of one, and to fit those around it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def read_json(path: Path, shape: Any) -> dict[str, Any] | None:
     """The object in a JSON file of ours, None where there is no such file.
 
     Args:
-      shape: what `shapes.misfit` takes; what an object without a checksum has to have at least.
+      shape: what an object without a checksum has to have at least, as `shapes.misfit` takes it.
 
     Raises:
       FlairError: the file is not JSON, does not fit its checksum, or holds something else.
@@ -48,7 +47,7 @@ def read_json(path: Path, shape: Any) -> dict[str, Any] | None:
 
 
 def read_flags(path: Path) -> dict[str, str] | None:
-    """Flag -> value of a flags.txt, the last one where it stands twice; None where there is no such file.
+    """Flag -> value of a flags.txt, the last one where a flag is there twice; None where there is no such file.
 
     Raises:
       FlairError: the file is not text, or has a line that is neither a flag nor a comment nor empty.
@@ -103,10 +102,9 @@ def read_table(path: Path, step_name: str | None = None) -> tuple[str, dict[int,
 
 def read_seconds(path: Path, step_name: str | None = None) -> dict[int, float]:
     """Step -> seconds of training until its end, of a times.csv; raises what `read_table` raises."""
-    rows = read_table(path, step_name)[1]
     seconds: dict[int, float] = {}
     before = 0.0
-    for step, row in rows.items():
+    for step, row in read_table(path, step_name)[1].items():
         value = row.get("seconds", math.nan)
         if not before <= value < math.inf:
             _refuse(path, f"{value} seconds at {step} are not a time after {before}")

@@ -1,4 +1,4 @@
-"""Flags that stand in files, one per line, as `--flagfile=FILE` names them: absl's rules, in a text of any editor."""
+"""Flags in files, one per line, which --flagfile=FILE names; by absl's rules."""
 
 from __future__ import annotations
 

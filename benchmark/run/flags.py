@@ -1,4 +1,4 @@
-"""The flags of a command: one table, in which each flag says its type, its default and its role.
+"""The flags of a command: a table in which each flag says its type, default and role.
 
 A command parses its table into `Flags` of its own; nothing is global. From the roles follows what a continued run may
 change, what a run records, what has to agree between machines, and what a sweep may vary.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from absl import flags as absl_flags
@@ -19,47 +20,31 @@ from flair.terminal.paths import expand
 class Role(enum.Enum):
     """What a flag decides."""
 
-    RESULT = "result"
-    """What is computed."""
-    LENGTH = "length"
-    """How far a run goes: a longer run is a shorter one, continued."""
-    DATA = "data"
-    """Where the photos lie; each machine has a path of its own."""
-    START = "start"
-    """The weights that training starts from; a continued run compares the file's content."""
-    PLACE = "place"
-    """Where results are written."""
-    SAVING = "saving"
-    """When the run is saved."""
-    SPEED = "speed"
-    """How fast it is; results are equal up to rounding."""
-    CALL = "call"
-    """What this one call does; a run does not record it."""
+    RESULT = "result"  # what is computed
+    LENGTH = "length"  # how far a run goes: a longer run is a shorter one, continued
+    DATA = "data"  # where the photos are; each machine has a path of its own
+    START = "start"  # the weights that training starts from; a continued run compares the file's content
+    PLACE = "place"  # where results are written
+    SAVING = "saving"  # when the run is saved
+    SPEED = "speed"  # how fast it is; results are equal up to rounding
+    CALL = "call"  # what this one call does; a run does not record it
 
 
-CHANGEABLE = (Role.LENGTH, Role.START, Role.PLACE, Role.SAVING, Role.SPEED, Role.CALL)
-"""Roles of flags that a continued run may change."""
-RECORDED = tuple(role for role in Role if role is not Role.CALL)
-"""Roles of flags that a run's flags.txt names."""
-ALIKE = (Role.RESULT, Role.LENGTH, Role.SPEED)
-"""Roles of flags that all machines of a job have to be given alike."""
-SWEPT = (Role.RESULT, Role.LENGTH, Role.DATA, Role.START)
-"""Roles of flags that a sweep may vary."""
-SETTINGS = (*SWEPT, Role.SPEED)
-"""Roles of flags that a report shows as settings of a run."""
+# Roles of the flags that ...
+CHANGEABLE = (Role.LENGTH, Role.START, Role.PLACE, Role.SAVING, Role.SPEED, Role.CALL)  # a continued run may change
+RECORDED = tuple(role for role in Role if role is not Role.CALL)  # a run's flags.txt names
+ALIKE = (Role.RESULT, Role.LENGTH, Role.SPEED)  # all machines of a job have to be given alike
+SWEPT = (Role.RESULT, Role.LENGTH, Role.DATA, Role.START)  # a sweep may vary
+SETTINGS = (*SWEPT, Role.SPEED)  # a report shows as settings of a run
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One line of a table.
-
-    Attributes:
-      define: adds the flag to absl's values.
-    """
+    """One line of a table; `define(flag_values=...)` adds the flag to absl's values."""
 
     name: str
     role: Role
-    define: Callable[[absl_flags.FlagValues], Any]
+    define: Callable[..., Any]
 
 
 Table = Sequence[Flag]
@@ -74,9 +59,7 @@ def integer(
     most: int | None = None,
 ) -> Flag:
     """A flag that is a whole number."""
-    return Flag(
-        name, role, lambda values: absl_flags.DEFINE_integer(name, default, help, least, most, flag_values=values)
-    )
+    return Flag(name, role, partial(absl_flags.DEFINE_integer, name, default, help, least, most))
 
 
 def number(
@@ -88,68 +71,56 @@ def number(
     most: float | None = None,
 ) -> Flag:
     """A flag that is a number; one that is not finite is refused when the table is parsed."""
-    return Flag(
-        name, role, lambda values: absl_flags.DEFINE_float(name, default, help, least, most, flag_values=values)
-    )
+    return Flag(name, role, partial(absl_flags.DEFINE_float, name, default, help, least, most))
 
 
 def text(name: str, default: str | None, help: str, role: Role) -> Flag:
     """A flag that is any text."""
-    return Flag(name, role, lambda values: absl_flags.DEFINE_string(name, default, help, flag_values=values))
+    return Flag(name, role, partial(absl_flags.DEFINE_string, name, default, help))
 
 
 def boolean(name: str, help: str, role: Role, default: bool | None = False) -> Flag:
     """A flag that is on or off: --name or --noname."""
-    return Flag(name, role, lambda values: absl_flags.DEFINE_boolean(name, default, help, flag_values=values))
+    return Flag(name, role, partial(absl_flags.DEFINE_boolean, name, default, help))
 
 
 def choice(name: str, default: str | None, choices: Iterable[str], help: str, role: Role) -> Flag:
     """A flag that is one of `choices`."""
-    among = list(choices)
-    return Flag(name, role, lambda values: absl_flags.DEFINE_enum(name, default, among, help, flag_values=values))
+    return Flag(name, role, partial(absl_flags.DEFINE_enum, name, default, list(choices), help))
 
 
 def path(name: str, default: str | None, help: str, role: Role, required: bool = False) -> Flag:
     """A flag that is one path; `~` and `~user` at its beginning stand for home folders."""
-    serializer: absl_flags.ArgumentSerializer = absl_flags.ArgumentSerializer()
+    kind = {"parser": _Path(), "serializer": absl_flags.ArgumentSerializer()}
     return Flag(
-        name,
-        role,
-        lambda values: absl_flags.DEFINE(_Path(), name, default, help, values, serializer, required=required),
+        name, role, partial(absl_flags.DEFINE, name=name, default=default, help=help, required=required, **kind)
     )
 
 
 def paths(name: str, default: list[str] | None, help: str, role: Role, required: bool = False) -> Flag:
     """A flag that is a list of paths, separated by commas; names that do not begin with `~` stay as they are."""
-    serializer = absl_flags.CsvListSerializer(",")
+    kind = {"parser": _Paths(), "serializer": absl_flags.CsvListSerializer(",")}
     return Flag(
-        name,
-        role,
-        lambda values: absl_flags.DEFINE(_Paths(), name, default, help, values, serializer, required=required),
+        name, role, partial(absl_flags.DEFINE, name=name, default=default, help=help, required=required, **kind)
     )
 
 
 def multi_paths(name: str, default: list[str], help: str, role: Role) -> Flag:
     """A flag that is paths, separated by commas, and may be given several times."""
-    return Flag(
-        name,
-        role,
-        lambda values: absl_flags.DEFINE_multi(
-            _CommaPaths(), absl_flags.ArgumentSerializer(), name, default, help, flag_values=values
-        ),
-    )
+    serializer = absl_flags.ArgumentSerializer()
+    return Flag(name, role, partial(absl_flags.DEFINE_multi, _CommaPaths(), serializer, name, default, help))
 
 
 def one_of(first: Flag, second: Flag) -> tuple[Flag, Flag]:
     """Two flags of which exactly one has to be given."""
 
-    def define_second(values: absl_flags.FlagValues) -> None:
-        second.define(values)
+    def define_second(flag_values: absl_flags.FlagValues) -> None:
+        second.define(flag_values=flag_values)
         absl_flags.register_multi_flags_validator(
             [first.name, second.name],
             lambda given: list(given.values()).count(None) == 1,
             f"give either --{first.name} or --{second.name}",
-            values,
+            flag_values,
         )
 
     return first, Flag(second.name, second.role, define_second)
@@ -159,8 +130,8 @@ class Flags:
     """A command's flags as they were given: `flags.total_rounds` is the value of --total_rounds.
 
     Args:
-      table: of the command.
       arguments: what follows the program's name, with every --flagfile replaced by what is in it.
+      typed: names of flags that were given on the command line itself.
 
     Attributes:
       positional: arguments that are not flags.
@@ -218,12 +189,12 @@ def names_of(tables: Iterable[Table], roles: Iterable[Role]) -> dict[str, Role]:
 
 
 def define(table: Table) -> absl_flags.FlagValues:
-    """absl's values of a table, each flag at its default; refuses a flag without a role, or given twice."""
+    """absl's values of a table, each flag at its default; refuses a flag without a role, or one that is there twice."""
     values = absl_flags.FlagValues()
     for flag in table:
         if not isinstance(flag.role, Role):
             raise TypeError(f"--{flag.name} has no role; its line in the table of flags has to say one")
-        flag.define(values)
+        flag.define(flag_values=values)
     return values
 
 

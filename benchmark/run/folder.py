@@ -1,4 +1,4 @@
-"""The folder of one training run: enough to watch it, to continue it and to repeat it.
+"""The folder of one run: enough to watch it, to continue it and to repeat it.
 
 flags.txt      every flag, reusable with --flagfile
 noise.key      of a private run that is not complete: what its noise and cohorts follow from
@@ -19,47 +19,24 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from benchmark.run import names
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.files import read_flags, read_json, read_seconds, read_table
 from benchmark.run.machine import environment
-from benchmark.run.names import (
-    BEST_FILE,
-    CHECKPOINTS_DIR,
-    EVALUATION_FILE,
-    FLAGS_FILE,
-    KEY_FILE,
-    LAST_FILE,
-    LOCK_FILE,
-    METRICS_FILE,
-    RUN_FILE,
-    SUMMARY_FILE,
-    TENSORBOARD_DIR,
-    TIMES_FILE,
-)
 from benchmark.run.shapes import NUMBER
 from flair.errors import FlairError
 from flair.files import atomic, checked_json, lock
 
 # Everything a run leaves beside its folders. A privacy statement, above all, must not outlive the run it is about.
 _OUTPUTS = (
-    FLAGS_FILE,
-    RUN_FILE,
-    METRICS_FILE,
-    TIMES_FILE,
-    SUMMARY_FILE,
-    "privacy.*",
-    KEY_FILE,
-    BEST_FILE,
-    LAST_FILE,
-    "clients*.csv",
-    EVALUATION_FILE,
+    *(names.FLAGS_FILE, names.RUN_FILE, names.METRICS_FILE, names.TIMES_FILE, names.SUMMARY_FILE),
+    *("privacy.*", names.KEY_FILE, names.BEST_FILE, names.LAST_FILE, "clients*.csv", names.EVALUATION_FILE),
 )
 _DESCRIPTION = {"started": str, "continued?": [str], "data?": {"digest?": str}}
 _METRICS = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "training_seconds": NUMBER}
-# What a complete run says of itself when its command is typed again, by the name of its steps.
+# What the summary of a complete run has to hold, by the name of its steps.
 _SUMMARIES: dict[str, Any] = {
     "epoch": {**_METRICS, "saved_model?": str, "num_epochs": int, "epochs": int, "best_epoch": int}
     | {"know_nothing": {"val": NUMBER, "test": NUMBER}},
@@ -76,11 +53,16 @@ class RunFolder:
     Args:
       path: made when missing.
       flag_lines: `--name=value` of every flag, as `Flags.lines` has them.
-      step_name: first column of metrics.csv, `epoch` or `round`.
+      step_name: first column of metrics.csv: `epoch`, `round` or `episode`.
       changeable: names of flags that a continued run may change.
       overwrite: forget what an earlier run left here.
-      defaults: value of each flag that a run begun by an older version cannot have recorded.
+      defaults: value of each flag, taken for a run of an older version that did not have the flag.
+
+    Attributes:
+      is_written: whether this process writes files.
     """
+
+    is_written = True
 
     def __init__(
         self,
@@ -93,7 +75,7 @@ class RunFolder:
     ) -> None:
         self.path = Path(path)
         self.step_name = step_name
-        self.checkpoints = Checkpoints(self.path / CHECKPOINTS_DIR)
+        self.checkpoints = Checkpoints(self.path / names.CHECKPOINTS_DIR)
         self.rows: dict[int, dict[str, float]] = {}
         self._seconds: dict[int, float] = {}
         self._columns: list[str] = []  # of metrics.csv as it was last written whole
@@ -108,35 +90,28 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         busy = f"{self.path}: another run is writing to this folder; choose another --run_dir"
         with contextlib.ExitStack() as entered:
-            entered.enter_context(lock.exclusive(self.path / LOCK_FILE, busy))
+            entered.enter_context(lock.exclusive(self.path / names.LOCK_FILE, busy))
             self._open()
             self._entered = entered.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._entered.close()
 
     @property
     def has_begun(self) -> bool:
         """Whether a step of this run has been trained."""
-        return bool(self.rows) or any((self.path / CHECKPOINTS_DIR).glob("*"))
+        return bool(self.rows) or any((self.path / names.CHECKPOINTS_DIR).glob("*"))
 
     @property
     def is_described(self) -> bool:
         """Whether `describe` has been called on this folder, by any process."""
-        return (self.path / RUN_FILE).is_file()
-
-    @property
-    def is_written(self) -> bool:
-        """Whether this process writes files."""
-        return True
+        return (self.path / names.RUN_FILE).is_file()
 
     @property
     def summary(self) -> dict[str, Any] | None:
         """The result of a complete run, None before; a FlairError where the file is damaged."""
-        return read_json(self.path / SUMMARY_FILE, _SUMMARIES.get(self.step_name, {}))
+        return read_json(self.path / names.SUMMARY_FILE, _SUMMARIES.get(self.step_name, {}))
 
     @property
     def seconds(self) -> float:
@@ -144,23 +119,21 @@ class RunFolder:
         return max(self._seconds.values(), default=0.0)
 
     def describe(self, **facts: Any) -> None:
-        """Writes flags.txt and run.json: versions, machine, `facts`; a continued run keeps its start, adds a time."""
-        recorded = self._described()
-        self._check_inputs(recorded, facts.get("data", {}), facts.get("restored_model"))
+        """Writes flags.txt and run.json: versions, machine, `facts`; a continued run keeps its start, adds a time.
+
+        Raises what `check_inputs` raises.
+        """
+        self.check_inputs(facts.get("data", {}), facts.get("restored_model"))
         self._write_flags()  # of which some may have changed; not before it is known that this is the same run
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        known = recorded or {"started": now}
+        known = self._described() or {"started": now}
         continued = [*known.get("continued", []), now] if self.has_begun else []
         begun = {"started": known["started"], "continued": continued}
-        checked_json.write(self.path / RUN_FILE, {**begun, **environment(), **facts})
+        checked_json.write(self.path / names.RUN_FILE, {**begun, **environment(), **facts})
 
     def check_inputs(self, data: Mapping[str, Any], restored_model: Mapping[str, Any] | None) -> None:
         """Raises a FlairError if the run was begun with other photos or weights, as run.json names them, than these."""
-        self._check_inputs(self._described(), data, restored_model)
-
-    def _check_inputs(
-        self, known: Mapping[str, Any], data: Mapping[str, Any], restored_model: Mapping[str, Any] | None
-    ) -> None:
+        known = self._described()
         before = known.get("data", {}).get("digest")
         if before is not None and before != data.get("digest"):
             raise FlairError(
@@ -175,15 +148,16 @@ class RunFolder:
 
     def _described(self) -> dict[str, Any]:
         """run.json of a run that has begun."""
-        return (read_json(self.path / RUN_FILE, _DESCRIPTION) if self.has_begun else None) or {}
+        return (read_json(self.path / names.RUN_FILE, _DESCRIPTION) if self.has_begun else None) or {}
 
     def start_at(self, step: int) -> None:
         """Forgets every row after `step`: the run goes on from there. Says which rows up to there are lost."""
         lost = [row for row in range(1, step + 1) if row not in self.rows]
         if lost:
+            unit = self.step_name
             print(
-                f"{self.path / METRICS_FILE}: has lost {len(lost):,} of the rows up to {self.step_name} {step:,}, the "
-                f"first of {self.step_name} {lost[0]:,}; the run goes on without them",
+                f"{self.path / names.METRICS_FILE}: has lost {len(lost):,} of the rows up to {unit} {step:,}, the first "
+                f"of {unit} {lost[0]:,}; the run goes on without them",
                 file=sys.stderr,
             )
         self.rows = {row: values for row, values in self.rows.items() if row <= step}
@@ -191,7 +165,7 @@ class RunFolder:
         from benchmark.run import events
 
         self._write_csv()
-        events.write(self.path / TENSORBOARD_DIR, self.rows)
+        events.write(self.path / names.TENSORBOARD_DIR, self.rows)
 
     def add_row(self, step: int, values: Mapping[str, float], seconds: float) -> None:
         """Adds one row to metrics.csv, times.csv and the TensorBoard events; `seconds` is the run's training time."""
@@ -201,9 +175,9 @@ class RunFolder:
         if values.keys() - set(self._columns):
             self._write_csv()
         else:
-            _append(self.path / METRICS_FILE, [step, *(_cell(values.get(name)) for name in self._columns)])
-            _append(self.path / TIMES_FILE, [step, f"{seconds:.3f}"])
-        events.append(self.path / TENSORBOARD_DIR, step, values)
+            _append(self.path / names.METRICS_FILE, [step, *(_cell(values.get(name)) for name in self._columns)])
+            _append(self.path / names.TIMES_FILE, [step, f"{seconds:.3f}"])
+        events.append(self.path / names.TENSORBOARD_DIR, step, values)
 
     def save_model(self, name: str, write: Callable[[Path], None]) -> None:
         """Calls `write` with the path of a model file in this folder."""
@@ -211,11 +185,11 @@ class RunFolder:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, which marks the run complete."""
-        checked_json.write(self.path / SUMMARY_FILE, summary)
+        checked_json.write(self.path / names.SUMMARY_FILE, summary)
 
     def reopen(self) -> None:
         """Takes the mark of completeness away, to train on."""
-        (self.path / SUMMARY_FILE).unlink(missing_ok=True)
+        (self.path / names.SUMMARY_FILE).unlink(missing_ok=True)
 
     def _open(self) -> None:
         if self._overwrite:
@@ -223,70 +197,68 @@ class RunFolder:
             for pattern in _OUTPUTS:
                 for path in self.path.glob(pattern):
                     path.unlink()
-            for name in (TENSORBOARD_DIR, CHECKPOINTS_DIR):
+            for name in (names.TENSORBOARD_DIR, names.CHECKPOINTS_DIR):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-        for folder in (self.path, self.path / TENSORBOARD_DIR):
-            folder.mkdir(exist_ok=True)
+        (self.path / names.TENSORBOARD_DIR).mkdir(exist_ok=True)
+        for folder in (self.path, self.path / names.TENSORBOARD_DIR):
             atomic.remove_leftovers(folder)
         self._check_flags()
-        self.rows = read_table(self.path / METRICS_FILE, self.step_name)[1]
-        self._seconds = read_seconds(self.path / TIMES_FILE, self.step_name)
+        self.rows = read_table(self.path / names.METRICS_FILE, self.step_name)[1]
+        self._seconds = read_seconds(self.path / names.TIMES_FILE, self.step_name)
 
     def _check_command(self) -> None:
         """Refuses to start over in the folder of another command, whose run nobody meant to lose."""
         try:
-            described = read_json(self.path / RUN_FILE, {"command": [str]})
+            described = read_json(self.path / names.RUN_FILE, {"command": [str]})
         except FlairError:
             return  # A damaged run: to start over is the way out.
         before = next(iter(described["command"]), "") if described else ""
-        names = [Path(command).stem for command in (before, sys.argv[0])]
-        if names[0] != names[1] and all(name.endswith("_main") for name in names):
-            raise FlairError(f"{self.path}: holds a run of benchmark.{names[0]}; choose another --run_dir")
+        began, now = (Path(command).stem for command in (before, sys.argv[0]))
+        if began != now and began.endswith("_main") and now.endswith("_main"):
+            raise FlairError(f"{self.path}: holds a run of benchmark.{began}; choose another --run_dir")
 
     def _check_flags(self) -> None:
-        path = self.path / FLAGS_FILE
+        path = self.path / names.FLAGS_FILE
         before = read_flags(path)
         if before is None and any(self.checkpoints.folder.glob("*")):
             raise FlairError(f"{path}: is missing, beside checkpoints of a run; restore it, or add --overwrite")
-        if before is not None:
-            now = _flag_values(self._flag_lines)
-            before = {name: value for name, value in self._defaults.items() if name in now} | before
-            different = [n for n in sorted({*before, *now} - self._changeable) if before.get(n) != now.get(n)]
-            if different:
-                changes = ", ".join(f"--{n} was {_printable(before.get(n))} and is {now.get(n)}" for n in different)
-                raise FlairError(
-                    f"{self.path}: holds a run with other flags ({changes}); "
-                    "give the same flags to continue it, another --run_dir, or --overwrite"
-                )
-        else:
+        if before is None:
             self._write_flags()
+            return
+        now = _flag_values(self._flag_lines)
+        before = {name: value for name, value in self._defaults.items() if name in now} | before
+        different = [n for n in sorted({*before, *now} - self._changeable) if before.get(n) != now.get(n)]
+        if different:
+            changes = ", ".join(f"--{n} was {_printable(before.get(n))} and is {now.get(n)}" for n in different)
+            raise FlairError(
+                f"{self.path}: holds a run with other flags ({changes}); "
+                "give the same flags to continue it, another --run_dir, or --overwrite"
+            )
 
     def _write_flags(self) -> None:
-        atomic.write_text(self.path / FLAGS_FILE, "".join(f"{line}\n" for line in self._flag_lines))
+        atomic.write_text(self.path / names.FLAGS_FILE, "".join(f"{line}\n" for line in self._flag_lines))
 
     def _write_csv(self) -> None:
         self._columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
         metrics = [[step, *(_cell(row.get(name)) for name in self._columns)] for step, row in self.rows.items()]
-        atomic.write_csv(self.path / METRICS_FILE, [[self.step_name, *self._columns], *metrics])
+        atomic.write_csv(self.path / names.METRICS_FILE, [[self.step_name, *self._columns], *metrics])
         times = [[step, f"{seconds:.3f}"] for step, seconds in self._seconds.items()]
-        atomic.write_csv(self.path / TIMES_FILE, [[self.step_name, "seconds"], *times])
+        atomic.write_csv(self.path / names.TIMES_FILE, [[self.step_name, "seconds"], *times])
 
 
 class WatchedRunFolder(RunFolder):
     """The run folder as the other processes of a job see it: on a shared file system, and never written."""
 
+    is_written = False
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path, [], "")
-
-    @property
-    def is_written(self) -> bool:
-        return False
 
     def __enter__(self) -> WatchedRunFolder:
         return self
 
     def describe(self, **facts: Any) -> None:
-        """Writes nothing, as the methods below."""
+        """Writes nothing, and neither do the methods below."""
 
     def start_at(self, step: int) -> None: ...
 

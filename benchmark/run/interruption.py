@@ -1,10 +1,10 @@
-"""Ctrl-C and SIGTERM at a safe point: the running step or round ends, its result is saved, then the command exits."""
+"""Ctrl-C and SIGTERM wait for a safe point: the step or round ends, and is saved."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from types import FrameType, TracebackType
+from types import FrameType
 
 from flair.parallel.stopping import Terminated
 
@@ -27,9 +27,7 @@ class SafePoints:
             self._previous[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._restore()
 
     def stop(self) -> None:

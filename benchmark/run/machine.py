@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -27,17 +28,21 @@ def environment() -> dict[str, Any]:
     return {
         "command": [os.fsencode(argument).decode("utf-8", "replace") for argument in sys.argv],
         "versions": versions,
-        "machine": {"platform": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": _cpu("model name") or "unknown",
+            "cpus": os.cpu_count(),
+        },
         "git_revision": _git_revision(),
     }
 
 
 def machine() -> dict[str, Any]:
-    """`environment` with the processor's vector units, the memory and the load."""
+    """What `environment` has, and the processor's vector units, the memory and the load."""
     facts = environment()
-    flags = _cpu_flags()
+    features = _cpu("flags").split()
     facts["machine"] |= {
-        "features": [name for name in _CPU_FEATURES if name in flags],
+        "features": [name for name in _CPU_FEATURES if name in features],
         "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
         "load": list(os.getloadavg()),
     }
@@ -48,37 +53,24 @@ def header() -> str:
     """Machine and versions, in two lines."""
     facts = machine()
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    features = ", ".join(facts["machine"]["features"]) or "no AVX"
-    load = ", ".join(f"{value:.1f}" for value in facts["machine"]["load"])
-    return (
-        f"{facts['machine']['processor']}, {facts['machine']['cpus']} CPUs ({features}), "
-        f"{facts['machine']['memory_gb']:.0f} GB, load {load}\n{versions}"
-    )
+    of = facts["machine"]
+    features = ", ".join(of["features"]) or "no AVX"
+    load = ", ".join(f"{value:.1f}" for value in of["load"])
+    return f"{of['processor']}, {of['cpus']} CPUs ({features}), {of['memory_gb']:.0f} GB, load {load}\n{versions}"
 
 
 def peak_bytes(process: int | None = None) -> int:
-    """Largest resident memory so far of a process by its number (None: this one).
-
-    Not `ru_maxrss`, which a process inherits from the one that started it.
-    """
+    """The largest resident memory so far of this process, or of the one with a number."""
+    # Not `ru_maxrss`, which a process inherits from the one that started it.
     with open(f"/proc/{process or 'self'}/status", encoding="utf-8") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
 
 
-def _cpu_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((set(line.split(":")[1].split()) for line in file if line.startswith("flags")), set())
-    except OSError:
-        return set()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+def _cpu(key: str) -> str:
+    """The first value of `key` in /proc/cpuinfo; empty where there is none."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.partition(":")[2].strip() for line in file if line.startswith(key)), "")
+    return ""
 
 
 def _git_revision() -> str | None:

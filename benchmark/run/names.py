@@ -1,4 +1,4 @@
-"""What the files of a run folder are called, and what to call runs beside each other."""
+"""Names of the files in a run folder, and short names for runs beside each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run_folder_of(path: Path) -> Path | None:
 
 
 def distinct(paths: Iterable[Path]) -> list[Path]:
-    """The paths without those that name a file or folder again, as `a/../a/b.h5` does after `a/b.h5`."""
+    """The paths without those that name the same file or folder again, as `a/../a/b.h5` does after `a/b.h5`."""
     found: dict[str, Path] = {}
     for path in paths:
         found.setdefault(os.path.abspath(path), path)
@@ -29,9 +29,9 @@ def distinct(paths: Iterable[Path]) -> list[Path]:
 
 
 def short_names(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Names that tell distinct paths apart, without what they share at the front and what is not needed at the end.
+    """Names that tell distinct paths apart: the paths without what all share at the front, and no longer than needed.
 
-    `.h5` is left out where nothing else has the name without it. A name is a relative path: results lie under it.
+    `.h5` is left out where no other path has the name without it. A name is a relative path, under which results lie.
 
     >>> short_names(["/demo/central/cnn_17", "/demo/federated/cnn_17", "/demo/private/cnn_17"])
     ['central', 'federated', 'private']

@@ -1,4 +1,4 @@
-"""Learning rates over rounds or epochs: a table, so that Python, TensorFlow and TFF read the same numbers."""
+"""Learning rates of every round or step, as a table: Python, TensorFlow and TFF read the same numbers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ SCHEDULES = ("constant", "linear", "cosine")
 def learning_rates(
     base: float, total: int, schedule: str = "constant", warmup: int = 0, final: float = 0.0
 ) -> np.ndarray:
-    """The learning rate of each of `total` rounds, float32 [total].
+    """The learning rate of each of `total` rounds (or steps), float32 [total].
 
-    The first `warmup` rounds rise linearly and reach `base` in the last of them; after that the rate stays (`constant`)
-    or falls to `final` at round `total`, in a straight line (`linear`) or along half a cosine (`cosine`, Loshchilov and
-    Hutter 2017, https://arxiv.org/abs/1608.03983).
+    It rises in a straight line over the first `warmup` rounds and reaches `base` in the last of them. After that it
+    stays (`constant`) or falls to `final` at round `total`, in a straight line (`linear`) or along half a cosine
+    (`cosine`, Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
 
     >>> learning_rates(0.1, 4, "linear").round(3).tolist()
     [0.10000000149011612, 0.07500000298023224, 0.05000000074505806, 0.02500000037252903]

@@ -1,4 +1,4 @@
-"""Seeds of independent random streams, all derived from `--seed`."""
+"""Seeds of independent random streams, all of which follow from --seed."""
 
 from __future__ import annotations
 

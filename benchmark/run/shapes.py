@@ -1,4 +1,4 @@
-"""Whether a JSON value that a report reads has the shape of what a command wrote; plain data, no library needed."""
+"""Whether a JSON value that is read has the shape of what a command wrote."""
 
 from __future__ import annotations
 

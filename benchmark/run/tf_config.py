@@ -1,4 +1,4 @@
-"""This process's place in a job of several machines, from the environment variable TF_CONFIG; imports nothing heavy.
+"""This process's place in a job of several machines, from the environment variable TF_CONFIG.
 
 The format is TensorFlow's: https://www.tensorflow.org/guide/distributed_training#setting_up_tf_config_environment_variable
 """
@@ -23,7 +23,7 @@ def place() -> Place:
     """Reads TF_CONFIG.
 
     Raises:
-      FlairError: it is no JSON, or its task is not one of its machines.
+      FlairError: it is not JSON, or its task is not one of its machines.
     """
     text = os.environ.get("TF_CONFIG")
     if not text:

@@ -167,7 +167,7 @@ def test_a_run_killed_in_its_first_epoch_does_not_go_on_with_other_data(tmp_path
 
 
 def test_checkpoints_round_trip_and_only_the_newest_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() is None
     arrays = {"a/b:0": np.float32([1, 2]), "scalar": np.int64(3), "empty": np.zeros((0, 4))}
     for step in (1, 20, 3):
