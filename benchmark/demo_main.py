@@ -14,14 +14,13 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmark.run import command
 from benchmark.run.files import read_json
 from benchmark.run.flags import Flags, Role, Table, integer, number, path
-from benchmark.run.names import PRIVACY_FILE
+from benchmark.run.names import PRIVACY_FILE, SUMMARY_FILE
 from flair.dataset import catalog
 from flair.download import server as mirror_server
 from flair.errors import FlairError
@@ -40,14 +39,52 @@ FLAGS: Table = (
     integer("seed", 0, "Seed of the data set and of the trainings.", Role.RESULT),
 )
 
-_NUM_ARCHIVES = 3
-
-
-class Stage(NamedTuple):
-    """One command of the demo."""
-
-    title: str
-    arguments: list[str]
+_RUNS = ("central", "federated", "private")
+_TRAINING = (
+    "--tfrecords_dir={tfrecords} --model=cnn --seed={seed} --image_height={image_size} --image_width={image_size}"
+)
+_FEDERATED = (
+    f"-m benchmark.federated_main {_TRAINING} --client_batch_size=2 --client_learning_rate=0.3"
+    " --server_learning_rate=0.01 --server_epsilon=0.001 --best_metric=macro_averaged_precision"
+)
+# Title and command of every stage. In braces are flags of the demo, and names of files and folders in it.
+_STAGES = (
+    (
+        "Make a miniature FLAIR of {num_images:,} photos and pack it as Apple's server does",
+        "-m flair.synthetic --dataset_dir={original} --num_images={num_images} --seed={seed} --archives_dir={server}"
+        " --num_archives=3",
+    ),
+    ("Download it, as from Apple's server", "download_dataset.py --dataset_dir={dataset} --base_url={url}"),
+    ("Prepare HDF5", "prepare_dataset.py --dataset_dir={dataset} --output_file={hdf5}"),
+    ("Prepare TFRecords", "prepare_tfrecords.py --dataset_dir={dataset} --tfrecords_dir={tfrecords}"),
+    ("Verify all of it", "-m flair.verify --dataset_dir={dataset} --tfrecords_dir={tfrecords} --hdf5_file={hdf5}"),
+    (
+        "Train centrally",
+        f"-m benchmark.central_main {_TRAINING} --num_epochs={{num_epochs}} --train_batch_size=32"
+        " --learning_rate=0.002 --save_model_dir={central}",
+    ),
+    (
+        "Train federated: many rounds of few clients, because the server learns once a round",
+        f"{_FEDERATED} --total_rounds={{total_rounds}} --clients_per_round={{clients_per_round}} --rounds_per_eval=20"
+        " --rounds_per_checkpoint=20 --debug_measurements --save_model_dir={federated}",
+    ),
+    (
+        "Train federated with differential privacy, epsilon {epsilon:g}: few rounds of many clients, who share a "
+        "round's noise",
+        f"{_FEDERATED} --epsilon={{epsilon:g}} --total_rounds={{private_rounds}}"
+        " --clients_per_round={private_clients_per_round} --rounds_per_eval=4 --save_model_dir={private}",
+    ),
+    (
+        "Evaluate the three models, with intervals over users",
+        "-m benchmark.evaluate_main --tfrecords_dir={tfrecords} --models={central},{federated},{private}"
+        " --output_dir={evaluation} --seed={seed} --compare=central,federated --compare=federated,private",
+    ),
+    (
+        "Write the report",
+        "-m benchmark.report_main {central} {federated} {private} --output_dir={report} --evaluation={evaluation}"
+        ' "--title=The demo\'s three runs"',
+    ),
+)
 
 
 def main(flags: Flags) -> None:
@@ -55,112 +92,23 @@ def main(flags: Flags) -> None:
     started = time.monotonic()
     folder = Path(flags.demo_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    archives = folder / "server"
-    _run(_synthetic_stage(flags, folder, archives))
-    with mirror_server.serve(archives) as server:
-        _run(
-            Stage(
-                "Download it, as from Apple's server",
-                ["download_dataset.py", f"--dataset_dir={folder / 'dataset'}", f"--base_url={server.url}"],
-            )
-        )
-    for stage in [*_preparation_stages(folder), *_training_stages(flags, folder), *_report_stages(flags, folder)]:
-        _run(stage)
+    folders = ("original", "server", "dataset", "tfrecords", *_RUNS, "evaluation", "report")
+    values = {flag.name: flags[flag.name] for flag in FLAGS} | {name: folder / name for name in folders}
+    values["hdf5"] = folder / "flair.hdf5"
+    make, download, *others = _STAGES
+    _run(*make, values)
+    with mirror_server.serve(folder / "server") as server:
+        _run(*download, {**values, "url": server.url})
+    for stage in others:
+        _run(*stage, values)
     _print_table(folder, time.monotonic() - started)
 
 
-def _synthetic_stage(flags: Flags, folder: Path, archives: Path) -> Stage:
-    return Stage(
-        f"Make a miniature FLAIR of {flags.num_images:,} photos and pack it as Apple's server does",
-        [
-            *("-m", "flair.synthetic", f"--dataset_dir={folder / 'original'}", f"--num_images={flags.num_images}"),
-            *(f"--seed={flags.seed}", f"--archives_dir={archives}", f"--num_archives={_NUM_ARCHIVES}"),
-        ],
-    )
-
-
-def _preparation_stages(folder: Path) -> list[Stage]:
-    dataset = f"--dataset_dir={folder / 'dataset'}"
-    return [
-        Stage("Prepare HDF5", ["prepare_dataset.py", dataset, f"--output_file={folder / 'flair.hdf5'}"]),
-        Stage("Prepare TFRecords", ["prepare_tfrecords.py", dataset, f"--tfrecords_dir={folder / 'tfrecords'}"]),
-        Stage(
-            "Verify all of it",
-            [
-                *("-m", "flair.verify", dataset, f"--tfrecords_dir={folder / 'tfrecords'}"),
-                f"--hdf5_file={folder / 'flair.hdf5'}",
-            ],
-        ),
-    ]
-
-
-def _training_stages(flags: Flags, folder: Path) -> list[Stage]:
-    shared = [
-        *(f"--tfrecords_dir={folder / 'tfrecords'}", "--model=cnn", f"--seed={flags.seed}"),
-        *(f"--image_height={flags.image_size}", f"--image_width={flags.image_size}"),
-    ]
-    federated = ["-m", "benchmark.federated_main", *shared, *_FEDERATED_FLAGS]
-    return [
-        Stage(
-            "Train centrally",
-            [
-                *("-m", "benchmark.central_main", *shared, f"--num_epochs={flags.num_epochs}"),
-                *("--train_batch_size=32", "--learning_rate=0.002", f"--save_model_dir={folder / 'central'}"),
-            ],
-        ),
-        Stage(
-            "Train federated: many rounds of few clients, because the server learns once a round",
-            [
-                *(*federated, f"--total_rounds={flags.total_rounds}", f"--clients_per_round={flags.clients_per_round}"),
-                *("--rounds_per_eval=20", "--rounds_per_checkpoint=20", "--debug_measurements"),
-                f"--save_model_dir={folder / 'federated'}",
-            ],
-        ),
-        Stage(
-            f"Train federated with differential privacy, epsilon {flags.epsilon:g}: few rounds of many clients, who "
-            "share a round's noise",
-            [
-                *(*federated, f"--epsilon={flags.epsilon:g}", f"--total_rounds={flags.private_rounds}"),
-                *(f"--clients_per_round={flags.private_clients_per_round}", "--rounds_per_eval=4"),
-                f"--save_model_dir={folder / 'private'}",
-            ],
-        ),
-    ]
-
-
-def _report_stages(flags: Flags, folder: Path) -> list[Stage]:
-    runs = [str(folder / name) for name in _RUNS]
-    return [
-        Stage(
-            "Evaluate the three models, with intervals over users",
-            [
-                *("-m", "benchmark.evaluate_main", f"--tfrecords_dir={folder / 'tfrecords'}"),
-                *(f"--models={','.join(runs)}", f"--output_dir={folder / 'evaluation'}", f"--seed={flags.seed}"),
-                *("--compare=central,federated", "--compare=federated,private"),
-            ],
-        ),
-        Stage(
-            "Write the report",
-            [
-                *("-m", "benchmark.report_main", *runs, f"--output_dir={folder / 'report'}"),
-                *(f"--evaluation={folder / 'evaluation'}", "--title=The demo's three runs"),
-            ],
-        ),
-    ]
-
-
-_RUNS = ("central", "federated", "private")
-_FEDERATED_FLAGS = (
-    *("--client_batch_size=2", "--client_learning_rate=0.3"),
-    *("--server_learning_rate=0.01", "--server_epsilon=0.001", "--best_metric=macro_averaged_precision"),
-)
-
-
-def _run(stage: Stage) -> None:
-    shown = shlex.join(["python", *stage.arguments])
-    print(f"\n=== {stage.title}\n$ {shown}", flush=True)
+def _run(title: str, template: str, values: dict[str, Any]) -> None:
+    arguments = [part.format(**values) for part in shlex.split(template)]
+    print(f"\n=== {title.format(**values)}\n$ {shlex.join(['python', *arguments])}", flush=True)
     started = time.monotonic()
-    code = subprocess.run([sys.executable, *stage.arguments], check=False).returncode
+    code = subprocess.run([sys.executable, *arguments], check=False).returncode
     if code < 0 or code == 130:
         raise KeyboardInterrupt
     if code:
@@ -171,7 +119,7 @@ def _run(stage: Stage) -> None:
 def _print_table(folder: Path, seconds: float) -> None:
     from benchmark.privacy.accounting import rounded_up
 
-    summaries = {name: _summary(folder / name) for name in _RUNS}
+    summaries = {name: _read_only(folder / name, SUMMARY_FILE) for name in _RUNS}
     precision = {name: summary["test"]["macro_averaged_precision"] for name, summary in summaries.items()}
     nothing = _know_nothing(folder / "dataset")
     print(f"\n{'setting':<22}{'trained':>12}{'macro AP':>10}{'micro AP':>10}{'epsilon':>9}{'time':>14}")
@@ -197,12 +145,8 @@ def _print_table(folder: Path, seconds: float) -> None:
     print("next: open the report in a browser, then the README's steps for the real data")
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    return _read_only(folder, "summary.json")
-
-
 def _read_only(folder: Path, name: str) -> dict[str, Any]:
-    """The one file of that name in the run folders of `folder`."""
+    """What is in the one file of this name, in the one run folder in `folder`."""
     (path,) = folder.glob(f"*/{name}")
     return read_json(path, {}) or {}
 
@@ -210,7 +154,7 @@ def _read_only(folder: Path, name: str) -> dict[str, Any]:
 def _cost_of_privacy(folder: Path, kept: float, gained: float) -> str:
     statement = _read_only(folder, PRIVACY_FILE)
     clients, sigma = statement["clients_per_round"], statement["noise"]["sum_noise_multiplier"]
-    weights = _summary(folder)["parameters"]
+    weights = _read_only(folder, SUMMARY_FILE)["parameters"]
     return (
         f"Privacy leaves {kept:.3f} of the {gained:.3f} of macro AP that federated training gains over knowing "
         f"nothing.\nWith {statement['users']:,} users the noise on a round's mean update is "
@@ -227,7 +171,7 @@ def _know_nothing(dataset_dir: Path) -> float:
     from flair.dataset.metadata import count_labels, load_records
 
     records = load_records(dataset_dir)
-    labels: Sequence[str] = sorted({label for record in records for label in record.labels})
+    labels = sorted({label for record in records for label in record.labels})
     test = [record for record in records if record.partition == catalog.PARTITIONS[2]]
     counts, _ = count_labels(test)
     return know_nothing_macro_precision(np.array([counts[label] for label in labels]), len(test))

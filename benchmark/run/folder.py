@@ -156,8 +156,8 @@ class RunFolder:
         if lost:
             unit = self.step_name
             print(
-                f"{self.path / names.METRICS_FILE}: has lost {len(lost):,} of the rows up to {unit} {step:,}, the first "
-                f"of {unit} {lost[0]:,}; the run goes on without them",
+                f"{self.path / names.METRICS_FILE}: has lost {len(lost):,} of the rows up to {unit} {step:,}, the "
+                f"first of {unit} {lost[0]:,}; the run goes on without them",
                 file=sys.stderr,
             )
         self.rows = {row: values for row, values in self.rows.items() if row <= step}
