@@ -90,14 +90,16 @@ def train(
         row["learning_rate"] = float(config.learning_rates[last_step])
         if sign * metrics[config.best_metric] < state.best_value:
             state.best_value, state.best_epoch = sign * metrics[config.best_metric], state.epoch
-            run.save_model(BEST_FILE, lambda path: loading.save_weights(trainer.model, path))
+            if run.is_written:
+                loading.save_weights(trainer.model, run.path / BEST_FILE)
         trainer.reset_metrics()
         run.add_row(state.epoch, row, state.seconds)
         _save(trainer, run, state)
         if run.is_written:
             print(_epoch_line(state, config, row), flush=True)
         _stop_together(safe_points, trainer.devices)
-    run.save_model(LAST_FILE, lambda path: loading.save_weights(trainer.model, path))
+    if run.is_written:
+        loading.save_weights(trainer.model, run.path / LAST_FILE)
     return state
 
 

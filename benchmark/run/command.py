@@ -27,11 +27,7 @@ _HELP_FLAGS = ("--help", "-help", "-h", "--helpfull", "--helpshort", "-?")
 
 
 def run(
-    main: Callable[..., int | None],
-    table: Table,
-    takes: str | None = None,
-    stopped: str = STARTS_OVER,
-    arguments: Sequence[str] | None = None,
+    main: Callable[..., int | None], table: Table, takes: str | None = None, stopped: str = STARTS_OVER
 ) -> NoReturn:
     """Parses the command line, calls `main(flags)` and exits as `flair.terminal.command.run` does.
 
@@ -42,9 +38,8 @@ def run(
       takes: what the paths are called that the command takes beside flags, one or more; then this calls
         `main(flags, paths)`.
       stopped: what the same command does after Ctrl-C, see `flair.terminal.command.run`.
-      arguments: taken in place of `sys.argv[1:]`.
     """
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    given = sys.argv[1:]
     standard_streams.mend()
     # This comes before the first import of TensorFlow, which prints forty lines about CUDA otherwise. A "1" is what
     # TensorFlow itself leaves in the environment of a parent process.

@@ -51,24 +51,14 @@ Table = Sequence[Flag]
 
 
 def integer(
-    name: str,
-    default: int | None,
-    help: str,
-    role: Role,
-    least: int | None = None,
-    most: int | None = None,
+    name: str, default: int | None, help: str, role: Role, least: int | None = None, most: int | None = None
 ) -> Flag:
     """A flag that is a whole number."""
     return Flag(name, role, partial(absl_flags.DEFINE_integer, name, default, help, least, most))
 
 
 def number(
-    name: str,
-    default: float | None,
-    help: str,
-    role: Role,
-    least: float | None = None,
-    most: float | None = None,
+    name: str, default: float | None, help: str, role: Role, least: float | None = None, most: float | None = None
 ) -> Flag:
     """A flag that is a number; one that is not finite is refused when the table is parsed."""
     return Flag(name, role, partial(absl_flags.DEFINE_float, name, default, help, least, most))

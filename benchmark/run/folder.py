@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +179,6 @@ class RunFolder:
             _append(self.path / names.TIMES_FILE, [step, f"{seconds:.3f}"])
         events.append(self.path / names.TENSORBOARD_DIR, step, values)
 
-    def save_model(self, name: str, write: Callable[[Path], None]) -> None:
-        """Calls `write` with the path of a model file in this folder."""
-        write(self.path / name)
-
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, which marks the run complete."""
         checked_json.write(self.path / names.SUMMARY_FILE, summary)
@@ -263,8 +259,6 @@ class WatchedRunFolder(RunFolder):
     def start_at(self, step: int) -> None: ...
 
     def add_row(self, step: int, values: Mapping[str, float], seconds: float) -> None: ...
-
-    def save_model(self, name: str, write: Callable[[Path], None]) -> None: ...
 
     def finish(self, summary: Mapping[str, Any]) -> None: ...
 
