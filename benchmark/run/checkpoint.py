@@ -58,11 +58,7 @@ class Checkpoints:
         return path
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read, None where there is none; damaged ones are named on stderr.
-
-        Raises:
-          FlairError: there are checkpoints, but not one can be read.
-        """
+        """The newest checkpoint that can be read; damaged ones are named on stderr, and a FlairError if all are."""
         atomic.remove_leftovers(self.folder, ".checkpoint-*.tmp")
         paths = self._paths()
         for path in reversed(paths):

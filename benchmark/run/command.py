@@ -68,12 +68,7 @@ def run(
 
 
 def parse(table: Table, arguments: Sequence[str]) -> Flags:
-    """The flags as given, with what --flagfile names.
-
-    Raises:
-      FlairError: a --flagfile cannot be read.
-      absl.flags.Error: an unknown flag, or a value that it does not take.
-    """
+    """The flags as given; raises FlairError for a --flagfile that cannot be read, absl.flags.Error for a flag."""
     typed = {argument.lstrip("-").partition("=")[0] for argument in _before_separator(arguments)}
     flags = Flags(table, flag_file.expand(arguments), typed)
     for name in (flag.name for flag in table):

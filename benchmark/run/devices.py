@@ -65,8 +65,7 @@ class Devices:
         """Calls `function` on every device of this process with its part; the results, in order."""
         if self.num_replicas == 1:
             return [function(*parts[0])]
-        columns = [self._distribute([part[column] for part in parts]) for column in range(len(parts[0]))]
-        results = self._strategy.run(function, args=columns)
+        results = self._strategy.run(function, args=self._distribute(parts))
         flat = [self._strategy.experimental_local_results(value) for value in tf.nest.flatten(results)]
         return [tf.nest.pack_sequence_as(results, [values[i] for values in flat]) for i in range(len(parts))]
 
@@ -75,21 +74,15 @@ class Devices:
         if self.num_workers == 1:
             return [np.asarray(value) for value in values]
         others = [[tf.zeros_like(value) for value in values]] * (len(self.replicas) - 1)
-        parts = [[tf.constant(value) for value in values], *others]
-
-        columns = [self._distribute([part[column] for part in parts]) for column in range(len(values))]
-        return [self._strategy.experimental_local_results(value)[0].numpy() for value in self._sums(*columns)]
+        sums = self._sums(*self._distribute([[tf.constant(value) for value in values], *others]))
+        return [self._strategy.experimental_local_results(value)[0].numpy() for value in sums]
 
     def barrier(self) -> None:
         """Waits until every process is here."""
         self.sum_over_workers([np.zeros(1, np.float32)])
 
     def check_equal(self, text: str, what: str) -> None:
-        """Compares a text over all processes; where it differs, every one of them stops.
-
-        Raises:
-          FlairError: it is not the same everywhere; the error says that `what` differs.
-        """
+        """Raises FlairError in every process, saying that `what` differs, unless all of them have the same text."""
         digests = np.zeros((self.num_workers, 32), np.float32)  # whole numbers up to 255 are exact, and so are sums
         digests[self.worker] = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
         (digests,) = self.sum_over_workers([digests])
@@ -118,9 +111,11 @@ class Devices:
     def _sums(self, *columns: Any) -> Any:
         return self._strategy.run(lambda *tensors: [sum_over_replicas(tensor) for tensor in tensors], args=columns)
 
-    def _distribute(self, tensors: Sequence[tf.Tensor]) -> Any:
-        remaining = iter(tensors)
-        return self._strategy.experimental_distribute_values_from_function(lambda _context: next(remaining))
+    def _distribute(self, parts: Sequence[Sequence[tf.Tensor]]) -> list[Any]:
+        """The arguments of a function that runs on every device, from what each device is given."""
+        columns = [iter(column) for column in zip(*parts, strict=True)]
+        distribute = self._strategy.experimental_distribute_values_from_function
+        return [distribute(lambda _context, column=column: next(column)) for column in columns]
 
 
 def _join_machines(count: int) -> tf.distribute.Strategy:

@@ -1,8 +1,9 @@
 """Readers of the files of a run folder, for continued runs, reports and sweeps.
 
-A reader refuses in one line what a training cannot have written. run.json, summary.json and evaluation.json carry a
-checksum that notices any changed byte (`flair.files.checked_json`). flags.txt, metrics.csv and times.csv are plain
-text, which a person may edit: a value there has to have the form of one, and to fit those around it.
+A reader refuses with a FlairError what a training cannot have written, and returns nothing where there is no file.
+run.json, summary.json and evaluation.json carry a checksum that notices any changed byte (`flair.files.checked_json`).
+flags.txt, metrics.csv and times.csv are plain text, which a person may edit: a value there has to have the form of one,
+and to fit those around it.
 """
 
 from __future__ import annotations
@@ -25,14 +26,7 @@ _STEP = re.compile(r"[1-9][0-9]{0,17}")
 
 
 def read_json(path: Path, shape: Any) -> dict[str, Any] | None:
-    """The object in a JSON file of ours, None where there is no such file.
-
-    Args:
-      shape: what an object without a checksum has to have at least, as `shapes.misfit` takes it.
-
-    Raises:
-      FlairError: the file is not JSON, does not fit its checksum, or holds something else.
-    """
+    """The object in a JSON file of ours; one without a checksum has to have `shape` at least (`shapes.misfit`)."""
     try:
         data = regular_file.read_bytes(path)
         content = checked_json.parse(data)
@@ -47,11 +41,7 @@ def read_json(path: Path, shape: Any) -> dict[str, Any] | None:
 
 
 def read_flags(path: Path) -> dict[str, str] | None:
-    """Flag -> value of a flags.txt, the last one where a flag is there twice; None where there is no such file.
-
-    Raises:
-      FlairError: the file is not text, or has a line that is neither a flag nor a comment nor empty.
-    """
+    """Flag -> value of a flags.txt, the last one where a flag is there twice."""
     try:
         text = _read_text(path)
     except FileNotFoundError:
@@ -69,17 +59,9 @@ def read_flags(path: Path) -> dict[str, str] | None:
 def read_table(path: Path, step_name: str | None = None) -> tuple[str, dict[int, dict[str, float]]]:
     """A metrics.csv or times.csv: the name of its first column, and step -> column -> value, without empty cells.
 
-    What follows the last line break is a line that a killed process left half written; it is left out.
-
-    Args:
-      step_name: what the first column has to be called; None: whatever it is.
-
-    Returns:
-      `("", {})` where there is no such file.
-
-    Raises:
-      FlairError: the file is not text, or a line is not a row: too short, not of numbers, or out of order.
+    `step_name` is what the first column has to be called. Where there is no file, this returns ("", {}).
     """
+    # What follows the last line break is a line that a killed process left half written.
     try:
         lines = _read_text(path).split("\n")[:-1]
     except FileNotFoundError:
@@ -101,7 +83,7 @@ def read_table(path: Path, step_name: str | None = None) -> tuple[str, dict[int,
 
 
 def read_seconds(path: Path, step_name: str | None = None) -> dict[int, float]:
-    """Step -> seconds of training until its end, of a times.csv; raises what `read_table` raises."""
+    """Step -> seconds of training until its end, of a times.csv."""
     seconds: dict[int, float] = {}
     before = 0.0
     for step, row in read_table(path, step_name)[1].items():

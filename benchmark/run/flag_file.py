@@ -15,11 +15,7 @@ _COMMENTS = ("#", "//")
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """The arguments with every --flagfile replaced by the flags in it; nothing is replaced after `--`.
-
-    Raises:
-      FlairError: a file cannot be read, is not UTF-8 text, or names itself.
-    """
+    """The arguments with every --flagfile before `--` replaced by the flags in it; a FlairError where that fails."""
     return _expand(list(arguments), ())
 
 

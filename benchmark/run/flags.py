@@ -81,18 +81,16 @@ def choice(name: str, default: str | None, choices: Iterable[str], help: str, ro
 
 def path(name: str, default: str | None, help: str, role: Role, required: bool = False) -> Flag:
     """A flag that is one path; `~` and `~user` at its beginning stand for home folders."""
-    kind = {"parser": _Path(), "serializer": absl_flags.ArgumentSerializer()}
-    return Flag(
-        name, role, partial(absl_flags.DEFINE, name=name, default=default, help=help, required=required, **kind)
-    )
+    serializer = absl_flags.ArgumentSerializer()
+    define = partial(absl_flags.DEFINE, _Path(), name, default, help, serializer=serializer, required=required)
+    return Flag(name, role, define)
 
 
 def paths(name: str, default: list[str] | None, help: str, role: Role, required: bool = False) -> Flag:
     """A flag that is a list of paths, separated by commas; names that do not begin with `~` stay as they are."""
-    kind = {"parser": _Paths(), "serializer": absl_flags.CsvListSerializer(",")}
-    return Flag(
-        name, role, partial(absl_flags.DEFINE, name=name, default=default, help=help, required=required, **kind)
-    )
+    serializer = absl_flags.CsvListSerializer(",")
+    define = partial(absl_flags.DEFINE, _Paths(), name, default, help, serializer=serializer, required=required)
+    return Flag(name, role, define)
 
 
 def multi_paths(name: str, default: list[str], help: str, role: Role) -> Flag:
@@ -125,18 +123,13 @@ class Flags:
 
     Attributes:
       positional: arguments that are not flags.
-
-    Raises:
-      absl.flags.Error: an unknown flag, or a value that it does not take.
     """
-
-    positional: list[str]
 
     def __init__(self, table: Table, arguments: Sequence[str] = (), typed: Iterable[str] = ()) -> None:
         self._values = define(table)
         self._roles = {flag.name: flag.role for flag in table}
         self._typed = frozenset(typed)
-        self.positional = self._values(["", *arguments])[1:]
+        self.positional: list[str] = self._values(["", *arguments])[1:]
 
     def __getattr__(self, name: str) -> Any:
         roles = self.__dict__.get("_roles", {})

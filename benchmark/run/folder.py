@@ -119,10 +119,7 @@ class RunFolder:
         return max(self._seconds.values(), default=0.0)
 
     def describe(self, **facts: Any) -> None:
-        """Writes flags.txt and run.json: versions, machine, `facts`; a continued run keeps its start, adds a time.
-
-        Raises what `check_inputs` raises.
-        """
+        """Writes flags.txt and run.json: versions, machine, `facts`; a continued run keeps its start, adds a time."""
         self.check_inputs(facts.get("data", {}), facts.get("restored_model"))
         self._write_flags()  # of which some may have changed; not before it is known that this is the same run
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -132,7 +129,7 @@ class RunFolder:
         checked_json.write(self.path / names.RUN_FILE, {**begun, **environment(), **facts})
 
     def check_inputs(self, data: Mapping[str, Any], restored_model: Mapping[str, Any] | None) -> None:
-        """Raises a FlairError if the run was begun with other photos or weights, as run.json names them, than these."""
+        """Raises a FlairError if the run was begun with other photos or weights than these, as run.json names them."""
         known = self._described()
         before = known.get("data", {}).get("digest")
         if before is not None and before != data.get("digest"):

@@ -20,11 +20,7 @@ class Place(NamedTuple):
 
 
 def place() -> Place:
-    """Reads TF_CONFIG.
-
-    Raises:
-      FlairError: it is not JSON, or its task is not one of its machines.
-    """
+    """The place that TF_CONFIG gives; a FlairError if it is not JSON, or its task is not one of its machines."""
     text = os.environ.get("TF_CONFIG")
     if not text:
         return Place(0, 1)
