@@ -14,7 +14,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 class SafePoints:
     """While entered, SIGINT and SIGTERM only set `requested`; the caller saves and calls `stop()`.
 
-    A second signal of the same kind interrupts at once, as without this class.
+    After the first signal, another one of either kind interrupts at once, as without this class.
     """
 
     def __init__(self, unit: str) -> None:
