@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ Integers = npt.NDArray[np.int64]
 
 
 class LabelPairs(NamedTuple):
-    """Which photo carries which label, one row a pair, in the order of the photos.
+    """Which photo carries which label: one row per pair, in the order of the photos.
 
     Attributes:
       names: of the labels that occur, sorted.
@@ -38,7 +38,7 @@ class Annotations(NamedTuple):
     """The metadata of a dataset; users in order of first appearance, photos in file order.
 
     Attributes:
-      user_ids: of the users.
+      user_ids: the id of each user.
       partition: int64 [users], rows of `catalog.PARTITIONS`.
       owner: int64 [photos], rows of `user_ids`.
       coarse, fine: the labels of the photos.
@@ -84,12 +84,9 @@ def encode(records: Sequence[Record]) -> Annotations:
 
 
 def _pairs(labels: Sequence[tuple[str, ...]]) -> LabelPairs:
-    names = tuple(sorted(set(_flat(labels))))
+    names = tuple(sorted(set(chain.from_iterable(labels))))
     column = {name: index for index, name in enumerate(names)}
     lengths = np.fromiter(map(len, labels), np.int64, len(labels))
     photo = np.repeat(np.arange(len(labels)), lengths)
-    return LabelPairs(names, photo, np.fromiter(map(column.__getitem__, _flat(labels)), np.int64, len(photo)))
-
-
-def _flat(labels: Iterable[tuple[str, ...]]) -> Iterable[str]:
-    return itertools.chain.from_iterable(labels)
+    columns = map(column.__getitem__, chain.from_iterable(labels))
+    return LabelPairs(names, photo, np.fromiter(columns, np.int64, len(photo)))

@@ -78,11 +78,7 @@ def read_jpeg(dataset_dir: str | Path, record: Record) -> Jpeg:
 
 
 def read_pixels(dataset_dir: str | Path, record: Record) -> Pixels:
-    """Reads, checks and decodes the photo of `record`.
-
-    Raises:
-      PhotoError: one line naming the file, the image and the user, and what is wrong.
-    """
+    """Reads, checks and decodes the photo of `record`; errors as of `read_jpeg`."""
     return decode(*read_file(dataset_dir, record))
 
 
@@ -106,7 +102,12 @@ def read_file(dataset_dir: str | Path, record: Record) -> tuple[bytes, str]:
 def checked_jpeg(data: bytes, where: str) -> Jpeg:
     """Checks that a JPEG is whole, to its last coded bit; see `read_jpeg`."""
     image = _open(data, where)
-    return Jpeg(_encode_rgb(image, where), True) if image.mode == "L" else Jpeg(data, False)
+    if image.mode == "RGB":
+        return Jpeg(data, False)
+    _load(image, where)
+    encoded = io.BytesIO()
+    image.convert("RGB").save(encoded, "JPEG", quality=CONVERTED_QUALITY, subsampling=0)
+    return Jpeg(encoded.getvalue(), True)
 
 
 def decode(data: bytes, where: str) -> Pixels:
@@ -138,7 +139,7 @@ def total_size(dataset_dir: str | Path, records: Iterable[Record]) -> int:
 
 def _place(dataset_dir: str | Path, record: Record) -> tuple[str, str]:
     """The path of a photo, and how messages name it."""
-    # The path is that of flair.dataset.metadata.photo_path, without the cost of half a million Path objects.
+    # As flair.dataset.metadata.photo_path, without the cost of half a million Path objects.
     path = os.path.join(dataset_dir, SMALL_IMAGES_DIR, f"{record.image_id}.jpg")
     return path, f"{path} (image {record.image_id} of user {record.user_id})"
 
@@ -159,7 +160,7 @@ def _open(data: bytes, where: str) -> JpegImageFile:
     try:
         image = JpegImageFile(io.BytesIO(data))
     except (SyntaxError, OSError, ValueError):
-        reason = "is empty" if not data else "is not a JPEG that can be read"
+        reason = "is not a JPEG that can be read" if data else "is empty"
         raise BrokenPhoto(f"{where}: {reason}; download it again") from None
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
         width, height = image.size
@@ -178,10 +179,3 @@ def _load(image: JpegImageFile, where: str) -> None:
         image.load()
     except (OSError, SyntaxError, ValueError):
         raise BrokenPhoto(f"{where}: is damaged: it does not decode; download it again") from None
-
-
-def _encode_rgb(image: JpegImageFile, where: str) -> bytes:
-    _load(image, where)
-    encoded = io.BytesIO()
-    image.convert("RGB").save(encoded, "JPEG", quality=CONVERTED_QUALITY, subsampling=0)
-    return encoded.getvalue()

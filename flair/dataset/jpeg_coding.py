@@ -77,8 +77,7 @@ def _alone(scan: Scan) -> bool:
 
 def _blocks(frame: Frame, row: int) -> tuple[int, int]:
     """(down, across) blocks of a component that has a scan for itself."""
-    part = frame.components[row]
-    down, across = (max(getattr(each, name) for each in frame.components) for name in ("down", "across"))
+    part, (across, down) = frame.components[row], frame.unit
     return -(-frame.height * part.down // (8 * down)), -(-frame.width * part.across // (8 * across))
 
 
@@ -86,7 +85,7 @@ def _coding_units(frame: Frame, scan: Scan) -> tuple[int, list[int]]:
     """How many coding units a scan has, and the place in `scan.components` of each block of one of them."""
     if _alone(scan):
         return math.prod(_blocks(frame, scan.components[0])), [0]
-    down, across = (max(getattr(each, name) for each in frame.components) for name in ("down", "across"))
+    across, down = frame.unit
     parts = [frame.components[row] for row in scan.components]
     places = [place for place, part in enumerate(parts) for _ in range(part.across * part.down)]
     return -(-frame.height // (8 * down)) * -(-frame.width // (8 * across)), places

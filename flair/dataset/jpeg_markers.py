@@ -19,7 +19,7 @@ class BadJpeg(ValueError):
 
 
 class Component(NamedTuple):
-    """One color: its id, and how many blocks of a coding unit (MCU) it has across and down."""
+    """One color: its id, and how many blocks it has in a coding unit (MCU), across and down."""
 
     id: int
     across: int
@@ -34,6 +34,11 @@ class Frame(NamedTuple):
     height: int
     width: int
     components: tuple[Component, ...]
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Blocks that a coding unit has across and down, in the color that has the most of them."""
+        return max(part.across for part in self.components), max(part.down for part in self.components)
 
 
 class Scan(NamedTuple):
@@ -83,7 +88,8 @@ def read_markers(data: bytes) -> Markers:
     while True:
         found = _FILLED.match(data, position)
         if found is None:
-            raise BadJpeg(f"is {_cut_or_damaged(data, position)}: it has no marker at byte {position:,}")
+            cut_or_damaged = "truncated" if position >= len(data) - 1 else "damaged"
+            raise BadJpeg(f"is {cut_or_damaged}: it has no marker at byte {position:,}")
         marker, start = found[1][0], found.end()
         if marker == _EOI:
             if frame is None:
@@ -179,7 +185,3 @@ def _intervals(data: bytes, begin: int, may_be_last: bool) -> tuple[tuple[int, i
                 raise BadJpeg("is damaged: its restart markers are out of order")
         ones = data.find(b"\xff", found.end())
     raise BadJpeg("is truncated: it has no end-of-image marker")
-
-
-def _cut_or_damaged(data: bytes, position: int) -> str:
-    return "truncated" if position >= len(data) - 1 else "damaged"

@@ -11,6 +11,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +117,11 @@ def group_by_user(records: Iterable[Record]) -> list[User]:
     return [User(user_id, rows[0].partition, tuple(rows)) for user_id, rows in grouped.items()]
 
 
+def records_of(users: Iterable[User]) -> Iterator[Record]:
+    """The records of all `users`, in their order."""
+    return chain.from_iterable(user.records for user in users)
+
+
 def limit_users(users: Sequence[User], limit: int) -> list[User]:
     """The first users of each partition, `limit` in all, partitions in their proportions and none of them empty.
 
@@ -138,12 +144,10 @@ def limit_users(users: Sequence[User], limit: int) -> list[User]:
 
 def count_labels(records: Iterable[Record]) -> tuple[Counter[str], Counter[str]]:
     """How many photos carry each coarse and each fine-grained label."""
-    coarse: Counter[str] = Counter()
-    fine: Counter[str] = Counter()
-    for record in records:
-        coarse.update(record.labels)
-        fine.update(record.fine_grained_labels)
-    return coarse, fine
+    records = list(records)
+    coarse = chain.from_iterable(record.labels for record in records)
+    fine = chain.from_iterable(record.fine_grained_labels for record in records)
+    return Counter(coarse), Counter(fine)
 
 
 def label_index(labels: Iterable[str]) -> dict[str, int]:
@@ -256,15 +260,15 @@ def parse_record(item: Any, index: int, path: Path) -> Record:
     if not isinstance(item, dict):
         raise FlairError(f"{path}, record {index}: expected an object, found {type(item).__name__}")
     try:
-        user_id, image_id, labels, fine_labels, partition = (item[field] for field in _FIELDS)
+        user_id, image_id, _labels, _fine_labels, partition = (item[field] for field in _FIELDS)
     except KeyError as error:
         raise FlairError(f"{_where(item, index, path)}: field {error} is missing") from None
-    if not (isinstance(user_id, str) and isinstance(image_id, str) and isinstance(partition, str)):
-        field = next(name for name in ("user_id", "image_id", "partition") if not isinstance(item[name], str))
-        raise FlairError(
-            f"{_where(item, index, path)}: field {field!r} must be a string, "
-            f"found {type(item[field]).__name__} {item[field]!r:.60}"
-        )
+    for field in ("user_id", "image_id", "partition"):
+        if not isinstance(item[field], str):
+            raise FlairError(
+                f"{_where(item, index, path)}: field {field!r} must be a string, "
+                f"found {type(item[field]).__name__} {item[field]!r:.60}"
+            )
     for field in ("user_id", "image_id"):
         if not _SAFE_ID.fullmatch(item[field]):
             check_id(item[field], field, f"{path}, record {index}")
@@ -276,25 +280,24 @@ def parse_record(item: Any, index: int, path: Path) -> Record:
     return Record(
         sys.intern(user_id),
         image_id,
-        _parse_labels(labels, "labels", item, index, path),
-        _parse_labels(fine_labels, "fine_grained_labels", item, index, path),
+        _parse_labels(item, "labels", index, path),
+        _parse_labels(item, "fine_grained_labels", index, path),
         sys.intern(partition),
     )
 
 
-def _parse_labels(labels: Any, field: str, item: Mapping[str, Any], index: int, path: Path) -> tuple[str, ...]:
+def _parse_labels(item: Mapping[str, Any], field: str, index: int, path: Path) -> tuple[str, ...]:
+    labels = item[field]
     if not isinstance(labels, list) or not labels:
-        raise FlairError(f"{_where(item, index, path)}: field {field!r} must be a non-empty list, found {labels!r:.60}")
-    if len(labels) > MAX_LABELS:
-        found = f"must hold {MAX_LABELS:,} labels at most, found {len(labels):,}"
-        raise FlairError(f"{_where(item, index, path)}: field {field!r} {found}")
-    try:
-        names = [_LABEL_NAMES[label] for label in labels]
-    except (TypeError, ValueError):
-        raise FlairError(
-            f"{_where(item, index, path)}: field {field!r} must hold label names {_LABEL_RULE}, found {labels!r:.60}"
-        ) from None
-    return tuple(dict.fromkeys(names))
+        expected = f"must be a non-empty list, found {labels!r:.60}"
+    elif len(labels) > MAX_LABELS:
+        expected = f"must hold {MAX_LABELS:,} labels at most, found {len(labels):,}"
+    else:
+        try:
+            return tuple(dict.fromkeys([_LABEL_NAMES[label] for label in labels]))
+        except (TypeError, ValueError):
+            expected = f"must hold label names {_LABEL_RULE}, found {labels!r:.60}"
+    raise FlairError(f"{_where(item, index, path)}: field {field!r} {expected}")
 
 
 class _LabelNames(dict[str, str]):
