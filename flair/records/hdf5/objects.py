@@ -6,8 +6,10 @@ Here only what lies in the file itself is reached, and nothing is read before it
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,8 @@ import h5py
 from flair.records.hdf5 import global_heap
 
 # What h5py raises for damaged files, depending on where the damage is.
-LIBRARY_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-MOST_ATTRIBUTE_BYTES = 1 << 24
+_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+_MOST_ATTRIBUTE_BYTES = 1 << 24
 _MOST_REFERENCED_BYTES = 1 << 28
 _MOST_PATH_CHARACTERS = 1 << 10
 _MOST_CHUNK_BYTES = 1 << 26
@@ -39,6 +32,15 @@ _CHECKSUM_BYTES = 4  # of Fletcher's checksum, where it is packed together with 
 
 class BadObject(ValueError):
     """An object is not what it should be; the message is one clause that says why, without the file's name."""
+
+
+@contextlib.contextmanager
+def guarded(refuse: Callable[[str, str], Exception]) -> Iterator[None]:
+    """Raises `refuse(reason, kind)` for whatever h5py raises: its message on one line, and the name of its class."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise refuse(printable(" ".join(str(error).split())), type(error).__name__) from None
 
 
 def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
@@ -129,8 +131,8 @@ def _attribute(item: h5py.HLObject, name: str) -> Any:
     if name not in item.attrs:
         return None
     attribute = item.attrs.get_id(name)
-    if attribute.shape is None or math.prod(attribute.shape) * attribute.get_type().get_size() > MOST_ATTRIBUTE_BYTES:
-        raise BadObject(f"its attribute {name} is empty or larger than {MOST_ATTRIBUTE_BYTES:,} bytes")
+    if attribute.shape is None or math.prod(attribute.shape) * attribute.get_type().get_size() > _MOST_ATTRIBUTE_BYTES:
+        raise BadObject(f"its attribute {name} is empty or larger than {_MOST_ATTRIBUTE_BYTES:,} bytes")
     count = math.prod(attribute.shape)
     if count > 1 and attribute.dtype.kind == "O":  # texts of any length, all of which may lie in one place of the file
         path = Path(item.file.filename)

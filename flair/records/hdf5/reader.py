@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -148,20 +147,14 @@ class HDF5File:
     def __enter__(self) -> HDF5File:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def _guarded(self, where: str) -> Iterator[None]:
-        try:
-            yield
-        except objects.LIBRARY_ERRORS as error:
-            reason = " ".join(str(error).split())
-            # A damaged name may hold a line break or a control character of a terminal.
-            place, reason = where.encode("unicode_escape").decode(), objects.printable(reason)
-            raise DamagedFile(f"{self.path}: damaged or of an unknown layout at /{place}: {reason}") from None
+    def _guarded(self, where: str) -> contextlib.AbstractContextManager[None]:
+        # A damaged name may hold a line break or a control character of a terminal.
+        place = where.encode("unicode_escape").decode()
+        damaged = f"{self.path}: damaged or of an unknown layout at /{place}"
+        return objects.guarded(lambda reason, _: DamagedFile(f"{damaged}: {reason}"))
 
     def _read_parameters(self) -> dict[str, Any]:
         with self._guarded("metadata"):
