@@ -9,18 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from flair.files.atomic import sync, write_all
+from flair.records.preparation import naming
 
 
 def write_at(path: Path, position: int, data: bytes) -> None:
     """Writes `data` into a file that another process holds open as a `SoftFile`."""
-    with open(path, "r+b", buffering=0) as file:
-        try:
-            write_all(file.fileno(), data, position)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+    with naming(path), open(path, "r+b", buffering=0) as file:
+        write_all(file.fileno(), data, position)
 
 
 class SoftFile:
@@ -37,10 +34,9 @@ class SoftFile:
 
     def check(self) -> None:
         """Raises the error that was kept, if any."""
-        if isinstance(self.error, OSError):
-            raise OSError(self.error.errno, self.error.strerror, str(self._path)) from self.error
         if self.error is not None:
-            raise self.error
+            with naming(self._path):
+                raise self.error
 
     def sync(self) -> None:
         """Waits until all of it is on disk."""
@@ -84,9 +80,7 @@ class SoftFile:
     def __enter__(self) -> SoftFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
         self.check()  # in place of what the library says, which has read zeros since
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import h5py
 
 from flair.dataset import images
-from flair.dataset.metadata import Record
+from flair.dataset.metadata import Record, records_of
 from flair.errors import FlairError
 from flair.files.atomic import beside, destination
 from flair.parallel.processes import batches, default_num_workers, map_in_order
@@ -45,7 +45,6 @@ _OVERHEAD_BYTES = 2000  # of a photo's ids, labels, group and padding, generousl
 class _Context(NamedTuple):
     dataset_dir: Path
     file: Path
-    image_format: str
 
 
 class _Task(NamedTuple):
@@ -80,30 +79,28 @@ def write_hdf5(
     Raises:
       FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
     """
-    source, final = Path(dataset_dir), Path(output_file)
+    dataset_dir, final = Path(dataset_dir), Path(output_file)
     if not final.name:
         raise FlairError(f"--output_file={output_file}: is no name of a file; expected one such as flair.hdf5")
     if not final.is_dir():
         final = destination(final)
     layout = Format(image_format, label_format, by_user)
-    selection = select(source, limit_users, exclude)
+    selection = select(dataset_dir, limit_users, exclude)
     parameters = {"format": "flair-hdf5", "format_version": 1, **layout._asdict(), **selection.parameters}
     unfinished = beside(final, "unfinished")
-    num_images, num_users, excluded = selection.num_images, len(selection.users), selection.excluded
     if not overwrite and _is_complete(final, parameters):
         discard(unfinished)
-        return Outcome(num_images, num_users, final.stat().st_size, 0, (), True, excluded)
-    num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
+        return Outcome(selection, final.stat().st_size, already_complete=True)
+    num_bytes = images.total_size(dataset_dir, records_of(selection.users))  # refuses where a photo is missing
     if image_format == "raw":
-        num_bytes = num_images * images.PIXELS_BYTES
+        num_bytes = selection.num_images * images.PIXELS_BYTES
     with new_folder(unfinished, final):
-        data_file = unfinished / _DATA_FILE
-        require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_images)
-        context = _Context(source, data_file, image_format)
+        require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * selection.num_images)
+        context = _Context(dataset_dir, unfinished / _DATA_FILE)
         converted = _write(context, selection, layout, parameters, num_workers or default_num_workers())
-        os.replace(data_file, final)
+        os.replace(context.file, final)
         discard(unfinished)
-    return Outcome(num_images, num_users, final.stat().st_size, 0, tuple(converted), excluded=excluded)
+    return Outcome(selection, final.stat().st_size, converted=converted)
 
 
 def _write(

@@ -54,7 +54,7 @@ class Location(NamedTuple):
     num_images: int
 
 
-def plan(users: Sequence[User], layout: str, images_per_shard: int) -> list[RecordFile]:
+def plan_files(users: Sequence[User], layout: str, images_per_shard: int) -> list[RecordFile]:
     """The files to write, users in order; a shard is closed when it has `images_per_shard` photos or more."""
     files: list[RecordFile] = []
     for partition, folder in ALL_FOLDERS.items():

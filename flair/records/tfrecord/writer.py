@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
-from flair.curation.exclusion import read_exclusion
 from flair.curation.heldout import HeldOut, hold_out
 from flair.dataset import images
-from flair.dataset.metadata import Record, label_index
+from flair.dataset.metadata import count_labels, label_index, records_of
 from flair.errors import FlairError
 from flair.files import checked_json
 from flair.files.atomic import beside, remove_leftovers, sync, write_bytes
@@ -26,7 +25,6 @@ from flair.parallel.processes import batches, default_num_workers, map_in_order
 from flair.records.preparation import (
     PARAMETERS_FILE,
     Outcome,
-    Selection,
     naming,
     require_free_space,
     select,
@@ -45,7 +43,7 @@ from flair.records.tfrecord.layout import (
     Location,
     RecordFile,
     label_index_text,
-    plan,
+    plan_files,
     user_index_text,
 )
 from flair.records.tfrecord.output import FINISHED_FILE, UNFINISHED_FOLDER, TFRecordOutput
@@ -96,9 +94,9 @@ def write_tfrecords(
     Raises:
       FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
     """
-    source = Path(dataset_dir)
+    dataset_dir = Path(dataset_dir)
     _check_place(Path(tfrecords_dir))
-    selection = select(source, limit_users, exclude)
+    selection = select(dataset_dir, limit_users, exclude)
     parameters: dict[str, Any] = {"format": "flair-tfrecords", "format_version": 1, "layout": layout}
     if layout == "sharded":
         parameters["images_per_shard"] = images_per_shard
@@ -109,44 +107,35 @@ def write_tfrecords(
     parameters |= selection.parameters
     split = HeldOut(selection.users, [])
     if heldout_fraction:
-        split = hold_out(selection.users, heldout_fraction, seed, None if exclude is None else read_exclusion(exclude))
+        split = hold_out(selection.users, heldout_fraction, seed, selection.exclusion)
         parameters |= {"heldout_fraction": f"{float(heldout_fraction):.9g}", "heldout_seed": seed}
         if not split.heldout:
             raise FlairError(
                 f"--heldout_fraction={float(heldout_fraction):g}: no train user has enough photos for that"
             )
-    num_heldout = sum(len(user.records) for user in split.heldout)
+    num_heldout = sum(1 for _ in records_of(split.heldout))
     output = TFRecordOutput(Path(tfrecords_dir), with_heldout=bool(split.heldout))
     if not overwrite and output.is_complete(parameters):
-        return Outcome(
-            selection.num_images,
-            len(selection.users),
-            output.num_bytes(),
-            0,
-            (),
-            already_complete=True,
-            excluded=selection.excluded,
-            heldout_images=num_heldout,
-        )
-    num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
+        return Outcome(selection, output.num_bytes(), already_complete=True, heldout_images=num_heldout)
+    num_bytes = images.total_size(dataset_dir, records_of(selection.users))
     with unfinished_folder(output.unfinished, parameters, overwrite) as continued:
         if continued:
             output.take_back()
         else:
             require_free_space(output.unfinished, num_bytes + _OVERHEAD_BYTES * selection.num_images)
-        context = _Context(source, output.unfinished, _label_columns(selection), feature_names)
-        files = plan([*split.users, *split.heldout], layout, images_per_shard)
+        # Of all users: a subset has the columns of the whole, so that models fit both.
+        columns = LabelColumns(*map(label_index, count_labels(records_of(selection.all_users))))
+        context = _Context(dataset_dir, output.unfinished, columns, feature_names)
+        files = plan_files([*split.users, *split.heldout], layout, images_per_shard)
         written = _write_files(context, files, num_workers or default_num_workers())
         _write_indexes(context, files, written, parameters)
         _sync([context.folder / file.name for file in files])
         output.publish()
     return Outcome(
-        selection.num_images,
-        len(selection.users),
+        selection,
         sum(file.num_bytes for file in written),
-        sum(file.skipped_images for file in written),
-        tuple(image_id for file in written for image_id in file.converted),
-        excluded=selection.excluded,
+        skipped_images=sum(file.skipped_images for file in written),
+        converted=[image_id for file in written for image_id in file.converted],
         heldout_images=num_heldout,
     )
 
@@ -158,21 +147,6 @@ def _check_place(folder: Path) -> None:
         raise FlairError(
             f"--tfrecords_dir={folder}: is not empty and holds no TFRecords of FLAIR; give a new folder or an empty one"
         )
-
-
-def to_example(dataset_dir: str | Path, record: Record, columns: LabelColumns) -> tuple[Example, bool]:
-    """The photo and labels of `record` as they are stored, and whether the photo was converted from grayscale."""
-    jpeg = images.read_jpeg(dataset_dir, record)
-    return Example(jpeg.data, *columns.of(record), record.image_id, record.user_id), jpeg.converted
-
-
-def _label_columns(selection: Selection) -> LabelColumns:
-    # Of all users: a subset has the columns of the whole, so that models fit both.
-    records = [record for user in selection.all_users for record in user.records]
-    return LabelColumns(
-        label_index(name for record in records for name in record.labels),
-        label_index(name for record in records for name in record.fine_grained_labels),
-    )
 
 
 def _write_files(context: _Context, files: Sequence[RecordFile], num_workers: int) -> list[_Written]:
@@ -203,9 +177,10 @@ def _write_file(context: _Context, file: RecordFile) -> _Written:
             for user in file.users:
                 start = offset
                 for record in user.records:
-                    example, was_converted = to_example(context.dataset_dir, record, context.columns)
-                    if was_converted:
+                    jpeg = images.read_jpeg(context.dataset_dir, record)
+                    if jpeg.converted:
                         converted.append(record.image_id)
+                    example = Example(jpeg.data, *context.columns.of(record), record.image_id, record.user_id)
                     offset += output.write(frame(encode(example, context.feature_names)))
                 locations.append(Location(start, offset - start, len(user.records)))
         # Not synced, one by one, as flair.files.atomic does: for 51,414 files that takes longer than writing them.
