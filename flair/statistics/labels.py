@@ -12,6 +12,13 @@ from flair.dataset.annotations import Annotations, Integers, LabelPairs
 from flair.dataset.catalog import PARTITIONS, Distribution
 
 COARSE_HEAD = 24  # as many coarse labels as tables and figures show; FLAIR has 17
+FINE_HEAD = 20  # as many fine-grained labels as ml-flair lists
+LONGEST_NAME = 40  # characters of a label
+
+
+def short(text: str, most: int = LONGEST_NAME) -> str:
+    """The text, cut where it is long."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def describe(values: npt.ArrayLike) -> Distribution:
@@ -33,12 +40,12 @@ def partition_sizes(annotations: Annotations) -> tuple[dict[str, int], dict[str,
 
 
 def labels_per_photo(pairs: LabelPairs, num_photos: int) -> Integers:
-    """int64 [photos]."""
+    """How many labels each photo carries: int64 [photos]."""
     return np.bincount(pairs.photo, minlength=num_photos)
 
 
 class UserLabels(NamedTuple):
-    """Which labels users have, one row a combination: int64 rows of the users and of the names, and photos."""
+    """Which labels users have, one row per user and label: int64 rows of the users and of the names, and photos."""
 
     user: Integers
     label: Integers
@@ -46,7 +53,7 @@ class UserLabels(NamedTuple):
 
 
 def labels_of_users(annotations: Annotations, pairs: LabelPairs) -> UserLabels:
-    """Which labels each user's photos carry, sorted by user; as long as there are combinations, not users by labels."""
+    """Which labels each user's photos carry, sorted by user."""
     cells, photos = np.unique(annotations.owner[pairs.photo] * len(pairs.names) + pairs.label, return_counts=True)
     return UserLabels(*np.divmod(cells, len(pairs.names)), photos)
 
