@@ -1,4 +1,4 @@
-"""What the checks of both kinds of record files share: comparing users and photos, in several processes."""
+"""What checks of photos and of record files share: comparing users and photos, in several processes."""
 
 from __future__ import annotations
 
@@ -48,20 +48,21 @@ def compare_names(expected: Sequence[Key], found: Collection[Key], text: str, ch
 
 
 def compare_photos(
-    find: Callable[[Context, list[Item]], Findings],
+    title: str,
+    find: Callable[[Context, list[Item]], Sequence[Sequence[str]]],
     context: Context,
     items: Sequence[Item],
     size: Callable[[Item], int],
     checks: Sequence[Check],
     num_workers: int,
 ) -> None:
-    """Adds what `find` finds in the items, each of `size` photos, to one check for each field of Findings."""
-    checks[0].checked = len(items)
+    """Adds the examples that `find` gives for each check, in the items, each of which has `size` photos."""
+    checks[0].checked = len(items)  # each as a whole; the others of its photos
     tasks = list(batches(items, _PHOTOS_PER_TASK, size))
-    with Progress(sum(map(size, items)), checks[0].name.partition(":")[0], "photo") as progress:
+    with Progress(sum(map(size, items)), title, "photo") as progress:
         found = map_in_order(find, context, tasks, min(num_workers, len(tasks)))
-        for task, findings in zip(tasks, found, strict=True):
-            for check, examples in zip(checks, findings, strict=True):
+        for task, by_check in zip(tasks, found, strict=True):
+            for check, examples in zip(checks, by_check, strict=True):
                 for example in examples:
                     check.fail(example)
             num_photos = sum(map(size, task))

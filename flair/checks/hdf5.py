@@ -53,7 +53,7 @@ def check_hdf5(
         return [readable]
     context, checks = _Context(dataset_dir, path), (intact, same, same_images)
     try:
-        compare_photos(_compare, context, groups, lambda group: len(group.records), checks, num_workers)
+        compare_photos("HDF5", _compare, context, groups, lambda group: len(group.records), checks, num_workers)
     except FlairError as error:
         intact.fail(str(error))
     return [readable, same_groups, labels, intact, same, same_images]

@@ -6,49 +6,39 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from flair.checks.comparison import compare_photos
 from flair.checks.findings import Check
 from flair.checks.metadata import Metadata
 from flair.dataset import images
 from flair.dataset.catalog import SMALL_IMAGES_DIR
 from flair.dataset.metadata import Record, photo_path
-from flair.parallel.processes import batches, map_in_order
-from flair.terminal.progress import Progress
 
-_PHOTOS_PER_TASK = 512
+_CHECKS: dict[type[images.PhotoError], str] = {
+    images.MissingPhoto: "photos exist",
+    images.BrokenPhoto: "photos are JPEG and decode in full",
+    images.WrongSize: "photos are 256x256",
+    images.WrongColors: "photos are RGB",
+}
 
 
 def check_photos(dataset_dir: Path, metadata: Metadata, num_workers: int) -> list[Check]:
     """Decodes every photo; a photo fails at most one of the checks."""
-    records = metadata.records
-    exist = Check("photos exist", "photos", len(records))
-    whole = Check("photos are JPEG and decode in full", "photos", len(records))
-    sized = Check("photos are 256x256", "photos", len(records))
-    colored = Check("photos are RGB", "photos", len(records))
-    checks: dict[type[images.PhotoError], Check] = {
-        images.MissingPhoto: exist,
-        images.BrokenPhoto: whole,
-        images.WrongSize: sized,
-        images.WrongColors: colored,
-    }
-    tasks = list(batches(records, _PHOTOS_PER_TASK, lambda _: 1))
-    with Progress(len(records), "Photos", "photo") as progress:
-        inspected = map_in_order(_inspect, dataset_dir, tasks, min(num_workers, len(tasks)))
-        for task, problems in zip(tasks, inspected, strict=True):
-            for record, problem in problems:
-                checks[problem].fail(f"image {record.image_id} of user {record.user_id}")
-            progress.add(len(task))
-    return [exist, whole, sized, colored, _check_orphans(dataset_dir, metadata)]
+    checks = [Check(name, "photos") for name in _CHECKS.values()]
+    compare_photos("Photos", _inspect, dataset_dir, metadata.records, lambda _: 1, checks, num_workers)
+    return [*checks, _check_orphans(dataset_dir, metadata)]
 
 
-def _inspect(dataset_dir: Path, records: Sequence[Record]) -> list[tuple[Record, type[images.PhotoError]]]:
-    problems: list[tuple[Record, type[images.PhotoError]]] = []
+def _inspect(dataset_dir: Path, records: Sequence[Record]) -> list[list[str]]:
+    """The photos that fail each of `_CHECKS`."""
+    failed: dict[type[images.PhotoError], list[str]] = {kind: [] for kind in _CHECKS}
     for record in records:
+        where = f"image {record.image_id} of user {record.user_id}"
         try:
             if images.read_jpeg(dataset_dir, record).converted:
-                problems.append((record, images.WrongColors))  # grayscale
+                failed[images.WrongColors].append(where)  # it is grayscale
         except images.PhotoError as error:
-            problems.append((record, type(error)))
-    return problems
+            failed[type(error)].append(where)
+    return list(failed.values())
 
 
 def _check_orphans(dataset_dir: Path, metadata: Metadata) -> Check:

@@ -64,7 +64,7 @@ def check_tfrecords(
     compare_names(expected, frozenset(there), "user {1} of {0}", same_users)
     pairs = [(user, spans[user.partition][user.user_id]) for user in users if user.user_id in spans[user.partition]]
     context, checks = _Context(dataset_dir, folder, columns), (intact, same, same_bytes)
-    compare_photos(_compare, context, pairs, lambda pair: len(pair[0].records), checks, num_workers)
+    compare_photos("TFRecords", _compare, context, pairs, lambda pair: len(pair[0].records), checks, num_workers)
     return [readable, labels, same_users, files, intact, same, same_bytes]
 
 
