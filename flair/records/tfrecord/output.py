@@ -39,11 +39,7 @@ class TFRecordOutput:
         self.unfinished = final / UNFINISHED_FOLDER
 
     def is_complete(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether the output is there already, made with these parameters; clears away what its making left behind.
-
-        Raises:
-          FlairError: other output is there.
-        """
+        """Whether the output is there already, made with these parameters; FlairError if other output is there."""
         if self.final.exists() and not self.final.is_dir():
             raise FlairError(f"--tfrecords_dir={self.final}: is a file; expected a directory")
         if (self.final / PARAMETERS_FILE).exists():

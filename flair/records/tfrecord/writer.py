@@ -40,7 +40,6 @@ from flair.records.tfrecord.layout import (
     PARTITION_FOLDERS,
     USER_INDEX_FILE,
     LabelColumns,
-    Location,
     RecordFile,
     label_index_text,
     plan_files,
@@ -62,11 +61,9 @@ class _Context(NamedTuple):
 
 
 class _Written(NamedTuple):
-    locations: list[Location]  # of each user of a file
-    num_images: int
-    skipped_images: int
-    num_bytes: int
+    sizes: list[int]  # in bytes, of each record of a file
     converted: list[str]
+    was_there: bool = False
 
 
 def write_tfrecords(
@@ -133,8 +130,8 @@ def write_tfrecords(
         output.publish()
     return Outcome(
         selection,
-        sum(file.num_bytes for file in written),
-        skipped_images=sum(file.skipped_images for file in written),
+        sum(sum(file.sizes) for file in written),
+        skipped_images=sum(len(file.sizes) for file in written if file.was_there),
         converted=[image_id for file in written for image_id in file.converted],
         heldout_images=num_heldout,
     )
@@ -158,7 +155,7 @@ def _write_files(context: _Context, files: Sequence[RecordFile], num_workers: in
     with Progress(sum(file.num_images for file in files), "TFRecords", "photo") as progress:
         for results in map_in_order(_write_task, context, tasks, min(num_workers, len(tasks))):
             written += results
-            progress.add(sum(result.num_images for result in results))
+            progress.add(sum(len(result.sizes) for result in results))
     return written
 
 
@@ -169,51 +166,41 @@ def _write_task(context: _Context, task: list[RecordFile]) -> list[_Written]:
 def _write_file(context: _Context, file: RecordFile) -> _Written:
     path = context.folder / file.name
     temporary = beside(path, f"{os.getpid()}.tmp")
-    converted: list[str] = []
-    locations: list[Location] = []
-    offset = 0
+    sizes, converted = [], []
     try:
         with naming(path), open(temporary, "wb") as output:
-            for user in file.users:
-                start = offset
-                for record in user.records:
-                    jpeg = images.read_jpeg(context.dataset_dir, record)
-                    if jpeg.converted:
-                        converted.append(record.image_id)
-                    example = Example(jpeg.data, *context.columns.of(record), record.image_id, record.user_id)
-                    offset += output.write(frame(encode(example, context.feature_names)))
-                locations.append(Location(start, offset - start, len(user.records)))
+            for record in records_of(file.users):
+                jpeg = images.read_jpeg(context.dataset_dir, record)
+                if jpeg.converted:
+                    converted.append(record.image_id)
+                example = Example(jpeg.data, *context.columns.of(record), record.image_id, record.user_id)
+                sizes.append(output.write(frame(encode(example, context.feature_names))))
         # Not synced, one by one, as flair.files.atomic does: for 51,414 files that takes longer than writing them.
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return _Written(locations, file.num_images, 0, offset, converted)
+    return _Written(sizes, converted)
 
 
 def _read_back(context: _Context, file: RecordFile) -> _Written | None:
     """What an earlier run has written there, or None when it is missing or not exactly this."""
-    converted: list[str] = []
-    locations: list[Location] = []
-    offset = 0
+    sizes, converted = [], []
     try:
         payloads = read_payloads(context.folder / file.name)
-        for user in file.users:
-            start = offset
-            for record in user.records:
-                payload = next(payloads)
-                example = decode(payload)
-                if example[1:] != (*context.columns.of(record), record.image_id, record.user_id):
-                    return None
-                if len(example[0]) != images.stored_size(context.dataset_dir, record):
-                    converted.append(record.image_id)
-                offset += len(payload) + FRAME_BYTES
-            locations.append(Location(start, offset - start, len(user.records)))
+        for record in records_of(file.users):
+            payload = next(payloads)
+            example = decode(payload)
+            if example[1:] != (*context.columns.of(record), record.image_id, record.user_id):
+                return None
+            if len(example.image) != images.stored_size(context.dataset_dir, record):
+                converted.append(record.image_id)
+            sizes.append(len(payload) + FRAME_BYTES)
         if next(payloads, None) is not None:
             return None
     except (FileNotFoundError, DamagedRecord, MalformedExample, StopIteration):
         return None
-    return _Written(locations, file.num_images, file.num_images, offset, converted)
+    return _Written(sizes, converted, was_there=True)
 
 
 def _write_indexes(
@@ -224,7 +211,7 @@ def _write_indexes(
         for folder in _folders(files):
             rows = [row for row, file in enumerate(files) if file.name.startswith(f"{folder}/")]
             contents[f"{folder}/{USER_INDEX_FILE}"] = user_index_text(
-                [files[row] for row in rows], [written[row].locations for row in rows]
+                [files[row] for row in rows], [written[row].sizes for row in rows]
             )
     checksums = {}
     for name, text in contents.items():
