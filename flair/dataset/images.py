@@ -55,14 +55,14 @@ class WrongColors(PhotoError):
 
 
 class Jpeg(NamedTuple):
-    """A checked photo as JPEG bytes; `converted` tells that it was grayscale and is re-encoded as RGB."""
+    """A checked photo as JPEG bytes; `converted` if it was grayscale and is encoded again as RGB."""
 
     data: bytes
     converted: bool
 
 
 class Pixels(NamedTuple):
-    """A checked photo as uint8 [256, 256, 3]; `converted` tells that it was grayscale."""
+    """A checked photo as uint8 [256, 256, 3]; `converted` if it was grayscale."""
 
     data: NDArray[np.uint8]
     converted: bool
@@ -83,11 +83,7 @@ def read_pixels(dataset_dir: str | Path, record: Record) -> Pixels:
 
 
 def read_file(dataset_dir: str | Path, record: Record) -> tuple[bytes, str]:
-    """The file of a photo, and how messages name it, both for `decode`.
-
-    Raises:
-      PhotoError: it is missing, or far too large to be a photo of the dataset.
-    """
+    """The file of a photo, and how messages name it, both for `decode`; errors as of `read_jpeg`."""
     path, where = _place(dataset_dir, record)
     size = _size(path, where)
     if size > MAX_JPEG_BYTES:
@@ -119,11 +115,7 @@ def decode(data: bytes, where: str) -> Pixels:
 
 
 def is_stored_as(data: bytes, dataset_dir: str | Path, record: Record) -> bool:
-    """Whether `read_jpeg` gives these bytes; quick where they are the photo's own.
-
-    Raises:
-      PhotoError: they are not, and the photo is bad.
-    """
+    """Whether `read_jpeg` gives these bytes; its errors where they are not those of the file."""
     return data == read_file(dataset_dir, record)[0] or data == read_jpeg(dataset_dir, record).data
 
 

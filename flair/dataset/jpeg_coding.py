@@ -1,4 +1,4 @@
-"""Reads the Huffman codes of a JPEG file one by one, to know whether they fill its picture (ITU-T T.81, F.2 and G.2).
+"""Whether the Huffman codes of a JPEG file fill its picture, read one by one (ITU-T T.81, F.2 and G.2).
 
 No pixel is made. A decoder alone cannot tell: it takes zeros for what is missing, and goes on.
 """
@@ -26,12 +26,9 @@ Codes = list[int]  # [65536], by the next 16 bits
 
 
 def require_filled(data: bytes, markers: Markers) -> None:
-    """Returns if the coded data has every coefficient of the picture, and nothing more.
+    """Returns if the coded data has every coefficient of the picture and nothing more, else raises BadJpeg.
 
-    Takes 0.2 microseconds a bit or so: for files about which a decoder leaves a doubt.
-
-    Raises:
-      BadJpeg: a scan is missing, ends too early or too late, or has a code that its table does not have.
+    It takes about 0.2 microseconds per bit, so it is for files about which a decoder leaves a doubt.
     """
     frame = markers.frame
     _require_all_scans(markers)
@@ -163,7 +160,7 @@ def _ac_first(windows: list[int], codes: Codes, blocks: range, first: int, last:
 
 
 def _ac_again(windows: list[int], codes: Codes, blocks: range, first: int, last: int, nonzero: bytearray) -> int:
-    """One more bit of coefficients: one for each that is not zero yet passed by, and codes for those that become so."""
+    """One more bit of each coefficient: plain where it is not zero already, else as a code if it becomes so now."""
     position = ended = 0
     for block in blocks:
         base = _COEFFICIENTS * block

@@ -73,11 +73,7 @@ class Markers(NamedTuple):
 
 
 def read_markers(data: bytes) -> Markers:
-    """Walks from the start marker to the end marker.
-
-    Raises:
-      BadJpeg: there is something else between the segments, a segment is cut, or no end marker follows.
-    """
+    """Walks from the start marker to the end marker; BadJpeg where a segment is cut, missing or out of place."""
     if data[:2] != b"\xff\xd8":
         raise BadJpeg("is not a JPEG: it does not begin with a start marker")
     frame: Frame | None = None

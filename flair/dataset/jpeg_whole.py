@@ -22,11 +22,7 @@ _RAN_OUT = b"\x80"
 
 
 def require_whole(data: bytes) -> None:
-    """Returns if the file is whole; what follows its end marker does not matter, as decoders do not read it.
-
-    Raises:
-      BadJpeg: it is truncated, or damaged in a way that a decoder notices.
-    """
+    """Returns if the file is whole up to its end marker, behind which no decoder reads; else raises BadJpeg."""
     markers = read_markers(data)
     data = data[: markers.end]
     is_plain = _is_plain(markers)

@@ -93,11 +93,7 @@ def load_records(dataset_dir: str | Path) -> list[Record]:
 
 
 def load_users(dataset_dir: str | Path) -> list[User]:
-    """Reads all users, in order of first appearance, each with their records in file order.
-
-    Raises:
-      FlairError: as `load_records`, or a partition has no photo.
-    """
+    """As `group_by_user` of `load_records`; FlairError also where a partition has no photo."""
     users = group_by_user(load_records(dataset_dir))
     present = {user.partition for user in users}
     for partition in PARTITIONS:
@@ -110,7 +106,7 @@ def load_users(dataset_dir: str | Path) -> list[User]:
 
 
 def group_by_user(records: Iterable[Record]) -> list[User]:
-    """Groups records by user, in order of first appearance."""
+    """Groups records by user: users in order of first appearance, records in their order."""
     grouped: dict[str, list[Record]] = {}
     for record in records:
         grouped.setdefault(record.user_id, []).append(record)
@@ -213,11 +209,7 @@ def check_id(value: str, what: str, where: str) -> str:
 
 
 def read_items(dataset_dir: str | Path) -> Iterator[Any]:
-    """Yields the items of the JSON list `labels_and_metadata.json`, unchecked, without holding the file in memory.
-
-    Raises:
-      FlairError: the folder or file is missing, is not one, or cannot be read, or the file is not a JSON list.
-    """
+    """Yields the items of `labels_and_metadata.json`, unchecked, one by one; FlairError where it is not a JSON list."""
     path = metadata_path(dataset_dir)
     try:
         with _naming_unreadable(path), open(path, encoding=text_file.ENCODING) as file:
@@ -252,11 +244,7 @@ def _naming_unreadable(path: Path) -> Iterator[None]:
 
 
 def parse_record(item: Any, index: int, path: Path) -> Record:
-    """Checks item `index` of the metadata file `path`, and makes it a Record.
-
-    Raises:
-      FlairError: a field is missing, or has the wrong type or form; one line naming the record and the field.
-    """
+    """Checks item `index` of the metadata file `path`, and makes it a Record; a FlairError names the bad field."""
     if not isinstance(item, dict):
         raise FlairError(f"{path}, record {index}: expected an object, found {type(item).__name__}")
     try:

@@ -21,11 +21,7 @@ class NoData(FlairError):
 
 
 def check_dataset_dir(dataset_dir: str | os.PathLike[str], photos: bool = False) -> Path:
-    """The folder, if it holds a dataset, and with `photos` also its photos.
-
-    Raises:
-      NoData: says what is missing, and how to make a miniature.
-    """
+    """The folder, if it holds metadata, and with `photos` also photos; else NoData says how to make a miniature."""
     given = os.fspath(dataset_dir)
     folder = Path(given).expanduser()  # no shell has read what was written into a cell
     if not given:

@@ -32,11 +32,7 @@ def find_photos(
 
 
 def find_user(users: Iterable[User], user_id: str) -> User:
-    """The user of that id.
-
-    Raises:
-      FlairError: there is no such user.
-    """
+    """The user of that id; FlairError where there is no such user."""
     for user in users:
         if user.user_id == user_id:
             return user

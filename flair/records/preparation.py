@@ -121,11 +121,7 @@ def check_same(parameters: Mapping[str, Any], found: Mapping[str, Any], what: st
 
 @contextlib.contextmanager
 def unfinished_folder(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> Iterator[bool]:
-    """Makes or reopens the folder of unfinished work, locked against a second run; yields whether work is continued.
-
-    Raises:
-      FlairError: another process works there, or the work there has other parameters and `overwrite` is false.
-    """
+    """Makes or reopens the folder of unfinished work, locked against a second run; yields whether work is continued."""
     with _locked(folder):
         yield _continues(folder, parameters, overwrite)
 

@@ -219,11 +219,7 @@ class HDF5File:
 
 
 def stored_images(entry: h5py.Group, by_user: bool) -> h5py.Dataset:
-    """The photos of a group: uint8 [n, 256, 256, 3] or n values of uint8 [length], without n where it is one photo.
-
-    Raises:
-      BadObject: they are of another type or shape, or cannot be read without harm.
-    """
+    """The photos of a group: uint8 [n, 256, 256, 3] or n values of uint8 [length], without n where it is one photo."""
     dataset = objects.stored(entry, "images" if by_user else "image")
     item = h5py.check_vlen_dtype(dataset.dtype)
     if (dataset.dtype if item is None else item) != np.uint8:

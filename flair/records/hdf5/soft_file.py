@@ -21,22 +21,18 @@ def write_at(path: Path, position: int, data: bytes) -> None:
 
 
 class SoftFile:
-    """A new file at `path`, as h5py's driver for file objects needs it; leaving the block raises what was kept.
-
-    Attributes:
-      error: the first error that was kept from the library; `check` raises it.
-    """
+    """A new file at `path`, as h5py's driver for file objects needs it; leaving the block raises what was kept."""
 
     def __init__(self, path: Path) -> None:
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         self._path, self._position, self._size = path, 0, 0
 
     def check(self) -> None:
         """Raises the error that was kept, if any."""
-        if self.error is not None:
+        if self._error is not None:
             with naming(self._path):
-                raise self.error
+                raise self._error
 
     def sync(self) -> None:
         """Waits until all of it is on disk."""
@@ -85,8 +81,8 @@ class SoftFile:
         self.check()  # in place of what the library says, which has read zeros since
 
     def _keep_error(self, operation: Callable[[], object]) -> None:
-        if self.error is None:
+        if self._error is None:
             try:
                 operation()
             except BaseException as error:  # noqa: BLE001 - raised by check()
-                self.error = error
+                self._error = error
