@@ -23,6 +23,7 @@ _CODED, _ADVANCE, _END_OF_BLOCK = 0x100, 0xFF, 128
 _NO_CODE = 1 << 49  # more bits than any file has
 
 Codes = list[int]  # [65536], by the next 16 bits
+Windows = memoryview  # of uint16, for each bit; a list of a large file would take gigabytes
 
 
 def require_filled(data: bytes, markers: Markers) -> None:
@@ -88,14 +89,15 @@ def _coding_units(frame: Frame, scan: Scan) -> tuple[int, list[int]]:
     return -(-frame.height // (8 * down)) * -(-frame.width // (8 * across)), places
 
 
-def _windows(coded: bytes) -> list[int]:
-    """For each byte the 24 bits that begin there, filled up with zeros at the end of the data."""
-    padded = np.frombuffer(coded + b"\0\0", np.uint8).astype(np.int32)
-    return list((padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]).tolist())
+def _windows(coded: bytes) -> Windows:
+    """For each bit, and those of one byte more, the 16 bits that begin there; zeros follow the data."""
+    padded = np.frombuffer(coded + b"\0\0\0", np.uint8).astype(np.uint32)
+    three_bytes = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]
+    return (three_bytes[:, None] >> np.arange(8, 0, -1, np.uint32)).astype(np.uint16).reshape(-1).data
 
 
 # Walks the units `first` to `last` from the first bit of an interval on, and returns the number of bits.
-_Walk = Callable[[list[int], int, int], int]
+_Walk = Callable[[Windows, int, int], int]
 
 
 def _walker(frame: Frame, scan: Scan, places: list[int], nonzero: list[bytearray]) -> _Walk:
@@ -116,13 +118,13 @@ def _walker(frame: Frame, scan: Scan, places: list[int], nonzero: list[bytearray
     return lambda windows, first, last: walk(windows, codes, range(first, last), scan.first, scan.last, history)
 
 
-def _sequential(windows: list[int], blocks: list[tuple[Codes, Codes]]) -> int:
+def _sequential(windows: Windows, blocks: list[tuple[Codes, Codes]]) -> int:
     position = 0
     for dc, ac in blocks:
-        position += dc[windows[position >> 3] >> 8 - (position & 7) & 0xFFFF] >> 9
+        position += dc[windows[position]] >> 9
         coefficient = 1
         while coefficient < _COEFFICIENTS:
-            entry = ac[windows[position >> 3] >> 8 - (position & 7) & 0xFFFF]
+            entry = ac[windows[position]]
             position += entry >> 9
             coefficient += entry & _ADVANCE
         if _COEFFICIENTS < coefficient < _END_OF_BLOCK:
@@ -130,14 +132,14 @@ def _sequential(windows: list[int], blocks: list[tuple[Codes, Codes]]) -> int:
     return position
 
 
-def _dc(windows: list[int], blocks: list[Codes]) -> int:
+def _dc(windows: Windows, blocks: list[Codes]) -> int:
     position = 0
     for codes in blocks:
-        position += codes[windows[position >> 3] >> 8 - (position & 7) & 0xFFFF] >> 9
+        position += codes[windows[position]] >> 9
     return position
 
 
-def _ac_first(windows: list[int], codes: Codes, blocks: range, first: int, last: int, nonzero: bytearray) -> int:
+def _ac_first(windows: Windows, codes: Codes, blocks: range, first: int, last: int, nonzero: bytearray) -> int:
     position = ended = 0
     for block in blocks:
         if ended:
@@ -145,12 +147,12 @@ def _ac_first(windows: list[int], codes: Codes, blocks: range, first: int, last:
             continue
         coefficient = first
         while coefficient <= last:
-            entry = codes[windows[position >> 3] >> 8 - (position & 7) & 0xFFFF]
+            entry = codes[windows[position]]
             position += entry >> 9
             coefficient += entry & _ADVANCE
             if entry & _END_OF_BLOCK:
                 more = (entry & _ADVANCE) - _END_OF_BLOCK
-                ended = (1 << more) - 1 + _bits(windows, position, more)
+                ended = (1 << more) - 1 + (windows[position] >> 16 - more)
                 position += more
             elif coefficient > last + 1:
                 return _NO_CODE
@@ -159,18 +161,18 @@ def _ac_first(windows: list[int], codes: Codes, blocks: range, first: int, last:
     return position
 
 
-def _ac_again(windows: list[int], codes: Codes, blocks: range, first: int, last: int, nonzero: bytearray) -> int:
+def _ac_again(windows: Windows, codes: Codes, blocks: range, first: int, last: int, nonzero: bytearray) -> int:
     """One more bit of each coefficient: plain where it is not zero already, else as a code if it becomes so now."""
     position = ended = 0
     for block in blocks:
         base = _COEFFICIENTS * block
         coefficient = first
         while not ended and coefficient <= last:
-            entry = codes[windows[position >> 3] >> 8 - (position & 7) & 0xFFFF]
+            entry = codes[windows[position]]
             position += entry >> 9
             if entry & _END_OF_BLOCK:
                 more = (entry & _ADVANCE) - _END_OF_BLOCK
-                ended = (1 << more) + _bits(windows, position, more)
+                ended = (1 << more) + (windows[position] >> 16 - more)
                 position += more
                 break
             zeros = entry & _ADVANCE
@@ -191,10 +193,6 @@ def _ac_again(windows: list[int], codes: Codes, blocks: range, first: int, last:
             position += sum(nonzero[base + coefficient : base + last + 1])
             ended -= 1
     return position
-
-
-def _bits(windows: list[int], position: int, count: int) -> int:
-    return (windows[position >> 3] >> 8 - (position & 7) & 0xFFFF) >> 16 - count if count else 0
 
 
 def _defined(codes: Codes | None) -> Codes:

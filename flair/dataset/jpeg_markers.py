@@ -41,6 +41,9 @@ class Frame(NamedTuple):
         return max(part.across for part in self.components), max(part.down for part in self.components)
 
 
+Intervals = tuple[tuple[int, int], ...]  # where each of them begins and ends in the file
+
+
 class Scan(NamedTuple):
     """One pass over the picture.
 
@@ -50,7 +53,7 @@ class Scan(NamedTuple):
       first, last: coefficients it holds, 0 to 63.
       before, after: bits of the coefficients still to come, before it (0 if it is their first) and after it.
       restart_interval: coding units between two restart markers; 0 without.
-      intervals: (begin, end) of the coded bytes, divided by the restart markers.
+      intervals: of the coded bytes, divided by the restart markers.
     """
 
     components: tuple[int, ...]
@@ -61,7 +64,7 @@ class Scan(NamedTuple):
     before: int
     after: int
     restart_interval: int
-    intervals: tuple[tuple[int, int], ...]
+    intervals: Intervals
 
 
 class Markers(NamedTuple):
@@ -141,13 +144,7 @@ def _tables(content: bytes) -> dict[int, bytes]:
     return tables
 
 
-def _scan(
-    content: bytes,
-    frame: Frame,
-    tables: dict[int, bytes],
-    restart_interval: int,
-    intervals: tuple[tuple[int, int], ...],
-) -> Scan:
+def _scan(content: bytes, frame: Frame, tables: dict[int, bytes], restart_interval: int, intervals: Intervals) -> Scan:
     count = content[0]
     rows = {part.id: row for row, part in enumerate(frame.components)}
     chosen = [(content[at], content[at + 1]) for at in range(1, 1 + 2 * count, 2)]
@@ -164,7 +161,7 @@ def _scan(
     )
 
 
-def _intervals(data: bytes, begin: int, may_be_last: bool) -> tuple[tuple[int, int], ...]:
+def _intervals(data: bytes, begin: int, may_be_last: bool) -> Intervals:
     end = data.find(b"\xff\xd9", begin) if may_be_last else -1
     if end >= 0 and data.count(b"\xff", begin, end) == data.count(b"\xff\x00", begin, end):
         return ((begin, end),)  # as most files are; what follows does the same, more slowly
