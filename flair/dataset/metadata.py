@@ -121,10 +121,7 @@ def records_of(users: Iterable[User]) -> Iterator[Record]:
 def limit_users(users: Sequence[User], limit: int) -> list[User]:
     """The first users of each partition, `limit` in all, partitions in their proportions and none of them empty.
 
-    Users keep their order, and a smaller subset is part of a larger one.
-
-    Raises:
-      FlairError: `limit` is too small for one user per partition.
+    Users keep their order, and a smaller subset is part of a larger one. FlairError where `limit` is too small.
     """
     sizes = Counter(user.partition for user in users)
     if limit < len(sizes):
@@ -158,8 +155,7 @@ def label_index(labels: Iterable[str]) -> dict[str, int]:
 def load_taxonomy(dataset_dir: str | Path) -> dict[str, frozenset[str]]:
     """Reads `label_relationship.txt`: fine-grained label -> its coarse labels (a fine label may have several lines).
 
-    Raises:
-      FlairError: the file is missing, is not a file, cannot be read, or a line is not `fine -> coarse`.
+    Raises FlairError where the file cannot be read, or a line is not `fine -> coarse`.
     """
     path = Path(dataset_dir) / TAXONOMY_FILE
     _require_file(path)
