@@ -26,7 +26,7 @@ class Findings(NamedTuple):
     wrong_photos: list[str]
 
     def add(self, record: Record, is_same: bool, has_photo: Callable[[], bool]) -> None:
-        """Adds a photo's ids and labels where they are not the `record`'s, and its bytes where `has_photo` says so."""
+        """Adds the photo of `record` if its ids and labels are others, and if `has_photo` says that it is another."""
         where = f"image {record.image_id} of user {record.user_id}"
         if not is_same:
             self.different.append(where)

@@ -33,7 +33,7 @@ class _Group(NamedTuple):
 
 
 def check_hdf5(
-    dataset_dir: Path, path: Path, all_users: Sequence[User], num_workers: int, exclusion: Exclusion | None = None
+    dataset_dir: Path, path: Path, all_users: Sequence[User], num_workers: int, exclusion: Exclusion | None
 ) -> list[Check]:
     """Compares the file to the users it was made from, photo by photo."""
     readable = Check("HDF5: the file can be read", "files", 1)

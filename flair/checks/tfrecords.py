@@ -32,7 +32,7 @@ class _Context(NamedTuple):
 
 
 def check_tfrecords(
-    dataset_dir: Path, folder: Path, all_users: Sequence[User], num_workers: int, exclusion: Exclusion | None = None
+    dataset_dir: Path, folder: Path, all_users: Sequence[User], num_workers: int, exclusion: Exclusion | None
 ) -> list[Check]:
     """Compares the records to the users they were made from, photo by photo."""
     readable = Check("TFRecords: indexes are intact", "folders", 1)

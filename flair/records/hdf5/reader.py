@@ -28,6 +28,7 @@ PARAMETERS_ATTRIBUTE = "flair_parameters"  # of the group /metadata
 CHECKSUM_DTYPE = np.dtype("<u4")
 _MOST_BYTES = 1 << 26  # of an array that is read whole: ids, labels and checksums of one user, a list of labels
 _NUMBER_PARAMETERS = ("num_users", "limit_users")
+_Labels = list[tuple[str, ...]]  # of each photo
 
 
 class DamagedFile(FlairError):
@@ -199,9 +200,7 @@ class HDF5File:
                     return objects.has(objects.group(self._file, f"{partition}/{group}"), "images")
         return True
 
-    def _ids_and_labels(
-        self, entry: h5py.Group, group: str
-    ) -> tuple[list[str], list[str], list[tuple[str, ...]], list[tuple[str, ...]]]:
+    def _ids_and_labels(self, entry: h5py.Group, group: str) -> tuple[list[str], list[str], _Labels, _Labels]:
         if not self.by_user:
             user_id, labels, fine = (_text(entry, key) for key in ("user_id", "labels", "fine_grained_labels"))
             return [group], [user_id], [_split(labels)], [_split(fine)]
@@ -209,7 +208,7 @@ class HDF5File:
         both = [self._labels_of(entry, key, len(image_ids)) for key in ("labels", "fine_grained_labels")]
         return image_ids, [group] * len(image_ids), both[0], both[1]
 
-    def _labels_of(self, entry: h5py.Group, key: str, num_images: int) -> list[tuple[str, ...]]:
+    def _labels_of(self, entry: h5py.Group, key: str, num_images: int) -> _Labels:
         if objects.has(entry, key):
             return [_split(text) for text in _texts(entry, key)]
         names: list[list[str]] = [[] for _ in range(num_images)]

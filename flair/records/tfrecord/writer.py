@@ -22,14 +22,7 @@ from flair.errors import FlairError
 from flair.files import checked_json
 from flair.files.atomic import beside, remove_leftovers, sync, write_bytes
 from flair.parallel.processes import batches, default_num_workers, map_in_order
-from flair.records.preparation import (
-    PARAMETERS_FILE,
-    Outcome,
-    naming,
-    require_free_space,
-    select,
-    unfinished_folder,
-)
+from flair.records import preparation
 from flair.records.tfrecord.example import Example, MalformedExample, decode, encode
 from flair.records.tfrecord.frames import FRAME_BYTES, DamagedRecord, frame, read_payloads
 from flair.records.tfrecord.layout import (
@@ -79,7 +72,7 @@ def write_tfrecords(
     seed: int = 0,
     num_workers: int | None = None,
     overwrite: bool = False,
-) -> Outcome:
+) -> preparation.Outcome:
     """Writes all photos of `dataset_dir` (or a consistent subset of `limit_users` users) as TFRecords.
 
     `feature_names` is one of `example.FEATURE_NAMES`; `tff` is for files of one user each, as TFF reads them.
@@ -89,11 +82,11 @@ def write_tfrecords(
     The bytes written depend on the dataset and the flags, never on `num_workers` or on interruptions.
 
     Raises:
-      FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
+      FlairError: bad metadata, a bad photo (named with its user), other output in the way, too little disk space.
     """
     dataset_dir = Path(dataset_dir)
     _check_place(Path(tfrecords_dir))
-    selection = select(dataset_dir, limit_users, exclude)
+    selection = preparation.select(dataset_dir, limit_users, exclude)
     parameters: dict[str, Any] = {"format": "flair-tfrecords", "format_version": 1, "layout": layout}
     if layout == "sharded":
         parameters["images_per_shard"] = images_per_shard
@@ -113,13 +106,13 @@ def write_tfrecords(
     num_heldout = sum(1 for _ in records_of(split.heldout))
     output = TFRecordOutput(Path(tfrecords_dir), with_heldout=bool(split.heldout))
     if not overwrite and output.is_complete(parameters):
-        return Outcome(selection, output.num_bytes(), already_complete=True, heldout_images=num_heldout)
+        return preparation.Outcome(selection, output.num_bytes(), already_complete=True, heldout_images=num_heldout)
     num_bytes = images.total_size(dataset_dir, records_of(selection.users))
-    with unfinished_folder(output.unfinished, parameters, overwrite) as continued:
+    with preparation.unfinished_folder(output.unfinished, parameters, overwrite) as continued:
         if continued:
             output.take_back()
         else:
-            require_free_space(output.unfinished, num_bytes + _OVERHEAD_BYTES * selection.num_images)
+            preparation.require_free_space(output.unfinished, num_bytes + _OVERHEAD_BYTES * selection.num_images)
         # Of all users: a subset has the columns of the whole, so that models fit both.
         columns = LabelColumns(*map(label_index, count_labels(records_of(selection.all_users))))
         context = _Context(dataset_dir, output.unfinished, columns, feature_names)
@@ -128,7 +121,7 @@ def write_tfrecords(
         _write_indexes(context, files, written, parameters)
         _sync([context.folder / file.name for file in files])
         output.publish()
-    return Outcome(
+    return preparation.Outcome(
         selection,
         sum(sum(file.sizes) for file in written),
         skipped_images=sum(len(file.sizes) for file in written if file.was_there),
@@ -139,7 +132,7 @@ def write_tfrecords(
 
 def _check_place(folder: Path) -> None:
     names = set(os.listdir(folder)) if folder.is_dir() else set()
-    known = {PARAMETERS_FILE, LABEL_INDEX_FILE, *LINKS, UNFINISHED_FOLDER, *ALL_FOLDERS}
+    known = {preparation.PARAMETERS_FILE, LABEL_INDEX_FILE, *LINKS, UNFINISHED_FOLDER, *ALL_FOLDERS}
     if names and not names & known:
         raise FlairError(
             f"--tfrecords_dir={folder}: is not empty and holds no TFRecords of FLAIR; give a new folder or an empty one"
@@ -168,7 +161,7 @@ def _write_file(context: _Context, file: RecordFile) -> _Written:
     temporary = beside(path, f"{os.getpid()}.tmp")
     sizes, converted = [], []
     try:
-        with naming(path), open(temporary, "wb") as output:
+        with preparation.naming(path), open(temporary, "wb") as output:
             for record in records_of(file.users):
                 jpeg = images.read_jpeg(context.dataset_dir, record)
                 if jpeg.converted:
