@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flair.curation.exclusion import Exclusion, read_exclusion, remaining_users
-from flair.dataset.metadata import User, limit_users, load_users, metadata_path
+from flair.dataset.metadata import User, limit_users, load_users, metadata_path, records_of
 from flair.errors import FlairError
 from flair.files import checked_json, lock
 from flair.files.regular_file import file_sha256
@@ -83,8 +83,8 @@ def select(dataset_dir: Path, limit: int | None, exclude: str | Path | None) -> 
         "num_users": len(users),
         "limit_users": None if len(users) == len(remaining) else limit,
     }
-    excluded = _num_images(all_users)
-    excluded.subtract(_num_images(remaining))
+    excluded = Counter(record.partition for record in records_of(all_users))
+    excluded.subtract(record.partition for record in records_of(remaining))
     if exclusion is not None:  # without it the parameters are those of outputs made before the flag existed
         parameters |= {"exclude_sha256": exclusion.digest, "excluded_images": excluded.total()}
     return Selection(users, all_users, parameters, exclusion, excluded)
@@ -164,13 +164,6 @@ def require_free_space(folder: Path, needed: int) -> None:
         raise FlairError(
             f"{folder}: {size(needed)} are needed and {size(free)} free; free some space or choose another disk"
         )
-
-
-def _num_images(users: Sequence[User]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for user in users:
-        counts[user.partition] += len(user.records)
-    return counts
 
 
 def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> bool:

@@ -41,13 +41,13 @@ def plain(text: str, most: int = LONGEST_NAME) -> str:
     return short(text, most).replace("$", r"\$")
 
 
-def whole_bins(most: int, limit: int = 60) -> list[float]:
-    """Edges of the bins of whole numbers from 1 to `most`: a bin per number, or `limit` edges at most.
+def whole_bins(most: int) -> list[float]:
+    """Edges of the bins of whole numbers from 1 to `most`: a bin per number, but 60 edges at most.
 
     >>> whole_bins(3)
     [0.5, 1.5, 2.5, 3.5]
     """
-    return list(np.unique(np.round(np.linspace(1, most + 1, min(most + 1, limit)))) - 0.5)
+    return list(np.unique(np.round(np.linspace(1, most + 1, min(most + 1, 60)))) - 0.5)
 
 
 def log_bins(most: int) -> list[float]:

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flair.dataset import catalog
-from flair.dataset.annotations import Annotations
 from flair.statistics.figures import BLUE, ORANGE, draw_table, new_figure, plain, whole_bins
 from flair.statistics.labels import (
     COARSE_HEAD,
     FINE_HEAD,
+    Annotations,
     LabelCount,
     children,
     co_occurrence,

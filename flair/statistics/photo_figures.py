@@ -39,9 +39,9 @@ def mean_photo(dataset_dir: str | Path, user: User, limit: int = 500) -> npt.NDA
     return np.round(total / len(chosen)).astype(np.uint8)
 
 
-def draw_mean_photos(dataset_dir: str | Path, users: Sequence[User], columns: int = COLUMNS) -> Figure:
+def draw_mean_photos(dataset_dir: str | Path, users: Sequence[User]) -> Figure:
     """The mean photo of each user; of one whose photos cannot all be read, why."""
-    figure, tiles = _tiles(len(users), "The mean photo of a user", columns, text_lines=1)
+    figure, tiles = _tiles(len(users), "The mean photo of a user", COLUMNS, text_lines=1)
     for axes, user in zip(tiles, users, strict=True):
         try:
             axes.imshow(mean_photo(dataset_dir, user))

@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flair.dataset import catalog
-from flair.dataset.annotations import Annotations, encode
 from flair.dataset.catalog import Distribution
 from flair.dataset.metadata import Record
 from flair.statistics.divergence import Divergence, by_size, measure
 from flair.statistics.labels import (
     COARSE_HEAD,
     FINE_HEAD,
+    Annotations,
     LabelCount,
     count_labels,
     describe,
+    encode,
     labels_per_photo,
     labels_per_user,
     partition_sizes,

@@ -9,10 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flair.dataset import catalog
-from flair.dataset.annotations import Annotations
 from flair.statistics.divergence import Divergence, by_size
 from flair.statistics.figures import BLUE, GREEN, ORANGE, draw_table, log_bins, new_figure, plain, whole_bins
-from flair.statistics.labels import COARSE_HEAD, count_labels, labels_of_users, labels_per_user
+from flair.statistics.labels import COARSE_HEAD, Annotations, count_labels, labels_of_users, labels_per_user
 
 # Of histograms of users; the axis begins below one, so that a bar of one user is seen.
 _LOG_AXES: dict[str, Any] = {"xscale": "log", "yscale": "log", "ylim": (0.7, None)}

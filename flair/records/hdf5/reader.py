@@ -40,7 +40,6 @@ class Photo(NamedTuple):
 
     record: Record
     image: NDArray[np.uint8]
-    checksum: int | None  # None in files of other writers
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -57,7 +56,7 @@ def record_checksum(record: Record, image: bytes) -> int:
     return int(google_crc32c.extend(crc, "\0".join((record.image_id, record.user_id, *labels)).encode()))
 
 
-class HDF5File:
+class HDF5File(contextlib.AbstractContextManager["HDF5File"]):
     """An open file of photos.
 
     Attributes:
@@ -122,10 +121,9 @@ class HDF5File:
             for row, image_id in enumerate(image_ids):
                 record = Record(user_ids[row], image_id, labels[row], fine[row], partition)
                 image = np.asarray(images[row], np.uint8)
-                checksum = None if checksums is None else int(checksums[row])
-                if checksum is not None and checksum != record_checksum(record, image.tobytes()):
-                    raise ValueError(f"the checksum of image {image_id} is wrong")
-                yield Photo(record, image, checksum)
+                if checksums is not None and checksums[row] != record_checksum(record, image.tobytes()):
+                    raise BadObject(f"the checksum of image {image_id} is wrong")
+                yield Photo(record, image)
 
     def images(self, partition: str, group: str) -> NDArray[np.uint8]:
         """The photos of one group as uint8 [n, 256, 256, 3], whatever the image format."""
@@ -144,9 +142,6 @@ class HDF5File:
             if mapping is not None:
                 return _checked_mapping(mapping)
         return None if counter is None else label_index(counter)
-
-    def __enter__(self) -> HDF5File:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -6,6 +6,7 @@ end of the process. This file tells it that all is well, and keeps the error for
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ def write_at(path: Path, position: int, data: bytes) -> None:
         write_all(file.fileno(), data, position)
 
 
-class SoftFile:
+class SoftFile(contextlib.AbstractContextManager["SoftFile"]):
     """A new file at `path`, as h5py's driver for file objects needs it; leaving the block raises what was kept."""
 
     def __init__(self, path: Path) -> None:
@@ -72,9 +73,6 @@ class SoftFile:
 
     def flush(self) -> None:
         """Does nothing: no byte waits here."""
-
-    def __enter__(self) -> SoftFile:
-        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
