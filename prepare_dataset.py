@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_file", type=path_flag, required=True, help="HDF5 file to write")
     parser.add_argument(
         "--not_group_data_by_user",
-        action="store_true",
+        dest="by_user",
+        action="store_false",
         help="group photos by partition only, for centralized training (default: by partition and user)",
     )
     parser.add_argument(
@@ -41,23 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     preparation_flags.add_shared_flags(parser)
     flags = parser.parse_args(argv)
-    if flags.label_format == "indices" and flags.not_group_data_by_user:
+    if flags.label_format == "indices" and not flags.by_user:
         parser.error("--label_format=indices is a layout by user; leave out --not_group_data_by_user")
 
     from flair.records.hdf5.writer import write_hdf5
 
     start = time.monotonic()
-    outcome = write_hdf5(
-        flags.dataset_dir,
-        flags.output_file,
-        by_user=not flags.not_group_data_by_user,
-        image_format=flags.image_format,
-        label_format=flags.label_format,
-        limit_users=flags.limit_users,
-        exclude=flags.exclude,
-        num_workers=flags.num_workers,
-        overwrite=flags.overwrite,
-    )
+    outcome = write_hdf5(**vars(flags))
     print(*outcome.summary(flags.output_file, time.monotonic() - start), sep="\n")
     made = {"dataset_dir": flags.dataset_dir, "hdf5_file": flags.output_file, "exclude": flags.exclude}
     print("Next:", command_line("python -m flair.verify", **made))

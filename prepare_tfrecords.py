@@ -57,19 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from flair.records.tfrecord.writer import write_tfrecords
 
     start = time.monotonic()
-    outcome = write_tfrecords(
-        flags.dataset_dir,
-        flags.tfrecords_dir,
-        layout=flags.layout,
-        images_per_shard=flags.images_per_shard,
-        feature_names=flags.feature_names,
-        limit_users=flags.limit_users,
-        exclude=flags.exclude,
-        heldout_fraction=flags.heldout_fraction,
-        seed=flags.seed,
-        num_workers=flags.num_workers,
-        overwrite=flags.overwrite,
-    )
+    outcome = write_tfrecords(**vars(flags))
     print(*outcome.summary(flags.tfrecords_dir, time.monotonic() - start), sep="\n")
     print("Next:", command_line("python -m benchmark.central_main", tfrecords_dir=flags.tfrecords_dir))
     made = {"dataset_dir": flags.dataset_dir, "tfrecords_dir": flags.tfrecords_dir, "exclude": flags.exclude}

@@ -21,7 +21,7 @@ from flair.terminal.progress import duration
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from flair.dataset.annotations import Annotations
+    from flair.statistics.labels import Annotations
     from flair.statistics.table import Statistics
 
 NUMBERS_FILE = "statistics.json"

@@ -6,15 +6,12 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from flair.checks.findings import Check
 from flair.errors import FlairError
 from flair.terminal import command
 from flair.terminal.flags import add_exclude_flag, make_parser, positive_int
 from flair.terminal.paths import command_line, path_flag
-
-if TYPE_CHECKING:
-    from flair.checks.findings import Check
 
 DESCRIPTION = """\
 Checks the folder that download_dataset.py wrote, and record files made from it, and prints a line a check: OK, or FAIL
@@ -82,11 +79,8 @@ def run_checks(
 ) -> Iterator[Check]:
     """Yields the checks of a dataset directory, and of record files made from it, each when it is done.
 
-    A file that is missing or cannot be read, or a folder or a circle of links in its place, is a failed check; the
-    others go on.
-
-    Raises:
-      FlairError: the file `exclude` cannot be used.
+    A file that is missing or cannot be read, or a folder or a circle of links in its place, is a failed check, and the
+    others go on. Only where the file `exclude` cannot be used, this is a FlairError.
     """
     from flair.checks.metadata import check_labels, check_published_numbers, check_records
     from flair.checks.photos import check_photos
@@ -118,8 +112,6 @@ def run_checks(
 
 
 def _not_compared(parts: Sequence[str]) -> Check:
-    from flair.checks.findings import Check
-
     check = Check("what needs the metadata is checked", "parts", len(parts))
     for part in parts:
         check.fail(f"{part} not checked")
@@ -128,8 +120,6 @@ def _not_compared(parts: Sequence[str]) -> Check:
 
 def _to_the_end(part: str, checks: Callable[[], list[Check]]) -> list[Check]:
     """The checks of one part; one that failed where they broke off, so that the other parts have their turn."""
-    from flair.checks.findings import Check
-
     try:
         return checks()
     except (FlairError, OSError) as error:

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -134,13 +134,9 @@ class WeightsFile:
     ) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except objects.LIBRARY_ERRORS as error:
-            reason = printable(" ".join(str(error).split())) or type(error).__name__
-            raise FlairError(f"{self.path}: is not a Keras .h5 file, or is damaged: {reason}") from None
+    def _guarded(self) -> contextlib.AbstractContextManager[None]:
+        damaged = f"{self.path}: is not a Keras .h5 file, or is damaged"
+        return objects.guarded(lambda reason, kind: FlairError(f"{damaged}: {reason or kind}"))
 
     def _layer_names(self) -> list[str]:
         names = _listed(self._root, "layer_names")

@@ -26,9 +26,9 @@ class Check:
         """Whether nothing failed."""
         return self.failures == 0
 
-    def fail(self, example: str, count: int = 1) -> None:
-        """Counts `count` more failures."""
-        self.failures += count
+    def fail(self, example: str) -> None:
+        """Counts one more failure."""
+        self.failures += 1
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(example)
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from flair.checks.comparison import Findings, compare_names, compare_photos
 from flair.checks.findings import Check
 from flair.curation.exclusion import Exclusion
 from flair.dataset import images
 from flair.dataset.catalog import PARTITIONS
-from flair.dataset.metadata import Record, User, count_labels, label_index
+from flair.dataset.metadata import Record, User, count_labels, label_index, records_of
 from flair.errors import FlairError
 from flair.files.json_text import BadJson, parse
-from flair.parallel.processes import batches, map_in_order
 from flair.records.hdf5.reader import HDF5File, Photo
 from flair.records.preparation import check_exclusion, subset
-from flair.terminal.progress import Progress
-
-_PHOTOS_PER_TASK = 256
 
 
 class _Context(NamedTuple):
@@ -34,15 +32,8 @@ class _Group(NamedTuple):
     records: tuple[Record, ...]
 
 
-class _Findings(NamedTuple):
-    damaged: list[str]
-    different: list[str]
-    wrong_images: list[str]
-    num_photos: int
-
-
 def check_hdf5(
-    dataset_dir: Path, path: Path, all_users: Sequence[User], num_workers: int, exclusion: Exclusion | None = None
+    dataset_dir: Path, path: Path, all_users: Sequence[User], num_workers: int, exclusion: Exclusion | None
 ) -> list[Check]:
     """Compares the file to the users it was made from, photo by photo."""
     readable = Check("HDF5: the file can be read", "files", 1)
@@ -60,18 +51,11 @@ def check_hdf5(
     except FlairError as error:
         readable.fail(str(error))
         return [readable]
-    tasks = list(batches(groups, _PHOTOS_PER_TASK, lambda group: len(group.records)))
+    context, checks = _Context(dataset_dir, path), (intact, same, same_images)
     try:
-        with Progress(sum(len(group.records) for group in groups), "HDF5", "photo") as progress:
-            for findings in map_in_order(_compare, _Context(dataset_dir, path), tasks, min(num_workers, len(tasks))):
-                for check, examples in zip((intact, same, same_images), findings[:3], strict=True):
-                    for example in examples:
-                        check.fail(example)
-                same.checked += findings.num_photos
-                progress.add(findings.num_photos)
+        compare_photos("HDF5", _compare, context, groups, lambda group: len(group.records), checks, num_workers)
     except FlairError as error:
         intact.fail(str(error))
-    intact.checked, same_images.checked = len(groups), same.checked
     return [readable, same_groups, labels, intact, same, same_images]
 
 
@@ -79,24 +63,14 @@ def _match_groups(file: HDF5File, users: Sequence[User], check: Check) -> list[_
     if file.by_user:
         expected = [_Group(user.partition, user.user_id, user.records) for user in users]
     else:
-        expected = [_Group(record.partition, record.image_id, (record,)) for user in users for record in user.records]
-    check.checked = len(expected)
-    unexpected = {(partition, name) for partition in PARTITIONS for name in file.groups(partition)}
-    found = []
-    for group in expected:
-        if (group.partition, group.name) in unexpected:
-            unexpected.discard((group.partition, group.name))
-            found.append(group)
-        else:
-            check.fail(f"{group.partition}/{group.name} is missing")
-    for partition, name in sorted(unexpected):
-        check.fail(f"{partition}/{name} does not belong there")
-    return found
+        expected = [_Group(record.partition, record.image_id, (record,)) for record in records_of(users)]
+    found = {(partition, name) for partition in PARTITIONS for name in file.groups(partition)}
+    compare_names([group[:2] for group in expected], found, "{}/{}", check)
+    return [group for group in expected if group[:2] in found]
 
 
 def _check_lists(file: HDF5File, users: Sequence[User], all_users: Sequence[User], check: Check) -> None:
-    totals = count_labels(record for user in all_users for record in user.records)
-    counts = count_labels(record for user in users for record in user.records)
+    totals, counts = count_labels(records_of(all_users)), count_labels(records_of(users))
     for prefix, total, count in zip(("", "fine_grained_"), totals, counts, strict=True):
         expected = {
             f"{prefix}label_counter": {name: count[name] for name in total},
@@ -118,8 +92,8 @@ def _is_json_of(text: str, value: object) -> bool:
         return False
 
 
-def _compare(context: _Context, task: list[_Group]) -> _Findings:
-    findings = _Findings([], [], [], sum(len(group.records) for group in task))
+def _compare(context: _Context, task: list[_Group]) -> Findings:
+    findings = Findings([], [], [])
     with HDF5File(context.path) as file:
         for group in task:
             try:
@@ -129,20 +103,13 @@ def _compare(context: _Context, task: list[_Group]) -> _Findings:
     return findings
 
 
-def _compare_group(context: _Context, file: HDF5File, group: _Group, findings: _Findings) -> None:
+def _compare_group(context: _Context, file: HDF5File, group: _Group, findings: Findings) -> None:
     count = 0
     for count, photo in enumerate(file.photos(group.partition, group.name), start=1):
         if count > len(group.records):
             break
         record = group.records[count - 1]
-        where = f"image {record.image_id} of user {record.user_id}"
-        if photo.record != record:
-            findings.different.append(where)
-        try:
-            if not _is_same_image(context.dataset_dir, record, photo):
-                findings.wrong_images.append(where)
-        except images.PhotoError:
-            continue  # counted by the checks of the photos
+        findings.add(record, photo.record == record, partial(_is_same_image, context.dataset_dir, record, photo))
     if count != len(group.records):
         findings.different.append(f"{group.partition}/{group.name} has not {len(group.records)} photos")
 

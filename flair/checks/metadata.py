@@ -90,7 +90,7 @@ def check_labels(dataset_dir: Path, records: Sequence[Record]) -> list[Check]:
 
 
 def check_published_numbers(dataset_dir: Path, records: Sequence[Record]) -> list[Check]:
-    """The numbers of the published dataset: users, photos, fine-grained labels, and photos a coarse label."""
+    """The numbers of the published dataset: users, photos, fine-grained labels, and photos per coarse label."""
     check = Check("numbers are the published ones", "numbers")
     for what, found, expected in _numbers(dataset_dir, records):
         check.checked += 1

@@ -4,4 +4,4 @@ What enters is the folder that `download_dataset.py` wrote. What leaves is recor
 that has been looked at to its last coded bit.
 """
 
-__all__ = ["annotations", "catalog", "images", "metadata"]
+__all__ = ["catalog", "images", "metadata"]

@@ -32,7 +32,6 @@ SMALL_IMAGES_DIR: Final = "small_images"
 RAW_IMAGES_DIR: Final = "raw_images"
 METADATA_URL_PATH: Final = f"labels/{METADATA_FILE}"
 TAXONOMY_URL_PATH: Final = f"labels/{TAXONOMY_FILE}"
-PRETRAINED_MODEL_URL_PATH: Final = "models/resnet18.h5"
 MANIFEST_FILE: Final = "manifest.json"  # not published: checksums that a mirror keeps beside its files
 SMALL_ARCHIVES_BYTES: Final = 6_000_000_000  # [ml-flair] "~6GB"
 RAW_IMAGES_BYTES: Final = 1_200_000_000_000  # [ml-flair] "~1.2TB"
@@ -52,13 +51,8 @@ IMAGE_SIZE: Final = 256  # pixels, both sides, of every photo in small_images
 NUM_USERS: Final = {"train": 41_131, "val": 5_141, "test": 5_142}
 NUM_IMAGES: Final = {"train": 345_879, "val": 39_239, "test": 43_960}
 
-# [counted] photos per user
-IMAGES_PER_USER_QUARTILES: Final = (1, 2, 5)
-IMAGES_PER_USER_MEAN: Final = 8.35
-IMAGES_PER_USER_SD: Final = 51.3
+# [counted] photos of the user who has the most; labels per photo
 IMAGES_PER_USER_MAX: Final = 4_151
-
-# [counted] labels per photo
 COARSE_LABELS_PER_IMAGE_MEAN: Final = 2.785
 FINE_LABELS_PER_IMAGE_MEAN: Final = 4.615
 NUM_FINE_LABELS: Final = 1_628

@@ -55,14 +55,14 @@ class WrongColors(PhotoError):
 
 
 class Jpeg(NamedTuple):
-    """A checked photo as JPEG bytes; `converted` tells that it was grayscale and is re-encoded as RGB."""
+    """A checked photo as JPEG bytes; `converted` if it was grayscale and is encoded again as RGB."""
 
     data: bytes
     converted: bool
 
 
 class Pixels(NamedTuple):
-    """A checked photo as uint8 [256, 256, 3]; `converted` tells that it was grayscale."""
+    """A checked photo as uint8 [256, 256, 3]; `converted` if it was grayscale."""
 
     data: NDArray[np.uint8]
     converted: bool
@@ -78,20 +78,12 @@ def read_jpeg(dataset_dir: str | Path, record: Record) -> Jpeg:
 
 
 def read_pixels(dataset_dir: str | Path, record: Record) -> Pixels:
-    """Reads, checks and decodes the photo of `record`.
-
-    Raises:
-      PhotoError: one line naming the file, the image and the user, and what is wrong.
-    """
+    """Reads, checks and decodes the photo of `record`; errors as of `read_jpeg`."""
     return decode(*read_file(dataset_dir, record))
 
 
 def read_file(dataset_dir: str | Path, record: Record) -> tuple[bytes, str]:
-    """The file of a photo, and how messages name it, both for `decode`.
-
-    Raises:
-      PhotoError: it is missing, or far too large to be a photo of the dataset.
-    """
+    """The file of a photo, and how messages name it, both for `decode`; errors as of `read_jpeg`."""
     path, where = _place(dataset_dir, record)
     size = _size(path, where)
     if size > MAX_JPEG_BYTES:
@@ -106,7 +98,12 @@ def read_file(dataset_dir: str | Path, record: Record) -> tuple[bytes, str]:
 def checked_jpeg(data: bytes, where: str) -> Jpeg:
     """Checks that a JPEG is whole, to its last coded bit; see `read_jpeg`."""
     image = _open(data, where)
-    return Jpeg(_encode_rgb(image, where), True) if image.mode == "L" else Jpeg(data, False)
+    if image.mode == "RGB":
+        return Jpeg(data, False)
+    _load(image, where)
+    encoded = io.BytesIO()
+    image.convert("RGB").save(encoded, "JPEG", quality=CONVERTED_QUALITY, subsampling=0)
+    return Jpeg(encoded.getvalue(), True)
 
 
 def decode(data: bytes, where: str) -> Pixels:
@@ -118,11 +115,7 @@ def decode(data: bytes, where: str) -> Pixels:
 
 
 def is_stored_as(data: bytes, dataset_dir: str | Path, record: Record) -> bool:
-    """Whether `read_jpeg` gives these bytes; quick where they are the photo's own.
-
-    Raises:
-      PhotoError: they are not, and the photo is bad.
-    """
+    """Whether `read_jpeg` gives these bytes; its errors where they are not those of the file."""
     return data == read_file(dataset_dir, record)[0] or data == read_jpeg(dataset_dir, record).data
 
 
@@ -138,7 +131,7 @@ def total_size(dataset_dir: str | Path, records: Iterable[Record]) -> int:
 
 def _place(dataset_dir: str | Path, record: Record) -> tuple[str, str]:
     """The path of a photo, and how messages name it."""
-    # The path is that of flair.dataset.metadata.photo_path, without the cost of half a million Path objects.
+    # As flair.dataset.metadata.photo_path, without the cost of half a million Path objects.
     path = os.path.join(dataset_dir, SMALL_IMAGES_DIR, f"{record.image_id}.jpg")
     return path, f"{path} (image {record.image_id} of user {record.user_id})"
 
@@ -159,7 +152,7 @@ def _open(data: bytes, where: str) -> JpegImageFile:
     try:
         image = JpegImageFile(io.BytesIO(data))
     except (SyntaxError, OSError, ValueError):
-        reason = "is empty" if not data else "is not a JPEG that can be read"
+        reason = "is not a JPEG that can be read" if data else "is empty"
         raise BrokenPhoto(f"{where}: {reason}; download it again") from None
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
         width, height = image.size
@@ -178,10 +171,3 @@ def _load(image: JpegImageFile, where: str) -> None:
         image.load()
     except (OSError, SyntaxError, ValueError):
         raise BrokenPhoto(f"{where}: is damaged: it does not decode; download it again") from None
-
-
-def _encode_rgb(image: JpegImageFile, where: str) -> bytes:
-    _load(image, where)
-    encoded = io.BytesIO()
-    image.convert("RGB").save(encoded, "JPEG", quality=CONVERTED_QUALITY, subsampling=0)
-    return encoded.getvalue()

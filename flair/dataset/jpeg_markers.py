@@ -19,7 +19,7 @@ class BadJpeg(ValueError):
 
 
 class Component(NamedTuple):
-    """One color: its id, and how many blocks of a coding unit (MCU) it has across and down."""
+    """One color: its id, and how many blocks it has in a coding unit (MCU), across and down."""
 
     id: int
     across: int
@@ -35,6 +35,14 @@ class Frame(NamedTuple):
     width: int
     components: tuple[Component, ...]
 
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Blocks that a coding unit has across and down, in the color that has the most of them."""
+        return max(part.across for part in self.components), max(part.down for part in self.components)
+
+
+Intervals = tuple[tuple[int, int], ...]  # where each of them begins and ends in the file
+
 
 class Scan(NamedTuple):
     """One pass over the picture.
@@ -45,7 +53,7 @@ class Scan(NamedTuple):
       first, last: coefficients it holds, 0 to 63.
       before, after: bits of the coefficients still to come, before it (0 if it is their first) and after it.
       restart_interval: coding units between two restart markers; 0 without.
-      intervals: (begin, end) of the coded bytes, divided by the restart markers.
+      intervals: of the coded bytes, divided by the restart markers.
     """
 
     components: tuple[int, ...]
@@ -56,7 +64,7 @@ class Scan(NamedTuple):
     before: int
     after: int
     restart_interval: int
-    intervals: tuple[tuple[int, int], ...]
+    intervals: Intervals
 
 
 class Markers(NamedTuple):
@@ -68,11 +76,7 @@ class Markers(NamedTuple):
 
 
 def read_markers(data: bytes) -> Markers:
-    """Walks from the start marker to the end marker.
-
-    Raises:
-      BadJpeg: there is something else between the segments, a segment is cut, or no end marker follows.
-    """
+    """Walks from the start marker to the end marker; BadJpeg where a segment is cut, missing or out of place."""
     if data[:2] != b"\xff\xd8":
         raise BadJpeg("is not a JPEG: it does not begin with a start marker")
     frame: Frame | None = None
@@ -83,7 +87,8 @@ def read_markers(data: bytes) -> Markers:
     while True:
         found = _FILLED.match(data, position)
         if found is None:
-            raise BadJpeg(f"is {_cut_or_damaged(data, position)}: it has no marker at byte {position:,}")
+            cut_or_damaged = "truncated" if position >= len(data) - 1 else "damaged"
+            raise BadJpeg(f"is {cut_or_damaged}: it has no marker at byte {position:,}")
         marker, start = found[1][0], found.end()
         if marker == _EOI:
             if frame is None:
@@ -139,13 +144,7 @@ def _tables(content: bytes) -> dict[int, bytes]:
     return tables
 
 
-def _scan(
-    content: bytes,
-    frame: Frame,
-    tables: dict[int, bytes],
-    restart_interval: int,
-    intervals: tuple[tuple[int, int], ...],
-) -> Scan:
+def _scan(content: bytes, frame: Frame, tables: dict[int, bytes], restart_interval: int, intervals: Intervals) -> Scan:
     count = content[0]
     rows = {part.id: row for row, part in enumerate(frame.components)}
     chosen = [(content[at], content[at + 1]) for at in range(1, 1 + 2 * count, 2)]
@@ -162,7 +161,7 @@ def _scan(
     )
 
 
-def _intervals(data: bytes, begin: int, may_be_last: bool) -> tuple[tuple[int, int], ...]:
+def _intervals(data: bytes, begin: int, may_be_last: bool) -> Intervals:
     end = data.find(b"\xff\xd9", begin) if may_be_last else -1
     if end >= 0 and data.count(b"\xff", begin, end) == data.count(b"\xff\x00", begin, end):
         return ((begin, end),)  # as most files are; what follows does the same, more slowly
@@ -179,7 +178,3 @@ def _intervals(data: bytes, begin: int, may_be_last: bool) -> tuple[tuple[int, i
                 raise BadJpeg("is damaged: its restart markers are out of order")
         ones = data.find(b"\xff", found.end())
     raise BadJpeg("is truncated: it has no end-of-image marker")
-
-
-def _cut_or_damaged(data: bytes, position: int) -> str:
-    return "truncated" if position >= len(data) - 1 else "damaged"

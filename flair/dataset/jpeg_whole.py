@@ -22,22 +22,19 @@ _RAN_OUT = b"\x80"
 
 
 def require_whole(data: bytes) -> None:
-    """Returns if the file is whole; what follows its end marker does not matter, as decoders do not read it.
-
-    Raises:
-      BadJpeg: it is truncated, or damaged in a way that a decoder notices.
-    """
+    """Returns if the file is whole up to its end marker, behind which no decoder reads; else raises BadJpeg."""
     markers = read_markers(data)
     data = data[: markers.end]
-    if _is_plain(markers):
-        if not _ends_in_time(data, markers.frame):
-            require_filled(data, markers)
-    else:
-        require_filled(data, markers)
+    is_plain = _is_plain(markers)
+    if is_plain and _ends_in_time(data, markers.frame):
+        return
+    require_filled(data, markers)
+    if not is_plain:
         _decode_small(data)
 
 
 def _is_plain(markers: Markers) -> bool:
+    """Whether the file is as most are: one scan of all colors, without restart markers."""
     return (
         not markers.frame.progressive
         and len(markers.scans) == 1
@@ -49,8 +46,7 @@ def _is_plain(markers: Markers) -> bool:
 
 def _ends_in_time(data: bytes, frame: Frame) -> bool:
     """Whether the decoder ran out of data in the first unit of a row below the picture; False also if in doubt."""
-    single = len(frame.components) == 1
-    across, down = (1 if single else max(part[place] for part in frame.components) for place in (1, 2))
+    across, down = (1, 1) if len(frame.components) == 1 else frame.unit
     rows = -(-frame.height // (_BLOCK * down)) * down  # in an eighth of the size
     taller = (_BLOCK * (rows + down)).to_bytes(2, "big")
     small = _decode_small(data[: frame.height_at] + taller + data[frame.height_at + 2 :])

@@ -11,6 +11,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,11 +93,7 @@ def load_records(dataset_dir: str | Path) -> list[Record]:
 
 
 def load_users(dataset_dir: str | Path) -> list[User]:
-    """Reads all users, in order of first appearance, each with their records in file order.
-
-    Raises:
-      FlairError: as `load_records`, or a partition has no photo.
-    """
+    """As `group_by_user` of `load_records`; FlairError also where a partition has no photo."""
     users = group_by_user(load_records(dataset_dir))
     present = {user.partition for user in users}
     for partition in PARTITIONS:
@@ -109,20 +106,22 @@ def load_users(dataset_dir: str | Path) -> list[User]:
 
 
 def group_by_user(records: Iterable[Record]) -> list[User]:
-    """Groups records by user, in order of first appearance."""
+    """Groups records by user: users in order of first appearance, records in their order."""
     grouped: dict[str, list[Record]] = {}
     for record in records:
         grouped.setdefault(record.user_id, []).append(record)
     return [User(user_id, rows[0].partition, tuple(rows)) for user_id, rows in grouped.items()]
 
 
+def records_of(users: Iterable[User]) -> Iterator[Record]:
+    """The records of all `users`, in their order."""
+    return chain.from_iterable(user.records for user in users)
+
+
 def limit_users(users: Sequence[User], limit: int) -> list[User]:
     """The first users of each partition, `limit` in all, partitions in their proportions and none of them empty.
 
-    Users keep their order, and a smaller subset is part of a larger one.
-
-    Raises:
-      FlairError: `limit` is too small for one user per partition.
+    Users keep their order, and a smaller subset is part of a larger one. FlairError where `limit` is too small.
     """
     sizes = Counter(user.partition for user in users)
     if limit < len(sizes):
@@ -138,12 +137,10 @@ def limit_users(users: Sequence[User], limit: int) -> list[User]:
 
 def count_labels(records: Iterable[Record]) -> tuple[Counter[str], Counter[str]]:
     """How many photos carry each coarse and each fine-grained label."""
-    coarse: Counter[str] = Counter()
-    fine: Counter[str] = Counter()
-    for record in records:
-        coarse.update(record.labels)
-        fine.update(record.fine_grained_labels)
-    return coarse, fine
+    records = list(records)
+    coarse = chain.from_iterable(record.labels for record in records)
+    fine = chain.from_iterable(record.fine_grained_labels for record in records)
+    return Counter(coarse), Counter(fine)
 
 
 def label_index(labels: Iterable[str]) -> dict[str, int]:
@@ -158,8 +155,7 @@ def label_index(labels: Iterable[str]) -> dict[str, int]:
 def load_taxonomy(dataset_dir: str | Path) -> dict[str, frozenset[str]]:
     """Reads `label_relationship.txt`: fine-grained label -> its coarse labels (a fine label may have several lines).
 
-    Raises:
-      FlairError: the file is missing, is not a file, cannot be read, or a line is not `fine -> coarse`.
+    Raises FlairError where the file cannot be read, or a line is not `fine -> coarse`.
     """
     path = Path(dataset_dir) / TAXONOMY_FILE
     _require_file(path)
@@ -209,11 +205,7 @@ def check_id(value: str, what: str, where: str) -> str:
 
 
 def read_items(dataset_dir: str | Path) -> Iterator[Any]:
-    """Yields the items of the JSON list `labels_and_metadata.json`, unchecked, without holding the file in memory.
-
-    Raises:
-      FlairError: the folder or file is missing, is not one, or cannot be read, or the file is not a JSON list.
-    """
+    """Yields the items of `labels_and_metadata.json`, unchecked, one by one; FlairError where it is not a JSON list."""
     path = metadata_path(dataset_dir)
     try:
         with _naming_unreadable(path), open(path, encoding=text_file.ENCODING) as file:
@@ -248,23 +240,19 @@ def _naming_unreadable(path: Path) -> Iterator[None]:
 
 
 def parse_record(item: Any, index: int, path: Path) -> Record:
-    """Checks item `index` of the metadata file `path`, and makes it a Record.
-
-    Raises:
-      FlairError: a field is missing, or has the wrong type or form; one line naming the record and the field.
-    """
+    """Checks item `index` of the metadata file `path`, and makes it a Record; a FlairError names the bad field."""
     if not isinstance(item, dict):
         raise FlairError(f"{path}, record {index}: expected an object, found {type(item).__name__}")
     try:
-        user_id, image_id, labels, fine_labels, partition = (item[field] for field in _FIELDS)
+        user_id, image_id, _labels, _fine_labels, partition = (item[field] for field in _FIELDS)
     except KeyError as error:
         raise FlairError(f"{_where(item, index, path)}: field {error} is missing") from None
-    if not (isinstance(user_id, str) and isinstance(image_id, str) and isinstance(partition, str)):
-        field = next(name for name in ("user_id", "image_id", "partition") if not isinstance(item[name], str))
-        raise FlairError(
-            f"{_where(item, index, path)}: field {field!r} must be a string, "
-            f"found {type(item[field]).__name__} {item[field]!r:.60}"
-        )
+    for field in ("user_id", "image_id", "partition"):
+        if not isinstance(item[field], str):
+            raise FlairError(
+                f"{_where(item, index, path)}: field {field!r} must be a string, "
+                f"found {type(item[field]).__name__} {item[field]!r:.60}"
+            )
     for field in ("user_id", "image_id"):
         if not _SAFE_ID.fullmatch(item[field]):
             check_id(item[field], field, f"{path}, record {index}")
@@ -276,25 +264,24 @@ def parse_record(item: Any, index: int, path: Path) -> Record:
     return Record(
         sys.intern(user_id),
         image_id,
-        _parse_labels(labels, "labels", item, index, path),
-        _parse_labels(fine_labels, "fine_grained_labels", item, index, path),
+        _parse_labels(item, "labels", index, path),
+        _parse_labels(item, "fine_grained_labels", index, path),
         sys.intern(partition),
     )
 
 
-def _parse_labels(labels: Any, field: str, item: Mapping[str, Any], index: int, path: Path) -> tuple[str, ...]:
+def _parse_labels(item: Mapping[str, Any], field: str, index: int, path: Path) -> tuple[str, ...]:
+    labels = item[field]
     if not isinstance(labels, list) or not labels:
-        raise FlairError(f"{_where(item, index, path)}: field {field!r} must be a non-empty list, found {labels!r:.60}")
-    if len(labels) > MAX_LABELS:
-        found = f"must hold {MAX_LABELS:,} labels at most, found {len(labels):,}"
-        raise FlairError(f"{_where(item, index, path)}: field {field!r} {found}")
-    try:
-        names = [_LABEL_NAMES[label] for label in labels]
-    except (TypeError, ValueError):
-        raise FlairError(
-            f"{_where(item, index, path)}: field {field!r} must hold label names {_LABEL_RULE}, found {labels!r:.60}"
-        ) from None
-    return tuple(dict.fromkeys(names))
+        expected = f"must be a non-empty list, found {labels!r:.60}"
+    elif len(labels) > MAX_LABELS:
+        expected = f"must hold {MAX_LABELS:,} labels at most, found {len(labels):,}"
+    else:
+        try:
+            return tuple(dict.fromkeys([_LABEL_NAMES[label] for label in labels]))
+        except (TypeError, ValueError):
+            expected = f"must hold label names {_LABEL_RULE}, found {labels!r:.60}"
+    raise FlairError(f"{_where(item, index, path)}: field {field!r} {expected}")
 
 
 class _LabelNames(dict[str, str]):

@@ -1,4 +1,4 @@
-"""What prepare_dataset and prepare_tfrecords share: the parameters of an output, and the place of an unfinished one.
+"""What both commands that prepare records share: which photos, how the result was made, where unfinished work lies.
 
 Work goes on in a hidden folder, `.unfinished`, beside or inside the final place, and only finished work gets its final
 name. For TFRecords the folder also holds the parameters of the run, so that the same command continues it and a
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flair.curation.exclusion import Exclusion, read_exclusion, remaining_users
-from flair.dataset.metadata import User, limit_users, load_users, metadata_path
+from flair.dataset.metadata import User, limit_users, load_users, metadata_path, records_of
 from flair.errors import FlairError
 from flair.files import checked_json, lock
 from flair.files.regular_file import file_sha256
@@ -31,7 +31,8 @@ class Selection(NamedTuple):
     users: list[User]
     all_users: list[User]
     parameters: dict[str, Any]
-    excluded: Mapping[str, int] | None = None  # photos left out of each partition; None without --exclude
+    exclusion: Exclusion | None
+    excluded: Mapping[str, int]  # photos that `exclusion` leaves out of each partition
 
     @property
     def num_images(self) -> int:
@@ -40,24 +41,23 @@ class Selection(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a preparation did, in photos, users and bytes; `skipped_images` were finished by an earlier run."""
+    """What a preparation has written of the selected photos, in bytes."""
 
-    num_images: int
-    num_users: int
+    selection: Selection
     num_bytes: int
-    skipped_images: int
-    converted: tuple[str, ...]  # image ids of grayscale photos stored as RGB
     already_complete: bool = False
-    excluded: Mapping[str, int] | None = None  # photos left out of each partition
-    heldout_images: int = 0  # of `num_images`, those put aside
+    skipped_images: int = 0  # finished by an earlier run
+    converted: Sequence[str] = ()  # image ids of grayscale photos stored as RGB
+    heldout_images: int = 0  # put aside
 
     def summary(self, place: str, seconds: float) -> list[str]:
         """Lines that tell what was made, where and how fast."""
-        what = f"{self.num_images:,} photos of {self.num_users:,} users, {size(self.num_bytes)}"
+        num_images, num_users, excluded = self.selection.num_images, len(self.selection.users), self.selection.excluded
+        what = f"{num_images:,} photos of {num_users:,} users, {size(self.num_bytes)}"
         lines = []
-        if self.excluded is not None:
-            counts = ", ".join(f"{partition} {count:,}" for partition, count in self.excluded.items())
-            lines.append(f"Left out {sum(self.excluded.values()):,} photos that --exclude names ({counts}).")
+        if self.selection.exclusion is not None:
+            counts = ", ".join(f"{partition} {count:,}" for partition, count in excluded.items())
+            lines.append(f"Left out {sum(excluded.values()):,} photos that --exclude names ({counts}).")
         if self.heldout_images:
             lines.append(f"Put {self.heldout_images:,} of the photos of train users aside, in the partition heldout.")
         if self.already_complete:
@@ -67,15 +67,12 @@ class Outcome(NamedTuple):
             lines.append(f"Warning: {len(self.converted):,} grayscale photos were stored as RGB: {first}")
         if self.skipped_images:
             lines.append(f"Kept {self.skipped_images:,} photos that an earlier run had finished.")
-        rate = (self.num_images - self.skipped_images) / max(seconds, 1e-9)
+        rate = (num_images - self.skipped_images) / max(seconds, 1e-9)
         return [*lines, f"Wrote {what} to {place} in {duration(seconds)} ({rate:,.0f} photos/s)."]
 
 
-def select(dataset_dir: str | Path, limit: int | None, exclude: str | Path | None = None) -> Selection:
-    """Reads the metadata and takes all users, or a consistent subset of `limit` (see `metadata.limit_users`).
-
-    `exclude` is a file for `flair.curation.exclusion.read_exclusion`; its photos leave before the subset is taken.
-    """
+def select(dataset_dir: Path, limit: int | None, exclude: str | Path | None) -> Selection:
+    """Reads the metadata and takes the users that `subset` leaves; `exclude` is the file of an exclusion."""
     metadata_sha256 = file_sha256(metadata_path(dataset_dir))
     all_users = load_users(dataset_dir)
     exclusion = None if exclude is None else read_exclusion(exclude)
@@ -86,17 +83,15 @@ def select(dataset_dir: str | Path, limit: int | None, exclude: str | Path | Non
         "num_users": len(users),
         "limit_users": None if len(users) == len(remaining) else limit,
     }
-    if exclusion is None:
-        return Selection(users, all_users, parameters)
-    excluded = _num_images(all_users)
-    excluded.subtract(_num_images(remaining))
-    # Only where it is given: without it the parameters are those of outputs made before the flag existed.
-    parameters |= {"exclude_sha256": exclusion.digest, "excluded_images": excluded.total()}
-    return Selection(users, all_users, parameters, dict(excluded))
+    excluded = Counter(record.partition for record in records_of(all_users))
+    excluded.subtract(record.partition for record in records_of(remaining))
+    if exclusion is not None:  # without it the parameters are those of outputs made before the flag existed
+        parameters |= {"exclude_sha256": exclusion.digest, "excluded_images": excluded.total()}
+    return Selection(users, all_users, parameters, exclusion, excluded)
 
 
 def subset(users: Sequence[User], limit: int | None, exclusion: Exclusion | None = None) -> list[User]:
-    """The users that `--exclude` and then `--limit_users` leave; all of them where neither is given."""
+    """The users that `--exclude` and then `--limit_users` leave (see `metadata.limit_users`)."""
     remaining = list(users) if exclusion is None else remaining_users(users, exclusion)
     return remaining if limit is None else limit_users(remaining, limit)
 
@@ -126,11 +121,7 @@ def check_same(parameters: Mapping[str, Any], found: Mapping[str, Any], what: st
 
 @contextlib.contextmanager
 def unfinished_folder(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> Iterator[bool]:
-    """Makes or reopens the folder of unfinished work, locked against a second run; yields whether work is continued.
-
-    Raises:
-      FlairError: another process works there, or the work there has other parameters and `overwrite` is false.
-    """
+    """Makes or reopens the folder of unfinished work, locked against a second run; yields whether work is continued."""
     with _locked(folder):
         yield _continues(folder, parameters, overwrite)
 
@@ -173,13 +164,6 @@ def require_free_space(folder: Path, needed: int) -> None:
         raise FlairError(
             f"{folder}: {size(needed)} are needed and {size(free)} free; free some space or choose another disk"
         )
-
-
-def _num_images(users: Sequence[User]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for user in users:
-        counts[user.partition] += len(user.records)
-    return counts
 
 
 def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> bool:

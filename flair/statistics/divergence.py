@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flair.dataset.annotations import Annotations, Integers
-from flair.statistics.labels import UserLabels, labels_of_users
+from flair.statistics.labels import Annotations, Integers, UserLabels, labels_of_users
 
 Floats = npt.NDArray[np.float64]
 

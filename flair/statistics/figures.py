@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flair.files import atomic
+from flair.statistics.labels import LONGEST_NAME, short
 
 # Okabe and Ito, https://jfly.uni-koeln.de/color/
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 MAP = "cividis"  # even in lightness, and the same to the colour-blind
 DOTS_PER_INCH = 120
-LONGEST_NAME = 40  # characters of a label
 
 
 def new_figure(title: str, width: float = 8.0, height: float = 4.5, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -38,16 +38,21 @@ def plain(text: str, most: int = LONGEST_NAME) -> str:
     >>> plain("a $20 note")
     'a \\\\$20 note'
     """
-    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
+    return short(text, most).replace("$", r"\$")
 
 
-def whole_bins(most: int, limit: int = 60) -> list[float]:
-    """Edges of the bins of whole numbers from 1 to `most`: one a number, or `limit` at most.
+def whole_bins(most: int) -> list[float]:
+    """Edges of the bins of whole numbers from 1 to `most`: a bin per number, but 60 edges at most.
 
     >>> whole_bins(3)
     [0.5, 1.5, 2.5, 3.5]
     """
-    return list(np.unique(np.round(np.linspace(1, most + 1, min(most + 1, limit)))) - 0.5)
+    return list(np.unique(np.round(np.linspace(1, most + 1, min(most + 1, 60)))) - 0.5)
+
+
+def log_bins(most: int) -> list[float]:
+    """As `whole_bins`, wider and wider; narrow ones would be empty among 1, 2, 3, for lack of numbers between."""
+    return list(np.unique(np.round(np.geomspace(1, most + 1, 40))) - 0.5)
 
 
 def draw_table(

@@ -9,11 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flair.dataset import catalog
-from flair.dataset.annotations import Annotations
 from flair.statistics.figures import BLUE, ORANGE, draw_table, new_figure, plain, whole_bins
-from flair.statistics.labels import COARSE_HEAD, LabelCount, children, co_occurrence, count_labels, labels_per_photo
+from flair.statistics.labels import (
+    COARSE_HEAD,
+    FINE_HEAD,
+    Annotations,
+    LabelCount,
+    children,
+    co_occurrence,
+    count_labels,
+    labels_per_photo,
+)
 
-HEAD = 20  # as many as ml-flair lists
+_HIERARCHY_ROWS, _HIERARCHY_EXAMPLES = 17, 6  # coarse labels, and fine-grained ones beside each of them
 
 
 def draw_coarse_labels(annotations: Annotations) -> Figure:
@@ -27,8 +35,7 @@ def draw_coarse_labels(annotations: Annotations) -> Figure:
     total = sum(catalog.NUM_IMAGES.values())
     shares = [100 * catalog.COARSE_LABEL_COUNTS[name] / total for name in published.values()]
     axes.plot(shares, list(published), "D", color=ORANGE, markersize=5, label="FLAIR, published")
-    axes.set_xlabel("photos with the label (%)")
-    axes.set_ylabel("coarse label")
+    axes.set(xlabel="photos with the label (%)", ylabel="coarse label")
     axes.legend(loc="lower right")
     return figure
 
@@ -40,24 +47,22 @@ def draw_labels_per_photo(annotations: Annotations) -> Figure:
     for each, (kind, pairs) in zip(axes, kinds, strict=True):
         counts = labels_per_photo(pairs, annotations.num_photos)
         each.hist(counts, bins=whole_bins(int(counts.max())), color=BLUE, rwidth=0.9)
-        each.set_xlabel(f"{kind} labels of a photo")
-        each.set_ylabel("photos")
+        each.set(xlabel=f"{kind} labels of a photo", ylabel="photos")
     return figure
 
 
-def draw_fine_labels(annotations: Annotations, head: int = HEAD) -> Figure:
+def draw_fine_labels(annotations: Annotations) -> Figure:
     """The most frequent fine-grained labels, the rarest ones, and all of them by rank on log axes."""
     counted = count_labels(annotations, annotations.fine)
     figure, axes = new_figure("Fine-grained labels: head, tail and all", width=13, height=5, columns=3)
-    _draw_bars(axes[0], counted[:head], f"the {min(head, len(counted))} most frequent")
-    _draw_bars(axes[1], counted[-head:], f"the {min(head, len(counted))} rarest")
+    _draw_bars(axes[0], counted[:FINE_HEAD], f"the {min(FINE_HEAD, len(counted))} most frequent")
+    _draw_bars(axes[1], counted[-FINE_HEAD:], f"the {min(FINE_HEAD, len(counted))} rarest")
     shares = [100 * label.photos / annotations.num_photos for label in counted]
     axes[2].loglog(np.arange(1, len(shares) + 1), shares, color=BLUE, label="this data")
     published = 100 * np.array(list(catalog.HEAD_FINE_LABEL_COUNTS.values())) / sum(catalog.NUM_IMAGES.values())
     axes[2].loglog(np.arange(1, len(published) + 1), published, "D", color=ORANGE, markersize=4, label="FLAIR, head")
     axes[2].set_title(f"all {len(counted):,} labels", fontsize=10)
-    axes[2].set_xlabel("rank of the label (log)")
-    axes[2].set_ylabel("photos with the label (%, log)")
+    axes[2].set(xlabel="rank of the label (log)", ylabel="photos with the label (%, log)")
     axes[2].legend()
     return figure
 
@@ -70,20 +75,16 @@ def draw_co_occurrence(annotations: Annotations) -> Figure:
     share = 100 * together / together.diagonal()[:, None]
     size = 0.42 * len(counted) + 2.5
     figure, (axes,) = new_figure(_headline("Coarse labels that occur together", found), width=size + 1.5, height=size)
-    texts = np.vectorize("{:.0f}".format)(share)
-    names = [plain(name) for name in counted]
+    names, texts = [plain(name) for name in counted], np.vectorize("{:.0f}".format)(share)
     draw_table(axes, share, names, names, texts, "photos of the row's label that carry the column's (%)")
-    axes.set_xlabel("also carries")
-    axes.set_ylabel("of the photos with")
+    axes.set(xlabel="also carries", ylabel="of the photos with")
     return figure
 
 
-def draw_hierarchy(
-    annotations: Annotations, taxonomy: Mapping[str, frozenset[str]], examples: int = 6, most: int = 17
-) -> Figure:
+def draw_hierarchy(annotations: Annotations, taxonomy: Mapping[str, frozenset[str]]) -> Figure:
     """Below each coarse label: how many fine-grained ones there are and occur, and the most frequent by name."""
     photos = {label.name: label.photos for label in count_labels(annotations, annotations.fine)}
-    below = dict(sorted(children(taxonomy).items(), key=lambda item: len(item[1]))[-most:])
+    below = dict(sorted(children(taxonomy).items(), key=lambda item: len(item[1]))[-_HIERARCHY_ROWS:])
     figure, (axes,) = new_figure(
         "Fine-grained labels below each coarse label", width=11, height=0.36 * len(below) + 1.4
     )
@@ -94,12 +95,10 @@ def draw_hierarchy(
     axes.plot([], [], color=BLUE, linewidth=5, label="on a photo of this data")
     for row, (coarse, names) in enumerate(below.items()):
         frequent = sorted((name for name in names if name != coarse), key=lambda name: (-photos.get(name, 0), name))
-        axes.text(
-            len(names), row, "  " + ", ".join(map(plain, frequent[:examples])), va="center", fontsize=7, color="#333333"
-        )
+        examples = ", ".join(map(plain, frequent[:_HIERARCHY_EXAMPLES]))
+        axes.text(len(names), row, f"  {examples}", va="center", fontsize=7, color="#333333")
     axes.set_xlim(0, 2.2 * max(map(len, below.values()), default=1))
-    axes.set_xlabel("fine-grained labels; beside the bar the most frequent ones")
-    axes.set_ylabel("coarse label")
+    axes.set(xlabel="fine-grained labels; beside the bar the most frequent ones", ylabel="coarse label")
     axes.legend(loc="lower right")
     return figure
 
@@ -117,6 +116,5 @@ def _draw_bars(axes: Axes, counted: Sequence[LabelCount], title: str) -> None:
     _draw_shares(axes, counted[::-1], [label.photos for label in counted][::-1], color=BLUE)
     axes.tick_params(axis="y", labelsize=7)
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel("photos with the label")
-    axes.set_ylabel("fine-grained label")
+    axes.set(xlabel="photos with the label", ylabel="fine-grained label")
     axes.locator_params(axis="x", nbins=5, integer=True)

@@ -20,11 +20,7 @@ _TILE = 2.2  # inches
 
 
 def draw_photos(dataset_dir: str | Path, records: Sequence[Record], title: str, columns: int = COLUMNS) -> Figure:
-    """Photos in rows of `columns`, below each its image id and labels; of a photo that cannot be read, why.
-
-    Raises:
-      ValueError: no record at all.
-    """
+    """Photos in rows of `columns`, with image ids and labels; where one cannot be read, why. ValueError without any."""
     figure, tiles = _tiles(len(records), title, columns, text_lines=5)
     for axes, record in zip(tiles, records, strict=True):
         try:
@@ -37,21 +33,15 @@ def draw_photos(dataset_dir: str | Path, records: Sequence[Record], title: str, 
 
 
 def mean_photo(dataset_dir: str | Path, user: User, limit: int = 500) -> npt.NDArray[np.uint8]:
-    """The mean of a user's first `limit` photos, pixel by pixel: uint8 [256, 256, 3].
-
-    Raises:
-      PhotoError: a photo is missing or broken; one line naming it.
-    """
-    total = np.zeros(PIXELS_SHAPE, np.float64)
+    """The mean of a user's first `limit` photos, uint8 [256, 256, 3]; PhotoError where one is missing or broken."""
     chosen = user.records[:limit]
-    for record in chosen:
-        total += read_pixels(dataset_dir, record).data
+    total = sum((read_pixels(dataset_dir, record).data for record in chosen), np.zeros(PIXELS_SHAPE))
     return np.round(total / len(chosen)).astype(np.uint8)
 
 
-def draw_mean_photos(dataset_dir: str | Path, users: Sequence[User], columns: int = COLUMNS) -> Figure:
+def draw_mean_photos(dataset_dir: str | Path, users: Sequence[User]) -> Figure:
     """The mean photo of each user; of one whose photos cannot all be read, why."""
-    figure, tiles = _tiles(len(users), "The mean photo of a user", columns, text_lines=1)
+    figure, tiles = _tiles(len(users), "The mean photo of a user", COLUMNS, text_lines=1)
     for axes, user in zip(tiles, users, strict=True):
         try:
             axes.imshow(mean_photo(dataset_dir, user))
@@ -72,23 +62,15 @@ def _tiles(count: int, title: str, columns: int, text_lines: int) -> tuple[Figur
     figure.suptitle(title, fontsize=10)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
     for axes in grid[count:]:
         axes.remove()
     return figure, grid[:count]
 
 
 def _say(axes: Axes, error: PhotoError) -> None:
-    axes.text(
-        0.5,
-        0.5,
-        textwrap.fill(plain(str(error), 1000), 28),
-        ha="center",
-        va="center",
-        fontsize=6,
-        transform=axes.transAxes,
-    )
+    text = textwrap.fill(plain(str(error), 1000), 28)
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=6, transform=axes.transAxes)
 
 
 def _label_text(record: Record) -> str:

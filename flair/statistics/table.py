@@ -6,23 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flair.dataset import catalog
-from flair.dataset.annotations import Annotations, encode
 from flair.dataset.catalog import Distribution
 from flair.dataset.metadata import Record
 from flair.statistics.divergence import Divergence, by_size, measure
 from flair.statistics.labels import (
     COARSE_HEAD,
+    FINE_HEAD,
+    Annotations,
     LabelCount,
     count_labels,
     describe,
+    encode,
     labels_per_photo,
     labels_per_user,
     partition_sizes,
+    short,
 )
 from flair.terminal.table import Columns
 
-HEAD = 20  # as many fine-grained labels as ml-flair lists
-_LONGEST_NAME = 40
 _PUBLISHED = {
     "coarse labels of a photo": catalog.COARSE_LABELS_PER_IMAGE,
     "fine-grained labels of a photo": catalog.FINE_LABELS_PER_IMAGE,
@@ -138,7 +139,7 @@ def _coarse(statistics: Statistics) -> Iterator[str]:
     for label in statistics.coarse[:COARSE_HEAD]:
         published = catalog.COARSE_LABEL_COUNTS.get(label.name)
         there = (published, published / published_total) if published else (None, None)
-        yield columns.line(_short(label.name), label.photos, label.photos / total, *there, label.users)
+        yield columns.line(short(label.name), label.photos, label.photos / total, *there, label.users)
     if len(statistics.coarse) > COARSE_HEAD:
         yield f"and {len(statistics.coarse) - COARSE_HEAD:,} more"
     present = {label.name for label in statistics.coarse}
@@ -151,9 +152,9 @@ def _fine(statistics: Statistics) -> Iterator[str]:
     columns = Columns("<24", ">10,", ">10,", "<3", "<20", ">10,")
     yield columns.line("fine-grained", "photos", "users", "", "published", "photos")
     published = list(catalog.HEAD_FINE_LABEL_COUNTS.items())
-    for rank, (name, photos) in enumerate(published[:HEAD]):
+    for rank, (name, photos) in enumerate(published[:FINE_HEAD]):
         label = statistics.fine[rank] if rank < len(statistics.fine) else None
-        here = (_short(label.name), label.photos, label.users) if label else (None, None, None)
+        here = (short(label.name), label.photos, label.users) if label else (None, None, None)
         yield columns.line(*here, "", name, photos)
     rare = [sum(label.photos < limit for label in statistics.fine) for limit in (2, 10, 100)]
     yield (
@@ -162,10 +163,6 @@ def _fine(statistics: Statistics) -> Iterator[str]:
     )
     if statistics.unused is not None:
         yield f"in the taxonomy, but on no photo: {len(statistics.unused):,}"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _divergence(divergence: Divergence) -> Iterator[str]:

@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from flair.dataset import catalog
-from flair.dataset.annotations import Annotations, Integers
 from flair.statistics.divergence import Divergence, by_size
-from flair.statistics.figures import BLUE, GREEN, ORANGE, draw_table, new_figure, plain, whole_bins
-from flair.statistics.labels import COARSE_HEAD, count_labels, labels_of_users, labels_per_user
+from flair.statistics.figures import BLUE, GREEN, ORANGE, draw_table, log_bins, new_figure, plain, whole_bins
+from flair.statistics.labels import COARSE_HEAD, Annotations, count_labels, labels_of_users, labels_per_user
 
-_BELOW_ONE = 0.7  # where log axes of users begin, so that a bar of one user is seen
+# Of histograms of users; the axis begins below one, so that a bar of one user is seen.
+_LOG_AXES: dict[str, Any] = {"xscale": "log", "yscale": "log", "ylim": (0.7, None)}
 
 
 def draw_photos_per_user(annotations: Annotations) -> Figure:
     """How many users have how many photos, both axes logarithmic."""
     photos = annotations.photos_per_user()
-    # Bins between whole numbers: narrow ones would be empty among the small counts, where only 1, 2, 3 ... exist.
-    edges = np.unique(np.round(np.geomspace(1, photos.max() + 1, 40))) - 0.5
-    if len(edges) < 2:
-        edges = np.array([0.5, 1.5])
     figure, (axes,) = new_figure("Photos of a user")
-    axes.hist(photos, bins=list(edges), color=BLUE, edgecolor="white", linewidth=0.5)
+    axes.hist(photos, bins=log_bins(int(photos.max())), color=BLUE, edgecolor="white", linewidth=0.5)
     for value, name, colour in ((np.median(photos), "median", GREEN), (photos.mean(), "mean", ORANGE)):
         axes.axvline(float(value), color=colour, linestyle="--" if name == "mean" else "-", label=f"{name} {value:.3g}")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=_BELOW_ONE)
+    axes.set(**_LOG_AXES, ylabel="users (log)")
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel(f"photos of a user (log; published: median 2, mean {catalog.IMAGES_PER_USER.mean:.2f}, most 4,151)")
-    axes.set_ylabel("users (log)")
     axes.legend()
     return figure
 
@@ -43,15 +37,10 @@ def draw_labels_per_user(annotations: Annotations) -> Figure:
     figure, axes = new_figure("Different labels of a user", columns=2)
     coarse = labels_per_user(annotations, annotations.coarse)
     axes[0].hist(coarse, bins=whole_bins(int(coarse.max())), color=BLUE, rwidth=0.9)
-    axes[0].set_xlabel("different coarse labels of a user")
-    axes[0].set_ylabel("users")
+    axes[0].set(xlabel="different coarse labels of a user", ylabel="users")
     fine = labels_per_user(annotations, annotations.fine)
-    axes[1].hist(fine, bins=list(np.unique(np.round(np.geomspace(1, fine.max() + 1, 40))) - 0.5), color=BLUE)
-    axes[1].set_xscale("log")
-    axes[1].set_yscale("log")
-    axes[1].set_ylim(bottom=_BELOW_ONE)
-    axes[1].set_xlabel("different fine-grained labels of a user (log)")
-    axes[1].set_ylabel("users (log)")
+    axes[1].hist(fine, bins=log_bins(int(fine.max())), color=BLUE)
+    axes[1].set(**_LOG_AXES, xlabel="different fine-grained labels of a user (log)", ylabel="users (log)")
     return figure
 
 
@@ -63,40 +52,23 @@ def spread_of_users(annotations: Annotations, count: int = 12) -> list[int]:
 
 
 def draw_user_labels(annotations: Annotations, users: Sequence[int]) -> Figure:
-    """Label counts of some users: the share of the user's photos by colour, the number of photos in the cell.
-
-    Args:
-      users: rows of `annotations.user_ids`.
-    """
+    """Labels of some users (rows of `user_ids`): the colour is the share of their photos, the text the number."""
     names = [label.name for label in count_labels(annotations, annotations.coarse)[:COARSE_HEAD]]
-    counts = _label_counts(annotations, users, annotations.coarse.rows(names))
-    photos = annotations.photos_per_user()[list(users)]
-    rows = [f"{annotations.user_ids[user]} ({count:,})" for user, count in zip(users, photos.tolist(), strict=True)]
-    figure, (axes,) = new_figure(
-        "Label counts of some users", width=0.5 * len(names) + 4, height=0.32 * len(users) + 2.2
-    )
-    share = 100 * counts / photos[:, None]
-    draw_table(
-        axes,
-        share,
-        rows,
-        [plain(name) for name in names],
-        np.vectorize("{:,}".format)(counts),
-        "of the user's photos (%)",
-    )
-    axes.set_xlabel("coarse label")
-    axes.set_ylabel("user (photos)")
-    return figure
-
-
-def _label_counts(annotations: Annotations, users: Sequence[int], labels: Sequence[int]) -> Integers:
-    """Photos of some users with some labels: int64 [users, labels]."""
     own = labels_of_users(annotations, annotations.coarse)
     counts = np.zeros((len(users), len(annotations.coarse.names)), np.int64)
     for row, user in enumerate(users):
         of_user = slice(*np.searchsorted(own.user, [user, user + 1]))
         counts[row, own.label[of_user]] = own.photos[of_user]
-    return counts[:, list(labels)]
+    counts = counts[:, annotations.coarse.rows(names)]
+    photos = annotations.photos_per_user()[list(users)]
+    rows = [f"{annotations.user_ids[user]} ({count:,})" for user, count in zip(users, photos.tolist(), strict=True)]
+    figure, (axes,) = new_figure(
+        "Label counts of some users", width=0.5 * len(names) + 4, height=0.32 * len(users) + 2.2
+    )
+    columns, texts = [plain(name) for name in names], np.vectorize("{:,}".format)(counts)
+    draw_table(axes, 100 * counts / photos[:, None], rows, columns, texts, "of the user's photos (%)")
+    axes.set(xlabel="coarse label", ylabel="user (photos)")
+    return figure
 
 
 def draw_divergence(divergence: Divergence) -> Figure:
@@ -108,17 +80,13 @@ def draw_divergence(divergence: Divergence) -> Figure:
     axes[0].plot(sizes, [group.shuffled for group in groups], "s--", color=ORANGE, label="photos shuffled")
     axes[0].set_xscale("log", base=2)
     axes[0].xaxis.set_major_formatter("{x:,.0f}")
-    axes[0].set_xlabel("photos of a user, from (log)")
-    axes[0].set_ylabel("mean divergence (bits)")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set(xlabel="photos of a user, from (log)", ylabel="mean divergence (bits)", ylim=(0, None))
     axes[0].legend()
     bins = list(np.linspace(0, 1, 41))
     several = divergence.photos >= min(8, int(divergence.photos.max()))
-    axes[1].hist(divergence.users[several], bins=bins, color=BLUE, alpha=0.75, label="users")
-    axes[1].hist(
-        divergence.shuffled[several], bins=bins, histtype="step", color=ORANGE, linewidth=2, label="photos shuffled"
-    )
-    axes[1].set_xlabel(f"divergence (bits), users of {divergence.photos[several].min()} photos and more")
-    axes[1].set_ylabel("users")
+    users, shuffled, least = divergence.users[several], divergence.shuffled[several], divergence.photos[several].min()
+    axes[1].hist(users, bins=bins, color=BLUE, alpha=0.75, label="users")
+    axes[1].hist(shuffled, bins=bins, histtype="step", color=ORANGE, linewidth=2, label="photos shuffled")
+    axes[1].set(xlabel=f"divergence (bits), users of {least} photos and more", ylabel="users")
     axes[1].legend()
     return figure

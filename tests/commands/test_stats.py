@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 
 from flair.dataset import catalog
-from flair.dataset.annotations import encode
 from flair.dataset.metadata import Record, load_records, record_to_json
 from flair.miniature.population import make_users, user_sizes
 from flair.miniature.taxonomy import make_taxonomy
-from flair.statistics.labels import count_labels
+from flair.statistics.labels import count_labels, encode
 from flair.statistics.table import compute, table, to_json
 from flair.stats import main
 from tests.support.commands import run, run_process

@@ -63,8 +63,8 @@ def test_user_sizes_at_full_scale_have_the_published_quartiles_moments_and_maxim
     sizes = user_sizes(None, sum(catalog.NUM_IMAGES.values()))
     assert sizes.sum() == 429_078
     assert np.percentile(sizes, [25, 50, 75]).tolist() == [1, 2, 5]
-    assert sizes.mean() == pytest.approx(catalog.IMAGES_PER_USER_MEAN, rel=0.005)
-    assert sizes.std() == pytest.approx(catalog.IMAGES_PER_USER_SD, rel=0.01)
+    assert sizes.mean() == pytest.approx(catalog.IMAGES_PER_USER.mean, rel=0.005)
+    assert sizes.std() == pytest.approx(catalog.IMAGES_PER_USER.sd, rel=0.01)
     assert sizes.max() == pytest.approx(catalog.IMAGES_PER_USER_MAX, rel=0.01)
     assert len(sizes) == pytest.approx(51_414, rel=0.002)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flair.dataset.metadata import group_by_user, load_records
-from flair.dataset.search import by_photos, find_photos, find_user
+from flair.dataset.notebooks import by_photos, find_photos, find_user
 from flair.errors import FlairError
 
 

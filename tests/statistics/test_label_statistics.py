@@ -10,13 +10,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flair.dataset.annotations import encode
 from flair.dataset.metadata import Record
 from flair.statistics.labels import (
     children,
     co_occurrence,
     count_labels,
     describe,
+    encode,
     labels_per_photo,
     labels_per_user,
     partition_sizes,

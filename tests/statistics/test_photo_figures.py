@@ -12,7 +12,7 @@ from PIL import Image
 
 from flair.dataset.images import MissingPhoto
 from flair.dataset.metadata import group_by_user, load_records, photo_path
-from flair.dataset.search import by_photos
+from flair.dataset.notebooks import by_photos
 from flair.statistics.photo_figures import draw_mean_photos, draw_photos, mean_photo
 
 

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.spatial.distance import jensenshannon
 
-from flair.dataset.annotations import Annotations, encode
 from flair.dataset.metadata import load_records
 from flair.miniature.dataset import make_dataset
 from flair.statistics import divergence
 from flair.statistics.divergence import by_size, divergences, measure, shuffle_photos
-from flair.statistics.labels import labels_of_users
+from flair.statistics.labels import Annotations, encode, labels_of_users
 
 
 @given(arrays.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.integers(0, 40)))

@@ -26,15 +26,13 @@ BYTES_OF_ATTRIBUTES = 1 << 26  # at the beginning of a file, where attributes ke
 
 
 class DamagedHeap(ValueError):
-    """A collection on which the HDF5 library would go round for ever, and nothing could interrupt it."""
+    """An object of a collection has no index and no size, or ends outside of it: the library would go on for ever."""
 
 
 def check_collections(path: Path, most_bytes: int) -> int:
     """Looks at the collections in the first `most_bytes` of a file; returns the size of their largest object.
 
-    Raises:
-      DamagedHeap: an object of a collection has no index and no size, or ends outside of it.
-      FlairError, OSError: as of `regular_file.open_file`.
+    Raises DamagedHeap, and what `regular_file.open_file` raises.
     """
     largest = 0
     with _mapped(path) as data:

@@ -15,7 +15,7 @@ from h5py import h5d, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from flair.dataset.images import PIXELS_BYTES, PIXELS_SHAPE
-from flair.dataset.metadata import LABEL_SEPARATOR, Record, User, count_labels, label_index
+from flair.dataset.metadata import LABEL_SEPARATOR, Record, User, count_labels, label_index, records_of
 from flair.errors import FlairError
 from flair.records.hdf5.reader import CHECKSUM_DTYPE, PARAMETERS_ATTRIBUTE
 from flair.records.preparation import Selection
@@ -50,7 +50,7 @@ def groups_of(users: Sequence[User], layout: Format) -> list[tuple[Record, ...]]
     """The records of each HDF5 group: those of a user, or one."""
     if layout.by_user:
         return [user.records for user in users]
-    return [(record,) for user in users for record in user.records]
+    return [(record,) for record in records_of(users)]
 
 
 class GroupWriter:
@@ -62,9 +62,8 @@ class GroupWriter:
 
     def __init__(self, file: h5py.File, selection: Selection, layout: Format) -> None:
         self._file, self._selection, self._layout = file, selection, layout
-        records = [record for user in selection.all_users for record in user.records]
-        self._labels = label_index(name for record in records for name in record.labels)
-        self._fine = label_index(name for record in records for name in record.fine_grained_labels)
+        self._totals = count_labels(records_of(selection.all_users))
+        self._labels, self._fine = map(label_index, self._totals)
         if layout.label_format == "indices":
             _check_indices_fit(selection.users, self._labels, self._fine)
         self._partitions: dict[str, h5g.GroupID] = {}
@@ -150,9 +149,10 @@ class GroupWriter:
         if self._layout.label_format == "indices":
             return {"label_mapping": self._labels, "fine_grained_label_mapping": self._fine}
         # Labels that no photo of a subset carries are listed with 0: the list of labels is that of the whole dataset.
-        totals = count_labels(record for user in self._selection.all_users for record in user.records)
-        counts = count_labels(record for user in self._selection.users for record in user.records)
-        coarse, fine = ({name: found[name] for name in total} for total, found in zip(totals, counts, strict=True))
+        counts = count_labels(records_of(self._selection.users))
+        coarse, fine = (
+            {name: found[name] for name in total} for total, found in zip(self._totals, counts, strict=True)
+        )
         return {"label_counter": coarse, "fine_grained_label_counter": fine}
 
 

@@ -1,13 +1,16 @@
 """Objects of an HDF5 file that anybody may have written or damaged: groups, datasets and attributes.
 
 The HDF5 library allocates what a file declares, follows what it points to, and unpacks whatever comes out of a chunk.
-Here only what lies in the file itself is reached, and nothing is read before its size is known to be possible.
+Here only what lies in the file itself is reached, and nothing is read before its size is known to be possible. What is
+not there, or not what it should be, is a BadObject.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,8 @@ import h5py
 from flair.records.hdf5 import global_heap
 
 # What h5py raises for damaged files, depending on where the damage is.
-LIBRARY_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-MOST_ATTRIBUTE_BYTES = 1 << 24
+_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+_MOST_ATTRIBUTE_BYTES = 1 << 24
 _MOST_REFERENCED_BYTES = 1 << 28
 _MOST_PATH_CHARACTERS = 1 << 10
 _MOST_CHUNK_BYTES = 1 << 26
@@ -41,12 +35,17 @@ class BadObject(ValueError):
     """An object is not what it should be; the message is one clause that says why, without the file's name."""
 
 
-def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
-    """The object at `path` below a group, reached by hard links only.
+@contextlib.contextmanager
+def guarded(refuse: Callable[[str, str], Exception]) -> Iterator[None]:
+    """Raises `refuse(reason, kind)` for whatever h5py raises: its message on one line, and the name of its class."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise refuse(printable(" ".join(str(error).split())), type(error).__name__) from None
 
-    Raises:
-      BadObject: it is not there, or the way leads over a link that could leave the file.
-    """
+
+def child(parent: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
+    """The object at `path` below a group, reached by hard links only: others could leave the file."""
     if len(path) > _MOST_PATH_CHARACTERS:
         raise BadObject(f"it has no {printable(path)}")
     item = parent
@@ -65,7 +64,7 @@ def has(parent: h5py.Group, name: str) -> bool:
 
 
 def group(parent: h5py.Group, path: str) -> h5py.Group:
-    """The group at `path`; BadObject as `child`, or where something else lies there."""
+    """The group at `path`."""
     item = child(parent, path)
     if not isinstance(item, h5py.Group):
         raise BadObject(f"{printable(path)} is not a group")
@@ -73,7 +72,7 @@ def group(parent: h5py.Group, path: str) -> h5py.Group:
 
 
 def dataset(parent: h5py.Group, path: str) -> h5py.Dataset:
-    """The dataset at `path`, of which nothing is checked but that it lies there; BadObject as `child`."""
+    """The dataset at `path`, of which nothing is checked but that it lies there."""
     item = child(parent, path)
     if not isinstance(item, h5py.Dataset) or item.shape is None:
         raise BadObject(f"{printable(path)} is not an array")
@@ -81,12 +80,7 @@ def dataset(parent: h5py.Group, path: str) -> h5py.Dataset:
 
 
 def stored(parent: h5py.Group, path: str, most_bytes: int | None = None) -> h5py.Dataset:
-    """The dataset at `path`, safe to be read whole (or by rows, where `most_bytes` is None).
-
-    Raises:
-      BadObject: as `child`; its values lie in other files; it declares more than `most_bytes`; it was not written
-        whole; it is packed by an unknown filter, or so that it would fill memory.
-    """
+    """The dataset at `path`, safe to be read whole (or by rows, where `most_bytes` is None): see `_check_storage`."""
     item = dataset(parent, path)
     try:
         _check_storage(item, most_bytes)
@@ -96,13 +90,13 @@ def stored(parent: h5py.Group, path: str, most_bytes: int | None = None) -> h5py
 
 
 def text(item: h5py.HLObject, name: str) -> str | None:
-    """The attribute `name` as text; None where there is none, BadObject where it is not text in UTF-8."""
+    """The attribute `name` as text in UTF-8; None where there is no such attribute."""
     value = _attribute(item, name)
     return None if value is None else _decoded(value, name)
 
 
 def texts(item: h5py.HLObject, name: str) -> list[str] | None:
-    """The attribute `name` as a list of texts; None where there is none, BadObject where it is something else."""
+    """The attribute `name` as a list of texts; None where there is no such attribute."""
     value = _attribute(item, name)
     if value is None:
         return None
@@ -129,8 +123,8 @@ def _attribute(item: h5py.HLObject, name: str) -> Any:
     if name not in item.attrs:
         return None
     attribute = item.attrs.get_id(name)
-    if attribute.shape is None or math.prod(attribute.shape) * attribute.get_type().get_size() > MOST_ATTRIBUTE_BYTES:
-        raise BadObject(f"its attribute {name} is empty or larger than {MOST_ATTRIBUTE_BYTES:,} bytes")
+    if attribute.shape is None or math.prod(attribute.shape) * attribute.get_type().get_size() > _MOST_ATTRIBUTE_BYTES:
+        raise BadObject(f"its attribute {name} is empty or larger than {_MOST_ATTRIBUTE_BYTES:,} bytes")
     count = math.prod(attribute.shape)
     if count > 1 and attribute.dtype.kind == "O":  # texts of any length, all of which may lie in one place of the file
         path = Path(item.file.filename)
@@ -151,6 +145,7 @@ def _decoded(value: Any, name: str) -> str:
 
 
 def _check_storage(item: h5py.Dataset, most_bytes: int | None) -> None:
+    """That all values were written, in this file, as at most `most_bytes`, and would not fill memory once unpacked."""
     properties = item.id.get_create_plist()
     layout = properties.get_layout()
     if layout == h5py.h5d.VIRTUAL or properties.get_external_count():

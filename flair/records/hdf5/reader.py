@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -29,6 +28,7 @@ PARAMETERS_ATTRIBUTE = "flair_parameters"  # of the group /metadata
 CHECKSUM_DTYPE = np.dtype("<u4")
 _MOST_BYTES = 1 << 26  # of an array that is read whole: ids, labels and checksums of one user, a list of labels
 _NUMBER_PARAMETERS = ("num_users", "limit_users")
+_Labels = list[tuple[str, ...]]  # of each photo
 
 
 class DamagedFile(FlairError):
@@ -40,7 +40,6 @@ class Photo(NamedTuple):
 
     record: Record
     image: NDArray[np.uint8]
-    checksum: int | None  # None in files of other writers
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -57,7 +56,7 @@ def record_checksum(record: Record, image: bytes) -> int:
     return int(google_crc32c.extend(crc, "\0".join((record.image_id, record.user_id, *labels)).encode()))
 
 
-class HDF5File:
+class HDF5File(contextlib.AbstractContextManager["HDF5File"]):
     """An open file of photos.
 
     Attributes:
@@ -122,10 +121,9 @@ class HDF5File:
             for row, image_id in enumerate(image_ids):
                 record = Record(user_ids[row], image_id, labels[row], fine[row], partition)
                 image = np.asarray(images[row], np.uint8)
-                checksum = None if checksums is None else int(checksums[row])
-                if checksum is not None and checksum != record_checksum(record, image.tobytes()):
-                    raise ValueError(f"the checksum of image {image_id} is wrong")
-                yield Photo(record, image, checksum)
+                if checksums is not None and checksums[row] != record_checksum(record, image.tobytes()):
+                    raise BadObject(f"the checksum of image {image_id} is wrong")
+                yield Photo(record, image)
 
     def images(self, partition: str, group: str) -> NDArray[np.uint8]:
         """The photos of one group as uint8 [n, 256, 256, 3], whatever the image format."""
@@ -145,23 +143,14 @@ class HDF5File:
                 return _checked_mapping(mapping)
         return None if counter is None else label_index(counter)
 
-    def __enter__(self) -> HDF5File:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def _guarded(self, where: str) -> Iterator[None]:
-        try:
-            yield
-        except objects.LIBRARY_ERRORS as error:
-            reason = " ".join(str(error).split())
-            # A damaged name may hold a line break or a control character of a terminal.
-            place, reason = where.encode("unicode_escape").decode(), objects.printable(reason)
-            raise DamagedFile(f"{self.path}: damaged or of an unknown layout at /{place}: {reason}") from None
+    def _guarded(self, where: str) -> contextlib.AbstractContextManager[None]:
+        # A damaged name may hold a line break or a control character of a terminal.
+        place = where.encode("unicode_escape").decode()
+        damaged = f"{self.path}: damaged or of an unknown layout at /{place}"
+        return objects.guarded(lambda reason, _: DamagedFile(f"{damaged}: {reason}"))
 
     def _read_parameters(self) -> dict[str, Any]:
         with self._guarded("metadata"):
@@ -206,9 +195,7 @@ class HDF5File:
                     return objects.has(objects.group(self._file, f"{partition}/{group}"), "images")
         return True
 
-    def _ids_and_labels(
-        self, entry: h5py.Group, group: str
-    ) -> tuple[list[str], list[str], list[tuple[str, ...]], list[tuple[str, ...]]]:
+    def _ids_and_labels(self, entry: h5py.Group, group: str) -> tuple[list[str], list[str], _Labels, _Labels]:
         if not self.by_user:
             user_id, labels, fine = (_text(entry, key) for key in ("user_id", "labels", "fine_grained_labels"))
             return [group], [user_id], [_split(labels)], [_split(fine)]
@@ -216,7 +203,7 @@ class HDF5File:
         both = [self._labels_of(entry, key, len(image_ids)) for key in ("labels", "fine_grained_labels")]
         return image_ids, [group] * len(image_ids), both[0], both[1]
 
-    def _labels_of(self, entry: h5py.Group, key: str, num_images: int) -> list[tuple[str, ...]]:
+    def _labels_of(self, entry: h5py.Group, key: str, num_images: int) -> _Labels:
         if objects.has(entry, key):
             return [_split(text) for text in _texts(entry, key)]
         names: list[list[str]] = [[] for _ in range(num_images)]
@@ -226,11 +213,7 @@ class HDF5File:
 
 
 def stored_images(entry: h5py.Group, by_user: bool) -> h5py.Dataset:
-    """The photos of a group: uint8 [n, 256, 256, 3] or n values of uint8 [length], without n where it is one photo.
-
-    Raises:
-      BadObject: they are of another type or shape, or cannot be read without harm.
-    """
+    """The photos of a group: uint8 [n, 256, 256, 3] or n values of uint8 [length], without n where it is one photo."""
     dataset = objects.stored(entry, "images" if by_user else "image")
     item = h5py.check_vlen_dtype(dataset.dtype)
     if (dataset.dtype if item is None else item) != np.uint8:

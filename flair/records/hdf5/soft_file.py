@@ -6,41 +6,34 @@ end of the process. This file tells it that all is well, and keeps the error for
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from flair.files.atomic import sync, write_all
+from flair.records.preparation import naming
 
 
 def write_at(path: Path, position: int, data: bytes) -> None:
     """Writes `data` into a file that another process holds open as a `SoftFile`."""
-    with open(path, "r+b", buffering=0) as file:
-        try:
-            write_all(file.fileno(), data, position)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+    with naming(path), open(path, "r+b", buffering=0) as file:
+        write_all(file.fileno(), data, position)
 
 
-class SoftFile:
-    """A new file at `path`, as h5py's driver for file objects needs it; leaving the block raises what was kept.
-
-    Attributes:
-      error: the first error that was kept from the library; `check` raises it.
-    """
+class SoftFile(contextlib.AbstractContextManager["SoftFile"]):
+    """A new file at `path`, as h5py's driver for file objects needs it; leaving the block raises what was kept."""
 
     def __init__(self, path: Path) -> None:
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         self._path, self._position, self._size = path, 0, 0
 
     def check(self) -> None:
         """Raises the error that was kept, if any."""
-        if isinstance(self.error, OSError):
-            raise OSError(self.error.errno, self.error.strerror, str(self._path)) from self.error
-        if self.error is not None:
-            raise self.error
+        if self._error is not None:
+            with naming(self._path):
+                raise self._error
 
     def sync(self) -> None:
         """Waits until all of it is on disk."""
@@ -81,18 +74,13 @@ class SoftFile:
     def flush(self) -> None:
         """Does nothing: no byte waits here."""
 
-    def __enter__(self) -> SoftFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
         self.check()  # in place of what the library says, which has read zeros since
 
     def _keep_error(self, operation: Callable[[], object]) -> None:
-        if self.error is None:
+        if self._error is None:
             try:
                 operation()
             except BaseException as error:  # noqa: BLE001 - raised by check()
-                self.error = error
+                self._error = error

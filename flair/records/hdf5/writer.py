@@ -19,22 +19,14 @@ from typing import Any, NamedTuple
 import h5py
 
 from flair.dataset import images
-from flair.dataset.metadata import Record
+from flair.dataset.metadata import Record, records_of
 from flair.errors import FlairError
 from flair.files.atomic import beside, destination
 from flair.parallel.processes import batches, default_num_workers, map_in_order
+from flair.records import preparation
 from flair.records.hdf5.groups import Format, GroupWriter, Place, StoredJpeg, groups_of
 from flair.records.hdf5.reader import CHECKSUM_DTYPE, HDF5File, record_checksum
 from flair.records.hdf5.soft_file import SoftFile, write_at
-from flair.records.preparation import (
-    Outcome,
-    Selection,
-    check_same,
-    discard,
-    new_folder,
-    require_free_space,
-    select,
-)
 from flair.terminal.progress import Progress
 
 _DATA_FILE = "data.hdf5"
@@ -45,7 +37,6 @@ _OVERHEAD_BYTES = 2000  # of a photo's ids, labels, group and padding, generousl
 class _Context(NamedTuple):
     dataset_dir: Path
     file: Path
-    image_format: str
 
 
 class _Task(NamedTuple):
@@ -70,7 +61,7 @@ def write_hdf5(
     exclude: str | Path | None = None,
     num_workers: int | None = None,
     overwrite: bool = False,
-) -> Outcome:
+) -> preparation.Outcome:
     """Writes all photos of `dataset_dir` (or a consistent subset of `limit_users` users) to one HDF5 file.
 
     The photos that the file `exclude` names are left out; see `flair.curation.exclusion`.
@@ -78,36 +69,34 @@ def write_hdf5(
     The bytes written depend on the dataset and the flags, never on `num_workers`.
 
     Raises:
-      FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
+      FlairError: bad metadata, a bad photo (named with its user), other output in the way, too little disk space.
     """
-    source, final = Path(dataset_dir), Path(output_file)
+    dataset_dir, final = Path(dataset_dir), Path(output_file)
     if not final.name:
         raise FlairError(f"--output_file={output_file}: is no name of a file; expected one such as flair.hdf5")
     if not final.is_dir():
         final = destination(final)
     layout = Format(image_format, label_format, by_user)
-    selection = select(source, limit_users, exclude)
+    selection = preparation.select(dataset_dir, limit_users, exclude)
     parameters = {"format": "flair-hdf5", "format_version": 1, **layout._asdict(), **selection.parameters}
     unfinished = beside(final, "unfinished")
-    num_images, num_users, excluded = selection.num_images, len(selection.users), selection.excluded
     if not overwrite and _is_complete(final, parameters):
-        discard(unfinished)
-        return Outcome(num_images, num_users, final.stat().st_size, 0, (), True, excluded)
-    num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
+        preparation.discard(unfinished)
+        return preparation.Outcome(selection, final.stat().st_size, already_complete=True)
+    num_bytes = images.total_size(dataset_dir, records_of(selection.users))  # refuses where a photo is missing
     if image_format == "raw":
-        num_bytes = num_images * images.PIXELS_BYTES
-    with new_folder(unfinished, final):
-        data_file = unfinished / _DATA_FILE
-        require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_images)
-        context = _Context(source, data_file, image_format)
+        num_bytes = selection.num_images * images.PIXELS_BYTES
+    with preparation.new_folder(unfinished, final):
+        preparation.require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * selection.num_images)
+        context = _Context(dataset_dir, unfinished / _DATA_FILE)
         converted = _write(context, selection, layout, parameters, num_workers or default_num_workers())
-        os.replace(data_file, final)
-        discard(unfinished)
-    return Outcome(num_images, num_users, final.stat().st_size, 0, tuple(converted), excluded=excluded)
+        os.replace(context.file, final)
+        preparation.discard(unfinished)
+    return preparation.Outcome(selection, final.stat().st_size, converted=converted)
 
 
 def _write(
-    context: _Context, selection: Selection, layout: Format, parameters: Mapping[str, Any], num_workers: int
+    context: _Context, selection: preparation.Selection, layout: Format, parameters: Mapping[str, Any], num_workers: int
 ) -> list[str]:
     """Writes the file; returns the ids of the photos that were converted."""
     converted: list[str] = []
@@ -170,5 +159,5 @@ def _is_complete(final: Path, parameters: dict[str, object]) -> bool:
             f"--output_file={final}: already exists and was not made by this version of this command; "
             "choose another name, or add --overwrite to replace it"
         )
-    check_same(parameters, found, f"--output_file={final}: the file there")
+    preparation.check_same(parameters, found, f"--output_file={final}: the file there")
     return True

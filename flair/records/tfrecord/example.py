@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
+from google.protobuf import descriptor_pool, message_factory, text_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import DecodeError
 
@@ -27,7 +26,7 @@ FEATURE_NAMES = {"flair": (IMAGE_KEY, LABELS_KEY, FINE_LABELS_KEY), "tff": tuple
 
 
 class MalformedExample(FlairError):
-    """Bytes that are no Example of a FLAIR photo."""
+    """Bytes that are not an Example with an image and labels."""
 
 
 class Example(NamedTuple):
@@ -59,10 +58,9 @@ def encode(example: Example, feature_names: str = "flair") -> bytes:
 
 
 def decode(payload: bytes) -> Example:
-    """Reads an Example that we, ml-flair or TensorFlow Federated wrote; features it does not know are skipped.
+    """Reads an Example that we, ml-flair or TensorFlow Federated wrote, without features that it does not know.
 
-    Raises:
-      MalformedExample: the bytes are no Example, or one without an image or labels.
+    Raises MalformedExample.
     """
     try:
         entries = _EXAMPLE.FromString(payload).features.feature
@@ -91,36 +89,35 @@ def _int64s(feature: Any, key: str) -> tuple[int, ...]:
     return tuple(feature.int64_list.value)
 
 
-def _example_class() -> Any:
-    """The class of tf.train.Example, https://github.com/tensorflow/tensorflow/blob/v2.14.1/tensorflow/core/example.
-
-    Its map of features is a list of entries here: the same bytes, in an order that is ours, where protobuf sorts the
-    entries of maps in one that depends on its release.
-    """
-    file = FileDescriptorProto(name="flair_example.proto", package="flair", syntax="proto3")
-
-    def add(message: str, field: str, number: int, kind: int | str, **options: int) -> None:
-        owner = next((one for one in file.message_type if one.name == message), None)
-        added = (owner or file.message_type.add(name=message)).field.add(name=field, number=number, **options)
-        if isinstance(kind, str):
-            added.type, added.type_name = Field.TYPE_MESSAGE, f".{file.package}.{kind}"
-        else:
-            added.type = kind
-
-    add("BytesList", "value", 1, Field.TYPE_BYTES, label=Field.LABEL_REPEATED)
-    add("FloatList", "value", 1, Field.TYPE_FLOAT, label=Field.LABEL_REPEATED)
-    add("Int64List", "value", 1, Field.TYPE_INT64, label=Field.LABEL_REPEATED)
-    add("Feature", "bytes_list", 1, "BytesList", oneof_index=0)
-    add("Feature", "float_list", 2, "FloatList", oneof_index=0)
-    add("Feature", "int64_list", 3, "Int64List", oneof_index=0)
-    file.message_type[-1].oneof_decl.add(name="kind")
-    add("FeatureEntry", "key", 1, Field.TYPE_STRING)
-    add("FeatureEntry", "value", 2, "Feature")
-    add("Features", "feature", 1, "FeatureEntry", label=Field.LABEL_REPEATED)
-    add("Example", "features", 1, "Features")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.Example"))
-
-
-_EXAMPLE = _example_class()
+# https://github.com/tensorflow/tensorflow/blob/v2.14.1/tensorflow/core/example, but for its map of features, which is a
+# list of entries here: the same bytes, in an order that is ours. Protobuf sorts the entries of maps in an order that
+# depends on its release.
+_PROTO = """
+name: "flair_example.proto" package: "flair" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
+message_type { name: "FloatList" field { name: "value" number: 1 type: TYPE_FLOAT label: LABEL_REPEATED } }
+message_type { name: "Int64List" field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED } }
+message_type {
+  name: "Feature"
+  field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: ".flair.BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 type: TYPE_MESSAGE type_name: ".flair.FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: ".flair.Int64List" oneof_index: 0 }
+  oneof_decl { name: "kind" }
+}
+message_type {
+  name: "Entry"
+  field { name: "key" number: 1 type: TYPE_STRING }
+  field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".flair.Feature" }
+}
+message_type {
+  name: "Features"
+  field { name: "feature" number: 1 type: TYPE_MESSAGE type_name: ".flair.Entry" label: LABEL_REPEATED }
+}
+message_type {
+  name: "Example"
+  field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".flair.Features" }
+}
+"""
+_POOL = descriptor_pool.DescriptorPool()
+_POOL.Add(text_format.Parse(_PROTO, FileDescriptorProto()))
+_EXAMPLE: Any = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("flair.Example"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -54,7 +55,7 @@ class Location(NamedTuple):
     num_images: int
 
 
-def plan(users: Sequence[User], layout: str, images_per_shard: int) -> list[RecordFile]:
+def plan_files(users: Sequence[User], layout: str, images_per_shard: int) -> list[RecordFile]:
     """The files to write, users in order; a shard is closed when it has `images_per_shard` photos or more."""
     files: list[RecordFile] = []
     for partition, folder in ALL_FOLDERS.items():
@@ -75,22 +76,23 @@ def label_index_text(columns: LabelColumns) -> str:
     return json.dumps(columns._asdict(), indent=4) + "\n"
 
 
-def user_index_text(files: Iterable[RecordFile], locations: Iterable[Sequence[Location]]) -> str:
-    """The content of user_index.json of a partition's shards: user -> [file, offset, bytes, photos], a user a line."""
-    entries = [
-        f"{json.dumps(user.user_id)}: {json.dumps([file.name.rpartition('/')[2], *location])}"
-        for file, of_file in zip(files, locations, strict=True)
-        for user, location in zip(file.users, of_file, strict=True)
-    ]
-    return "{\n" + ",\n".join(entries) + "\n}\n"
+def user_index_text(files: Iterable[RecordFile], sizes: Iterable[Sequence[int]]) -> str:
+    """The content of user_index.json for a partition's shards, given the bytes of each record in each of them.
+
+    User -> [file, offset, bytes, photos], one line per user.
+    """
+    lines = []
+    for file, of_file in zip(files, sizes, strict=True):
+        offset, left = 0, iter(of_file)
+        for user in file.users:
+            location = Location(offset, sum(itertools.islice(left, len(user.records))), len(user.records))
+            lines.append(f"{json.dumps(user.user_id)}: {json.dumps([file.name.rpartition('/')[2], *location])}")
+            offset += location.num_bytes
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def parse_user_index(text: str) -> Mapping[str, tuple[str, Location]]:
-    """User -> file name and location, from the content of user_index.json.
-
-    Raises:
-      ValueError: it is not such an index, or a file name is a path.
-    """
+    """User -> file name and location, from the content of user_index.json; ValueError where it is something else."""
     index: dict[str, tuple[str, Location]] = {}
     content = json_text.parse(text)
     if not isinstance(content, dict):

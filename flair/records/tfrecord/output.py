@@ -11,18 +11,11 @@ from flair.dataset.catalog import HELDOUT
 from flair.errors import FlairError
 from flair.files import checked_json
 from flair.records.preparation import PARAMETERS_FILE, check_same, discard
-from flair.records.tfrecord.layout import (
-    ALL_FOLDERS,
-    LABEL_INDEX_FILE,
-    LINKS,
-    PARTITION_FOLDERS,
-    SUFFIX,
-    USER_INDEX_FILE,
-)
+from flair.records.tfrecord import layout
 
 UNFINISHED_FOLDER = ".unfinished"
 FINISHED_FILE = "finished.json"  # becomes PARAMETERS_FILE of the published folder
-_NAMES = (*PARTITION_FOLDERS.values(), *LINKS, LABEL_INDEX_FILE)
+_NAMES = (*layout.PARTITION_FOLDERS.values(), *layout.LINKS, layout.LABEL_INDEX_FILE)
 _ALL_NAMES = (*_NAMES, HELDOUT)
 
 
@@ -39,11 +32,7 @@ class TFRecordOutput:
         self.unfinished = final / UNFINISHED_FOLDER
 
     def is_complete(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether the output is there already, made with these parameters; clears away what its making left behind.
-
-        Raises:
-          FlairError: other output is there.
-        """
+        """Whether the output is there already, made with these parameters; FlairError if other output is there."""
         if self.final.exists() and not self.final.is_dir():
             raise FlairError(f"--tfrecords_dir={self.final}: is a file; expected a directory")
         if (self.final / PARAMETERS_FILE).exists():
@@ -62,7 +51,7 @@ class TFRecordOutput:
 
     def num_bytes(self) -> int:
         """Size of all published files of records."""
-        folders = [self.final / name for name in ALL_FOLDERS.values() if name in self._names]
+        folders = [self.final / name for name in layout.ALL_FOLDERS.values() if name in self._names]
         return sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
 
     def publish(self) -> None:
@@ -90,7 +79,7 @@ def _remove_output(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.is_dir():
-        for pattern in (f"*{SUFFIX}", USER_INDEX_FILE):
+        for pattern in (f"*{layout.SUFFIX}", layout.USER_INDEX_FILE):
             for file in path.glob(pattern):
                 file.unlink()
         if any(path.iterdir()):

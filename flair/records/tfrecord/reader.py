@@ -15,25 +15,16 @@ from flair.dataset.metadata import label_index
 from flair.errors import FlairError
 from flair.files import checked_json, json_text, regular_file
 from flair.records.preparation import PARAMETERS_FILE
+from flair.records.tfrecord import layout
 from flair.records.tfrecord.example import Example, MalformedExample, decode
 from flair.records.tfrecord.frames import DamagedRecord, read_payloads
-from flair.records.tfrecord.layout import (
-    ALL_FOLDERS,
-    LABEL_INDEX_FILE,
-    LINKS,
-    SUFFIX,
-    USER_INDEX_FILE,
-    LabelColumns,
-    Location,
-    parse_user_index,
-)
 
 
 class Span(NamedTuple):
     """A user's file, and where in it; None: the whole file is this user's."""
 
     path: Path
-    location: Location | None
+    location: layout.Location | None
 
 
 class TFRecords:
@@ -60,30 +51,30 @@ class TFRecords:
 
     def has_partition(self, partition: str) -> bool:
         """Whether there is a folder of that partition."""
-        return any((self.folder / name).is_dir() for name in (ALL_FOLDERS[partition], partition))
+        return any((self.folder / name).is_dir() for name in (layout.ALL_FOLDERS[partition], partition))
 
     def partition_folder(self, partition: str) -> Path:
         """The folder of a partition; that of `val` may be called `dev`."""
-        for name in (ALL_FOLDERS[partition], partition):
+        for name in (layout.ALL_FOLDERS[partition], partition):
             if (self.folder / name).is_dir():
                 return self.folder / name
         flag = " with --heldout_fraction=0.1" if partition == HELDOUT else ""
-        raise FlairError(f"{self.folder}: has no folder {ALL_FOLDERS[partition]}; prepare it again{flag}")
+        raise FlairError(f"{self.folder}: has no folder {layout.ALL_FOLDERS[partition]}; prepare it again{flag}")
 
     def users(self, partition: str) -> dict[str, Span]:
         """The users of a partition and where their records are."""
         folder = self.partition_folder(partition)
-        if not os.path.lexists(folder / USER_INDEX_FILE):
+        if not os.path.lexists(folder / layout.USER_INDEX_FILE):
             with _naming_unreadable(folder):
                 listed = os.listdir(folder)
-            names = sorted(name for name in listed if name.endswith(SUFFIX) and not name.startswith("."))
-            return {name.removesuffix(SUFFIX): Span(folder / name, None) for name in names}
-        text = self._read_index(folder / USER_INDEX_FILE)
+            names = sorted(name for name in listed if name.endswith(layout.SUFFIX) and not name.startswith("."))
+            return {name.removesuffix(layout.SUFFIX): Span(folder / name, None) for name in names}
+        text = self._read_index(folder / layout.USER_INDEX_FILE)
         try:
-            index = parse_user_index(text)
+            index = layout.parse_user_index(text)
         except ValueError as error:
             raise DamagedRecord(
-                f"{folder / USER_INDEX_FILE}: is no index of users: {error}; prepare it again"
+                f"{folder / layout.USER_INDEX_FILE}: is no index of users: {error}; prepare it again"
             ) from None
         return {user_id: Span(folder / name, location) for user_id, (name, location) in index.items()}
 
@@ -101,15 +92,15 @@ class TFRecords:
             raise DamagedRecord(f"{span.path}: {len(examples)} photos at byte {offset:,}, the index says {count}")
         return examples
 
-    def _read_columns(self) -> LabelColumns | None:
-        links = [name for name, target in LINKS.items() if target == LABEL_INDEX_FILE]
-        for name in (LABEL_INDEX_FILE, *links):
+    def _read_columns(self) -> layout.LabelColumns | None:
+        links = [name for name, target in layout.LINKS.items() if target == layout.LABEL_INDEX_FILE]
+        for name in (layout.LABEL_INDEX_FILE, *links):
             path = self.folder / name
             if not os.path.lexists(path):
                 continue
             try:
                 content = json_text.parse(self._read_index(path))
-                columns = LabelColumns(content["labels"], content["fine_grained_labels"])
+                columns = layout.LabelColumns(content["labels"], content["fine_grained_labels"])
                 valid = all(label_index(mapping) == mapping for mapping in columns)
             except (ValueError, KeyError, TypeError, AttributeError):
                 valid = False

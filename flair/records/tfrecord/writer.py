@@ -15,23 +15,14 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
-from flair.curation.exclusion import read_exclusion
 from flair.curation.heldout import HeldOut, hold_out
 from flair.dataset import images
-from flair.dataset.metadata import Record, label_index
+from flair.dataset.metadata import count_labels, label_index, records_of
 from flair.errors import FlairError
 from flair.files import checked_json
 from flair.files.atomic import beside, remove_leftovers, sync, write_bytes
 from flair.parallel.processes import batches, default_num_workers, map_in_order
-from flair.records.preparation import (
-    PARAMETERS_FILE,
-    Outcome,
-    Selection,
-    naming,
-    require_free_space,
-    select,
-    unfinished_folder,
-)
+from flair.records import preparation
 from flair.records.tfrecord.example import Example, MalformedExample, decode, encode
 from flair.records.tfrecord.frames import FRAME_BYTES, DamagedRecord, frame, read_payloads
 from flair.records.tfrecord.layout import (
@@ -42,10 +33,9 @@ from flair.records.tfrecord.layout import (
     PARTITION_FOLDERS,
     USER_INDEX_FILE,
     LabelColumns,
-    Location,
     RecordFile,
     label_index_text,
-    plan,
+    plan_files,
     user_index_text,
 )
 from flair.records.tfrecord.output import FINISHED_FILE, UNFINISHED_FOLDER, TFRecordOutput
@@ -64,11 +54,9 @@ class _Context(NamedTuple):
 
 
 class _Written(NamedTuple):
-    locations: list[Location]  # of each user of a file
-    num_images: int
-    skipped_images: int
-    num_bytes: int
+    sizes: list[int]  # in bytes, of each record of a file
     converted: list[str]
+    was_there: bool = False
 
 
 def write_tfrecords(
@@ -84,7 +72,7 @@ def write_tfrecords(
     seed: int = 0,
     num_workers: int | None = None,
     overwrite: bool = False,
-) -> Outcome:
+) -> preparation.Outcome:
     """Writes all photos of `dataset_dir` (or a consistent subset of `limit_users` users) as TFRecords.
 
     `feature_names` is one of `example.FEATURE_NAMES`; `tff` is for files of one user each, as TFF reads them.
@@ -94,11 +82,11 @@ def write_tfrecords(
     The bytes written depend on the dataset and the flags, never on `num_workers` or on interruptions.
 
     Raises:
-      FlairError: bad metadata, a bad photo (naming image and user), other output in the way, too little disk space.
+      FlairError: bad metadata, a bad photo (named with its user), other output in the way, too little disk space.
     """
-    source = Path(dataset_dir)
+    dataset_dir = Path(dataset_dir)
     _check_place(Path(tfrecords_dir))
-    selection = select(source, limit_users, exclude)
+    selection = preparation.select(dataset_dir, limit_users, exclude)
     parameters: dict[str, Any] = {"format": "flair-tfrecords", "format_version": 1, "layout": layout}
     if layout == "sharded":
         parameters["images_per_shard"] = images_per_shard
@@ -109,70 +97,46 @@ def write_tfrecords(
     parameters |= selection.parameters
     split = HeldOut(selection.users, [])
     if heldout_fraction:
-        split = hold_out(selection.users, heldout_fraction, seed, None if exclude is None else read_exclusion(exclude))
+        split = hold_out(selection.users, heldout_fraction, seed, selection.exclusion)
         parameters |= {"heldout_fraction": f"{float(heldout_fraction):.9g}", "heldout_seed": seed}
         if not split.heldout:
             raise FlairError(
                 f"--heldout_fraction={float(heldout_fraction):g}: no train user has enough photos for that"
             )
-    num_heldout = sum(len(user.records) for user in split.heldout)
+    num_heldout = sum(1 for _ in records_of(split.heldout))
     output = TFRecordOutput(Path(tfrecords_dir), with_heldout=bool(split.heldout))
     if not overwrite and output.is_complete(parameters):
-        return Outcome(
-            selection.num_images,
-            len(selection.users),
-            output.num_bytes(),
-            0,
-            (),
-            already_complete=True,
-            excluded=selection.excluded,
-            heldout_images=num_heldout,
-        )
-    num_bytes = images.total_size(source, (record for user in selection.users for record in user.records))
-    with unfinished_folder(output.unfinished, parameters, overwrite) as continued:
+        return preparation.Outcome(selection, output.num_bytes(), already_complete=True, heldout_images=num_heldout)
+    num_bytes = images.total_size(dataset_dir, records_of(selection.users))
+    with preparation.unfinished_folder(output.unfinished, parameters, overwrite) as continued:
         if continued:
             output.take_back()
         else:
-            require_free_space(output.unfinished, num_bytes + _OVERHEAD_BYTES * selection.num_images)
-        context = _Context(source, output.unfinished, _label_columns(selection), feature_names)
-        files = plan([*split.users, *split.heldout], layout, images_per_shard)
+            preparation.require_free_space(output.unfinished, num_bytes + _OVERHEAD_BYTES * selection.num_images)
+        # Of all users: a subset has the columns of the whole, so that models fit both.
+        columns = LabelColumns(*map(label_index, count_labels(records_of(selection.all_users))))
+        context = _Context(dataset_dir, output.unfinished, columns, feature_names)
+        files = plan_files([*split.users, *split.heldout], layout, images_per_shard)
         written = _write_files(context, files, num_workers or default_num_workers())
         _write_indexes(context, files, written, parameters)
         _sync([context.folder / file.name for file in files])
         output.publish()
-    return Outcome(
-        selection.num_images,
-        len(selection.users),
-        sum(file.num_bytes for file in written),
-        sum(file.skipped_images for file in written),
-        tuple(image_id for file in written for image_id in file.converted),
-        excluded=selection.excluded,
+    return preparation.Outcome(
+        selection,
+        sum(sum(file.sizes) for file in written),
+        skipped_images=sum(len(file.sizes) for file in written if file.was_there),
+        converted=[image_id for file in written for image_id in file.converted],
         heldout_images=num_heldout,
     )
 
 
 def _check_place(folder: Path) -> None:
     names = set(os.listdir(folder)) if folder.is_dir() else set()
-    known = {PARAMETERS_FILE, LABEL_INDEX_FILE, *LINKS, UNFINISHED_FOLDER, *ALL_FOLDERS}
+    known = {preparation.PARAMETERS_FILE, LABEL_INDEX_FILE, *LINKS, UNFINISHED_FOLDER, *ALL_FOLDERS}
     if names and not names & known:
         raise FlairError(
             f"--tfrecords_dir={folder}: is not empty and holds no TFRecords of FLAIR; give a new folder or an empty one"
         )
-
-
-def to_example(dataset_dir: str | Path, record: Record, columns: LabelColumns) -> tuple[Example, bool]:
-    """The photo and labels of `record` as they are stored, and whether the photo was converted from grayscale."""
-    jpeg = images.read_jpeg(dataset_dir, record)
-    return Example(jpeg.data, *columns.of(record), record.image_id, record.user_id), jpeg.converted
-
-
-def _label_columns(selection: Selection) -> LabelColumns:
-    # Of all users: a subset has the columns of the whole, so that models fit both.
-    records = [record for user in selection.all_users for record in user.records]
-    return LabelColumns(
-        label_index(name for record in records for name in record.labels),
-        label_index(name for record in records for name in record.fine_grained_labels),
-    )
 
 
 def _write_files(context: _Context, files: Sequence[RecordFile], num_workers: int) -> list[_Written]:
@@ -184,7 +148,7 @@ def _write_files(context: _Context, files: Sequence[RecordFile], num_workers: in
     with Progress(sum(file.num_images for file in files), "TFRecords", "photo") as progress:
         for results in map_in_order(_write_task, context, tasks, min(num_workers, len(tasks))):
             written += results
-            progress.add(sum(result.num_images for result in results))
+            progress.add(sum(len(result.sizes) for result in results))
     return written
 
 
@@ -195,50 +159,41 @@ def _write_task(context: _Context, task: list[RecordFile]) -> list[_Written]:
 def _write_file(context: _Context, file: RecordFile) -> _Written:
     path = context.folder / file.name
     temporary = beside(path, f"{os.getpid()}.tmp")
-    converted: list[str] = []
-    locations: list[Location] = []
-    offset = 0
+    sizes, converted = [], []
     try:
-        with naming(path), open(temporary, "wb") as output:
-            for user in file.users:
-                start = offset
-                for record in user.records:
-                    example, was_converted = to_example(context.dataset_dir, record, context.columns)
-                    if was_converted:
-                        converted.append(record.image_id)
-                    offset += output.write(frame(encode(example, context.feature_names)))
-                locations.append(Location(start, offset - start, len(user.records)))
+        with preparation.naming(path), open(temporary, "wb") as output:
+            for record in records_of(file.users):
+                jpeg = images.read_jpeg(context.dataset_dir, record)
+                if jpeg.converted:
+                    converted.append(record.image_id)
+                example = Example(jpeg.data, *context.columns.of(record), record.image_id, record.user_id)
+                sizes.append(output.write(frame(encode(example, context.feature_names))))
         # Not synced, one by one, as flair.files.atomic does: for 51,414 files that takes longer than writing them.
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return _Written(locations, file.num_images, 0, offset, converted)
+    return _Written(sizes, converted)
 
 
 def _read_back(context: _Context, file: RecordFile) -> _Written | None:
     """What an earlier run has written there, or None when it is missing or not exactly this."""
-    converted: list[str] = []
-    locations: list[Location] = []
-    offset = 0
+    sizes, converted = [], []
     try:
         payloads = read_payloads(context.folder / file.name)
-        for user in file.users:
-            start = offset
-            for record in user.records:
-                payload = next(payloads)
-                example = decode(payload)
-                if example[1:] != (*context.columns.of(record), record.image_id, record.user_id):
-                    return None
-                if len(example[0]) != images.stored_size(context.dataset_dir, record):
-                    converted.append(record.image_id)
-                offset += len(payload) + FRAME_BYTES
-            locations.append(Location(start, offset - start, len(user.records)))
+        for record in records_of(file.users):
+            payload = next(payloads)
+            example = decode(payload)
+            if example[1:] != (*context.columns.of(record), record.image_id, record.user_id):
+                return None
+            if len(example.image) != images.stored_size(context.dataset_dir, record):
+                converted.append(record.image_id)
+            sizes.append(len(payload) + FRAME_BYTES)
         if next(payloads, None) is not None:
             return None
     except (FileNotFoundError, DamagedRecord, MalformedExample, StopIteration):
         return None
-    return _Written(locations, file.num_images, file.num_images, offset, converted)
+    return _Written(sizes, converted, was_there=True)
 
 
 def _write_indexes(
@@ -249,7 +204,7 @@ def _write_indexes(
         for folder in _folders(files):
             rows = [row for row, file in enumerate(files) if file.name.startswith(f"{folder}/")]
             contents[f"{folder}/{USER_INDEX_FILE}"] = user_index_text(
-                [files[row] for row in rows], [written[row].locations for row in rows]
+                [files[row] for row in rows], [written[row].sizes for row in rows]
             )
     checksums = {}
     for name, text in contents.items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flair.dataset.annotations import encode
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import Record, load_records
+from flair.statistics.labels import encode
 
 
 def test_arrays_decode_to_the_records(miniature: Path) -> None:
