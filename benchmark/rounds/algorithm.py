@@ -136,8 +136,7 @@ def build_aggregation_factory(config: FederatedConfig) -> AggregationFactory:
 
 
 def build_learning_process(
-    config: FederatedConfig,
-    model_fn: Callable[[], tff.learning.models.VariableModel],
+    config: FederatedConfig, model_fn: Callable[[], tff.learning.models.VariableModel]
 ) -> tff.learning.templates.LearningProcess:
     """The `tff.learning.algorithms` process of this configuration, for TFF's own runtime."""
     client, algorithms = config.client, tff.learning.algorithms

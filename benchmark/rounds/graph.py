@@ -68,10 +68,7 @@ class GraphFunction:
         )
 
     def __call__(
-        self,
-        inputs: Sequence[tf.Tensor],
-        seed: tf.Tensor | np.ndarray | None = None,
-        normals: Sequence[tf.Tensor] = (),
+        self, inputs: Sequence[tf.Tensor], seed: tf.Tensor | np.ndarray | None = None, normals: Sequence[tf.Tensor] = ()
     ) -> list[tf.Tensor]:
         if self._initialize is not None:
             self._initialize()

@@ -59,7 +59,6 @@ class TffRuntime:
         self._state = self._process.set_model_weights(composed.initialize(), weights)
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
-        """Trains the cohort from the current global weights and updates them."""
         clients = [
             collections.OrderedDict(
                 # Objects, because NumPy's own byte strings lose trailing zero bytes.
@@ -82,16 +81,14 @@ class TffRuntime:
         return RoundResult(metrics, measurements, int(train["num_examples"]), self._noise_multipliers(), refused)
 
     def weights(self) -> list[np.ndarray]:
-        """The global weights, trainable ones first."""
         weights = self._process.get_model_weights(self._state)
         return [np.asarray(array) for array in [*weights.trainable, *weights.non_trainable]]
 
     def state(self) -> list[np.ndarray]:
-        """TFF's `LearningAlgorithmState`, flat."""
+        # TFF's `LearningAlgorithmState`, flat.
         return [np.asarray(array) for array in tf.nest.flatten(self._state)]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
-        """Continues from a saved `state()`."""
         self._state = tf.nest.pack_sequence_as(self._state, list(state))
 
     def _noise_multipliers(self) -> tuple[float, ...]:
@@ -103,7 +100,6 @@ class TffRuntime:
         return tuple(float(one.noise_multiplier) for one in events if hasattr(one, "noise_multiplier"))
 
     def close(self) -> None:
-        """Ends the worker process."""
         stop_workers()
 
 
