@@ -46,14 +46,13 @@ def main(flags: Flags) -> None:
     checks.check_federated_flags(flags)
     records, task = model_flags.open_task(flags)
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
-    checks.check_best_metric(flags, task)
+    model_flags.check_best_metric(flags, task)
     if flags.dry_run:
         _dry_run(flags, records, task)
         return
     if not flags.iid:
         settings.check_cohort(flags, users["train"])
-    saved_model = Path(flags.save_model_dir) / model_flags.model_file_name(flags, "federated", task.num_outputs)
-    run_dir = model_flags.run_folder(flags, saved_model)
+    saved_model, run_dir = model_flags.output_paths(flags, "federated", task.num_outputs)
     with RunFolder(run_dir, flags.lines(), "round", flags.names(CHANGEABLE), flags.overwrite, flags.defaults()) as run:
         summary = run.summary
         if summary is not None:
@@ -78,7 +77,7 @@ def _dry_run(flags: Flags, records: Records, task: Task) -> None:
         lines = dry_run.plan_lines(setup, model, runtime, validation, population)
     finally:
         runtime.close()
-    training_plan.print_plan("benchmark.federated_main", lines, "the same command without --dry_run and --num_users")
+    training_plan.print_plan("benchmark.federated_main", lines)
 
 
 def _train(
@@ -195,9 +194,8 @@ def _build(setup: Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras
 
         # They are the workers'; TensorFlow here would take all of their memory.
         tf.config.set_visible_devices([], "GPU")
-    model, load_report = model_flags.build_model_from_flags(flags, outputs)
-    if load_report is not None:
-        print(f"{flags.restore_model_path}: {load_report}", flush=True)
+    model = model_flags.build_model(flags, outputs)
+    model_flags.restore_model(flags, model)
     if flags.runtime == RAY:
         return _build_ray(setup, model, key)
     runtime: Runtime
@@ -205,7 +203,9 @@ def _build(setup: Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras
         from benchmark.rounds.tff import TffRuntime
 
         def build() -> tf.keras.Model:
-            return model_flags.build_model_from_flags(flags, outputs)[0]
+            same = model_flags.build_model(flags, outputs)
+            model_flags.restore_model(flags, same, is_announced=False)
+            return same
 
         runtime = TffRuntime(build, setup.config, setup.clients, setup.batch_plan, flags.seed)
     else:

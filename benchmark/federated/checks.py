@@ -11,10 +11,8 @@ import importlib.util
 import re
 import sys
 
-from benchmark.data.records import Task
 from benchmark.federated.flags import EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
 from benchmark.federated.settings import is_private, privacy_request, target_quantile
-from benchmark.metrics.histogram import metric_names
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
 from benchmark.run.flags import Flags
@@ -99,13 +97,6 @@ def _check_privacy_flags(flags: Flags) -> None:
             "use fed_avg, fed_prox or fed_sgd with differential privacy"
         )
     privacy_request(flags).check()
-
-
-def check_best_metric(flags: Flags, task: Task) -> None:
-    """Refuses a `--best_metric` that evaluation does not give."""
-    known = metric_names(task.is_binary)
-    if flags.best_metric not in known:
-        raise FlairError(f"--best_metric={flags.best_metric}: no such metric; the metrics are {', '.join(known)}")
 
 
 def _check_ray_flags(flags: Flags) -> None:

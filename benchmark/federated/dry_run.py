@@ -20,12 +20,11 @@ from benchmark.privacy.adaptive import adaptive_noise
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig, FederatedConfig
 from benchmark.rounds.runtime import Runtime
-from benchmark.run import machine
 from benchmark.run.flags import Flags
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
 from benchmark.training.plan import Part, Population, entry, rate
-from benchmark.training.timing import evaluation_speed, memory_row, seconds_of
+from benchmark.training.timing import memory_row, scoring_parts, seconds_of
 
 _TIMED_PHOTOS = 64  # shown to clients in the larger of the two timed rounds, at least
 _LOOKED_AT = 64  # clients among which those to time are chosen
@@ -52,14 +51,9 @@ def plan_lines(
     photos = _photos_shown(flags, records, population)
     fixed, per_photo, timed = _round_seconds(flags, runtime, setup.clients)
     cohort, rounds = flags.clients_per_round, flags.total_rounds
-    scoring = evaluation_speed(model, validation, task, flags.eval_batch_size)
-    evaluations = rounds // flags.rounds_per_eval + (rounds % flags.rounds_per_eval > 0)
-    validated, tested = population.photos["val"], population.photos["test"]
-    parts = [
-        Part("rounds", rounds, fixed + cohort * photos * per_photo),
-        Part(f"validations of {validated:,} photos", evaluations + 1, validated / scoring.photos_per_second),
-        Part(f"test of {tested:,} photos", 1, tested / scoring.photos_per_second),
-    ]
+    # One validation more, of the best model at the end.
+    validations = -(-rounds // flags.rounds_per_eval) + 1
+    scored, scoring = scoring_parts(model, validation, task, flags.eval_batch_size, population, validations)
     return [
         *training_plan.data_lines(population, str(records.root)),
         *model_flags.model_lines(flags, task, model),
@@ -69,11 +63,10 @@ def plan_lines(
         *([] if privacy_plan is None else _privacy_lines(setup.config, privacy_plan)),
         *entry("memory", memory_row(), _MEMORY_NOTES[flags.runtime]),
         *training_plan.time_lines(
-            parts,
+            [Part("rounds", rounds, fixed + cohort * photos * per_photo), *scored],
             f"a round is {fixed:.2g} s and {cohort:,} clients x {photos:.3g} photos shown, {rate(1 / per_photo)} a "
             f"second ({timed} timed, --runtime={flags.runtime}); evaluation {rate(scoring.photos_per_second)} photos/s",
         ),
-        *entry("machine", *machine.header().splitlines()[:1]),
     ]
 
 
