@@ -23,7 +23,6 @@ from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
 
 if TYPE_CHECKING:
-    from benchmark.central.loop import LoopConfig
     from benchmark.central.step import CentralTrainer
     from benchmark.data.pipeline import EvaluationData, TrainingData
     from benchmark.run.devices import Devices
@@ -42,7 +41,7 @@ def main(flags: Flags) -> None:
     model_flags.check_model_flags(flags)
     records, task = model_flags.open_task(flags)
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
-    _check_best_metric(flags, task)
+    model_flags.check_best_metric(flags, task)
     if flags.warmup_epochs > flags.num_epochs:
         raise FlairError(
             f"--warmup_epochs={flags.warmup_epochs:g}: the learning rate would never be reached in "
@@ -51,8 +50,7 @@ def main(flags: Flags) -> None:
     if flags.dry_run:
         _dry_run(flags, records, task)
         return
-    saved_model = Path(flags.save_model_dir) / model_flags.model_file_name(flags, "central", task.num_outputs)
-    run_dir = model_flags.run_folder(flags, saved_model)
+    saved_model, run_dir = model_flags.output_paths(flags, "central", task.num_outputs)
     # A longer run with a constant learning rate is the shorter one, continued.
     changeable = [role for role in CHANGEABLE if role is not Role.LENGTH or flags.learning_rate_schedule == "constant"]
     is_chief = tf_config.place().worker == 0
@@ -91,19 +89,26 @@ def _train(
         restored_model=model_flags.restored_model(flags),
     )
     devices, trainer, training, validation, test = _build(flags, records, task)
-    from benchmark.central.loop import train
+    from benchmark.central import loop
     from benchmark.evaluation import passes
     from benchmark.model import loading
     from benchmark.run.interruption import SafePoints
 
+    steps = training.steps_per_epoch
+    warmup, schedule = round(flags.warmup_epochs * steps), flags.learning_rate_schedule
+    config = loop.LoopConfig(
+        num_epochs=flags.num_epochs,
+        learning_rates=learning_rates(flags.learning_rate, flags.num_epochs * steps, schedule, warmup),
+        best_metric=flags.best_metric,
+        early_stopping=flags.early_stopping,
+        seconds_per_checkpoint=60 * flags.minutes_per_checkpoint,
+    )
     with devices.together():
         devices.barrier()
         if not run.is_described:
             raise FlairError(f"{run.path}: has no run of worker 0; give a --run_dir on a disk that all machines share")
         with SafePoints("step or evaluation") as safe_points:
-            state = train(
-                trainer, training, validation, run, _loop_config(flags, training.steps_per_epoch), safe_points
-            )
+            state = loop.train(trainer, training, validation, run, config, safe_points)
         devices.barrier()
         loading.load_by_name(trainer.model, run.path / BEST_FILE)
         if run.is_written:
@@ -135,14 +140,15 @@ def _build(flags: Flags, records: Records, task: Task) -> _Built:
 
     devices = Devices()
     if devices.num_workers > 1:
-        _check_alike(flags, devices, records)
+        restored = model_flags.restored_model(flags)
+        facts = [*flags.lines(ALIKE), records.digest(), restored and restored["sha256"]]
+        with devices.together():
+            devices.check_equal(repr(facts), "some flags, data or starting weights")
     microbatch = flags.microbatch_size or (64 if devices.is_cpu else flags.train_batch_size)
     trainer = CentralTrainer(
         lambda: model_flags.build_model(flags, task.num_outputs), task, flags.clipnorm, devices, microbatch
     )
-    load_report = model_flags.restore_model(flags, trainer.model)
-    if load_report is not None:
-        print(f"{flags.restore_model_path}: {load_report}", flush=True)
+    model_flags.restore_model(flags, trainer.model)
     size = model_flags.image_size(flags)
     share = (devices.replicas, devices.num_replicas)
     training = TrainingData(records, "train", task, flags.train_batch_size, size, flags.seed, *share)
@@ -154,13 +160,6 @@ def _build(flags: Flags, records: Records, task: Task) -> _Built:
     return _Built(devices, trainer, training, validation, test)
 
 
-def _check_alike(flags: Flags, devices: Devices, records: Records) -> None:
-    restored = model_flags.restored_model(flags)
-    facts = [*flags.lines(ALIKE), records.digest(), restored and restored["sha256"]]
-    with devices.together():
-        devices.check_equal(repr(facts), "some flags, data or starting weights")
-
-
 def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     if tf_config.place().num_workers > 1:
         raise FlairError("--dry_run measures one process: leave TF_CONFIG out")
@@ -169,29 +168,7 @@ def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     from benchmark.training import plan as training_plan
 
     lines = dry_run.plan_lines(flags, records, task, built.devices, built.trainer, built.validation)
-    training_plan.print_plan("benchmark.central_main", lines, "the same command without --dry_run and --num_users")
-
-
-def _loop_config(flags: Flags, steps_per_epoch: int) -> LoopConfig:
-    from benchmark.central.loop import LoopConfig
-
-    warmup = round(flags.warmup_epochs * steps_per_epoch)
-    total = flags.num_epochs * steps_per_epoch
-    return LoopConfig(
-        num_epochs=flags.num_epochs,
-        learning_rates=learning_rates(flags.learning_rate, total, flags.learning_rate_schedule, warmup),
-        best_metric=flags.best_metric,
-        early_stopping=flags.early_stopping,
-        seconds_per_checkpoint=60 * flags.minutes_per_checkpoint,
-    )
-
-
-def _check_best_metric(flags: Flags, task: Task) -> None:
-    from benchmark.metrics.histogram import metric_names
-
-    known = metric_names(task.is_binary)
-    if flags.best_metric not in known:
-        raise FlairError(f"--best_metric={flags.best_metric}: no such metric; the metrics are {', '.join(known)}")
+    training_plan.print_plan("benchmark.central_main", lines)
 
 
 def _epochs(count: int) -> str:

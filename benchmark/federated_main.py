@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ from benchmark.data.records import Records, Task
 from benchmark.federated import checks, settings
 from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.flags import FLAGS, RAY, TFF
+from benchmark.federated.settings import Setup
 from benchmark.privacy import noise_key
 from benchmark.privacy.accounting import rounded_up
-from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.statement import announcement, make_statement, write_statement
 from benchmark.run import command
 from benchmark.run.flags import CHANGEABLE, Flags
@@ -35,13 +34,9 @@ from flair.terminal.progress import duration
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from benchmark.data.clients import BatchPlan
-    from benchmark.data.source import Clients
     from benchmark.federated.loop import TrainingState
     from benchmark.federated.scoring import Scorer
-    from benchmark.privacy.caveats import KeyState
     from benchmark.privacy.noise_key import NoiseKey
-    from benchmark.rounds.config import FederatedConfig
     from benchmark.rounds.runtime import Runtime
 
 
@@ -51,14 +46,13 @@ def main(flags: Flags) -> None:
     checks.check_federated_flags(flags)
     records, task = model_flags.open_task(flags)
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
-    checks.check_best_metric(flags, task)
+    model_flags.check_best_metric(flags, task)
     if flags.dry_run:
         _dry_run(flags, records, task)
         return
     if not flags.iid:
-        checks.check_cohort(flags, users["train"])
-    saved_model = Path(flags.save_model_dir) / model_flags.model_file_name(flags, "federated", task.num_outputs)
-    run_dir = model_flags.run_folder(flags, saved_model)
+        settings.check_cohort(flags, users["train"])
+    saved_model, run_dir = model_flags.output_paths(flags, "federated", task.num_outputs)
     with RunFolder(run_dir, flags.lines(), "round", flags.names(CHANGEABLE), flags.overwrite, flags.defaults()) as run:
         summary = run.summary
         if summary is not None:
@@ -70,114 +64,78 @@ def main(flags: Flags) -> None:
     _report(summary, run_dir)
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What a run is made of, once the number of its clients is known."""
-
-    flags: Flags
-    records: Records
-    task: Task
-    clients: Clients
-    privacy_plan: PrivacyPlan | None
-    config: FederatedConfig
-    batch_plan: BatchPlan
-
-    @classmethod
-    def of(cls, flags: Flags, records: Records, task: Task, num_clients: int | None = None) -> _Setup:
-        """`num_clients` is planned for; None: as many as there are."""
-        from benchmark.data.clients import BatchPlan
-
-        clients = _open_clients(flags, records)
-        num_clients = len(clients.client_ids) if num_clients is None else num_clients
-        checks.check_cohort(flags, num_clients)
-        plan = settings.privacy_plan_of(flags, num_clients)
-        size, passes = model_flags.image_size(flags), flags.client_epochs_per_round
-        batches = BatchPlan(task, size, flags.client_batch_size, passes, flags.max_elements_per_client)
-        return cls(flags, records, task, clients, plan, settings.federated_config(flags, plan), batches)
-
-
-def _open_clients(flags: Flags, records: Records) -> Clients:
-    if flags.tfds_data_dir is not None and not flags.iid:
-        from benchmark.data.tfds import TFDSRecords
-        from benchmark.data.tff_clients import FlairClientData
-
-        assert isinstance(records, TFDSRecords)
-        return FlairClientData(records)
-    from benchmark.data.source import training_clients
-
-    return training_clients(records, flags.iid, flags.seed, flags.mean_datapoints_per_user)
-
-
 def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     population = training_plan.population_of(records, flags.num_users, flags.clients_per_round)
     from benchmark.data.pipeline import evaluation_dataset
     from benchmark.federated import dry_run
 
-    setup = _Setup.of(flags, records, task, dry_run.num_clients(flags, population))
-    runtime, model = _build_runtime(setup)
+    setup = Setup.of(flags, records, task, dry_run.num_clients(flags, population))
+    runtime, model, _ = _build(setup)
     size = model_flags.image_size(flags)
     validation, _ = (evaluation_dataset(records, p, task, size, flags.eval_batch_size) for p in ("val", "test"))
     try:
-        lines = dry_run.plan_lines(
-            *(flags, records, task, model, runtime, setup.clients, validation, population, setup.privacy_plan)
-        )
+        lines = dry_run.plan_lines(setup, model, runtime, validation, population)
     finally:
         runtime.close()
-    training_plan.print_plan("benchmark.federated_main", lines, "the same command without --dry_run and --num_users")
+    training_plan.print_plan("benchmark.federated_main", lines)
 
 
 def _train(
     flags: Flags, records: Records, task: Task, users: dict[str, int], run: RunFolder, saved_model: Path
 ) -> dict[str, Any]:
     started = time.monotonic()
-    from benchmark.federated import loop
+    from benchmark.federated import loop, scoring
     from benchmark.model import loading
     from benchmark.run.interruption import SafePoints
 
-    setup = _Setup.of(flags, records, task)
-    plan = setup.privacy_plan
+    setup = Setup.of(flags, records, task)
+    privacy_plan, client_ids = setup.privacy_plan, setup.clients.client_ids
     print(
-        f"{len(setup.clients.client_ids):,} clients to train on, {users['val']:,} users to validate on, "
+        f"{len(client_ids):,} clients to train on, {users['val']:,} users to validate on, "
         f"{users['test']:,} to test on; {task.num_outputs} labels",
         flush=True,
     )
     restored = model_flags.restored_model(flags)
-    key = None if plan is None else _noise_key(setup, run, None if restored is None else restored["sha256"])
+    key = None if privacy_plan is None else _noise_key(setup, run, None if restored is None else restored["sha256"])
     run.describe(
         data={**model_flags.data_facts(flags, records), "users": users},
-        clients=len(setup.clients.client_ids),
+        clients=len(client_ids),
         labels=list(task.label_names),
         seed=flags.seed,
         restored_model=restored,
         cohort_seed=settings.cohort_seed(flags) if key is None else None,
         noise_key_sha256=None if key is None else key.sha256,
     )
-    if plan is not None:
-        print("\n".join(announcement(plan)), flush=True)
+    if privacy_plan is not None:
+        print("\n".join(announcement(privacy_plan)), flush=True)
     config = loop.LoopConfig(
         total_rounds=flags.total_rounds,
         rounds_per_eval=flags.rounds_per_eval,
         rounds_per_checkpoint=flags.rounds_per_checkpoint,
         best_metric=flags.best_metric,
-        initial_clip=None if plan is None else flags.l2_norm_clip,
+        initial_clip=None if privacy_plan is None else flags.l2_norm_clip,
     )
 
     def cohort_of(round_number: int) -> list[str]:
         return sample_cohort(
-            setup.clients.client_ids,
+            client_ids,
             seed=settings.cohort_seed(flags) if key is None else key,
             round_number=round_number,
             clients_per_round=flags.clients_per_round,
             sampling=settings.sampling(flags),
         )
 
-    runtime, model = _build_runtime(setup, key)
+    def state_privacy(state: TrainingState) -> None:
+        if privacy_plan is not None:
+            has_key = (run.path / noise_key.KEY_FILE).exists()
+            record = settings.run_record(flags, setup.config, state.round, state.clip_norms, has_key)
+            write_statement(run.path, make_statement(privacy_plan, record))
+
+    runtime, model, scorer = _build(setup, key)
     try:
-        scorer = _scorer(setup, runtime, model)
         with SafePoints("round") as safe_points:
             state = loop.train(
-                *(runtime, model, scorer, cohort_of, plan, run, config, safe_points),
-                before_release=lambda state: _write_privacy(setup, state, run),
+                runtime, model, scorer, cohort_of, privacy_plan, run, config, safe_points, before_release=state_privacy
             )
         if flags.runtime != RAY:
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
@@ -186,11 +144,13 @@ def _train(
         loading.save_weights(model, saved_model)
         scores: dict[str, Any] = {partition: scorer.evaluate(partition) for partition in ("val", "test")}
         if flags.federated_eval:
-            scores["clients"] = _federated_eval(setup, scorer, run)
+            chosen = scoring.sample_clients(records.users("test"), flags.federated_eval_clients, flags.seed)
+            local_training = setup.config.client if flags.federated_eval_local_training else None
+            scores["clients"] = scoring.evaluate_clients(scorer, chosen, run.path, local_training, flags.seed)
     finally:
         runtime.close()
     summary = {
-        "setting": "federated" if plan is None else "federated, private",
+        "setting": "federated" if privacy_plan is None else "federated, private",
         "model": flags.model,
         "parameters": model.count_params(),
         "rounds": state.round,
@@ -200,17 +160,17 @@ def _train(
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
     }
-    if plan is not None:
+    if privacy_plan is not None:
         if not flags.keep_noise_key:
             noise_key.forget_key(run.path)
-        _write_privacy(setup, state, run)
-        summary["epsilon"] = plan.own_epsilon_at(state.round)
-        if plan.request.simulated_cohort is not None:
-            summary["simulated_epsilon"] = plan.epsilon_at(state.round)
+        state_privacy(state)
+        summary["epsilon"] = privacy_plan.own_epsilon_at(state.round)
+        if privacy_plan.request.simulated_cohort is not None:
+            summary["simulated_epsilon"] = privacy_plan.epsilon_at(state.round)
     return summary
 
 
-def _noise_key(setup: _Setup, run: RunFolder, restored: str | None) -> NoiseKey:
+def _noise_key(setup: Setup, run: RunFolder, restored: str | None) -> NoiseKey:
     """The secret key of a private run. Runs of one --noise_key_file share it only if all of this is equal."""
     from benchmark.data.clients import content_digest
 
@@ -227,33 +187,40 @@ def _noise_key(setup: _Setup, run: RunFolder, restored: str | None) -> NoiseKey:
     return noise_key.key_of_run(run.path, flags.noise_key_file, list(map(repr, depends_on)), content, run.has_begun)
 
 
-def _build_runtime(setup: _Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras.Model]:
+def _build(setup: Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras.Model, Scorer]:
     flags, outputs = setup.flags, setup.task.num_outputs
     if flags.runtime == RAY:
         import tensorflow as tf
 
         # They are the workers'; TensorFlow here would take all of their memory.
         tf.config.set_visible_devices([], "GPU")
-    model, load_report = model_flags.build_model_from_flags(flags, outputs)
-    if load_report is not None:
-        print(f"{flags.restore_model_path}: {load_report}", flush=True)
+    model = model_flags.build_model(flags, outputs)
+    model_flags.restore_model(flags, model)
+    if flags.runtime == RAY:
+        return _build_ray(setup, model, key)
+    runtime: Runtime
     if flags.runtime == TFF:
         from benchmark.rounds.tff import TffRuntime
 
         def build() -> tf.keras.Model:
-            return model_flags.build_model_from_flags(flags, outputs)[0]
+            same = model_flags.build_model(flags, outputs)
+            model_flags.restore_model(flags, same, is_announced=False)
+            return same
 
-        return TffRuntime(build, setup.config, setup.clients, setup.batch_plan, flags.seed), model
-    if flags.runtime == RAY:
-        return _build_ray(setup, model, key), model
-    from benchmark.rounds.inprocess import InProcessRuntime
+        runtime = TffRuntime(build, setup.config, setup.clients, setup.batch_plan, flags.seed)
+    else:
+        from benchmark.rounds.inprocess import InProcessRuntime
 
-    return InProcessRuntime(model, setup.config, setup.clients, setup.batch_plan, flags.seed, key), model
+        runtime = InProcessRuntime(model, setup.config, setup.clients, setup.batch_plan, flags.seed, key)
+    from benchmark.federated.scoring import LocalScorer
+
+    return runtime, model, LocalScorer(model, setup.records, setup.batch_plan, flags.eval_batch_size)
 
 
-def _build_ray(setup: _Setup, model: tf.keras.Model, key: NoiseKey | None) -> Runtime:
+def _build_ray(setup: Setup, model: tf.keras.Model, key: NoiseKey | None) -> tuple[Runtime, tf.keras.Model, Scorer]:
     from benchmark.cluster.pool import start_workers
     from benchmark.cluster.runtime import RayRuntime
+    from benchmark.cluster.scorer import RayScorer
     from benchmark.data.source import ClientSource
 
     flags = setup.flags
@@ -263,70 +230,14 @@ def _build_ray(setup: _Setup, model: tf.keras.Model, key: NoiseKey | None) -> Ru
     pool = start_workers(flags.ray_address, flags.num_workers, flags.worker_cpus, flags.worker_gpus)
     print(pool.summary(), flush=True)
     try:
-        return RayRuntime(
+        runtime = RayRuntime(
             *(model, arguments, setup.config, setup.clients, source, setup.batch_plan, flags.seed, key, pool),
             eval_batch_size=flags.eval_batch_size,
         )
     except BaseException:
         pool.close()
         raise
-
-
-def _scorer(setup: _Setup, runtime: Runtime, model: tf.keras.Model) -> Scorer:
-    from benchmark.cluster.runtime import RayRuntime
-    from benchmark.federated.scoring import LocalScorer
-
-    if isinstance(runtime, RayRuntime):
-        from benchmark.cluster.scorer import RayScorer
-
-        return RayScorer(model, setup.records, setup.task, runtime.pool)
-    return LocalScorer(model, setup.records, setup.batch_plan, setup.flags.eval_batch_size)
-
-
-def _federated_eval(setup: _Setup, scorer: Scorer, run: RunFolder) -> dict[str, Any]:
-    from benchmark.federated import client_scores as per_client
-
-    flags = setup.flags
-    clients = per_client.sample_clients(setup.records.users("test"), flags.federated_eval_clients, flags.seed)
-    scores = scorer.score_clients("test", clients)
-    per_client.write_csv(run.path / "clients.csv", scores)
-    found = {"count": len(scores), "test": per_client.summarize(scores)}
-    if flags.federated_eval_local_training:
-        compared = scorer.compare_local_training("test", clients, setup.config.client, flags.seed)
-        for name in ("before", "after"):
-            chosen = [getattr(one, name) for one in compared]
-            per_client.write_csv(run.path / f"clients_{name}_local_training.csv", chosen)
-            found[f"{name}_local_training"] = {"count": len(chosen), **per_client.summarize(chosen)} if chosen else None
-    return found
-
-
-def _write_privacy(setup: _Setup, state: TrainingState, run: RunFolder) -> None:
-    if setup.privacy_plan is None:
-        return
-    from benchmark.privacy.caveats import RunRecord
-
-    flags, noise = setup.flags, setup.config.noise
-    assert noise is not None
-    adaptive = noise.target_unclipped_quantile > 0
-    record = RunRecord(
-        rounds_completed=state.round,
-        clip_norms=state.clip_norms,
-        target_unclipped_quantile=noise.target_unclipped_quantile if adaptive else None,
-        clipped_count_stddev=noise.clipped_count_stddev,
-        artificial_users=flags.iid,
-        restored_model=flags.restore_model_path is not None,
-        noise_key=_state_of_key(flags, run),
-        drawn_by_tff=flags.runtime == TFF,
-    )
-    write_statement(run.path, make_statement(setup.privacy_plan, record))
-
-
-def _state_of_key(flags: Flags, run: RunFolder) -> KeyState:
-    from benchmark.privacy.caveats import KeyState
-
-    if flags.noise_key_file is not None:
-        return KeyState.GIVEN
-    return KeyState.PRESENT if (run.path / noise_key.KEY_FILE).exists() else KeyState.DELETED
+    return runtime, model, RayScorer(model, setup.records, setup.task, pool)
 
 
 def _report(summary: dict[str, Any], run_dir: Path) -> None:
@@ -335,17 +246,14 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
         for name, value in summary[partition].items():
             print(f"    {name:<30} {value:.6f}")
     for name, spread in summary.get("clients", {}).get("test", {}).items():
-        print(f"{name} over {summary['clients']['count']} test clients: " + _spread(spread))
+        shown = ", ".join(f"{part.replace('_', ' ')} {value:.4f}" for part, value in spread.items())
+        print(f"{name} over {summary['clients']['count']} test clients: {shown}")
     print(f"best model: {summary.get('saved_model', run_dir / BEST_FILE)}")
     print(f"run folder: {run_dir}")
     if "epsilon" in summary:
         print(f"epsilon: {rounded_up(summary['epsilon'])}; read {run_dir / 'privacy.txt'} for what that means")
     print(f"{summary['rounds']} rounds in {duration(summary['training_seconds'])} of training")
     print("next:", command_line("tensorboard", logdir=run_dir))
-
-
-def _spread(values: dict[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ ARROWS = {
         "flair.files flair.records.tfrecord flair.statistics flair.terminal"
     ),
     "benchmark.training": (
-        "benchmark.data benchmark.evaluation benchmark.model benchmark.run flair.dataset flair.files flair.terminal"
+        "benchmark.data benchmark.evaluation benchmark.metrics benchmark.model benchmark.run flair.dataset "
+        "flair.files flair.terminal"
     ),
     "benchmark.report": (
         "benchmark.evaluation benchmark.privacy benchmark.run flair.files flair.statistics flair.terminal"

@@ -1,10 +1,10 @@
-"""The flags of central training, with the published names and defaults; imports nothing heavy."""
+"""The flags of central training, with the published names and defaults."""
 
 from __future__ import annotations
 
-from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, text
+from benchmark.run.flags import Role, Table, choice, integer, number
 from benchmark.run.schedules import SCHEDULES
-from benchmark.training.flags import MODEL_FLAGS
+from benchmark.training.flags import BEST_METRIC, MODEL_FLAGS, OVERWRITE, RUN_DIR
 
 _CENTRAL_FLAGS: Table = (
     number("learning_rate", 1e-4, "Learning rate of Adam.", Role.RESULT, least=0),
@@ -29,12 +29,7 @@ _CENTRAL_FLAGS: Table = (
         "learning_rate_schedule", "constant", SCHEDULES, "How the learning rate falls after the warm-up.", Role.RESULT
     ),
     number("warmup_epochs", 0.0, "Epochs over which the learning rate rises from zero.", Role.RESULT, least=0),
-    text(
-        "best_metric",
-        "loss",
-        "Validation metric that chooses the best model; loss is minimized, any other maximized.",
-        Role.RESULT,
-    ),
+    BEST_METRIC,
     integer(
         "early_stopping",
         0,
@@ -42,8 +37,8 @@ _CENTRAL_FLAGS: Table = (
         Role.RESULT,
         least=0,
     ),
-    path("run_dir", None, "Folder of this run; none: the saved model's path without .h5.", Role.PLACE),
-    boolean("overwrite", "Start over, forgetting the run that --run_dir holds.", Role.CALL),
+    RUN_DIR,
+    OVERWRITE,
     number("minutes_per_checkpoint", 10.0, "Minutes between checkpoints inside an epoch.", Role.SAVING, least=0),
 )
 FLAGS: Table = (*MODEL_FLAGS, *_CENTRAL_FLAGS)

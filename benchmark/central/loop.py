@@ -1,4 +1,4 @@
-"""Central training: the loop over epochs, checkpoints, stopping and resuming."""
+"""The loop of central training: epochs, checkpoints, stopping and resuming."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def train(
             f"--num_epochs={config.num_epochs}: {run.path} is past that already, {state.step} steps into epoch "
             f"{state.epoch + 1}; give at least {state.epoch + 1}, another --run_dir, or --overwrite"
         )
-    sign = 1.0 if config.best_metric == "loss" else -1.0
-    while state.epoch < config.num_epochs and not _has_stalled(state, config):
+    patience = config.early_stopping or math.inf
+    while state.epoch < config.num_epochs and state.epoch - state.best_epoch < patience:
         _train_epoch(trainer, training, run, config, state, safe_points)
         state.epoch, state.step = state.epoch + 1, 0
         row = {f"train_{name}": value for name, value in trainer.metrics().items()}
@@ -88,8 +88,9 @@ def train(
         _check_finite(metrics["loss"], f"validation after epoch {state.epoch}")
         last_step = state.epoch * training.steps_per_epoch - 1
         row["learning_rate"] = float(config.learning_rates[last_step])
-        if sign * metrics[config.best_metric] < state.best_value:
-            state.best_value, state.best_epoch = sign * metrics[config.best_metric], state.epoch
+        value = metrics[config.best_metric] * (1.0 if config.best_metric == "loss" else -1.0)
+        if value < state.best_value:
+            state.best_value, state.best_epoch = value, state.epoch
             if run.is_written:
                 loading.save_weights(trainer.model, run.path / BEST_FILE)
         trainer.reset_metrics()
@@ -116,7 +117,7 @@ def _train_epoch(
     before = state.seconds
     description = f"epoch {state.epoch + 1} of {config.num_epochs}"
     with Progress(training.num_photos, description, "photo", done=trainer.num_photos) as progress:
-        for parts in _parts(training.batches(state.epoch, state.step), len(trainer.devices.replicas)):
+        for parts in grouped(training.batches(state.epoch, state.step), len(trainer.devices.replicas)):
             save_requested = (
                 safe_points.requested is not None or time.monotonic() - saved > config.seconds_per_checkpoint
             )
@@ -159,8 +160,8 @@ def _step_within_memory(
         ) from None
 
 
-def _parts(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
-    """Groups batches by training step, one per device."""
+def grouped(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
+    """The batches of each training step: one per device."""
     while parts := list(itertools.islice(batches, count)):
         yield parts
 
@@ -182,11 +183,6 @@ def _save(trainer: CentralTrainer, run: RunFolder, state: TrainingState) -> None
         run.checkpoints.save(int(trainer.optimizer.iterations.numpy()), trainer.arrays(), asdict(state))
 
 
-def _has_stalled(state: TrainingState, config: LoopConfig) -> bool:
-    patience = config.early_stopping
-    return patience > 0 and state.epoch - state.best_epoch >= patience
-
-
 def _check_finite(loss: float, where: str) -> None:
     if not math.isfinite(loss):
         raise FlairError(
@@ -196,10 +192,7 @@ def _check_finite(loss: float, where: str) -> None:
 
 
 def _epoch_line(state: TrainingState, config: LoopConfig, row: dict[str, Any]) -> str:
-    shown = {name: value for name, value in row.items() if name.endswith("averaged_precision") and "val_" in name}
-    text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+    shown = ["train_loss", "val_loss", *(n for n in row if n.startswith("val_") and n.endswith("averaged_precision"))]
+    text = ", ".join(f"{name} {row[name]:.4f}" for name in shown)
     mark = " (best so far)" if state.best_epoch == state.epoch else ""
-    return (
-        f"epoch {state.epoch} of {config.num_epochs}: train_loss {row['train_loss']:.4f}, "
-        f"val_loss {row['val_loss']:.4f}, {text}{mark}"
-    )
+    return f"epoch {state.epoch} of {config.num_epochs}: {text}{mark}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -48,6 +49,9 @@ class CentralTrainer:
             self._loss_sum = tf.Variable(0.0, dtype=tf.float64, **once)
             self._num_photos = tf.Variable(0, dtype=tf.int64, **once)
         self._gradient_sums: list[tf.Variable] = []
+        self._step = self._compiled(self._replica_step)
+        self._accumulate = self._compiled(self._replica_accumulate)
+        self._apply = self._compiled(self._replica_apply)
         images = tf.zeros((1, *self.model.input_shape[1:]), tf.uint8)
         example = [images, tf.zeros((1, task.num_outputs)), tf.constant(0.0)]
         # The optimizer makes its variables when first used. A step would count, so it is traced and never run.
@@ -70,7 +74,8 @@ class CentralTrainer:
         if photos <= size:
             loss, requests = self._step([(images, labels, flag) for images, labels in parts])
             return float(loss), float(requests) > 0
-        self._make_gradient_sums()
+        if not self._gradient_sums:
+            self._make_gradient_sums()
         loss_sum = total = 0.0
         for start in range(0, photos, size):
             chunks = [(images[start : start + size], labels[start : start + size]) for images, labels in parts]
@@ -118,9 +123,9 @@ class CentralTrainer:
             for index, variable in enumerate(variables):
                 yield f"{kind}/{index:03d}", variable
 
-    @tf.function(reduce_retracing=True)
-    def _step(self, parts: Sequence[Sequence[tf.Tensor]]) -> tuple[tf.Tensor, tf.Tensor]:
-        return self.devices.run(self._replica_step, parts)[0]
+    def _compiled(self, replica_function: Callable[..., Any]) -> Any:
+        """What runs a function on each device, with a part of its own; the result of the first."""
+        return tf.function(lambda parts: self.devices.run(replica_function, parts)[0], reduce_retracing=True)
 
     def _replica_step(
         self, images: tf.Tensor, labels: tf.Tensor, save_requested: tf.Tensor
@@ -129,19 +134,11 @@ class CentralTrainer:
         self._descend([sum_over_replicas(gradient) / total for gradient in gradients])
         return loss_sum / total, sum_over_replicas(save_requested)
 
-    @tf.function(reduce_retracing=True)
-    def _accumulate(self, parts: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor]:
-        return self.devices.run(self._replica_accumulate, parts)[0]
-
     def _replica_accumulate(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         gradients, loss_sum, total = self._differentiate(images, labels)
         for gradient_sum, gradient in zip(self._gradient_sums, gradients, strict=True):
             gradient_sum.assign_add(gradient)
         return loss_sum, total
-
-    @tf.function
-    def _apply(self, parts: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
-        return self.devices.run(self._replica_apply, parts)[0]
 
     def _replica_apply(self, save_requested: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
         self._descend([sum_over_replicas(gradient_sum.read_value()) / total for gradient_sum in self._gradient_sums])
@@ -170,8 +167,6 @@ class CentralTrainer:
         self.optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
 
     def _make_gradient_sums(self) -> None:
-        if self._gradient_sums:
-            return
         options = {"synchronization": tf.VariableSynchronization.ON_READ, "aggregation": tf.VariableAggregation.SUM}
         with self.devices.scope():
             self._gradient_sums = [

@@ -1,4 +1,4 @@
-"""Which worker trains which clients of a round: longest first, so that all workers end at about the same time.
+"""Which worker trains which clients of a round, so that all end at about the same time.
 
 Longest-processing-time-first is within a third of the best possible assignment (R. L. Graham, "Bounds on
 Multiprocessing Timing Anomalies", 1969, https://doi.org/10.1137/0117039). A client is trained by one worker from
@@ -19,7 +19,7 @@ CLIENT_OVERHEAD = 1.5
 class Assignment(NamedTuple):
     """Positions in the cohort that each worker trains, in cohort order, and the sum of their costs."""
 
-    shares: tuple[tuple[int, ...], ...]
+    shards: tuple[tuple[int, ...], ...]
     loads: tuple[float, ...]
 
     @property
@@ -34,8 +34,8 @@ def client_cost(num_photos: int, epochs: int, max_elements: int, overhead: float
 
     Args:
       num_photos: photos that the client holds.
-      epochs: passes over them a round.
-      max_elements: photos used a pass, at most.
+      epochs: passes over them per round.
+      max_elements: photos used per pass, at most.
       overhead: fixed cost of a client, in photos.
 
     >>> client_cost(4151, epochs=2, max_elements=512)
@@ -54,16 +54,16 @@ def assign(costs: Sequence[float], num_workers: int) -> Assignment:
       num_workers: at least 1.
 
     >>> assign([1, 5, 2, 2], num_workers=2)
-    Assignment(shares=((1,), (0, 2, 3)), loads=(5, 5))
+    Assignment(shards=((1,), (0, 2, 3)), loads=(5, 5))
     """
     if num_workers < 1:
         raise ValueError(f"num_workers={num_workers}: expected at least 1")
-    shares: list[list[int]] = [[] for _ in range(num_workers)]
+    shards: list[list[int]] = [[] for _ in range(num_workers)]
     loads: list[float] = [0] * num_workers
     free = [(0.0, worker) for worker in range(num_workers)]
     for position in sorted(range(len(costs)), key=lambda position: (-costs[position], position)):
         _, worker = heapq.heappop(free)
-        shares[worker].append(position)
+        shards[worker].append(position)
         loads[worker] += costs[position]
         heapq.heappush(free, (loads[worker], worker))
-    return Assignment(tuple(tuple(sorted(share)) for share in shares), tuple(loads))
+    return Assignment(tuple(tuple(sorted(shard)) for shard in shards), tuple(loads))

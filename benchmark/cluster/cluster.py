@@ -38,17 +38,13 @@ class Cluster:
       num_cpus: cores that the cluster of this machine hands out.
       use_gpus: whether the cluster of this machine hands out its GPUs.
 
-    Attributes:
-      is_local: whether the cluster is ours and ends with `close`.
-
     Raises:
       FlairError: nothing answers at the address, or another version of Ray or Python.
     """
 
     def __init__(self, address: str | None, num_cpus: int, use_gpus: bool = False) -> None:
-        self.is_local = address is None
         self._guard: _Guard | None = None
-        with _environment(self.is_local), _signals_kept():
+        with _environment(is_local=address is None), _signals_kept():
             import ray
 
             self._ray = ray

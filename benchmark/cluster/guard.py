@@ -1,7 +1,7 @@
-"""Ends what is left of a Ray cluster of this machine when the process that started it is gone, however it went.
+"""Ends what is left of a Ray cluster of this machine when its owner is gone, however it went.
 
 The kernel ends Ray's head processes with their parent, and workers notice within seconds, but Ray's agents may take
-minutes. This script waits beside the cluster: `python ray_guard.py <folder>`, its standard input a pipe from the owner.
+minutes. This script waits beside the cluster: `python guard.py <folder>`, its standard input a pipe from the owner.
 When that closes, it kills every process of Ray that names the cluster's folder or writes its log there, and removes the
 folder, unless the owner's last word was `keep`. It needs the standard library only.
 """
@@ -38,11 +38,8 @@ def main(folder: str) -> int:
 
 def processes_of(folder: str) -> list[int]:
     """Living processes of Ray that name the folder in their command line or have it behind an output of theirs."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid() and _belongs(f"/proc/{name}", folder):
-            found.append(int(name))
-    return found
+    others = (name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
+    return [int(name) for name in others if _belongs(f"/proc/{name}", folder)]
 
 
 def _belongs(process: str, folder: str) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark.cluster.cluster import Cluster
-from benchmark.cluster.worker import FederatedWorker, Job, Place
+from benchmark.cluster.tasks import Job
+from benchmark.cluster.worker import FederatedWorker, Place
 from flair.errors import FlairError
 
 MOST_LOSSES = 3
@@ -29,7 +30,7 @@ class _Slot:
 
 
 class WorkerPool:
-    """`num_workers` actors that run the tasks of `FederatedWorker`.
+    """`num_workers` actors that run `Tasks`.
 
     Args:
       cluster: where; closed with the pool.
@@ -45,10 +46,17 @@ class WorkerPool:
 
         self._ray, self._cluster, self._cpus, self._gpus = ray, cluster, cpus, gpus
         self._keep_logs = False
+        self._slots: list[_Slot] = []
         room = cluster.room(cpus, gpus)
         if room < (num_workers or 1):
+            has_cpus, has_gpus = cluster.resources()
             self.close()
-            raise FlairError(_too_small(cluster, num_workers or 1, cpus, gpus))
+            per_worker = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+            offered = f"{has_cpus:g} CPUs" + (f" and {has_gpus:g} GPUs" if gpus else "")
+            raise FlairError(
+                f"--num_workers={num_workers or 1} with {per_worker} each: the Ray cluster has {offered}; lower "
+                "--num_workers, --worker_cpus or --worker_gpus, or add machines"
+            )
         self.num_workers = num_workers or room
         self._lost = (
             *(ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError),
@@ -81,15 +89,14 @@ class WorkerPool:
     def give(self, job: Job) -> None:
         """Tells the workers, and their replacements, what the run is."""
         self._job = [self._ray.put(job)]
-        for _ in self.run("ready", [()] * self.num_workers):
-            pass
+        list(self.run("ready", [()] * self.num_workers))
 
     def put(self, value: Any) -> Any:
         """Broadcasts arrays: a reference to give as an argument to any number of tasks."""
         return self._ray.put(value)
 
-    def run(self, task: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """(number, result) of the task for each tuple of arguments, as they come in.
+    def run(self, task: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """The task's results in the order of `arguments`, each as soon as it and those before it are there.
 
         Raises:
           FlairError: a task's own, or a worker was lost for the third time.
@@ -97,6 +104,8 @@ class WorkerPool:
         waiting = collections.deque(range(len(arguments)))
         failures = collections.Counter[int]()
         running: dict[Any, tuple[_Slot, int]] = {}
+        early: dict[int, Any] = {}  # results by number, of which one before is not there yet
+        following = 0
         self._refill()
         while waiting or running:
             busy = {slot.number for slot, _ in running.values()}
@@ -109,7 +118,7 @@ class WorkerPool:
             slot, number = running.pop(done)
             try:
                 with _signals_unwrapped():
-                    result = self._ray.get(done)
+                    early[number] = self._ray.get(done)
             except self._ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, FlairError):
                     raise FlairError(str(error.cause)) from None
@@ -118,22 +127,13 @@ class WorkerPool:
                 failures[number] += 1
                 waiting.appendleft(number)
                 self._lose(slot, failures[number], error)
-            else:
-                yield number, result
-
-    def run_in_order(self, task: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Results in the order of `arguments`, each as soon as it and those before it are there."""
-        early: dict[int, Any] = {}
-        following = 0
-        for number, result in self.run(task, arguments):
-            early[number] = result
             while following in early:
                 yield early.pop(following)
                 following += 1
 
     def close(self) -> None:
         """Ends the workers, and the cluster of this machine."""
-        for slot in getattr(self, "_slots", []):
+        for slot in self._slots:
             if slot.actor is not None:
                 self._ray.kill(slot.actor)
                 slot.actor = None
@@ -146,8 +146,8 @@ class WorkerPool:
     def _refill(self) -> None:
         empty = [slot for slot in self._slots if slot.actor is None]
         if empty:
-            filled = len(self._slots) - len(empty)
-            for slot in empty[: max(0, self._cluster.room(self._cpus, self._gpus) - filled)]:
+            room = self._cluster.room(self._cpus, self._gpus) - (len(self._slots) - len(empty))
+            for slot in empty[: max(0, room)]:
                 self._fill(slot)
 
     def _lose(self, slot: _Slot, failures: int, error: Exception) -> None:
@@ -194,13 +194,3 @@ def start_workers(address: str | None, num_workers: int | None, cpus: int, gpus:
     # Without a number of workers there is at least one, even on fewer cores than it has threads.
     local_cpus = max(cpus, len(os.sched_getaffinity(0))) if num_workers is None else num_workers * cpus
     return WorkerPool(Cluster(address, local_cpus, gpus > 0), num_workers, cpus, gpus)
-
-
-def _too_small(cluster: Cluster, num_workers: int, cpus: int, gpus: float) -> str:
-    has_cpus, has_gpus = cluster.resources()
-    per_worker = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
-    offered = f"{has_cpus:g} CPUs" + (f" and {has_gpus:g} GPUs" if gpus else "")
-    return (
-        f"--num_workers={num_workers} with {per_worker} each: the Ray cluster has {offered}; lower --num_workers, "
-        "--worker_cpus or --worker_gpus, or add machines"
-    )

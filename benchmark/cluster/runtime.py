@@ -17,13 +17,13 @@ import tensorflow as tf
 
 from benchmark.cluster.assignment import assign, client_cost
 from benchmark.cluster.pool import WorkerPool
-from benchmark.cluster.worker import Job
+from benchmark.cluster.tasks import Job
 from benchmark.data.clients import BatchPlan
 from benchmark.data.source import Clients, ClientSource
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.config import FederatedConfig
 from benchmark.rounds.runtime import RoundResult
-from benchmark.rounds.server import RoundServer, ServedRuntime
+from benchmark.rounds.server import RoundServer
 from benchmark.rounds.shard import ShardResult
 
 
@@ -31,10 +31,10 @@ class RoundTiming(NamedTuple):
     """How a round's time was spent.
 
     Attributes:
-      planned_imbalance: longest share over the mean, minus 1, in expected work.
-      worker_seconds: training time of each share.
+      planned_imbalance: longest shard over the mean, minus 1, in expected work.
+      worker_seconds: training time of each shard.
       seconds: of the whole round.
-      client_photos, client_seconds: photos shown to every client and the time they took, share after share.
+      client_photos, client_seconds: photos shown to every client and the time they took, shard after shard.
     """
 
     planned_imbalance: float
@@ -45,7 +45,7 @@ class RoundTiming(NamedTuple):
 
     @property
     def imbalance(self) -> float:
-        """Longest share over the mean, minus 1, in seconds."""
+        """Longest shard over the mean, minus 1, in seconds."""
         return max(self.worker_seconds) / float(np.mean(self.worker_seconds)) - 1 if self.worker_seconds else 0.0
 
     @property
@@ -54,21 +54,17 @@ class RoundTiming(NamedTuple):
         return self.seconds - max(self.worker_seconds, default=0.0)
 
 
-class RayRuntime(ServedRuntime):
+class RayRuntime(RoundServer):
     """Runs rounds on a pool of workers.
 
     Args:
-      model: its weights are where training starts; `model_arguments` are those of `networks.build_model` for it.
-      config: algorithm, optimizers and aggregator.
-      data: the training clients, as `source` opens them on the workers' machines.
-      plan: how a client goes through its photos.
-      seed, noise_key: as `InProcessRuntime` takes them; the key stays in this process.
-      pool: the workers, which end with the runtime.
+      model, config, data, batch_plan, seed, noise_key: as `InProcessRuntime` takes them.
+      model_arguments: those of `networks.build_model` for the model.
+      source: opens `data` on the workers' machines.
+      pool: the workers, which end with the runtime. They are not told the noise key.
       eval_batch_size: photos per batch when workers score.
 
     Attributes:
-      pool: the workers.
-      server: the global state.
       timing: of the last round.
     """
 
@@ -81,45 +77,42 @@ class RayRuntime(ServedRuntime):
         config: FederatedConfig,
         data: Clients,
         source: ClientSource,
-        plan: BatchPlan,
+        batch_plan: BatchPlan,
         seed: int,
         noise_key: NoiseKey | None,
         pool: WorkerPool,
         eval_batch_size: int = 512,
     ) -> None:
-        self.pool = pool
-        self._plan, self._data = plan, data
-        self.server = RoundServer(model, config, plan.task.is_binary, seed, noise_key)
-        spec = self.server.aggregation.spec
-        pool.give(Job(model_arguments, source, plan, config.client, seed, spec, eval_batch_size, str(tf.__version__)))
+        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key)
+        self.pool, self._batch_plan, self._data = pool, batch_plan, data
+        run = (model_arguments, source, batch_plan, config.client, seed, self.aggregation.spec)
+        pool.give(Job(*run, eval_batch_size, str(tf.__version__)))
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
-        """Trains the cohort from the current global weights and updates them."""
+        """Sends the global weights, has each worker train its clients, merges their sums, takes the server's step."""
         started = time.perf_counter()
-        plan = self._plan
+        plan = self._batch_plan
         sizes = [(self._data.num_photos(client_id), plan.epochs, plan.max_elements) for client_id in cohort]
-        costs = [client_cost(*size) for size in sizes]
-        assignment = assign(costs, self.pool.num_workers)
-        sent = self.pool.put(self.server.broadcast(round_number).arrays())
-        shares = [share for share in assignment.shares if share]
-        tasks = [(sent, [cohort[position] for position in share]) for share in shares]
+        assignment = assign([client_cost(*size) for size in sizes], self.pool.num_workers)
+        shards = [shard for shard in assignment.shards if shard]
+        sent = self.pool.put(self.broadcast(round_number).arrays())
+        tasks = [(sent, [cohort[position] for position in shard]) for shard in shards]
         client_seconds: list[np.ndarray] = []
 
         def noted(result: ShardResult) -> ShardResult:
             client_seconds.append(result.client_seconds)
             return result
 
-        result = self.server.finish(round_number, map(noted, self.pool.run_in_order("train", tasks)))
+        result = self.finish(round_number, map(noted, self.pool.run("train", tasks)))
         self.timing = RoundTiming(
             assignment.imbalance,
             tuple(float(seconds.sum()) for seconds in client_seconds),
             time.perf_counter() - started,
-            np.array([client_cost(*sizes[position], overhead=0) for share in shares for position in share]),
+            np.array([client_cost(*sizes[position], overhead=0) for shard in shards for position in shard]),
             np.concatenate([*client_seconds, np.zeros(0)]),
         )
         place = {client_id: position for position, client_id in enumerate(cohort)}
         return replace(result, refused_clients=tuple(sorted(result.refused_clients, key=place.__getitem__)))
 
     def close(self) -> None:
-        """Ends the workers."""
         self.pool.close()

@@ -1,21 +1,18 @@
-"""Refuses federated flags that cannot work together, or that would change nothing, before TensorFlow is loaded.
+"""Refuses federated flags that cannot work together, or that would change nothing.
 
-A flag counts as given where its value is not the default, because the flags.txt of a run names every flag and a run
-repeated from it must pass. A flag that changes nothing is refused, because a sweep over it would compare equal runs.
+All of it happens before TensorFlow is loaded. A flag counts as given where its value is not the default, because the
+flags.txt of a run names every flag and a run repeated from it must pass. A flag that changes nothing is refused,
+because a sweep over it would compare equal runs. `benchmark.run.command` has refused numbers that are not finite.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
 import re
 import sys
-from collections.abc import Iterable
 
-from benchmark.data.records import Task
 from benchmark.federated.flags import EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
 from benchmark.federated.settings import is_private, privacy_request, target_quantile
-from benchmark.metrics.histogram import metric_names
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
 from benchmark.run.flags import Flags
@@ -25,11 +22,7 @@ _WITH_SECOND_MOMENT = ("adam", "adamw", "yogi")
 
 
 def check_federated_flags(flags: Flags) -> None:
-    """Refuses what cannot work, at once and in one line.
-
-    Raises:
-      FlairError: names the flag, what was given and what is possible.
-    """
+    """Refuses what cannot work by a FlairError that names the flag, what was given and what is possible."""
     if flags.clients_per_round < 1:
         raise FlairError(f"--clients_per_round={flags.clients_per_round}: expected at least 1")
     if flags.reuse_clients and flags.client_sampling is not None:
@@ -43,18 +36,15 @@ def check_federated_flags(flags: Flags) -> None:
         raise FlairError(f"--proximal_strength={flags.proximal_strength:g} has no effect without --algorithm=fed_prox")
     if flags.algorithm == FED_PROX and flags.proximal_strength == 0:
         raise FlairError("--algorithm=fed_prox needs --proximal_strength above 0 (say 0.01)")
-    numbers = ("server_momentum", "server_epsilon", "server_weight_decay", "server_final_learning_rate")
-    for name in (*numbers, "l2_norm_clip", "clipped_count_stddev"):
-        if flags[name] is not None and not 0 <= flags[name] < math.inf:
+    for name in ("server_momentum", "server_epsilon", "l2_norm_clip", "clipped_count_stddev"):
+        if flags[name] is not None and flags[name] < 0:
             raise FlairError(f"--{name}={flags[name]:g}: expected a finite number, 0 or above")
     if flags.server_momentum >= 1:
         raise FlairError(f"--server_momentum={flags.server_momentum:g}: expected a number below 1 (say 0.9)")
-    if not flags.server_beta_2 < 1:
+    if flags.server_beta_2 >= 1:
         raise FlairError(f"--server_beta_2={flags.server_beta_2:g}: expected a number below 1 (say 0.999)")
     if flags.server_epsilon == 0:
         raise FlairError("--server_epsilon=0: expected a number above 0 (say 0.01)")
-    if math.isnan(flags.target_unclipped_quantile):
-        raise FlairError("--target_unclipped_quantile=nan: expected a fraction, 0 to 1")
     if flags.l2_norm_clip <= 0:
         raise FlairError(f"--l2_norm_clip={flags.l2_norm_clip:g}: expected a norm above 0 (say 0.1)")
     scheduled = flags.client_lr_schedule != "constant" or flags.client_warmup_rounds > 0
@@ -109,32 +99,11 @@ def _check_privacy_flags(flags: Flags) -> None:
     privacy_request(flags).check()
 
 
-def check_best_metric(flags: Flags, task: Task) -> None:
-    """Refuses a `--best_metric` that evaluation does not give."""
-    known = metric_names(task.is_binary)
-    if flags.best_metric not in known:
-        raise FlairError(f"--best_metric={flags.best_metric}: no such metric; the metrics are {', '.join(known)}")
-
-
-def check_cohort(flags: Flags, num_clients: int) -> None:
-    """Refuses a cohort larger than the number of clients."""
-    if flags.clients_per_round > num_clients:
-        raise FlairError(
-            f"--clients_per_round={flags.clients_per_round}: there are only {num_clients:,} clients in the train "
-            "partition; give at most that many"
-        )
-
-
 def _check_ray_flags(flags: Flags) -> None:
-    """Refuses what cannot work, before anything heavy is imported.
-
-    Raises:
-      FlairError: a flag of Ray without `--runtime=ray`, a number or address that Ray does not take, or no Ray.
-    """
     if flags.runtime != RAY:
-        given = next((flag.name for flag in RAY_FLAGS if flags.is_changed(flag.name)), None)
-        if given is not None:
-            raise FlairError(f"--{given} has no effect without --runtime=ray; add that or leave it out")
+        for flag in RAY_FLAGS:
+            if flags.is_changed(flag.name):
+                raise FlairError(f"--{flag.name} has no effect without --runtime=ray; add that or leave it out")
         return
     if flags.worker_gpus > 1 and flags.worker_gpus != int(flags.worker_gpus):
         raise FlairError(f"--worker_gpus={flags.worker_gpus:g}: expected a whole number, or a fraction below 1")
@@ -151,14 +120,38 @@ def _check_ray_flags(flags: Flags) -> None:
 
 
 def _refuse_ineffective(flags: Flags) -> None:
-    _refuse_client_flags(flags)
-    _refuse_server_flags(flags)
-    if not is_private(flags):
-        _refuse(flags, (flag.name for flag in PRIVACY_FLAGS), "without --epsilon or --noise_multiplier")
-    else:
-        _refuse(flags, ("client_datasets_random_seed",), "with privacy, whose cohorts follow from a secret key")
-    if is_private(flags) and target_quantile(flags) == 0:
-        _refuse(flags, ("clipped_count_stddev",), "with a fixed clipping norm (--target_unclipped_quantile=0 or tree)")
+    algorithm, optimizer, private = flags.algorithm, flags.server_optimizer, is_private(flags)
+    # Local training after the rounds is plain SGD whatever the algorithm, with these flags.
+    trains_locally = flags.federated_eval_local_training
+    clipping = ("client_clipnorm", "global_clipnorm")
+    with_optimizer = f"with --server_optimizer={optimizer}"
+    # Where a condition holds, flags have no effect, for a reason.
+    rules = (
+        (
+            algorithm == FED_SGD and not trains_locally,
+            ("client_learning_rate", *clipping),
+            "with --algorithm=fed_sgd, whose clients send plain gradients",
+        ),
+        (algorithm == MIME_LITE and not trains_locally, clipping, "with --algorithm=mime_lite, which does not clip"),
+        (flags.client_clipnorm == 0, ("global_clipnorm",), "with --client_clipnorm=0"),
+        (optimizer != "momentum" and algorithm != MIME_LITE, ("server_momentum",), with_optimizer),
+        (optimizer not in (*_WITH_SECOND_MOMENT, "adagrad"), ("server_epsilon",), with_optimizer),
+        (optimizer not in _WITH_SECOND_MOMENT, ("server_beta_2",), with_optimizer),
+        (optimizer != "adamw", ("server_weight_decay",), with_optimizer),
+        (flags.server_lr_schedule == "constant", ("server_final_learning_rate",), "with --server_lr_schedule=constant"),
+        (not private, [flag.name for flag in PRIVACY_FLAGS], "without --epsilon or --noise_multiplier"),
+        (private, ("client_datasets_random_seed",), "with privacy, whose cohorts follow from a secret key"),
+        (
+            private and target_quantile(flags) == 0,
+            ("clipped_count_stddev",),
+            "with a fixed clipping norm (--target_unclipped_quantile=0 or tree)",
+        ),
+    )
+    for is_ineffective, names, reason in rules:
+        for name in names:
+            if is_ineffective and flags.is_changed(name):
+                shown = f"{flags[name]:g}" if isinstance(flags[name], float) else flags[name]
+                raise FlairError(f"--{name}={shown} has no effect {reason}; leave it out")
     for side in ("client", "server"):
         warmup = flags[f"{side}_warmup_rounds"]
         if warmup > flags.total_rounds:
@@ -171,39 +164,3 @@ def _refuse_ineffective(flags: Flags) -> None:
             f"--clients_per_thread={flags.clients_per_thread} has no effect; it is kept for old scripts",
             file=sys.stderr,
         )
-
-
-def _refuse_client_flags(flags: Flags) -> None:
-    # Local training after the rounds is plain SGD whatever the algorithm, with these flags.
-    trains_locally = flags.federated_eval_local_training
-    clipping = ("client_clipnorm", "global_clipnorm")
-    if flags.algorithm == FED_SGD and not trains_locally:
-        _refuse(
-            flags, ("client_learning_rate", *clipping), "with --algorithm=fed_sgd, whose clients send plain gradients"
-        )
-    if flags.algorithm == MIME_LITE and not trains_locally:
-        _refuse(flags, clipping, "with --algorithm=mime_lite, which does not clip")
-    if flags.client_clipnorm == 0:
-        _refuse(flags, ("global_clipnorm",), "with --client_clipnorm=0")
-
-
-def _refuse_server_flags(flags: Flags) -> None:
-    optimizer = flags.server_optimizer
-    if optimizer != "momentum" and flags.algorithm != MIME_LITE:
-        _refuse(flags, ("server_momentum",), f"with --server_optimizer={optimizer}")
-    if optimizer not in (*_WITH_SECOND_MOMENT, "adagrad"):
-        _refuse(flags, ("server_epsilon",), f"with --server_optimizer={optimizer}")
-    if optimizer not in _WITH_SECOND_MOMENT:
-        _refuse(flags, ("server_beta_2",), f"with --server_optimizer={optimizer}")
-    if optimizer != "adamw":
-        _refuse(flags, ("server_weight_decay",), f"with --server_optimizer={optimizer}")
-    if flags.server_lr_schedule == "constant":
-        _refuse(flags, ("server_final_learning_rate",), "with --server_lr_schedule=constant")
-
-
-def _refuse(flags: Flags, names: Iterable[str], reason: str) -> None:
-    for name in names:
-        if flags.is_changed(name):
-            value = flags[name]
-            shown = f"{value:g}" if isinstance(value, float) and math.isfinite(value) else value
-            raise FlairError(f"--{name}={shown} has no effect {reason}; leave it out")

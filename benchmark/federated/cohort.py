@@ -23,23 +23,20 @@ def sample_cohort(
 
     Guarantee: the cohort is a function of (seed or key, sampling, round, ids, clients_per_round) alone. With
     `Sampling.POISSON` every client takes part with probability q = clients_per_round / len(client_ids), independently
-    of all other clients and rounds, which is what the accountants of a private run assume; with a noise key nobody who
-    lacks the key can tell who took part.
+    of all other clients and rounds, which is what the accountants of a private run assume (Mironov, Talwar, Zhang 2019,
+    https://arxiv.org/abs/1908.10530); with a noise key nobody who lacks the key can tell who took part.
     Edge cases: a Poisson cohort may be empty or larger than expected; noise is added all the same, and the sum is
     divided by `clients_per_round`, because the number of clients that took part would give them away. q is a float64:
     a client takes part where a uniform number with 53 bits is below it.
 
     Args:
       client_ids: all clients, in an order that does not change between runs.
-      seed: of the run, or the noise key of a private run, whose cohorts nobody may know: the sampling is part of the
-        proof.
+      seed: of the run, or the noise key of a private run, whose cohorts nobody may know.
       round_number: counted from 0.
-      clients_per_round: the size of the cohort (`uniform`) or its expectation (`poisson`).
-      sampling: `uniform` draws exactly `clients_per_round` clients without replacement; `poisson` includes every
-        client independently with probability clients_per_round / len(client_ids), which is what privacy accountants
-        assume (Mironov, Talwar, Zhang 2019, https://arxiv.org/abs/1908.10530), so a cohort may even be empty; `cyclic`
-        shuffles the clients once and visits them in that order, pass after pass, the last cohort of a pass maybe
-        smaller; `fixed` takes the same clients in every round.
+      clients_per_round: size of the cohort; under `poisson` its expectation.
+      sampling: `uniform` draws without replacement; `poisson` as above; `cyclic` shuffles the clients once and visits
+        them in that order, pass after pass, the last cohort of a pass maybe smaller; `fixed` takes the same clients in
+        every round.
 
     Returns:
       Distinct client ids in training order.

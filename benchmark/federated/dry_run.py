@@ -10,24 +10,29 @@ import tensorflow as tf
 
 from benchmark.data.clients import ClientData
 from benchmark.data.pipeline import EvaluationData
-from benchmark.data.records import Records, Task
+from benchmark.data.records import Records
 from benchmark.federated import settings
-from benchmark.federated.flags import INPROCESS, TFF
+from benchmark.federated.flags import INPROCESS, RAY, TFF
+from benchmark.federated.settings import Setup
 from benchmark.privacy import accounting
 from benchmark.privacy.accounting import rounded_up
 from benchmark.privacy.adaptive import sum_noise_multiplier
 from benchmark.privacy.plan import PrivacyPlan
-from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig
+from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig, FederatedConfig
 from benchmark.rounds.runtime import Runtime
-from benchmark.run import machine
 from benchmark.run.flags import Flags
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
 from benchmark.training.plan import Part, Population, entry, rate
-from benchmark.training.timing import evaluation_speed, memory_row, seconds_of
+from benchmark.training.timing import memory_row, scoring_parts, seconds_of
 
 _TIMED_PHOTOS = 64  # shown to clients in the larger of the two timed rounds, at least
 _LOOKED_AT = 64  # clients among which those to time are chosen
+_MEMORY_NOTES = {
+    INPROCESS: "it does not grow with the cohort",
+    TFF: "TFF's worker besides: about 2 to 3 times the model's weights for every client of the cohort",
+    RAY: "every worker besides: about as much each",
+}
 
 
 def num_clients(flags: Flags, population: Population) -> int:
@@ -39,93 +44,78 @@ def num_clients(flags: Flags, population: Population) -> int:
 
 
 def plan_lines(
-    flags: Flags,
-    records: Records,
-    task: Task,
-    model: tf.keras.Model,
-    runtime: Runtime,
-    data: ClientData,
-    validation: EvaluationData,
-    population: Population,
-    plan: PrivacyPlan | None,
+    setup: Setup, model: tf.keras.Model, runtime: Runtime, validation: EvaluationData, population: Population
 ) -> list[str]:
-    """Times two small rounds and an evaluation batch; the lines of the plan."""
+    """The lines of the plan; times two small rounds and an evaluation batch."""
+    flags, records, task, privacy_plan = setup.flags, setup.records, setup.task, setup.privacy_plan
     photos = _photos_shown(flags, records, population)
-    fixed, per_photo, timed = _round_seconds(flags, runtime, data)
-    scoring = evaluation_speed(model, validation, task, flags.eval_batch_size)
+    fixed, per_photo, timed = _round_seconds(flags, runtime, setup.clients)
     cohort, rounds = flags.clients_per_round, flags.total_rounds
-    evaluations = rounds // flags.rounds_per_eval + (rounds % flags.rounds_per_eval > 0)
-    validated, tested = population.photos["val"], population.photos["test"]
-    parts = [
-        Part("rounds", rounds, fixed + cohort * photos * per_photo),
-        Part(f"validations of {validated:,} photos", evaluations + 1, validated / scoring.photos_per_second),
-        Part(f"test of {tested:,} photos", 1, tested / scoring.photos_per_second),
-    ]
+    # One validation more, of the best model at the end.
+    validations = -(-rounds // flags.rounds_per_eval) + 1
+    scored, scoring = scoring_parts(model, validation, task, flags.eval_batch_size, population, validations)
     return [
         *training_plan.data_lines(population, str(records.root)),
         *model_flags.model_lines(flags, task, model),
-        *_algorithm_lines(flags),
+        *_algorithm_lines(flags, setup.config),
         *entry("rounds", f"{rounds:,}, an evaluation every {flags.rounds_per_eval:,}"),
         *entry("cohort", _cohort_row(flags, population, photos)),
-        *([] if plan is None else privacy_lines(flags, plan)),
-        *entry("memory", memory_row(), *_memory_notes(flags)),
+        *([] if privacy_plan is None else _privacy_lines(setup.config, privacy_plan)),
+        *entry("memory", memory_row(), _MEMORY_NOTES[flags.runtime]),
         *training_plan.time_lines(
-            parts,
+            [Part("rounds", rounds, fixed + cohort * photos * per_photo), *scored],
             f"a round is {fixed:.2g} s and {cohort:,} clients x {photos:.3g} photos shown, {rate(1 / per_photo)} a "
             f"second ({timed} timed, --runtime={flags.runtime}); evaluation {rate(scoring.photos_per_second)} photos/s",
         ),
-        *entry("machine", *machine.header().splitlines()[:1]),
     ]
 
 
-def privacy_lines(flags: Flags, plan: PrivacyPlan) -> list[str]:
+def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan) -> list[str]:
     """Epsilon, delta and every noise of the plan."""
-    config = settings.federated_config(flags, plan).noise
-    assert config is not None
-    own, request = plan.run_noise_multiplier, plan.request
-    pld, rdp = (rounded_up(plan.epsilon_at(request.total_rounds, name)) for name in accounting.ACCOUNTANTS)
+    noise, request = config.noise, privacy_plan.request
+    assert noise is not None
+    own, cohort, rounds = privacy_plan.run_noise_multiplier, request.accounted_cohort, request.total_rounds
+    pld, rdp = (rounded_up(privacy_plan.epsilon_at(rounds, name)) for name in accounting.ACCOUNTANTS)
+    simulated = ", simulated" if request.simulated_cohort else ""
     lines = entry(
         "privacy",
-        f"epsilon {pld} by PLD, {rdp} by RDP, at delta {rounded_up(plan.delta)} after {request.total_rounds:,} rounds",
-        f"{plan.num_users:,} users, {request.sampling.value} cohorts of {request.accounted_cohort:,}"
-        + (", simulated" if request.simulated_cohort else ""),
+        f"epsilon {pld} by PLD, {rdp} by RDP, at delta {rounded_up(privacy_plan.delta)} after {rounds:,} rounds",
+        f"{privacy_plan.num_users:,} users, {request.sampling.value} cohorts of {cohort:,}{simulated}",
     )
-    rows = [
-        f"{plan.noise_multiplier:.4g} in total, in clipping norms, on the sum over {request.accounted_cohort:,} clients"
-    ]
-    rows += _sigma_by_both(plan)
+    sigma = privacy_plan.noise_multiplier
+    rows = [f"{sigma:.4g} in total, in clipping norms, on the sum over {cohort:,} clients"]
+    rows += _sigma_by_both(privacy_plan)
     if request.simulated_cohort is not None:
         rows.append(
             f"{own:.4g} on the run's own {request.cohort:,} clients, whose own epsilon is "
-            f"{rounded_up(plan.own_epsilon_at(request.total_rounds))}"
+            f"{rounded_up(privacy_plan.own_epsilon_at(rounds))}"
         )
-    if config.clipped_count_stddev is None:
+    if noise.clipped_count_stddev is None:
         rows.append(f"per query: {own:.4g} on the updates; the clipping norm is fixed")
     else:
         rows.append(
-            f"per query: {sum_noise_multiplier(own, config.clipped_count_stddev):.4g} on the updates, standard "
-            f"deviation {config.clipped_count_stddev:.4g} clients on the count that adapts the clipping norm"
+            f"per query: {sum_noise_multiplier(own, noise.clipped_count_stddev):.4g} on the updates, standard "
+            f"deviation {noise.clipped_count_stddev:.4g} clients on the count that adapts the clipping norm"
         )
-    rows.append(f"{plan.noise_multiplier / request.accounted_cohort:.4g} on the mean update")
+    rows.append(f"{sigma / cohort:.4g} on the mean update")
     return [*lines, *entry("sigma", *rows)]
 
 
-def _sigma_by_both(plan: PrivacyPlan) -> list[str]:
+def _sigma_by_both(privacy_plan: PrivacyPlan) -> list[str]:
     """What each accountant asks for, where an epsilon was asked for and cohorts are drawn at random."""
-    if plan.request.epsilon is None or plan.separation is not None or plan.request.published_noise:
+    request = privacy_plan.request
+    if request.epsilon is None or privacy_plan.separation is not None or request.published_noise:
         return []
-    target, q, rounds = plan.request.epsilon, plan.sampling_probability, plan.request.total_rounds
+    settled = request.epsilon, privacy_plan.sampling_probability, request.total_rounds, privacy_plan.delta
     asked = (
-        f"{accounting.noise_multiplier_for(name, target, q, rounds, plan.delta):.4g} by {name.upper()}"
-        for name in accounting.ACCOUNTANTS
+        f"{accounting.noise_multiplier_for(name, *settled):.4g} by {name.upper()}" for name in accounting.ACCOUNTANTS
     )
-    return [f"needed for epsilon {plan.request.epsilon:g}: {', '.join(asked)}"]
+    return [f"needed for epsilon {request.epsilon:g}: {', '.join(asked)}"]
 
 
-def _algorithm_lines(flags: Flags) -> list[str]:
-    config = settings.federated_config(flags, None)
+def _algorithm_lines(flags: Flags, config: FederatedConfig) -> list[str]:
     client, server = config.client, config.server_optimizer
-    weighting = "by examples" if client.weighted and not settings.is_private(flags) else "every client once"
+    weighting = "by examples" if client.weighted else "every client once"
     return [
         *entry("algorithm", f"{client.algorithm}, {flags.aggregator}, {weighting}"),
         *entry("client", _client_row(flags, client)),
@@ -162,7 +152,7 @@ def _cohort_row(flags: Flags, population: Population, photos: float) -> str:
 
 
 def _photos_shown(flags: Flags, records: Records, population: Population) -> float:
-    """Photos that a client is shown in a round, on average over clients."""
+    """Photos that a client is shown per round, on average over clients."""
     most, epochs = flags.max_elements_per_client, flags.client_epochs_per_round
     if flags.iid and flags.mean_datapoints_per_user is not None:
         return float(min(flags.mean_datapoints_per_user, most) * epochs)
@@ -174,7 +164,9 @@ def _photos_shown(flags: Flags, records: Records, population: Population) -> flo
 
 def _round_seconds(flags: Flags, runtime: Runtime, data: ClientData) -> tuple[float, float, int]:
     """Seconds of a round without clients and per photo shown, from two small rounds; photos timed."""
-    shown = {client: _shown(flags, data, client) for client in itertools.islice(data.client_ids, _LOOKED_AT)}
+    most, epochs = flags.max_elements_per_client, int(flags.client_epochs_per_round)
+    looked_at = itertools.islice(data.client_ids, _LOOKED_AT)
+    shown = {client: min(len(data.read(client)), most) * epochs for client in looked_at}
     many = _timed_clients(shown)
     first = [min(many, key=shown.__getitem__)]
     runtime.run_round(0, many)  # compiles
@@ -198,15 +190,3 @@ def _timed_clients(shown: Mapping[str, int]) -> list[str]:
         if len(chosen) < 2 or sum(shown[one] for one in chosen) < _TIMED_PHOTOS:
             chosen.append(client)
     return chosen
-
-
-def _shown(flags: Flags, data: ClientData, client: str) -> int:
-    return min(len(data.read(client)), flags.max_elements_per_client) * int(flags.client_epochs_per_round)
-
-
-def _memory_notes(flags: Flags) -> list[str]:
-    if flags.runtime == INPROCESS:
-        return ["it does not grow with the cohort"]
-    if flags.runtime == TFF:
-        return ["TFF's worker besides: about 2 to 3 times the model's weights for every client of the cohort"]
-    return ["every worker besides: about as much each"]

@@ -1,18 +1,13 @@
-"""The flags of federated training, with the published names and defaults; imports nothing heavy."""
+"""The flags of federated training, with the published names and defaults."""
 
 from __future__ import annotations
 
 from benchmark.privacy.accounting import ACCOUNTANTS
 from benchmark.privacy.request import Mechanism, Sampling
-from benchmark.rounds.config import (
-    AGGREGATORS,
-    ALGORITHMS,
-    FED_AVG,
-    SERVER_OPTIMIZERS,
-)
+from benchmark.rounds.config import AGGREGATORS, ALGORITHMS, FED_AVG, SERVER_OPTIMIZERS
 from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, text
 from benchmark.run.schedules import SCHEDULES
-from benchmark.training.flags import MODEL_FLAGS
+from benchmark.training.flags import BEST_METRIC, MODEL_FLAGS, OVERWRITE, RUN_DIR
 
 INPROCESS, TFF, RAY = "inprocess", "tff", "ray"
 RUNTIMES = (INPROCESS, TFF, RAY)
@@ -172,12 +167,7 @@ _OTHER_FLAGS: Table = (
         "own worker.",
         Role.RESULT,
     ),
-    text(
-        "best_metric",
-        "loss",
-        "Validation metric that chooses the best model; loss is minimized, any other maximized.",
-        Role.RESULT,
-    ),
+    BEST_METRIC,
     boolean("federated_eval", "At the end, score each test client by itself: the spread over clients.", Role.RESULT),
     integer(
         "federated_eval_clients", None, "Clients of --federated_eval, drawn at random; none: all.", Role.RESULT, least=1
@@ -188,8 +178,8 @@ _OTHER_FLAGS: Table = (
         "after.",
         Role.RESULT,
     ),
-    path("run_dir", None, "Folder of this run; none: the saved model's path without .h5.", Role.PLACE),
-    boolean("overwrite", "Start over, forgetting the run that --run_dir holds.", Role.CALL),
+    RUN_DIR,
+    OVERWRITE,
 )
 FLAGS: Table = (*RAY_FLAGS, *_TRAINING_FLAGS, *PRIVACY_FLAGS, *_OTHER_FLAGS, *MODEL_FLAGS)
 """All flags of `federated_main`."""

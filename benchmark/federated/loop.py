@@ -84,7 +84,14 @@ def train(
             row = _row(state, cohort, result)
             is_last = state.round == config.total_rounds
             if is_last or state.round % config.rounds_per_eval == 0:
-                row |= _evaluate(runtime, model, scorer, state, run, config, before_release)
+                _take_weights(model, runtime, state.round)
+                metrics = scorer.evaluate("val", f"validating round {state.round}")
+                row |= {f"val_{name}": value for name, value in metrics.items()}
+                value = metrics[config.best_metric] * (1.0 if config.best_metric == "loss" else -1.0)
+                if value < state.best_value:
+                    state.best_value, state.best_round = value, state.round
+                    before_release(state)
+                    loading.save_weights(model, run.path / BEST_FILE)
                 if privacy_plan is not None:
                     row["epsilon"] = privacy_plan.own_epsilon_at(state.round)
                 print(_line(state, config, row), flush=True)
@@ -92,16 +99,23 @@ def train(
             run.add_row(state.round, row, state.seconds)
             if is_last or safe_points.requested or state.round % config.rounds_per_checkpoint == 0:
                 before_release(state)
-                _save(runtime, run, state)
+                arrays = {f"{index:05d}": array for index, array in enumerate(runtime.state())}
+                run.checkpoints.save(state.round, arrays, asdict(state))
             safe_points.stop()
             progress.add(1, _note(row))
-    assign_weights(model, runtime.weights())
+    _take_weights(model, runtime, state.round)
     loading.save_weights(model, run.path / LAST_FILE)
     return state
 
 
-def assign_weights(model: tf.keras.Model, weights: Sequence[np.ndarray]) -> None:
-    """Sets a Keras model's weights from a runtime's: trainable ones first."""
+def _take_weights(model: tf.keras.Model, runtime: Runtime, round_number: int) -> None:
+    """Gives the global weights, trainable ones first, to the Keras model."""
+    weights = runtime.weights()
+    if not all(np.isfinite(weight).all() for weight in weights):
+        raise FlairError(
+            f"round {round_number}: training has diverged, the global weights are no longer finite; lower "
+            "--server_learning_rate or --client_learning_rate, and start in another --run_dir"
+        )
     variables = [*model.trainable_variables, *model.non_trainable_variables]
     for variable, weight in zip(variables, weights, strict=True):
         variable.assign(weight)
@@ -112,33 +126,7 @@ def _row(state: TrainingState, cohort: Sequence[str], result: RoundResult) -> di
     row |= {"clients": float(len(cohort)), "photos": float(result.num_examples)}
     if state.clip_norms:
         row["clip_norm"] = state.clip_norms[-1]
-    row |= {name.removeprefix("aggregator/"): value for name, value in result.measurements.items()}
-    return row
-
-
-def _evaluate(
-    runtime: Runtime,
-    model: tf.keras.Model,
-    scorer: Scorer,
-    state: TrainingState,
-    run: RunFolder,
-    config: LoopConfig,
-    before_release: Callable[[TrainingState], None],
-) -> dict[str, float]:
-    weights = runtime.weights()
-    if not all(np.isfinite(weight).all() for weight in weights):
-        raise FlairError(
-            f"round {state.round}: training has diverged, the global weights are no longer finite; lower "
-            "--server_learning_rate or --client_learning_rate, and start in another --run_dir"
-        )
-    assign_weights(model, weights)
-    metrics = scorer.evaluate("val", f"validating round {state.round}")
-    value = metrics[config.best_metric] * (1.0 if config.best_metric == "loss" else -1.0)
-    if value < state.best_value:
-        state.best_value, state.best_round = value, state.round
-        before_release(state)
-        loading.save_weights(model, run.path / BEST_FILE)
-    return {f"val_{name}": value for name, value in metrics.items()}
+    return row | {name.removeprefix("aggregator/"): value for name, value in result.measurements.items()}
 
 
 def _check_round(
@@ -185,11 +173,6 @@ def _resume(runtime: Runtime, run: RunFolder, config: LoopConfig) -> TrainingSta
     return state
 
 
-def _save(runtime: Runtime, run: RunFolder, state: TrainingState) -> None:
-    arrays = {f"{index:05d}": array for index, array in enumerate(runtime.state())}
-    run.checkpoints.save(state.round, arrays, asdict(state))
-
-
 def _note(row: dict[str, Any]) -> str:
     shown = {"loss": "train_loss", "clip": "clip_norm"}
     parts = [f"{name} {row[key]:.4g}" for name, key in shown.items() if key in row]
@@ -198,7 +181,7 @@ def _note(row: dict[str, Any]) -> str:
 
 def _line(state: TrainingState, config: LoopConfig, row: dict[str, float]) -> str:
     parts = [f"round {state.round} of {config.total_rounds}: train_loss {row['train_loss']:.4f}"]
-    parts += [f"val_loss {row['val_loss']:.4f}"]
+    parts.append(f"val_loss {row['val_loss']:.4f}")
     parts += [f"{n} {v:.4f}" for n, v in row.items() if n.startswith("val_") and n.endswith("averaged_precision")]
     parts += [f"clip_norm {row['clip_norm']:.4g}"] if "clip_norm" in row else []
     parts += [f"epsilon {rounded_up(row['epsilon'])}"] if "epsilon" in row else []

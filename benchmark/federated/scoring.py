@@ -1,23 +1,44 @@
-"""Scores a model on a partition, all photos together or client by client."""
+"""Scores a model on a partition: all photos together, or the spread over clients that a pooled average hides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from benchmark.data.clients import BatchPlan
+from benchmark.data import augmentation
+from benchmark.data.clients import BatchPlan, decoder, training_order
 from benchmark.data.pipeline import EvaluationData, evaluation_dataset
 from benchmark.data.records import Records
 from benchmark.evaluation import passes
-from benchmark.federated import client_scores
-from benchmark.federated.client_scores import ClientScore, LocalComparison
-from benchmark.rounds.client import LocalTrainer
+from benchmark.metrics import histogram
+from benchmark.metrics.spread import distribution
+from benchmark.rounds.client import Batch, LocalTrainer
 from benchmark.rounds.config import FED_AVG, ClientConfig
+from benchmark.run.seeds import derive_generator, derive_seed
+from flair.files import atomic
 from flair.terminal.progress import Progress
+
+
+class ClientScore(NamedTuple):
+    """One client: photos scored, mean binary cross-entropy, exact average precision over all its decisions."""
+
+    client_id: str
+    photos: int
+    loss: float
+    micro_averaged_precision: float
+
+
+class LocalComparison(NamedTuple):
+    """One client's held-out photos before and after training on its other photos."""
+
+    before: ClientScore
+    after: ClientScore
 
 
 class Scorer(Protocol):
@@ -28,13 +49,16 @@ class Scorer(Protocol):
         ...
 
     def score_clients(self, partition: str, clients: Sequence[str]) -> list[ClientScore]:
-        """Each client's photos by themselves."""
+        """Scores each client's photos by themselves, whole photos as in central evaluation."""
         ...
 
     def compare_local_training(
         self, partition: str, clients: Sequence[str], config: ClientConfig, seed: int
     ) -> list[LocalComparison]:
-        """Each client before and after training on half of its photos, with the last learning rate of `config`."""
+        """Trains each client as in a round on a random half of its photos and scores the other half before and after.
+
+        Training is plain SGD with the last learning rate of `config`. Clients with one photo are left out.
+        """
         ...
 
 
@@ -44,40 +68,107 @@ class LocalScorer:
     Args:
       model: whose weights are scored.
       records: the photos.
-      plan: the task, the input size, and how a client trains.
+      batch_plan: the task, the input size, and how a client trains.
       batch_size: photos per batch.
+
+    Attributes:
+      data: opens the photos of a partition, once.
     """
 
-    def __init__(self, model: tf.keras.Model, records: Records, plan: BatchPlan, batch_size: int) -> None:
-        self._model, self._records, self._plan, self._batch_size = model, records, plan, batch_size
-        self._data: dict[str, EvaluationData] = {}
+    def __init__(self, model: tf.keras.Model, records: Records, batch_plan: BatchPlan, batch_size: int) -> None:
+        self._model, self._records, self._batch_plan = model, records, batch_plan
+        sizes = batch_plan.image_size, batch_size
+        self.data: Callable[[str], EvaluationData] = functools.cache(
+            lambda partition: evaluation_dataset(records, partition, batch_plan.task, *sizes)
+        )
+        self._trainer = functools.cache(lambda config: LocalTrainer(model, replace(config, algorithm=FED_AVG)))
 
     def evaluate(self, partition: str, title: str | None = None) -> dict[str, float]:
-        """The published metrics over all photos."""
-        if partition not in self._data:
-            plan = self._plan
-            self._data[partition] = evaluation_dataset(
-                self._records, partition, plan.task, plan.image_size, self._batch_size
-            )
-        data = self._data[partition]
+        data = self.data(partition)
         with Progress(data.num_photos, title or f"scoring {partition}", "photo") as progress:
-            return passes.evaluate(self._model, data, self._plan.task, progress)
+            return passes.evaluate(self._model, data, self._batch_plan.task, progress)
 
     def score_clients(self, partition: str, clients: Sequence[str]) -> list[ClientScore]:
-        """Each client's photos by themselves."""
-        return client_scores.score_clients(self._model, self._records, partition, clients, self._plan)
+        with Progress(len(clients), f"scoring {partition} clients", "client") as progress:
+            scores = []
+            for client_id in clients:
+                scores.append(self._score(client_id, self._decode_whole(self._records.read_user(partition, client_id))))
+                progress.add()
+            return scores
 
     def compare_local_training(
         self, partition: str, clients: Sequence[str], config: ClientConfig, seed: int
     ) -> list[LocalComparison]:
-        """Each client before and after local training."""
-        trainer = LocalTrainer(self._model, replace(config, algorithm=FED_AVG), is_binary=self._plan.task.is_binary)
-        return client_scores.compare_local_training(
-            trainer,
-            *(weights_of(self._model), self._records, partition, clients, self._plan, config.learning_rates[-1], seed),
-        )
+        trainer, weights = self._trainer(config), [tf.constant(weight) for weight in weights_of(self._model)]
+        rate = tf.constant(config.learning_rates[-1], tf.float32)
+        comparisons = []
+        with Progress(len(clients), f"training {partition} clients locally", "client") as progress:
+            for client_id in clients:
+                progress.add()
+                serialized = self._records.read_user(partition, client_id)
+                if len(serialized) < 2:
+                    continue
+                order = derive_generator(seed, "local split", client_id).permutation(len(serialized))
+                train, held_out = ([serialized[index] for index in half] for half in np.array_split(order, 2))
+                photos = self._decode_whole(held_out)
+                trainer.start(weights)
+                before = self._score(client_id, photos)
+                trainer.run(self._batches(train, seed, client_id).copy, rate, weights)
+                comparisons.append(LocalComparison(before, self._score(client_id, photos)))
+        trainer.start(weights)
+        return comparisons
+
+    def _decode_whole(self, serialized: Sequence[bytes]) -> Batch:
+        task, size = self._batch_plan.task, self._batch_plan.image_size
+        parsed = [augmentation.parse(tf.constant(one), task) for one in serialized]
+        pixels = [augmentation.decode_evaluation(photo, size, task.image_format) for photo, _ in parsed]
+        return tf.stack(pixels), tf.stack([labels for _, labels in parsed])
+
+    def _score(self, client_id: str, photos: Batch) -> ClientScore:
+        scores, losses = passes.predict_step(self._model)([photos])[0]
+        exact = histogram.exact_average_precision(scores.numpy().reshape(-1, 1), photos[1].numpy().reshape(-1, 1))[0]
+        return ClientScore(client_id, len(losses), float(np.mean(losses.numpy())), float(exact))
+
+    def _batches(self, serialized: Sequence[bytes], seed: int, client_id: str) -> list[Batch]:
+        batch_plan, photos = self._batch_plan, tf.constant(serialized, tf.string)
+        order, seeds = training_order(tf.size(photos), derive_seed(seed, "local training", client_id), batch_plan)
+        shown, decode = tf.gather(photos, order), decoder(batch_plan)
+        starts = range(0, int(order.shape[0]), batch_plan.batch_size)
+        return [decode(shown[i : i + batch_plan.batch_size], seeds[i : i + batch_plan.batch_size]) for i in starts]
 
 
 def weights_of(model: tf.keras.Model) -> list[np.ndarray]:
     """The model's weights, trainable ones first, in the order in which a runtime holds them."""
     return [variable.numpy() for variable in (*model.trainable_variables, *model.non_trainable_variables)]
+
+
+def sample_clients(client_ids: Sequence[str], count: int | None, seed: int) -> list[str]:
+    """`count` clients drawn without replacement (None: all), in their own order."""
+    if count is None or count >= len(client_ids):
+        return list(client_ids)
+    chosen = derive_generator(seed, "federated evaluation").choice(len(client_ids), count, replace=False)
+    return [client_ids[index] for index in sorted(chosen)]
+
+
+def evaluate_clients(
+    scorer: Scorer, clients: Sequence[str], folder: Path, local_training: ClientConfig | None, seed: int
+) -> dict[str, Any]:
+    """The spread of each metric over clients of the test partition, whose scores become CSV files in `folder`.
+
+    With `local_training`, also before and after each client is trained by itself.
+    """
+    scores = scorer.score_clients("test", clients)
+    found = {"count": len(scores), "test": _spread(scores, folder / "clients.csv")}
+    if local_training is not None:
+        compared = scorer.compare_local_training("test", clients, local_training, seed)
+        for name in ("before", "after"):
+            chosen = [getattr(one, name) for one in compared]
+            spread = _spread(chosen, folder / f"clients_{name}_local_training.csv")
+            found[f"{name}_local_training"] = {"count": len(chosen), **spread} if chosen else None
+    return found
+
+
+def _spread(scores: Sequence[ClientScore], path: Path) -> dict[str, dict[str, float]]:
+    atomic.write_csv(path, [ClientScore._fields, *scores])
+    metrics = ("loss", "micro_averaged_precision") if scores else ()
+    return {name: distribution([getattr(score, name) for score in scores]) for name in metrics}

@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from benchmark.federated.flags import EQUAL
+from benchmark.data.records import Records, Task
+from benchmark.federated.flags import EQUAL, TFF
 from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
+from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.plan import PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
 from benchmark.run.flags import Flags
 from benchmark.run.schedules import learning_rates
+from benchmark.training.flags import image_size
+from flair.errors import FlairError
+
+if TYPE_CHECKING:
+    from benchmark.data.clients import BatchPlan
+    from benchmark.data.source import Clients
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of, once the number of its clients is known."""
+
+    flags: Flags
+    records: Records
+    task: Task
+    clients: Clients
+    privacy_plan: PrivacyPlan | None
+    config: FederatedConfig
+    batch_plan: BatchPlan
+
+    @classmethod
+    def of(cls, flags: Flags, records: Records, task: Task, num_clients: int | None = None) -> Setup:
+        """`num_clients` is planned for; None: as many as there are."""
+        from benchmark.data.clients import BatchPlan
+
+        clients = _open_clients(flags, records)
+        num_clients = len(clients.client_ids) if num_clients is None else num_clients
+        check_cohort(flags, num_clients)
+        privacy_plan = privacy_plan_of(flags, num_clients)
+        epochs, most = flags.client_epochs_per_round, flags.max_elements_per_client
+        batch_plan = BatchPlan(task, image_size(flags), flags.client_batch_size, epochs, most)
+        return cls(flags, records, task, clients, privacy_plan, federated_config(flags, privacy_plan), batch_plan)
 
 
 def is_private(flags: Flags) -> bool:
@@ -44,6 +80,15 @@ def cohort_seed(flags: Flags) -> int:
     return int(flags.seed if flags.client_datasets_random_seed is None else flags.client_datasets_random_seed)
 
 
+def check_cohort(flags: Flags, num_clients: int) -> None:
+    """Refuses a cohort larger than the number of clients."""
+    if flags.clients_per_round > num_clients:
+        raise FlairError(
+            f"--clients_per_round={flags.clients_per_round}: there are only {num_clients:,} clients in the train "
+            "partition; give at most that many"
+        )
+
+
 def privacy_request(flags: Flags) -> PrivacyRequest:
     """What a private run asks for."""
     return PrivacyRequest(
@@ -65,11 +110,33 @@ def privacy_plan_of(flags: Flags, num_users: int) -> PrivacyPlan | None:
     return make_plan(num_users, privacy_request(flags)) if is_private(flags) else None
 
 
+def run_record(
+    flags: Flags, config: FederatedConfig, rounds: int, clip_norms: Sequence[float], has_key: bool
+) -> RunRecord:
+    """What happened in a private run so far; `has_key`: whether the noise key lies in the run folder."""
+    noise = config.noise
+    assert noise is not None
+    if flags.noise_key_file is not None:
+        key = KeyState.GIVEN
+    else:
+        key = KeyState.PRESENT if has_key else KeyState.DELETED
+    return RunRecord(
+        rounds_completed=rounds,
+        clip_norms=clip_norms,
+        target_unclipped_quantile=noise.target_unclipped_quantile or None,
+        clipped_count_stddev=noise.clipped_count_stddev,
+        artificial_users=flags.iid,
+        restored_model=flags.restore_model_path is not None,
+        noise_key=key,
+        drawn_by_tff=flags.runtime == TFF,
+    )
+
+
 def federated_config(flags: Flags, privacy_plan: PrivacyPlan | None) -> FederatedConfig:
     """The algorithm of the flags, with the noise of `privacy_plan`."""
     client = ClientConfig(
         algorithm=flags.algorithm,
-        learning_rates=_rates(flags, flags.client_learning_rate, flags.client_lr_schedule, flags.client_warmup_rounds),
+        learning_rates=_rates(flags, "client"),
         clipnorm=flags.client_clipnorm,
         global_clipnorm=flags.global_clipnorm,
         proximal_strength=flags.proximal_strength,
@@ -77,13 +144,7 @@ def federated_config(flags: Flags, privacy_plan: PrivacyPlan | None) -> Federate
     )
     server = OptimizerConfig(
         name=flags.server_optimizer,
-        learning_rates=_rates(
-            flags,
-            flags.server_learning_rate,
-            flags.server_lr_schedule,
-            flags.server_warmup_rounds,
-            flags.server_final_learning_rate,
-        ),
+        learning_rates=_rates(flags, "server", flags.server_final_learning_rate),
         momentum=flags.server_momentum,
         epsilon=flags.server_epsilon,
         beta_2=flags.server_beta_2,
@@ -111,6 +172,18 @@ def _noise_config(flags: Flags, privacy_plan: PrivacyPlan) -> NoiseConfig:
     )
 
 
-def _rates(flags: Flags, base: float, schedule: str, warmup: int, final: float = 0.0) -> tuple[float, ...]:
+def _rates(flags: Flags, side: str, final: float = 0.0) -> tuple[float, ...]:
+    base, schedule, warmup = (flags[f"{side}_{name}"] for name in ("learning_rate", "lr_schedule", "warmup_rounds"))
     rates: Sequence[float] = learning_rates(base, flags.total_rounds, schedule, warmup, final).tolist()
     return tuple(rates) if len(set(rates)) > 1 else (float(base),)
+
+
+def _open_clients(flags: Flags, records: Records) -> Clients:
+    from benchmark.data.source import training_clients
+    from benchmark.data.tfds import TFDSRecords
+
+    if isinstance(records, TFDSRecords) and not flags.iid:
+        from benchmark.data.tff_clients import FlairClientData
+
+        return FlairClientData(records)
+    return training_clients(records, flags.iid, flags.seed, flags.mean_datapoints_per_user)

@@ -1,11 +1,12 @@
-"""TFF's aggregator and server optimizer, called as plain TensorFlow functions: initialize, accumulate, merge, finish.
+"""TFF's aggregator and server optimizer as plain functions: initialize, accumulate, merge, finish.
 
-`compilation` cuts a TFF aggregation factory and a server optimizer into the graphs of a `RoundSpec`. Here they are
-called; that needs TensorFlow only, so that a worker process can do without TFF.
+`compilation` cuts them into the graphs of a `RoundSpec`. Calling these needs TensorFlow only, so that a worker process
+can do without TFF.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -32,36 +33,35 @@ class RoundSpec(NamedTuple):
     step: GraphSpec | None
     state_names: tuple[str, ...]
     measurement_names: tuple[str, ...]
-    result_names: tuple[str, ...]
 
 
 class Aggregation:
-    """Calls the graphs of a `RoundSpec`; each is loaded when it is first called, as a worker needs three of them.
+    """Calls the graphs of a `RoundSpec`.
 
     The server's state is a flat list of tensors named by `spec.state_names`; an aggregate is a flat list, too.
     """
 
     def __init__(self, spec: RoundSpec) -> None:
         self.spec = spec
-        self._graphs: dict[str, GraphFunction] = {}
-        self.num_weights = sum(name.startswith("weights/") for name in spec.state_names)
+        # Each graph is loaded when it is first asked for: a worker needs three of the eight.
+        self._graph = functools.cache(lambda phase: GraphFunction(getattr(spec, phase)))
+        self._num_weights = sum(name.startswith("weights/") for name in spec.state_names)
 
     def initialize(self, weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The state before round 0, with the given global weights (trainable ones first)."""
         state = self._graph("initialize")([])
-        if len(weights) != self.num_weights:
-            raise ValueError(f"expected {self.num_weights} weights, got {len(weights)}")
-        return [*map(tf.convert_to_tensor, weights), *state[self.num_weights :]]
+        if len(weights) != self._num_weights:
+            raise ValueError(f"expected {self._num_weights} weights, got {len(weights)}")
+        return [*map(tf.convert_to_tensor, weights), *state[self._num_weights :]]
 
     def weights(self, state: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The global weights in `state`."""
-        return list(state[: self.num_weights])
+        return list(state[: self._num_weights])
 
     def part(self, state: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         """The tensors of `state` below `name`, such as `base_optimizer`."""
-        return [
-            tensor for tensor, full in zip(state, self.spec.state_names, strict=True) if full.startswith(name + "/")
-        ]
+        named = zip(self.spec.state_names, state, strict=True)
+        return [tensor for full_name, tensor in named if full_name.startswith(f"{name}/")]
 
     def broadcast(self, state: Sequence[tf.Tensor], seed: tf.Tensor) -> list[tf.Tensor]:
         """What the aggregator sends to the clients of a round: the clip norm, a random rotation to encode by."""
@@ -78,7 +78,9 @@ class Aggregation:
         broadcast: Sequence[tf.Tensor],
         seed: tf.Tensor,
     ) -> list[tf.Tensor]:
-        """Clips and encodes one client's result (`spec.result_names`) and adds it; traceable in a tf.function.
+        """Clips and encodes one client's result and adds it; traceable in a tf.function.
+
+        A result is the update, its weight and, in MimeLite, the full gradient.
 
         Guarantee: under differential privacy what is added has an L2 norm of at most the clip norm in `broadcast`,
         whatever the update is. Edge cases: float32 rounding may exceed the bound by one part in 10^6; an update that is
@@ -112,11 +114,6 @@ class Aggregation:
         """Loads the graphs of these phases now, outside of any tf.function that will call them."""
         for phase in phases:
             self._graph(phase)
-
-    def _graph(self, phase: str) -> GraphFunction:
-        if phase not in self._graphs:
-            self._graphs[phase] = GraphFunction(getattr(self.spec, phase))
-        return self._graphs[phase]
 
     def _noise(self, normals: Callable[[int], np.ndarray] | None) -> list[tf.Tensor]:
         shapes = self._graph("update").normal_shapes

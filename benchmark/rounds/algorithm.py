@@ -1,7 +1,7 @@
-"""A `FederatedConfig` as TFF's own parts: optimizers, aggregation factory, and the whole learning process.
+"""A `FederatedConfig` as TFF's own parts: optimizers, aggregation factory, learning process.
 
-Both runtimes are built from here. `build_learning_process` is the unmodified `tff.learning.algorithms` process;
-`benchmark.rounds.compilation` takes the same aggregation factory and server optimizer for the in-process runtime.
+All runtimes are built from here. `build_learning_process` is the unmodified `tff.learning.algorithms` process;
+`benchmark.rounds.compilation` takes the same aggregation factory and server optimizer for the other runtimes.
 """
 
 from __future__ import annotations
@@ -32,31 +32,30 @@ AggregationFactory: TypeAlias = (
 
 
 class ClippedOptimizer(tff.learning.optimizers.Optimizer):
-    """Clips the gradients, then calls another TFF optimizer: Keras's `clipnorm`, which TFF's optimizers lack."""
+    """Clips the gradients, then calls another TFF optimizer: Keras's `clipnorm`, which TFF's optimizers lack.
+
+    Its hyperparameters are those of the other one, because TFF keeps them in the state that checkpoints hold.
+    """
 
     def __init__(self, base: tff.learning.optimizers.Optimizer, clipnorm: float, global_clipnorm: bool) -> None:
         self._base, self._clipnorm, self._global = base, clipnorm, global_clipnorm
 
     def initialize(self, specs: Any) -> Any:
-        """State of the wrapped optimizer."""
         return self._base.initialize(specs)
 
     def next(self, state: Any, weights: Any, gradients: Any) -> Any:
-        """One step with clipped gradients."""
         clipped = clip_gradients(tf.nest.flatten(gradients), self._clipnorm, self._global)
         return self._base.next(state, weights, tf.nest.pack_sequence_as(gradients, clipped))
 
     def get_hparams(self, state: Any) -> Any:
-        """Hyperparameters of the wrapped optimizer."""
         return self._base.get_hparams(state)
 
     def set_hparams(self, state: Any, hparams: Any) -> Any:
-        """Sets hyperparameters of the wrapped optimizer."""
         return self._base.set_hparams(state, hparams)
 
 
 class ProximalOptimizer(tff.learning.optimizers.Optimizer):
-    """FedProx as a client optimizer: adds mu * (weights - initial weights) to the gradient, then calls another one.
+    """FedProx as a client optimizer: adds mu * (weights - initial weights) to the gradient, then calls another.
 
     TFF 0.87's own `build_weighted_fed_prox` adds mu * (initial weights - weights) for Keras models, which drives
     clients away from the global model instead of holding them (the reverse of Li et al. 2020, eq. 2,
@@ -68,14 +67,12 @@ class ProximalOptimizer(tff.learning.optimizers.Optimizer):
         self._base, self._strength = base, strength
 
     def initialize(self, specs: Any) -> Any:
-        """State of the wrapped optimizer, and room for the initial weights."""
         zeros = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), specs)
         return collections.OrderedDict(
             base=self._base.initialize(specs), started=tf.constant(False), initial_weights=zeros
         )
 
     def next(self, state: Any, weights: Any, gradients: Any) -> Any:
-        """One step with the proximal term in the gradient."""
         anchor = tf.nest.map_structure(
             lambda initial, weight: tf.where(state["started"], initial, weight), state["initial_weights"], weights
         )
@@ -120,11 +117,7 @@ def build_base_optimizer(config: FederatedConfig) -> tff.learning.optimizers.Opt
 
 
 def build_aggregation_factory(config: FederatedConfig) -> AggregationFactory:
-    """Mean, robust or private aggregation of client updates, as TFF defines it.
-
-    Args:
-      config: `noise` chooses a `DifferentiallyPrivateFactory`, which is unweighted; else `aggregator` by name.
-    """
+    """Mean, robust or, with noise, private aggregation of client updates, as TFF defines it."""
     weighted, learning = config.client.weighted, tff.learning
     factory: AggregationFactory
     if config.noise is not None:
@@ -143,39 +136,37 @@ def build_aggregation_factory(config: FederatedConfig) -> AggregationFactory:
 
 
 def build_learning_process(
-    config: FederatedConfig,
-    model_fn: Callable[[], tff.learning.models.VariableModel],
+    config: FederatedConfig, model_fn: Callable[[], tff.learning.models.VariableModel]
 ) -> tff.learning.templates.LearningProcess:
     """The `tff.learning.algorithms` process of this configuration, for TFF's own runtime."""
     client, algorithms = config.client, tff.learning.algorithms
+    server_optimizer = build_optimizer(config.server_optimizer)
     if config.noise is not None and config.noise.mechanism is Mechanism.TREE:
         raise ValueError("TFF's own runtime cannot be given the noise of a tree")
     # TFF leaves out updates that are not finite, but not those whose norm is not.
     factory = tff.aggregators.zeroing_factory(MAX_UPDATE_NORM, build_aggregation_factory(config), norm_order=2.0)
     if isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
         factory = tff.aggregators.as_weighted_aggregator(factory)
-    weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if client.weighted else tff.learning.ClientWeighting.UNIFORM
     common: dict[str, Any] = {
         "model_aggregator": factory,
         "loop_implementation": tff.learning.LoopImplementation.DATASET_ITERATOR,
     }
-    server_optimizer = build_optimizer(config.server_optimizer)
     if client.algorithm == FED_SGD:
         return algorithms.build_fed_sgd(model_fn, server_optimizer, **common)
+    if client.algorithm != MIME_LITE and len(set(client.learning_rates)) > 1:
+        return algorithms.build_weighted_fed_avg_with_optimizer_schedule(
+            model_fn,
+            _rate_of_round(client.learning_rates),
+            lambda rate: build_client_optimizer(client, rate),
+            server_optimizer,
+            **common,
+        )
+    weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if client.weighted else tff.learning.ClientWeighting.UNIFORM
     common["client_weighting"] = weighting
     if client.algorithm == MIME_LITE:
         return algorithms.build_weighted_mime_lite(model_fn, build_base_optimizer(config), server_optimizer, **common)
-    if len(set(client.learning_rates)) == 1:
-        optimizer = build_client_optimizer(client, client.learning_rates[0])
-        return algorithms.build_weighted_fed_avg(model_fn, optimizer, server_optimizer, **common)
-    del common["client_weighting"]
-    return algorithms.build_weighted_fed_avg_with_optimizer_schedule(
-        model_fn,
-        _rate_of_round(client.learning_rates),
-        lambda rate: build_client_optimizer(client, rate),
-        server_optimizer,
-        **common,
-    )
+    optimizer = build_client_optimizer(client, client.learning_rates[0])
+    return algorithms.build_weighted_fed_avg(model_fn, optimizer, server_optimizer, **common)
 
 
 def _private_factory(noise: NoiseConfig) -> tff.aggregators.UnweightedAggregationFactory:

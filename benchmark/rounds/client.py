@@ -1,4 +1,4 @@
-"""What a client does: from global weights and its photos to local weights, on one resident model per process.
+"""What a client does: from global weights to local ones, on one resident model per process.
 
 The steps are the ones `tff.learning.algorithms` defines (FedAvg: McMahan et al. 2017, https://arxiv.org/abs/1602.05629;
 FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127; FedSGD and MimeLite as in TFF 0.87), but each step is a
@@ -27,28 +27,23 @@ class LocalTrainer:
       model: takes pixels [batch, height, width, 3] in 0..255, gives logits [batch, outputs].
       config: the client's algorithm.
       step: MimeLite's client step (`RoundSpec.step`).
-      is_binary: whether metrics carry their bare names.
 
     Attributes:
       metrics: of the client at hand, each batch scored before its step.
+      descends: whether a client's steps are gradient descent, so that `only_update` can stand for a client's only step.
+      gradient_sum: of the other algorithms: gradients of the client's photos, added up.
       has_moved: whether a step has changed the model's weights since `start`.
     """
 
-    def __init__(
-        self,
-        model: tf.keras.Model,
-        config: ClientConfig,
-        step: GraphSpec | None = None,
-        is_binary: bool = False,
-    ) -> None:
+    def __init__(self, model: tf.keras.Model, config: ClientConfig, step: GraphSpec | None = None) -> None:
         self.model, self.config = model, config
-        self.metrics = ScoreHistogram(model.output_shape[-1], is_binary)
+        self.metrics = ScoreHistogram(model.output_shape[-1])
         self.trainable = model.trainable_variables
-        self.gradient_sum = (
-            [tf.Variable(tf.zeros_like(v), trainable=False) for v in self.trainable]
-            if config.algorithm in (FED_SGD, MIME_LITE)
-            else []
-        )
+        self.descends = config.algorithm in (FED_AVG, FED_PROX)
+        self.gradient_sum = [
+            tf.Variable(tf.zeros_like(variable), trainable=False)
+            for variable in ([] if self.descends else self.trainable)
+        ]
         self._variables = [*model.trainable_variables, *model.non_trainable_variables]
         self._step = None if step is None else GraphFunction(step)
         self._loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
@@ -64,11 +59,6 @@ class LocalTrainer:
         for gradient_sum in self.gradient_sum:
             gradient_sum.assign(tf.zeros_like(gradient_sum))
         self.metrics.reset_state()
-
-    @property
-    def descends(self) -> bool:
-        """Whether a client's steps are gradient descent, so that `only_update` can stand for a client's only step."""
-        return self.config.algorithm in (FED_AVG, FED_PROX)
 
     def only_update(self, pixels: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor) -> list[tf.Tensor]:
         """Global minus local weights of a client of one batch, without moving the model; to be called while tracing.
@@ -88,7 +78,7 @@ class LocalTrainer:
         """Goes through the client's batches once (MimeLite: twice); returns the number of photos shown.
 
         Args:
-          batches: called once a pass: (pixels, labels) batches.
+          batches: gives the (pixels, labels) batches of a pass.
           learning_rate: float32 scalar.
           global_weights: what the client started from.
           optimizer_state: MimeLite's global optimizer state.
@@ -142,7 +132,7 @@ class LocalTrainer:
         )
 
     def _rates(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> list[tf.Tensor]:
-        """What each gradient is multiplied by: clipping scales the learning rate, not the gradient."""
+        """What each gradient is multiplied by. Clipping scales this number, because it need not write a gradient."""
         if self.config.clipnorm <= 0:
             return [learning_rate] * len(gradients)
         scales = clip_scales(gradients, self.config.clipnorm, self.config.global_clipnorm)
@@ -151,6 +141,7 @@ class LocalTrainer:
     def _descend(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
         rates = self._rates(gradients, learning_rate)
         for variable, gradient, rate in zip(self.trainable, gradients, rates, strict=True):
+            # One pass over the weights, and no product in memory.
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
     @tf.function(reduce_retracing=True)

@@ -44,25 +44,21 @@ def compile_round(
       base_optimizer: MimeLite's global optimizer, whose state follows the mean full gradient of the cohort
         (Karimireddy et al. 2020, Algorithm 1, https://arxiv.org/abs/2008.03606); None for the other algorithms.
     """
-    with tf.Graph().as_default():
-        weights_type = tff.types.to_type(
-            tff.learning.models.ModelWeights(
-                trainable=tuple(tff.TensorType(s.dtype.as_numpy_dtype, s.shape.as_list()) for s in trainable),
-                non_trainable=tuple(tff.TensorType(s.dtype.as_numpy_dtype, s.shape.as_list()) for s in non_trainable),
-            )
-        )
+    types = [
+        tuple(tff.TensorType(s.dtype.as_numpy_dtype, s.shape.as_list()) for s in specs)
+        for specs in (trainable, non_trainable)
+    ]
+    weights_type = tff.types.to_type(tff.learning.models.ModelWeights(*types))
     update_type = weights_type.trainable
     weighted = isinstance(aggregator, tff.aggregators.WeightedAggregationFactory)
     aggregation = aggregator.create(update_type, _WEIGHT_TYPE) if weighted else aggregator.create(update_type)
     finalizer = tff.learning.templates.build_apply_optimizer_finalizer(server_optimizer, weights_type)
-    mime = _MimeLite(base_optimizer, trainable, update_type) if base_optimizer is not None else None
+    mime = None if base_optimizer is None else _MimeLite(base_optimizer, trainable, update_type)
 
     @tff.tensorflow.computation
     def zero_weights():  # type: ignore[no-untyped-def]
-        return tff.learning.models.ModelWeights(
-            trainable=tuple(tf.zeros(s.shape, s.dtype) for s in trainable),
-            non_trainable=tuple(tf.zeros(s.shape, s.dtype) for s in non_trainable),
-        )
+        zeros = [tuple(tf.zeros(s.shape, s.dtype) for s in specs) for specs in (trainable, non_trainable)]
+        return tff.learning.models.ModelWeights(*zeros)
 
     @tff.federated_computation
     def initialize():  # type: ignore[no-untyped-def]
@@ -103,46 +99,33 @@ def compile_round(
     return RoundSpec(
         initialize=_graph_spec(tff.backends.mapreduce.get_state_initialization_computation(initialize)),
         **{phase: _graph_spec(getattr(form, phase)) for phase in _PHASES},
-        step=None if base_optimizer is None else _compile_step(base_optimizer, trainable),
+        step=None if mime is None else _graph_spec(mime.step),
         state_names=tuple(_flat_names(state_type)),
         measurement_names=tuple(_flat_names(measurement_type)),
-        result_names=tuple(_flat_names(tff.types.to_type(result_type))),
     )
 
 
-def _compile_step(optimizer: tff.learning.optimizers.Optimizer, trainable: Sequence[tf.TensorSpec]) -> GraphSpec:
-    """The optimizer's step as a graph: (state, weights, gradients) -> new weights, all flat."""
-    specs = tuple(trainable)
-    weights_type = tff.types.to_type(tuple(tff.TensorType(s.dtype.as_numpy_dtype, s.shape.as_list()) for s in specs))
-    initialize = tff.tensorflow.computation(lambda: optimizer.initialize(specs))
-
-    @tff.tensorflow.computation(initialize.type_signature.result, weights_type, weights_type)
-    def step(state, weights, gradients):  # type: ignore[no-untyped-def]
-        return optimizer.next(state, weights, gradients)[1]
-
-    return _graph_spec(step)
-
-
 class _MimeLite:
-    """MimeLite's second aggregation: the mean full gradient drives the state of the global base optimizer."""
+    """MimeLite's global optimizer: the mean full gradient drives its state, and clients take its step."""
 
     def __init__(
-        self,
-        optimizer: tff.learning.optimizers.Optimizer,
-        trainable: Sequence[tf.TensorSpec],
-        update_type: tff.Type,
+        self, optimizer: tff.learning.optimizers.Optimizer, trainable: Sequence[tf.TensorSpec], update_type: tff.Type
     ) -> None:
-        specs = tuple(trainable)
         # Of a round without any usable client the mean is zero, not a state that is NaN ever after.
         self.aggregation = tff.aggregators.MeanFactory(no_nan_division=True).create(update_type, _WEIGHT_TYPE)
-        self.initialize = tff.tensorflow.computation(lambda: optimizer.initialize(specs))
+        self.initialize = tff.tensorflow.computation(lambda: optimizer.initialize(tuple(trainable)))
+        state_type = self.initialize.type_signature.result
 
-        @tff.tensorflow.computation(self.initialize.type_signature.result, update_type)
+        @tff.tensorflow.computation(state_type, update_type)
         def update(state, gradient):  # type: ignore[no-untyped-def]
             zeros = tf.nest.map_structure(tf.zeros_like, gradient)
             return optimizer.next(state, zeros, gradient)[0]
 
-        self.update = update
+        @tff.tensorflow.computation(state_type, update_type, update_type)
+        def step(state, weights, gradients):  # type: ignore[no-untyped-def]
+            return optimizer.next(state, weights, gradients)[1]
+
+        self.update, self.step = update, step
 
 
 def _graph_spec(computation: tff.Computation) -> GraphSpec:
@@ -151,12 +134,8 @@ def _graph_spec(computation: tff.Computation) -> GraphSpec:
     graph_def = tf.compat.v1.GraphDef()
     block.graph_def.Unpack(graph_def)
     inputs = _flat_bindings(block.parameter) if block.HasField("parameter") else []
-    return GraphSpec(
-        graph_def.SerializeToString(deterministic=True),
-        tuple(inputs),
-        tuple(_flat_bindings(block.result)),
-        block.initialize_op,
-    )
+    serialized, outputs = graph_def.SerializeToString(deterministic=True), _flat_bindings(block.result)
+    return GraphSpec(serialized, tuple(inputs), tuple(outputs), block.initialize_op)
 
 
 def _flat_bindings(binding: Any) -> list[str]:

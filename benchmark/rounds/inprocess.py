@@ -1,7 +1,9 @@
 """The in-process runtime: one round of federated training, as the textbook has it.
 
-Clients train one after another on a resident model, and TFF's aggregator adds them up. Peak memory does not depend on
-the cohort: the model, the server's state, one aggregate and one client's update.
+`run_round` is the whole round. What it calls: `server.RoundServer` (the global weights, noise, the server's step),
+`shard.ShardTrainer` (client after client), `client.LocalTrainer` (the steps of a client) and `aggregation.Aggregation`
+(TFF's aggregator, which adds the updates up). Peak memory does not depend on the cohort: the model, the server's state,
+one aggregate and one client's update.
 """
 
 from __future__ import annotations
@@ -15,18 +17,18 @@ from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import FederatedConfig
 from benchmark.rounds.runtime import RoundResult
-from benchmark.rounds.server import RoundServer, ServedRuntime
+from benchmark.rounds.server import RoundServer
 from benchmark.rounds.shard import ShardTrainer
 
 
-class InProcessRuntime(ServedRuntime):
+class InProcessRuntime(RoundServer):
     """Runs rounds in this process, on its GPU when it has one.
 
     Args:
       model: the resident model; its weights are where training starts.
       config: algorithm, optimizers and aggregator.
       data: the training clients.
-      plan: how a client goes through its photos.
+      batch_plan: how a client goes through its photos.
       seed: of the run; order and augmentation of a round follow from it and the round's number.
       noise_key: of a private run, see `RoundServer`.
     """
@@ -36,20 +38,19 @@ class InProcessRuntime(ServedRuntime):
         model: tf.keras.Model,
         config: FederatedConfig,
         data: ClientData,
-        plan: BatchPlan,
+        batch_plan: BatchPlan,
         seed: int,
         noise_key: NoiseKey | None = None,
     ) -> None:
-        self.server = RoundServer(model, config, plan.task.is_binary, seed, noise_key)
-        aggregation = self.server.aggregation
-        self.trainer = LocalTrainer(model, config.client, aggregation.spec.step, plan.task.is_binary)
-        self._clients = ShardTrainer(self.trainer, aggregation, data, plan, seed)
+        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key)
+        self.trainer = LocalTrainer(model, config.client, self.aggregation.spec.step)
+        self._cohort = ShardTrainer(self.trainer, self.aggregation, data, batch_plan, seed)
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
         """Sends the global weights, trains each client and adds its update up, takes the server's step."""
-        sent = self.server.broadcast(round_number)
-        result = self._clients.train(sent, cohort)
-        return self.server.finish(round_number, [result])
+        sent = self.broadcast(round_number)
+        result = self._cohort.train(sent, cohort)
+        return self.finish(round_number, [result])
 
     def close(self) -> None:
-        """Nothing to end."""
+        pass

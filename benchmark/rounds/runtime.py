@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -25,8 +25,8 @@ class RoundResult:
     metrics: dict[str, float]
     measurements: dict[str, float]
     num_examples: int
-    noise_multipliers: tuple[float, ...] = field(default=())
-    refused_clients: tuple[str, ...] = field(default=())
+    noise_multipliers: tuple[float, ...] = ()
+    refused_clients: tuple[str, ...] = ()
 
     @property
     def update_rejected(self) -> bool:

@@ -39,29 +39,26 @@ class TffRuntime:
         model_fn: Callable[[], tf.keras.Model],
         config: FederatedConfig,
         data: ClientData,
-        plan: BatchPlan,
+        batch_plan: BatchPlan,
         seed: int,
     ) -> None:
-        self._data, self._plan, self._seed = data, plan, seed
+        self._data, self._seed = data, seed
         guard_worker()
-        model = model_fn()
-        weights = tff.learning.models.ModelWeights.from_model(model)
-        process = build_learning_process(config, lambda: _tff_model(model_fn(), plan))
-        self._process = process
+        weights = tff.learning.models.ModelWeights.from_model(model_fn())
+        self._process = build_learning_process(config, lambda: _tff_model(model_fn(), batch_plan))
 
         @tff.tensorflow.computation(_CLIENT_TYPE)
         def dataset_of(client: Any) -> tf.data.Dataset:
-            return client_dataset(client["serialized"], client["seed"], plan)
+            return client_dataset(client["serialized"], client["seed"], batch_plan)
 
-        composed = tff.simulation.compose_dataset_computation_with_learning_process(dataset_of, process)
+        composed = tff.simulation.compose_dataset_computation_with_learning_process(dataset_of, self._process)
         self._next = composed.next
         # Keras swaps the base classes of layers built inside TFF's graphs for their TF1 forms, in place; building a
         # model outside swaps them back, without which every model of this process would refuse to run.
-        _tff_model(model_fn(), plan)
-        self._state = process.set_model_weights(composed.initialize(), weights)
+        _tff_model(model_fn(), batch_plan)
+        self._state = self._process.set_model_weights(composed.initialize(), weights)
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
-        """Trains the cohort from the current global weights and updates them."""
         clients = [
             collections.OrderedDict(
                 # Objects, because NumPy's own byte strings lose trailing zero bytes.
@@ -84,16 +81,14 @@ class TffRuntime:
         return RoundResult(metrics, measurements, int(train["num_examples"]), self._noise_multipliers(), refused)
 
     def weights(self) -> list[np.ndarray]:
-        """The global weights, trainable ones first."""
         weights = self._process.get_model_weights(self._state)
         return [np.asarray(array) for array in [*weights.trainable, *weights.non_trainable]]
 
     def state(self) -> list[np.ndarray]:
-        """TFF's `LearningAlgorithmState`, flat."""
+        # TFF's `LearningAlgorithmState`, flat.
         return [np.asarray(array) for array in tf.nest.flatten(self._state)]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
-        """Continues from a saved `state()`."""
         self._state = tf.nest.pack_sequence_as(self._state, list(state))
 
     def _noise_multipliers(self) -> tuple[float, ...]:
@@ -105,21 +100,17 @@ class TffRuntime:
         return tuple(float(one.noise_multiplier) for one in events if hasattr(one, "noise_multiplier"))
 
     def close(self) -> None:
-        """Ends the worker process."""
         stop_workers()
 
 
-def _tff_model(model: tf.keras.Model, plan: BatchPlan) -> tff.learning.models.VariableModel:
-    outputs = plan.task.num_outputs
-    spec = (
-        tf.TensorSpec([None, *plan.image_size, 3], tf.uint8),
-        tf.TensorSpec([None, outputs], tf.float32),
-    )
+def _tff_model(model: tf.keras.Model, batch_plan: BatchPlan) -> tff.learning.models.VariableModel:
+    task = batch_plan.task
+    pixels = tf.TensorSpec([None, *batch_plan.image_size, 3], tf.uint8)
     return tff.learning.models.from_keras_model(
         model,
         loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
-        input_spec=spec,
-        metrics=[ScoreHistogram(outputs, plan.task.is_binary)],
+        input_spec=(pixels, tf.TensorSpec([None, task.num_outputs], tf.float32)),
+        metrics=[ScoreHistogram(task.num_outputs, task.is_binary)],
     )
 
 

@@ -136,7 +136,7 @@ def _parts(one: Sequence[RoundTiming], most: Sequence[RoundTiming], runtime: Ray
 
 def _merge(runtime: RayRuntime) -> tuple[float, int]:
     """Seconds that adding up two aggregates takes, and the bytes of one."""
-    aggregation = runtime.server.aggregation
+    aggregation = runtime.aggregation
     aggregate = aggregation.zero()
 
     def merge(_repetition: int) -> None:

@@ -1,4 +1,4 @@
-"""The flags that central and federated training share, with their names and defaults of the published benchmark."""
+"""The flags that central and federated training share, as published, and what they mean."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
+from benchmark.metrics.histogram import metric_names
 from benchmark.model.saved import COMPUTE_DTYPES
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, one_of, path, text
 from benchmark.training import plan as training_plan
@@ -16,8 +17,6 @@ from flair.files.regular_file import file_sha256
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-    from benchmark.model.loading import LoadReport
 
 MODELS = ("resnet18", "cnn")
 NORMALIZATIONS = ("auto", "group", "frozen_batch")
@@ -83,6 +82,15 @@ MODEL_FLAGS: Table = (
         least=1,
     ),
 )
+# Each command has these in a place of its own, which its --help shows.
+BEST_METRIC = text(
+    "best_metric",
+    "loss",
+    "Validation metric that chooses the best model; loss is minimized, any other maximized.",
+    Role.RESULT,
+)
+RUN_DIR = path("run_dir", None, "Folder of this run; none: the saved model's path without .h5.", Role.PLACE)
+OVERWRITE = boolean("overwrite", "Start over, forgetting the run that --run_dir holds.", Role.CALL)
 
 
 def image_size(flags: Flags) -> tuple[int, int]:
@@ -91,11 +99,7 @@ def image_size(flags: Flags) -> tuple[int, int]:
 
 
 def check_model_flags(flags: Flags) -> None:
-    """Refuses what cannot work, before anything heavy is imported.
-
-    Raises:
-      FlairError: names the flag, what was given and what is possible.
-    """
+    """Refuses what cannot work by a FlairError that names the flag, what was given and what is possible."""
     for name in ("image_height", "image_width"):
         if flags[name] > 4 * IMAGE_SIZE:
             raise FlairError(
@@ -117,14 +121,22 @@ def check_model_flags(flags: Flags) -> None:
         raise FlairError(f"--save_model_dir={save_dir}: is a file; expected a folder")
 
 
-def run_folder(flags: Flags, saved_model: Path) -> Path:
-    """Where the run writes: --run_dir, or beside the saved model.
+def check_best_metric(flags: Flags, task: Task) -> None:
+    """Refuses a `--best_metric` that evaluation does not give."""
+    known = metric_names(task.is_binary)
+    if flags.best_metric not in known:
+        raise FlairError(f"--best_metric={flags.best_metric}: no such metric; the metrics are {', '.join(known)}")
+
+
+def output_paths(flags: Flags, setting: str, num_outputs: int) -> tuple[Path, Path]:
+    """Path of the saved model, by its published name (`resnet18_central_17labels.h5`), and of the run folder.
 
     A --save_model_dir on the command line comes before the --run_dir of a --flagfile: a run repeated from its
     flags.txt elsewhere must not find itself complete.
     """
+    saved_model = Path(flags.save_model_dir) / f"{flags.model}_{setting}_{num_outputs}labels.h5"
     moved = flags.is_typed("save_model_dir") and not flags.is_typed("run_dir")
-    return saved_model.with_suffix("") if moved or not flags.run_dir else Path(flags.run_dir)
+    return saved_model, saved_model.with_suffix("") if moved or not flags.run_dir else Path(flags.run_dir)
 
 
 def open_task(flags: Flags) -> tuple[Records, Task]:
@@ -166,25 +178,20 @@ def model_arguments(flags: Flags, num_outputs: int) -> tuple[str, tuple[int, int
     return flags.model, (*image_size(flags), 3), num_outputs, frozen, flags.seed, flags.compute_dtype
 
 
-def restore_model(flags: Flags, model: tf.keras.Model) -> LoadReport | None:
-    """Loads `--restore_model_path`, if given; what was loaded and what was not."""
+def restore_model(flags: Flags, model: tf.keras.Model, is_announced: bool = True) -> None:
+    """Loads `--restore_model_path`, if given, and prints what was loaded and what was not."""
     from benchmark.model import loading
 
-    return None if flags.restore_model_path is None else loading.load_by_name(model, flags.restore_model_path)
+    if flags.restore_model_path is not None:
+        report = loading.load_by_name(model, flags.restore_model_path)
+        if is_announced:
+            print(f"{flags.restore_model_path}: {report}", flush=True)
 
 
 def restored_model(flags: Flags) -> dict[str, str] | None:
     """Path and SHA-256 of the file that training starts from, for run.json; None for random weights."""
     restore = flags.restore_model_path
-    if restore is None:
-        return None
-    return {"path": str(restore), "sha256": file_sha256(restore)}
-
-
-def build_model_from_flags(flags: Flags, num_outputs: int) -> tuple[tf.keras.Model, LoadReport | None]:
-    """`build_model` and `restore_model`."""
-    model = build_model(flags, num_outputs)
-    return model, restore_model(flags, model)
+    return None if restore is None else {"path": str(restore), "sha256": file_sha256(restore)}
 
 
 def model_lines(flags: Flags, task: Task, model: tf.keras.Model) -> list[str]:
@@ -207,8 +214,3 @@ def model_lines(flags: Flags, task: Task, model: tf.keras.Model) -> list[str]:
             weights,
         ),
     ]
-
-
-def model_file_name(flags: Flags, setting: str, num_outputs: int) -> str:
-    """Name of the saved model, as published: `resnet18_central_17labels.h5`."""
-    return f"{flags.model}_{setting}_{num_outputs}labels.h5"

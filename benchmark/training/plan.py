@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from benchmark.data.records import Records
+from benchmark.run import machine
 from flair.dataset.catalog import NUM_IMAGES, NUM_USERS, PARTITIONS
 from flair.errors import FlairError
 from flair.terminal.progress import duration
@@ -107,11 +108,11 @@ def rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
-def print_plan(program: str, lines: Iterable[str], next_command: str) -> None:
-    """Prints the plan with its heading and what to type next."""
+def print_plan(program: str, lines: Iterable[str]) -> None:
+    """Prints the plan with its heading, the machine and what to type next."""
     print(f"dry run of {program}: built, measured on a few throw-away steps; nothing trained, nothing written")
-    print("\n".join(lines))
-    print(f"next: {next_command}")
+    print("\n".join([*lines, *entry("machine", *machine.header().splitlines()[:1])]))
+    print("next: the same command without --dry_run and --num_users")
 
 
 def _seconds(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -12,6 +12,7 @@ from benchmark.data.pipeline import EvaluationData
 from benchmark.data.records import Task
 from benchmark.evaluation import passes
 from benchmark.run.machine import peak_bytes
+from benchmark.training.plan import Part, Population
 from flair.terminal.progress import size
 
 Batch = tuple[tf.Tensor, tf.Tensor]
@@ -19,29 +20,32 @@ _CPU_BATCH = 64  # larger ones are split without a GPU
 
 
 class Speed(NamedTuple):
-    """Photos a second, and how many photos were timed."""
+    """Photos per second, and how many photos were timed."""
 
     photos_per_second: float
     photos: int
 
 
-def evaluation_speed(model: tf.keras.Model, data: EvaluationData, task: Task, batch_size: int) -> Speed:
-    """Times the evaluation of one batch as large as evaluation makes them, after one that compiles it."""
+def scoring_parts(
+    model: tf.keras.Model, data: EvaluationData, task: Task, batch_size: int, population: Population, validations: int
+) -> tuple[list[Part], Speed]:
+    """The validations and the test of a training; their speed is timed on a batch as large as evaluation makes them."""
     photos = batch_size if tf.config.list_physical_devices("GPU") else min(batch_size, _CPU_BATCH)
     batch = tiled(next(iter(data)), photos)
-    passes.accumulate(model, [batch], task)
-    seconds = seconds_of(lambda: passes.accumulate(model, [batch], task))
-    return Speed(photos / seconds, photos)
+    passes.accumulate(model, [batch], task)  # compiles
+    speed = Speed(photos / seconds_of(lambda: passes.accumulate(model, [batch], task)), photos)
+    validated, tested = population.photos["val"], population.photos["test"]
+    return [
+        Part(f"validations of {validated:,} photos", validations, validated / speed.photos_per_second),
+        Part(f"test of {tested:,} photos", 1, tested / speed.photos_per_second),
+    ], speed
 
 
 def tiled(batch: Batch, photos: int) -> Batch:
     """A batch of exactly so many photos, repeated where there are fewer."""
     repeats = -(-photos // int(batch[1].shape[0]))
     images, labels = batch
-    return (
-        tf.tile(images, [repeats, *[1] * (len(images.shape) - 1)])[:photos],
-        tf.tile(labels, [repeats, 1])[:photos],
-    )
+    return (tf.tile(images, [repeats, *[1] * (len(images.shape) - 1)])[:photos], tf.tile(labels, [repeats, 1])[:photos])
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -54,8 +58,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 def memory_row() -> str:
     """The most memory that this process, and each GPU, held so far."""
     rows = [f"{size(peak_bytes())} in this process, at its peak so far"]
-    gpus: Sequence[tf.config.LogicalDevice] = tf.config.list_logical_devices("GPU")
-    for gpu in gpus:
+    for gpu in tf.config.list_logical_devices("GPU"):
         name = gpu.name.split("device:")[-1]
         rows.append(f"{size(tf.config.experimental.get_memory_info(name)['peak'])} on {name}")
     return ", ".join(rows)

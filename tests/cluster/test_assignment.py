@@ -18,11 +18,11 @@ COSTS = st.lists(st.floats(0, 1e4), max_size=60)
 @given(costs=COSTS, num_workers=st.integers(1, 12))
 def test_every_client_has_one_worker_and_loads_add_up(costs, num_workers):
     found = assign(costs, num_workers)
-    assert len(found.shares) == len(found.loads) == num_workers
-    assert sorted(itertools.chain(*found.shares)) == list(range(len(costs)))
-    for share, load in zip(found.shares, found.loads, strict=True):
-        assert list(share) == sorted(share)
-        assert load == pytest.approx(sum(costs[position] for position in share))
+    assert len(found.shards) == len(found.loads) == num_workers
+    assert sorted(itertools.chain(*found.shards)) == list(range(len(costs)))
+    for shard, load in zip(found.shards, found.loads, strict=True):
+        assert list(shard) == sorted(shard)
+        assert load == pytest.approx(sum(costs[position] for position in shard))
 
 
 @given(costs=st.lists(st.integers(1, 50), min_size=1, max_size=8), num_workers=st.integers(1, 3))
@@ -56,8 +56,8 @@ def test_a_client_costs_something_beyond_its_photos():
     """Two hundred users of one photo are more work than one user of two hundred."""
     assert client_cost(1, 2, 512) == 2 + CLIENT_OVERHEAD
     assert client_cost(600, 2, 512) == 1024 + CLIENT_OVERHEAD
-    shares = assign([client_cost(n, 1, 512) for n in (30, *[1] * 30)], 2).shares
-    assert len(shares[0]) > 1, "the worker with the large client also takes some of the small ones"
+    shards = assign([client_cost(n, 1, 512) for n in (30, *[1] * 30)], 2).shards
+    assert len(shards[0]) > 1, "the worker with the large client also takes some of the small ones"
 
 
 def test_without_clients_there_is_no_imbalance():

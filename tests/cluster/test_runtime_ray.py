@@ -306,7 +306,9 @@ def test_a_worker_lost_three_times_ends_the_run_and_its_log_is_named(source, pla
     assert "\n" not in str(raised.value)
 
 
-def test_a_cluster_that_is_too_small_is_refused(cluster):
+def test_a_cluster_that_is_too_small_is_refused(cluster, monkeypatch):
+    # A closed cluster cannot be asked anything any more.
+    monkeypatch.setattr(cluster, "close", lambda *_: monkeypatch.setattr(cluster, "resources", None))
     with pytest.raises(FlairError, match="--num_workers=9") as raised:
         WorkerPool(cluster, 9)
     assert "3 CPUs" in str(raised.value)

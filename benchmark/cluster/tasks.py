@@ -1,0 +1,95 @@
+"""What a Ray worker does in a run: it trains and scores shards of clients and photos on a resident model."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from benchmark.data.clients import BatchPlan
+from benchmark.data.pipeline import evaluation_rows
+from benchmark.data.source import ClientSource
+from benchmark.evaluation.passes import Evaluation, accumulate
+from benchmark.federated.scoring import ClientScore, LocalComparison, LocalScorer
+from benchmark.model.networks import build_model
+from benchmark.rounds.aggregation import Aggregation, RoundSpec
+from benchmark.rounds.client import LocalTrainer
+from benchmark.rounds.config import ClientConfig
+from benchmark.rounds.shard import Broadcast, ShardResult, ShardTrainer
+from flair.errors import FlairError
+
+
+class Job(NamedTuple):
+    """All that a worker needs to know of a run, once.
+
+    Attributes:
+      model: arguments of `networks.build_model`.
+      source: the clients' photos.
+      batch_plan: how a client goes through them.
+      client: what a client does.
+      seed: of the run.
+      round: TFF's aggregator as graphs.
+      eval_batch_size: photos per batch when scoring.
+      tensorflow: version that the run has.
+    """
+
+    model: tuple[Any, ...]
+    source: ClientSource
+    batch_plan: BatchPlan
+    client: ClientConfig
+    seed: int
+    round: RoundSpec
+    eval_batch_size: int
+    tensorflow: str
+
+
+class Tasks:
+    """The tasks of a run, as methods that `FederatedWorker.run` calls by name; all share one model."""
+
+    def __init__(self, job: Job) -> None:
+        if tf.__version__ != job.tensorflow:
+            raise FlairError(
+                f"machine {socket.gethostname()} has TensorFlow {tf.__version__}, the run {job.tensorflow}; install "
+                "the toolkit there with the same requirements.txt"
+            )
+        try:
+            self._records, clients = job.source.open()
+        except FlairError as error:
+            raise FlairError(f"machine {socket.gethostname()}: {error}") from None
+        self._model, self._task = build_model(*job.model), job.batch_plan.task
+        self._trainer = LocalTrainer(self._model, job.client, job.round.step)
+        self._shard = ShardTrainer(self._trainer, Aggregation(job.round), clients, job.batch_plan, job.seed)
+        self._scorer = LocalScorer(self._model, self._records, job.batch_plan, job.eval_batch_size)
+
+    def ready(self) -> None:
+        """Nothing: the model is built."""
+
+    def train(self, sent: Broadcast, clients: Sequence[str]) -> ShardResult:
+        """Trains these clients in a round."""
+        result = self._shard.train(sent, clients)
+        return result._replace(aggregate=[tensor.numpy() for tensor in result.aggregate])
+
+    def evaluate(self, weights: Sequence[np.ndarray], partition: str, shard: int, num_shards: int) -> Evaluation:
+        """The sums behind the metrics over every `num_shards`-th photo of a partition, from `shard` on."""
+        data = self._scorer.data(partition)
+        data.select(evaluation_rows(self._records, partition)[shard::num_shards])
+        self._set(weights)
+        return accumulate(self._model, data, self._task)
+
+    def score_clients(self, weights: Sequence[np.ndarray], partition: str, clients: Sequence[str]) -> list[ClientScore]:
+        """As `Scorer` has it, for these weights."""
+        self._set(weights)
+        return self._scorer.score_clients(partition, clients)
+
+    def compare_local_training(
+        self, weights: Sequence[np.ndarray], partition: str, clients: Sequence[str], config: ClientConfig, seed: int
+    ) -> list[LocalComparison]:
+        """As `Scorer` has it, for these weights."""
+        self._set(weights)
+        return self._scorer.compare_local_training(partition, clients, config, seed)
+
+    def _set(self, weights: Sequence[np.ndarray]) -> None:
+        self._trainer.start([tf.convert_to_tensor(weight) for weight in weights])
