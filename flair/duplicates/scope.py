@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import Record
 
-SCOPES = ("all", "cross_partition", "cross_user", "within_user")
 RELATIONS = ("across partitions", "across users of one partition", "within a user")
 # Scope -> the relations its pairs can have.
 COMPARED = {
@@ -75,7 +74,7 @@ def make_scope(name: str, records: Sequence[Record]) -> Scope:
     """Orders the photos; the result depends on the photos, not on their order in the file.
 
     >>> names = [Record("b", "1", (), (), "test"), Record("a", "2", (), (), "train"), Record("b", "3", (), (), "test")]
-    >>> [make_scope(scope, names).num_pairs() for scope in SCOPES]
+    >>> [make_scope(scope, names).num_pairs() for scope in COMPARED]
     [3, 2, 2, 1]
     """
     ordered = sorted(records, key=lambda record: (PARTITIONS.index(record.partition), record.user_id, record.image_id))
