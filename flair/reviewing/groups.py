@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from flair.curation.exclusion import Exclusion, connected_components, read_exclusion
+from flair.curation.exclusion import (
+    NEAR_DUPLICATES_FILE,
+    NEIGHBORS_FILE,
+    connected_components,
+    read_exclusion,
+)
 from flair.curation.reviews import NO_MARK, Pair, PairChange, Reviews, pair
 from flair.dataset.metadata import check_id
 from flair.errors import FlairError
 from flair.files import json_text
 from flair.reviewing.index import PhotoIndex
 
-NEAR_DUPLICATES_FILE = "near_duplicates.json"
-NEIGHBORS_FILE = "neighbors.json"
 # ImageNetV2's thresholds below which a pair is to be looked at (https://arxiv.org/abs/1902.10811, appendix).
 REVIEW_THRESHOLDS = {"l2": 1.2e8, "dssim": 0.2205}
 
@@ -78,10 +81,13 @@ def read_groups(folder: str | Path, index: PhotoIndex) -> Groups:
     if exclusion.ids and not any(image_id in index for image_id in exclusion.ids):
         raise FlairError(f"--duplicates={folder}: none of its photos is in the dataset; expected those found in it")
     called = [Group(tuple(sorted(name for name in group if name in index)), True) for group in exclusion.components]
-    similar = sorted(
-        (key for key, values in distances.items() if _is_similar(values) and not _joined(key, exclusion)),
-        key=lambda key: (distances[key].get("l2", math.inf), key),
+    near = (
+        (one, other)
+        for (one, other), values in distances.items()
+        if any(values.get(metric, math.inf) <= threshold for metric, threshold in REVIEW_THRESHOLDS.items())
+        and other not in exclusion.component_of(one)
     )
+    similar = sorted(near, key=lambda key: (distances[key].get("l2", math.inf), key))
     groups = [group for group in called if len(group.members) > 1] + [Group(key, False) for key in similar]
     return Groups(groups, distances)
 
@@ -140,13 +146,12 @@ def is_decided(group: Group, reviews: Reviews) -> bool:
     return NO_MARK not in decisions(group, reviews).values()
 
 
-def decide(members: Sequence[str], image_id: str, mark: str, reviews: Reviews) -> list[PairChange]:
+def decide(group: Group, image_id: str, mark: str, reviews: Reviews) -> list[PairChange]:
     """What changes when a photo of a group is marked.
 
     `not`: it is no duplicate of any other. `duplicate`: of the anchor, and so of none that is no duplicate of that one.
     The anchor itself is marked with all others.
     """
-    group = Group(tuple(sorted(members)), True)
     first = anchor(group, reviews)
     state = decisions(group, reviews)
     others = [name for name in group.members if name != image_id]
@@ -177,11 +182,3 @@ def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError
     return float(value)
-
-
-def _is_similar(values: Mapping[str, float]) -> bool:
-    return any(values.get(metric, math.inf) <= threshold for metric, threshold in REVIEW_THRESHOLDS.items())
-
-
-def _joined(key: Pair, exclusion: Exclusion) -> bool:
-    return key[1] in exclusion.component_of(key[0])
