@@ -70,12 +70,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("python -m flair.near_duplicates", DESCRIPTION)
     add = parser.add_argument
     add("--output_dir", type=path_flag, required=True, help="folder to write to")
-    add(
-        "--pairs",
-        choices=SCOPES,
-        default="all",
-        help="which pairs of photos are compared (default: all)",
-    )
+    add("--pairs", choices=SCOPES, default="all", help="which pairs of photos are compared (default: all)")
     add(
         "--partitions",
         type=_names(PARTITIONS),

@@ -64,15 +64,6 @@ class Testset:
     metadata_sha256: str | None = None
 
 
-def revision_name(set_name: str, revision: int) -> str:
-    """The name of one revision of a set.
-
-    >>> revision_name("flair-b", 0)
-    'flair-b-0'
-    """
-    return check_set_name(f"{set_name}-{revision}")
-
-
 def check_set_name(name: str) -> str:
     """Returns `name` if it can name a file and a partition, else raises a FlairError."""
     if not _NAME.fullmatch(name) or name in (*TESTSET_PARTITIONS, "dev"):

@@ -50,11 +50,6 @@ class Work(NamedTuple):
     computed: int = 0
     reused: int = 0
 
-    def __add__(self, other: object) -> Work:
-        if not isinstance(other, Work):
-            return NotImplemented
-        return Work(self.computed + other.computed, self.reused + other.reused)
-
 
 class NearPairs:
     """The search of one set of photos for pairs within `limit`, in a folder of its own below `cache_dir`.

@@ -45,8 +45,7 @@ class SignatureTable(NamedTuple):
 
     def read(self, photos: NDArray[Any] | range) -> NDArray[Any]:
         """SIGNATURE [k] of these photos."""
-        rows = self.rows[photos.start : photos.stop] if isinstance(photos, range) else self.rows[photos]
-        return np.asarray(map_rows(self.path, SIGNATURE)[rows])
+        return np.asarray(map_rows(self.path, SIGNATURE)[self.rows[np.asarray(photos)]])
 
 
 class Signatures(NamedTuple):

@@ -8,12 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from flair.curation.exclusion import (
-    NEAR_DUPLICATES_FILE,
-    NEIGHBORS_FILE,
-    connected_components,
-    read_exclusion,
-)
+from flair.curation.exclusion import NEAR_DUPLICATES_FILE, NEIGHBORS_FILE, connected_components, read_exclusion
 from flair.curation.reviews import NO_MARK, Pair, PairChange, Reviews, pair
 from flair.dataset.metadata import check_id
 from flair.errors import FlairError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flair.curation.exclusion import Exclusion, read_exclusion
-from flair.curation.manifest import Testset, check_absent, manifest_path, now, read_testset, revision_name
+from flair.curation.manifest import Testset, check_absent, check_set_name, manifest_path, now, read_testset
 from flair.curation.reviews import NO_REVIEWS, Reviews, read_reviews
 from flair.curation.scores import Scores, read_scores
 from flair.dataset.catalog import HELDOUT
@@ -98,7 +98,7 @@ def resample(plan: Plan) -> Resampled:
     if plan.starting_from is not None:
         previous = read_testset(manifest_path(plan.starting_from, plan.output_dir))
     revision = plan.revision if plan.revision is not None else 0 if previous is None else previous.revision + 1
-    name = revision_name(plan.name, revision)
+    name = check_set_name(f"{plan.name}-{revision}")
     check_absent(manifest_path(name, plan.output_dir))
     inputs = _read(plan, previous)
     # Half of the partition (or reference), whoever is refused: so that a refusal changes one photo, not the size.
