@@ -66,7 +66,7 @@ class Reviews(NamedTuple):
     def applied_to(self, exclusion: Exclusion) -> Exclusion:
         """The near duplicates as reviewers see them: pairs marked `duplicate` join, pairs marked `not` come apart.
 
-        In a component all pairs count as joined, but those marked `not`: a photo leaves a component of three when it
+        In a component all pairs count as joined, except those marked `not`: a photo leaves a component of three when it
         is marked `not` with both others.
         """
         apart = self.pairs_marked("not")

@@ -193,7 +193,7 @@ def _write(found: Found, settings: Settings) -> str:
 
 
 def _write_lines(path: Path, opening: str, lines: Iterable[str], closing: str) -> None:
-    """Writes JSON with one item a line, without holding it in memory."""
+    """Writes JSON with one item per line, without holding it in memory."""
     with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(opening)
         separator = "\n"

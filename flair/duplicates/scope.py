@@ -43,7 +43,7 @@ class Scope(NamedTuple):
         return np.ones(np.broadcast(first, second).shape, bool)
 
     def may_have(self, rows: range, columns: range) -> bool:
-        """Whether any pair of a row and a column, none of whose columns comes before the first row, can count."""
+        """Whether any pair of one of `rows` and one of `columns` can count; no column comes before the first row."""
         if self.name == "cross_partition":
             return bool(self.partition[rows[0]] != self.partition[columns[-1]])
         if self.name == "cross_user":

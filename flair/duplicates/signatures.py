@@ -38,7 +38,7 @@ _PAIRS_AT_ONCE = 1 << 20
 
 
 class SignatureTable(NamedTuple):
-    """The table in the cache, which stays on disk, and which of its rows is whose: `rows[k]` is that of photo k."""
+    """The table in the cache, which stays on disk; photo k has its row `rows[k]`."""
 
     path: Path
     rows: NDArray[np.int64]

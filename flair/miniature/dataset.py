@@ -78,7 +78,7 @@ def make_dataset(
       metadata_only: draw no photos.
       distinct_photos: draw this many photos and hard-link all others to them in turn. These then show other labels
         than they carry: for measuring speed at full scale, not for training.
-      num_workers: processes that draw; by default one a core, and this one alone for fewer than 500 photos.
+      num_workers: processes that draw; by default one per core, and this one alone for fewer than 500 photos.
 
     Raises:
       FlairError: a number out of range, or a folder that holds anything else.

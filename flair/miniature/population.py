@@ -140,7 +140,7 @@ def _users_for(num_images: int) -> int:
 
 
 def _scaled(sizes: Integers, total: int) -> Integers:
-    """`sizes` with what lies above one photo a user scaled to `total`, by largest remainders."""
+    """`sizes` with what lies above one photo per user scaled to `total`, by largest remainders."""
     extra = np.maximum(sizes - 1, 1e-3)  # so that users of one photo can grow when all others are as small
     exact = extra * ((total - len(sizes)) / extra.sum())
     scaled = np.floor(exact).astype(np.int64)
@@ -202,7 +202,7 @@ def _tastes(sizes: Integers, weights: Floats, concentration: float, rng: np.rand
 def _coarse_labels(
     tastes: Floats, owner: Integers, probabilities: Floats, rng: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
-    """Which photo carries which coarse label: bool [photos, 17], 1 to 9 a photo."""
+    """Which photo carries which coarse label: bool [photos, 17], 1 to 9 per photo."""
     edges = np.cumsum(tastes, axis=1)
     edges[:, -1] = 1.0
     scene = (rng.random((len(owner), 1)) >= edges[owner]).sum(axis=1)

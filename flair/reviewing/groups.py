@@ -41,7 +41,7 @@ class Groups:
         self._group_of = {name: group for group in reversed(self.groups) for name in group.members}
 
     def neighbors(self, image_id: str) -> dict[str, Mapping[str, float]]:
-        """The photos that one was compared with, nearest first, and their distances by metric."""
+        """The photos that `image_id` was compared with, nearest first, and their distances by metric."""
         found = {other: self.distances[pair(image_id, other)] for other in self._neighbors.get(image_id, ())}
         return dict(sorted(found.items(), key=lambda item: (item[1].get("l2", math.inf), min(item[1].values()))))
 
@@ -122,7 +122,7 @@ def anchor(group: Group, reviews: Reviews) -> str:
 
 
 def decisions(group: Group, reviews: Reviews) -> dict[str, str]:
-    """For each photo but the anchor: `duplicate` of it, `not`, or `none` where nothing is decided.
+    """For each photo except the anchor: `duplicate` of it, `not`, or `none` where nothing is decided.
 
     A duplicate of a duplicate is a duplicate of both; a photo that is not a duplicate of one is not one of the others.
     """
@@ -144,8 +144,8 @@ def is_decided(group: Group, reviews: Reviews) -> bool:
 def decide(group: Group, image_id: str, mark: str, reviews: Reviews) -> list[PairChange]:
     """What changes when a photo of a group is marked.
 
-    `not`: it is no duplicate of any other. `duplicate`: of the anchor, and so of none that is no duplicate of that one.
-    The anchor itself is marked with all others.
+    `not`: it is not a duplicate of any other photo. `duplicate`: it is one of the anchor, and so not one of the photos
+    that are not duplicates of the anchor. A mark of the anchor itself is for its pairs with all others.
     """
     first = anchor(group, reviews)
     state = decisions(group, reviews)

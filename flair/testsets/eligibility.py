@@ -24,7 +24,7 @@ NEAR_DUPLICATE = "near duplicate"
 UNREVIEWED = "unreviewed"
 REASONS = (BLACKLISTED, TOO_FEW_ANNOTATIONS, BELOW_THRESHOLD, NEAR_DUPLICATE, UNREVIEWED)
 
-# What `Exclusion.leaving` calls a partition from which a component that is not wholly inside leaves altogether.
+# For `Exclusion.leaving`: from this partition all photos of a component leave when one of them is elsewhere.
 _LEAVES_ALTOGETHER = "test"
 
 
