@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flair.dataset.catalog import PARTITIONS
-from flair.duplicates.rule import Thresholds, add_threshold_flags, thresholds_of
+from flair.duplicates.rule import METRICS, SCOPES, Thresholds, add_threshold_flags, thresholds_of
 from flair.terminal import command
 from flair.terminal.flags import finite_number, make_parser, positive_int
 from flair.terminal.paths import command_line, path_flag
@@ -23,15 +23,13 @@ noised, slightly cropped or mirrored. Every pair is accounted for: block means e
 others are compared in full. Writes neighbors.json, near_duplicates.json, duplicate_pairs.json, summary.json and
 summary.txt. What was computed is kept in --cache_dir by content; a run that was stopped continues when the same command
 is given again. See docs/audit.md."""
-_METRICS = ("sha256", "l2", "dssim", "features")
-_SCOPES = ("all", "cross_partition", "cross_user", "within_user")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, runs the audit, prints the summary; returns the exit code."""
     flags = _parse(argv)
 
-    from flair.duplicates.audit import audit
+    from flair.duplicates.audit import OUTPUT_FILES, audit
     from flair.terminal.progress import duration
 
     start = time.monotonic()
@@ -39,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = time.monotonic() - start
     print(outcome.text)
     print(*outcome.work_lines(seconds), sep="\n")
-    names = ", ".join(path.name for path in outcome.written)
-    print(f"Wrote {names} to {flags.output_dir} in {duration(seconds)}.")
+    print(f"Wrote {', '.join(OUTPUT_FILES)} to {flags.output_dir} in {duration(seconds)}.")
     folder, exclude = flags.dataset_dir, Path(flags.output_dir) / "near_duplicates.json"
     print("Next:", command_line("python -m flair.review", dataset_dir=folder, duplicates=flags.output_dir))
     prepare = {"dataset_dir": folder, "tfrecords_dir": "tfrecords", "exclude": exclude}
@@ -73,12 +70,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("python -m flair.near_duplicates", DESCRIPTION)
     add = parser.add_argument
     add("--output_dir", type=path_flag, required=True, help="folder to write to")
-    add(
-        "--pairs",
-        choices=_SCOPES,
-        default="all",
-        help="which pairs of photos are compared (default: all)",
-    )
+    add("--pairs", choices=SCOPES, default="all", help="which pairs of photos are compared (default: all)")
     add(
         "--partitions",
         type=_names(PARTITIONS),
@@ -88,7 +80,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--metrics",
-        type=_names(_METRICS),
+        type=_names(METRICS),
         metavar="NAMES",
         help="of sha256,l2,dssim,features, separated by commas; a pair is a near duplicate if it is one in each of "
         "them (default: sha256,l2,dssim, and features with --features)",
@@ -132,7 +124,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     flags = parser.parse_args(argv)
     if flags.metrics is None:
-        flags.metrics = _METRICS if flags.features else _METRICS[:3]
+        flags.metrics = METRICS if flags.features else METRICS[:3]
     if "features" in flags.metrics and not flags.features:
         parser.error(
             "--metrics=features needs --features=FILE.npy; make it with python -m benchmark.features_main "

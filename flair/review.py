@@ -68,10 +68,9 @@ def _export(flags: argparse.Namespace) -> int:
     """Writes the near duplicates as they are after the reviewers' marks, for --exclude."""
     from pathlib import Path
 
-    from flair.curation.exclusion import read_exclusion
+    from flair.curation.exclusion import NEAR_DUPLICATES_FILE, read_exclusion
     from flair.curation.reviews import read_reviews
     from flair.files import atomic
-    from flair.reviewing.groups import NEAR_DUPLICATES_FILE
 
     found = read_exclusion(Path(flags.duplicates) / NEAR_DUPLICATES_FILE)
     reviewed = read_reviews(flags.reviews).applied_to(found)

@@ -161,11 +161,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="X",
         help="score that a photo needs for its rarest label (default: none)",
     )
-    add(
-        "--tfrecords_dir",
-        type=path_flag,
-        help="prepared records: for seen_users and heldout (default: none)",
-    )
+    add("--tfrecords_dir", type=path_flag, help="prepared records: for seen_users and heldout (default: none)")
     flags = parser.parse_args(argv)
     _check(parser, flags)
     return flags

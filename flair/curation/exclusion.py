@@ -15,6 +15,9 @@ from flair.errors import FlairError
 from flair.files import json_text, regular_file
 
 TRAINING_PARTITION = "train"
+# What `python -m flair.near_duplicates` writes: who is a near duplicate of whom, and the distances of pairs.
+NEAR_DUPLICATES_FILE = "near_duplicates.json"
+NEIGHBORS_FILE = "neighbors.json"
 
 
 class Exclusion:
@@ -142,8 +145,7 @@ def read_exclusion(path: str | Path) -> Exclusion:
       FlairError: the file is missing, is neither of the two, or holds something that is not an id; one line naming it.
     """
     if Path(path).is_dir():
-        example = Path(path) / "near_duplicates.json"
-        raise FlairError(f"{path}: is a directory; expected a file, such as {example}")
+        raise FlairError(f"{path}: is a directory; expected a file, such as {Path(path) / NEAR_DUPLICATES_FILE}")
     try:
         content = json_text.parse(regular_file.read_bytes(path))
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from flair.curation.exclusion import TRAINING_PARTITION, Exclusion
 from flair.dataset.catalog import HELDOUT
-from flair.dataset.metadata import Record, User
+from flair.dataset.metadata import User
 
 
 class HeldOut(NamedTuple):
@@ -45,9 +45,6 @@ def hold_out(users: Iterable[User], fraction: Fraction, seed: int, exclusion: Ex
 def _choose(user: User, count: int, seed: int, exclusion: Exclusion | None) -> frozenset[str]:
     if count == 0:
         return frozenset()
-    free = sorted(record.image_id for record in user.records if _has_no_twin(record, exclusion))
+    ids = (record.image_id for record in user.records)
+    free = sorted(name for name in ids if exclusion is None or len(exclusion.component_of(name)) == 1)
     return frozenset(random.Random(f"{seed} {user.user_id}").sample(free, min(count, len(free))))
-
-
-def _has_no_twin(record: Record, exclusion: Exclusion | None) -> bool:
-    return exclusion is None or len(exclusion.component_of(record.image_id)) == 1

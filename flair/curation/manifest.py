@@ -18,7 +18,7 @@ from typing import Any
 from flair.dataset.catalog import HELDOUT, PARTITIONS
 from flair.dataset.metadata import check_id
 from flair.errors import FlairError
-from flair.files import atomic, checked_json, json_text, regular_file
+from flair.files import atomic, checked_json, regular_file
 
 FORMAT = "flair-testset"
 FORMAT_VERSION = 1
@@ -64,15 +64,6 @@ class Testset:
     metadata_sha256: str | None = None
 
 
-def revision_name(set_name: str, revision: int) -> str:
-    """The name of one revision of a set.
-
-    >>> revision_name("flair-b", 0)
-    'flair-b-0'
-    """
-    return check_set_name(f"{set_name}-{revision}")
-
-
 def check_set_name(name: str) -> str:
     """Returns `name` if it can name a file and a partition, else raises a FlairError."""
     if not _NAME.fullmatch(name) or name in (*TESTSET_PARTITIONS, "dev"):
@@ -103,8 +94,10 @@ def read_testset(path: str | Path) -> Testset:
       FlairError: the file is missing, is not a manifest, has a later format, or holds something other than image ids.
     """
     path = Path(path)
-    content = _read_object(path)
     try:
+        content = checked_json.parse(_read_bytes(path))
+        if not isinstance(content, dict):
+            raise FlairError(f"{path}: is not a test set: expected a JSON object, found {type(content).__name__}")
         if content.get("format", FORMAT) != FORMAT:
             raise ValueError(f"its format is {content['format']!r:.60}, expected {FORMAT!r}")
         version = content.get("format_version", FORMAT_VERSION)
@@ -163,22 +156,15 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_bytes(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise FlairError(f"{path}: has {path.stat().st_size:,} bytes, far more than a test set")
-        content = checked_json.parse(regular_file.read_bytes(path))
+        return regular_file.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         others = sorted(file.stem for file in path.parent.glob("*.json")) if path.parent.is_dir() else []
         known = f"{path.parent} has {', '.join(others[:20])}" if others else "flair.sample_testset makes one"
         raise FlairError(f"{path}: no such test set; {known}") from None
-    except json_text.BadJson as error:
-        raise FlairError(
-            f"{path}: is not a test set: {error}; expected a file that flair.sample_testset wrote"
-        ) from None
-    if not isinstance(content, dict):
-        raise FlairError(f"{path}: is not a test set: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def _parse(content: Mapping[str, Any], path: Path) -> Testset:

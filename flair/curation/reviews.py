@@ -6,12 +6,11 @@ was decided still holds. Each mark is kept with its reviewer and time, older one
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +66,7 @@ class Reviews(NamedTuple):
     def applied_to(self, exclusion: Exclusion) -> Exclusion:
         """The near duplicates as reviewers see them: pairs marked `duplicate` join, pairs marked `not` come apart.
 
-        In a component all pairs count as joined, but those marked `not`: a photo leaves a component of three when it
+        In a component all pairs count as joined, except those marked `not`: a photo leaves a component of three when it
         is marked `not` with both others.
         """
         apart = self.pairs_marked("not")
@@ -133,7 +132,11 @@ class ReviewFile:
         check_reviewer(reviewer)
         # Through a link, which the new file would replace: the lock is of the file that others may reach otherwise.
         path = Path(os.path.realpath(self.path))
-        with _locked(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        busy = f"{path}: another process has been writing there for a minute; stop it"
+        # The lock is on a file of its own: the reviews are replaced at each update, and a lock on them would go with
+        # them. The threads of this process have one besides, which does not depend on the file system.
+        with _THREADS, lock.exclusive(beside(path, "lock"), busy, patience=60):
             before = read_reviews(path) if path.exists() else NO_REVIEWS
             photos, pairs = dict(before.photos), dict(before.pairs)
             for item in change(before):
@@ -147,28 +150,18 @@ class ReviewFile:
         return after
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # The lock is on a file of its own: the reviews are replaced at each update, and a lock on them would go with them.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    busy = f"{path}: another process has been writing there for a minute; stop it"
-    # The threads of this process do not depend on the file system.
-    with _THREADS, lock.exclusive(beside(path, "lock"), busy, patience=60):
-        yield
-
-
 def read_reviews(path: str | Path) -> Reviews:
     """Reads a file of the review page.
 
     Raises:
       FlairError: the file is missing, was not written by the page, or was made by a later version; one line naming it.
     """
+    expected = "expected the reviews.json that python -m flair.review wrote"
     try:
         content = checked_json.parse(regular_file.read_bytes(path))
     except FileNotFoundError:
-        raise FlairError(f"{path}: no such file; expected the reviews.json that python -m flair.review wrote") from None
+        raise FlairError(f"{path}: no such file; {expected}") from None
     except json_text.BadJson as error:
-        expected = "expected the reviews.json that python -m flair.review wrote"
         raise FlairError(f"{path}: cannot be read: {error}; {expected}") from None
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flair.curation.exclusion import NEAR_DUPLICATES_FILE, NEIGHBORS_FILE
 from flair.dataset.metadata import load_records
 from flair.duplicates.features import read_features
 from flair.duplicates.report import (
@@ -27,13 +28,11 @@ from flair.duplicates.report import (
 )
 from flair.duplicates.rule import Thresholds, is_near_duplicate, may_be_duplicate
 from flair.duplicates.scope import Scope, make_scope
-from flair.duplicates.search import DEFAULT_CHUNK_SIZE, MAX_PAIRS, NEAR_PAIR, NearPairs, Work
+from flair.duplicates.search import MAX_PAIRS, NEAR_PAIR, NearPairs, Work
 from flair.duplicates.signatures import Signatures, equal, read_signatures
 from flair.errors import FlairError
 from flair.files import atomic, lock
 
-NEIGHBORS_FILE = "neighbors.json"
-NEAR_DUPLICATES_FILE = "near_duplicates.json"
 PAIRS_FILE = "duplicate_pairs.json"
 SUMMARY_FILE = "summary.json"
 SUMMARY_TEXT_FILE = "summary.txt"
@@ -46,24 +45,22 @@ class Settings(NamedTuple):
     dataset_dir: Path
     output_dir: Path
     cache_dir: Path
-    pairs: str = "all"
-    partitions: tuple[str, ...] = ("train", "val", "test")
-    metrics: tuple[str, ...] = ("sha256", "l2", "dssim")
-    top_k: int = 30
-    thresholds: Thresholds = Thresholds()
-    features: Path | None = None
-    mirrored: bool = True
-    brute_force: bool = False
-    chunk_size: int = DEFAULT_CHUNK_SIZE
-    num_workers: int = 1
+    pairs: str
+    partitions: tuple[str, ...]
+    metrics: tuple[str, ...]
+    top_k: int
+    thresholds: Thresholds
+    features: Path | None
+    mirrored: bool
+    brute_force: bool
+    chunk_size: int
+    num_workers: int
 
 
 class Outcome(NamedTuple):
-    """The summary, the files written, and the work it took: photos, pairs searched, and pairs compared in full."""
+    """The summary as text, and the work it took: photos, pairs searched, and pairs compared in full."""
 
-    summary: dict[str, Any]
     text: str
-    written: tuple[Path, ...]
     photos: Work
     searched: Work
     compared: Work
@@ -156,8 +153,8 @@ def _audit(settings: Settings) -> Outcome:
     if features is not None:
         distances = features.squared_distances(pairs["first"], pairs["second"])
     found = Found(scope, pairs, distances, _kinds(pairs, distances, signatures, settings))
-    num_reused = len(records) - signatures.num_computed
-    return _write(found, settings, Work(signatures.num_computed, num_reused), work)
+    text = _write(found, settings)
+    return Outcome(text, Work(signatures.num_computed, len(records) - signatures.num_computed), *work)
 
 
 def _kinds(
@@ -171,7 +168,8 @@ def _kinds(
     return kind
 
 
-def _write(found: Found, settings: Settings, photos: Work, work: list[Work]) -> Outcome:
+def _write(found: Found, settings: Settings) -> str:
+    """Writes all files; returns the summary as text."""
     listed = nearest(found.pairs, found.scope, settings.top_k)
     groups = components(found)
     described = {
@@ -191,11 +189,11 @@ def _write(found: Found, settings: Settings, photos: Work, work: list[Work]) -> 
     _write_lines(folder / PAIRS_FILE, "[", map(json.dumps, duplicate_pairs(found)), "]")
     atomic.write_json(folder / SUMMARY_FILE, summary)
     atomic.write_text(folder / SUMMARY_TEXT_FILE, text)
-    return Outcome(summary, text, tuple(folder / name for name in OUTPUT_FILES), photos, *work)
+    return text
 
 
 def _write_lines(path: Path, opening: str, lines: Iterable[str], closing: str) -> None:
-    """Writes JSON with one item a line, without holding it in memory."""
+    """Writes JSON with one item per line, without holding it in memory."""
     with atomic.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(opening)
         separator = "\n"

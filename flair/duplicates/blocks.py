@@ -4,10 +4,10 @@ Of each block the sum is kept, not the mean: a whole number that fits 16 bits, s
 256 pixels of a block, by Cauchy-Schwarz, sum (x - y)^2 >= (sum (x - y))^2 / 256; added up over all blocks and colours,
 l2(x, y) >= |sums(x) - sums(y)|^2 / 256 = 256 |means(x) - means(y)|^2.
 
-What is left of a block without its mean, its detail, is orthogonal to the mean, and two vectors are no nearer than
-their lengths: sum (x - y)^2 >= (sum (x - y))^2 / 256 + (|detail(x)| - |detail(y)|)^2. The length times 32, rounded down
-to a whole number of 16 bits, is kept too; lengths differ by more than (difference of the kept - 1) / 32. Either bound
-excludes pairs and never decides that two photos are alike.
+The detail of a block, which is the block less its mean, is orthogonal to the mean, and two vectors are at least as far
+from each other as their lengths: sum (x - y)^2 >= (sum (x - y))^2 / 256 + (|detail(x)| - |detail(y)|)^2. The length
+times 32, rounded down to a whole number of 16 bits, is kept too; lengths differ by more than (difference of the kept -
+1) / 32. Either bound excludes pairs and never decides that two photos are alike.
 """
 
 from __future__ import annotations

@@ -59,7 +59,6 @@ def measure(
     pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], thresholds: Thresholds, all_dssim: bool
 ) -> NDArray[Any]:
     """The distances of pairs of photos, NEAR_PAIR [k]; dssim of all, or only where it can decide."""
-
     found = np.zeros(len(pairs), NEAR_PAIR)
     found["dssim"] = np.nan
     for row, (one, other) in enumerate(pairs):
@@ -93,16 +92,13 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _counts(measured: NDArray[Any], thresholds: Thresholds) -> dict[str, int]:
-
     called = is_near_duplicate(measured, np.full(len(measured), np.nan), thresholds, ("l2", "dssim"))
     return {"reviewed": int((measured["l2"] <= thresholds.review_l2).sum()), "duplicates": int(called.sum())}
 
 
 def _shares(measured: NDArray[Any], thresholds: Thresholds) -> dict[str, Any]:
-
-    shares: dict[str, Any] = {
-        name: round(count / len(measured), 4) for name, count in _counts(measured, thresholds).items()
-    }
+    counts = _counts(measured, thresholds)
+    shares: dict[str, Any] = {name: round(count / len(measured), 4) for name, count in counts.items()}
     for name in ("l2", "correlation", "dssim"):
         low, middle, high = np.quantile(measured[name], [0.05, 0.5, 0.95])
         shares[name] = {"5%": float(low), "50%": float(middle), "95%": float(high)}

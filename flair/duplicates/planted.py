@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flair.dataset.catalog import IMAGE_SIZE
+from flair.duplicates.distance import mirror
 
 Pixels = NDArray[np.uint8]
 _QUALITY = 85  # of the JPEG that every altered copy ends in
@@ -40,11 +41,6 @@ def cropped(pixels: Pixels, border: int) -> Pixels:
     return np.asarray(Image.fromarray(inner).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
 
 
-def mirrored(pixels: Pixels) -> Pixels:
-    """Turned left to right."""
-    return np.ascontiguousarray(pixels[:, ::-1])
-
-
 KINDS: dict[str, Callable[[Pixels, np.random.Generator], bytes]] = {
     "re-encoded, quality 75": lambda pixels, _rng: jpeg(pixels, 75),
     "re-encoded, quality 30": lambda pixels, _rng: jpeg(pixels, 30),
@@ -56,8 +52,8 @@ KINDS: dict[str, Callable[[Pixels, np.random.Generator], bytes]] = {
     "cropped by 1 pixel a side": lambda pixels, _rng: jpeg(cropped(pixels, 1)),
     "cropped by 2 pixels a side": lambda pixels, _rng: jpeg(cropped(pixels, 2)),
     "cropped by 4 pixels a side": lambda pixels, _rng: jpeg(cropped(pixels, 4)),
-    "mirrored": lambda pixels, _rng: jpeg(mirrored(pixels)),
-    "mirrored, resized, noise of 3": lambda pixels, rng: jpeg(noised(resized(mirrored(pixels), 192), 3, rng)),
+    "mirrored": lambda pixels, _rng: jpeg(mirror(pixels)),
+    "mirrored, resized, noise of 3": lambda pixels, rng: jpeg(noised(resized(mirror(pixels), 192), 3, rng)),
 }
 
 

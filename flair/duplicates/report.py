@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from flair.curation.exclusion import Exclusion, connected_components
 from flair.dataset.catalog import PARTITIONS
+from flair.duplicates.rule import METRICS
 from flair.duplicates.scope import COMPARED, RELATIONS, Scope
 from flair.terminal.table import Columns
 
-METRICS = ("sha256", "l2", "dssim", "features")
 KINDS = ("same file", "same pixels", "near")
 RULE = (
     "A component of near duplicates that has photos in several partitions leaves val and test; train keeps its photos.",
@@ -150,12 +150,12 @@ def summarize(found: Found, groups: Sequence[frozenset[str]], review_dssim: floa
     leaving = {name: len(exclusion.leaving(inside, name)) for name, inside in ids.items()}
     return {
         "photos": {name: len(inside) for name, inside in ids.items()},
-        "users": dict(_users(scope)),
+        "users": dict(Counter({record.user_id: record.partition for record in scope.records}.values())),
         "pairs_in_scope": scope.num_pairs(),
         "not_compared": [name for name in RELATIONS if name not in COMPARED[scope.name]],
         "pairs_to_review": {
             "total": len(pairs),
-            "by relation": _by_relation(relation),
+            "by relation": {name: int((relation == code).sum()) for code, name in enumerate(RELATIONS)},
             "of these within the dssim threshold, where it was computed": int((pairs["dssim"] <= review_dssim).sum()),
         },
         "duplicate_pairs": {
@@ -213,14 +213,6 @@ def summary_text(summary: dict[str, Any]) -> str:
     leaving = ", ".join(f"{name} {count:,}" for name, count in summary["resolution"]["leaving"].items())
     rules = (f"  {sentence}" for sentence in summary["resolution"]["rule"])
     return "\n".join([*lines, "Rule:", *rules, f"  So these leave: {leaving}.", ""])
-
-
-def _users(scope: Scope) -> Counter[str]:
-    return Counter({record.user_id: record.partition for record in scope.records}.values())
-
-
-def _by_relation(relation: NDArray[np.int8]) -> dict[str, int]:
-    return {name: int((relation == code).sum()) for code, name in enumerate(RELATIONS)}
 
 
 def _between_partitions(found: Found) -> dict[str, int]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+METRICS = ("sha256", "l2", "dssim", "features")
+SCOPES = ("all", "cross_partition", "cross_user", "within_user")
+
 
 class Thresholds(NamedTuple):
     """Distances up to which a pair is reviewed or called a duplicate, and the least correlation of its detail.

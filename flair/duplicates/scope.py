@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import Record
 
-SCOPES = ("all", "cross_partition", "cross_user", "within_user")
 RELATIONS = ("across partitions", "across users of one partition", "within a user")
 # Scope -> the relations its pairs can have.
 COMPARED = {
@@ -44,7 +43,7 @@ class Scope(NamedTuple):
         return np.ones(np.broadcast(first, second).shape, bool)
 
     def may_have(self, rows: range, columns: range) -> bool:
-        """Whether any pair of a row and a column, none of whose columns comes before the first row, can count."""
+        """Whether any pair of one of `rows` and one of `columns` can count; no column comes before the first row."""
         if self.name == "cross_partition":
             return bool(self.partition[rows[0]] != self.partition[columns[-1]])
         if self.name == "cross_user":
@@ -75,7 +74,7 @@ def make_scope(name: str, records: Sequence[Record]) -> Scope:
     """Orders the photos; the result depends on the photos, not on their order in the file.
 
     >>> names = [Record("b", "1", (), (), "test"), Record("a", "2", (), (), "train"), Record("b", "3", (), (), "test")]
-    >>> [make_scope(scope, names).num_pairs() for scope in SCOPES]
+    >>> [make_scope(scope, names).num_pairs() for scope in COMPARED]
     [3, 2, 2, 1]
     """
     ordered = sorted(records, key=lambda record: (PARTITIONS.index(record.partition), record.user_id, record.image_id))

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,13 +34,13 @@ NEAR_PAIR = np.dtype(
 )
 MAX_PAIRS = 30_000_000  # held in memory, about 2 GB
 MAX_BRUTE_FORCE_PHOTOS = 4000  # held in memory, 800 MB
-DEFAULT_CHUNK_SIZE = 4096
 _VERSION = 1  # raised whenever the same photos would give other pairs than before
 _CANDIDATE = np.dtype([("first", "<i4"), ("second", "<i4")])
 _STRUCTURE = np.dtype([("first", "<i4"), ("second", "<i4"), ("dssim", "<f8")])
 _PAIRS_PER_TASK = 128
 _PAIRS_AT_ONCE = 4096  # of which signatures are read, 14 MB
 _NEARBY = 1024  # photos whose pairs are compared one after the other, while they are decoded
+_Measure = Callable[[Context, list[ComparedPair]], NDArray[Any]]
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
@@ -49,11 +49,6 @@ class Work(NamedTuple):
 
     computed: int = 0
     reused: int = 0
-
-    def __add__(self, other: object) -> Work:
-        if not isinstance(other, Work):
-            return NotImplemented
-        return Work(self.computed + other.computed, self.reused + other.reused)
 
 
 class NearPairs:
@@ -72,7 +67,7 @@ class NearPairs:
         both_orientations: bool,
         cache_dir: Path,
         num_workers: int,
-        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        chunk_size: int,
     ) -> None:
         self._context = Context(dataset_dir, both_orientations)
         self._scope, self._signatures, self._limit = scope, signatures, limit
@@ -133,35 +128,33 @@ class NearPairs:
         """Fills in the dssim of the pairs that are `needed`, bool [k]; `cached` uses and saves what is known."""
         if not cached:
             self.structured = Work(int(needed.sum()))
-            for task, start in zip(self._tasks(pairs[needed]), range(0, len(pairs), _PAIRS_PER_TASK), strict=False):
-                rows = np.flatnonzero(needed)[start : start + _PAIRS_PER_TASK]
-                pairs["dssim"][rows] = compare.compare_structure(self._context, task)
+            found = [compare.compare_structure(self._context, task) for task in self._tasks(pairs[needed])]
+            pairs["dssim"][needed] = np.concatenate([np.empty(0), *found])
             return
         path = self._folder / "structure.npy"
         known = read_rows(path, _STRUCTURE) if path.exists() else np.empty(0, _STRUCTURE)
         pairs["dssim"][np.searchsorted(_order(pairs), _order(known))] = known["dssim"]
-        exact = needed & (pairs["l2"] == 0)
-        pairs["dssim"][exact] = 0.0
+        pairs["dssim"][needed & (pairs["l2"] == 0)] = 0.0
         missing = needed & np.isnan(pairs["dssim"])
         self.structured = Work(int(missing.sum()), int((needed & ~missing).sum()))
         if missing.any():
-            pairs["dssim"][missing] = self._structure_of(pairs[missing])
+            todo = pairs[missing]
+            # Which pairs are to be done depends on what is known, so the unfinished work is named after them.
+            store = PartStore(self._folder / f"structure-{_digest(todo.tobytes())}", np.dtype("<f8"))
+            pairs["dssim"][missing] = self._measured(compare.compare_structure, todo, store, "dssim")
             done = pairs[~np.isnan(pairs["dssim"])]
-            table = np.empty(len(done), _STRUCTURE)
-            for name in _STRUCTURE.names or ():
-                table[name] = done[name]
-            write_rows(path, table)
+            write_rows(path, done[list(_STRUCTURE.names or ())].astype(_STRUCTURE))
         self._tidy("structure-*")
         # Other runs may have asked for more; the result is the same without them.
         pairs["dssim"][~needed] = np.nan
 
-    def _structure_of(self, todo: NDArray[Any]) -> NDArray[np.float64]:
-        # Which pairs are to be done depends on what is known, so the unfinished work is named after them.
-        store = PartStore(self._folder / f"structure-{_digest(todo.tobytes())}", np.dtype("<f8"))
-        with Progress(len(todo), "dssim", "pair", done=min(store.done * _PAIRS_PER_TASK, len(todo))) as progress:
-            tasks = itertools.islice(self._tasks(todo), store.done, None)
+    def _measured(self, measure: _Measure, pairs: NDArray[Any], store: PartStore, what: str) -> NDArray[Any]:
+        """What `measure` gives for the pairs, in their order; `store` keeps what is done, and has what was done."""
+        done = min(store.done * _PAIRS_PER_TASK, len(pairs))
+        with Progress(len(pairs), what, "pair", done=done) as progress:
+            tasks = itertools.islice(self._tasks(pairs), store.done, None)
             try:
-                for found in map_in_order(compare.compare_structure, self._context, tasks, self._num_workers):
+                for found in map_in_order(measure, self._context, tasks, self._num_workers):
                     store.add(found)
                     progress.add(len(found))
             finally:
@@ -211,21 +204,11 @@ class NearPairs:
         todo = candidates[~same]
         store = PartStore(self._folder / "distances", compare.DISTANCE)
         done = min(store.done * _PAIRS_PER_TASK, len(todo))
-        with Progress(len(todo), "l2", "pair", done=done) as progress:
-            tasks = itertools.islice(self._tasks(todo), store.done, None)
-            try:
-                for found in map_in_order(compare.compare, self._context, tasks, self._num_workers):
-                    store.add(found)
-                    progress.add(len(found))
-            finally:
-                store.save()
-        distances = np.zeros(len(candidates), compare.DISTANCE)
-        distances[~same] = store.rows()
         self.compared = Work(len(todo) - done, done)
+        distances = np.zeros(len(candidates), compare.DISTANCE)
+        distances[~same] = self._measured(compare.compare, todo, store, "l2")
         near = distances["l2"] <= self._limit
-        pairs = near_pairs(candidates[near], distances[near], self._signatures.table)
-        compare.forget_photos()
-        return pairs
+        return near_pairs(candidates[near], distances[near], self._signatures.table)
 
     def _tidy(self, *patterns: str) -> None:
         """Removes unfinished work that is finished now, and what a killed run left."""
@@ -318,7 +301,4 @@ def _order(pairs: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _digest(*parts: bytes) -> str:
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(part)
-    return sha.hexdigest()[:32]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:32]

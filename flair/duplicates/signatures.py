@@ -38,15 +38,14 @@ _PAIRS_AT_ONCE = 1 << 20
 
 
 class SignatureTable(NamedTuple):
-    """The table in the cache, which stays on disk, and which of its rows is whose: `rows[k]` is that of photo k."""
+    """The table in the cache, which stays on disk; photo k has its row `rows[k]`."""
 
     path: Path
     rows: NDArray[np.int64]
 
     def read(self, photos: NDArray[Any] | range) -> NDArray[Any]:
         """SIGNATURE [k] of these photos."""
-        rows = self.rows[photos.start : photos.stop] if isinstance(photos, range) else self.rows[photos]
-        return np.asarray(map_rows(self.path, SIGNATURE)[rows])
+        return np.asarray(map_rows(self.path, SIGNATURE)[self.rows[np.asarray(photos)]])
 
 
 class Signatures(NamedTuple):
@@ -56,11 +55,6 @@ class Signatures(NamedTuple):
     file_sha256: NDArray[np.uint8]
     pixel_sha256: NDArray[np.uint8]
     num_computed: int
-
-
-class _Context(NamedTuple):
-    dataset_dir: Path
-    known: frozenset[bytes]
 
 
 def read_signatures(dataset_dir: Path, records: Sequence[Record], cache_dir: Path, num_workers: int) -> Signatures:
@@ -74,7 +68,7 @@ def read_signatures(dataset_dir: Path, records: Sequence[Record], cache_dir: Pat
     _merge_parts(cache_dir)
     row_of = _row_of(_open_table(cache_dir))
     num_cached = len(row_of)
-    context = _Context(dataset_dir, frozenset(row_of))
+    context = (dataset_dir, frozenset(row_of))
     slim = (record._replace(labels=(), fine_grained_labels=()) for record in records)
     tasks = list(batches(slim, _PHOTOS_PER_TASK, lambda _record: 1))
     file_digests: list[bytes] = []
@@ -118,13 +112,14 @@ def pixel_signature(data: bytes, pixels: NDArray[np.uint8], image_id: str) -> ND
     return row
 
 
-def _sign(context: _Context, records: list[Record]) -> tuple[list[bytes], NDArray[Any]]:
+def _sign(context: tuple[Path, frozenset[bytes]], records: list[Record]) -> tuple[list[bytes], NDArray[Any]]:
     """The digests of all these files, and the signatures, SIGNATURE [k], of those that are not known."""
+    dataset_dir, known = context
     digests, computed = [], [np.empty(0, SIGNATURE)]
     for record in records:
-        data, where = images.read_file(context.dataset_dir, record)
+        data, where = images.read_file(dataset_dir, record)
         digests.append(hashlib.sha256(data).digest())
-        if digests[-1] not in context.known:
+        if digests[-1] not in known:
             computed.append(pixel_signature(data, images.decode(data, where).data, record.image_id))
     return digests, np.concatenate(computed)
 

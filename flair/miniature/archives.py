@@ -54,16 +54,13 @@ def pack(dataset_dir: str | Path, archives_dir: str | Path, num_archives: int, *
                 with atomic.replacing(path) as temporary:
                     _write_archive(temporary, Path(dataset_dir), top, image_ids[start:stop])
                 written.append(path)
-                listed.append({"name": path.name, **_measure(path), "photos": stop - start})
+                measured: dict[str, int | str] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+                listed.append({"name": path.name, **measured, "photos": stop - start})
                 progress.add(stop - start)
             manifest = archives / Path(url_path_of(0)).parent / MANIFEST_FILE
             atomic.write_json(manifest, {"archives": listed})
             written.append(manifest)
     return written
-
-
-def _measure(path: Path) -> dict[str, int | str]:
-    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _write_archive(path: Path, dataset_dir: Path, top: str, image_ids: list[str]) -> None:

@@ -78,7 +78,7 @@ def make_dataset(
       metadata_only: draw no photos.
       distinct_photos: draw this many photos and hard-link all others to them in turn. These then show other labels
         than they carry: for measuring speed at full scale, not for training.
-      num_workers: processes that draw; by default one a core, and this one alone for fewer than 500 photos.
+      num_workers: processes that draw; by default one per core, and this one alone for fewer than 500 photos.
 
     Raises:
       FlairError: a number out of range, or a folder that holds anything else.
@@ -115,12 +115,10 @@ def make_dataset(
             from flair.parallel.processes import default_num_workers
 
             if num_workers is None:
-                num_workers = (
-                    default_num_workers() if min(len(records), distinct_photos or math.inf) >= _FEW_PHOTOS else 1
-                )
-            write_photos(
-                folder, records, Painter(taxonomy, seed, style_strength, dialect), distinct_photos, num_workers
-            )
+                is_small = min(len(records), distinct_photos or math.inf) < _FEW_PHOTOS
+                num_workers = 1 if is_small else default_num_workers()
+            painter = Painter(taxonomy, seed, style_strength, dialect)
+            write_photos(folder, records, painter, distinct_photos, num_workers)
         write_metadata(folder / METADATA_FILE, records)
     return Made(folder, recipe.num_users, recipe.num_images, time.monotonic() - start, was_there)
 

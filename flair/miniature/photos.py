@@ -21,7 +21,12 @@ from flair.miniature.taxonomy import FineLabel
 JPEG_QUALITY: Final = 75
 _MAX_MOTIFS = 14  # drawn in a photo, each coarse label at least once
 _TEXTURE_SIZE = 512
-_TEXTURE_SCALES = ((3, 24.0), (12, 18.0), (48, 13.0), (200, 13.0))  # (cells a side, standard deviation) of each octave
+_TEXTURE_SCALES = (
+    (3, 24.0),
+    (12, 18.0),
+    (48, 13.0),
+    (200, 13.0),
+)  # (cells per side, standard deviation) of each octave
 _NUM_TEXTURES = 6
 _PHOTO_STREAM, _STYLE_STREAM, _TEXTURE_STREAM = 1, 2, 3
 _RANDOM_NUMBERS = 320  # enough for the busiest photo
@@ -156,9 +161,8 @@ def _background(style: Style, chance: Iterator[float]) -> Image.Image:
     left, top = (int(next(chance) * (_TEXTURE_SIZE - IMAGE_SIZE)) for _ in range(2))
     texture = _textures()[style.texture].crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
     shift = 60 * (next(chance) - 0.5)
-    return Image.merge(
-        "RGB", [texture.point(_ramp(a + shift, b + shift)) for a, b in zip(*style.background, strict=True)]
-    )
+    ramps = (np.linspace(one + shift, other + shift, 256) for one, other in zip(*style.background, strict=True))
+    return Image.merge("RGB", [texture.point(_levels(ramp)) for ramp in ramps])
 
 
 def _clutter(photo: Image.Image, chance: Iterator[float]) -> None:
@@ -242,14 +246,10 @@ def _textures() -> list[Image.Image]:
         total = np.full((_TEXTURE_SIZE, _TEXTURE_SIZE), 128.0, dtype=np.float32)
         for cells, deviation in _TEXTURE_SCALES:
             across, down = max(2, int(cells / stretch)), max(2, int(cells * stretch))
-            noise = Image.fromarray(
-                rng.standard_normal((min(down, _TEXTURE_SIZE), min(across, _TEXTURE_SIZE)), dtype=np.float32)
-            )
-            total += (
-                deviation
-                * rng.uniform(0.5, 1.5)
-                * np.asarray(noise.resize((_TEXTURE_SIZE, _TEXTURE_SIZE), Image.Resampling.BICUBIC))
-            )
+            shape = min(down, _TEXTURE_SIZE), min(across, _TEXTURE_SIZE)
+            noise = Image.fromarray(rng.standard_normal(shape, dtype=np.float32))
+            octave = np.asarray(noise.resize((_TEXTURE_SIZE, _TEXTURE_SIZE), Image.Resampling.BICUBIC))
+            total += deviation * rng.uniform(0.5, 1.5) * octave
         textures.append(Image.fromarray(np.clip(total, 0, 255).astype(np.uint8)))
     return textures
 
@@ -258,10 +258,6 @@ def _textures() -> list[Image.Image]:
 def _grain() -> Image.Image:
     noise = np.random.default_rng(_TEXTURE_STREAM + 1).normal(128, 55, size=(_TEXTURE_SIZE, _TEXTURE_SIZE))
     return Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _ramp(first: float, second: float) -> list[int]:
-    return _levels(np.linspace(first, second, 256))
 
 
 def _levels(values: npt.NDArray[np.float64]) -> list[int]:

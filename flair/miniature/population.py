@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 from typing import Final
@@ -97,7 +98,11 @@ def make_users(sizes: Integers, taxonomy: list[FineLabel], seed: int, taste_conc
 
     The same arguments give the same users; nothing else is read.
     """
-    stream = _Streams(seed)
+
+    def stream(name: str) -> np.random.Generator:
+        """An independent random stream, so that a change in one draw leaves the others as they were."""
+        return np.random.default_rng([seed, int.from_bytes(name.encode(), "big")])
+
     sizes = stream("order").permutation(sizes)
     owner = np.repeat(np.arange(len(sizes)), sizes)
     weights, probabilities = _calibrated_scenes()
@@ -121,16 +126,6 @@ def make_users(sizes: Integers, taxonomy: list[FineLabel], seed: int, taste_conc
     return users
 
 
-class _Streams:
-    """Independent random streams by name, so that a change in one draw leaves the others as they were."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def __call__(self, name: str) -> np.random.Generator:
-        return np.random.default_rng([self._seed, int.from_bytes(name.encode(), "big")])
-
-
 def _natural_sizes(num_users: int) -> Integers:
     counts = np.arange(1, catalog.IMAGES_PER_USER_MAX, dtype=np.float64)
     survival = (1 + counts / _SIZE_B) ** -_SIZE_A * np.exp(-counts / _SIZE_C)
@@ -139,18 +134,13 @@ def _natural_sizes(num_users: int) -> Integers:
 
 
 def _users_for(num_images: int) -> int:
-    low, high = MIN_USERS, max(MIN_USERS, num_images)
-    while low < high:
-        middle = (low + high) // 2
-        if _natural_sizes(middle).sum() < num_images:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    """The least number of users who have that many photos, at most a user for every photo."""
+    numbers = range(MIN_USERS, num_images)
+    return MIN_USERS + bisect.bisect_left(numbers, num_images, key=lambda users: int(_natural_sizes(users).sum()))
 
 
 def _scaled(sizes: Integers, total: int) -> Integers:
-    """`sizes` with what lies above one photo a user scaled to `total`, by largest remainders."""
+    """`sizes` with what lies above one photo per user scaled to `total`, by largest remainders."""
     extra = np.maximum(sizes - 1, 1e-3)  # so that users of one photo can grow when all others are as small
     exact = extra * ((total - len(sizes)) / extra.sum())
     scaled = np.floor(exact).astype(np.int64)
@@ -212,7 +202,7 @@ def _tastes(sizes: Integers, weights: Floats, concentration: float, rng: np.rand
 def _coarse_labels(
     tastes: Floats, owner: Integers, probabilities: Floats, rng: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
-    """Which photo carries which coarse label: bool [photos, 17], 1 to 9 a photo."""
+    """Which photo carries which coarse label: bool [photos, 17], 1 to 9 per photo."""
     edges = np.cumsum(tastes, axis=1)
     edges[:, -1] = 1.0
     scene = (rng.random((len(owner), 1)) >= edges[owner]).sum(axis=1)

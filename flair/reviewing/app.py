@@ -14,7 +14,7 @@ from flask import Flask, Response, abort, jsonify, render_template, request, sen
 from werkzeug.exceptions import HTTPException
 
 from flair.curation.manifest import Testset, now
-from flair.curation.reviews import PAIR_MARKS, PHOTO_MARKS, PairChange, PhotoChange, ReviewFile, Reviews, check_reviewer
+from flair.curation.reviews import PAIR_MARKS, PHOTO_MARKS, PhotoChange, ReviewFile, check_reviewer
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.images import MAX_JPEG_BYTES
 from flair.dataset.metadata import Record, photo_path
@@ -75,7 +75,9 @@ _View = Callable[..., str | Response]
 
 def create_app(review: Review, port: int) -> Flask:
     """The web application for requests to 127.0.0.1:`port`."""
-    app = Flask("flair.review", template_folder="page", static_folder="page/static", root_path=_HERE)
+    app = Flask(
+        "flair.review", template_folder="page", static_folder="page/static", root_path=str(Path(__file__).parent)
+    )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     guard = Guard(port)
     guard.install(app)
@@ -92,19 +94,15 @@ def create_app(review: Review, port: int) -> Flask:
         }
 
     @app.errorhandler(HTTPException)
-    def explain(error: HTTPException) -> tuple[Response | str, int]:
-        code = error.code or 500
-        if request.path.startswith("/api/"):
-            return jsonify(error=error.description), code
-        return render_template("error.html", code=code, reason=error.description), code
-
     @app.errorhandler(FlairError)
     @app.errorhandler(OSError)
-    def explain_file(error: FlairError | OSError) -> tuple[Response | str, int]:
-        reason = explain_os_error(error) if isinstance(error, OSError) else str(error)
+    def explain(error: HTTPException | FlairError | OSError) -> tuple[Response | str, int]:
+        code, reason = 500, explain_os_error(error) if isinstance(error, OSError) else str(error)
+        if isinstance(error, HTTPException):
+            code, reason = error.code or 500, str(error.description)
         if request.path.startswith("/api/"):
-            return jsonify(error=reason), 500
-        return render_template("error.html", code=500, reason=reason), 500
+            return jsonify(error=reason), code
+        return render_template("error.html", code=code, reason=reason), code
 
     shown: dict[str, _View] = {
         "/": _photos,
@@ -187,12 +185,6 @@ def _photo(review: Review, image_id: str) -> str:
     )
 
 
-def _shown(
-    review: Review, number: int, group: Group, marks: Reviews, limit: int | None = MAX_GROUP_SHOWN
-) -> dict[str, Any]:
-    return {"number": number, **group_view(review.index, review.groups, marks, group, limit)}
-
-
 def _groups(review: Review) -> str:
     marks = review.reviews.read()
     kind = request.args.get("kind", "called")
@@ -212,7 +204,10 @@ def _groups(review: Review) -> str:
         kind=kind,
         state=state,
         span=wanted_span,
-        groups=[_shown(review, number, group, marks) for number, group in chosen[page.first - 1 : page.last]],
+        groups=[
+            {"number": number, **group_view(review.index, review.groups, marks, group, MAX_GROUP_SHOWN)}
+            for number, group in chosen[page.first - 1 : page.last]
+        ],
         num_called=sum(group.called for group in review.groups.groups),
         num_similar=sum(not group.called for group in review.groups.groups),
     )
@@ -221,7 +216,8 @@ def _groups(review: Review) -> str:
 def _group(review: Review, number: int) -> str:
     if number >= len(review.groups.groups):
         abort(404, "there is no such group")
-    view = _shown(review, number, review.groups.groups[number], review.reviews.read(), limit=None)
+    group = review.groups.groups[number]
+    view = {"number": number, **group_view(review.index, review.groups, review.reviews.read(), group, limit=None)}
     return render_template("groups.html", groups=[view], page=page_of(1, 1, ""), single=True)
 
 
@@ -265,16 +261,11 @@ def _mark_in_group(review: Review) -> Response:
     _one_of(body["mark"], PAIR_MARKS)
     if len(set(members)) < 2 or body["image_id"] not in members:
         abort(400, "expected two photos or more, the marked one among them")
-    changed = Group(tuple(sorted(set(members))), True)
-
-    def changes(marks: Reviews) -> Sequence[PairChange]:
-        return decide(changed.members, body["image_id"], body["mark"], marks)
-
-    marks = review.reviews.update(changes, body["reviewer"], now())
-    return jsonify(anchor=anchor(changed, marks), decisions=decisions(changed, marks))
-
-
-_HERE = str(Path(__file__).parent)
+    group = Group(tuple(sorted(set(members))), True)
+    marks = review.reviews.update(
+        lambda before: decide(group, body["image_id"], body["mark"], before), body["reviewer"], now()
+    )
+    return jsonify(anchor=anchor(group, marks), decisions=decisions(group, marks))
 
 
 def _known(index: PhotoIndex, image_id: str) -> Record:

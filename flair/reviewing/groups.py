@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from flair.curation.exclusion import Exclusion, connected_components, read_exclusion
+from flair.curation.exclusion import NEAR_DUPLICATES_FILE, NEIGHBORS_FILE, connected_components, read_exclusion
 from flair.curation.reviews import NO_MARK, Pair, PairChange, Reviews, pair
 from flair.dataset.metadata import check_id
 from flair.errors import FlairError
 from flair.files import json_text
 from flair.reviewing.index import PhotoIndex
 
-NEAR_DUPLICATES_FILE = "near_duplicates.json"
-NEIGHBORS_FILE = "neighbors.json"
 # ImageNetV2's thresholds below which a pair is to be looked at (https://arxiv.org/abs/1902.10811, appendix).
 REVIEW_THRESHOLDS = {"l2": 1.2e8, "dssim": 0.2205}
 
@@ -43,7 +41,7 @@ class Groups:
         self._group_of = {name: group for group in reversed(self.groups) for name in group.members}
 
     def neighbors(self, image_id: str) -> dict[str, Mapping[str, float]]:
-        """The photos that one was compared with, nearest first, and their distances by metric."""
+        """The photos that `image_id` was compared with, nearest first, and their distances by metric."""
         found = {other: self.distances[pair(image_id, other)] for other in self._neighbors.get(image_id, ())}
         return dict(sorted(found.items(), key=lambda item: (item[1].get("l2", math.inf), min(item[1].values()))))
 
@@ -78,10 +76,13 @@ def read_groups(folder: str | Path, index: PhotoIndex) -> Groups:
     if exclusion.ids and not any(image_id in index for image_id in exclusion.ids):
         raise FlairError(f"--duplicates={folder}: none of its photos is in the dataset; expected those found in it")
     called = [Group(tuple(sorted(name for name in group if name in index)), True) for group in exclusion.components]
-    similar = sorted(
-        (key for key, values in distances.items() if _is_similar(values) and not _joined(key, exclusion)),
-        key=lambda key: (distances[key].get("l2", math.inf), key),
+    near = (
+        (one, other)
+        for (one, other), values in distances.items()
+        if any(values.get(metric, math.inf) <= threshold for metric, threshold in REVIEW_THRESHOLDS.items())
+        and other not in exclusion.component_of(one)
     )
+    similar = sorted(near, key=lambda key: (distances[key].get("l2", math.inf), key))
     groups = [group for group in called if len(group.members) > 1] + [Group(key, False) for key in similar]
     return Groups(groups, distances)
 
@@ -121,7 +122,7 @@ def anchor(group: Group, reviews: Reviews) -> str:
 
 
 def decisions(group: Group, reviews: Reviews) -> dict[str, str]:
-    """For each photo but the anchor: `duplicate` of it, `not`, or `none` where nothing is decided.
+    """For each photo except the anchor: `duplicate` of it, `not`, or `none` where nothing is decided.
 
     A duplicate of a duplicate is a duplicate of both; a photo that is not a duplicate of one is not one of the others.
     """
@@ -140,13 +141,12 @@ def is_decided(group: Group, reviews: Reviews) -> bool:
     return NO_MARK not in decisions(group, reviews).values()
 
 
-def decide(members: Sequence[str], image_id: str, mark: str, reviews: Reviews) -> list[PairChange]:
+def decide(group: Group, image_id: str, mark: str, reviews: Reviews) -> list[PairChange]:
     """What changes when a photo of a group is marked.
 
-    `not`: it is no duplicate of any other. `duplicate`: of the anchor, and so of none that is no duplicate of that one.
-    The anchor itself is marked with all others.
+    `not`: it is not a duplicate of any other photo. `duplicate`: it is one of the anchor, and so not one of the photos
+    that are not duplicates of the anchor. A mark of the anchor itself is for its pairs with all others.
     """
-    group = Group(tuple(sorted(members)), True)
     first = anchor(group, reviews)
     state = decisions(group, reviews)
     others = [name for name in group.members if name != image_id]
@@ -177,11 +177,3 @@ def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError
     return float(value)
-
-
-def _is_similar(values: Mapping[str, float]) -> bool:
-    return any(values.get(metric, math.inf) <= threshold for metric, threshold in REVIEW_THRESHOLDS.items())
-
-
-def _joined(key: Pair, exclusion: Exclusion) -> bool:
-    return key[1] in exclusion.component_of(key[0])

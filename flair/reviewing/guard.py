@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import secrets
 
-from flask import Flask, Request, Response, abort, request
+from flask import Flask, Response, abort, request
 
 LOOPBACK = "127.0.0.1"
 TOKEN_HEADER = "X-Review-Token"
@@ -44,23 +44,17 @@ class Guard:
     def _check(self) -> None:
         if request.host not in self._hosts:
             abort(400, f"expected the address this page was opened at, found the host {request.host!r:.80}")
-        if request.method not in ("GET", "HEAD", "OPTIONS"):
-            reason = self._refusal(request)
-            if reason is not None:
-                abort(400, reason)
-
-    def _refusal(self, change: Request) -> str | None:
-        origin = change.headers.get("Origin")
-        if origin is not None and origin != f"http://{change.host}":
-            return "the request comes from another page"
-        if change.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
-            return "the request comes from another page"
-        if change.mimetype != "application/json":
-            return "expected JSON"
-        sent = (change.headers.get(TOKEN_HEADER, ""), change.cookies.get(self._cookie, ""))
+        if request.method in ("GET", "HEAD", "OPTIONS"):
+            return
+        own = f"http://{request.host}"
+        same_site = request.headers.get("Sec-Fetch-Site", "same-origin") == "same-origin"
+        if request.headers.get("Origin", own) != own or not same_site:
+            abort(400, "the request comes from another page")
+        if request.mimetype != "application/json":
+            abort(400, "expected JSON")
+        sent = (request.headers.get(TOKEN_HEADER, ""), request.cookies.get(self._cookie, ""))
         if not all(hmac.compare_digest(value.encode(), self.token.encode()) for value in sent):
-            return "the page is older than the server; load it again"
-        return None
+            abort(400, "the page is older than the server; load it again")
 
     def _add_headers(self, response: Response) -> Response:
         headers = response.headers

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from flair.curation.reviews import NO_MARK, Reviews
-from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import Record
 
 UNMARKED = "unmarked"
@@ -48,7 +46,7 @@ class PhotoIndex:
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
         self._row_of = {record.image_id: row for row, record in enumerate(records)}
-        self._partition = np.array([PARTITIONS.index(record.partition) for record in records], np.int8)
+        self._partitions = _rows((record.partition,) for record in records)
         self._users = _rows((record.user_id,) for record in records)
         self._by_size = tuple(_by_frequency(self._users))
         self._labels = _rows(record.labels for record in records)
@@ -56,7 +54,7 @@ class PhotoIndex:
         self._subsets: dict[str, np.ndarray] = {}
         self.labels = _by_frequency(self._labels)
         self.fine_labels = _by_frequency(self._fine)
-        self.partitions = dict(Counter(record.partition for record in records))
+        self.partitions = {name: len(rows) for name, rows in self._partitions.items()}
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._row_of
@@ -95,13 +93,11 @@ class PhotoIndex:
     def select(self, filters: Filters, reviews: Reviews) -> np.ndarray:
         """Rows of all photos that pass the filters, in order; an unknown user, label or subset has none."""
         keep = np.ones(len(self.records), bool)
-        if filters.partition:
-            number = PARTITIONS.index(filters.partition) if filters.partition in PARTITIONS else -1
-            keep &= self._partition == number
         for value, rows_of in (
             (filters.user, self._users),
             (filters.label, self._labels),
             (filters.fine, self._fine),
+            (filters.partition, self._partitions),
             (filters.subset, self._subsets),
         ):
             if value:

@@ -12,7 +12,7 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wai
 
 
 def open_photo(path: Path) -> BinaryIO | None:
-    """Opens the file to read; None if it is missing or no regular file, or if it or its folder is a symbolic link.
+    """Opens the file to read; None if it is missing or not a regular file, or if it or its folder is a symbolic link.
 
     Raises:
       OSError: it cannot be opened for another reason, such as its permissions.

@@ -58,9 +58,7 @@ def mark_counts(index: PhotoIndex, marks: Reviews, rows: np.ndarray) -> dict[str
     return {**counts, NO_MARK: len(rows) - sum(counts.values())}
 
 
-def group_view(
-    index: PhotoIndex, groups: Groups, marks: Reviews, group: Group, limit: int | None = MAX_GROUP_SHOWN
-) -> dict[str, Any]:
+def group_view(index: PhotoIndex, groups: Groups, marks: Reviews, group: Group, limit: int | None) -> dict[str, Any]:
     """A group, its photos from the anchor on by distance; `limit` of them."""
     first = anchor(group, marks)
     state = decisions(group, marks)

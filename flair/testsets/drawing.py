@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flair.curation.exclusion import Exclusion, read_exclusion
-from flair.curation.manifest import Testset, check_absent, manifest_path, now, read_testset, revision_name
+from flair.curation.manifest import Testset, check_absent, check_set_name, manifest_path, now, read_testset
 from flair.curation.reviews import NO_REVIEWS, Reviews, read_reviews
 from flair.curation.scores import Scores, read_scores
 from flair.dataset.catalog import HELDOUT
@@ -18,7 +18,7 @@ from flair.files.regular_file import file_sha256
 from flair.testsets import samplers, strata
 from flair.testsets.eligibility import REASONS, Criteria, heldout_image_ids, refusals
 from flair.testsets.samplers import Draw
-from flair.testsets.strata import Histogram, LabelOrder
+from flair.testsets.strata import LabelOrder
 
 _MAX_LABELS_PRINTED = 40
 
@@ -77,6 +77,10 @@ class _Inputs(NamedTuple):
     scores: Scores | None
     previous: Testset | None
 
+    @property
+    def previous_ids(self) -> frozenset[str]:
+        return frozenset(() if self.previous is None else self.previous.image_ids)
+
 
 class _Rule(NamedTuple):
     draw: Draw
@@ -94,18 +98,14 @@ def resample(plan: Plan) -> Resampled:
     if plan.starting_from is not None:
         previous = read_testset(manifest_path(plan.starting_from, plan.output_dir))
     revision = plan.revision if plan.revision is not None else 0 if previous is None else previous.revision + 1
-    name = revision_name(plan.name, revision)
+    name = check_set_name(f"{plan.name}-{revision}")
     check_absent(manifest_path(name, plan.output_dir))
     inputs = _read(plan, previous)
-    total = plan.num_images or _default_size(plan, inputs)
-    labels = _frequent_labels(plan, inputs, total) if plan.rule == "threshold" else None
+    # Half of the partition (or reference), whoever is refused: so that a refusal changes one photo, not the size.
+    total = plan.num_images or (None if plan.rule == "seen_users" else -(-len(inputs.reference) // 2))
+    labels = _frequent_labels(plan, inputs, total or 0) if plan.rule == "threshold" else None
     criteria = Criteria(
-        plan.min_annotations,
-        labels,
-        plan.min_score,
-        inputs.exclusion,
-        inputs.reviews,
-        plan.require_reviewed,
+        plan.min_annotations, labels, plan.min_score, inputs.exclusion, inputs.reviews, plan.require_reviewed
     )
     refused = refusals(inputs.candidates, plan.partition, criteria, inputs.order, inputs.scores)
     eligible = {record.image_id: record for record in inputs.candidates if record.image_id not in refused}
@@ -165,22 +165,17 @@ def _members(plan: Plan, records: Sequence[Record], partition: str) -> list[Reco
     return sorted(members, key=lambda record: record.image_id)
 
 
-def _default_size(plan: Plan, inputs: _Inputs) -> int | None:
-    """Half of the partition (or reference), whoever is refused: so that a refusal changes one photo, not the size."""
-    return None if plan.rule == "seen_users" else -(-len(inputs.reference) // 2)
-
-
-def _frequent_labels(plan: Plan, inputs: _Inputs, total: int | None) -> frozenset[str]:
+def _frequent_labels(plan: Plan, inputs: _Inputs, total: int) -> frozenset[str]:
     """Labels that would have enough positives in a uniform draw of that size."""
     counts = Counter(label for record in inputs.candidates for label in inputs.order.labels(record))
-    share = (total or 0) / len(inputs.candidates)
+    share = total / len(inputs.candidates)
     return frozenset(label for label, count in counts.items() if count * share >= plan.min_positives)
 
 
 def _draw(
     plan: Plan, inputs: _Inputs, eligible: Mapping[str, Record], total: int, labels: frozenset[str] | None
 ) -> _Rule:
-    previous = frozenset(() if inputs.previous is None else inputs.previous.image_ids)
+    previous = inputs.previous_ids
     if plan.rule == "seen_users":
         return _Rule(samplers.draw_uniform(eligible, total, plan.seed, previous), {"num_images": total}, {})
     if labels is not None:
@@ -210,7 +205,10 @@ def _draw_matched(
     of_reference = {record.image_id: stratum_of(record) for record in inputs.reference}
     reference = strata.histogram(of_reference.values())
     classes = [label for label in (*inputs.order.order, strata.ALL_PHOTOS) if label in reference]
-    wanted = _wanted(plan, reference, classes, total)
+    if plan.images_per_label is None:
+        wanted = strata.targets(reference, classes, total)
+    else:
+        wanted = {label: strata.largest_remainder(reference[label], plan.images_per_label) for label in classes}
     found = {image_id: stratum_of(record) for image_id, record in eligible.items()}
     of_photo = {image_id: stratum for image_id, stratum in found.items() if stratum is not None}
     records = {record.image_id: record for record in (*inputs.reference, *eligible.values())}
@@ -222,20 +220,14 @@ def _draw_matched(
         label: {"reference": reference[label], "wanted": wanted[label], "chosen": chosen.get(label, [0] * 5)}
         for label in classes
     }
-    parameters: dict[str, Any] = {"num_images": sum(map(sum, wanted.values()))}
-    parameters |= {
+    parameters = {
+        "num_images": sum(map(sum, wanted.values())),
         "images_per_label": plan.images_per_label,
         "reference": plan.reference,
         "match": plan.match,
         "borrow": plan.borrow,
     }
     return _Rule(draw, parameters, table)
-
-
-def _wanted(plan: Plan, reference: Histogram, classes: Sequence[str], total: int) -> Histogram:
-    if plan.images_per_label is None:
-        return strata.targets(reference, classes, total)
-    return {label: strata.largest_remainder(reference[label], plan.images_per_label) for label in classes}
 
 
 def _draw_top(
@@ -281,15 +273,14 @@ def _describe(plan: Plan, inputs: _Inputs, testset: Testset) -> Resampled:
         for group in (records, inputs.reference)
     )
     names = [label for label in reversed(inputs.order.order) if in_reference[label]][:_MAX_LABELS_PRINTED]
-    previous = frozenset(() if inputs.previous is None else inputs.previous.image_ids)
     reasons = Counter(testset.refusals.values())
     return Resampled(
         testset=testset,
         num_users=len({record.user_id for record in records}),
         num_candidates=len(inputs.candidates),
         refused={reason: reasons[reason] for reason in REASONS},
-        num_kept=len(chosen & previous),
-        num_previous=len(previous),
+        num_kept=len(chosen & inputs.previous_ids),
+        num_previous=len(inputs.previous_ids),
         reference=plan.reference if plan.rule == "matched" else plan.partition,
         frequencies=[
             (label, in_set[label], in_set[label] / max(1, len(records)), in_reference[label] / len(inputs.reference))

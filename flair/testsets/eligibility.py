@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flair.curation.exclusion import Exclusion
-from flair.curation.reviews import NO_MARK, NO_REVIEWS, REFUSED_MARKS, Reviews
+from flair.curation.exclusion import TRAINING_PARTITION, Exclusion
+from flair.curation.reviews import NO_MARK, REFUSED_MARKS, Reviews
 from flair.curation.scores import Scores
 from flair.dataset.catalog import HELDOUT
 from flair.dataset.metadata import Record
@@ -24,7 +24,7 @@ NEAR_DUPLICATE = "near duplicate"
 UNREVIEWED = "unreviewed"
 REASONS = (BLACKLISTED, TOO_FEW_ANNOTATIONS, BELOW_THRESHOLD, NEAR_DUPLICATE, UNREVIEWED)
 
-# What `Exclusion.leaving` calls a partition from which a component that is not wholly inside leaves altogether.
+# For `Exclusion.leaving`: from this partition all photos of a component leave when one of them is elsewhere.
 _LEAVES_ALTOGETHER = "test"
 
 
@@ -40,12 +40,12 @@ class Criteria(NamedTuple):
       require_reviewed: only photos that a person has marked `ok`.
     """
 
-    min_annotations: int = 1
-    labels: frozenset[str] | None = None
-    min_score: float | None = None
-    exclusion: Exclusion | None = None
-    reviews: Reviews = NO_REVIEWS
-    require_reviewed: bool = False
+    min_annotations: int
+    labels: frozenset[str] | None
+    min_score: float | None
+    exclusion: Exclusion | None
+    reviews: Reviews
+    require_reviewed: bool
 
 
 def refusals(
@@ -64,24 +64,15 @@ def refusals(
     refuse(BLACKLISTED, lambda record: record.image_id in blacklist)
     refuse(TOO_FEW_ANNOTATIONS, lambda record: _annotations(record, order, scores) < criteria.min_annotations)
     refuse(BELOW_THRESHOLD, lambda record: _is_below(record, criteria, order, scores))
-    eligible = [record.image_id for record in candidates if record.image_id not in refused]
-    twins = near_duplicates(eligible, refused, partition, criteria.reviews.applied_to(exclusion))
+    # Photos of the same partition that are refused anyway are no reason for their twins to leave.
+    corrected = criteria.reviews.applied_to(exclusion)
+    remaining = Exclusion(components=[component - refused.keys() for component in corrected.components])
+    eligible = frozenset(record.image_id for record in candidates if record.image_id not in refused)
+    twins = remaining.leaving(eligible, partition if partition == TRAINING_PARTITION else _LEAVES_ALTOGETHER)
     refuse(NEAR_DUPLICATE, lambda record: record.image_id in twins)
     if criteria.require_reviewed:
         refuse(UNREVIEWED, lambda record: criteria.reviews.photo_mark(record.image_id) == NO_MARK)
     return refused
-
-
-def near_duplicates(
-    eligible: Iterable[str], refused: Iterable[str], partition: str, exclusion: Exclusion
-) -> frozenset[str]:
-    """Those of the eligible photos that leave as near duplicates of others.
-
-    Photos of the same partition that are refused anyway are no reason for their twins to leave.
-    """
-    gone = frozenset(refused)
-    remaining = Exclusion(components=[component - gone for component in exclusion.components])
-    return remaining.leaving(frozenset(eligible), partition if partition == "train" else _LEAVES_ALTOGETHER)
 
 
 def heldout_image_ids(tfrecords_dir: str | Path, metadata_sha256: str) -> frozenset[str]:

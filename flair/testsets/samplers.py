@@ -10,12 +10,13 @@ import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flair.dataset.metadata import Record
 from flair.testsets.strata import NUM_BINS, Histogram, LabelOrder, Stratum
 
-_CHOICES = 16
+_CHOICES = 16  # photos that `LabelBalance` compares for each place
+_Kind = TypeVar("_Kind", Stratum, str)
 
 
 class Draw(NamedTuple):
@@ -34,7 +35,7 @@ def draw_uniform(eligible: Collection[str], num_images: int, seed: int, previous
 
 def draw_with_positives(
     eligible: Mapping[str, Record],
-    labels: Iterable[str],
+    labels: Collection[str],
     order: LabelOrder,
     min_positives: int,
     num_images: int,
@@ -47,7 +48,7 @@ def draw_with_positives(
     ones that help the most labels); the rest uniformly.
     """
     rng = random.Random(seed)
-    kept = [label for label in order.order if label in set(labels)]
+    kept = [label for label in order.order if label in labels]
     chosen = dict.fromkeys(_ranked(eligible.keys() & set(previous), rng, ())[:num_images])
     have = Counter(label for image_id in chosen for label in order.labels(eligible[image_id]))
     ranked = _ranked(eligible, rng, ())
@@ -55,9 +56,10 @@ def draw_with_positives(
     for label in kept:
         short = frozenset(name for name in kept if have[name] < min_positives)
         free = [eligible[name] for name in ranked if name not in chosen and label in order.labels(eligible[name])]
-        for image_id in _most_helpful(free, short, order)[: max(0, min_positives - have[label])]:
-            chosen[image_id] = None
-            have.update(order.labels(eligible[image_id]))
+        free.sort(key=lambda record: -len(short.intersection(order.labels(record))))
+        for record in free[: max(0, min_positives - have[label])]:
+            chosen[record.image_id] = None
+            have.update(order.labels(record))
         if have[label] < min_positives:
             problems.append(f"label {label}: {min_positives} photos wanted, {have[label]} eligible")
     if len(chosen) > num_images:
@@ -158,9 +160,7 @@ def draw_top(
     `labels` says for which label each eligible photo counts.
     """
     rng = random.Random(seed)
-    by_label: dict[str, list[str]] = {}
-    for image_id in sorted(labels):
-        by_label.setdefault(labels[image_id], []).append(image_id)
+    by_label = grouped(labels)
     chosen: set[str] = set()
     problems = []
     for label, want in wanted.items():
@@ -179,15 +179,9 @@ def _ranked(image_ids: Iterable[str], rng: random.Random, previous: Collection[s
     return ranked
 
 
-def _most_helpful(records: Sequence[Record], short: frozenset[str], order: LabelOrder) -> list[str]:
-    """Photos with the most labels of `short` first; of equals, the first comes first."""
-    ranked = sorted(records, key=lambda record: -len(short.intersection(order.labels(record))))
-    return [record.image_id for record in ranked]
-
-
-def grouped(strata: Mapping[str, Stratum]) -> Mapping[Stratum, Sequence[str]]:
-    """The photos of each stratum."""
-    groups: dict[Stratum, list[str]] = {}
-    for image_id, stratum in strata.items():
-        groups.setdefault(stratum, []).append(image_id)
+def grouped(kinds: Mapping[str, _Kind]) -> Mapping[_Kind, Sequence[str]]:
+    """The photos of each kind, which is a stratum or a label."""
+    groups: dict[_Kind, list[str]] = {}
+    for image_id, kind in kinds.items():
+        groups.setdefault(kind, []).append(image_id)
     return groups

@@ -119,8 +119,7 @@ def histogram(strata: Iterable[Stratum | None]) -> Histogram:
     return result
 
 
-def targets(reference: Mapping[str, Sequence[int]], order: Sequence[str], total: int) -> Histogram:
-    """`total` divided first among the classes, in `order`, then within each among its bins, as in the reference."""
-    classes = [label for label in order if label in reference]
+def targets(reference: Mapping[str, Sequence[int]], classes: Sequence[str], total: int) -> Histogram:
+    """`total` divided first among the classes, then within each among its bins, as in the reference."""
     shares = largest_remainder([sum(reference[label]) for label in classes], total)
     return {label: largest_remainder(reference[label], share) for label, share in zip(classes, shares, strict=True)}

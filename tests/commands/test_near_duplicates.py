@@ -20,7 +20,8 @@ from skimage.metrics import structural_similarity
 
 from flair import near_duplicates
 from flair.curation.exclusion import read_exclusion
-from flair.duplicates.planted import jpeg, mirrored, noised, resized
+from flair.duplicates.distance import mirror
+from flair.duplicates.planted import jpeg, noised, resized
 from flair.duplicates.rule import Thresholds
 from flair.miniature.dataset import make_dataset
 from tests.support.commands import ROOT, Result, run
@@ -73,7 +74,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     groups["burst"] = sorted(item["image_id"] for item in crowd[:3])
     other_user = next(item for item in alone[10:] if item["user_id"] != alone[3]["user_id"])
     plant("resized", alone[3], jpeg(resized(pixels(alone[3]), 160)), other_user)
-    plant("mirrored", alone[4], jpeg(mirrored(pixels(alone[4]))), of["val"][1])
+    plant("mirrored", alone[4], jpeg(mirror(pixels(alone[4]))), of["val"][1])
     plant("byte copies in test", of["test"][2], path(of["test"][2]).read_bytes(), of["test"][3])
     return Planted(
         folder,

@@ -114,15 +114,16 @@ def test_a_distance_that_is_no_finite_number_is_refused(tmp_path: Path, distance
 
 def test_a_photo_that_joins_a_reviewed_group_is_one_more_decision(tmp_path: Path) -> None:
     members = ("2", "5", "8")
-    reviews = marked(tmp_path, *decide(members, "5", "duplicate", NO_REVIEWS))
-    reviews = marked(tmp_path, *decide(members, "8", "not", reviews))
-    assert decisions(Group(members, True), reviews) == {"5": "duplicate", "8": "not"}
-    assert is_decided(Group(members, True), reviews)
+    group = Group(members, True)
+    reviews = marked(tmp_path, *decide(group, "5", "duplicate", NO_REVIEWS))
+    reviews = marked(tmp_path, *decide(group, "8", "not", reviews))
+    assert decisions(group, reviews) == {"5": "duplicate", "8": "not"}
+    assert is_decided(group, reviews)
     # The list of near duplicates is made again, and a photo that sorts first has joined.
     larger = Group(("1", *members), True)
     assert anchor(larger, reviews) == "2"
     assert decisions(larger, reviews) == {"1": "none", "5": "duplicate", "8": "not"}
-    reviews = marked(tmp_path, *decide(larger.members, "1", "duplicate", reviews))
+    reviews = marked(tmp_path, *decide(larger, "1", "duplicate", reviews))
     assert is_decided(larger, reviews)
     assert reviews.applied_to(Exclusion(components=[larger.members])).components == (frozenset("125"),)
 
@@ -141,10 +142,10 @@ def test_marks_of_other_groups_decide_nothing(marks: dict[tuple[str, str], str])
 
 def test_a_decision_can_be_changed_and_taken_back(tmp_path: Path) -> None:
     group = Group(("1", "2", "3"), True)
-    reviews = marked(tmp_path, *decide(group.members, "2", "not", NO_REVIEWS))
-    reviews = marked(tmp_path, *decide(group.members, "2", "duplicate", reviews))
+    reviews = marked(tmp_path, *decide(group, "2", "not", NO_REVIEWS))
+    reviews = marked(tmp_path, *decide(group, "2", "duplicate", reviews))
     assert reviews.applied_to(Exclusion(components=[group.members])).components == (frozenset("123"),)
-    reviews = marked(tmp_path, *decide(group.members, "2", "none", reviews))
+    reviews = marked(tmp_path, *decide(group, "2", "none", reviews))
     assert decisions(group, reviews) == {"2": "none", "3": "none"}
 
 

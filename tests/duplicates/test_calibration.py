@@ -11,7 +11,8 @@ import pytest
 from flair.dataset.images import decode
 from flair.duplicate_calibration import main
 from flair.duplicates.calibration import calibrate, measure
-from flair.duplicates.planted import KINDS, even_sky, jpeg, mirrored, night
+from flair.duplicates.distance import mirror
+from flair.duplicates.planted import KINDS, even_sky, jpeg, night
 from flair.duplicates.rule import Thresholds
 
 
@@ -37,7 +38,7 @@ def test_thresholds_decide() -> None:
     rng = np.random.default_rng(1)
     sky = decode(jpeg(even_sky(rng)), "sky").data
     other = decode(jpeg(even_sky(rng)), "sky").data
-    turned = decode(jpeg(mirrored(night(rng)), 90), "night").data
+    turned = decode(jpeg(mirror(night(rng)), 90), "night").data
     found = measure([(sky, sky), (sky, other), (turned, turned[:, ::-1])], Thresholds(), all_dssim=True)
     assert (found["l2"] == [0, found["l2"][1], 0]).all()
     assert found["l2"][1] > 0

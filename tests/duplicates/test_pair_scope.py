@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from flair.dataset.metadata import Record
 from flair.duplicates.audit import exact_pairs
-from flair.duplicates.scope import COMPARED, RELATIONS, SCOPES, make_scope
+from flair.duplicates.rule import SCOPES
+from flair.duplicates.scope import COMPARED, RELATIONS, make_scope
 from flair.duplicates.signatures import equal
 
 PHOTOS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=14)
