@@ -50,8 +50,8 @@ class RoundServer:
         self._normals = None
         if config.noise is not None:
             key = noise_key or NoiseKey.draw()
-            noise = TreeNoise(key) if config.noise.mechanism is Mechanism.TREE else FreshNoise(key)
-            self._normals = noise.normals
+            is_tree = config.noise.mechanism is Mechanism.TREE
+            self._normals = TreeNoise(key).normals if is_tree else FreshNoise(key).normals
         self._num_outputs = model.output_shape[-1]
         weights = model.trainable_variables, model.non_trainable_variables
         trainable, non_trainable = (tuple(tf.TensorSpec(v.shape, v.dtype) for v in kind) for kind in weights)
