@@ -38,7 +38,8 @@ class Unpacked(NamedTuple):
 class Staging:
     """A hidden folder inside `photos_dir` (so on the same file system) that `commit` empties into it.
 
-    It goes at the end of `with`; a leftover of a killed process, of the same name, is removed first.
+    It goes at the end of `with`; a leftover of a killed process, of the same name, is removed first. A FlairError that
+    ends the block, such as that of an unsafe id, leaves it as an UnpackError.
 
     Args:
       photos_dir: where the photos go; made when missing.
@@ -59,9 +60,11 @@ class Staging:
     def __enter__(self) -> Staging:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         os.close(self._descriptor)
         self.discard()
+        if isinstance(error, FlairError) and not isinstance(error, UnpackError):
+            raise UnpackError(str(error)) from None
 
     def check_size(self, image_id: str, size: int) -> None:
         """Refuses a photo that is larger than any of FLAIR's, before it is read."""
