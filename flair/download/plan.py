@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
-import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     sizes: dict[str, int]
 
 
-def make_plan(source: Source, options: Options, state: DownloadState, client: Client, stop: threading.Event) -> Plan:
+def make_plan(source: Source, options: Options, state: DownloadState, client: Client) -> Plan:
     """Compares what the source has with what is here, photo by photo; asks the server for the sizes of the rest.
 
     Raises:
@@ -54,16 +54,12 @@ def make_plan(source: Source, options: Options, state: DownloadState, client: Cl
     """
     found = source.archives(client, state.folder, options.raw)
     wanted = [] if options.only_metadata else _limited(found, options.limit_archives)
-    labels = [
-        file
-        for file in source.label_files()
-        if not is_same_file(options.dataset_dir / file.name, state, file.name, file.url)
-    ]
+    labels = [file for file in source.label_files() if not _is_same_file(file, options.dataset_dir, state)]
     gone = _gone(wanted, options.dataset_dir, state, client)
     open_archives = [archive for archive in wanted if archive.name in gone or not _is_same(archive, state)]
     unsized = [file.url for file in labels if file.make is None]
     unsized += [archive.url for archive in open_archives if archive.size is None]
-    answers = _ask(unsized, client, options.num_workers, stop)
+    answers = _ask(unsized, client, options.num_workers)
     pending = []
     sizes = {file.name: answers[file.url].size or 0 if file.make is None else 0 for file in labels}
     for archive in open_archives:
@@ -117,21 +113,18 @@ def _require_room(needs: Iterable[tuple[Path, float]]) -> None:
             )
 
 
-def is_same_file(path: Path, state: DownloadState, name: str, url: str) -> bool:
-    """Whether `path` is, byte for byte, what an earlier run fetched from `url`."""
-    entry = state.get(name)
-    if entry is None or entry.url != url or not path.is_file() or path.stat().st_size != entry.size:
+def _is_same_file(file: LabelFile, dataset_dir: Path, state: DownloadState) -> bool:
+    """Whether the file is here, byte for byte, as an earlier run fetched it from the same address."""
+    path, entry = dataset_dir / file.name, state.get(file.name)
+    if entry is None or entry.url != file.url or not path.is_file() or path.stat().st_size != entry.size:
         return False
     return file_sha256(path) == entry.sha256
 
 
 def _limited(archives: list[Archive], limit: int | None) -> list[Archive]:
-    folders = dict.fromkeys(archive.folder for archive in archives)
-    return [
-        archive
-        for folder in folders
-        for archive in [archive for archive in archives if archive.folder == folder][:limit]
-    ]
+    """The first `limit` archives of each folder."""
+    by_folder = itertools.groupby(archives, lambda archive: archive.folder)
+    return [archive for _, of_folder in by_folder for archive in itertools.islice(of_folder, limit)]
 
 
 def _gone(archives: list[Archive], dataset_dir: Path, state: DownloadState, client: Client) -> set[str]:
@@ -153,13 +146,13 @@ def _is_same(archive: Archive, state: DownloadState) -> bool:
     return entry.sha256 == archive.sha256 if archive.sha256 else entry.url == archive.url
 
 
-def _ask(urls: list[str], client: Client, num_workers: int, stop: threading.Event) -> dict[str, Remote]:
+def _ask(urls: list[str], client: Client, num_workers: int) -> dict[str, Remote]:
     answers: dict[str, Remote] = {}
 
     def ask(url: str) -> None:
         answers[url] = client.ask(url)
 
-    for _, error in threads.run(ask, urls, num_workers, stop):
+    for _, error in threads.run(ask, urls, num_workers, client.stop):
         raise error
     return answers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -65,44 +66,44 @@ def _download(source: Source, options: Options, lock: int) -> Outcome:
     client = Client(options.patience, stop=stop, log=_log)
     labels = Labels(options, state, client)
     _remove_leftovers(source, options, state)
-    labels.remove_leftovers()
-    plan = make_plan(source, options, state, client, stop)
+    plan = make_plan(source, options, state, client)
     for archive in plan.finished:  # their parts are left where a kill came right after they were recorded
         _finish(archive, options, state)
     require_disk(plan, options, state)
-    progress = _ByteProgress(plan, state)
-    archives = _Archives(options, state, client, progress, lock)
+    with (
+        contextlib.closing(_ByteProgress(plan, state)) as progress,
+        contextlib.closing(Unpackers(lock, stop)) as unpackers,
+    ):
+        archives = _Archives(options, state, client, progress, unpackers)
 
-    def work(archive: Archive | None) -> None:
-        if archive is None:
-            labels.check()  # beside the transfers, as it takes seconds of its own
-        else:
-            archives.bring(archive)
+        def work(archive: Archive | None) -> None:
+            if archive is None:
+                labels.check()  # beside the transfers, as it takes seconds of its own
+            else:
+                archives.bring(archive)
 
-    try:
         labels.bring(plan.labels, progress.counter)
         broken = threads.run(work, [None, *plan.pending], options.num_workers, stop)
-    finally:
-        archives.close()
-        progress.close()
-    if labels.error is not None:
-        raise labels.error
-    failed = [f"{archive.name}: {error}" for archive, error in broken if archive is not None]
+    failures = {}
+    for item, error in broken:
+        if item is None:
+            raise error
+        failures[item.name] = error
+    failed = [f"{name}: {error}" for name, error in failures.items()]
     if not failed and not options.only_metadata and options.limit_archives is None:
         for part in state.folder.glob("*.part"):  # worth nothing now, not even one of another source
             transfer.discard(part)
         failed = _missing_photos(labels.image_ids, options)
-    missing = archives.disputed | {archive.name for archive, _ in broken if archive is not None}
     every = (*plan.finished, *plan.pending)
     for name in archives.disputed & {archive.name for archive in every}:
         state.forget(name)  # either may be the wrong one, so the next run brings both anew
-    here = [archive for archive in every if archive.name not in missing]
+    here = [archive for archive in every if archive.name not in archives.disputed | failures.keys()]
     return Outcome(
         failed,
         [*labels.notes, *archives.notes],
         archives=len(here),
         all_archives=plan.all_archives,
-        fetched_archives=len(plan.pending) - len(broken),
+        fetched_archives=len(plan.pending) - len(failures),
         photos=_count_photos(here, state),
         fetched_bytes=progress.fetched,
         retries=client.retried,
@@ -119,12 +120,17 @@ class _Archives:
     """
 
     def __init__(
-        self, options: Options, state: DownloadState, client: Client, progress: _ByteProgress, lock: int
+        self,
+        options: Options,
+        state: DownloadState,
+        client: Client,
+        progress: _ByteProgress,
+        unpackers: Unpackers,
     ) -> None:
         self.notes: list[str] = []
         self.disputed: set[str] = set()
-        self._options, self._state, self._client, self._progress = options, state, client, progress
-        self._unpackers = Unpackers(lock, client.stop)
+        self._options, self._state, self._client = options, state, client
+        self._progress, self._unpackers = progress, unpackers
 
     def bring(self, archive: Archive) -> None:
         """Fetches, unpacks and records one archive; a damaged one is fetched a second time."""
@@ -153,10 +159,6 @@ class _Archives:
         )
         if fetched.path == part:
             _finish(archive, self._options, self._state)
-
-    def close(self) -> None:
-        """Ends the processes that unpack."""
-        self._unpackers.close()
 
     def _unpack(self, archive: Archive, fetched: Fetched) -> Unpacked:
         photos_dir = self._options.dataset_dir / archive.folder
