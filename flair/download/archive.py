@@ -46,8 +46,7 @@ def unpack(
         ignored, first_ignored = _stage_members(_Inflater(file, limit), staging)
         if not staging.sizes:
             raise UnpackError("holds no photo; refused")
-        staging.commit(listing)
-    return staging.unpacked(ignored, first_ignored)
+        return staging.commit(listing)._replace(ignored=ignored, first_ignored=first_ignored)
 
 
 def _stage_members(inflater: _Inflater, staging: Staging) -> tuple[int, str]:
@@ -79,7 +78,7 @@ def _stage_members(inflater: _Inflater, staging: Staging) -> tuple[int, str]:
 
 
 def _photo_id(member: tarfile.TarInfo) -> str | None:
-    """The image id of a photo, None for a member that is left out; raises for a member that no honest archive has."""
+    """The image id of a photo, None for a member that is left out; FlairError for what no honest archive has."""
     name = member.name
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
         raise UnpackError(f"member {name!r} would leave the dataset folder; the archive is refused")

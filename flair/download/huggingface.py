@@ -166,8 +166,7 @@ def unpack(
             if not isinstance(data, bytes):
                 raise UnpackError(f"row {number} has no photo in column 'image'; refused")
             staging.add(_image_id(row["image_id"], f"{name}, row {number}"), data)
-        staging.commit(listing)
-    return staging.unpacked()
+        return staging.commit(listing)
 
 
 def _rows(
@@ -187,8 +186,9 @@ def _rows(
         if missing:
             raise FlairError(f"{name}: has no column {', '.join(sorted(missing))}; expected FLAIR's parquet files")
         # A few bytes can say of a thousand rows that they all have the same megabytes: such a text is kept once, and
-        # rows are made one by one.
-        dictionaries = [leaf.path for leaf in shard.schema if _is_kept_once(leaf, columns)]
+        # rows are made one by one. Not so photos: all of a row group, which all differ, would be kept at once.
+        texts = [leaf.path for leaf in shard.schema if leaf.physical_type == "BYTE_ARRAY"]
+        dictionaries = [path for path in texts if path.partition(".")[0] in set(columns) - {"image"}]
         shard = pyarrow.parquet.ParquetFile(file, metadata=shard.metadata, read_dictionary=dictionaries, **options)
         for group in range(shard.num_row_groups):
             if isinstance(file, _RangeFile):
@@ -202,12 +202,6 @@ def _rows(
             raise  # the disk's; pyarrow says some of its own with OSError too
         reason = f"{name}: is no parquet file, or damaged: {' '.join(str(error).split())[:200]}"
         raise UnpackError(reason, corrupt=True) from None
-
-
-def _is_kept_once(leaf: Any, columns: list[str]) -> bool:
-    # Not photos: all of a row group, which are all different, would be kept at once.
-    name = leaf.path.partition(".")[0]
-    return name in columns and name != "image" and leaf.physical_type == "BYTE_ARRAY"
 
 
 def _extents(row_group: Any, columns: list[str]) -> list[tuple[int, int]]:

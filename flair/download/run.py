@@ -181,7 +181,7 @@ class _Archives:
         if entry is None or not path.is_file() or path.stat().st_size != entry.size:
             return None
         trusted = archive.sha256 or (entry.sha256 if entry.url == archive.url else None)
-        return Fetched(path, entry.size, entry.sha256, entry.size) if file_sha256(path) == trusted else None
+        return Fetched(path, entry.size, entry.sha256) if file_sha256(path) == trusted else None
 
 
 def _finish(archive: Archive, options: Options, state: DownloadState) -> None:

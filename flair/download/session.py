@@ -113,10 +113,6 @@ def open_session(head_seconds: float) -> requests.Session:
     pools = _pool_classes(head_seconds)
 
     class Adapter(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **options: Any) -> None:
-            super().init_poolmanager(*args, **options)
-            self.poolmanager.pool_classes_by_scheme = pools
-
         def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
             manager = super().proxy_manager_for(*args, **options)
             manager.pool_classes_by_scheme = pools
@@ -124,8 +120,10 @@ def open_session(head_seconds: float) -> requests.Session:
 
     session = _Session()
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))  # none: files need none
-    session.mount("http://", Adapter())
-    session.mount("https://", Adapter())
+    adapter = Adapter()
+    adapter.poolmanager.pool_classes_by_scheme = pools
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
     return session
 
 

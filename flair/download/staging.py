@@ -95,8 +95,8 @@ class Staging:
             os.close(file)
         self.sizes[image_id] = len(data)
 
-    def commit(self, listing: Path) -> None:
-        """Writes `listing`, one line `<image_id> <bytes>` per photo, then moves every photo into place.
+    def commit(self, listing: Path) -> Unpacked:
+        """Writes `listing`, one line `<image_id> <bytes>` per photo, moves every photo into place, and counts them.
 
         The listings beside it say which photos other archives brought: those are never replaced by other bytes.
         What no listing has is replaced.
@@ -116,6 +116,7 @@ class Staging:
             for image_id in self.sizes:
                 name = f"{image_id}.jpg"
                 os.rename(name, name, src_dir_fd=self._descriptor, dst_dir_fd=target)
+        return Unpacked(len(self.sizes), sum(self.sizes.values()))
 
     def _require_no_rival(self, listing: Path) -> None:
         owners: dict[tuple[str, int], str] | None = None
@@ -136,10 +137,6 @@ class Staging:
                     "only one is right: run the same command when the server is mended, or use another --dataset_dir",
                     rival=rival,
                 )
-
-    def unpacked(self, ignored: int = 0, first_ignored: str = "") -> Unpacked:
-        """What came through here."""
-        return Unpacked(len(self.sizes), sum(self.sizes.values()), ignored, first_ignored)
 
     def discard(self) -> None:
         """Removes the hidden folder and what is in it."""

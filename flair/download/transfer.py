@@ -48,12 +48,11 @@ class WrongContent(TransferError):
 
 
 class Fetched(NamedTuple):
-    """A whole file that arrived; `resumed` bytes of it were there before this call; `path` is its part."""
+    """A whole file that arrived; `path` is its part."""
 
     path: Path
     size: int
     sha256: str
-    resumed: int
 
 
 def fetch(
@@ -89,7 +88,7 @@ def fetch(
         most = MOST_BYTES[expect] if size is None else size
     transfer = _Transfer(client, url, part, expect, size, most, on_bytes)
     client.retry(file_name(url), transfer.attempt, lambda: transfer.most_arrived)
-    fetched = Fetched(part, transfer.position, transfer.hash.hexdigest(), transfer.resumed)
+    fetched = Fetched(part, transfer.position, transfer.hash.hexdigest())
     if size is not None and fetched.size != size:
         transfer.start_over()
         raise WrongContent(f"has {fetched.size:,} bytes, but {size:,} are published")
@@ -139,12 +138,11 @@ def _unpack(part: Path, final: Path, most: int) -> None:
                 file.write(data)
                 if file.tell() > limit:
                     raise TransferError(f"unpacks to more than {say_size(limit)}, which no text does; refused")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, TransferError) as error:
         discard(part)
+        if isinstance(error, TransferError):
+            raise
         raise TransferError(f"came packed with gzip, and damaged ({error}); run the same command again") from None
-    except TransferError:
-        discard(part)
-        raise
 
 
 @dataclass
@@ -161,12 +159,16 @@ class _Transfer:
 
     def __post_init__(self) -> None:
         self.hash = hashlib.sha256()
-        self.position = self.most_arrived = self.resumed = 0
+        self.position = self.most_arrived = 0
         self.start = b""
         self.contradicted = False
         self.version = _read_version(self.part, self.url)  # empty where nothing of the file is here
         if self.version:
-            self._load()
+            with open(self.part, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    if self.client.stop.is_set():
+                        raise Stopped
+                    self._count(chunk)
 
     def attempt(self) -> None:
         """One request; returns when the file is whole."""
@@ -193,16 +195,8 @@ class _Transfer:
     def start_over(self) -> None:
         """Forgets all that has arrived."""
         self.on_bytes(-self.position)
-        self.hash, self.position, self.start, self.version, self.resumed = hashlib.sha256(), 0, b"", {}, 0
+        self.hash, self.position, self.start, self.version = hashlib.sha256(), 0, b"", {}
         discard(self.part)
-
-    def _load(self) -> None:
-        with open(self.part, "rb") as file:
-            while chunk := file.read(1 << 20):
-                if self.client.stop.is_set():
-                    raise Stopped
-                self._count(chunk)
-        self.resumed = self.position
 
     def _count(self, chunk: bytes) -> None:
         self.hash.update(chunk)

@@ -124,18 +124,14 @@ class JsonList:
         self._position += 1
         if self._next_character() == "]":
             self._position += 1
-            self._check_end()
-            return
-        while True:
-            yield self._next_item()
-            separator = self._next_character()
-            self._position += 1
-            if separator == "]":
-                return self._check_end()
-            if separator != ",":
+        else:
+            separator = ","
+            while separator == ",":
+                yield self._next_item()
+                separator = self._next_character()
+                self._position += 1
+            if separator != "]":
                 raise self._error("not JSON: expected ',' or ']' after an item")
-
-    def _check_end(self) -> None:
         if self._next_character():
             raise self._error("not JSON: expected nothing after the list")
 
@@ -158,25 +154,22 @@ class JsonList:
                     raise self._error(str(error)) from None
                 continue
             if self._text.find("\\u", start, end) >= 0:
-                self._refuse_half_pairs(item)
+                try:
+                    refuse_half_pairs(item)
+                except BadJson as error:
+                    raise self._error(str(error)) from None
             # A number that the block cuts goes on in the next one.
             if self._text[end : end + 1] not in _END_OR_NUMBER or not self._read_more():
                 self._position += end - start
                 self._block = self._first_block
                 return item
 
-    def _refuse_half_pairs(self, item: Any) -> None:
-        try:
-            refuse_half_pairs(item)
-        except BadJson as error:
-            raise self._error(str(error)) from None
-
     def _is_no_record(self, start: int) -> bool:
         """Whether the item is so long, or has so many parts, that to read on would fill the memory."""
         length = len(self._text) - start
-        if length <= _LONG:
-            return False
-        return length > _LONGEST or sum(self._text.count(one, start) for one in "[{") > _MOST_BRACKETS
+        return length > _LONGEST or (
+            length > _LONG and self._text.count("[", start) + self._text.count("{", start) > _MOST_BRACKETS
+        )
 
     def _next_character(self) -> str:
         while True:

@@ -36,7 +36,7 @@ _context: Any = None
 
 def default_num_workers() -> int:
     """The processor cores this process may use, at most 16."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+    return min(len(os.sched_getaffinity(0)), 16)
 
 
 def map_in_order(
