@@ -1,4 +1,4 @@
-"""HTTP with patience: which faults pass, how long to wait for what, and what went wrong in plain words."""
+"""Sends HTTP requests, tries again where that can help, and says in plain words what failed."""
 
 from __future__ import annotations
 
@@ -96,15 +96,9 @@ class Client:
     verified, and no request, whatever its method, follows a redirect from https to http.
     """
 
-    def __init__(
-        self,
-        patience: Patience | None = None,
-        *,
-        stop: threading.Event | None = None,
-        log: Callable[[str], None] = lambda message: None,
-    ) -> None:
+    def __init__(self, patience: Patience | None = None, log: Callable[[str], None] = lambda message: None) -> None:
         self.patience, self.log = patience or Patience(), log
-        self.stop = stop if stop is not None else threading.Event()
+        self.stop = threading.Event()  # once it is set, everything ends with Stopped
         self.retried = 0
         self._lock = threading.Lock()
         self._local = threading.local()

@@ -11,7 +11,7 @@ from flair.dataset import catalog
 from flair.dataset.metadata import load_records, load_taxonomy
 from flair.download import huggingface, transfer
 from flair.download.client import Client, NotThere
-from flair.download.plan import Options
+from flair.download.plan import DownloadConfig
 from flair.download.source import LabelFile
 from flair.download.state import DownloadState, Entry
 from flair.errors import FlairError
@@ -26,10 +26,10 @@ class Labels:
       notes: lines for the user, on files that were not there.
     """
 
-    def __init__(self, options: Options, state: DownloadState, client: Client) -> None:
+    def __init__(self, config: DownloadConfig, state: DownloadState, client: Client) -> None:
         self.image_ids: list[str] = []
         self.notes: list[str] = []
-        self._options, self._state, self._client = options, state, client
+        self._config, self._state, self._client = config, state, client
         self._work = state.folder / "labels"
         self._urls: dict[str, str] = {}  # of the files that are new
         shutil.rmtree(self._work, ignore_errors=True)  # what a killed run had not put in place
@@ -62,7 +62,7 @@ class Labels:
             for name, url in self._urls.items():
                 new = self._work / name
                 entry = Entry(url, file_sha256(new), new.stat().st_size)
-                os.replace(new, self._options.dataset_dir / name)
+                os.replace(new, self._config.dataset_dir / name)
                 self._state.record(name, entry)
         except FlairError:
             self._client.stop.set()  # without labels the photos are worth nothing
@@ -72,7 +72,7 @@ class Labels:
     def _bring(self, file: LabelFile, counter: Callable[[Path], Callable[[int], None]]) -> None:
         part, target = self._state.part(file.name), self._work / file.name
         if file.make is not None:
-            file.make(self._client, self._state.folder, target, self._options.num_workers)
+            file.make(self._client, self._state.folder, target, self._config.num_workers)
             return
         try:
             transfer.fetch(self._client, file.url, part, most=file.most, on_bytes=counter(part))
@@ -83,4 +83,4 @@ class Labels:
             raise FlairError(f"{file.name}: {error}") from None
 
     def _newest(self, name: str) -> Path:
-        return self._work if (self._work / name).exists() else self._options.dataset_dir
+        return self._work if (self._work / name).exists() else self._config.dataset_dir

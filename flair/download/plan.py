@@ -24,7 +24,7 @@ from flair.terminal.progress import size as say_size
 _ON_DISK = 1.2
 
 
-class Options(NamedTuple):
+class DownloadConfig(NamedTuple):
     """What to download, and how; `limit_archives` of each kind, None for all."""
 
     dataset_dir: Path
@@ -46,20 +46,20 @@ class Plan(NamedTuple):
     sizes: dict[str, int]
 
 
-def make_plan(source: Source, options: Options, state: DownloadState, client: Client) -> Plan:
+def make_plan(source: Source, config: DownloadConfig, state: DownloadState, client: Client) -> Plan:
     """Compares what the source has with what is here, photo by photo; asks the server for the sizes of the rest.
 
     Raises:
       FlairError: the source's list of archives cannot be read, or a file redirects from https to http.
     """
-    found = source.archives(client, state.folder, options.raw)
-    wanted = [] if options.only_metadata else _limited(found, options.limit_archives)
-    labels = [file for file in source.label_files() if not _is_same_file(file, options.dataset_dir, state)]
-    gone = _gone(wanted, options.dataset_dir, state, client)
+    found = source.archives(client, state.folder, config.raw)
+    wanted = [] if config.only_metadata else _limited(found, config.limit_archives)
+    labels = [file for file in source.label_files() if not _is_same_file(file, config.dataset_dir, state)]
+    gone = _gone(wanted, config.dataset_dir, state, client)
     open_archives = [archive for archive in wanted if archive.name in gone or not _is_same(archive, state)]
     unsized = [file.url for file in labels if file.make is None]
     unsized += [archive.url for archive in open_archives if archive.size is None]
-    answers = _ask(unsized, client, options.num_workers)
+    answers = _ask(unsized, client, config.num_workers)
     pending = []
     sizes = {file.name: answers[file.url].size or 0 if file.make is None else 0 for file in labels}
     for archive in open_archives:
@@ -77,7 +77,7 @@ def make_plan(source: Source, options: Options, state: DownloadState, client: Cl
     return Plan(labels, pending, [archive for archive in wanted if archive.name not in names], len(found), sizes)
 
 
-def require_disk(plan: Plan, options: Options, state: DownloadState) -> None:
+def require_disk(plan: Plan, config: DownloadConfig, state: DownloadState) -> None:
     """Checks that the photos to come, and the archives they come in, fit on the disk.
 
     Raises:
@@ -85,13 +85,13 @@ def require_disk(plan: Plan, options: Options, state: DownloadState) -> None:
     """
     sizes = {archive.name: plan.sizes.get(archive.name) or _usual_size(archive) for archive in plan.pending}
     needs: list[tuple[Path, float]] = [
-        (options.dataset_dir / archive.folder, _ON_DISK * sizes[archive.name]) for archive in plan.pending
+        (config.dataset_dir / archive.folder, _ON_DISK * sizes[archive.name]) for archive in plan.pending
     ]
     largest = sorted(sizes.values(), reverse=True)
-    at_once = largest if options.keep_archives else largest[: options.num_workers]
+    at_once = largest if config.keep_archives else largest[: config.num_workers]
     here = sum(transfer.arrived_bytes(state.part(name)) for name in sizes)
     needs.append((state.folder, max(0, sum(at_once) - here)))
-    needs += [(options.dataset_dir, plan.sizes.get(file.name, 0)) for file in plan.labels]
+    needs += [(config.dataset_dir, plan.sizes.get(file.name, 0)) for file in plan.labels]
     _require_room(needs)
 
 

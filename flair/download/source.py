@@ -1,4 +1,4 @@
-"""The sources of the dataset: what each of them offers, and the first one, Apple's server or a mirror of it."""
+"""What a source of the dataset offers, and the usual source: Apple's server or a mirror of it."""
 
 from __future__ import annotations
 

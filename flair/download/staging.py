@@ -1,4 +1,4 @@
-"""Photos on their way into a dataset folder: the photos of an archive appear all together, once it proved whole."""
+"""Puts the photos of an archive into the dataset folder, all together or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading JSON that anybody may have written or damaged, as a whole or, where it is a long list, item by item.
+"""Reads JSON that anybody may have damaged: a whole text, or a long list item by item.
 
 The list reader stays our own, though `ijson` has one: of 429,078 records ijson is no faster (4.9 to 6.4 s of processor
 time, ours 4.6 to 4.9 s, 186 MB both), gives the last of two equal keys, "?" for half a surrogate pair and no line

@@ -1,6 +1,7 @@
-"""Arrays of numbers in .npy files that anybody may have damaged: a header of one known form, and sizes that agree.
+"""Reads and writes arrays in .npy files, and notices where anybody has damaged one.
 
-NumPy evaluates the header as a Python literal, which fails in many ways, and reserves the memory that it asks for.
+Only headers of one known form, and sizes that agree, are taken: NumPy itself evaluates the header as a Python literal,
+which fails in many ways, and reserves the memory that the header asks for.
 Rows kept in a cache are followed by their CRC-32C, where NumPy does not look; a file without it is read unchecked.
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """

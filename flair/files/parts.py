@@ -1,4 +1,4 @@
-"""Results of a long list of tasks, saved every few seconds, so that a killed run continues where it was."""
+"""Saves the results of many tasks every few seconds, so that a killed run continues."""
 
 from __future__ import annotations
 
