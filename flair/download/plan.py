@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,12 +91,7 @@ def require_disk(plan: Plan, config: DownloadConfig, state: DownloadState) -> No
     here = sum(transfer.arrived_bytes(state.part(name)) for name in sizes)
     needs.append((state.folder, max(0, sum(at_once) - here)))
     needs += [(config.dataset_dir, plan.sizes.get(file.name, 0)) for file in plan.labels]
-    _require_room(needs)
-
-
-def _require_room(needs: Iterable[tuple[Path, float]]) -> None:
-    """Checks that each folder's disk has room for the bytes that are to be written there; a disk's needs add up."""
-    needed: dict[int, float] = defaultdict(float)
+    needed: dict[int, float] = defaultdict(float)  # by disk, as folders may lie on several
     place: dict[int, Path] = {}
     for folder, num_bytes in needs:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -55,9 +55,9 @@ def parse(text: str | bytes) -> Any:
     try:
         if isinstance(text, bytes):
             text = decode(text)
-        value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=distinct, parse_int=whole_number)
+        value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_distinct, parse_int=_whole_number)
         if "\\u" in text:
-            refuse_half_pairs(value)
+            _refuse_half_pairs(value)
     except BadJson:
         raise
     except NotText as error:
@@ -69,7 +69,7 @@ def parse(text: str | bytes) -> Any:
     return value
 
 
-def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of `pairs`, for json's object_pairs_hook; BadJson if a key stands twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
@@ -79,14 +79,14 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def whole_number(digits: str) -> int:
+def _whole_number(digits: str) -> int:
     """The number, for json's parse_int; BadJson outside 64 bits, before the digits are multiplied out."""
     if len(digits) > 20 or not -_LARGEST <= int(digits) <= _LARGEST:
         raise BadJson(f"the whole number {shown(digits)} is larger than 64 bits")
     return int(digits)
 
 
-def refuse_half_pairs(value: Any) -> None:
+def _refuse_half_pairs(value: Any) -> None:
     """BadJson if a string in `value` cannot be written as UTF-8, as JSON's escape of half a surrogate pair cannot."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -99,7 +99,7 @@ def shown(text: str, most: int = 40) -> str:
     return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text):,} characters)"
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=distinct, parse_int=whole_number)
+_DECODER = json.JSONDecoder(object_pairs_hook=_distinct, parse_int=_whole_number)
 
 
 class JsonList:
@@ -155,7 +155,7 @@ class JsonList:
                 continue
             if self._text.find("\\u", start, end) >= 0:
                 try:
-                    refuse_half_pairs(item)
+                    _refuse_half_pairs(item)
                 except BadJson as error:
                     raise self._error(str(error)) from None
             # A number that the block cuts goes on in the next one.
