@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
     from flair.download import huggingface, run
     from flair.download.client import Patience
-    from flair.download.plan import Options
+    from flair.download.plan import DownloadConfig
     from flair.download.source import AppleSource, Source
 
     source: Source
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         source = huggingface.HuggingFaceSource(endpoint)
     else:
         source = AppleSource(flags.base_url)
-    options = Options(
+    config = DownloadConfig(
         Path(flags.dataset_dir),
         num_workers=flags.num_workers,
         only_metadata=flags.only == "metadata",
@@ -60,10 +60,10 @@ def main(argv: Sequence[str]) -> int:
         keep_archives=flags.keep_archive_after_decompress,
         patience=Patience(retries=flags.retries, timeout=flags.timeout),
     )
-    if options.dataset_dir.exists() and not options.dataset_dir.is_dir():
-        raise FlairError(f"--dataset_dir={options.dataset_dir}: is a file; expected a directory, or a new name")
-    outcome = run.download(source, options)
-    run.print_summary(outcome, source, options)
+    if config.dataset_dir.exists() and not config.dataset_dir.is_dir():
+        raise FlairError(f"--dataset_dir={config.dataset_dir}: is a file; expected a directory, or a new name")
+    outcome = run.download(source, config)
+    run.print_summary(outcome, source, config)
     return command.EXIT_FAILED if outcome.failed else command.EXIT_OK
 
 

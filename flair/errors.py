@@ -1,4 +1,4 @@
-"""The one exception a user's mistake ends in."""
+"""The exception for every mistake that a user can mend."""
 
 
 class FlairError(Exception):

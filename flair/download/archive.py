@@ -16,7 +16,6 @@ from typing import BinaryIO
 
 from flair.dataset.metadata import check_id
 from flair.download.staging import Staging, Unpacked, UnpackError
-from flair.errors import FlairError
 
 # JPEG hardly shrinks: FLAIR's archives unpack to about their own size.
 MAX_EXPANSION = 20
@@ -25,6 +24,13 @@ MAX_HEADER_BYTES = 1 << 20  # of a long name or a pax header
 _MOST_HEADER_BYTES_IN_A_ROW = 4 * MAX_HEADER_BYTES  # between two photos
 _MOST_GLOBAL_HEADERS = 100  # of pax, each of which stays in memory
 _BLOCK = 512
+_KINDS = {
+    tarfile.SYMTYPE: "symbolic link",
+    tarfile.LNKTYPE: "hard link",
+    tarfile.CHRTYPE: "device",
+    tarfile.BLKTYPE: "device",
+    tarfile.FIFOTYPE: "named pipe",
+}
 
 
 def unpack(
@@ -40,8 +46,7 @@ def unpack(
         ignored, first_ignored = _stage_members(_Inflater(file, limit), staging)
         if not staging.sizes:
             raise UnpackError("holds no photo; refused")
-        staging.commit(listing)
-    return staging.unpacked(ignored, first_ignored)
+        return staging.commit(listing)._replace(ignored=ignored, first_ignored=first_ignored)
 
 
 def _stage_members(inflater: _Inflater, staging: Staging) -> tuple[int, str]:
@@ -73,32 +78,19 @@ def _stage_members(inflater: _Inflater, staging: Staging) -> tuple[int, str]:
 
 
 def _photo_id(member: tarfile.TarInfo) -> str | None:
-    """The image id of a photo, None for a member that is left out; raises for a member that no honest archive has."""
+    """The image id of a photo, None for a member that is left out; FlairError for what no honest archive has."""
     name = member.name
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
         raise UnpackError(f"member {name!r} would leave the dataset folder; the archive is refused")
     if member.isdir():
         return None
     if not member.isreg() or member.issparse():
-        raise UnpackError(f"member {name!r} is a {_kind(member)}, not a photo; the archive is refused")
+        kind = "sparse file" if member.issparse() else _KINDS.get(member.type, f"member of type {member.type!r}")
+        raise UnpackError(f"member {name!r} is a {kind}, not a photo; the archive is refused")
     base = name.rpartition("/")[2]
     if base.startswith("._") or not base.endswith(".jpg"):  # "._" files are what macOS adds to a tar
         return None
-    try:
-        return check_id(base[: -len(".jpg")], "photo name", "member")
-    except FlairError as error:
-        raise UnpackError(str(error)) from None
-
-
-def _kind(member: tarfile.TarInfo) -> str:
-    kinds = {
-        tarfile.SYMTYPE: "symbolic link",
-        tarfile.LNKTYPE: "hard link",
-        tarfile.CHRTYPE: "device",
-        tarfile.BLKTYPE: "device",
-        tarfile.FIFOTYPE: "named pipe",
-    }
-    return "sparse file" if member.issparse() else kinds.get(member.type, f"member of type {member.type!r}")
+    return check_id(base.removesuffix(".jpg"), "photo name", "member")
 
 
 class _Inflater:

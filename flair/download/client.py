@@ -1,4 +1,4 @@
-"""HTTP with patience: which faults pass, how long to wait for what, and what went wrong in plain words."""
+"""Sends HTTP requests, tries again where that can help, and says in plain words what failed."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ MAX_REDIRECTS = 20
 WORTHWHILE_BYTES = 1 << 18
 LONGEST_RETRY_AFTER_SECONDS = 600.0
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
+_MALFORMED = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+    urllib3.exceptions.LocationParseError,
+)
 _ABSENT_STATUS = frozenset({403, 404, 410})  # 403 is how object stores say it of a file that nobody may list
 
 Result = TypeVar("Result")
@@ -90,15 +96,9 @@ class Client:
     verified, and no request, whatever its method, follows a redirect from https to http.
     """
 
-    def __init__(
-        self,
-        patience: Patience | None = None,
-        *,
-        stop: threading.Event | None = None,
-        log: Callable[[str], None] = lambda message: None,
-    ) -> None:
+    def __init__(self, patience: Patience | None = None, log: Callable[[str], None] = lambda message: None) -> None:
         self.patience, self.log = patience or Patience(), log
-        self.stop = stop if stop is not None else threading.Event()
+        self.stop = threading.Event()  # once it is set, everything ends with Stopped
         self.retried = 0
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -131,7 +131,20 @@ class Client:
           RangeIgnored: the server cannot send a part of a file.
           TransferError: given up, with the last reason.
         """
-        return self.retry(file_name(url), lambda: self._range_attempt(url, start, length))
+
+        def attempt() -> bytes:
+            with self.get(url, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
+                if encoding := content_encoding(response):
+                    reason = f"the server of {url} sends parts of it packed with {encoding}, which are of no use"
+                    raise RangeIgnored(reason)
+                if response.status_code != 206 or content_range(response)[0] != start:
+                    raise RangeIgnored(f"the server of {url} sends whole files only (it ignores Range)")
+                data = b"".join(self.chunks(response, length))
+            if len(data) != length:
+                raise TryAgain(f"the connection broke after {say_size(len(data))} of {say_size(length)}")
+            return data
+
+        return self.retry(file_name(url), attempt)
 
     def retry(self, name: str, attempt: Callable[[], Result], arrived: Callable[[], int] = lambda: 0) -> Result:
         """Calls `attempt` until it succeeds, fails for good, or fails too often without `arrived` growing."""
@@ -170,35 +183,32 @@ class Client:
         Each chunk is what one read of the socket gave, so that a server that trickles cannot hold the reader: less
         than the minimum rate over the timeout is a fault.
         """
-        with ReadWatch(response, self.patience.timeout) as watch:
-            yield from self._watched_chunks(response, remaining, watch)
-
-    def _watched_chunks(self, response: requests.Response, remaining: int | None, watch: ReadWatch) -> Iterator[bytes]:
         clock, timeout = self.patience.clock, self.patience.timeout
         window_start, window_bytes = clock(), 0
-        while remaining is None or remaining > 0:
-            wanted = CHUNK_BYTES if remaining is None else min(CHUNK_BYTES, remaining)
-            try:
-                with watch.reading():
-                    chunk = response.raw.read1(wanted, decode_content=False)
-            except ReadTooSlow:
-                raise TryAgain(f"the server stalls: no data in {duration(timeout)}, though it sends") from None
-            except urllib3.exceptions.ProtocolError:
-                if remaining is None:
-                    raise
-                return  # the caller counts, and says how much is missing
-            if not chunk:
-                return
-            if self.stop.is_set():
-                raise Stopped
-            yield chunk
-            remaining = None if remaining is None else remaining - len(chunk)
-            window_bytes += len(chunk)
-            elapsed = clock() - window_start
-            if elapsed >= timeout:
-                if window_bytes < self.patience.minimum_rate * elapsed:
-                    raise TryAgain(f"the server stalls: {say_size(window_bytes)} in {duration(elapsed)}")
-                window_start, window_bytes = clock(), 0
+        with ReadWatch(response, timeout) as watch:
+            while remaining is None or remaining > 0:
+                wanted = CHUNK_BYTES if remaining is None else min(CHUNK_BYTES, remaining)
+                try:
+                    with watch.reading():
+                        chunk = response.raw.read1(wanted, decode_content=False)
+                except ReadTooSlow:
+                    raise TryAgain(f"the server stalls: no data in {duration(timeout)}, though it sends") from None
+                except urllib3.exceptions.ProtocolError:
+                    if remaining is None:
+                        raise
+                    return  # the caller counts, and says how much is missing
+                if not chunk:
+                    return
+                if self.stop.is_set():
+                    raise Stopped
+                yield chunk
+                remaining = None if remaining is None else remaining - len(chunk)
+                window_bytes += len(chunk)
+                elapsed = clock() - window_start
+                if elapsed >= timeout:
+                    if window_bytes < self.patience.minimum_rate * elapsed:
+                        raise TryAgain(f"the server stalls: {say_size(window_bytes)} in {duration(elapsed)}")
+                    window_start, window_bytes = clock(), 0
 
     def _send(
         self, method: str, url: str, headers: Mapping[str, str]
@@ -206,10 +216,11 @@ class Client:
         """What redirects say of the file, their bodies unread, and the reply at their end, streamed."""
         hops: list[dict[str, str]] = []  # not the redirects themselves, whose heads may have megabytes each
         stream = method != "HEAD"  # which has no body: once it is "read" the connection serves the next request
+        identity = {"Accept-Encoding": "identity", **headers}
+        timeouts = min(self.patience.connect_timeout, self.patience.timeout), self.patience.timeout
         while True:
-            identity = {"Accept-Encoding": "identity", **headers}
             response = self._session().request(
-                method, url, headers=identity, stream=stream, timeout=self._timeouts(), allow_redirects=False
+                method, url, headers=identity, stream=stream, timeout=timeouts, allow_redirects=False
             )
             target = redirect_target(response)
             if target is None:
@@ -247,20 +258,6 @@ class Client:
         if response.status_code in _PASSING_STATUS:
             return TryAgain(reason, retry_after(response.headers.get("Retry-After", ""), self.patience.now()))
         return TransferError(f"{reason} for {plain(response.url)}")
-
-    def _range_attempt(self, url: str, start: int, length: int) -> bytes:
-        with self.get(url, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
-            if encoding := content_encoding(response):
-                raise RangeIgnored(f"the server of {url} sends parts of it packed with {encoding}, which are of no use")
-            if response.status_code != 206 or content_range(response)[0] != start:
-                raise RangeIgnored(f"the server of {url} sends whole files only (it ignores Range)")
-            data = b"".join(self.chunks(response, length))
-            if len(data) != length:
-                raise TryAgain(f"the connection broke after {say_size(len(data))} of {say_size(length)}")
-            return data
-
-    def _timeouts(self) -> tuple[float, float]:
-        return min(self.patience.connect_timeout, self.patience.timeout), self.patience.timeout
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
@@ -308,12 +305,6 @@ def _hopeless(error: Exception) -> str | None:
         return plain(str(error))
     if isinstance(error, requests.exceptions.TooManyRedirects):
         return "the server redirects in a circle"
-    malformed = (
-        requests.exceptions.InvalidURL,
-        requests.exceptions.InvalidSchema,
-        requests.exceptions.MissingSchema,
-        urllib3.exceptions.LocationParseError,
-    )
-    if isinstance(error, malformed):
+    if isinstance(error, _MALFORMED):
         return f"not an address that can be fetched: {plain(str(error))}"
     return None

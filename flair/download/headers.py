@@ -55,16 +55,12 @@ def retry_after(value: str, now: float) -> float:
         return 0.0  # a header that cannot be read asks for no wait
 
 
-def content_range(response: requests.Response) -> tuple[int | None, int | None, int | None]:
-    """First byte, last byte and total of a Content-Range header; None where it does not say."""
-    match = re.fullmatch(
-        r"bytes\s+(?:([0-9]{1,18})-([0-9]{1,18})|\*)/(?:([0-9]{1,18})|\*)",
-        response.headers.get("Content-Range", "").strip(),
-    )
-    if match is None:
-        return None, None, None
-    first, last, total = (None if text is None else int(text) for text in match.groups())
-    return first, last, total
+def content_range(response: requests.Response) -> tuple[int | None, int | None]:
+    """First byte and total of a Content-Range header; None where it does not say."""
+    text = response.headers.get("Content-Range", "").strip()
+    match = re.fullmatch(r"bytes\s+(?:([0-9]{1,18})-[0-9]{1,18}|\*)/(?:([0-9]{1,18})|\*)", text)
+    first, total = match.groups() if match else (None, None)
+    return int(first) if first else None, int(total) if total else None
 
 
 def content_encoding(response: requests.Response) -> str | None:

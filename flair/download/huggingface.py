@@ -13,7 +13,6 @@ import io
 import json
 import shutil
 import textwrap
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,34 +41,61 @@ class HuggingFaceSource:
     def __init__(
         self, endpoint: str = catalog.HUGGINGFACE_ENDPOINT, revision: str = catalog.HUGGINGFACE_REVISION
     ) -> None:
-        self.base_url = f"{endpoint.rstrip('/')}/datasets/{catalog.HUGGINGFACE_DATASET}/resolve/{revision}"
-        self.place = self.base_url
+        self.place = f"{endpoint.rstrip('/')}/datasets/{catalog.HUGGINGFACE_DATASET}/resolve/{revision}"
 
     def label_files(self) -> list[LabelFile]:
-        """The taxonomy and the photos' licences, and the metadata, made by `write_metadata`."""
-        names = {catalog.TAXONOMY_FILE: MAX_TAXONOMY_BYTES, catalog.ATTRIBUTION_FILE: None}
-        published = [LabelFile(name, f"{self.base_url}/{name}", most=most) for name, most in names.items()]
-        return [*published, LabelFile(catalog.METADATA_FILE, self.base_url, make=self._write_metadata)]
+        """The taxonomy and the photos' licences, and the metadata, which is made out of the shards."""
+        taxonomy, attribution = (f"{self.place}/{name}" for name in (catalog.TAXONOMY_FILE, catalog.ATTRIBUTION_FILE))
+        return [
+            LabelFile(catalog.TAXONOMY_FILE, taxonomy, most=MAX_TAXONOMY_BYTES),
+            LabelFile(catalog.ATTRIBUTION_FILE, attribution),
+            LabelFile(catalog.METADATA_FILE, self.place, make=self._write_metadata),
+        ]
 
     def archives(self, client: Client, work: Path, raw: bool) -> list[Archive]:
         """The 14 shards, train first; the hub publishes sizes and checksums when asked."""
-        paths = [
-            catalog.huggingface_shard(partition, index)
-            for partition, count in catalog.HUGGINGFACE_SHARDS.items()
-            for index in range(count)
-        ]
-        return [
-            Archive(path.rpartition("/")[2], f"{self.base_url}/{path}", catalog.SMALL_IMAGES_DIR, "parquet")
-            for path in paths
-        ]
+        shards = []
+        for partition, count in catalog.HUGGINGFACE_SHARDS.items():
+            for path in (catalog.huggingface_shard(partition, index) for index in range(count)):
+                name = path.rpartition("/")[2]
+                shards.append(Archive(name, f"{self.place}/{path}", catalog.SMALL_IMAGES_DIR, "parquet"))
+        return shards
 
-    def _write_metadata(
-        self, client: Client, work: Path, target: Path, num_workers: int, stop: threading.Event
-    ) -> None:
+    def _write_metadata(self, client: Client, work: Path, target: Path, num_workers: int) -> None:
+        """Writes `labels_and_metadata.json` in the official schema, records in the order of the shards.
+
+        The records of each shard wait in a folder below `work`, so that a killed run asks for no shard again. A server
+        that ignores Range sends the whole shard, which stays in `work` as a finished part for its photos.
+
+        Raises:
+          FlairError: a shard cannot be read, or one of its records is not FLAIR's.
+        """
         client.log(f"{target.name}: reading the labels out of the shards")
-        records = records_folder(work, self.place)
-        records.mkdir(exist_ok=True)
-        write_metadata(client, self.archives(client, work, raw=False), work, records, target, num_workers, stop)
+        shards = self.archives(client, work, raw=False)
+        folder = _records_folder(work, self.place)
+        folder.mkdir(exist_ok=True)
+
+        def extract(shard: Archive) -> None:
+            if _records_text(folder / shard.name) is None:
+                with _open_shard(client, shard, work) as file:
+                    items = (
+                        json.dumps(record_to_json(record), indent=4, ensure_ascii=False)
+                        for record in read_records(file, shard.name)
+                    )
+                    text = "".join(textwrap.indent(item, "    ") + ",\n" for item in items)
+                checked_json.write(folder / shard.name, {"text": text})
+
+        for shard, error in threads.run(extract, shards, num_workers, client.stop):
+            raise FlairError(f"{catalog.METADATA_FILE}: cannot read the labels of {shard.name}: {error}") from None
+        with atomic.replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as output:
+            output.write("[\n")
+            for shard in shards:
+                text = _records_text(folder / shard.name)
+                if text is None:
+                    raise FlairError(f"{folder / shard.name}: is damaged; run the same command again")
+                output.write(text.removesuffix(",\n") + "\n" if shard is shards[-1] else text)
+            output.write("]\n")
+        shutil.rmtree(folder)
 
 
 def check_pyarrow() -> None:
@@ -81,59 +107,17 @@ def check_pyarrow() -> None:
         )
 
 
-def records_folder(work: Path, place: str) -> Path:
+def _records_folder(work: Path, place: str) -> Path:
     """Where the records of each shard wait for the others: a folder for this endpoint and revision alone."""
     return work / f"{_RECORDS_FOLDER}{hashlib.sha256(place.encode()).hexdigest()[:16]}"
 
 
 def remove_other_records(work: Path, place: str) -> bool:
     """Removes records that an unfinished run read at any other place than `place`; returns whether there were any."""
-    others = [folder for folder in work.glob(f"{_RECORDS_FOLDER}*") if folder != records_folder(work, place)]
+    others = [folder for folder in work.glob(f"{_RECORDS_FOLDER}*") if folder != _records_folder(work, place)]
     for folder in others:
         shutil.rmtree(folder)
     return bool(others)
-
-
-def write_metadata(
-    client: Client,
-    shards: list[Archive],
-    work: Path,
-    records_dir: Path,
-    target: Path,
-    num_workers: int,
-    stop: threading.Event,
-) -> None:
-    """Writes `labels_and_metadata.json` in the official schema, records in the order of the shards.
-
-    Each shard's records wait in `records_dir`, so that a killed run asks for no shard again; it is removed at the end.
-    A server that ignores Range sends the whole shard, which stays in `work` as a finished part for its photos.
-
-    Raises:
-      FlairError: a shard cannot be read, or one of its records is not FLAIR's.
-    """
-
-    def extract(shard: Archive) -> None:
-        records = records_dir / shard.name
-        if _records_text(records) is not None:
-            return
-        with _open_shard(client, shard, work) as file:
-            items = (
-                json.dumps(record_to_json(record), indent=4, ensure_ascii=False)
-                for record in read_records(file, shard.name)
-            )
-            checked_json.write(records, {"text": "".join(textwrap.indent(item, "    ") + ",\n" for item in items)})
-
-    for shard, error in threads.run(extract, shards, num_workers, stop):
-        raise FlairError(f"{catalog.METADATA_FILE}: cannot read the labels of {shard.name}: {error}") from None
-    with atomic.replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as output:
-        output.write("[\n")
-        for shard in shards:
-            text = _records_text(records_dir / shard.name)
-            if text is None:
-                raise FlairError(f"{records_dir / shard.name}: is damaged; run the same command again")
-            output.write(text.removesuffix(",\n") + "\n" if shard is shards[-1] else text)
-        output.write("]\n")
-    shutil.rmtree(records_dir)
 
 
 def _records_text(path: Path) -> str | None:
@@ -150,8 +134,7 @@ def read_records(file: io.RawIOBase | io.BufferedReader, name: str) -> Iterator[
     Raises:
       FlairError: it is not a parquet file, or a column is missing or of another type.
     """
-    rows = _batches(file, name, _RECORD_COLUMNS, _RECORDS_PER_BATCH)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_rows(file, name, _RECORD_COLUMNS, _RECORDS_PER_BATCH)):
         where = f"{name}, row {number}"
         for column in ("labels", "fine_grained_labels"):
             if not isinstance(row[column], list) or not all(isinstance(label, str) for label in row[column]):
@@ -176,30 +159,20 @@ def unpack(
     Raises:
       UnpackError: the shard is damaged (`corrupt`) or refused; nothing of it is in `photos_dir`.
     """
-    try:
-        with Staging(photos_dir, name, max_photo_bytes, num_photos) as staging, open(archive, "rb") as file:
-            for number, row in enumerate(_batches(file, name, ["image_id", "image"], _PHOTOS_PER_BATCH)):
-                image = row["image"]
-                data = image.get("bytes") if isinstance(image, dict) else None
-                if not isinstance(data, bytes):
-                    raise UnpackError(f"row {number} has no photo in column 'image'; refused")
-                staging.add(_image_id(row["image_id"], f"{name}, row {number}"), data)
-            staging.commit(listing)
-    except UnpackError:
-        raise
-    except FlairError as error:
-        raise UnpackError(str(error), corrupt=isinstance(error, _DamagedShard)) from None
-    return staging.unpacked()
+    with Staging(photos_dir, name, max_photo_bytes, num_photos) as staging, open(archive, "rb") as file:
+        for number, row in enumerate(_rows(file, name, ["image_id", "image"], _PHOTOS_PER_BATCH)):
+            image = row["image"]
+            data = image.get("bytes") if isinstance(image, dict) else None
+            if not isinstance(data, bytes):
+                raise UnpackError(f"row {number} has no photo in column 'image'; refused")
+            staging.add(_image_id(row["image_id"], f"{name}, row {number}"), data)
+        return staging.commit(listing)
 
 
-class _DamagedShard(FlairError):
-    """Not a parquet file, or not all of one."""
-
-
-def _batches(
+def _rows(
     file: io.RawIOBase | io.BufferedReader, name: str, columns: list[str], batch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """The rows of some columns, a bounded number of them in memory."""
+    """The rows of some columns, of which `batch_size` are in memory; UnpackError where the file is damaged."""
     import pyarrow
     import pyarrow.parquet
 
@@ -213,8 +186,9 @@ def _batches(
         if missing:
             raise FlairError(f"{name}: has no column {', '.join(sorted(missing))}; expected FLAIR's parquet files")
         # A few bytes can say of a thousand rows that they all have the same megabytes: such a text is kept once, and
-        # rows are made one by one.
-        dictionaries = [leaf.path for leaf in shard.schema if _is_kept_once(leaf, columns)]
+        # rows are made one by one. Not so photos: all of a row group, which all differ, would be kept at once.
+        texts = [leaf.path for leaf in shard.schema if leaf.physical_type == "BYTE_ARRAY"]
+        dictionaries = [path for path in texts if path.partition(".")[0] in set(columns) - {"image"}]
         shard = pyarrow.parquet.ParquetFile(file, metadata=shard.metadata, read_dictionary=dictionaries, **options)
         for group in range(shard.num_row_groups):
             if isinstance(file, _RangeFile):
@@ -226,13 +200,8 @@ def _batches(
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's; pyarrow says some of its own with OSError too
-        raise _DamagedShard(f"{name}: is no parquet file, or damaged: {' '.join(str(error).split())[:200]}") from None
-
-
-def _is_kept_once(leaf: Any, columns: list[str]) -> bool:
-    # Not photos: all of a row group, which are all different, would be kept at once.
-    name = leaf.path.partition(".")[0]
-    return name in columns and name != "image" and leaf.physical_type == "BYTE_ARRAY"
+        reason = f"{name}: is no parquet file, or damaged: {' '.join(str(error).split())[:200]}"
+        raise UnpackError(reason, corrupt=True) from None
 
 
 def _extents(row_group: Any, columns: list[str]) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from flair.dataset import catalog
 from flair.dataset.metadata import load_records, load_taxonomy
 from flair.download import huggingface, transfer
 from flair.download.client import Client, NotThere
-from flair.download.plan import Options
+from flair.download.plan import DownloadConfig
 from flair.download.source import LabelFile
 from flair.download.state import DownloadState, Entry
 from flair.errors import FlairError
@@ -23,21 +23,16 @@ class Labels:
 
     Attributes:
       image_ids: of all photos of the metadata, after `check`.
-      error: what `check` found to be wrong.
       notes: lines for the user, on files that were not there.
     """
 
-    def __init__(self, options: Options, state: DownloadState, client: Client) -> None:
+    def __init__(self, config: DownloadConfig, state: DownloadState, client: Client) -> None:
         self.image_ids: list[str] = []
-        self.error: FlairError | None = None
         self.notes: list[str] = []
-        self._options, self._state, self._client = options, state, client
+        self._config, self._state, self._client = config, state, client
         self._work = state.folder / "labels"
         self._urls: dict[str, str] = {}  # of the files that are new
-
-    def remove_leftovers(self) -> None:
-        """Removes what a killed run had not put in place."""
-        shutil.rmtree(self._work, ignore_errors=True)
+        shutil.rmtree(self._work, ignore_errors=True)  # what a killed run had not put in place
 
     def bring(self, files: Sequence[LabelFile], counter: Callable[[Path], Callable[[int], None]]) -> None:
         """Fetches or makes the files; `counter` gives, for a part, what counts its bytes.
@@ -47,45 +42,45 @@ class Labels:
         """
         self._work.mkdir(exist_ok=True)
         for file in files:
-            if self._bring(file, counter):
+            try:
+                self._bring(file, counter)
+            except NotThere as error:
+                if not file.optional:
+                    raise FlairError(f"{file.name}: {error}; check the address") from None
+                self.notes.append(
+                    f"{file.name} (the licences of the photos) is not on this server; Hugging Face has it: "
+                    f"{huggingface.HuggingFaceSource().place}/{file.name}"
+                )
+            else:
                 self._urls[file.name] = file.url
 
     def check(self) -> None:
-        """Checks the files, puts them in place, and notes all image ids; an `error` stops the whole download."""
+        """Checks the files, puts them in place, and notes all image ids; an error stops the whole download."""
         try:
             self.image_ids = [record.image_id for record in load_records(self._newest(catalog.METADATA_FILE))]
             load_taxonomy(self._newest(catalog.TAXONOMY_FILE))
             for name, url in self._urls.items():
                 new = self._work / name
                 entry = Entry(url, file_sha256(new), new.stat().st_size)
-                os.replace(new, self._options.dataset_dir / name)
+                os.replace(new, self._config.dataset_dir / name)
                 self._state.record(name, entry)
-        except FlairError as error:
-            self.error = error  # without labels the photos are worth nothing
-            self._client.stop.set()
-        else:
-            shutil.rmtree(self._work)
+        except FlairError:
+            self._client.stop.set()  # without labels the photos are worth nothing
+            raise
+        shutil.rmtree(self._work)
 
-    def _bring(self, file: LabelFile, counter: Callable[[Path], Callable[[int], None]]) -> bool:
-        client, part, target = self._client, self._state.part(file.name), self._work / file.name
+    def _bring(self, file: LabelFile, counter: Callable[[Path], Callable[[int], None]]) -> None:
+        part, target = self._state.part(file.name), self._work / file.name
         if file.make is not None:
-            file.make(client, self._state.folder, target, self._options.num_workers, client.stop)
-            return True
+            file.make(self._client, self._state.folder, target, self._config.num_workers)
+            return
         try:
-            most = file.most or transfer.MOST_BYTES["text"]
-            transfer.fetch(client, file.url, part, most=most, on_bytes=counter(part))
-            transfer.take(part, target, most)
-        except NotThere as error:
-            if not file.optional:
-                raise FlairError(f"{file.name}: {error}; check the address") from None
-            self.notes.append(
-                f"{file.name} (the licences of the photos) is not on this server; Hugging Face has it: "
-                f"{huggingface.HuggingFaceSource().place}/{file.name}"
-            )
-            return False
+            transfer.fetch(self._client, file.url, part, most=file.most, on_bytes=counter(part))
+            transfer.take(part, target, file.most or transfer.MOST_BYTES["text"])
+        except NotThere:
+            raise
         except FlairError as error:
             raise FlairError(f"{file.name}: {error}") from None
-        return True
 
     def _newest(self, name: str) -> Path:
-        return self._work if (self._work / name).exists() else self._options.dataset_dir
+        return self._work if (self._work / name).exists() else self._config.dataset_dir

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
-import threading
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from flair.terminal.progress import size as say_size
 _ON_DISK = 1.2
 
 
-class Options(NamedTuple):
+class DownloadConfig(NamedTuple):
     """What to download, and how; `limit_archives` of each kind, None for all."""
 
     dataset_dir: Path
@@ -46,24 +45,20 @@ class Plan(NamedTuple):
     sizes: dict[str, int]
 
 
-def make_plan(source: Source, options: Options, state: DownloadState, client: Client, stop: threading.Event) -> Plan:
+def make_plan(source: Source, config: DownloadConfig, state: DownloadState, client: Client) -> Plan:
     """Compares what the source has with what is here, photo by photo; asks the server for the sizes of the rest.
 
     Raises:
       FlairError: the source's list of archives cannot be read, or a file redirects from https to http.
     """
-    found = source.archives(client, state.folder, options.raw)
-    wanted = [] if options.only_metadata else _limited(found, options.limit_archives)
-    labels = [
-        file
-        for file in source.label_files()
-        if not is_same_file(options.dataset_dir / file.name, state, file.name, file.url)
-    ]
-    gone = _gone(wanted, options.dataset_dir, state, client)
+    found = source.archives(client, state.folder, config.raw)
+    wanted = [] if config.only_metadata else _limited(found, config.limit_archives)
+    labels = [file for file in source.label_files() if not _is_same_file(file, config.dataset_dir, state)]
+    gone = _gone(wanted, config.dataset_dir, state, client)
     open_archives = [archive for archive in wanted if archive.name in gone or not _is_same(archive, state)]
     unsized = [file.url for file in labels if file.make is None]
     unsized += [archive.url for archive in open_archives if archive.size is None]
-    answers = _ask(unsized, client, options.num_workers, stop)
+    answers = _ask(unsized, client, config.num_workers)
     pending = []
     sizes = {file.name: answers[file.url].size or 0 if file.make is None else 0 for file in labels}
     for archive in open_archives:
@@ -81,7 +76,7 @@ def make_plan(source: Source, options: Options, state: DownloadState, client: Cl
     return Plan(labels, pending, [archive for archive in wanted if archive.name not in names], len(found), sizes)
 
 
-def require_disk(plan: Plan, options: Options, state: DownloadState) -> None:
+def require_disk(plan: Plan, config: DownloadConfig, state: DownloadState) -> None:
     """Checks that the photos to come, and the archives they come in, fit on the disk.
 
     Raises:
@@ -89,19 +84,14 @@ def require_disk(plan: Plan, options: Options, state: DownloadState) -> None:
     """
     sizes = {archive.name: plan.sizes.get(archive.name) or _usual_size(archive) for archive in plan.pending}
     needs: list[tuple[Path, float]] = [
-        (options.dataset_dir / archive.folder, _ON_DISK * sizes[archive.name]) for archive in plan.pending
+        (config.dataset_dir / archive.folder, _ON_DISK * sizes[archive.name]) for archive in plan.pending
     ]
     largest = sorted(sizes.values(), reverse=True)
-    at_once = largest if options.keep_archives else largest[: options.num_workers]
+    at_once = largest if config.keep_archives else largest[: config.num_workers]
     here = sum(transfer.arrived_bytes(state.part(name)) for name in sizes)
     needs.append((state.folder, max(0, sum(at_once) - here)))
-    needs += [(options.dataset_dir, plan.sizes.get(file.name, 0)) for file in plan.labels]
-    _require_room(needs)
-
-
-def _require_room(needs: Iterable[tuple[Path, float]]) -> None:
-    """Checks that each folder's disk has room for the bytes that are to be written there; a disk's needs add up."""
-    needed: dict[int, float] = defaultdict(float)
+    needs += [(config.dataset_dir, plan.sizes.get(file.name, 0)) for file in plan.labels]
+    needed: dict[int, float] = defaultdict(float)  # by disk, as folders may lie on several
     place: dict[int, Path] = {}
     for folder, num_bytes in needs:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -117,21 +107,18 @@ def _require_room(needs: Iterable[tuple[Path, float]]) -> None:
             )
 
 
-def is_same_file(path: Path, state: DownloadState, name: str, url: str) -> bool:
-    """Whether `path` is, byte for byte, what an earlier run fetched from `url`."""
-    entry = state.get(name)
-    if entry is None or entry.url != url or not path.is_file() or path.stat().st_size != entry.size:
+def _is_same_file(file: LabelFile, dataset_dir: Path, state: DownloadState) -> bool:
+    """Whether the file is here, byte for byte, as an earlier run fetched it from the same address."""
+    path, entry = dataset_dir / file.name, state.get(file.name)
+    if entry is None or entry.url != file.url or not path.is_file() or path.stat().st_size != entry.size:
         return False
     return file_sha256(path) == entry.sha256
 
 
 def _limited(archives: list[Archive], limit: int | None) -> list[Archive]:
-    folders = dict.fromkeys(archive.folder for archive in archives)
-    return [
-        archive
-        for folder in folders
-        for archive in [archive for archive in archives if archive.folder == folder][:limit]
-    ]
+    """The first `limit` archives of each folder."""
+    by_folder = itertools.groupby(archives, lambda archive: archive.folder)
+    return [archive for _, of_folder in by_folder for archive in itertools.islice(of_folder, limit)]
 
 
 def _gone(archives: list[Archive], dataset_dir: Path, state: DownloadState, client: Client) -> set[str]:
@@ -153,13 +140,13 @@ def _is_same(archive: Archive, state: DownloadState) -> bool:
     return entry.sha256 == archive.sha256 if archive.sha256 else entry.url == archive.url
 
 
-def _ask(urls: list[str], client: Client, num_workers: int, stop: threading.Event) -> dict[str, Remote]:
+def _ask(urls: list[str], client: Client, num_workers: int) -> dict[str, Remote]:
     answers: dict[str, Remote] = {}
 
     def ask(url: str) -> None:
         answers[url] = client.ask(url)
 
-    for _, error in threads.run(ask, urls, num_workers, stop):
+    for _, error in threads.run(ask, urls, num_workers, client.stop):
         raise error
     return answers
 

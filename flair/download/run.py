@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from flair.dataset import catalog
 from flair.download import huggingface, transfer
 from flair.download.client import Client
 from flair.download.labels import Labels
-from flair.download.plan import Options, Plan, make_plan, require_disk
+from flair.download.plan import DownloadConfig, Plan, make_plan, require_disk
 from flair.download.source import MAX_PHOTO_BYTES, Archive, Source
 from flair.download.staging import Unpacked, UnpackError
 from flair.download.state import DownloadState, Entry, exclusive
@@ -46,63 +48,62 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def download(source: Source, options: Options) -> Outcome:
-    """Brings the dataset from `source` into `options.dataset_dir`, continuing what an earlier run left.
+def download(source: Source, config: DownloadConfig) -> Outcome:
+    """Brings the dataset from `source` into `config.dataset_dir`, continuing what an earlier run left.
 
     Raises:
       FlairError: nothing can be done: no metadata, too little disk, another download in the same folder.
       OSError: the dataset folder cannot be written.
       KeyboardInterrupt: what has arrived stays, and the same call continues there.
     """
-    with exclusive(options.dataset_dir, _log) as lock:
-        return _download(source, options, lock)
+    with exclusive(config.dataset_dir, _log) as lock:
+        return _download(source, config, lock)
 
 
-def _download(source: Source, options: Options, lock: int) -> Outcome:
+def _download(source: Source, config: DownloadConfig, lock: int) -> Outcome:
     """All of it, in order: plan, labels, photos, check."""
     start = time.monotonic()
-    state, stop = DownloadState(options.dataset_dir), threading.Event()
-    client = Client(options.patience, stop=stop, log=_log)
-    labels = Labels(options, state, client)
-    _remove_leftovers(source, options, state)
-    labels.remove_leftovers()
-    plan = make_plan(source, options, state, client, stop)
+    state, client = DownloadState(config.dataset_dir), Client(config.patience, log=_log)
+    labels = Labels(config, state, client)
+    _remove_leftovers(source, config, state)
+    plan = make_plan(source, config, state, client)
     for archive in plan.finished:  # their parts are left where a kill came right after they were recorded
-        _finish(archive, options, state)
-    require_disk(plan, options, state)
-    progress = _ByteProgress(plan, state)
-    archives = _Archives(options, state, client, progress, lock)
+        _finish(archive, config, state)
+    require_disk(plan, config, state)
+    with (
+        contextlib.closing(_ByteProgress(plan, state)) as progress,
+        contextlib.closing(Unpackers(lock, client.stop)) as unpackers,
+    ):
+        archives = _Archives(config, state, client, progress, unpackers)
 
-    def work(archive: Archive | None) -> None:
-        if archive is None:
-            labels.check()  # beside the transfers, as it takes seconds of its own
-        else:
-            archives.bring(archive)
+        def work(archive: Archive | None) -> None:
+            if archive is None:
+                labels.check()  # beside the transfers, as it takes seconds of its own
+            else:
+                archives.bring(archive)
 
-    try:
         labels.bring(plan.labels, progress.counter)
-        broken = threads.run(work, [None, *plan.pending], options.num_workers, stop)
-    finally:
-        archives.close()
-        progress.close()
-    if labels.error is not None:
-        raise labels.error
-    failed = [f"{archive.name}: {error}" for archive, error in broken if archive is not None]
-    if not failed and not options.only_metadata and options.limit_archives is None:
+        broken = threads.run(work, [None, *plan.pending], config.num_workers, client.stop)
+    failures = {}
+    for item, error in broken:
+        if item is None:
+            raise error
+        failures[item.name] = error
+    failed = [f"{name}: {error}" for name, error in failures.items()]
+    if not failed and not config.only_metadata and config.limit_archives is None:
         for part in state.folder.glob("*.part"):  # worth nothing now, not even one of another source
             transfer.discard(part)
-        failed = _missing_photos(labels.image_ids, options)
-    missing = archives.disputed | {archive.name for archive, _ in broken if archive is not None}
+        failed = _missing_photos(labels.image_ids, config)
     every = (*plan.finished, *plan.pending)
     for name in archives.disputed & {archive.name for archive in every}:
         state.forget(name)  # either may be the wrong one, so the next run brings both anew
-    here = [archive for archive in every if archive.name not in missing]
+    here = [archive for archive in every if archive.name not in archives.disputed | failures.keys()]
     return Outcome(
         failed,
         [*labels.notes, *archives.notes],
         archives=len(here),
         all_archives=plan.all_archives,
-        fetched_archives=len(plan.pending) - len(broken),
+        fetched_archives=len(plan.pending) - len(failures),
         photos=_count_photos(here, state),
         fetched_bytes=progress.fetched,
         retries=client.retried,
@@ -110,6 +111,7 @@ def _download(source: Source, options: Options, lock: int) -> Outcome:
     )
 
 
+@dataclass
 class _Archives:
     """Fetches and unpacks archives, each in the thread that asks.
 
@@ -118,22 +120,22 @@ class _Archives:
       disputed: archives whose photos another one brings with other bytes.
     """
 
-    def __init__(
-        self, options: Options, state: DownloadState, client: Client, progress: _ByteProgress, lock: int
-    ) -> None:
-        self.notes: list[str] = []
-        self.disputed: set[str] = set()
-        self._options, self._state, self._client, self._progress = options, state, client, progress
-        self._unpackers = Unpackers(lock, client.stop)
+    config: DownloadConfig
+    state: DownloadState
+    client: Client
+    progress: _ByteProgress
+    unpackers: Unpackers
+    notes: list[str] = field(default_factory=list)
+    disputed: set[str] = field(default_factory=set)
 
     def bring(self, archive: Archive) -> None:
         """Fetches, unpacks and records one archive; a damaged one is fetched a second time."""
-        part = self._state.part(archive.name)
-        count = self._progress.counter(part)
+        part = self.state.part(archive.name)
+        count = self.progress.counter(part)
         for last_try in (False, True):
             try:
                 fetched = self._kept(archive) or transfer.fetch(
-                    self._client, archive.url, part,
+                    self.client, archive.url, part,
                     expect=archive.kind, size=archive.size, sha256=archive.sha256, on_bytes=count,
                 )  # fmt: skip
                 unpacked = self._unpack(archive, fetched)
@@ -148,24 +150,20 @@ class _Archives:
                 if last_try:
                     raise FlairError(f"{error}; fetched twice, wrong both times, so the server's copy is bad") from None
                 _log(f"{archive.name}: {error}; fetching it once more")
-        self._state.record(
+        self.state.record(
             archive.name, Entry(archive.url, fetched.sha256, fetched.size, unpacked.photos, unpacked.photo_bytes)
         )
         if fetched.path == part:
-            _finish(archive, self._options, self._state)
-
-    def close(self) -> None:
-        """Ends the processes that unpack."""
-        self._unpackers.close()
+            _finish(archive, self.config, self.state)
 
     def _unpack(self, archive: Archive, fetched: Fetched) -> Unpacked:
-        photos_dir = self._options.dataset_dir / archive.folder
-        listing = self._state.listing(archive.name)
+        photos_dir = self.config.dataset_dir / archive.folder
+        listing = self.state.listing(archive.name)
         job = Job(
             archive.kind, str(fetched.path), archive.name, str(photos_dir), str(listing),
             MAX_PHOTO_BYTES[archive.folder], archive.photos,
         )  # fmt: skip
-        unpacked = self._unpackers.unpack(job)
+        unpacked = self.unpackers.unpack(job)
         if unpacked.ignored:
             self.notes.append(
                 f"{archive.name}: left out {unpacked.ignored:,} members that are no photos, such as "
@@ -175,27 +173,27 @@ class _Archives:
 
     def _kept(self, archive: Archive) -> Fetched | None:
         """The archive as an earlier run kept it, if it is still the right one."""
-        path, entry = self._options.dataset_dir / archive.name, self._state.get(archive.name)
+        path, entry = self.config.dataset_dir / archive.name, self.state.get(archive.name)
         if entry is None or not path.is_file() or path.stat().st_size != entry.size:
             return None
         trusted = archive.sha256 or (entry.sha256 if entry.url == archive.url else None)
-        return Fetched(path, entry.size, entry.sha256, entry.size) if file_sha256(path) == trusted else None
+        return Fetched(path, entry.size, entry.sha256) if file_sha256(path) == trusted else None
 
 
-def _finish(archive: Archive, options: Options, state: DownloadState) -> None:
+def _finish(archive: Archive, config: DownloadConfig, state: DownloadState) -> None:
     """Removes the part of an archive that is unpacked and recorded, or keeps it under the archive's name."""
     part = state.part(archive.name)
-    if options.keep_archives and transfer.is_whole(part):
-        transfer.take(part, options.dataset_dir / archive.name)
+    if config.keep_archives and transfer.is_whole(part):
+        transfer.take(part, config.dataset_dir / archive.name)
     else:
         transfer.discard(part)
 
 
-def _missing_photos(image_ids: Sequence[str], options: Options) -> list[str]:
+def _missing_photos(image_ids: Sequence[str], config: DownloadConfig) -> list[str]:
     """A line for each folder that lacks photos of the metadata."""
     failed = []
-    for folder in [catalog.SMALL_IMAGES_DIR] + [catalog.RAW_IMAGES_DIR] * options.raw:
-        photos_dir = options.dataset_dir / folder
+    for folder in [catalog.SMALL_IMAGES_DIR] + [catalog.RAW_IMAGES_DIR] * config.raw:
+        photos_dir = config.dataset_dir / folder
         present = set(os.listdir(photos_dir)) if photos_dir.is_dir() else set()
         missing = [image_id for image_id in image_ids if f"{image_id}.jpg" not in present]
         if missing:
@@ -216,13 +214,13 @@ def _count_photos(archives: list[Archive], state: DownloadState) -> dict[str, tu
     return counts
 
 
-def _remove_leftovers(source: Source, options: Options, state: DownloadState) -> None:
+def _remove_leftovers(source: Source, config: DownloadConfig, state: DownloadState) -> None:
     """Removes what a killed run left half done; its parts stay, and what it has read of this source's labels."""
     atomic.remove_leftovers(state.folder)
     if huggingface.remove_other_records(state.folder, source.place):
         _log("labels that an unfinished run read from another source, endpoint or revision are dropped")
     for folder in (catalog.SMALL_IMAGES_DIR, catalog.RAW_IMAGES_DIR):
-        for leftover in (options.dataset_dir / folder).glob(".*.tmp"):
+        for leftover in (config.dataset_dir / folder).glob(".*.tmp"):
             if leftover.is_dir():
                 shutil.rmtree(leftover)
 
@@ -242,7 +240,7 @@ class _ByteProgress:
         )
 
     def counter(self, part: Path) -> Callable[[int], None]:
-        """Counts the bytes of one file; those of an earlier run were counted at the start."""
+        """What counts the bytes of one file; those of an earlier run, counted at the start, are not counted again."""
         here = self._here.get(part, 0)
 
         def count(new: int) -> None:
@@ -264,15 +262,15 @@ def _log(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def print_summary(outcome: Outcome, source: Source, options: Options) -> None:
+def print_summary(outcome: Outcome, source: Source, config: DownloadConfig) -> None:
     """Says what is where, what it took, what failed and what to type next."""
-    folder = options.dataset_dir
+    folder = config.dataset_dir
     for name, (photos, photo_bytes) in outcome.photos.items():
         print(f"{folder / name}: {photos:,} photos, {say_size(photo_bytes)}")
     print(f"{folder / catalog.METADATA_FILE}, {catalog.TAXONOMY_FILE}: from {source.place}")
     for note in outcome.notes:
         print(f"Note: {note}")
-    if not options.only_metadata:
+    if not config.only_metadata:
         print(
             f"{outcome.archives} of {outcome.all_archives} archives are here, {outcome.fetched_archives} new; "
             f"{say_size(outcome.fetched_bytes)} fetched in {duration(outcome.seconds)} with {outcome.retries} retries"
@@ -282,7 +280,7 @@ def print_summary(outcome: Outcome, source: Source, options: Options) -> None:
     if outcome.failed:
         print(f"{len(outcome.failed)} failed; the same command tries them again", file=sys.stderr)
     elif outcome.archives < outcome.all_archives:
-        without = "--only" if options.only_metadata else "--limit_archives"
+        without = "--only" if config.only_metadata else "--limit_archives"
         print(f"Next: the same command without {without} for all photos")
     else:
         print("Next:", command_line("python3 -m flair.verify", dataset_dir=folder))

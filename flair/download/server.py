@@ -85,21 +85,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = 60  # seconds that an idle connection is kept
 
     def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def _answer(self, body: bool) -> None:
         path = self._local_path()
         if path is None:
-            self._send_error_text(HTTPStatus.NOT_FOUND, body)
+            self._send_error_text(HTTPStatus.NOT_FOUND)
             return
         try:
             with open(path, "rb") as file:
-                self._answer_with(file, body)
+                self._answer_with(file)
         except PermissionError:
-            self._send_error_text(HTTPStatus.FORBIDDEN, body)
+            self._send_error_text(HTTPStatus.FORBIDDEN)
+
+    do_HEAD = do_GET  # what has a body looks at `command`
 
     def _local_path(self) -> Path | None:
         """The file asked for, or None where there is none inside the folder."""
@@ -112,7 +108,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (OSError, RuntimeError):  # too long a name, or links in a circle
             return None
 
-    def _answer_with(self, file: BinaryIO, body: bool) -> None:
+    def _answer_with(self, file: BinaryIO) -> None:
         status = os.fstat(file.fileno())
         etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
         modified = email.utils.formatdate(status.st_mtime, usegmt=True)
@@ -127,7 +123,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 asked = _parse_range(self.headers.get("Range", ""), status.st_size)
             except ValueError:
                 headers["Content-Range"] = f"bytes */{status.st_size}"
-                self._send_error_text(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, body, headers)
+                self._send_error_text(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers)
                 return
             if asked is not None:
                 start, stop = asked
@@ -135,17 +131,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{status.st_size}"
         headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(stop - start)}
         self._send_head(code, headers)
-        if body and stop > start:
+        if self.command == "GET" and stop > start:
             try:
                 self.wfile.flush()
                 self.connection.sendfile(file, start, stop - start)
             except (ConnectionError, TimeoutError):
                 self.close_connection = True  # the client hung up, as downloaders under test do
 
-    def _send_error_text(self, code: HTTPStatus, body: bool, headers: dict[str, str] | None = None) -> None:
+    def _send_error_text(self, code: HTTPStatus, headers: dict[str, str] | None = None) -> None:
         text = f"{code.value} {code.phrase}\n".encode()
         self._send_head(code, {"Content-Type": "text/plain", "Content-Length": str(len(text)), **(headers or {})})
-        if body:
+        if self.command == "GET":
             self.wfile.write(text)
 
     def _send_head(self, code: HTTPStatus, headers: dict[str, str]) -> None:

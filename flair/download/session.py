@@ -1,4 +1,4 @@
-"""Requests with deadlines for slow servers: for the head and for each read of a reply; and safe redirects.
+"""HTTP sessions that break off replies that are too slow, and follow only safe redirects.
 
 The timeouts of requests are for each read of the socket, so that a server that sends byte by byte could hold it for
 ever. The body is read in pieces by `flair.download.client`, which watches its rate itself.
@@ -27,12 +27,12 @@ class NotEncrypted(requests.RequestException):
 
 
 class ReadTooSlow(Exception):
-    """One read of a body brought nothing in time, though bytes may have come: the lengths of chunks, say."""
+    """One read of a body gave nothing in time, though the server may have sent bytes, such as lengths of chunks."""
 
 
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Never any: requests reads the body of a reply before it so much as prepares to follow it."""
+        """None, as if no reply redirected: requests would read the whole body of a redirect before it follows it."""
 
 
 def redirect_target(response: requests.Response) -> str | None:
@@ -62,7 +62,7 @@ def redirect_target(response: requests.Response) -> str | None:
 
 
 class ReadWatch:
-    """Breaks the connection under a read of a body that takes half as long again as `seconds`, or more.
+    """Breaks the connection where one read of a body takes longer than 1.5 times `seconds`.
 
     The socket's own timeout is for each byte, and http.client reads the line before a chunk, or the lines behind the
     last one, to their end: a server that sends them byte by byte, or without end, would hold the reader for ever.
@@ -113,10 +113,6 @@ def open_session(head_seconds: float) -> requests.Session:
     pools = _pool_classes(head_seconds)
 
     class Adapter(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **options: Any) -> None:
-            super().init_poolmanager(*args, **options)
-            self.poolmanager.pool_classes_by_scheme = pools
-
         def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
             manager = super().proxy_manager_for(*args, **options)
             manager.pool_classes_by_scheme = pools
@@ -124,8 +120,10 @@ def open_session(head_seconds: float) -> requests.Session:
 
     session = _Session()
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))  # none: files need none
-    session.mount("http://", Adapter())
-    session.mount("https://", Adapter())
+    adapter = Adapter()
+    adapter.poolmanager.pool_classes_by_scheme = pools
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
     return session
 
 

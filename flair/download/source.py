@@ -1,9 +1,8 @@
-"""The sources of the dataset: what each of them offers, and the first one, Apple's server or a mirror of it."""
+"""What a source of the dataset offers, and the usual source: Apple's server or a mirror of it."""
 
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -36,15 +35,15 @@ class Archive(NamedTuple):
 class LabelFile(NamedTuple):
     """A file of the dataset folder beside the photos; `optional` when not every server has it.
 
-    It is fetched from `url` as it is, or, where no server has it, made by `make(client, work, target, num_workers,
-    stop)`, with `work` for temporary files.
+    It is fetched from `url` as it is, or, where no server has it, made by `make(client, work, target, num_workers)`,
+    with `work` for temporary files.
     """
 
     name: str
     url: str
     optional: bool = False
     most: int | None = None  # bytes that are taken at most
-    make: Callable[[Client, Path, Path, int, threading.Event], None] | None = None
+    make: Callable[[Client, Path, Path, int], None] | None = None
 
 
 class Source(Protocol):
@@ -68,15 +67,14 @@ class AppleSource:
     """
 
     def __init__(self, base_url: str = catalog.APPLE_BASE_URL) -> None:
-        self.base_url = base_url.rstrip("/")
-        self.place = self.base_url
+        self.place = base_url.rstrip("/")
 
     def label_files(self) -> list[LabelFile]:
         """The metadata and the taxonomy; the photos' licences where a mirror has them."""
         return [
-            LabelFile(catalog.METADATA_FILE, f"{self.base_url}/{catalog.METADATA_URL_PATH}"),
-            LabelFile(catalog.TAXONOMY_FILE, f"{self.base_url}/{catalog.TAXONOMY_URL_PATH}", most=MAX_TAXONOMY_BYTES),
-            LabelFile(catalog.ATTRIBUTION_FILE, f"{self.base_url}/{catalog.ATTRIBUTION_FILE}", optional=True),
+            LabelFile(catalog.METADATA_FILE, f"{self.place}/{catalog.METADATA_URL_PATH}"),
+            LabelFile(catalog.TAXONOMY_FILE, f"{self.place}/{catalog.TAXONOMY_URL_PATH}", most=MAX_TAXONOMY_BYTES),
+            LabelFile(catalog.ATTRIBUTION_FILE, f"{self.place}/{catalog.ATTRIBUTION_FILE}", optional=True),
         ]
 
     def archives(self, client: Client, work: Path, raw: bool) -> list[Archive]:
@@ -87,26 +85,25 @@ class AppleSource:
         return found
 
     def _archives(self, client: Client, work: Path, folder: str, url_path: Callable[[int], str]) -> list[Archive]:
-        base, _, first_name = url_path(0).rpartition("/")
-        prefix = first_name.partition("-")[0]
-        if self.base_url != catalog.APPLE_BASE_URL:
-            url = f"{self.base_url}/{base}/{catalog.MANIFEST_FILE}"
+        if self.place != catalog.APPLE_BASE_URL:
+            base, _, first_name = url_path(0).rpartition("/")
+            prefix = first_name.partition("-")[0]
+            url = f"{self.place}/{base}/{catalog.MANIFEST_FILE}"
             manifest = work / f"{prefix}-{catalog.MANIFEST_FILE}"
             part = manifest.with_name(f"{manifest.name}.part")
             transfer.discard(part)
             try:
                 transfer.fetch(client, url, part, most=_MAX_MANIFEST_BYTES)
                 transfer.take(part, manifest, _MAX_MANIFEST_BYTES)
-            except NotThere:
-                pass  # a plain copy of Apple's server
-            except TransferError as error:
-                raise FlairError(f"--base_url={self.base_url}: {error}") from None
-            else:
                 content = manifest.read_bytes()
                 manifest.unlink()
                 return read_manifest(content, url, prefix, folder)
-        paths = [url_path(index) for index in range(catalog.NUM_ARCHIVES)]
-        return [Archive(path.rpartition("/")[2], f"{self.base_url}/{path}", folder) for path in paths]
+            except NotThere:
+                pass  # a plain copy of Apple's server
+            except TransferError as error:
+                raise FlairError(f"--base_url={self.place}: {error}") from None
+        paths = map(url_path, range(catalog.NUM_ARCHIVES))
+        return [Archive(path.rpartition("/")[2], f"{self.place}/{path}", folder) for path in paths]
 
 
 def read_manifest(content: bytes, url: str, prefix: str, folder: str) -> list[Archive]:

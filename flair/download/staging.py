@@ -1,4 +1,4 @@
-"""Photos on their way into a dataset folder: the photos of an archive appear all together, once it proved whole."""
+"""Puts the photos of an archive into the dataset folder, all together or none."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Unpacked(NamedTuple):
 class Staging:
     """A hidden folder inside `photos_dir` (so on the same file system) that `commit` empties into it.
 
-    It goes at the end of `with`; a leftover of a killed process, of the same name, is removed first.
+    It goes at the end of `with`; a leftover of a killed process, of the same name, is removed first. A FlairError that
+    ends the block, such as that of an unsafe id, leaves it as an UnpackError.
 
     Args:
       photos_dir: where the photos go; made when missing.
@@ -59,9 +60,11 @@ class Staging:
     def __enter__(self) -> Staging:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         os.close(self._descriptor)
         self.discard()
+        if isinstance(error, FlairError) and not isinstance(error, UnpackError):
+            raise UnpackError(str(error)) from None
 
     def check_size(self, image_id: str, size: int) -> None:
         """Refuses a photo that is larger than any of FLAIR's, before it is read."""
@@ -92,8 +95,8 @@ class Staging:
             os.close(file)
         self.sizes[image_id] = len(data)
 
-    def commit(self, listing: Path) -> None:
-        """Writes `listing`, one line `<image_id> <bytes>` per photo, then moves every photo into place.
+    def commit(self, listing: Path) -> Unpacked:
+        """Writes `listing`, one line `<image_id> <bytes>` per photo, moves every photo into place, and counts them.
 
         The listings beside it say which photos other archives brought: those are never replaced by other bytes.
         What no listing has is replaced.
@@ -113,6 +116,7 @@ class Staging:
             for image_id in self.sizes:
                 name = f"{image_id}.jpg"
                 os.rename(name, name, src_dir_fd=self._descriptor, dst_dir_fd=target)
+        return Unpacked(len(self.sizes), sum(self.sizes.values()))
 
     def _require_no_rival(self, listing: Path) -> None:
         owners: dict[tuple[str, int], str] | None = None
@@ -133,10 +137,6 @@ class Staging:
                     "only one is right: run the same command when the server is mended, or use another --dataset_dir",
                     rival=rival,
                 )
-
-    def unpacked(self, ignored: int = 0, first_ignored: str = "") -> Unpacked:
-        """What came through here."""
-        return Unpacked(len(self.sizes), sum(self.sizes.values()), ignored, first_ignored)
 
     def discard(self) -> None:
         """Removes the hidden folder and what is in it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,9 +101,8 @@ def scan_photos(folder: Path) -> dict[str, int]:
         return {}
 
 
-@contextlib.contextmanager
-def exclusive(dataset_dir: Path, log: Callable[[str], None]) -> Iterator[int]:
-    """Makes `dataset_dir` and its work folder, and yields an open file that locks them against other downloads.
+def exclusive(dataset_dir: Path, log: Callable[[str], None]) -> contextlib.AbstractContextManager[int]:
+    """Makes `dataset_dir` and its work folder, and gives an open file that locks them against other downloads.
 
     Raises:
       FlairError: another download works in the same folder.
@@ -112,5 +111,4 @@ def exclusive(dataset_dir: Path, log: Callable[[str], None]) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"--dataset_dir={dataset_dir}: another download is at work there; wait for it, or stop it"
     waiting = f"waiting for another download into {dataset_dir} to end"
-    with lock.exclusive(folder, busy, patience=_LOCK_SECONDS, on_wait=lambda: log(waiting)) as descriptor:
-        yield descriptor
+    return lock.exclusive(folder, busy, patience=_LOCK_SECONDS, on_wait=lambda: log(waiting))

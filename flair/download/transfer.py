@@ -20,6 +20,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,12 +48,11 @@ class WrongContent(TransferError):
 
 
 class Fetched(NamedTuple):
-    """A whole file that arrived; `resumed` bytes of it were there before this call; `path` is its part."""
+    """A whole file that arrived; `path` is its part."""
 
     path: Path
     size: int
     sha256: str
-    resumed: int
 
 
 def fetch(
@@ -88,25 +88,25 @@ def fetch(
         most = MOST_BYTES[expect] if size is None else size
     transfer = _Transfer(client, url, part, expect, size, most, on_bytes)
     client.retry(file_name(url), transfer.attempt, lambda: transfer.most_arrived)
-    got_size, got_sha256 = transfer.position, transfer.hash.hexdigest()
-    if size is not None and got_size != size:
+    fetched = Fetched(part, transfer.position, transfer.hash.hexdigest())
+    if size is not None and fetched.size != size:
         transfer.start_over()
-        raise WrongContent(f"has {got_size:,} bytes, but {size:,} are published")
-    if sha256 is not None and got_sha256 != sha256:
+        raise WrongContent(f"has {fetched.size:,} bytes, but {size:,} are published")
+    if sha256 is not None and fetched.sha256 != sha256:
         transfer.start_over()
-        raise WrongContent(f"has the sha256 {got_sha256}, but {sha256} is published")
-    return Fetched(part, got_size, got_sha256, transfer.resumed)
+        raise WrongContent(f"has the sha256 {fetched.sha256}, but {sha256} is published")
+    return fetched
 
 
 def arrived_bytes(part: Path) -> int:
     """How many bytes of a file are here from an earlier run."""
-    return part.stat().st_size if _read_version(part) is not None else 0
+    return part.stat().st_size if _read_version(part) else 0
 
 
 def is_whole(part: Path, url: str | None = None) -> bool:
     """Whether an earlier run brought all of it; from `url`, where that is given."""
     version = _read_version(part)
-    return version is not None and version.get("total") == part.stat().st_size and url in (None, version.get("url"))
+    return bool(version) and version.get("total") == part.stat().st_size and url in (None, version.get("url"))
 
 
 def take(part: Path, final: Path, most: int = MOST_BYTES["text"]) -> None:
@@ -115,7 +115,7 @@ def take(part: Path, final: Path, most: int = MOST_BYTES["text"]) -> None:
     Raises:
       TransferError: it cannot be unpacked, or to more than `most` bytes; the part is gone.
     """
-    if (_read_version(part) or {}).get("encoding") == "gzip":
+    if _read_version(part).get("encoding") == "gzip":
         _unpack(part, final, most)
     else:
         with open(part, "rb") as file:
@@ -138,45 +138,46 @@ def _unpack(part: Path, final: Path, most: int) -> None:
                 file.write(data)
                 if file.tell() > limit:
                     raise TransferError(f"unpacks to more than {say_size(limit)}, which no text does; refused")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, TransferError) as error:
         discard(part)
+        if isinstance(error, TransferError):
+            raise
         raise TransferError(f"came packed with gzip, and damaged ({error}); run the same command again") from None
-    except TransferError:
-        discard(part)
-        raise
 
 
+@dataclass
 class _Transfer:
     """One file between tries: how far it is, its running hash, and which version of it this is."""
 
-    def __init__(
-        self,
-        client: Client,
-        url: str,
-        part: Path,
-        expect: str,
-        size: int | None,
-        most: int,
-        on_bytes: Callable[[int], None],
-    ) -> None:
-        self.client, self.url, self.part = client, url, part
-        self.expect, self.size, self.most, self.on_bytes = expect, size, most, on_bytes
+    client: Client
+    url: str
+    part: Path
+    expect: str
+    size: int | None
+    most: int
+    on_bytes: Callable[[int], None]
+
+    def __post_init__(self) -> None:
         self.hash = hashlib.sha256()
-        self.position = self.most_arrived = self.resumed = 0
+        self.position = self.most_arrived = 0
         self.start = b""
         self.contradicted = False
-        self.version = _read_version(part, url)
-        if self.version is not None:
-            self._load()
+        self.version = _read_version(self.part, self.url)  # empty where nothing of the file is here
+        if self.version:
+            with open(self.part, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    if self.client.stop.is_set():
+                        raise Stopped
+                    self._count(chunk)
 
     def attempt(self) -> None:
         """One request; returns when the file is whole."""
-        if self.position and self.position == self._total() and (self.version or {}).get("url") == self.url:
+        if self.position and self.position == self._total() and self.version.get("url") == self.url:
             return
         headers = {}
         if self.position:
             headers["Range"] = f"bytes={self.position}-"
-            if validator := _validator(self.version or {}):
+            if validator := _validator(self.version):
                 headers["If-Range"] = validator
         with self.client.get(self.url, headers) as response:
             if response.status_code == 416:
@@ -189,21 +190,13 @@ class _Transfer:
                 self._receive(response)
         self._check_start()
         if self._total() is None:
-            self._remember({**(self.version or {}), "total": self.position})
+            self._remember({**self.version, "total": self.position})
 
     def start_over(self) -> None:
         """Forgets all that has arrived."""
         self.on_bytes(-self.position)
-        self.hash, self.position, self.start, self.version, self.resumed = hashlib.sha256(), 0, b"", None, 0
+        self.hash, self.position, self.start, self.version = hashlib.sha256(), 0, b"", {}
         discard(self.part)
-
-    def _load(self) -> None:
-        with open(self.part, "rb") as file:
-            while chunk := file.read(1 << 20):
-                if self.client.stop.is_set():
-                    raise Stopped
-                self._count(chunk)
-        self.resumed = self.position
 
     def _count(self, chunk: bytes) -> None:
         self.hash.update(chunk)
@@ -213,14 +206,14 @@ class _Transfer:
         self.on_bytes(len(chunk))
 
     def _total(self) -> int | None:
-        return self.version.get("total") if self.version else None
+        return self.version.get("total")
 
     def _accept_end(self, response: requests.Response) -> None:
         """416 where the part is as long as the file: the length promised before was wrong, and the part is whole."""
-        if content_range(response)[2] != self.position:
+        if content_range(response)[1] != self.position:
             self.start_over()
             raise TryAgain("the file on the server is shorter than what has arrived of it; starting over")
-        self._remember({**(self.version or {}), "url": self.url, "total": self.position})
+        self._remember({**self.version, "url": self.url, "total": self.position})
 
     def _begin(self, response: requests.Response) -> None:
         if self.position:
@@ -239,8 +232,9 @@ class _Transfer:
             raise TryAgain(reason)
         encoding = self._encoding(response)
         etag, last_modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
-        version = {"url": self.url, "etag": etag, "last_modified": last_modified, "total": total}
-        self._remember({**version, "encoding": encoding})
+        self._remember(
+            {"url": self.url, "etag": etag, "last_modified": last_modified, "total": total, "encoding": encoding}
+        )
 
     def _encoding(self, response: requests.Response) -> str | None:
         """What the body is packed with beyond the file itself; raises for what is not unpacked here."""
@@ -254,15 +248,14 @@ class _Transfer:
         return encoding
 
     def _continue(self, response: requests.Response) -> None:
-        first, _, total = content_range(response)
-        version = self.version or {}
+        first, total = content_range(response)
         same = all(
-            version.get(key) is None or response.headers.get(header) in (None, version[key])
+            self.version.get(key) is None or response.headers.get(header) in (None, self.version[key])
             for key, header in (("etag", "ETag"), ("last_modified", "Last-Modified"))
         )
-        same_total = total is None or version.get("total") in (None, total)
-        same = same and self._encoding(response) == version.get("encoding")
-        if self.version is None or first != self.position or not same or not same_total:
+        same_total = total is None or self._total() in (None, total)
+        same = same and self._encoding(response) == self.version.get("encoding")
+        if not self.version or first != self.position or not same or not same_total:
             self.start_over()
             raise TryAgain("the file changed on the server; starting over")
 
@@ -322,18 +315,14 @@ def _version_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _read_version(part: Path, url: str | None = None) -> dict[str, Any] | None:
-    """Which version of the file the bytes of `part` belong to; None when nobody knows."""
-    if not part.is_file():
-        return None
+def _read_version(part: Path, url: str | None = None) -> dict[str, Any]:
+    """Which version of the file the bytes of `part` belong to; empty when nobody knows: then they are worth nothing."""
     try:
-        version = json_text.read(_version_path(part))
+        version = json_text.read(_version_path(part)) if part.is_file() else {}
     except (FileNotFoundError, ValueError):
-        return None  # bytes of unknown origin are worth nothing
-    if not isinstance(version, dict):
-        return None
-    if url is not None and _validator(version) is None and version.get("url") != url:
-        return None
+        return {}
+    if not isinstance(version, dict) or (url and _validator(version) is None and version.get("url") != url):
+        return {}
     return version
 
 

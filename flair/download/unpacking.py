@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flair.download.staging import Unpacked, UnpackError, staging_folder
-from flair.errors import FlairError
 from flair.parallel.threads import Stopped
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -124,8 +123,6 @@ def _work(job: dict[str, Any]) -> dict[str, Any]:
         return unpack_kind(**job)._asdict()
     except UnpackError as error:
         return {"refused": str(error), "corrupt": error.corrupt, "rival": error.rival}
-    except FlairError as error:
-        return {"refused": str(error), "corrupt": False, "rival": ""}
     except OSError as error:
         where = str(error.filename or job["photos_dir"])
         return {"errno": error.errno, "strerror": error.strerror, "filename": where}

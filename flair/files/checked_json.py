@@ -1,7 +1,7 @@
-"""JSON objects in files where any changed byte is noticed: each value has one spelling, the last field is a checksum.
+"""JSON files with a checksum, in which any changed byte is noticed.
 
-A flipped digit leaves good JSON with another number: an epsilon, a seed, the size of a photo. The tests that damage
-these files a thousand times at random places hold every reader to this.
+Each value has one spelling, and the last field is the checksum. Without it, a flipped digit would leave good JSON with
+another number: an epsilon, a seed, the size of a photo. Tests damage these files a thousand times at random places.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Advisory locks between processes: a courtesy, not a condition. Where a file system has none, the work goes on."""
+"""Locks between processes; where a file system has none, the work goes on without."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Arrays of numbers in .npy files that anybody may have damaged: a header of one known form, and sizes that agree.
+"""Reads and writes arrays in .npy files, and notices where anybody has damaged one.
 
-NumPy evaluates the header as a Python literal, which fails in many ways, and reserves the memory that it asks for.
+Only headers of one known form, and sizes that agree, are taken: NumPy itself evaluates the header as a Python literal,
+which fails in many ways, and reserves the memory that the header asks for.
 Rows kept in a cache are followed by their CRC-32C, where NumPy does not look; a file without it is read unchecked.
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
@@ -56,14 +57,6 @@ def parse_header(data: bytes) -> Header:
     return Header(match["descr"].decode("ascii", "replace"), match["order"] == b"True", shape, size)
 
 
-def find_dtype(header: Header, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
-    """The one of `dtypes` that the header names; BadNpy where it names another."""
-    for dtype in dtypes:
-        if header.descr == repr(np.lib.format.dtype_to_descr(dtype)):
-            return dtype
-    raise BadNpy(f"it holds something else than it should, {header.descr[:60]!r}")
-
-
 def map_array(
     path: Path, dtypes: Sequence[np.dtype[Any]], num_dimensions: int, trailer: int = 0
 ) -> np.memmap[Any, Any]:
@@ -85,7 +78,10 @@ def map_array(
             length = file.seek(0, 2)
         except OSError as error:
             raise FlairError(f"{path}: cannot be read ({error.strerror}); restore it") from None
-        dtype = find_dtype(header, dtypes)
+        by_name = {repr(np.lib.format.dtype_to_descr(dtype)): dtype for dtype in dtypes}
+        if header.descr not in by_name:
+            raise BadNpy(f"it holds something else than it should, {header.descr[:60]!r}")
+        dtype = by_name[header.descr]
         if len(header.shape) != num_dimensions or header.is_fortran:
             raise BadNpy(f"its array has the shape {header.shape}")
         rest = length - header.size - math.prod(header.shape) * dtype.itemsize

@@ -1,4 +1,4 @@
-"""Results of a long list of tasks, saved every few seconds, so that a killed run continues where it was."""
+"""Saves the results of many tasks every few seconds, so that a killed run continues."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class PartStore:
         remove_leftovers(folder)
         self._parts: list[Path] = []
         self.done = self.num_rows = 0
-        for start, stop, path in _spans(folder):
+        found = ((path, _PART.fullmatch(path.name)) for path in folder.iterdir())
+        for start, stop, path in sorted((int(match[1]), int(match[2]), path) for path, match in found if match):
             if start == self.done:
                 self._parts.append(path)
                 self.done = stop
@@ -71,9 +72,3 @@ class PartStore:
     def discard(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self._folder)
-
-
-def _spans(folder: Path) -> list[tuple[int, int, Path]]:
-    """The first task, the last + 1 and the file of each part, in order."""
-    found = ((path, _PART.fullmatch(path.name)) for path in folder.iterdir())
-    return sorted((int(match[1]), int(match[2]), path) for path, match in found if match)

@@ -1,4 +1,4 @@
-"""Opening what must be an ordinary file: a folder, a pipe or a device in its place is refused, and never waited for."""
+"""Opens ordinary files; refuses folders, pipes and devices, and never waits for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work spread over processes: results in the order of the tasks, a bounded number of them in memory."""
+"""Spreads tasks over processes, and gives their results in order, a few at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _context: Any = None
 
 def default_num_workers() -> int:
     """The processor cores this process may use, at most 16."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+    return min(len(os.sched_getaffinity(0)), 16)
 
 
 def map_in_order(
@@ -164,7 +164,7 @@ def _tell_refused(error: Exception) -> None:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Holds Ctrl-C and SIGTERM back while a process is started; the new process never sees them, this one does later.
+    """Holds Ctrl-C and SIGTERM back while a process is started: the new one never sees them, this one sees them later.
 
     The mask is for the new process, which inherits it. The handlers are for this one: its libraries have threads
     without the mask, and an exception in the middle of a start would leave half a process.

@@ -1,7 +1,8 @@
-"""How Ctrl-C and SIGTERM end a command, from its first line to its last: never with a traceback, never unheard.
+"""What Ctrl-C and SIGTERM do while a command starts, works and ends.
 
-While it starts there is nothing to tidy up: one line, and the process is gone. While it works a signal is an exception,
-so that temporary files are removed. While the interpreter ends, the result and the exit code stand already.
+They always end it, and never with a traceback. While it starts there is nothing to tidy up: one line, and the process
+is gone. While it works a signal is an exception, so that temporary files are removed. While the interpreter ends, the
+result and the exit code stand already.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Terminated(BaseException):
 
 
 def starting_command() -> str | None:
-    """The name of the command of ours whose start this is; None in any other process that imports the packages."""
+    """The name of our command that is starting; None in any other process that imports the packages."""
     script = os.path.basename(sys.argv[0]) if sys.argv else ""
     if script == "-m":  # as long as Python looks for the module, importing its package
         module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
@@ -75,7 +76,7 @@ def while_ending(code: int) -> None:
 
 
 def reason(error: BaseException | None) -> str | None:
-    """INTERRUPTED or TERMINATED where that is what an exception comes from, as when an import broke off; else None."""
+    """INTERRUPTED or TERMINATED where a signal is behind an exception, as when an import broke off; else None."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt | Terminated):
             return TERMINATED if isinstance(error, Terminated) else INTERRUPTED

@@ -1,4 +1,4 @@
-"""Standard streams that are open and take any text, whatever shell or terminal the command was started from."""
+"""Makes standard input, output and error usable, however the command was started."""
 
 from __future__ import annotations
 

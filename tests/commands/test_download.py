@@ -27,7 +27,7 @@ from flair.download import plan
 from flair.download import server as mirror_server
 from flair.download import state as download_state
 from flair.download.client import Patience
-from flair.download.plan import Options
+from flair.download.plan import DownloadConfig
 from flair.download.run import Outcome, download
 from flair.download.source import AppleSource, read_manifest
 from flair.download.transfer import is_whole
@@ -57,7 +57,7 @@ def server() -> Iterator[FaultServer]:
 
 def bring(server: FaultServer, folder: Path, **options: object) -> Outcome:
     defaults: dict[str, object] = {"patience": IMPATIENT}
-    return download(AppleSource(server.url), Options(folder, **{**defaults, **options}))  # type: ignore[arg-type]
+    return download(AppleSource(server.url), DownloadConfig(folder, **{**defaults, **options}))  # type: ignore[arg-type]
 
 
 def archive_gets(server: FaultServer) -> list[str]:
@@ -118,7 +118,7 @@ def test_a_second_run_fetches_nothing(server: FaultServer, tmp_path: Path) -> No
 def test_a_miniature_packed_as_apple_packs_it(miniature: Path, tmp_path: Path) -> None:
     synthetic_archives.pack(miniature, tmp_path / "mirror", 43)
     with mirror_server.serve(tmp_path / "mirror") as served:
-        outcome = download(AppleSource(served.url), Options(tmp_path / "copy"))
+        outcome = download(AppleSource(served.url), DownloadConfig(tmp_path / "copy"))
     assert outcome.failed == []
     original, copy = tree(miniature), tree(tmp_path / "copy")
     photos = {name for name in original if name.startswith("small_images/")}
@@ -460,14 +460,14 @@ def test_metadata_that_is_cut_off(server: FaultServer, tmp_path: Path) -> None:
 
 def test_a_wrong_base_url(server: FaultServer, tmp_path: Path) -> None:
     with pytest.raises(FlairError, match=r"labels_and_metadata\.json: .*404 Not Found.*; check the address"):
-        download(AppleSource(f"{server.url}/wrong"), Options(tmp_path, patience=IMPATIENT))
+        download(AppleSource(f"{server.url}/wrong"), DownloadConfig(tmp_path, patience=IMPATIENT))
 
 
 def test_a_mirror_that_is_not_there(tmp_path: Path) -> None:
     with fault_server.serve() as server:
         url = server.url
     with pytest.raises(FlairError, match=rf"--base_url={url}: the server refuses connections; gave up after 3 tries"):
-        download(AppleSource(url), Options(tmp_path, patience=IMPATIENT))
+        download(AppleSource(url), DownloadConfig(tmp_path, patience=IMPATIENT))
 
 
 @pytest.mark.parametrize(

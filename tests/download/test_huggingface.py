@@ -21,7 +21,7 @@ from flair.dataset import catalog
 from flair.download import huggingface, transfer
 from flair.download.client import Client, Patience
 from flair.download.huggingface import HuggingFaceSource
-from flair.download.plan import Options
+from flair.download.plan import DownloadConfig
 from flair.download.run import Outcome, download
 from flair.download.source import AppleSource
 from flair.download.staging import UnpackError
@@ -103,7 +103,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def bring(hub: Hub, folder: Path, **options: object) -> Outcome:
     source = HuggingFaceSource(hub.server.url)
-    return download(source, Options(folder, patience=IMPATIENT, **options))  # type: ignore[arg-type]
+    return download(source, DownloadConfig(folder, patience=IMPATIENT, **options))  # type: ignore[arg-type]
 
 
 def whole_gets(hub: Hub) -> list[str]:
@@ -224,9 +224,9 @@ def test_labels_of_a_killed_run_are_removed_when_the_folder_is_filled_from_apple
     kill_while_labels_are_read(hub, tmp_path)
     with fault_server.serve() as server:
         publish(server, PHOTOS, 2)
-        assert download(AppleSource(server.url), Options(tmp_path, patience=IMPATIENT)).failed == []
+        assert download(AppleSource(server.url), DownloadConfig(tmp_path, patience=IMPATIENT)).failed == []
         assert "read from another source, endpoint or revision are dropped" in capsys.readouterr().err
-        download(AppleSource(server.url), Options(tmp_path / "new", patience=IMPATIENT))
+        download(AppleSource(server.url), DownloadConfig(tmp_path / "new", patience=IMPATIENT))
     mixed = tree(tmp_path)
     assert {name[4:]: mixed.pop(name) for name in list(mixed) if name.startswith("new/")} == mixed
     assert not list(tmp_path.rglob("records-*"))
@@ -249,7 +249,7 @@ def test_a_whole_shard_of_another_revision_is_not_read_for_labels(hub: Hub, tmp_
         ("X-Linked-Size", str(len(content))),
     )
     source = HuggingFaceSource(hub.server.url, revision)
-    download(source, Options(tmp_path, patience=IMPATIENT, only_metadata=True))
+    download(source, DownloadConfig(tmp_path, patience=IMPATIENT, only_metadata=True))
     assert json.loads((tmp_path / "labels_and_metadata.json").read_text())[0]["labels"] == ["animal"]
 
 
