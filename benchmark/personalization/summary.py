@@ -65,12 +65,9 @@ def by_divergence(scores: Sequence[UserScore]) -> list[dict[str, Any]]:
     """Differences of quarters of the users, from those who photograph what all do to those who differ most."""
     known = (score for score in scores if not np.isnan(score.divergence))
     ordered = sorted(known, key=lambda score: score.divergence)
-    groups = []
-    for chosen in np.array_split(np.arange(len(ordered)), min(DIVERGENCE_GROUPS, len(ordered)) or 1):
-        members = [ordered[index] for index in chosen]
-        if members:
-            groups.append({"least": members[0].divergence, "most": members[-1].divergence, **_group(members)})
-    return groups
+    parts = np.array_split(np.arange(len(ordered)), min(DIVERGENCE_GROUPS, len(ordered)) or 1)
+    groups = [[ordered[index] for index in part] for part in parts if len(part)]
+    return [{"least": one[0].divergence, "most": one[-1].divergence, **_group(one)} for one in groups]
 
 
 def summarize_labels(results: Sequence[LabelResult]) -> dict[str, Any]:
