@@ -94,8 +94,11 @@ class PredictionWriter:
         if self.num_done == 0:
             _remove(self._unfinished)
             self._unfinished.mkdir(parents=True)
-        self._scores = self._map(SCORES_FILE, shape)
-        self._losses = self._map(LOSSES_FILE, shape[:1])
+        mode = "r+" if self.num_done else "w+"
+        self._scores, self._losses = (
+            np.lib.format.open_memmap(self._unfinished / name, mode, np.float32, of)
+            for name, of in ((SCORES_FILE, shape), (LOSSES_FILE, shape[:1]))
+        )
         self._saved = time.monotonic()
 
     def add(self, scores: np.ndarray, losses: np.ndarray) -> None:
@@ -146,10 +149,6 @@ class PredictionWriter:
         if state[_CHECKSUMS] != [npy_file.crc32c(array[:count]) for array in arrays]:
             raise npy_file.BadNpy("its checksums differ")
         self.num_done, self._checksums = count, state[_CHECKSUMS]
-
-    def _map(self, name: str, shape: tuple[int, ...]) -> Any:
-        mode = "r+" if self.num_done else "w+"
-        return np.lib.format.open_memmap(self._unfinished / name, mode, np.float32, shape)
 
 
 def _map_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray]:
