@@ -9,8 +9,6 @@ evaluation in --output_dir; an interrupted evaluation is continued. docs/evaluat
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +77,12 @@ def main(flags: Flags) -> None:
     task = choose_task(flags, records, models)
     chosen = choose_sets(flags.partitions, flags.testsets_dir)
     exclusion = None if flags.exclude is None else read_exclusion(flags.exclude)
-    with _locked(Path(flags.output_dir)) as folder:
+    folder = Path(flags.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise FlairError(f"--output_dir={folder}: is a file; expected a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"{folder}: another evaluation is writing there; choose another --output_dir"
+    with lock.exclusive(folder / "evaluation.lock", busy):
         sets = load_sets(records, task, chosen, exclusion)
         evaluation_report.print_sets(sets)
         if prepared_with(records, exclusion):
@@ -87,7 +90,8 @@ def main(flags: Flags) -> None:
         elif exclusion is not None and not any(one.num_excluded for one in sets):
             print(f"--exclude={flags.exclude}: takes no photo away; is it of this dataset?", flush=True)
         _evaluate(flags, folder, models, pairs, sets, records, task)
-    print(f"evaluated {len(models)} {'model' if len(models) == 1 else 'models'} in {_since(started)}")
+    seconds = duration(time.monotonic() - started)
+    print(f"evaluated {len(models)} {'model' if len(models) == 1 else 'models'} in {seconds}")
     runs = list(dict.fromkeys(str(model.run_dir) for model in models if _is_result_of_run(model)))
     if runs:
         print("next:", command_line("python -m benchmark.report_main", *runs))
@@ -256,16 +260,6 @@ def _model_called(name: str, text: str, models: list[SavedModel]) -> str:
     return found[0]
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
-    if folder.exists() and not folder.is_dir():
-        raise FlairError(f"--output_dir={folder}: is a file; expected a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    busy = f"{folder}: another evaluation is writing there; choose another --output_dir"
-    with lock.exclusive(folder / "evaluation.lock", busy):
-        yield folder
-
-
 def _outputs(model: SavedModel) -> str:
     outputs = "1 output" if model.num_outputs == 1 else f"{model.num_outputs:,} outputs"
     return f"{outputs} ({model.binary_label})" if model.binary_label else outputs
@@ -273,10 +267,6 @@ def _outputs(model: SavedModel) -> str:
 
 def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-
-
-def _since(started: float) -> str:
-    return duration(time.monotonic() - started)
 
 
 if __name__ == "__main__":

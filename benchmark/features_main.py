@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from flair.dataset.catalog import PARTITIONS
-from flair.dataset.metadata import Record
+from flair.dataset.metadata import Record, load_records
+from flair.errors import FlairError
 from flair.files import atomic
 from flair.files.regular_file import file_sha256
 from flair.terminal import command
 from flair.terminal.flags import make_parser, positive_int
 from flair.terminal.paths import command_line, path_flag
+from flair.terminal.progress import Progress, duration
 
 DESCRIPTION = """\
 Runs every photo of a dataset directory through a saved model up to its global pooling and writes the features, one row
@@ -31,10 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, computes the features, prints what was made; returns the exit code."""
     flags = _parse(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-    from flair.dataset.metadata import load_records
-    from flair.terminal.progress import duration
-
     start = time.monotonic()
     records = [record for record in load_records(flags.dataset_dir) if record.partition in flags.partitions]
     num_photos, num_features = write_model_features(
@@ -53,16 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_model_features(
     model_file: Path, dataset_dir: Path, records: Sequence[Record], output: Path, batch_size: int
 ) -> tuple[int, int]:
-    """Writes the features of all photos; returns how many photos and features a photo there are.
+    """Writes the features of all photos; returns how many photos there are, and how many features per photo.
 
     Raises:
-      FlairError: the model is none of ours, or a photo cannot be read.
+      FlairError: the model is not one of ours, or a photo cannot be read.
     """
     from benchmark.model import saved as saved_model
     from flair.dataset.images import read_jpeg
     from flair.duplicates.features import write_features
     from flair.files.parts import PartStore
-    from flair.terminal.progress import Progress
 
     saved = saved_model.describe(model_file)
     digest = file_sha256(model_file)
@@ -123,8 +120,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if not flags.output.endswith(".npy"):
         parser.error(f"--output={flags.output}: expected a name that ends in .npy")
     if not Path(flags.model).is_file():
-        from flair.errors import FlairError
-
         raise FlairError(f"--model={flags.model}: no such file; expected a .h5 file that training saved")
     return flags
 

@@ -55,7 +55,7 @@ def main(flags: Flags) -> None:
             (run.path / TENSORBOARD_DIR).rmdir()
         if flags.overwrite:
             _remove_results(run.path)
-        facts = _facts(flags, records, saved)
+        facts = _facts(flags, records)
         if not flags.overwrite and any((run.path / name).exists() for name in (EPISODES_FILE, FEATURES_DIR)):
             _check_same(run.path, facts)
         summary = run.summary
@@ -70,18 +70,15 @@ def main(flags: Flags) -> None:
     _report(summary, run.path)
 
 
-def _facts(flags: Flags, records: Records, saved: SavedModel) -> dict[str, Any]:
+def _facts(flags: Flags, records: Records) -> dict[str, Any]:
     """What the results come from, beside the flags."""
-    facts: dict[str, Any] = {
-        "data": {"tfrecords_dir": flags.tfrecords_dir, "digest": records.digest()},
-        "model": {"path": flags.model, "digest": file_sha256(saved.path)},
-    }
+    files = {"model": flags.model}
     if flags.duplicates is not None and Path(flags.duplicates).is_file():
-        facts["duplicates"] = {"path": flags.duplicates, "digest": file_sha256(Path(flags.duplicates))}
+        files["duplicates"] = flags.duplicates
     if flags.taxonomy is not None:
-        path = personalize_flags.taxonomy_folder(flags) / TAXONOMY_FILE
-        facts["taxonomy"] = {"path": str(path), "digest": file_sha256(path)}
-    return facts
+        files["taxonomy"] = str(personalize_flags.taxonomy_folder(flags) / TAXONOMY_FILE)
+    facts = {name: {"path": path, "digest": file_sha256(Path(path))} for name, path in files.items()}
+    return {"data": {"tfrecords_dir": flags.tfrecords_dir, "digest": records.digest()}, **facts}
 
 
 def _run(
@@ -98,6 +95,7 @@ def _run(
     if not (saved.is_size_known or (flags.image_height and flags.image_width)):
         print(f"{saved.path}: does not say its input size; {size[0]}x{size[1]} is taken", flush=True)
     config = RunConfig(records, flags.partition, task, saved, size, flags.num_episodes, flags.seed, flags.dump_dir)
+    steps, learning_rate = personalize_flags.steps_and_learning_rate(flags)
     result = run_episodes(config, _episodes(flags, config), log, run.path)
     summary = {
         "episodes": flags.num_episodes,
@@ -106,8 +104,8 @@ def _run(
         "model": flags.model,
         "image_size": list(size),
         "seed": flags.seed,
-        "steps": personalize_flags.steps(flags),
-        "learning_rate": personalize_flags.learning_rate(flags),
+        "steps": steps,
+        "learning_rate": learning_rate,
         **result,
         "seconds": round(time.monotonic() - started, 3),
     }
@@ -116,13 +114,11 @@ def _run(
 
 
 def _episodes(flags: Flags, config: RunConfig) -> Episodes:
-    steps, learning_rate = personalize_flags.steps(flags), personalize_flags.learning_rate(flags)
+    steps, learning_rate = personalize_flags.steps_and_learning_rate(flags)
     if flags.episodes == USERS:
-        adaptation = Adaptation(
-            flags.layers, steps, learning_rate, flags.batch_size, flags.proximal_strength, flags.clipnorm
-        )
-        division = (flags.split, flags.num_support, flags.num_query, flags.duplicates)
-        return Users(config, UsersConfig(*division, adaptation, flags.query_size_limit))
+        sgd = steps, learning_rate, flags.batch_size, flags.proximal_strength, flags.clipnorm
+        division = flags.split, flags.num_support, flags.num_query, flags.duplicates
+        return Users(config, UsersConfig(*division, Adaptation(flags.layers, *sgd), flags.query_size_limit))
     taxonomy = None if flags.taxonomy is None else (flags.taxonomy, personalize_flags.taxonomy_folder(flags))
     drawing = (flags.label_set, flags.ways, flags.shots, flags.num_query, taxonomy)
     return Labels(config, LabelsConfig(*drawing, steps, learning_rate, flags.proximal_strength))
@@ -150,9 +146,9 @@ def _task(flags: Flags, records: Records, saved: SavedModel) -> Task:
 def _check_same(folder: Path, facts: dict[str, Any]) -> None:
     path = folder / RUN_FILE
     before = read_json(path, {f"{name}?": {"digest?": str} for name in facts}) or {}
-    for name in facts:
-        flag = "tfrecords_dir" if name == "data" else name
-        if before.get(name, {}).get("digest") != facts[name]["digest"]:
+    for name, fact in facts.items():
+        if before.get(name, {}).get("digest") != fact["digest"]:
+            flag = "tfrecords_dir" if name == "data" else name
             raise FlairError(
                 f"{folder}: the run was begun with another content of --{flag} than is there now; give the same to "
                 "continue it, another --run_dir, or --overwrite"

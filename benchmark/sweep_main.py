@@ -10,14 +10,14 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmark.central import flags as central_flags
 from benchmark.federated import flags as federated_flags
 from benchmark.run import flag_file
 from benchmark.run.flags import Role, names_of
-from benchmark.sweep import program, table
+from benchmark.sweep import table
 from benchmark.sweep.grid import Run, make_runs, parse_grid
 from benchmark.sweep.runs import LOG_FILE, Outcome, Runner
 from flair.errors import FlairError
@@ -41,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
     flags, training_flags = _parse(argv)
     arguments = flag_file.expand([*(f"--flagfile={path}" for path in flags.flagfile), *training_flags])
     grid = parse_grid([text for texts in flags.grid for text in texts], names_of(TABLES.values(), Role))
-    given = program.names_of(arguments)
-    _check(given, program.names_of(training_flags), grid)
-    setting = program.choose_setting(flags.setting, [*given, *grid], TABLES)
+    given = _names_in(arguments)
+    _check(given, _names_in(training_flags), grid)
+    setting = _choose_setting(flags.setting, [*given, *grid])
     runs = make_runs(grid, _first_seed(arguments), flags.seeds)
     folder = Path(flags.sweep_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,8 +67,46 @@ def _check(given: Sequence[str], typed: Sequence[str], grid: dict[str, list[str]
             raise FlairError(f"--{name}: is in the grid and a flag of its own; leave one out")
 
 
+def _names_in(arguments: Iterable[str]) -> list[str]:
+    """Names of the flags in expanded arguments.
+
+    >>> _names_in(["--seed=3", "--iid", "--epsilon", "2"])
+    ['seed', 'iid', 'epsilon']
+    """
+    return [argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")]
+
+
+def _value_of(name: str, arguments: Sequence[str]) -> str | None:
+    """The last value of a flag in expanded arguments, None where it is not among them.
+
+    >>> _value_of("seed", ["--seed=3", "--iid", "--seed", "4"])
+    '4'
+    """
+    found = None
+    for position, argument in enumerate(arguments):
+        given, equals, value = argument.partition("=")
+        if argument.startswith("-") and given.lstrip("-") == name:
+            found = value if equals else next(iter(arguments[position + 1 : position + 2]), "")
+    return found
+
+
+def _choose_setting(given: str | None, names: Sequence[str]) -> str:
+    """The training whose command knows all flags: `central` or `federated`; `given` is --setting."""
+    unknown = {}
+    for setting in [given] if given else TABLES:
+        known = {flag.name for flag in TABLES[setting]}
+        unknown[setting] = [name for name in names if not {name, name.removeprefix("no")} & known]
+    fitting = [setting for setting, missing in unknown.items() if not missing]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise FlairError("the flags are those of both trainings: give --setting=central or --setting=federated")
+    setting, missing = min(unknown.items(), key=lambda pair: len(pair[1]))
+    raise FlairError(f"--{missing[0]}: no such flag of benchmark.{setting}_main; its --help lists them")
+
+
 def _first_seed(arguments: Sequence[str]) -> int:
-    text = program.value_of("seed", arguments)
+    text = _value_of("seed", arguments)
     if text is not None and not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise FlairError(f"--seed={text}: expected a whole number")
     return 0 if text is None else int(text)

@@ -183,5 +183,5 @@ def test_below_a_door_only_modules_about_flags_take_flags(house: House) -> None:
         # What flags mean together, which of them are refused, and a plan that shows them.
         *("benchmark.federated.settings", "benchmark.federated.checks"),
         *("benchmark.central.dry_run", "benchmark.federated.dry_run"),
-        *("benchmark.sweep.grid", "benchmark.sweep.program"),
+        "benchmark.sweep.grid",
     }, "a module below a door takes plain data, not flags"

@@ -1,8 +1,8 @@
-"""Confidence intervals from a bootstrap over users: photos of a user resemble each other, so whole users are redrawn.
+"""Confidence intervals from a bootstrap over users.
 
-A resample draws as many users as there are, with replacement; a user drawn twice counts twice with every photo. All
-metrics here are functions of sums over users, so that a resample is a vector of weights, and all resamples of a sum are
-one sparse matrix product.
+Photos of a user resemble each other, so whole users are redrawn and not photos. A resample draws as many users as there
+are, with replacement; a user drawn twice counts twice with every photo. All metrics here are functions of sums over
+users, so that a resample is a vector of weights, and all resamples of a sum are one sparse matrix product.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RARE_LABEL_USERS = 10
 RARE_LABEL_WARNING = "95% intervals of such labels covered 85% in simulations; of macro averages over many, 76%"
 
 _DRAWS_AT_ONCE = 1 << 20
-_DENSE_ABOVE = 0.002  # share of cells and users with an event from which on a dense product is faster
+_DENSE_ABOVE = 0.002  # a dense product is faster where more than this part of cells times users has an event
 
 
 class UserBootstrap:
@@ -73,10 +73,8 @@ class UserBootstrap:
             return self.sums(values, users) / self.sums(np.ones(len(users)), users)
 
 
-def interval(
-    replicates: np.ndarray, num_users: int, estimate: float | None = None, level: float = LEVEL
-) -> tuple[float, float] | None:
-    """The interval between two quantiles of a statistic's resamples [resamples]; those not finite are left out.
+def interval(replicates: np.ndarray, num_users: int, estimate: float | None = None) -> tuple[float, float] | None:
+    """The 95% interval between two quantiles of a statistic's resamples [resamples]; those not finite are left out.
 
     Resamples hold some photos twice, which favours some statistics (average precision of a rare label, above all): with
     the sample's own `estimate` the quantiles move by twice the distance of that from the median, in normal deviates
@@ -104,13 +102,13 @@ def interval(
         below = float(np.mean(finite < estimate) + np.mean(finite <= estimate)) / 2
         least = 1 / (len(finite) + 1)
         shift = 2 * float(scipy.special.ndtri(min(max(below, least), 1 - least)))
-    distance = np.sqrt(num_users / (num_users - 1)) * scipy.special.stdtrit(num_users - 1, 0.5 + level / 2)
+    distance = np.sqrt(num_users / (num_users - 1)) * scipy.special.stdtrit(num_users - 1, 0.5 + LEVEL / 2)
     low, high = (float(np.quantile(finite, scipy.special.ndtr(shift + side * distance))) for side in (-1, 1))
     return low, high
 
 
-def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
-    """The exact binomial interval of a share (Clopper and Pearson 1934); it takes the trials for independent.
+def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
+    """The exact binomial 95% interval of a share (Clopper and Pearson 1934); it takes the trials for independent.
 
     >>> low, high = clopper_pearson(8, 10)
     >>> round(low, 4), round(high, 4)
@@ -118,5 +116,5 @@ def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> tuple[
     """
     import scipy.stats
 
-    low, high = scipy.stats.binomtest(successes, trials).proportion_ci(level, method="exact")
+    low, high = scipy.stats.binomtest(successes, trials).proportion_ci(LEVEL, method="exact")
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""All metrics of a model on a dataset: one compiled forward pass and one histogram update per batch."""
+"""Passes of a model over a dataset, and the metrics that follow from them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The published metrics of `model` on a dataset of (photos, labels) batches.
 
-    With `devices`, each process brings its own share of the photos and all get the metrics of the whole.
+    With `devices`, each process brings its own part of the photos, and all get the metrics of the whole.
     """
     return accumulate(model, dataset, task, progress, devices).metrics(task)
 
@@ -61,7 +61,7 @@ def accumulate(
     loss_sum, num_photos = 0.0, 0
     for parts in _parts(dataset, 1 if devices is None else len(devices.replicas)):
         for (_, labels), (scores, losses) in zip(parts, step(parts), strict=False):
-            # A score that is no number has no bucket; the sum of the losses, no number then either, tells.
+            # NaN has no bucket. The loss of such a photo is NaN too, and so is the sum, which tells the user.
             counts += histogram.histogram(np.nan_to_num(scores.numpy()), labels.numpy())
             loss_sum += float(np.sum(losses.numpy(), dtype=np.float64))
             num_photos += len(losses)
@@ -86,7 +86,10 @@ _steps: weakref.WeakKeyDictionary[tf.keras.Model, dict[Devices | None, _Step]] =
 
 
 def predict_step(model: tf.keras.Model, devices: Devices | None = None) -> _Step:
-    """A (photos, labels) batch a device -> (scores [b, num_outputs], losses [b]) each, compiled once a model."""
+    """Takes one (photos, labels) batch per device, gives (scores [b, num_outputs], losses [b]) of each.
+
+    Compiled once per model.
+    """
     steps = _steps.setdefault(model, {})
     if devices not in steps:
         steps[devices] = _compile_step(weakref.ref(model), devices)
@@ -106,7 +109,7 @@ def _compile_step(model: weakref.ref[tf.keras.Model], devices: Devices | None) -
         return [replica_step(*parts[0])] if devices is None else devices.run(replica_step, parts)
 
     def step(parts: Sequence[Batch]) -> list[Batch]:
-        # Devices that have no batch of their own any more repeat the first; its second result is not looked at.
+        # At the end, devices without a batch of their own repeat the first batch; that result is not looked at.
         missing = 0 if devices is None else len(devices.replicas) - len(parts)
         return compiled([*parts, *[parts[0]] * missing])
 

@@ -1,4 +1,4 @@
-"""Predictions on disk: written as they are made, continued after an interruption, compared with the ones before.
+"""Files of predictions: written while they are made, continued, and compared.
 
 A folder holds, for one model on one set of photos:
 predictions.npy  float32 [photos, outputs], the scores from 0 to 1
@@ -49,8 +49,7 @@ class Predictions:
             raise BadJson(f"{FACTS_FILE}: {reason}")
         checksums = facts.pop(_CHECKSUMS, None)  # None: of an older version
         self.facts: dict[str, Any] = facts
-        self.scores = npy_file.map_array(folder / SCORES_FILE, [_FLOAT32], 2)
-        self.losses = npy_file.map_array(folder / LOSSES_FILE, [_FLOAT32], 1)
+        self.scores, self.losses = _map_arrays(folder)
         if len(self.losses) != len(self.scores):
             raise npy_file.BadNpy("scores and losses are not of the same photos")
         if checksums not in (None, [npy_file.crc32c(self.scores), npy_file.crc32c(self.losses)]):
@@ -95,8 +94,11 @@ class PredictionWriter:
         if self.num_done == 0:
             _remove(self._unfinished)
             self._unfinished.mkdir(parents=True)
-        self._scores = self._map(SCORES_FILE, shape)
-        self._losses = self._map(LOSSES_FILE, shape[:1])
+        mode = "r+" if self.num_done else "w+"
+        self._scores, self._losses = (
+            np.lib.format.open_memmap(self._unfinished / name, mode, np.float32, of)
+            for name, of in ((SCORES_FILE, shape), (LOSSES_FILE, shape[:1]))
+        )
         self._saved = time.monotonic()
 
     def add(self, scores: np.ndarray, losses: np.ndarray) -> None:
@@ -139,11 +141,7 @@ class PredictionWriter:
                 raise BadJson(reason)
             if state["facts"] != self._facts:
                 return
-            count = state["photos"]
-            arrays = (
-                npy_file.map_array(self._unfinished / SCORES_FILE, [_FLOAT32], 2),
-                npy_file.map_array(self._unfinished / LOSSES_FILE, [_FLOAT32], 1),
-            )
+            count, arrays = state["photos"], _map_arrays(self._unfinished)
         except (FileNotFoundError, NotADirectoryError):
             return
         if (arrays[0].shape, arrays[1].shape) != (self._shape, self._shape[:1]) or not 0 <= count <= self._shape[0]:
@@ -152,9 +150,11 @@ class PredictionWriter:
             raise npy_file.BadNpy("its checksums differ")
         self.num_done, self._checksums = count, state[_CHECKSUMS]
 
-    def _map(self, name: str, shape: tuple[int, ...]) -> Any:
-        mode = "r+" if self.num_done else "w+"
-        return np.lib.format.open_memmap(self._unfinished / name, mode, np.float32, shape)
+
+def _map_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The scores and the losses of a folder, memory-mapped."""
+    scores = npy_file.map_array(folder / SCORES_FILE, [_FLOAT32], 2)
+    return scores, npy_file.map_array(folder / LOSSES_FILE, [_FLOAT32], 1)
 
 
 def _remove(path: Path) -> None:

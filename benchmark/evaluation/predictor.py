@@ -1,13 +1,13 @@
-"""A saved model's predictions on a set of photos: made with TensorFlow, or taken over from an interrupted run."""
+"""Makes a saved model's predictions on a set of photos, or takes them over from an earlier evaluation."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from flair.files.regular_file import file_sha256
 from flair.parallel.stopping import Terminated
 from flair.terminal.progress import Progress
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
 UNFINISHED_FILE, IDS_FILE, LABELS_FILE = "unfinished.json", "ids.csv", "labels.npy"
 _EVALUATION = re.compile(rb"([0-9]+-[0-9]+)\n")
 
@@ -38,14 +35,17 @@ class Predictor:
     Args:
       folder: of the evaluation.
       reuse: take over whatever fits, also of finished evaluations.
+
+    Attributes:
+      digest_of: SHA-256 of the file of a `SavedModel`.
     """
 
     def __init__(self, folder: Path, records: Records, task: Task, batch_size: int, reuse: bool) -> None:
         self._folder, self._records, self._task = folder, records, task
         self._batch_size, self._reuse = batch_size, reuse
-        self._digests: dict[Path, str] = {}
         self._records_digest = records.digest()
-        self._loaded: tuple[tuple[Path, tuple[int, int]], tf.keras.Model] | None = None
+        self._load = functools.lru_cache(maxsize=1)(saved.load)
+        self.digest_of = functools.cache(lambda model: file_sha256(model.path))
         marker = folder / UNFINISHED_FILE
         self._evaluation = _read_marker(marker)
         if self._evaluation:
@@ -81,12 +81,6 @@ class Predictor:
             print(f"{photos.name}, {model.name}: {rerun}", flush=True)
         return new, rerun
 
-    def digest_of(self, model: SavedModel) -> str:
-        """SHA-256 of the model's file."""
-        if model.path not in self._digests:
-            self._digests[model.path] = file_sha256(model.path)
-        return self._digests[model.path]
-
     def finish(self) -> None:
         """The evaluation is complete: the next one predicts anew."""
         (self._folder / UNFINISHED_FILE).unlink(missing_ok=True)
@@ -116,12 +110,6 @@ class Predictor:
             except (KeyboardInterrupt, Terminated):
                 writer.save()
                 raise
-
-    def _load(self, model: SavedModel, image_size: tuple[int, int]) -> tf.keras.Model:
-        key = model.path, image_size
-        if self._loaded is None or self._loaded[0] != key:
-            self._loaded = key, saved.load(model, image_size)
-        return self._loaded[1]
 
     def _write_set(self, photos: EvaluationSet, folder: Path) -> None:
         atomic.write_text(folder / IDS_FILE, photos.ids_text())

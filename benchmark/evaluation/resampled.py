@@ -1,4 +1,4 @@
-"""Computes every metric of scored photos: for the photos themselves, and for each resample of their users."""
+"""Every metric of scored photos, and of each resample of their users."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ def replicate(
     if is_binary:
         found["accuracy"] = _correct(np.moveaxis(histograms, 0, -1)) / histograms.sum(axis=(1, 2))
     if photos.is_exact_feasible:
-        found |= _exact_metrics(photos, _imputed(exact, has_photos, _exact_in_sample(photos)), bootstrap, is_binary)
+        exact_in_sample = np.array([score_histogram.pooled_average_precision(*one) for one in photos.columns()])
+        found |= _exact_metrics(photos, _imputed(exact, has_photos, exact_in_sample), bootstrap, is_binary)
     return Replicates(found, np.where(has_photos, by_label["averaged_precision"], np.nan))
 
 
@@ -126,10 +127,6 @@ def _correct(counts: np.ndarray) -> np.ndarray:
     return np.asarray(counts[0, :half].sum(axis=0) + counts[1, half:].sum(axis=0))
 
 
-def _exact_in_sample(photos: ScoredPhotos) -> np.ndarray:
-    return np.array([score_histogram.exact_average_precision(s[:, None], t[:, None])[0] for s, t in photos.columns()])
-
-
 def _exact_metrics(
     photos: ScoredPhotos, by_label: np.ndarray, bootstrap: UserBootstrap, is_binary: bool
 ) -> dict[str, np.ndarray]:
@@ -137,10 +134,7 @@ def _exact_metrics(
         return {"exact_average_precision": by_label[:, 0]}
     users = np.repeat(photos.users, photos.scores.shape[1])
     micro = _exact(np.ravel(photos.scores), np.ravel(photos.labels), users, bootstrap)
-    return {
-        "macro_exact_average_precision": by_label.mean(axis=1),
-        "micro_exact_average_precision": micro,
-    }
+    return {"macro_exact_average_precision": by_label.mean(axis=1), "micro_exact_average_precision": micro}
 
 
 def _exact(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, bootstrap: UserBootstrap) -> np.ndarray:

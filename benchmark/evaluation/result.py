@@ -67,22 +67,19 @@ class Scored:
         }
 
     def _replicate(self, photos: ScoredPhotos) -> Replicates:
-        description = f"resampling the users of {self.set.name}"
-        with Progress(photos.scores.shape[1], description, "label") as progress:
+        with Progress(photos.scores.shape[1], f"resampling the users of {self.set.name}", "label") as progress:
             bootstrap = self._bootstrap(photos.num_users)
             return resampled.replicate(photos, bootstrap, self.task.is_binary, progress)
 
     def _bootstrap(self, num_users: int) -> UserBootstrap:
-        return _resamples(num_users, self._num_resamples, self._seed)
+        return _shared_bootstrap(num_users, self._num_resamples, self._seed)
 
     def _number_users(self, users: Sequence[str]) -> ScoredPhotos:
         numbers = self.set.user_numbers(users)
         return ScoredPhotos(self._scores, self.set.labels, self._losses, numbers, len(users))
 
 
-@functools.lru_cache(maxsize=2)
-def _resamples(num_users: int, num_resamples: int, seed: int) -> UserBootstrap:
-    return UserBootstrap(num_users, num_resamples, seed)
+_shared_bootstrap = functools.lru_cache(maxsize=2)(UserBootstrap)
 
 
 def result_of(scored: Scored, folder: Path) -> dict[str, Any]:
@@ -94,33 +91,32 @@ def result_of(scored: Scored, folder: Path) -> dict[str, Any]:
     estimates = {
         name: _estimate(value, replicates[name], scored.photos.num_users) for name, value in scored.metrics.items()
     }
-    by_label = scored.set.labels.sum(axis=0, dtype=np.int64)
+    by_label, count = scored.set.labels.sum(axis=0, dtype=np.int64), len(scored.set.rows)
     result = {
         "partition": scored.set.name,
-        "photos": len(scored.set.rows),
+        "photos": count,
         "users": scored.photos.num_users,
         "metrics": estimates,
-        "know_nothing": histogram.know_nothing_macro_precision(by_label, len(scored.set.rows)),
+        "know_nothing": histogram.know_nothing_macro_precision(by_label, count),
         "per_label": per_label,
         "per_user": {name: scored.spread(name, [row[name] for row in per_user]) for name in user_metrics(scored.task)},
     }
     if scored.task.is_binary:
-        right = round(scored.metrics["accuracy"] * len(scored.set.rows))
-        low, high = clopper_pearson(right, len(scored.set.rows))
-        result["clopper_pearson"] = {"right": right, "photos": len(scored.set.rows), "low": low, "high": high}
+        right = round(scored.metrics["accuracy"] * count)
+        low, high = clopper_pearson(right, count)
+        result["clopper_pearson"] = {"right": right, "photos": count, "low": low, "high": high}
     return result
 
 
 def difference(a: Scored, b: Scored) -> dict[str, Estimate]:
     """Every metric of model `a` minus the same of model `b` on one set, with the interval of the paired difference."""
-    return _difference(a.metrics, b.metrics, a.replicates.metrics, b.replicates.metrics, a.photos.num_users)
+    return _difference(a, b, a.replicates, b.replicates, a.photos.num_users)
 
 
 def drop(base: Scored, other: Scored) -> dict[str, Estimate]:
     """Every metric of a model on `base` minus its value on `other`; users of both sets are redrawn together."""
     users = sorted({*base.set.users, *other.set.users})
-    of_base, of_other = (scored.replicates_among(users).metrics for scored in (base, other))
-    return _difference(base.metrics, other.metrics, of_base, of_other, len(users))
+    return _difference(base, other, base.replicates_among(users), other.replicates_among(users), len(users))
 
 
 def label_table(scored: Scored) -> list[dict[str, Any]]:
@@ -130,7 +126,6 @@ def label_table(scored: Scored) -> list[dict[str, Any]]:
     """
     counts = resampled.histogram(scored.photos)
     precision = histogram.averaged_precision_by_label(counts)
-    feasible = scored.photos.is_exact_feasible
     rows = []
     for column, (scores, labels) in enumerate(scored.photos.columns()):
         users = len(np.unique(scored.photos.users[labels > 0]))
@@ -145,10 +140,8 @@ def label_table(scored: Scored) -> list[dict[str, Any]]:
             "low": low,
             "high": high,
         }
-        if feasible:
-            row["exact_average_precision"] = float(
-                histogram.exact_average_precision(scores[:, None], labels[:, None])[0]
-            )
+        if scored.photos.is_exact_feasible:
+            row["exact_average_precision"] = histogram.pooled_average_precision(scores, labels)
         rows.append(row)
     return rows
 
@@ -159,7 +152,7 @@ def user_metrics(task: Task) -> tuple[str, str]:
 
 
 def user_table(scored: Scored) -> list[dict[str, Any]]:
-    """One row a user: photos, mean loss, and accuracy or exact average precision over all of the user's decisions."""
+    """One row per user: photos, mean loss, and accuracy or exact average precision over all of the user's decisions."""
     photos = scored.photos
     order = np.argsort(photos.users, kind="stable")
     counts = np.bincount(photos.users, minlength=photos.num_users)
@@ -170,7 +163,7 @@ def user_table(scored: Scored) -> list[dict[str, Any]]:
         if scored.task.is_binary:
             value = float(np.mean((scores > 0.5) == (labels > 0)))
         else:
-            value = float(histogram.exact_average_precision(scores.reshape(-1, 1), labels.reshape(-1, 1))[0])
+            value = histogram.pooled_average_precision(scores, labels)
         loss = float(np.mean(photos.losses[own], dtype=np.float64))
         rows.append({"user_id": user, "photos": len(own), "loss": loss, name: value})
     return rows
@@ -186,15 +179,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     checked_json.write(path, _finite(value))
 
 
-def _difference(
-    a: Mapping[str, float],
-    b: Mapping[str, float],
-    of_a: Mapping[str, np.ndarray],
-    of_b: Mapping[str, np.ndarray],
-    num_users: int,
-) -> dict[str, Estimate]:
-    shared = [name for name in a if name in b]
-    return {name: _estimate(a[name] - b[name], of_a[name] - of_b[name], num_users) for name in shared}
+def _difference(a: Scored, b: Scored, of_a: Replicates, of_b: Replicates, num_users: int) -> dict[str, Estimate]:
+    return {
+        name: _estimate(value - b.metrics[name], of_a.metrics[name] - of_b.metrics[name], num_users)
+        for name, value in a.metrics.items()
+        if name in b.metrics
+    }
 
 
 def _estimate(value: float, replicates: np.ndarray, num_users: int) -> Estimate:

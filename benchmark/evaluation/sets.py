@@ -1,4 +1,4 @@
-"""The photos to evaluate on: a partition of the records, or a test set's manifest, without excluded photos."""
+"""The photos to evaluate on: a partition or a test set, without excluded photos."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ class EvaluationSet:
 
     Attributes:
       name: as in `--partitions`, or the name in the manifest.
-      partition: of the records.
       rows: of `records.photo_index(partition)`, ascending.
-      image_ids, user_ids: of each photo.
       labels: uint8 [photos, outputs], 0 or 1.
       num_excluded: photos that --exclude took away.
       manifest: the test set's file, None for a whole partition.
@@ -97,8 +95,8 @@ def load_sets(
 ) -> list[EvaluationSet]:
     """Reads ids and labels of every partition that is asked for, and takes the rows of each set.
 
-    Records that were prepared with the same exclusion are left as they are: of near duplicates one photo stays there,
-    which without its twins looks like one whose twins are in another partition.
+    Records that were prepared with the same exclusion are left as they are. They still hold one photo of each group of
+    near duplicates, and the exclusion, applied again, would take it for a twin of a photo in another partition.
 
     Raises:
       FlairError: photos of a test set are missing, the records tell no ids where some are needed, or no photo is left.

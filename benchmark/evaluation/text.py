@@ -1,4 +1,4 @@
-"""Prints an evaluation: its sets, every metric, labels, users, comparisons, and a table at the end."""
+"""Prints an evaluation for people."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmark.evaluation.bootstrap import FEW_USERS, FEW_USERS_WARNING, RARE_LABEL_USERS, RARE_LABEL_WARNING
+from flair.terminal.table import Columns
 
 if TYPE_CHECKING:
     from benchmark.evaluation.sets import EvaluationSet
 
 LABELS_IN_FULL = 40
 _MAIN = ("macro_averaged_precision", "micro_averaged_precision", "averaged_precision", "accuracy", "loss")
-_NAME_WIDTH = 32
 _RARE_SHOWN = 5
 
 
@@ -89,7 +89,7 @@ def _print_metrics(result: Mapping[str, Any]) -> None:
 def _print_estimates(title: str, estimates: Mapping[str, Mapping[str, float | None]]) -> None:
     print(f"{title}:")
     for name, estimate in estimates.items():
-        print(f"    {name:<{_NAME_WIDTH}}{estimate_text(estimate)}")
+        print(f"    {name:<32}{estimate_text(estimate)}")
 
 
 def _print_labels(name: str, results: Sequence[Mapping[str, Any]]) -> None:
@@ -98,14 +98,12 @@ def _print_labels(name: str, results: Sequence[Mapping[str, Any]]) -> None:
     rest = f", the {len(shown)} most frequent of {len(order):,}" if len(order) > len(shown) else ""
     print(f"averaged precision by label on {name}{rest}:")
     width = max(len(results[0]["per_label"][i]["label"]) for i in shown) + 2
-    columns = [_fit(result["model"], 22) for result in results]
-    print(f"    {'label':<{width}}{'photos':>8}{'users':>8}  " + "  ".join(f"{text:<22}" for text in columns).rstrip())
+    columns = Columns("<4", f"<{width}", ">8,", ">8,", "<2", *["<24"] * len(results))
+    print(columns.line("", "label", "photos", "users", "", *(_fit(result["model"], 22) for result in results)).rstrip())
     for i in shown:
         rows = [result["per_label"][i] for result in results]
         cells = [estimate_text({**row, "value": row["averaged_precision"]}, 3) for row in rows]
-        first = rows[0]
-        line = f"    {first['label']:<{width}}{first['photos']:>8,}{first['users']:>8,}  "
-        print((line + "  ".join(f"{cell:<22}" for cell in cells)).rstrip())
+        print(columns.line("", *(rows[0][key] for key in ("label", "photos", "users")), "", *cells).rstrip())
 
 
 def _print_few_users(partition: Mapping[str, Any], result: Mapping[str, Any]) -> None:
@@ -122,19 +120,18 @@ def _print_few_users(partition: Mapping[str, Any], result: Mapping[str, Any]) ->
 def _print_table(content: Mapping[str, Any]) -> None:
     main = [name for name in _MAIN if name in content["results"][0]["metrics"]]
     drops = {(drop["model"], drop["partition"]): drop["metrics"] for drop in content["drops"]}
-    width = max(len(result["model"]) for result in content["results"]) + 2
-    of_set = max(len(result["partition"]) for result in content["results"]) + 2
+    width, of_set = (max(len(result[key]) + 2 for result in content["results"]) for key in ("model", "partition"))
     header = [name.replace("averaged_precision", "AP").replace("_", " ") for name in main]
     if drops:
         header += [f"{header[0]}: drop from test"]
-    print(f"\n{'model':<{max(width, 7)}}{'on':<{max(of_set, 4)}}" + "".join(f"{text:<25}" for text in header).rstrip())
+    columns = Columns(f"<{max(width, 7)}", f"<{max(of_set, 4)}", *["<25"] * len(header))
+    print("\n" + columns.line("model", "on", *header).rstrip())
     for result in content["results"]:
         cells = [estimate_text(result["metrics"][name], 4) for name in main]
         found = drops.get((result["model"], result["partition"]))
         if drops:
             cells.append("-" if found is None else estimate_text(found[main[0]], 4))
-        line = f"{result['model']:<{max(width, 7)}}{result['partition']:<{max(of_set, 4)}}"
-        print((line + "".join(f"{cell:<25}" for cell in cells)).rstrip())
+        print(columns.line(result["model"], result["partition"], *cells).rstrip())
 
 
 def _fit(text: str, width: int) -> str:

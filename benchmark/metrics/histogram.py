@@ -12,6 +12,7 @@ falls into one bucket once. The histogram is a plain array of counts, so histogr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ NUM_THRESHOLDS = 200
 # 199 buckets between the 200 thresholds; 0.5 is no threshold, so the bucket that holds it is cut in two.
 NUM_BUCKETS = NUM_THRESHOLDS
 FIRST_BUCKET_ABOVE_HALF = 100
-_DECISIONS = ("precision", "recall", "f1")
+_NAMES = ("precision", "recall", "f1", "averaged_precision")
 
 
 def bucket_of(scores: np.ndarray) -> np.ndarray:
@@ -86,13 +87,14 @@ def combine(
     for mean in (macro, micro):
         both = mean["precision"] + mean["recall"]
         mean["f1"] = _divide(np.asarray(2 * mean["precision"] * mean["recall"]), np.asarray(both))
-    result = {}
-    for name in (*_DECISIONS, "averaged_precision"):
-        if is_binary:
-            result[name] = micro[name]
-        else:
-            result[f"macro_{name}"], result[f"micro_{name}"] = macro[name], micro[name]
-    return result
+    return published(macro, micro, is_binary)
+
+
+def published(macro: Mapping[str, Any], micro: Mapping[str, Any], is_binary: bool) -> dict[str, Any]:
+    """Both means of each metric under the published names and in their order; a single label has bare names."""
+    if is_binary:
+        return {name: micro[name] for name in _NAMES}
+    return {f"{mean}_{name}": of[name] for name in _NAMES for mean, of in (("macro", macro), ("micro", micro))}
 
 
 def metric_names(is_binary: bool) -> list[str]:
@@ -101,10 +103,8 @@ def metric_names(is_binary: bool) -> list[str]:
     >>> metric_names(is_binary=True)
     ['loss', 'precision', 'recall', 'f1', 'averaged_precision']
     """
-    bare = [*_DECISIONS, "averaged_precision"]
-    return (
-        ["loss", *bare] if is_binary else ["loss", *(f"{mean}_{name}" for name in bare for mean in ("macro", "micro"))]
-    )
+    none = dict.fromkeys(_NAMES)
+    return ["loss", *published(none, none, is_binary)]
 
 
 def averaged_precision_by_label(counts: np.ndarray) -> np.ndarray:
@@ -125,13 +125,24 @@ def exact_average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarra
     >>> exact_average_precision(np.array([[.1], [.4], [.35], [.8]]), np.array([[0], [0], [1], [1]])).round(4).tolist()
     [0.8333]
     """
-    labels = np.asarray(labels) > 0.5
-    return np.array([_exact_one(scores[:, column], labels[:, column]) for column in range(labels.shape[1])])
+    return np.array([pooled_average_precision(*one) for one in zip(scores.T, np.asarray(labels).T, strict=True)])
+
+
+def pooled_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Exact average precision over all decisions, whatever the shape of both arrays; 0 where no label is 1."""
+    scores, labels = np.ravel(scores), np.ravel(labels) > 0.5
+    if not labels.any():
+        return 0.0
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(labels[order])
+    last_of_tie = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    precision = hits[last_of_tie] / (last_of_tie + 1.0)
+    return float(np.sum(np.diff(hits[last_of_tie], prepend=0) * precision) / hits[-1])
 
 
 def exact_metrics(scores: np.ndarray, labels: np.ndarray, is_binary: bool = False) -> dict[str, float]:
     """Exact average precision under names that tell it from the published one: `macro_exact_average_precision`, ..."""
-    micro = float(exact_average_precision(np.reshape(scores, (-1, 1)), np.reshape(labels, (-1, 1)))[0])
+    micro = pooled_average_precision(scores, labels)
     if is_binary:
         return {"exact_average_precision": micro}
     macro = float(np.mean(exact_average_precision(scores, labels)))
@@ -158,16 +169,6 @@ def curves(counts: np.ndarray) -> dict[str, np.ndarray]:
         "recall": recall[:, FIRST_BUCKET_ABOVE_HALF],
         "averaged_precision": np.sum(steps * precision[:, kept], axis=1),
     }
-
-
-def _exact_one(scores: np.ndarray, labels: np.ndarray) -> float:
-    if not labels.any():
-        return 0.0
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(labels[order])
-    last_of_tie = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    precision = hits[last_of_tie] / (last_of_tie + 1.0)
-    return float(np.sum(np.diff(hits[last_of_tie], prepend=0) * precision) / hits[-1])
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The published metrics as one Keras metric: for `compile(metrics=...)`, for TFF, and inside a `tf.function`."""
+"""The published metrics as one Keras metric, which TFF and a `tf.function` can use too."""
 
 from __future__ import annotations
 
@@ -91,12 +91,7 @@ def finalize(counts: tf.Tensor, loss_sum: tf.Tensor, num_photos: tf.Tensor, is_b
         both = mean["precision"] + mean["recall"]
         mean["f1"] = tf.math.divide_no_nan(2 * mean["precision"] * mean["recall"], both)
     loss = tf.math.divide_no_nan(tf.cast(loss_sum, tf.float64), tf.cast(num_photos, tf.float64))
-    result = OrderedDict(loss=loss)
-    for name in ("precision", "recall", "f1", "averaged_precision"):
-        if is_binary:
-            result[name] = micro[name]
-        else:
-            result[f"macro_{name}"], result[f"micro_{name}"] = macro[name], micro[name]
+    result = {"loss": loss, **score_histogram.published(macro, micro, is_binary)}
     return OrderedDict((name, tf.cast(value, tf.float32)) for name, value in result.items())
 
 

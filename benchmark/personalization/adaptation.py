@@ -1,4 +1,4 @@
-"""How a model is adapted to the support photos of an episode: what trains, for how long, on which photos."""
+"""How a model adapts to the support photos of an episode."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ class Adaptation:
 
     Attributes:
       layers: `head` (the classifier), `all`, or `norm` (scale and shift of the normalization layers).
-      steps: SGD steps; 0 leaves the model as it is.
-      learning_rate: of SGD.
       batch_size: support photos per step; all where there are fewer.
       proximal_strength: mu of mu / 2 * |w - w_global|^2 added to the loss, as in FedProx.
       clipnorm: bound on the L2 norm of each weight's gradient; 0: no bound.

@@ -9,6 +9,7 @@ them, `label_index.json` what the columns mean. The file names are those of Meta
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,13 +29,9 @@ CLASS_KEY = "episode_class"
 
 
 class DumpedEpisode(NamedTuple):
-    """What is written of one episode.
+    """What is written of one episode: `facts` for `episodes.json`, and serialized examples.
 
-    Attributes:
-      facts: of `episodes.json`: user or alphabet, classes.
-      support, query: serialized examples.
-      support_class, query_class: places of their classes, None for episodes that are users.
-      classes: names of the classes, None for users.
+    A label episode also has `classes`, and the place in them of each photo's class.
     """
 
     facts: Mapping[str, Any]
@@ -55,9 +52,7 @@ def dump_episodes(
 ) -> None:
     """Writes the episodes 0 .. count - 1; those that an interrupted dump of the same settings wrote are kept.
 
-    Args:
-      feature: `labels` or `fine_grained_labels`: what `images_per_class.json` counts for episodes of users.
-      settings: all that decides which episodes they are.
+    For episodes of users, `images_per_class.json` counts the `feature`, `labels` or `fine_grained_labels`.
 
     Raises:
       FlairError: the folder holds anything else, or the records hold no JPEGs.
@@ -104,7 +99,7 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
             found = json_text.read(path)
         except json_text.BadJson:
             found = None
-        if not isinstance(found, dict) or found != wanted:
+        if found != wanted:
             raise FlairError(f"--dump_dir={folder}: holds episodes of other settings; choose a new or empty folder")
         atomic.remove_leftovers(folder)
         return
@@ -117,16 +112,11 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _write(path: Path, photos: Sequence[bytes], places: Sequence[int] | None) -> None:
     payloads = photos if places is None else [_with_class(*pair) for pair in zip(photos, places, strict=True)]
-    if path.is_file() and _holds(path, payloads):
-        return
+    if path.is_file():
+        with contextlib.suppress(FlairError):  # a damaged file is written anew
+            if list(read_payloads(path)) == list(payloads):
+                return
     atomic.write_bytes(path, b"".join(frame(payload) for payload in payloads))
-
-
-def _holds(path: Path, payloads: Sequence[bytes]) -> bool:
-    try:
-        return list(read_payloads(path)) == list(payloads)
-    except FlairError:
-        return False
 
 
 def _with_class(serialized: bytes, place: int) -> bytes:

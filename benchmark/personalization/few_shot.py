@@ -1,4 +1,4 @@
-"""The two classical baselines of few-shot learning on fixed features: nearest centroid, and a fine-tuned linear head.
+"""Two baselines of few-shot learning on fixed features: nearest centroid and linear head.
 
 Features are centred and scaled by the support set, with one number for all: no distance comparison changes, and one
 learning rate fits every network. Pure NumPy; every query photo is scored by itself, so that blocks of queries give the

@@ -1,4 +1,4 @@
-"""Draws the figures of a personalization run, as PNG files with a `captions.json`, {file name: what it shows}."""
+"""Draws the figures of a personalization run, as PNG files with their captions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _METRICS = (
 )
 
 
-def draw_users(folder: Path, scores: Sequence[UserScore]) -> dict[str, str]:
-    """Draws the figures of user episodes; returns their captions."""
+def draw_users(folder: Path, scores: Sequence[UserScore]) -> None:
+    """Draws the figures of user episodes."""
     captions = {
         "personalization_users.png": (
             f"Each of {len(scores):,} users on the same query photos: the global model (across) and the adapted one "
@@ -40,13 +40,11 @@ def draw_users(folder: Path, scores: Sequence[UserScore]) -> dict[str, str]:
             "from everybody's (Jensen-Shannon divergence, quarters of the users). Above 0, adaptation helps."
         ),
     }
-    drawn = (_draw_pairs(scores), _draw_differences(scores), _draw_groups(scores))
-    _write(folder, dict(zip(captions, drawn, strict=True)), captions)
-    return captions
+    _write(folder, [_draw_pairs(scores), _draw_differences(scores), _draw_groups(scores)], captions)
 
 
-def draw_labels(folder: Path, results: Sequence[LabelResult]) -> dict[str, str]:
-    """Draws the figure of label episodes; returns its caption."""
+def draw_labels(folder: Path, results: Sequence[LabelResult]) -> None:
+    """Draws the figure of label episodes."""
     captions = {
         "few_shot_accuracy.png": (
             f"Query accuracy of {len(results):,} episodes over fine-grained labels by their number of classes, one "
@@ -66,8 +64,7 @@ def draw_labels(folder: Path, results: Sequence[LabelResult]) -> dict[str, str]:
     axes.plot(line, 1 / line, color=_GREY, linestyle="--", label="chance")
     axes.set(xlabel="classes of the episode (ways)", ylabel="query accuracy (0 to 1)", ylim=(-0.02, 1.02))
     axes.legend(frameon=False)
-    _write(folder, {"few_shot_accuracy.png": figure}, captions)
-    return captions
+    _write(folder, [figure], captions)
 
 
 def _draw_pairs(scores: Sequence[UserScore]) -> Figure:
@@ -130,8 +127,9 @@ def _draw_intervals(axes: Axes, names: Sequence[str], groups: Sequence[dict[str,
     axes.set(ylabel=_METRICS[0][2])
 
 
-def _write(folder: Path, figures: dict[str, Figure], captions: dict[str, str]) -> None:
+def _write(folder: Path, figures: Sequence[Figure], captions: dict[str, str]) -> None:
+    """Writes the figures under the names that `captions` has, in its order."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
+    for name, figure in zip(captions, figures, strict=True):
         save(figure, folder / name)
     atomic.write_json(folder / CAPTIONS_FILE, captions)

@@ -1,4 +1,4 @@
-"""The flags of `personalize_main`, and which of them fit together; imports nothing heavy."""
+"""The flags of `personalize_main`, and which of them fit together."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from flair.dataset.catalog import IMAGE_SIZE, PARTITIONS, TAXONOMY_FILE
 from flair.errors import FlairError
 
 USERS, LABELS = EPISODES = ("users", "labels")
-_DEFAULT_STEPS = {USERS: 10, LABELS: 100}
-_DEFAULT_LEARNING_RATE = {USERS: 0.05, LABELS: 1.0}
+_DEFAULT_SGD = {USERS: (10, 0.05), LABELS: (100, 1.0)}  # steps, learning rate
 _FOR_USERS = (
     *("split", "duplicates", "num_support", "layers", "batch_size", "clipnorm"),
     *("use_fine_grained_labels", "binary_label"),
@@ -148,24 +147,22 @@ def check_flags(flags: Flags) -> None:
                 f"--{name}={flags[name]}: FLAIR's photos are {IMAGE_SIZE} pixels wide and high; "
                 f"give at most {4 * IMAGE_SIZE}"
             )
-    if flags.episodes == LABELS:
-        _refuse(flags, _FOR_USERS, "--episodes=labels")
-    else:
-        _refuse(flags, _FOR_LABELS, "--episodes=users")
+    for name in _FOR_USERS if flags.episodes == LABELS else _FOR_LABELS:
+        if flags.is_changed(name):
+            raise FlairError(f"--{name}={flags[name]} has no effect on --episodes={flags.episodes}; leave it out")
     if (flags.split == DUPLICATE_AWARE) != (flags.duplicates is not None):
         raise FlairError(
             f"--split={DUPLICATE_AWARE} and --duplicates=near_duplicates.json belong together; give both or neither"
         )
 
 
-def steps(flags: Flags) -> int:
-    """SGD steps of the adaptation."""
-    return int(_DEFAULT_STEPS[flags.episodes] if flags.steps is None else flags.steps)
-
-
-def learning_rate(flags: Flags) -> float:
-    """Learning rate of the adaptation."""
-    return float(_DEFAULT_LEARNING_RATE[flags.episodes] if flags.learning_rate is None else flags.learning_rate)
+def steps_and_learning_rate(flags: Flags) -> tuple[int, float]:
+    """Of the adaptation, as given or as the kind of episode has them."""
+    steps, learning_rate = _DEFAULT_SGD[flags.episodes]
+    return (
+        steps if flags.steps is None else flags.steps,
+        learning_rate if flags.learning_rate is None else flags.learning_rate,
+    )
 
 
 def taxonomy_folder(flags: Flags) -> Path:
@@ -178,9 +175,3 @@ def run_dir(flags: Flags) -> Path:
     """Folder for the results."""
     model = Path(flags.model)
     return Path(flags.run_dir) if flags.run_dir else model.with_name(f"{model.stem}_personalization")
-
-
-def _refuse(flags: Flags, names: tuple[str, ...], what: str) -> None:
-    for name in names:
-        if flags.is_changed(name):
-            raise FlairError(f"--{name}={flags[name]} has no effect on {what}; leave it out")

@@ -1,9 +1,9 @@
-"""Episodes that are few-shot tasks over fine-grained labels, drawn as Meta-Dataset draws them.
+"""Draws episodes that are few-shot tasks over fine-grained labels, as Meta-Dataset does.
 
-A fine-grained label is a class, its coarse label the alphabet, in the words of Omniglot: an episode draws an alphabet
-uniformly, then its classes, as Meta-Dataset does for Omniglot. FLAIR's photos carry several labels, a class needs
-photos of its own: a photo belongs to a class if it carries no other class of the same alphabet and label set. The
-coarse names, which occur as fine-grained labels too, are not classes. Pure NumPy.
+A fine-grained label is a class, and its coarse label is the class's alphabet, in the words of Omniglot: an episode
+draws an alphabet uniformly, then classes of it. FLAIR's photos carry several labels, but a class needs photos of its
+own: a photo belongs to a class if it carries no other class of the same alphabet and label set. The coarse names, which
+occur as fine-grained labels too, are not classes. Pure NumPy.
 """
 
 from __future__ import annotations
@@ -14,14 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmark.personalization.sizes import (
-    MIN_WAYS,
-    Integers,
-    draw_shots,
-    draw_support_size,
-    draw_ways,
-    query_size,
-)
+from benchmark.personalization.sizes import MIN_WAYS, Integers, draw_shots, draw_support_size, draw_ways, query_size
 from benchmark.run.seeds import derive_generator
 from flair.errors import FlairError
 
@@ -48,7 +41,6 @@ class Alphabet(NamedTuple):
 class LabelEpisode(NamedTuple):
     """One few-shot task: rows of photos int64, and the place of each one's class in `classes`."""
 
-    number: int
     alphabet: str
     classes: tuple[str, ...]
     support: Integers
@@ -63,8 +55,7 @@ def label_sets(alphabets: Mapping[str, Iterable[str]]) -> dict[str, str]:
     The labels are cut in the order of a hash of their names, not of a seed: a model meta-trained on the training labels
     must be tested on the same test labels by everyone. A label of two alphabets goes where its first one puts it.
 
-    Args:
-      alphabets: coarse label -> its fine-grained labels.
+    `alphabets` are the fine-grained labels of each coarse label.
 
     >>> sets = label_sets({"animal": [f"animal_{i}" for i in range(20)]})
     >>> [list(sets.values()).count(name) for name in LABEL_SETS]
@@ -80,12 +71,10 @@ def label_sets(alphabets: Mapping[str, Iterable[str]]) -> dict[str, str]:
 
 
 def one_alphabet(names: Iterable[str], coarse: Collection[str]) -> dict[str, list[str]]:
-    """A taxonomy for `make_alphabets` where none is known: one alphabet of all fine-grained labels.
+    """A taxonomy for `make_alphabets` where none is known: one alphabet of all fine-grained labels but the coarse ones.
 
-    Args:
-      names: all fine-grained labels of the records, whichever photos are at hand, so that every partition divides them
-        into the same label sets.
-      coarse: the coarse labels, which are not classes.
+    `names` are those of the whole records and not of the photos at hand, so that every partition divides them into the
+    same label sets.
     """
     return {name: [ONE_ALPHABET] for name in names if name not in coarse}
 
@@ -97,9 +86,7 @@ def make_alphabets(
 
     Args:
       photo_labels: fine-grained labels of each photo.
-      taxonomy: fine-grained label -> its coarse labels, as of `flair.dataset.metadata.load_taxonomy` or
-        `one_alphabet`.
-      label_set: `train`, `val` or `test`.
+      taxonomy: fine-grained label -> its coarse labels, as `load_taxonomy` and `one_alphabet` return them.
     """
     members: dict[str, set[str]] = {}
     coarse = {parent for parents in taxonomy.values() for parent in parents}
@@ -129,8 +116,6 @@ class LabelEpisodes:
     loose proportion to the sizes of the classes: see `sizes`.
 
     Args:
-      alphabets: from `make_alphabets`.
-      seed: of alphabets, classes, sizes and photos.
       ways, shots, num_query: fixed numbers instead, the last two of each class.
 
     Attributes:
@@ -151,10 +136,7 @@ class LabelEpisodes:
         self._seed, self._ways, self._shots, self._num_query = seed, ways, shots, num_query
         # Half of a class may be queried where neither number is fixed.
         least = _MIN_CLASS_PHOTOS if shots is None and num_query is None else (shots or 1) + (num_query or 1)
-        enough = [
-            alphabet._replace(classes=[one for one in alphabet.classes if len(one.photos) >= least])
-            for alphabet in alphabets
-        ]
+        enough = [Alphabet(name, [one for one in classes if len(one.photos) >= least]) for name, classes in alphabets]
         self.alphabets = [alphabet for alphabet in enough if len(alphabet.classes) >= (ways or MIN_WAYS)]
         if not self.alphabets:
             most = max((len(alphabet.classes) for alphabet in enough), default=0)
@@ -179,7 +161,6 @@ class LabelEpisodes:
             shots = draw_shots(sizes, remaining, draw_support_size(remaining, rng), rng)
         drawn = [rng.permutation(one.photos)[: num_query + k] for one, k in zip(classes, shots.tolist(), strict=True)]
         return LabelEpisode(
-            number,
             alphabet.name,
             tuple(one.name for one in classes),
             np.concatenate([rows[num_query:] for rows in drawn]),

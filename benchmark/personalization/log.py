@@ -1,10 +1,10 @@
-"""The log of a personalization run: one CSV row per finished episode, from which a killed run continues."""
+"""The log of finished episodes, a CSV file from which a killed run continues."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import google_crc32c
 
@@ -63,7 +63,7 @@ class EpisodeLog:
     def __init__(self, path: Path, kind: type[EpisodeResult]) -> None:
         self._path, self._kind = path, kind
         self.results = _read(path, kind)
-        atomic.write_text(path, _HEADERS[kind] + "".join(map(_line, self.results)))
+        atomic.write_text(path, _header(kind) + "".join(map(_line, self.results)))
 
     def add(self, result: EpisodeResult) -> None:
         """Appends the result of the next episode."""
@@ -74,11 +74,8 @@ class EpisodeLog:
             file.write(_line(result))
 
 
-_CHECKSUM = "crc32c"
-_HEADERS: dict[type[EpisodeResult], str] = {
-    UserResult: atomic.csv_text([[*UserResult._fields, _CHECKSUM]]),
-    LabelResult: atomic.csv_text([[*LabelResult._fields, _CHECKSUM]]),
-}
+def _header(kind: type[EpisodeResult]) -> str:
+    return atomic.csv_text([[*kind._fields, "crc32c"]])
 
 
 def _line(result: EpisodeResult) -> str:
@@ -94,14 +91,15 @@ def _read(path: Path, kind: type[EpisodeResult]) -> list[EpisodeResult]:
         return []
     except UnicodeDecodeError as error:
         raise FlairError(f"{path}: is damaged at byte {error.start}; start over with --overwrite") from None
-    results: list[EpisodeResult] = []
     if not lines:
-        return results
-    is_checked = f"{lines[0]}\n" == _HEADERS[kind]
+        return []
+    is_checked = f"{lines[0]}\n" == _header(kind)
     if not is_checked and lines[0].split(",") != list(kind._fields):
         raise FlairError(f"{path}: does not begin as a log of such episodes; start over with --overwrite")
+    types = list(get_type_hints(kind).values())
+    results: list[EpisodeResult] = []
     for number, line in enumerate(lines[1:], 2):
-        result = _parse(line, kind, is_checked)
+        result = _parse(line, kind, types, is_checked)
         if result is None:
             raise FlairError(f"{path}: line {number} is damaged; start over with --overwrite")
         results.append(result)
@@ -110,10 +108,8 @@ def _read(path: Path, kind: type[EpisodeResult]) -> list[EpisodeResult]:
     return results
 
 
-def _parse(line: str, kind: type[EpisodeResult], is_checked: bool) -> EpisodeResult | None:
+def _parse(line: str, kind: type[EpisodeResult], types: list[type], is_checked: bool) -> EpisodeResult | None:
     """The result of a line, None where nothing of ours wrote it so."""
-    types = [float if "float" in str(annotation) else int if "int" in str(annotation) else str
-             for annotation in kind.__annotations__.values()]  # fmt: skip
     try:
         (cells,) = csv.reader([line], strict=True)
         of_result = cells[: len(types)]

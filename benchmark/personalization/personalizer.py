@@ -41,8 +41,6 @@ class Personalizer:
 
     Args:
       model: takes pixels [batch, height, width, 3] in 0..255, gives logits [batch, outputs].
-      task, image_size: how to read a photo.
-      adaptation: what happens on the support photos.
       query_size_limit: query photos decoded at once. Each goes through the network by itself, so that no number
         depends on it.
     """
@@ -85,8 +83,7 @@ class Personalizer:
         Raises:
           FlairError: a photo cannot be decoded, or the loss is not a number, before or after.
         """
-        fits = len(query) <= self._query_size_limit
-        kept = list(self._query_blocks(query)) if fits else None
+        kept = list(self._query_blocks(query)) if len(query) <= self._query_size_limit else None
         baseline = self._score(kept or self._query_blocks(query))
         if not np.isfinite(baseline.loss):
             raise FlairError(
@@ -94,7 +91,8 @@ class Personalizer:
             )
         try:
             if len(positions):
-                inputs, labels = self._support(support)
+                pixels, labels = decode_photos(self._decode, support)
+                inputs = self._inputs(pixels, _SUPPORT_CHUNK)
                 for batch in tf.constant(positions, tf.int32):
                     self._step(inputs, labels, batch)
             adapted = self._score(kept or self._query_blocks(query))
@@ -106,10 +104,6 @@ class Personalizer:
                 "too large; give a smaller one"
             )
         return baseline, adapted
-
-    def _support(self, serialized: Sequence[bytes]) -> _Block:
-        pixels, labels = decode_photos(self._decode, serialized)
-        return self._inputs(pixels, _SUPPORT_CHUNK), labels
 
     def _query_blocks(self, query: Sequence[bytes]) -> Iterator[_Block]:
         for start in range(0, len(query), self._query_size_limit):
@@ -180,7 +174,7 @@ def micro_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """Exact average precision over all (photo, label) decisions; NaN where no photo carries any label."""
     if not (labels > 0.5).any():
         return float("nan")
-    return float(histogram.exact_average_precision(scores.reshape(-1, 1), labels.reshape(-1, 1))[0])
+    return histogram.pooled_average_precision(scores, labels)
 
 
 _Decoder = Callable[[tf.Tensor], _Block]

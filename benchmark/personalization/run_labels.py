@@ -1,4 +1,4 @@
-"""Episodes that are few-shot tasks over fine-grained labels: their photos, both baselines, and what the report says."""
+"""Runs few-shot tasks over fine-grained labels, and summarizes them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,9 @@ _PHOTOS_PER_BATCH = 64
 
 @dataclass(frozen=True)
 class LabelsConfig:
-    """Which labels make the episodes, and how the linear head is fine-tuned.
+    """Which labels make the episodes (see `LabelEpisodes`), and how `few_shot.fine_tune` trains the linear head.
 
-    Attributes:
-      label_set, ways, shots, num_query: see `LabelEpisodes`.
-      taxonomy: `--taxonomy` as it was given, and the folder of its file; None: all labels are one alphabet.
-      steps, learning_rate, proximal_strength: see `few_shot.fine_tune`.
+    `taxonomy` is `--taxonomy` as it was given, and the folder of its file; None: all labels are one alphabet.
     """
 
     label_set: str
@@ -65,7 +62,6 @@ class Labels:
         )
 
     def dump_settings(self) -> dict[str, Any]:
-        """All that decides which episodes they are."""
         return {
             "episodes": "labels",
             "partition": self._config.partition,
@@ -78,7 +74,6 @@ class Labels:
         }
 
     def dumped(self, number: int) -> DumpedEpisode:
-        """The photos of an episode and their classes."""
         episode = self._episodes.episode(number)
         read, partition = self._config.records.read_photos, self._config.partition
         return DumpedEpisode(

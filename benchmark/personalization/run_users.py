@@ -1,4 +1,4 @@
-"""Episodes that are users: whose photos they are, how the model adapts to them, and what the report says."""
+"""Adapts a model to the users of a partition, one per episode, and summarizes what that brings."""
 
 from __future__ import annotations
 
@@ -28,14 +28,7 @@ ASSUMPTION = "photos are in the order of their Flickr ids, assuming that Flickr 
 
 @dataclass(frozen=True)
 class UsersConfig:
-    """How users are divided, and how the model adapts to them.
-
-    Attributes:
-      split, num_support, num_query: see `UserEpisodes`.
-      duplicates: file of near duplicates for the split that is aware of them.
-      adaptation: what happens on the support photos.
-      query_size_limit: query photos in memory at once.
-    """
+    """How users are divided (see `UserEpisodes`; `duplicates` is a file), and how the model adapts to them."""
 
     split: str
     num_support: int | None
@@ -52,8 +45,12 @@ class Users:
         self._config, self._of_users = config, of_users
         self._duplicates = _read_duplicates(of_users.duplicates)
         self._table = table = read_photo_table(config.records, config.partition)
+        users = [
+            UserPhotos(user_id, [table.image_ids[row] for row in rows])
+            for user_id, rows in zip(table.users, table.rows_by_user(), strict=True)
+        ]
         self._episodes = UserEpisodes(
-            _user_photos(table),
+            users,
             of_users.split,
             config.seed,
             of_users.num_support,
@@ -66,12 +63,10 @@ class Users:
             flush=True,
         )
         if self._duplicates is not None:
-            known = sum(image_id in self._duplicates.ids for image_id in table.image_ids)
-            total, file = len(table.image_ids), of_users.duplicates
-            print(f"{known:,} of {total:,} photos have near duplicates in {file}", flush=True)
+            known, total = sum(image_id in self._duplicates.ids for image_id in table.image_ids), len(table.image_ids)
+            print(f"{known:,} of {total:,} photos have near duplicates in {of_users.duplicates}", flush=True)
 
     def dump_settings(self) -> dict[str, Any]:
-        """All that decides which episodes they are."""
         return {
             "episodes": "users",
             "partition": self._config.partition,
@@ -85,7 +80,6 @@ class Users:
         }
 
     def dumped(self, number: int) -> DumpedEpisode:
-        """The photos of the user of an episode."""
         episode = self._episodes.episode(number)
         return DumpedEpisode({"user_id": episode.user_id}, *self._photos_of(episode))
 
@@ -99,18 +93,17 @@ class Users:
         limit = self._of_users.query_size_limit
         personalizer = Personalizer(model, config.task, config.image_size, adaptation, limit)
         divergence = dict(zip(table.users, user_divergences(table, len(config.records.labels)).tolist(), strict=True))
-        photos = dict(zip(table.users, np.bincount(table.owner).tolist(), strict=True))
+        photos = {user.user_id: len(user.image_ids) for user in self._episodes.eligible}
 
         def run_episode(number: int) -> UserResult:
             episode = self._episodes.episode(number)
             support, query = self._photos_of(episode)
             positions = batch_positions(len(support), adaptation.steps, adaptation.batch_size, config.seed, number)
             baseline, adapted = personalizer.run(support, query, positions)
-            return UserResult(
-                *(number, episode.user_id, photos[episode.user_id], len(support), len(query)),
-                divergence[episode.user_id],
-                *(baseline.loss, adapted.loss, baseline.micro_ap, adapted.micro_ap),
-            )
+            user = episode.user_id
+            sizes = photos[user], len(support), len(query)
+            scores = baseline.loss, adapted.loss, baseline.micro_ap, adapted.micro_ap
+            return UserResult(number, user, *sizes, divergence[user], *scores)
 
         return run_episode
 
@@ -118,14 +111,15 @@ class Users:
         """Writes users.csv and the figures; returns means over users, differences, and for whom adaptation helps."""
         from benchmark.personalization.figures import draw_users  # Matplotlib, which only the end needs
 
+        of_users = self._of_users
         scores = personalization_summary.score_users([one for one in results if isinstance(one, UserResult)])
         atomic.write_csv(folder / "users.csv", [personalization_summary.UserScore._fields, *scores])
         draw_users(folder / "figures", scores)
         return {
-            "split": self._of_users.split,
-            **({"assumption": ASSUMPTION} if self._of_users.split == CHRONOLOGICAL else {}),
-            "layers": self._of_users.adaptation.layers,
-            "proximal_strength": self._of_users.adaptation.proximal_strength,
+            "split": of_users.split,
+            **({"assumption": ASSUMPTION} if of_users.split == CHRONOLOGICAL else {}),
+            "layers": of_users.adaptation.layers,
+            "proximal_strength": of_users.adaptation.proximal_strength,
             "users": {
                 "partition": len(self._table.users),
                 "eligible": len(self._episodes.eligible),
@@ -191,13 +185,6 @@ def _read_duplicates(path: str | None) -> Exclusion | None:
             "flair.near_duplicates writes it"
         )
     return duplicates
-
-
-def _user_photos(table: PhotoTable) -> list[UserPhotos]:
-    return [
-        UserPhotos(user_id, [table.image_ids[row] for row in rows])
-        for user_id, rows in zip(table.users, table.rows_by_user(), strict=True)
-    ]
 
 
 def _group_lines(groups: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The loop of a personalization run: the episodes that the log does not have yet, then the summary of all."""
+"""The loop over the episodes of a personalization run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,9 @@ from flair.terminal.progress import Progress
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every personalization run has.
+    """What every personalization run has; an episode is a function of its number and the seed.
 
-    Attributes:
-      records, partition: whose photos make the episodes.
-      task: how to read a photo.
-      model, image_size: what every episode starts from, and its input, (height, width).
-      num_episodes, seed: an episode is a function of its number and the seed.
-      dump_dir: where episodes are also written as TFRecords; None: nowhere.
+    `image_size` is (height, width), `dump_dir` the folder to which episodes are also written as TFRecords.
     """
 
     records: Records
@@ -38,7 +33,7 @@ class RunConfig:
 
 
 class Episodes(Protocol):
-    """What episodes are: users, or few-shot tasks."""
+    """What the episodes of a run are: users (`run_users.Users`), or few-shot tasks (`run_labels.Labels`)."""
 
     def dump_settings(self) -> Mapping[str, Any]:
         """All that decides which episodes they are."""
@@ -60,8 +55,8 @@ class Episodes(Protocol):
 def run_episodes(config: RunConfig, episodes: Episodes, log: EpisodeLog, folder: Path) -> dict[str, Any]:
     """Runs the episodes that are missing in `log`; returns what `episodes` has to say of all of them."""
     if config.dump_dir is not None:
-        wanted = (config.num_episodes, episodes.dumped, config.records, config.task.feature, episodes.dump_settings())
-        dump_episodes(config.dump_dir, *wanted)
+        count, feature, settings = config.num_episodes, config.task.feature, episodes.dump_settings()
+        dump_episodes(config.dump_dir, count, episodes.dumped, config.records, feature, settings)
         print(f"{config.dump_dir}: {config.num_episodes:,} episodes as TFRecords", flush=True)
     done = len(log.results)
     if done < config.num_episodes:

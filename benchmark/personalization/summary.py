@@ -1,4 +1,4 @@
-"""Summarizes the results of all episodes: means with intervals, paired differences, and for whom adaptation helps.
+"""Summarizes the results of all episodes: means, differences, and for whom adaptation helps.
 
 The unit is the user: episodes of one user are averaged first, because they share photos. A difference is oriented so
 that above 0 is better: baseline minus adapted loss, adapted minus baseline average precision. Intervals are
@@ -57,56 +57,34 @@ def summarize_users(scores: Sequence[UserScore]) -> dict[str, Any]:
 
 def by_size(scores: Sequence[UserScore]) -> list[dict[str, Any]]:
     """Differences of users with 4 to 7, 8 to 15, ... photos; groups without a user are left out."""
-    groups = []
-    for least, after in zip(SIZE_EDGES, (*SIZE_EDGES[1:], None), strict=True):
-        chosen = [s for s in scores if least <= s.photos and (after is None or s.photos < after)]
-        if chosen:
-            groups.append({"photos": f"{least} to {after - 1}" if after else f"{least} or more", **_group(chosen)})
-    return groups
+    groups = _grouped([score.photos for score in scores], SIZE_EDGES)
+    return [{"photos": name, **_group([scores[i] for i in chosen])} for name, chosen in groups]
 
 
 def by_divergence(scores: Sequence[UserScore]) -> list[dict[str, Any]]:
     """Differences of quarters of the users, from those who photograph what all do to those who differ most."""
     known = (score for score in scores if not np.isnan(score.divergence))
     ordered = sorted(known, key=lambda score: score.divergence)
-    groups = []
-    for chosen in np.array_split(np.arange(len(ordered)), min(DIVERGENCE_GROUPS, len(ordered)) or 1):
-        members = [ordered[index] for index in chosen]
-        if members:
-            groups.append({"least": members[0].divergence, "most": members[-1].divergence, **_group(members)})
-    return groups
+    parts = np.array_split(np.arange(len(ordered)), min(DIVERGENCE_GROUPS, len(ordered)) or 1)
+    groups = [[ordered[index] for index in part] for part in parts if len(part)]
+    return [{"least": one[0].divergence, "most": one[-1].divergence, **_group(one)} for one in groups]
 
 
 def summarize_labels(results: Sequence[LabelResult]) -> dict[str, Any]:
     """Accuracy of both baselines over episodes, their paired difference, and by ways."""
-    centroid, tuned = (
-        [result.nearest_centroid_accuracy for result in results],
-        [result.fine_tuning_accuracy for result in results],
-    )
-    difference = [b - a for a, b in zip(centroid, tuned, strict=True)]
-    groups = []
-    for least, after in zip(WAYS_EDGES, (*WAYS_EDGES[1:], None), strict=True):
-        chosen = [i for i, result in enumerate(results) if least <= result.ways and (not after or result.ways < after)]
-        if chosen:
-            groups.append(
-                {
-                    "ways": f"{least} to {after - 1}" if after else f"{least} or more",
-                    "episodes": len(chosen),
-                    "chance": float(np.mean([1 / results[index].ways for index in chosen])),
-                    "nearest_centroid": interval([centroid[index] for index in chosen]),
-                    "fine_tuning": interval([tuned[index] for index in chosen]),
-                }
-            )
+    difference = [one.fine_tuning_accuracy - one.nearest_centroid_accuracy for one in results]
+    groups = _grouped([result.ways for result in results], WAYS_EDGES)
     return {
-        "chance": float(np.mean([1 / result.ways for result in results])),
-        "nearest_centroid": interval(centroid),
-        "fine_tuning": interval(tuned),
+        **_accuracies(results),
         "difference": interval(difference),
         "share_improved": float(np.mean(np.array(difference) > 0)),
         "mean_ways": float(np.mean([result.ways for result in results])),
         "mean_support": float(np.mean([result.support for result in results])),
         "mean_query": float(np.mean([result.query for result in results])),
-        "by_ways": groups,
+        "by_ways": [
+            {"ways": name, "episodes": len(chosen), **_accuracies([results[i] for i in chosen])}
+            for name, chosen in groups
+        ],
     }
 
 
@@ -117,13 +95,29 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     {'mean': 2.0, 'low': 0.868, 'high': 3.132}
     """
     array = np.asarray(values, np.float64)
-    if not len(array):
-        return {"mean": None, "low": None, "high": None}
-    mean = float(array.mean())
-    if len(array) < 2:
+    mean = float(array.mean()) if len(array) else None
+    if mean is None or len(array) < 2:
         return {"mean": mean, "low": None, "high": None}
     half = _NORMAL_QUANTILE * float(array.std(ddof=1)) / np.sqrt(len(array))
     return {"mean": mean, "low": float(mean - half), "high": float(mean + half)}
+
+
+def _grouped(values: Sequence[int], edges: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """Each group between two edges, the last one open, that is not empty: its name, and the places of its values."""
+    groups = []
+    for least, after in zip(edges, (*edges[1:], None), strict=True):
+        chosen = [place for place, value in enumerate(values) if least <= value and (after is None or value < after)]
+        if chosen:
+            groups.append((f"{least} or more" if after is None else f"{least} to {after - 1}", chosen))
+    return groups
+
+
+def _accuracies(results: Sequence[LabelResult]) -> dict[str, Any]:
+    return {
+        "chance": float(np.mean([1 / result.ways for result in results])),
+        "nearest_centroid": interval([result.nearest_centroid_accuracy for result in results]),
+        "fine_tuning": interval([result.fine_tuning_accuracy for result in results]),
+    }
 
 
 def _score_user(episodes: Sequence[UserResult]) -> UserScore:

@@ -1,4 +1,4 @@
-"""Episodes that are users: some of a user's photos to adapt on (support), others to test on (query).
+"""Draws episodes of users: photos to adapt on (support) and others to test on (query).
 
 An episode is a function of (seed, number) and of the photos at hand. Pure NumPy.
 """
@@ -28,7 +28,6 @@ class UserPhotos(NamedTuple):
 class UserEpisode(NamedTuple):
     """One episode: its user, and positions int64 among the user's photos; no photo is in both."""
 
-    number: int
     user_id: str
     support: Integers
     query: Integers
@@ -42,10 +41,8 @@ class UserEpisodes:
     min(500, ceil(beta * min(100, n - q))) to the support, beta uniform on (0, 1].
 
     Args:
-      users: all users of the partition.
       split: `random`; `chronological`, the newest photos by Flickr's photo id are the query and those just before
         them the support; or `duplicate_aware`, near duplicates never face each other.
-      seed: of users' order, sizes and splits.
       num_support, num_query: fixed numbers instead; users with too few photos for them are left out. Under
         `duplicate_aware` they are upper bounds.
       component_of: for `duplicate_aware`, image id -> its component of near duplicates.
@@ -66,10 +63,6 @@ class UserEpisodes:
         num_query: int | None = None,
         component_of: Callable[[str], Hashable] | None = None,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-        if (split == DUPLICATE_AWARE) != (component_of is not None):
-            raise ValueError(f"{DUPLICATE_AWARE} and component_of belong together")
         self._split, self._seed = split, seed
         self._num_support, self._num_query = num_support, num_query
         self._component_of = component_of
@@ -91,7 +84,7 @@ class UserEpisodes:
             self._turn = turn, order
         user = self.eligible[self._turn[1][place]]
         support, query = self._divide(user, number)
-        return UserEpisode(number, user.user_id, support, query)
+        return UserEpisode(user.user_id, support, query)
 
     def _least_photos(self) -> int:
         fixed = (self._num_support or 0) + (self._num_query or 0)
@@ -142,13 +135,14 @@ def chronological_order(user: UserPhotos) -> Integers:
     >>> chronological_order(UserPhotos("1@N00", ["10", "9", "100"])).tolist()
     [1, 0, 2]
     """
+    numbers = []
     for image_id in user.image_ids:
         if image_id is None or not (image_id.isascii() and image_id.isdigit()):
             raise FlairError(
                 f"user {user.user_id}: photo id {image_id!r} is no number, so --split={CHRONOLOGICAL} cannot order "
                 "the photos; give --split=random"
             )
-    numbers = [int(image_id) for image_id in user.image_ids if image_id is not None]
+        numbers.append(int(image_id))
     return np.array(sorted(range(len(numbers)), key=numbers.__getitem__), np.int64)
 
 

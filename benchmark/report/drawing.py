@@ -1,4 +1,4 @@
-"""Draws one figure of a report as PNG: its size, its legend, and the colour, dash and marker of each run."""
+"""Draws one figure of a report as PNG, each run in a style of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from benchmark.report.runs import Run
 from flair.statistics.figures import new_figure
@@ -32,7 +31,7 @@ class Drawn(NamedTuple):
 
 
 class Left(NamedTuple):
-    """A figure that no run has data for, and why."""
+    """Why a figure is left out, in its section."""
 
     section: str
     reason: str
@@ -61,20 +60,16 @@ class Canvas:
     """Draws runs, each in its own style in every figure."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
         self.style = {run.name: style for run, style in zip(runs, styles(len(runs)), strict=True)}
 
     def line(self, axes: Axes, run: Run, x: Any, y: Any, markers: bool = True) -> None:
         """One run's values `y` over `x`."""
         style = self.style[run.name]
         marker = style.marker if markers and len(x) <= 30 else None
+        label = legend_name(run.name)
         axes.plot(
-            *(x, y),
-            color=style.colour,
-            linestyle=style.dash,
-            marker=marker,
-            markersize=4,
-            linewidth=1.6,
-            label=legend_name(run.name),
+            x, y, color=style.colour, linestyle=style.dash, linewidth=1.6, marker=marker, markersize=4, label=label
         )
 
     def figure(
@@ -89,21 +84,17 @@ class Canvas:
         height: float = HEIGHT,
     ) -> Drawn:
         """A figure with a legend of the runs shown, as PNG; `height` is in inches."""
-        columns = 3 if max((len(run.name) for run in shown), default=0) <= 12 else 2
-        columns = 1 if max((len(run.name) for run in shown), default=0) > 22 else columns
+        longest = max((len(run.name) for run in shown), default=0)
+        columns = 3 if longest <= 12 else 2 if longest <= 22 else 1
         rows = -(-len(shown) // columns)
         figure, (axes,) = new_figure(plain(title), WIDTH, height + 0.2 * rows)
         figure.suptitle(plain(title), fontsize=10)
         draw(axes)
         if shown:
             figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
-        return Drawn(section, name, title, caption, alt, _png(figure))
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
+        return Drawn(section, name, title, caption, alt, png.getvalue())
 
 
 def dot(axes: Axes, estimate: dict[str, Any], position: float, style: Style, label: str = "") -> None:
@@ -111,9 +102,8 @@ def dot(axes: Axes, estimate: dict[str, Any], position: float, style: Style, lab
     value, low, high = estimate["value"], estimate["low"], estimate["high"]
     if low is not None and high is not None:
         axes.plot([low, high], [position, position], color=style.colour, linewidth=1.4, linestyle=style.dash)
-    axes.plot(
-        *([value], [position], style.marker), color=style.colour, markersize=4.5, label=label or "_", linestyle="none"
-    )
+    marker, name = style.marker, label or "_"
+    axes.plot([value], [position], marker, color=style.colour, markersize=4.5, label=name, linestyle="none")
 
 
 def legend_name(name: str, limit: int = _LEGEND_CHARACTERS) -> str:

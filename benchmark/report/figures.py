@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from benchmark.report.drawing import Canvas, Drawn, Left, Outcome, dot, legend_n
 from benchmark.report.runs import Run
 
 LABELS_SHOWN = 20
-_STEPS = {"epoch": "epoch", "round": "round"}
+_TIME = "time"
+_ABSCISSAS = ("epoch", "round", _TIME)
 # Suffix of a column of metrics.csv -> its name on an axis, with its unit.
 _METRICS = {
     "macro_averaged_precision": "macro averaged precision (0 to 1)",
@@ -27,58 +29,65 @@ _UPDATE_NORMS = {
     "average_client_norm": "mean norm of the clients' updates (L2)",
     "server_update_norm": "norm of the aggregated update (L2)",
 }
+_NOT_EVALUATED = (
+    Left(
+        "results", "Intervals, labels and users: left out, no run has an evaluation.json (run benchmark.evaluate_main)."
+    ),
+    Left("labels", "Averaged precision by label: left out, no run has an evaluation.json."),
+    Left("users", "Distribution over users: left out, no run has an evaluation.json."),
+)
+_Evaluated = list[tuple[Run, dict[str, Any]]]
 
 
 def draw_all(runs: Sequence[Run]) -> list[Outcome]:
     """Every figure of the report, or why it is left out."""
     drawer = _Drawer(runs)
     outcomes: list[Outcome] = []
-    for metric, step in itertools.product(_METRICS, (*_STEPS, "time")):
+    for metric, step in itertools.product(_METRICS, _ABSCISSAS):
         outcomes += drawer.learning_curve(metric, step)
     if not outcomes:
         outcomes.append(Left("curves", "Learning curves: left out, no run has evaluated itself yet."))
     outcomes += drawer.against_epsilon()
     outcomes.append(drawer.clip_norm())
     outcomes += drawer.update_norms()
-    outcomes += drawer.results()
-    outcomes.append(drawer.by_label())
-    outcomes += drawer.by_user()
+    partition, found = _evaluated(runs)
+    if not found:
+        return [*outcomes, *_NOT_EVALUATED]
+    outcomes += drawer.results(partition, found)
+    outcomes.append(drawer.by_label(partition, found))
+    outcomes += drawer.by_user(partition, found)
     return outcomes
 
 
 class _Drawer(Canvas):
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = runs
-        super().__init__(runs)
-
     def learning_curve(self, metric: str, step: str) -> list[Outcome]:
         column = f"val_{metric}"
-        chosen = [run for run in self.runs if step in ("time", run.step_name)]
+        over_time = step == _TIME
+        chosen = [run for run in self.runs if over_time or step == run.step_name]
         curves = [(run, *run.series(column)) for run in chosen]
         curves = [(run, steps, values) for run, steps, values in curves if values]
-        if step == "time":
+        if over_time:
             curves = [(run, steps, values) for run, steps, values in curves if set(steps) <= set(run.seconds)]
         if not curves:
             return []
-        unit, divisor = _time_unit([run.seconds[s] for run, steps, _ in curves for s in steps if step == "time"])
-        over = {"time": f"training time ({unit})"}.get(step, step)
-        title = f"Validation {_short(metric)} over {'training time' if step == 'time' else f'{step}s'}"
+        unit, divisor = _time_unit([run.seconds[s] for run, steps, _ in curves for s in steps if over_time])
+        title = f"Validation {_short(metric)} over {'training time' if over_time else f'{step}s'}"
 
         def draw(axes: Axes) -> None:
             for run, steps, values in curves:
-                x = [run.seconds[s] / divisor for s in steps] if step == "time" else steps
-                if metric == "loss" and step != "time":
+                x = [run.seconds[s] / divisor for s in steps] if over_time else steps
+                if metric == "loss" and not over_time:
                     axes.plot(*run.series("train_loss"), color=self.style[run.name].colour, linewidth=0.9, alpha=0.45)
                 self.line(axes, run, x, values)
-            axes.set(xlabel=over, ylabel=_METRICS[metric])
-            if step != "time":
+            axes.set(xlabel=f"training time ({unit})" if over_time else step, ylabel=_METRICS[metric])
+            if not over_time:
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
         alt = f"{title}: " + _ends([(run.name, values[-1]) for run, _, values in curves])
         caption = "On the validation users, at each evaluation of the run."
-        if metric == "loss" and step != "time":
+        if metric == "loss" and not over_time:
             caption += " Pale: the training loss, of the photos that were trained on."
-        name = f"{metric}_over_{'time' if step == 'time' else f'{step}s'}"
+        name = f"{metric}_over_{_TIME if over_time else f'{step}s'}"
         return [self.figure("curves", name, title, caption, alt, draw, [run for run, *_ in curves])]
 
     def against_epsilon(self) -> list[Outcome]:
@@ -90,7 +99,8 @@ class _Drawer(Canvas):
             column = f"val_{metric}"
             curves: list[Any] = []
             for run in private:
-                points = [(row["epsilon"], row[column]) for _, row in sorted(run.rows.items()) if _has(row, column)]
+                rows = [row for _, row in sorted(run.rows.items()) if {"epsilon", column} <= row.keys()]
+                points = [(row["epsilon"], row[column]) for row in rows]
                 if points:
                     curves.append((run, *zip(*points, strict=True)))
             if curves:
@@ -118,26 +128,25 @@ class _Drawer(Canvas):
         return self.figure("privacy", f"{metric}_against_epsilon", title, caption, alt, draw, shown)
 
     def clip_norm(self) -> Outcome:
-        return self._path(
-            "clip_norm", "clip_norm", "Clip norm", "clip norm (L2)", "Clip norm: left out, no run clips updates."
-        )
+        missing = Left("privacy", "Clip norm: left out, no run clips updates.")
+        return self._path("clip_norm", "Clip norm", "clip norm (L2)") or missing
 
     def update_norms(self) -> list[Outcome]:
         outcomes = [
-            self._path(ending, ending, title[0].upper() + title[1:].removesuffix(" (L2)"), title, "")
-            for ending, title in _UPDATE_NORMS.items()
+            self._path(ending, label[0].upper() + label[1:].removesuffix(" (L2)"), label)
+            for ending, label in _UPDATE_NORMS.items()
         ]
-        drawn: list[Outcome] = [one for one in outcomes if isinstance(one, Drawn)]
-        missing = "Update norms: left out, no run recorded them (train with --debug_measurements)."
-        return drawn or [Left("privacy", missing)]
+        missing = Left("privacy", "Update norms: left out, no run recorded them (train with --debug_measurements).")
+        return [one for one in outcomes if one is not None] or [missing]
 
-    def _path(self, name: str, ending: str, title: str, label: str, missing: str) -> Outcome:
+    def _path(self, ending: str, title: str, label: str) -> Drawn | None:
+        """The first column of each run whose name ends so, over rounds; None where no run has one."""
         found = []
         for run in self.runs:
             columns = dict.fromkeys(c for row in run.rows.values() for c in row if c.split("/")[-1] == ending)
             found += [(run, *run.series(column)) for column in list(columns)[:1]]
         if not found:
-            return Left("privacy", missing)
+            return None
 
         def draw(axes: Axes) -> None:
             for run, steps, values in found:
@@ -147,15 +156,9 @@ class _Drawer(Canvas):
 
         alt = f"{title} over rounds: " + _ends([(run.name, values[-1]) for run, _, values in found])
         caption = "In each round of training."
-        return self.figure("privacy", name, f"{title} over rounds", caption, alt, draw, [run for run, *_ in found])
+        return self.figure("privacy", ending, f"{title} over rounds", caption, alt, draw, [run for run, *_ in found])
 
-    def results(self) -> list[Outcome]:
-        partition, found = self._evaluated()
-        if not found:
-            reason = (
-                "Intervals, labels and users: left out, no run has an evaluation.json (run benchmark.evaluate_main)."
-            )
-            return [Left("results", reason)]
+    def results(self, partition: str, found: _Evaluated) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for metric in _METRICS:
             rows = [(run, result["metrics"][metric]) for run, result in found if metric in result["metrics"]]
@@ -176,10 +179,7 @@ class _Drawer(Canvas):
             outcomes.append(self.figure("results", f"{metric}_{partition}", title, caption, alt, draw, [], height))
         return outcomes
 
-    def by_label(self) -> Outcome:
-        partition, found = self._evaluated()
-        if not found:
-            return Left("labels", "Averaged precision by label: left out, no run has an evaluation.json.")
+    def by_label(self, partition: str, found: _Evaluated) -> Outcome:
         first = sorted(found[0][1]["per_label"], key=lambda row: -row["photos"])
         labels = [row["label"] for row in first[:LABELS_SHOWN]]
         tables = [(run, {row["label"]: row for row in result["per_label"]}) for run, result in found]
@@ -190,16 +190,10 @@ class _Drawer(Canvas):
             for offset, (run, rows) in zip(offsets, tables, strict=True):
                 for position, label in enumerate(labels):
                     row = rows[label] | {"value": rows[label]["averaged_precision"]}
-                    dot(
-                        axes,
-                        row,
-                        position + offset,
-                        self.style[run.name],
-                        legend_name(run.name) if not position else "",
-                    )
-            axes.set_yticks(
-                range(len(labels)), [plain(f"{row['label']} ({row['photos']:,})") for row in first[: len(labels)]]
-            )
+                    in_legend = "" if position else legend_name(run.name)
+                    dot(axes, row, position + offset, self.style[run.name], in_legend)
+            names = [plain(f"{row['label']} ({row['photos']:,})") for row in first[: len(labels)]]
+            axes.set_yticks(range(len(labels)), names)
             axes.set(ylim=(len(labels) - 0.4, -0.6), xlabel="averaged precision (0 to 1)", xlim=(-0.02, 1.02))
 
         title = f"Averaged precision by label on {partition}"
@@ -216,10 +210,7 @@ class _Drawer(Canvas):
         shown = [run for run, _ in tables]
         return self.figure("labels", f"by_label_{partition}", title, caption, alt, draw, shown, height)
 
-    def by_user(self) -> list[Outcome]:
-        partition, found = self._evaluated()
-        if not found:
-            return [Left("users", "Distribution over users: left out, no run has an evaluation.json.")]
+    def by_user(self, partition: str, found: _Evaluated) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for metric in dict.fromkeys(name for _, result in found for name in result["per_user"]):
             spreads = [(run, result["per_user"][metric]) for run, result in found if metric in result["per_user"]]
@@ -239,25 +230,18 @@ class _Drawer(Canvas):
             outcomes.append(self.figure("users", f"{metric}_by_user_{partition}", title, caption, alt, draw, shown))
         return outcomes
 
-    def _evaluated(self) -> tuple[str, list[tuple[Run, dict[str, Any]]]]:
-        """The partition most runs are evaluated on, test rather than another, and their results."""
-        found = [(run, result) for run in self.runs if run.evaluation is not None for result in run.results()]
-        counts: dict[str, int] = {}
-        for _, result in found:
-            counts[result["partition"]] = counts.get(result["partition"], 0) + 1
-        if not counts:
-            return "", []
-        partition = max(counts, key=lambda name: (name == "test", counts[name]))
-        return partition, [(run, result) for run, result in found if result["partition"] == partition]
+
+def _evaluated(runs: Sequence[Run]) -> tuple[str, _Evaluated]:
+    """The partition most runs are evaluated on, test rather than another, and their results."""
+    found = [(run, result) for run in runs if run.evaluation is not None for result in run.results()]
+    counts = Counter(result["partition"] for _, result in found)
+    partition = max(counts, key=lambda name: (name == "test", counts[name]), default="")
+    return partition, [(run, result) for run, result in found if result["partition"] == partition]
 
 
 def _time_unit(seconds: Sequence[float]) -> tuple[str, float]:
     longest = max(seconds, default=0.0)
     return ("hours", 3600.0) if longest > 7200 else ("minutes", 60.0) if longest > 120 else ("seconds", 1.0)
-
-
-def _has(row: dict[str, float], column: str) -> bool:
-    return "epsilon" in row and column in row
 
 
 def _short(metric: str, start: bool = False) -> str:

@@ -1,6 +1,6 @@
-"""The report as one HTML page that needs nothing but itself: figures are embedded, and no script runs.
+"""The report as one HTML page that needs nothing but itself.
 
-The page's own text and style are in page.html beside this file.
+Figures are embedded, and no script runs. The page's own text and style are in page.html beside this file.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ def render(
     ]
     headings = _TITLES | ({"more": "More figures of the runs"} if extra else {})
     drawn = {
-        key: [one._asdict() | {"data": base64.b64encode(one.png).decode()} for one in outcomes if _is_drawn(one, key)]
+        key: [
+            one._asdict() | {"data": base64.b64encode(one.png).decode()}
+            for one in outcomes
+            if isinstance(one, Drawn) and one.section == key
+        ]
         for key in _TITLES
     } | {"more": extra}
     left = {key: [one.reason for one in outcomes if isinstance(one, Left) and one.section == key] for key in _TITLES}
@@ -92,10 +96,6 @@ def render(
         settings=different_settings(runs, hidden) if len(runs) > 1 else [],
         described=[_describe(run) for run in runs],
     )
-
-
-def _is_drawn(one: Outcome, section: str) -> bool:
-    return isinstance(one, Drawn) and one.section == section
 
 
 def _result_rows(run: Run) -> list[dict[str, Any]]:

@@ -4,4 +4,4 @@ What enters is a grid of flag values and the training command's own flags. What 
 combination and seed, and a table of means and deviations.
 """
 
-__all__ = ["grid", "program", "runs", "table"]
+__all__ = ["grid", "runs", "table"]

@@ -1,4 +1,4 @@
-"""The runs of a sweep: every combination of the grid's values with every seed, each with a folder of its own."""
+"""The runs of a sweep: every combination of the grid's values, with every seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs training commands one after another or several at once, and ends with all of them."""
+"""Runs the training commands of a sweep, one or several at a time."""
 
 from __future__ import annotations
 
@@ -68,11 +68,8 @@ class Runner:
                     end(outcome)
                 if self._running:
                     time.sleep(_POLL_SECONDS)
-        except (KeyboardInterrupt, Terminated) as stop:
-            self._stop(signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
-            raise
-        except BaseException:
-            self._stop(signal.SIGTERM)
+        except BaseException as error:
+            self._stop(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
             raise
         return [outcomes[run] for run in runs]
 
@@ -124,24 +121,18 @@ class Runner:
         return outcomes
 
     def _failure(self, run: Run, code: int) -> str:
+        if code < 0:
+            return f"ended by {signal.Signals(-code).name}"
         lines = (self.run_folder(run) / LOG_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return (
-            last if code > 0 and last else f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        )
+        return next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
 
     def _stop(self, number: signal.Signals) -> None:
         while self._running:
             for process in self._running:
-                _send(process, number)
+                process.send_signal(number)  # does nothing where the process has ended
             try:
                 for process in self._running:
                     process.wait()
                 self._running.clear()
             except (KeyboardInterrupt, Terminated):
                 continue
-
-
-def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    if process.poll() is None:
-        process.send_signal(number)

@@ -18,6 +18,7 @@ from flair.files import atomic
 from flair.terminal.table import fitted
 
 CSV_FILE, JSON_FILE = "results.csv", "results.json"
+_EPSILONS = ("epsilon", "simulated_epsilon")
 _SUMMARY = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "epsilon?": NUMBER, "simulated_epsilon?": NUMBER}
 
 
@@ -104,7 +105,7 @@ def _numbers(path: Path) -> dict[str, float]:
         for partition in ("val", "test")
         for name, value in summary[partition].items()
     }
-    return numbers | {name: float(summary[name]) for name in ("epsilon", "simulated_epsilon") if name in summary}
+    return numbers | {name: float(summary[name]) for name in _EPSILONS if name in summary}
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -113,12 +114,12 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _is_shown(name: str) -> bool:
-    return name.endswith("averaged_precision") or name in ("val_loss", "epsilon", "simulated_epsilon")
+    return name.endswith("averaged_precision") or name in ("val_loss", *_EPSILONS)
 
 
 def _text(name: str, spread: Spread) -> str:
     # Every seed of a setting spends the same epsilon, a claim that is rounded up.
-    return rounded_up(spread.mean) if name in ("epsilon", "simulated_epsilon") else str(spread)
+    return rounded_up(spread.mean) if name in _EPSILONS else str(spread)
 
 
 def _seeds(row: Row) -> str:
