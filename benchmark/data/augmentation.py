@@ -34,13 +34,7 @@ def parse(serialized: tf.Tensor, task: Task) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def decode_training(
-    photo: tf.Tensor,
-    seed: tf.Tensor,
-    image_size: tuple[int, int],
-    *,
-    crop: bool = True,
-    flip: bool = True,
-    image_format: str = "jpeg",
+    photo: tf.Tensor, seed: tf.Tensor, image_size: tuple[int, int], image_format: str = "jpeg"
 ) -> tf.Tensor:
     """One stored photo to a randomly cropped and flipped one `[height, width, 3]`, uint8.
 
@@ -48,18 +42,11 @@ def decode_training(
       photo: string scalar, JPEG or raw pixels as `image_format` says.
       seed: int64 [2].
       image_size: (height, width) of the model's input.
-      crop: a random window; else the whole photo, as in evaluation.
-      flip: flips along each axis with probability 1/2.
     """
     draws = tf.random.stateless_uniform([4], seed)
-    if crop:
-        image = _random_window(photo, draws[0], draws[1], image_size, image_format)
-    else:
-        image = decode_whole(photo, image_size, image_format)
-    if flip:
-        axes = tf.boolean_mask(tf.constant([0, 1]), draws[2:] < 0.5)
-        image = tf.reverse(image, axes)
-    return tf.ensure_shape(image, (*image_size, 3))
+    image = _random_window(photo, draws[0], draws[1], image_size, image_format)
+    axes = tf.boolean_mask(tf.constant([0, 1]), draws[2:] < 0.5)  # each axis is flipped with probability 1/2
+    return tf.ensure_shape(tf.reverse(image, axes), (*image_size, 3))
 
 
 def decode_evaluation(photo: tf.Tensor, image_size: tuple[int, int], image_format: str = "jpeg") -> tf.Tensor:
@@ -93,13 +80,7 @@ def resize(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
 
 
 def decode_training_batch(
-    serialized: tf.Tensor,
-    seeds: tf.Tensor,
-    task: Task,
-    image_size: tuple[int, int],
-    *,
-    crop: bool = True,
-    flip: bool = True,
+    serialized: tf.Tensor, seeds: tf.Tensor, task: Task, image_size: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """A batch of serialized examples to photos and labels, for use inside a `tf.function`.
 
@@ -113,8 +94,7 @@ def decode_training_batch(
 
     def one(element: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         photo, labels = parse(element[0], task)
-        image = decode_training(photo, element[1], image_size, crop=crop, flip=flip, image_format=task.image_format)
-        return image, labels
+        return decode_training(photo, element[1], image_size, task.image_format), labels
 
     images = tf.TensorSpec((*image_size, 3), tf.uint8)
     labels = tf.TensorSpec((task.num_outputs,), tf.float32)
