@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,12 +70,11 @@ class IidClients:
         self._records, self._partition = records, partition
         index = records.photo_index(partition)
         order = derive_generator(seed, "iid", partition).permutation(len(index.offset))
-        sizes = (
-            np.bincount(index.user)
-            if photos_per_client is None
-            else np.full(-(-len(order) // photos_per_client), photos_per_client)
-        )
-        rows = np.split(order, np.cumsum(sizes)[:-1])
+        if photos_per_client is None:
+            borders = np.cumsum(np.bincount(index.user))[:-1]
+        else:
+            borders = np.arange(photos_per_client, len(order), photos_per_client)
+        rows = np.split(order, borders)
         width = len(str(len(rows)))
         self._rows = {f"iid{number:0{width}d}": chunk for number, chunk in enumerate(rows)}
         self.client_ids: Sequence[str] = list(self._rows)
@@ -178,15 +178,14 @@ def client_batches(
             serialized = tf.constant(examples, tf.string)
             order, seeds = training_order(tf.size(serialized), client_seed(seed, round_number, client_id), plan)
             shown = tf.gather(serialized, order)
-            total = int(order.shape[0])
-            for _ in range(passes):
-                for start in range(0, total, plan.batch_size):
-                    stop = min(start + plan.batch_size, total)
-                    try:
-                        pixels, labels = decode(shown[start:stop], seeds[start:stop])
-                    except tf.errors.InvalidArgumentError as error:
-                        raise _bad_photo(client_id, examples, plan) or error from None
-                    yield ClientBatch(pixels, labels, stop == total)
+            starts = range(0, int(order.shape[0]), plan.batch_size)
+            for start in [*starts] * passes:
+                stop = start + plan.batch_size
+                try:
+                    pixels, labels = decode(shown[start:stop], seeds[start:stop])
+                except tf.errors.InvalidArgumentError as error:
+                    raise _bad_photo(client_id, examples, plan) or error from None
+                yield ClientBatch(pixels, labels, start == starts[-1])
 
     return prefetched(produce(), _READ_AHEAD)
 
@@ -222,15 +221,10 @@ def _bad_photo(client_id: str, examples: Sequence[bytes], plan: BatchPlan) -> Fl
     return None
 
 
+@functools.cache
 def decoder(plan: BatchPlan) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """(serialized string [b], seeds int64 [b, 2]) -> (pixels, labels), compiled once per plan."""
-    if plan not in _decoders:
-        signature = [tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64)]
-        _decoders[plan] = tf.function(
-            lambda photos, seeds: decode_training_batch(photos, seeds, plan.task, plan.image_size),
-            input_signature=signature,
-        )
-    return _decoders[plan]
-
-
-_decoders: dict[BatchPlan, Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]] = {}
+    return tf.function(
+        lambda photos, seeds: decode_training_batch(photos, seeds, plan.task, plan.image_size),
+        input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64)],
+    )
