@@ -7,7 +7,7 @@ and nothing is dropped; only positions are permuted, so no buffer of photos exis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -26,13 +26,9 @@ _BATCHES_AHEAD = 2  # decoded; a batch of 512 has 77 MB
 class TrainingData:
     """Shuffled, augmented batches of one partition; one TensorFlow graph serves all epochs.
 
-    Args:
-      records, partition, task, image_size: what to read and how to decode it.
-      batch_size: photos per step of the whole job; only the last batch of an epoch may be smaller.
-      seed: of the order and the augmentation.
-      replicas: numbers of this process's replicas out of `num_replicas` that share each batch; the photos of one
-        step come as one batch a replica, in this order. An uneven last batch is filled up with black photos whose
-        labels are all -1, because convolutions of oneDNN refuse an empty batch.
+    A step has `batch_size` photos, the last one of an epoch perhaps fewer. All of the `num_replicas` replicas share
+    them: those of this process, whose numbers are `replicas`, get one batch each, in this order. An uneven last batch
+    is filled up with black photos whose labels are all -1, because convolutions of oneDNN refuse an empty batch.
     """
 
     def __init__(
@@ -63,16 +59,11 @@ class TrainingData:
             return tf.cond(tf.strings.length(serialized) > 0, lambda: decode(serialized, seeds), lambda: filler)
 
         decode_one = decode if num_replicas == 1 else decode_or_fill
-        photos = self._reader.dataset().map(decode_one, tf.data.AUTOTUNE, deterministic=True)
-        self.dataset = photos.batch(batch_size // num_replicas).prefetch(_BATCHES_AHEAD)
+        photos = self._reader.photos(decode_one)
+        self._dataset = photos.batch(batch_size // num_replicas).prefetch(_BATCHES_AHEAD)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         """Batches (photos uint8 [b, h, w, 3], labels float32 [b, num_outputs]) of one epoch, from `start_step` on."""
-        self.select(epoch, start_step)
-        return self._reader.guard(self.dataset)
-
-    def select(self, epoch: int, start_step: int = 0) -> None:
-        """Makes the next iteration over `dataset` this epoch, from `start_step` on."""
         order = derive_generator(self._seed, "order", epoch).permutation(self.num_photos)
         order = order[start_step * self._batch_size :]
         if self._num_replicas > 1:
@@ -82,6 +73,7 @@ class TrainingData:
             order = order[:, :, list(self._replicas)].transpose(0, 2, 1).ravel()
         self._reader.rows = order
         self._reader.stream = int(derive_seed(self._seed, "augmentation", epoch)[0])
+        return self._reader.guard(self._dataset)
 
 
 def evaluation_dataset(
@@ -93,20 +85,13 @@ def evaluation_dataset(
     replica: int = 0,
     num_replicas: int = 1,
 ) -> EvaluationData:
-    """Whole photos of a partition in index order, scaled to the input size; iterate it as often as wanted.
-
-    Args:
-      replica, num_replicas: only every `num_replicas`-th photo, from `replica` on.
-    """
+    """Every `num_replicas`-th photo of a partition from `replica` on, whole and scaled to the input size."""
     rows = range(replica, len(records.photo_index(partition).offset), num_replicas)
     return EvaluationData(records, partition, task, image_size, batch_size, rows)
 
 
 class EvaluationData:
-    """Batches (photos float32 [b, height, width, 3], labels float32 [b, num_outputs]) in a fixed order.
-
-    Iterating gives the batches; `dataset` is the tf.data.Dataset behind it.
-    """
+    """Batches (photos float32 [b, height, width, 3], labels float32 [b, num_outputs]) of `rows`, in their order."""
 
     def __init__(
         self,
@@ -124,8 +109,7 @@ class EvaluationData:
             photo, labels = augmentation.parse(serialized, task)
             return augmentation.decode_evaluation(photo, image_size, task.image_format), labels
 
-        photos = self._reader.dataset().map(decode, tf.data.AUTOTUNE, deterministic=True)
-        self.dataset = photos.batch(min(batch_size, _largest_batch())).prefetch(1)
+        self._dataset = self._reader.photos(decode).batch(min(batch_size, _largest_batch())).prefetch(1)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> None:
         """Makes the next iteration these rows of `records.photo_index(partition)`."""
@@ -137,7 +121,7 @@ class EvaluationData:
         return len(self._reader.rows)
 
     def __iter__(self) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        return self._reader.guard(self.dataset)
+        return self._reader.guard(self._dataset)
 
 
 class _Reader:
@@ -149,10 +133,11 @@ class _Reader:
         self.stream = 0
         self._failure: Exception | None = None
 
-    def dataset(self) -> tf.data.Dataset:
-        """(serialized example, its seed int64 [2]) of each row, an empty string for row -1."""
+    def photos(self, decode: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]) -> tf.data.Dataset:
+        """`decode` of each row's serialized example and seed int64 [2]; row -1 has an empty string."""
         signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64))
-        return tf.data.Dataset.from_generator(self._read, output_signature=signature).prefetch(4).unbatch()
+        read = tf.data.Dataset.from_generator(self._read, output_signature=signature).prefetch(4).unbatch()
+        return read.map(decode, tf.data.AUTOTUNE, deterministic=True)
 
     def guard(self, dataset: tf.data.Dataset) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         """Iterates, turning TensorFlow's error about a bad photo into one line that names it."""

@@ -70,7 +70,7 @@ class Task:
 
 
 class Records(abc.ABC, Generic[_Place]):
-    """Prepared records of one place; each format knows a user's photos by a `_Place` of its own.
+    """Prepared records of one place; where a user's photos are, a `_Place`, is a matter of the format.
 
     Attributes:
       root: the folder or file.
