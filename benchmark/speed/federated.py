@@ -30,9 +30,8 @@ from benchmark.privacy.request import Mechanism
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig
 from benchmark.run.machine import peak_bytes
-from benchmark.speed.command import ROOT
 from benchmark.speed.flags import FEDERATED_STAGES
-from benchmark.speed.harness import memory_of, ratio, take_turns
+from benchmark.speed.harness import ROOT, memory_of, ratio, take_turns
 from flair.errors import FlairError
 from flair.records.tfrecord.example import Example, encode
 from flair.terminal.table import Columns
