@@ -14,19 +14,12 @@ from flair.terminal.progress import Progress
 
 
 class PhotoTable(NamedTuple):
-    """One row per photo, in the order of `Records.photo_index`: by user, then in file order.
+    """One row per photo, in the order of `Records.photo_index`: by user, then in file order."""
 
-    Attributes:
-      users: ids of the partition's users, sorted.
-      owner: int64 [photos], place of each photo's user in `users`.
-      image_ids: None where the records have no ids.
-      labels, fine_grained_labels: columns that each photo carries.
-    """
-
-    users: list[str]
-    owner: np.ndarray
-    image_ids: list[str | None]
-    labels: list[tuple[int, ...]]
+    users: list[str]  # sorted
+    owner: np.ndarray  # int64 [photos], place of each photo's user in `users`
+    image_ids: list[str | None]  # None where the records have no ids
+    labels: list[tuple[int, ...]]  # columns, as the label file numbers them
     fine_grained_labels: list[tuple[int, ...]]
 
     def rows_by_user(self) -> list[np.ndarray]:
