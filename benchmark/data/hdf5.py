@@ -36,8 +36,8 @@ class _StoredPhoto(NamedTuple):
 class HDF5Records(Records[None]):
     """The photos of one HDF5 file, grouped by user or not, as pixels or as JPEG bytes, ours or of other writers.
 
-    Serialized examples are made when read; in a file of pixels they hold these instead of a JPEG. Of a user's place
-    nothing is known but the id.
+    Serialized examples are made when read; in a file of pixels they hold these instead of a JPEG. Users have no place
+    but their id.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

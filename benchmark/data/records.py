@@ -70,7 +70,7 @@ class Task:
 
 
 class Records(abc.ABC, Generic[_Place]):
-    """Prepared records of one place; where a user's photos are, a `_Place`, is a matter of the format.
+    """Prepared records of one folder or file; each format has its own kind of `_Place` of a user's photos.
 
     Attributes:
       root: the folder or file.
