@@ -185,7 +185,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         shuffle_buffer: int = 4096,
         decoders: Any = None,
     ) -> tf.data.Dataset:
-        """All photos of a partition once an epoch, in an order in which neighbors are of different users.
+        """All photos of a partition once per epoch, in an order in which neighbors are of different users.
 
         `cycle_length` shards are read in turns, a photo of each, in a random order of shards; where there are fewer
         shards (or more), the partition is read in as many slices of equal length. Then every `shuffle_buffer` photos
@@ -248,7 +248,7 @@ def _slices(users: Sequence[User]) -> dict[str, tuple[int, int]]:
 
 
 def _checked_name(name: str) -> str:
-    # TFDS keeps the names in a text file, one a line, and strips them when it reads that.
+    # TFDS keeps the names in a text file, one per line, and strips them when it reads that.
     if name != name.strip() or len(name.splitlines()) != 1:
         raise FlairError(f"label {name!r}: begins or ends with a space or has several lines; TFDS cannot store that")
     return name

@@ -53,8 +53,8 @@ def load_by_name(model: tf.keras.Model, path: str | Path) -> LoadReport:
     """Loads a Keras .h5 file (weights or whole model) into the layers of equal name, weights of equal name and shapes.
 
     Raises:
-      FlairError: the file is no Keras HDF5 file, it is damaged, a weight that fits is not finite, or not one layer
-        fits; the model is as before then.
+      FlairError: the file is not a Keras HDF5 file or is damaged, no layer of it fits, or a weight that fits is not
+        finite; the model is as before then.
     """
     values: list[tuple[tf.Variable, np.ndarray]] = []
     loaded, skipped, by_position = [], {}, {}

@@ -2,10 +2,10 @@
 
 TensorFlow's own operations read and write whole tensors, so x * scale + shift goes through memory twice and a sum of
 products leaves the products behind. `fused` has XLA compile each pass into one loop that keeps nothing in between. XLA
-adds along a dimension in one thread, but tensors to each other in all of them; so a sum over pixels first adds blocks
-of pixels to each other, and what is left, some times smaller, is summed by TensorFlow.
+adds along a dimension in one thread, but adds tensors to each other in all threads. So a sum over pixels first adds
+blocks of pixels to each other; TensorFlow sums what is left, which is several times smaller.
 
-XLA compiles anew for each batch size, 30 to 60 ms a pass: worth it for large maps only.
+XLA compiles anew for each batch size, 30 to 60 ms per pass: worth it for large maps only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOST_BLOCKS = 7  # of more, XLA makes loops that are several times slower
 
 
 class Passes(NamedTuple):
-    """Maps have the compute dtype; vectors, one number a photo and channel, are float32 `[batch, channels]`.
+    """Maps have the compute dtype; vectors, one number per photo and channel, are float32 `[batch, channels]`.
 
     Attributes:
       moments: x -> mean and variance over the pixels.

@@ -72,7 +72,7 @@ def describe(path: Path, name: str | None = None) -> SavedModel:
     """Reads everything but the weights.
 
     Raises:
-      FlairError: the file is no Keras .h5 file, or no network of this toolkit.
+      FlairError: the file is not a Keras .h5 file, or not a network of this toolkit.
     """
     from benchmark.model.weights import WeightsFile
     from flair.records.hdf5.objects import printable

@@ -155,7 +155,7 @@ def seal(path: str | Path, facts: Mapping[str, Any]) -> None:
     with h5py.File(path, "r+") as file:
         layers = {name: _listed(objects.group(file, name), "weight_names") for name in _listed(file, "layer_names")}
         checksum = _checksum(file, file, layers, facts)
-        # Of fixed length, so that it is no part of a heap, which damage may reach without touching it.
+        # A text of fixed length lies with its object, one of any length in a heap, which may be damaged by itself.
         file.attrs[FACTS_ATTRIBUTE] = np.bytes_(json.dumps({**facts, CHECKSUM: checksum}).encode())
 
 

@@ -1,6 +1,6 @@
 """Computes how long a round takes, and how many bytes it sends, on any number of machines, from measured parts.
 
-    round = longest share x seconds a photo                     (training; shares as `cluster.assignment` cuts them)
+    round = longest shard x seconds per photo                   (training; shards as `cluster.assignment` cuts them)
           + (machines x weights + workers x aggregate) / link   (network: all of it passes the driver's link)
           + workers x merge + fixed                             (the driver adds up, then takes the server's step)
 
