@@ -93,7 +93,7 @@ def run(step: Step) -> Measured:
         step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
     )
     memory = 0
-    output = None
+    output: bytes | None = None
     while output is None:
         memory = max(memory, sum(map(resident_bytes, process_tree(process.pid))))
         with contextlib.suppress(subprocess.TimeoutExpired):
