@@ -154,7 +154,7 @@ def _build(flags: Flags, records: Records, task: Task) -> _Built:
     training = TrainingData(records, "train", task, flags.train_batch_size, size, flags.seed, *share)
     workers = (devices.worker, devices.num_workers)
     validation, test = (
-        evaluation_dataset(records, partition, task, size, flags.eval_batch_size, None, *workers)
+        evaluation_dataset(records, partition, task, size, flags.eval_batch_size, *workers)
         for partition in ("val", "test")
     )
     return _Built(devices, trainer, training, validation, test)

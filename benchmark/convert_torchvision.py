@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
 from benchmark.model import safetensors
-from benchmark.model import weights as weights_file
+from benchmark.model.weights import seal
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, path
 from flair.errors import FlairError
@@ -73,24 +74,20 @@ def convert(tensors: dict[str, np.ndarray], path: str | Path = "weights") -> dic
 def write_keras_weights(layers: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
     """Writes layers as Keras's .h5 weights format, whole or not at all."""
     with atomic.replacing(path) as temporary:
-        _write(layers, temporary)
-        weights_file.seal(temporary, {})
+        with h5py.File(temporary, "w", locking=False) as file:
+            file.attrs["layer_names"] = [name.encode() for name in layers]
+            file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.14.0"
+            for name, weights in layers.items():
+                group = file.create_group(name)
+                group.attrs["weight_names"] = [f"{name}/{weight}:0".encode() for weight in weights]
+                for weight, array in weights.items():
+                    group.create_dataset(f"{name}/{weight}:0", data=array)
+        seal(temporary, {})
 
 
-def _write(layers: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
-    with h5py.File(path, "w", locking=False) as file:
-        file.attrs["layer_names"] = [name.encode() for name in layers]
-        file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.14.0"
-        for name, weights in layers.items():
-            group = file.create_group(name)
-            group.attrs["weight_names"] = [f"{name}/{weight}:0".encode() for weight in weights]
-            for weight, array in weights.items():
-                group.create_dataset(f"{name}/{weight}:0", data=array)
-
-
-class _Source:
-    def __init__(self, tensors: dict[str, np.ndarray], path: str | Path) -> None:
-        self.tensors, self.path = tensors, path
+class _Source(NamedTuple):
+    tensors: dict[str, np.ndarray]
+    path: str | Path
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in self.tensors:

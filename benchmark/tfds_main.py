@@ -13,7 +13,6 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,12 +64,20 @@ def _build(flags: Flags, data_dir: Path) -> None:
     from benchmark.data.tfds_builder import FlairBuilder
 
     tfds.disable_progress_bar()
-    with _unfinished(data_dir) as unfinished:
+    config = tfds.download.DownloadConfig(
+        manual_dir=os.path.abspath(flags.dataset_dir), num_shards=flags.num_shards, try_download_gcs=False
+    )
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        lock.exclusive(data_dir, f"--tfds_data_dir={data_dir}: another build is writing there; wait for it"),
+        contextlib.ExitStack() as stack,
+    ):
+        unfinished = data_dir / _UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)  # which a killed build has left
+        stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
+        unfinished.mkdir()
         builder = FlairBuilder(data_dir=str(unfinished))
         builder.shows_progress = True
-        config = tfds.download.DownloadConfig(
-            manual_dir=os.path.abspath(flags.dataset_dir), num_shards=flags.num_shards, try_download_gcs=False
-        )
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would tell where the unfinished one is
             builder.download_and_prepare(download_config=config)
         final = data_dir / Path(builder.data_dir).relative_to(unfinished)
@@ -78,20 +85,6 @@ def _build(flags: Flags, data_dir: Path) -> None:
         if final.exists():
             shutil.rmtree(final)
         os.replace(builder.data_dir, final)
-
-
-@contextlib.contextmanager
-def _unfinished(data_dir: Path) -> Iterator[Path]:
-    """An empty folder for one build at a time, removed afterwards; what a killed build left there goes first."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with lock.exclusive(data_dir, f"--tfds_data_dir={data_dir}: another build is writing there; wait for it"):
-        folder = data_dir / _UNFINISHED
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _report(flags: Flags, builder: FlairBuilder, seconds: float) -> None:

@@ -54,7 +54,7 @@ def _training_speed(flags: Flags, records: Records, task: Task, devices: Devices
     replicas = len(devices.replicas)
     share = min(trainer.microbatch_size, max(flags.train_batch_size // replicas, 1))
     data = TrainingData(
-        records, "train", task, share * replicas, model_flags.image_size(flags), flags.seed, devices.replicas, replicas
+        records, "train", task, share * replicas, model_flags.image_size(flags), flags.seed, range(replicas), replicas
     )
     # Full batches for every device, epoch after epoch; a small data set repeats its photos.
     steps = (

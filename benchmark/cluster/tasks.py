@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan
-from benchmark.data.pipeline import evaluation_rows
 from benchmark.data.source import ClientSource
 from benchmark.evaluation.passes import Evaluation, accumulate
 from benchmark.federated.scoring import ClientScore, LocalComparison, LocalScorer
@@ -75,7 +74,7 @@ class Tasks:
     def evaluate(self, weights: Sequence[np.ndarray], partition: str, shard: int, num_shards: int) -> Evaluation:
         """The sums behind the metrics over every `num_shards`-th photo of a partition, from `shard` on."""
         data = self._scorer.data(partition)
-        data.select(evaluation_rows(self._records, partition)[shard::num_shards])
+        data.select(range(shard, self._records.num_photos(partition), num_shards))
         self._set(weights)
         return accumulate(self._model, data, self._task)
 

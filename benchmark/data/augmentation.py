@@ -1,8 +1,8 @@
-"""From serialized examples to pixels: parsing, decoding only the wanted crop, seeded flips, whole photos to evaluate.
+"""Turns serialized examples into pixels: random windows and flips to train on, whole photos to evaluate.
 
 The published model crops a random 224x224 window out of the 256x256 photo and flips it at random along both axes in
 training, and scales the whole photo to 224x224 in evaluation. Here a training window is 7/8 of the photo (224 of 256
-pixels), with the model's aspect ratio, scaled to the input size where that is not its own size already.
+pixels) in the model's aspect ratio, and is scaled where it has not the input size already. Only the window is decoded.
 All randomness is stateless: a photo's window and flips depend on its two-number seed only.
 """
 
@@ -34,32 +34,13 @@ def parse(serialized: tf.Tensor, task: Task) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def decode_training(
-    photo: tf.Tensor,
-    seed: tf.Tensor,
-    image_size: tuple[int, int],
-    *,
-    crop: bool = True,
-    flip: bool = True,
-    image_format: str = "jpeg",
+    photo: tf.Tensor, seed: tf.Tensor, image_size: tuple[int, int], image_format: str = "jpeg"
 ) -> tf.Tensor:
-    """One stored photo to a randomly cropped and flipped one `[height, width, 3]`, uint8.
-
-    Args:
-      photo: string scalar, JPEG or raw pixels as `image_format` says.
-      seed: int64 [2].
-      image_size: (height, width) of the model's input.
-      crop: a random window; else the whole photo, as in evaluation.
-      flip: flips along each axis with probability 1/2.
-    """
+    """One stored photo (string scalar) to a random window, flipped at random: uint8 `[height, width, 3]`."""
     draws = tf.random.stateless_uniform([4], seed)
-    if crop:
-        image = _random_window(photo, draws[0], draws[1], image_size, image_format)
-    else:
-        image = decode_whole(photo, image_size, image_format)
-    if flip:
-        axes = tf.boolean_mask(tf.constant([0, 1]), draws[2:] < 0.5)
-        image = tf.reverse(image, axes)
-    return tf.ensure_shape(image, (*image_size, 3))
+    image = _random_window(photo, draws[0], draws[1], image_size, image_format)
+    axes = tf.boolean_mask(tf.constant([0, 1]), draws[2:] < 0.5)  # each axis is flipped with probability 1/2
+    return tf.ensure_shape(tf.reverse(image, axes), (*image_size, 3))
 
 
 def decode_evaluation(photo: tf.Tensor, image_size: tuple[int, int], image_format: str = "jpeg") -> tf.Tensor:
@@ -88,24 +69,17 @@ def resize(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     crop_height, crop_width = _largest_window(height, width, image_size)
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     window = images[:, top : top + crop_height, left : left + crop_width]
-    scaled = tf.image.resize(window, image_size)
-    return tf.ensure_shape(scaled, (None, *image_size, 3))
+    return tf.ensure_shape(tf.image.resize(window, image_size), (None, *image_size, 3))
 
 
 def decode_training_batch(
-    serialized: tf.Tensor,
-    seeds: tf.Tensor,
-    task: Task,
-    image_size: tuple[int, int],
-    *,
-    crop: bool = True,
-    flip: bool = True,
+    serialized: tf.Tensor, seeds: tf.Tensor, task: Task, image_size: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """A batch of serialized examples to photos and labels, for use inside a `tf.function`.
 
     Args:
       serialized: string [batch].
-      seeds: int64 [batch, 2], one stateless seed a photo.
+      seeds: int64 [batch, 2], one per photo.
 
     Returns:
       uint8 [batch, height, width, 3] and float32 [batch, num_outputs].
@@ -113,8 +87,7 @@ def decode_training_batch(
 
     def one(element: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         photo, labels = parse(element[0], task)
-        image = decode_training(photo, element[1], image_size, crop=crop, flip=flip, image_format=task.image_format)
-        return image, labels
+        return decode_training(photo, element[1], image_size, task.image_format), labels
 
     images = tf.TensorSpec((*image_size, 3), tf.uint8)
     labels = tf.TensorSpec((task.num_outputs,), tf.float32)
@@ -136,14 +109,14 @@ def _random_window(
         image = decode(photo, image_format)[top : top + height, left : left + width]
     else:
         image = tf.io.decode_and_crop_jpeg(photo, tf.stack([top, left, height, width]), channels=3)
+
+    def scaled() -> tf.Tensor:
+        return tf.cast(tf.round(tf.image.resize(image, image_size)), tf.uint8)
+
     if image_size == (IMAGE_SIZE * WINDOW_NUMERATOR // WINDOW_DENOMINATOR,) * 2:
-        already = tf.logical_and(tf.equal(height, image_size[0]), tf.equal(width, image_size[1]))
-        return tf.cond(already, lambda: image, lambda: _scale(image, image_size))
-    return _scale(image, image_size)
-
-
-def _scale(image: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
-    return tf.cast(tf.round(tf.image.resize(image, image_size)), tf.uint8)
+        has_size = tf.logical_and(tf.equal(height, image_size[0]), tf.equal(width, image_size[1]))
+        return tf.cond(has_size, lambda: image, scaled)
+    return scaled()
 
 
 def _largest_window(height: tf.Tensor, width: tf.Tensor, image_size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:

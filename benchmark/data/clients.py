@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,22 +60,20 @@ class UserClients:
 
 
 class IidClients:
-    """Artificial clients whose photos are drawn across the whole partition: the IID control.
+    """Artificial clients, to whom the partition's photos are dealt out after one shuffle: the IID control.
 
-    The partition's photos are shuffled once and dealt out, so that every photo has one owner. Client sizes are the real
-    users' sizes, or `photos_per_client` for all (pfl-research's `flair_iid` has 50).
+    Client sizes are the real users' sizes, or `photos_per_client` for all (pfl-research's `flair_iid` has 50).
     """
 
     def __init__(self, records: Records, partition: str, seed: int, photos_per_client: int | None = None) -> None:
         self._records, self._partition = records, partition
         index = records.photo_index(partition)
         order = derive_generator(seed, "iid", partition).permutation(len(index.offset))
-        sizes = (
-            np.bincount(index.user)
-            if photos_per_client is None
-            else np.full(-(-len(order) // photos_per_client), photos_per_client)
-        )
-        rows = np.split(order, np.cumsum(sizes)[:-1])
+        if photos_per_client is None:
+            borders = np.cumsum(np.bincount(index.user))[:-1]
+        else:
+            borders = np.arange(photos_per_client, len(order), photos_per_client)
+        rows = np.split(order, borders)
         width = len(str(len(rows)))
         self._rows = {f"iid{number:0{width}d}": chunk for number, chunk in enumerate(rows)}
         self.client_ids: Sequence[str] = list(self._rows)
@@ -100,29 +99,21 @@ def content_digest(data: ClientData) -> str:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a client goes through its photos in a round.
-
-    Attributes:
-      task: labels to predict.
-      image_size: (height, width) of the model's input.
-      batch_size: photos per step; the last batch of the round may be smaller.
-      epochs: passes over the photos, each in a fresh order; batches run across their borders, as published.
-      max_elements: photos used a pass; of a larger client a fresh random subset each pass.
-    """
+    """How a client goes through its photos in a round."""
 
     task: Task
-    image_size: tuple[int, int]
-    batch_size: int
-    epochs: int
-    max_elements: int
+    image_size: tuple[int, int]  # height and width of the model's input
+    batch_size: int  # photos per step; the last batch of the round may be smaller
+    epochs: int  # passes, each in a fresh order; batches run across their borders, as published
+    max_elements: int  # most photos per pass: a larger client has a fresh random subset in each
 
 
 class ClientBatch(NamedTuple):
-    """One step's photos: pixels uint8 [b, h, w, 3], labels float32 [b, outputs]; `is_last` ends a pass of a client."""
+    """One step's photos."""
 
-    pixels: tf.Tensor
-    labels: tf.Tensor
-    is_last: bool
+    pixels: tf.Tensor  # uint8 [b, h, w, 3]
+    labels: tf.Tensor  # float32 [b, outputs]
+    is_last: bool  # of a pass over a client's photos
 
 
 def client_seed(seed: int, round_number: int, client_id: str) -> np.ndarray:
@@ -131,16 +122,7 @@ def client_seed(seed: int, round_number: int, client_id: str) -> np.ndarray:
 
 
 def training_order(num_examples: tf.Tensor, seed: tf.Tensor, plan: BatchPlan) -> tuple[tf.Tensor, tf.Tensor]:
-    """The round's photos of a client, and a seed for augmenting each.
-
-    Args:
-      num_examples: int scalar, the client's photos.
-      seed: int64 [2].
-      plan: `epochs` and `max_elements` are used.
-
-    Returns:
-      Positions int32 [steps * batch] and seeds int64 [same, 2], one seed per photo shown.
-    """
+    """The round's photos of a client, int32 [photos shown], and a seed for augmenting each, int64 [photos shown, 2]."""
     draws = tf.random.stateless_uniform([plan.epochs, num_examples], seed)
     order = tf.reshape(tf.argsort(draws, axis=1)[:, : plan.max_elements], [-1])
     shown = tf.range(1, tf.size(order, tf.int64) + 1)
@@ -148,12 +130,7 @@ def training_order(num_examples: tf.Tensor, seed: tf.Tensor, plan: BatchPlan) ->
 
 
 def client_dataset(serialized: tf.Tensor, seed: tf.Tensor, plan: BatchPlan) -> tf.data.Dataset:
-    """A client's batches as a `tf.data.Dataset` made of TensorFlow operations only, for TFF's own runtime.
-
-    Args:
-      serialized: string [photos].
-      seed: int64 [2], from `client_seed`.
-    """
+    """A client's batches, from string [photos] by TensorFlow's operations only, for TFF's own runtime."""
     order, seeds = training_order(tf.size(serialized), seed, plan)
     examples = tf.data.Dataset.from_tensor_slices((tf.gather(serialized, order), seeds)).batch(plan.batch_size)
     return examples.map(
@@ -164,10 +141,7 @@ def client_dataset(serialized: tf.Tensor, seed: tf.Tensor, plan: BatchPlan) -> t
 def client_batches(
     data: ClientData, cohort: Iterable[str], *, plan: BatchPlan, seed: int, round_number: int, passes: int = 1
 ) -> Iterator[ClientBatch]:
-    """All batches of a round, client after client; photos are read and decoded ahead in a thread.
-
-    `passes` repeats each client's batches (MimeLite computes a full gradient first).
-    """
+    """All batches of a round, client after client, each `passes` times; read and decoded ahead in a thread."""
     decode = decoder(plan)
 
     def produce() -> Iterator[ClientBatch]:
@@ -178,15 +152,14 @@ def client_batches(
             serialized = tf.constant(examples, tf.string)
             order, seeds = training_order(tf.size(serialized), client_seed(seed, round_number, client_id), plan)
             shown = tf.gather(serialized, order)
-            total = int(order.shape[0])
-            for _ in range(passes):
-                for start in range(0, total, plan.batch_size):
-                    stop = min(start + plan.batch_size, total)
-                    try:
-                        pixels, labels = decode(shown[start:stop], seeds[start:stop])
-                    except tf.errors.InvalidArgumentError as error:
-                        raise _bad_photo(client_id, examples, plan) or error from None
-                    yield ClientBatch(pixels, labels, stop == total)
+            starts = range(0, int(order.shape[0]), plan.batch_size)
+            for start in [*starts] * passes:
+                stop = start + plan.batch_size
+                try:
+                    pixels, labels = decode(shown[start:stop], seeds[start:stop])
+                except tf.errors.InvalidArgumentError as error:
+                    raise _bad_photo(client_id, examples, plan) or error from None
+                yield ClientBatch(pixels, labels, start == starts[-1])
 
     return prefetched(produce(), _READ_AHEAD)
 
@@ -222,15 +195,10 @@ def _bad_photo(client_id: str, examples: Sequence[bytes], plan: BatchPlan) -> Fl
     return None
 
 
+@functools.cache
 def decoder(plan: BatchPlan) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """(serialized string [b], seeds int64 [b, 2]) -> (pixels, labels), compiled once per plan."""
-    if plan not in _decoders:
-        signature = [tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64)]
-        _decoders[plan] = tf.function(
-            lambda photos, seeds: decode_training_batch(photos, seeds, plan.task, plan.image_size),
-            input_signature=signature,
-        )
-    return _decoders[plan]
-
-
-_decoders: dict[BatchPlan, Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]] = {}
+    return tf.function(
+        lambda photos, seeds: decode_training_batch(photos, seeds, plan.task, plan.image_size),
+        input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64)],
+    )

@@ -14,19 +14,12 @@ from flair.terminal.progress import Progress
 
 
 class PhotoTable(NamedTuple):
-    """One row per photo, in the order of `Records.photo_index`: by user, then in file order.
+    """One row per photo, in the order of `Records.photo_index`: by user, then in file order."""
 
-    Attributes:
-      users: ids of the partition's users, sorted.
-      owner: int64 [photos], place of each photo's user in `users`.
-      image_ids: None where the records have no ids.
-      labels, fine_grained_labels: columns that each photo carries.
-    """
-
-    users: list[str]
-    owner: np.ndarray
-    image_ids: list[str | None]
-    labels: list[tuple[int, ...]]
+    users: list[str]  # sorted
+    owner: np.ndarray  # int64 [photos], place of each photo's user in `users`
+    image_ids: list[str | None]  # None where the records have no ids
+    labels: list[tuple[int, ...]]  # columns, as the label file numbers them
     fine_grained_labels: list[tuple[int, ...]]
 
     def rows_by_user(self) -> list[np.ndarray]:
@@ -41,30 +34,40 @@ def read_photo_table(records: Records, partition: str) -> PhotoTable:
       FlairError: a photo cannot be read, or carries a label that the label file does not have; one line naming it.
     """
     users = records.users(partition)
-    owner: list[int] = []
-    image_ids: list[str | None] = []
-    labels: list[tuple[int, ...]] = []
-    fine_grained_labels: list[tuple[int, ...]] = []
+    counts: list[int] = []
+    photos: list[example.Example] = []
     with Progress(len(users), f"reading the labels of {partition}", "user") as progress:
-        for place, user_id in enumerate(users):
-            for position, serialized in enumerate(records.read_user(partition, user_id)):
-                photo = _decode(records, user_id, position, serialized)
-                owner.append(place)
-                image_ids.append(photo.image_id)
-                labels.append(photo.labels)
-                fine_grained_labels.append(photo.fine_grained_labels)
+        for user_id in users:
+            payloads = records.read_user(partition, user_id)
+            photos += [
+                _decode(records, payload, f"{records.root}: record {position} of user {user_id}")
+                for position, payload in enumerate(payloads)
+            ]
+            counts.append(len(payloads))
             progress.add()
-    return PhotoTable(users, np.array(owner, np.int64), image_ids, labels, fine_grained_labels)
+    return PhotoTable(
+        users,
+        np.repeat(np.arange(len(users)), counts),
+        [photo.image_id for photo in photos],
+        [photo.labels for photo in photos],
+        [photo.fine_grained_labels for photo in photos],
+    )
 
 
-def _decode(records: Records, user_id: str, position: int, serialized: bytes) -> example.Example:
+def _decode(records: Records, serialized: bytes, place: str) -> example.Example:
+    """A photo without its image, of which a table has no need."""
     try:
         photo = example.decode(serialized)
     except FlairError as error:
-        raise FlairError(f"{records.root}: record {position} of user {user_id}: {error}") from None
-    for columns, known in ((photo.labels, records.labels), (photo.fine_grained_labels, records.fine_grained_labels)):
-        check_columns(columns, len(known), f"{records.root}: record {position} of user {user_id}")
-    return photo
+        raise FlairError(f"{place}: {error}") from None
+    check_labels(photo, records, place)
+    return photo._replace(image=b"")
+
+
+def check_labels(photo: example.Example, records: Records, place: str) -> None:
+    """`check_columns` of both kinds of labels."""
+    check_columns(photo.labels, len(records.labels), place)
+    check_columns(photo.fine_grained_labels, len(records.fine_grained_labels), place)
 
 
 def check_columns(columns: Iterable[int], num_columns: int, place: str) -> None:

@@ -13,7 +13,7 @@ def open_records(tfrecords_dir: str | os.PathLike[str]) -> Records:
     """Opens a folder of TFRecords, an HDF5 file that prepare_dataset.py wrote, or a folder in which TFDS built FLAIR.
 
     Raises:
-      FlairError: it is neither, or its labels are damaged.
+      FlairError: it is none of these, or its labels are damaged.
     """
     if Path(tfrecords_dir).is_file():
         from benchmark.data.hdf5 import HDF5Records

@@ -7,28 +7,18 @@ and nothing is dropped; only positions are permuted, so no buffer of photos exis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from benchmark.data import augmentation
-from benchmark.data.augmentation import decode_training_batch
-from benchmark.data.labels import check_columns
-from benchmark.data.records import PhotoIndex, Records, Task
+from benchmark.data.labels import check_labels
+from benchmark.data.records import Records, Task
 from benchmark.run.seeds import derive_generator, derive_seed
 from flair.errors import FlairError
 from flair.records.tfrecord import example
 
-__all__ = [
-    "EvaluationData",
-    "PhotoIndex",
-    "Records",
-    "Task",
-    "TrainingData",
-    "decode_training_batch",
-    "evaluation_dataset",
-]
 _READ_AHEAD = 64  # photos read from disk at once
 _BATCHES_AHEAD = 2  # decoded; a batch of 512 has 77 MB
 
@@ -36,13 +26,9 @@ _BATCHES_AHEAD = 2  # decoded; a batch of 512 has 77 MB
 class TrainingData:
     """Shuffled, augmented batches of one partition; one TensorFlow graph serves all epochs.
 
-    Args:
-      records, partition, task, image_size: what to read and how to decode it.
-      batch_size: photos per step of the whole job; only the last batch of an epoch may be smaller.
-      seed: of the order and the augmentation.
-      replicas: numbers of this process's replicas out of `num_replicas` that share each batch; the photos of one
-        step come as one batch a replica, in this order. An uneven last batch is filled up with black photos whose
-        labels are all -1, because convolutions of oneDNN refuse an empty batch.
+    A step has `batch_size` photos, the last one of an epoch perhaps fewer. All of the `num_replicas` replicas share
+    them: those of this process, whose numbers are `replicas`, get one batch each, in this order. An uneven last batch
+    is filled up with black photos whose labels are all -1, because convolutions of oneDNN refuse an empty batch.
     """
 
     def __init__(
@@ -66,35 +52,28 @@ class TrainingData:
 
         def decode(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             photo, labels = augmentation.parse(serialized, task)
-            return augmentation.decode_training(photo, seeds, image_size, image_format=task.image_format), labels
+            return augmentation.decode_training(photo, seeds, image_size, task.image_format), labels
 
         def decode_or_fill(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             filler = (tf.zeros((*image_size, 3), tf.uint8), tf.fill([task.num_outputs], -1.0))
             return tf.cond(tf.strings.length(serialized) > 0, lambda: decode(serialized, seeds), lambda: filler)
 
-        photos = self._reader.dataset()
-        if num_replicas == 1:
-            photos = photos.map(decode, tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
-        else:
-            photos = photos.map(decode_or_fill, tf.data.AUTOTUNE, deterministic=True).batch(batch_size // num_replicas)
-        self.dataset = photos.prefetch(_BATCHES_AHEAD)
+        decode_one = decode if num_replicas == 1 else decode_or_fill
+        photos = self._reader.photos(decode_one)
+        self._dataset = photos.batch(batch_size // num_replicas).prefetch(_BATCHES_AHEAD)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         """Batches (photos uint8 [b, h, w, 3], labels float32 [b, num_outputs]) of one epoch, from `start_step` on."""
-        self.select(epoch, start_step)
-        return self._reader.guard(self.dataset)
-
-    def select(self, epoch: int, start_step: int = 0) -> None:
-        """Makes the next iteration over `dataset` this epoch, from `start_step` on."""
         order = derive_generator(self._seed, "order", epoch).permutation(self.num_photos)
-        steps = range(start_step, self.steps_per_epoch)
-        batches = [order[step * self._batch_size : (step + 1) * self._batch_size] for step in steps]
-        size = self._batch_size // self._num_replicas
-        parts = [_filled(batch[r :: self._num_replicas], size) for batch in batches for r in self._replicas]
-        if self._num_replicas == 1:
-            parts = batches
-        self._reader.rows = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        order = order[start_step * self._batch_size :]
+        if self._num_replicas > 1:
+            # Rows [steps, photos of a replica, replicas], filled up: a step's photos are dealt out to the replicas.
+            filled = np.pad(order, (0, -len(order) % self._batch_size), constant_values=-1)
+            order = filled.reshape(-1, self._batch_size // self._num_replicas, self._num_replicas)
+            order = order[:, :, list(self._replicas)].transpose(0, 2, 1).ravel()
+        self._reader.rows = order
         self._reader.stream = int(derive_seed(self._seed, "augmentation", epoch)[0])
+        return self._reader.guard(self._dataset)
 
 
 def evaluation_dataset(
@@ -103,25 +82,16 @@ def evaluation_dataset(
     task: Task,
     image_size: tuple[int, int],
     batch_size: int,
-    users: Sequence[str] | None = None,
     replica: int = 0,
     num_replicas: int = 1,
 ) -> EvaluationData:
-    """Whole photos of a partition in index order, scaled to the input size; iterate it as often as wanted.
-
-    Args:
-      users: only these users' photos (None: all).
-      replica, num_replicas: only every `num_replicas`-th photo, from `replica` on.
-    """
-    rows = evaluation_rows(records, partition, users)[replica::num_replicas]
+    """Every `num_replicas`-th photo of a partition from `replica` on, whole and scaled to the input size."""
+    rows = range(replica, len(records.photo_index(partition).offset), num_replicas)
     return EvaluationData(records, partition, task, image_size, batch_size, rows)
 
 
 class EvaluationData:
-    """Batches (photos float32 [b, height, width, 3], labels float32 [b, num_outputs]) in a fixed order.
-
-    Iterating gives the batches; `dataset` is the tf.data.Dataset behind it.
-    """
+    """Batches (photos float32 [b, height, width, 3], labels float32 [b, num_outputs]) of `rows`, in their order."""
 
     def __init__(
         self,
@@ -130,7 +100,7 @@ class EvaluationData:
         task: Task,
         image_size: tuple[int, int],
         batch_size: int,
-        rows: np.ndarray,
+        rows: Sequence[int] | np.ndarray,
     ) -> None:
         self._reader = _Reader(records, partition)
         self.select(rows)
@@ -139,32 +109,19 @@ class EvaluationData:
             photo, labels = augmentation.parse(serialized, task)
             return augmentation.decode_evaluation(photo, image_size, task.image_format), labels
 
-        photos = self._reader.dataset().map(decode, tf.data.AUTOTUNE, deterministic=True)
-        self.dataset = photos.batch(min(batch_size, _largest_batch())).prefetch(1)
+        self._dataset = self._reader.photos(decode).batch(min(batch_size, _largest_batch())).prefetch(1)
 
-    def select(self, rows: np.ndarray) -> None:
+    def select(self, rows: Sequence[int] | np.ndarray) -> None:
         """Makes the next iteration these rows of `records.photo_index(partition)`."""
-        self.rows = self._reader.rows = rows
+        self._reader.rows = np.asarray(rows, np.int64)
 
     @property
     def num_photos(self) -> int:
         """Photos in one pass."""
-        return len(self.rows)
+        return len(self._reader.rows)
 
     def __iter__(self) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        return self._reader.guard(self.dataset)
-
-
-def evaluation_rows(records: Records, partition: str, users: Sequence[str] | None = None) -> np.ndarray:
-    """Rows of `records.photo_index(partition)` in the order `evaluation_dataset` has them."""
-    index = records.photo_index(partition)
-    if users is None:
-        return np.arange(len(index.offset))
-    row_of = {user: row for row, user in enumerate(index.users)}
-    unknown = [user for user in users if user not in row_of]
-    if unknown:
-        raise FlairError(f"{records.root}: partition {partition!r} has no user {unknown[0]!r}")
-    return np.flatnonzero(np.isin(index.user, [row_of[user] for user in users]))
+        return self._reader.guard(self._dataset)
 
 
 class _Reader:
@@ -176,10 +133,11 @@ class _Reader:
         self.stream = 0
         self._failure: Exception | None = None
 
-    def dataset(self) -> tf.data.Dataset:
-        """(serialized example, its seed int64 [2]) of each row, an empty string for row -1."""
+    def photos(self, decode: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]) -> tf.data.Dataset:
+        """`decode` of each row's serialized example and seed int64 [2]; row -1 has an empty string."""
         signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64))
-        return tf.data.Dataset.from_generator(self._read, output_signature=signature).prefetch(4).unbatch()
+        read = tf.data.Dataset.from_generator(self._read, output_signature=signature).prefetch(4).unbatch()
+        return read.map(decode, tf.data.AUTOTUNE, deterministic=True)
 
     def guard(self, dataset: tf.data.Dataset) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         """Iterates, turning TensorFlow's error about a bad photo into one line that names it."""
@@ -218,20 +176,11 @@ class _Reader:
                 augmentation.decode(photo.image, self.records.image_format)
             except tf.errors.OpError:
                 return FlairError(f"{place} (image {photo.image_id}) is no photo that can be decoded; prepare it again")
-            labels = (
-                (photo.labels, self.records.labels),
-                (photo.fine_grained_labels, self.records.fine_grained_labels),
-            )
             try:
-                for columns, known in labels:
-                    check_columns(columns, len(known), f"{place} (image {photo.image_id})")
+                check_labels(photo, self.records, f"{place} (image {photo.image_id})")
             except FlairError as error:
                 return error
         return None
-
-
-def _filled(rows: np.ndarray, size: int) -> np.ndarray:
-    return np.concatenate([rows, np.full(size - len(rows), -1, rows.dtype)])
 
 
 def _largest_batch() -> int:

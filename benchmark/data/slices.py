@@ -1,4 +1,4 @@
-"""Reads slices of TFRecord files in tf.data: one user's photos, or many slices in turns, from files sorted by user."""
+"""Slices of TFRecord files that are sorted by user, and reading them in tf.data: one by one, or many in turns."""
 
 from __future__ import annotations
 
@@ -87,15 +87,10 @@ class StreamTable:
 
 
 def interleaved(table: StreamTable, seed: int, epochs: Iterable[int], shuffle_buffer: int) -> tf.data.Dataset:
-    """Serialized examples of all streams, once an epoch: a record of each in turns, in blocks that are shuffled.
+    """Serialized examples of all streams, once per epoch: a record of each in turns, in blocks that are shuffled.
 
     Everything random comes from (seed, epoch, block) in stateless operations: TensorFlow's global seed has no part.
-
-    Args:
-      table: the streams; all of them are read at once.
-      seed: of the order.
-      epochs: numbers of the epochs to give.
-      shuffle_buffer: records of a block; 1 leaves them in turns.
+    Blocks have `shuffle_buffer` records; 1 leaves them in turns.
     """
     import tensorflow as tf
 

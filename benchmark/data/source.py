@@ -19,16 +19,11 @@ class Clients(ClientData, Protocol):
 
 
 class ClientSource(NamedTuple):
-    """Training clients of a place with records.
+    """Training clients of a place with records."""
 
-    Attributes:
-      place: absolute path of what `open_records` opens, the same on every machine.
-      digest: `Records.digest()` of the data that is meant.
-      iid, seed, photos_per_client: whether clients are artificial, and how they are made.
-    """
-
-    place: str
-    digest: str
+    place: str  # absolute path of what `open_records` opens, the same on every machine
+    digest: str  # `Records.digest()` of the data that is meant
+    # Whether clients are artificial, and how they are made.
     iid: bool = False
     seed: int = 0
     photos_per_client: int | None = None

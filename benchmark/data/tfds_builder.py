@@ -10,6 +10,9 @@ Needs the optional package tensorflow-datasets; nothing else imports this module
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from benchmark.data.slices import LABEL_FEATURES, Shard
+from benchmark.data.slices import LABEL_FEATURES, Shard, StreamTable, equal_streams, interleaved
 from flair.dataset import images
 from flair.dataset.catalog import IMAGE_SIZE, METADATA_FILE, PARTITIONS, TAXONOMY_FILE
 from flair.dataset.metadata import User, label_index, load_taxonomy, load_users
@@ -125,26 +128,17 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
     def _generate_examples(self, dataset_dir: Path, users: Sequence[User]) -> Iterator[tuple[int, dict[str, Any]]]:
         records = [record for user in users for record in user.records]
-        progress = Progress(len(records), f"TFDS {users[0].partition}", "photo") if self.shows_progress else None
-        for number, record in enumerate(records):
-            jpeg = images.read_jpeg(dataset_dir, record)
-            if jpeg.converted:
-                logging.warning("grayscale photo %s is stored as RGB", record.image_id)
-            key = number * _NUM_BUCKETS // len(records) * (_KEY_SPACE // _NUM_BUCKETS) + number
-            yield (
-                key,
-                {
-                    "image": jpeg.data,
-                    "image_id": record.image_id,
-                    "user_id": record.user_id,
-                    "labels": record.labels,
-                    "fine_grained_labels": record.fine_grained_labels,
-                },
-            )
-            if progress is not None:
-                progress.add()
-        if progress is not None:
-            progress.close()
+        shown = Progress(len(records), f"TFDS {users[0].partition}", "photo") if self.shows_progress else None
+        with shown or contextlib.nullcontext():
+            for number, record in enumerate(records):
+                jpeg = images.read_jpeg(dataset_dir, record)
+                if jpeg.converted:
+                    logging.warning("grayscale photo %s is stored as RGB", record.image_id)
+                key = number * _NUM_BUCKETS // len(records) * (_KEY_SPACE // _NUM_BUCKETS) + number
+                ids_and_labels = {name: getattr(record, name) for name in ("image_id", "user_id", *LABEL_FEATURES)}
+                yield key, {"image": jpeg.data, **ids_and_labels}
+                if shown:
+                    shown.add()
 
     def users(self, partition: str) -> Mapping[str, Sequence[int]]:
         """User id -> [start, stop) of the partition's photos, in order.
@@ -191,7 +185,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         shuffle_buffer: int = 4096,
         decoders: Any = None,
     ) -> tf.data.Dataset:
-        """All photos of a partition once an epoch, in an order in which neighbors are of different users.
+        """All photos of a partition once per epoch, in an order in which neighbors are of different users.
 
         `cycle_length` shards are read in turns, a photo of each, in a random order of shards; where there are fewer
         shards (or more), the partition is read in as many slices of equal length. Then every `shuffle_buffer` photos
@@ -211,16 +205,10 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         self.users(partition)
         import tensorflow as tf
 
-        from benchmark.data import slices as tfds_slices
-
-        streams = tfds_slices.equal_streams(self.shards(partition), cycle_length)
-        serialized = tfds_slices.interleaved(
-            tfds_slices.StreamTable(streams), seed, range(first_epoch, first_epoch + num_epochs), shuffle_buffer
-        )
-        features = self.info.features
-        photos = serialized.map(
-            lambda photo: features.deserialize_example(photo, decoders=decoders), tf.data.AUTOTUNE, deterministic=True
-        )
+        table = StreamTable(equal_streams(self.shards(partition), cycle_length))
+        serialized = interleaved(table, seed, range(first_epoch, first_epoch + num_epochs), shuffle_buffer)
+        decode = functools.partial(self.info.features.deserialize_example, decoders=decoders)
+        photos = serialized.map(decode, tf.data.AUTOTUNE, deterministic=True)
         if batch_size is not None:
             photos = photos.ragged_batch(batch_size)
         return photos.prefetch(tf.data.AUTOTUNE)
@@ -255,15 +243,12 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
 
 def _slices(users: Sequence[User]) -> dict[str, tuple[int, int]]:
-    slices, start = {}, 0
-    for user in users:
-        slices[user.user_id] = (start, start + len(user.records))
-        start += len(user.records)
-    return slices
+    borders = itertools.accumulate((len(user.records) for user in users), initial=0)
+    return {user.user_id: slice_ for user, slice_ in zip(users, itertools.pairwise(borders), strict=True)}
 
 
 def _checked_name(name: str) -> str:
-    # TFDS keeps the names in a text file, one a line, and strips them when it reads that.
+    # TFDS keeps the names in a text file, one per line, and strips them when it reads that.
     if name != name.strip() or len(name.splitlines()) != 1:
         raise FlairError(f"label {name!r}: begins or ends with a space or has several lines; TFDS cannot store that")
     return name

@@ -58,7 +58,7 @@ class FlairClientData(tff.simulation.datasets.ClientData):
     @functools.cached_property
     def _table(self) -> StreamTable:
         shards = self._records.shards(self._partition)
-        slices = (self._records.user_slice(self._partition, user) for user in self._client_ids)
+        slices = (self._records.place(self._partition, user) for user in self._client_ids)
         return StreamTable([slices_of(shards, *one) for one in slices])
 
     def _dataset_of(self, client_id: Any) -> tf.data.Dataset:

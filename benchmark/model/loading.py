@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from benchmark.model import weights as weights_file
-from benchmark.model.weights import Misfit, WeightsFile, weight_name
+from benchmark.model.weights import WeightsFile, seal, weight_name
 from flair.errors import FlairError
 from flair.files import atomic
 from flair.records.hdf5.objects import printable
@@ -47,15 +46,15 @@ def _listed(layers: Mapping[str, str]) -> str:
 def wants_batch_normalization(path: str | Path) -> bool:
     """Whether a weights file has batch statistics, so that it needs frozen batch normalization."""
     with WeightsFile(path) as file:
-        return any(weight_name(weight) == "moving_mean" for weights in file.layers.values() for weight in weights)
+        return file.has_batch_statistics
 
 
 def load_by_name(model: tf.keras.Model, path: str | Path) -> LoadReport:
     """Loads a Keras .h5 file (weights or whole model) into the layers of equal name, weights of equal name and shapes.
 
     Raises:
-      FlairError: the file is no Keras HDF5 file, it is damaged, a weight that fits is not finite, or not one layer
-        fits; the model is as before then.
+      FlairError: the file is not a Keras HDF5 file or is damaged, no layer of it fits, or a weight that fits is not
+        finite; the model is as before then.
     """
     values: list[tuple[tf.Variable, np.ndarray]] = []
     loaded, skipped, by_position = [], {}, {}
@@ -66,8 +65,8 @@ def load_by_name(model: tf.keras.Model, path: str | Path) -> LoadReport:
             if not variables:
                 continue
             found = file.fit(layer.name, {name: tuple(v.shape) for name, v in variables.items()})
-            if isinstance(found, Misfit):
-                skipped[layer.name] = found.reason
+            if isinstance(found, str):
+                skipped[layer.name] = found
                 continue
             values += [(variable, found.values[name]) for name, variable in variables.items()]
             loaded.append(layer.name)
@@ -77,9 +76,10 @@ def load_by_name(model: tf.keras.Model, path: str | Path) -> LoadReport:
             if weights and name not in loaded and name not in skipped:
                 skipped[name] = "not in the model"
         if not loaded:
+            expected = [layer.name for layer in model.layers if layer.weights][:3]
             raise FlairError(
                 f"{path}: none of its layers ({', '.join(list(file.layers)[:5]) or 'none at all'}, ...) fits the model "
-                f"{model.name}; expected layer names such as {', '.join(_weighted_names(model)[:3])}"
+                f"{model.name}; expected layer names such as {', '.join(expected)}"
             )
     tf.keras.backend.batch_set_value(values)
     return LoadReport(loaded, skipped, by_position)
@@ -91,8 +91,4 @@ def save_weights(model: tf.keras.Model, path: str | Path) -> None:
     facts = {"name": model.name, "input_shape": model.input_shape[1:], "compute_dtype": weighted.compute_dtype}
     with atomic.replacing(path) as temporary:
         model.save_weights(str(temporary), save_format="h5")
-        weights_file.seal(temporary, facts)
-
-
-def _weighted_names(model: tf.keras.Model) -> list[str]:
-    return [layer.name for layer in model.layers if layer.weights]
+        seal(temporary, facts)

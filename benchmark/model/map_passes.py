@@ -2,10 +2,10 @@
 
 TensorFlow's own operations read and write whole tensors, so x * scale + shift goes through memory twice and a sum of
 products leaves the products behind. `fused` has XLA compile each pass into one loop that keeps nothing in between. XLA
-adds along a dimension in one thread, but tensors to each other in all of them; so a sum over pixels first adds blocks
-of pixels to each other, and what is left, some times smaller, is summed by TensorFlow.
+adds along a dimension in one thread, but adds tensors to each other in all threads. So a sum over pixels first adds
+blocks of pixels to each other; TensorFlow sums what is left, which is several times smaller.
 
-XLA compiles anew for each batch size, 30 to 60 ms a pass: worth it for large maps only.
+XLA compiles anew for each batch size, 30 to 60 ms per pass: worth it for large maps only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOST_BLOCKS = 7  # of more, XLA makes loops that are several times slower
 
 
 class Passes(NamedTuple):
-    """Maps have the compute dtype; vectors, one number a photo and channel, are float32 `[batch, channels]`.
+    """Maps have the compute dtype; vectors, one number per photo and channel, are float32 `[batch, channels]`.
 
     Attributes:
       moments: x -> mean and variance over the pixels.
@@ -47,51 +47,45 @@ def fused(height: int, width: int, channels: int, dtype: tf.DType) -> Passes:
     pixels = height * width
     blocks = next(count for count in range(_MOST_BLOCKS, 0, -1) if pixels % count == 0)
 
-    def compiled(function: Callable[..., tf.Tensor], *signature: tf.TensorSpec) -> Callable[..., Any]:
-        return tf.function(function, input_signature=signature, jit_compile=True, autograph=False)
+    def compiled(*signature: tf.TensorSpec) -> Callable[..., Any]:
+        return tf.function(input_signature=signature, jit_compile=True, autograph=False)
 
     def split(x: tf.Tensor) -> list[tf.Tensor]:
         grouped = tf.reshape(x, (-1, blocks, pixels // blocks, channels))
         return [_float(grouped[:, block]) for block in range(blocks)]
 
     # Both sums in one result: XLA does not divide a loop with two among threads.
+    @compiled(a_map, vector)
     def deviations(x: tf.Tensor, reference: tf.Tensor) -> tf.Tensor:
         parts = [part - reference[:, tf.newaxis] for part in split(x)]
         return tf.stack([_add(parts), _add([tf.square(part) for part in parts])], 2)
 
+    @compiled(a_map, a_map, vector)
     def products(u: tf.Tensor, x: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
         of_u, of_x = split(u), split(x)
         pairs = zip(of_u, of_x, strict=True)
         return tf.stack([_add(of_u), _add([a * (b - mean[:, tf.newaxis]) for a, b in pairs])], 2)
 
+    @compiled(a_map, vector, vector, tf.TensorSpec((channels,), tf.float32))
     def scale(x: tf.Tensor, mean: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
         return tf.cast((_float(x) - _over_pixels(mean)) * _over_pixels(scale) + shift, dtype)
 
+    @compiled(a_map, vector, a_map, vector, vector, vector)
     def combine(
         u: tf.Tensor, scale_of_u: tf.Tensor, x: tf.Tensor, mean: tf.Tensor, scale_of_x: tf.Tensor, shift: tf.Tensor
     ) -> tf.Tensor:
         of_x = (_float(x) - _over_pixels(mean)) * _over_pixels(scale_of_x)
         return tf.cast(_float(u) * _over_pixels(scale_of_u) + of_x + _over_pixels(shift), dtype)
 
-    compiled_deviations, compiled_products = (
-        compiled(deviations, a_map, vector),
-        compiled(products, a_map, a_map, vector),
-    )
-
     def moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # In one pass, by deviations from the mean of a sixteenth of the rows. Its squared distance from the mean of all
         # is at most 16 variances, so the difference below loses four bits at worst, whatever the mean is.
         reference = _mean(x[:, : -(-height // 16)])
-        of_deviations, of_squares = _both_totals(compiled_deviations(x, reference))
+        of_deviations, of_squares = _both_totals(deviations(x, reference))
         mean = of_deviations / pixels
         return reference + mean, tf.maximum(of_squares / pixels - tf.square(mean), 0)
 
-    return Passes(
-        moments,
-        lambda u, x, mean: _both_totals(compiled_products(u, x, mean)),
-        compiled(scale, a_map, vector, vector, tf.TensorSpec((channels,), tf.float32)),
-        compiled(combine, a_map, vector, a_map, vector, vector, vector),
-    )
+    return Passes(moments, lambda u, x, mean: _both_totals(products(u, x, mean)), scale, combine)
 
 
 def _moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

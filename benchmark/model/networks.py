@@ -107,17 +107,18 @@ def _resnet18(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
     x = _layers.MaxPooling2D(3, 2, name="initial_pooling", dtype=parts.policy)(x)
     x = parts.relu(x, "initial_relu")
     for stage, filters in enumerate((64, 128, 256, 512), start=1):
-        x = _block(x, f"layer{stage}_block1", filters, 1 if stage == 1 else 2, parts, f"layer{stage}_downsample")
-        x = _block(x, f"layer{stage}_block2", filters, 1, parts, None)
+        x = _block(x, f"layer{stage}_block1", filters, 1 if stage == 1 else 2, parts)
+        x = _block(x, f"layer{stage}_block2", filters, 1, parts)
     return x
 
 
-def _block(x: tf.Tensor, name: str, filters: int, stride: int, parts: _Parts, downsample: str | None) -> tf.Tensor:
+def _block(x: tf.Tensor, name: str, filters: int, stride: int, parts: _Parts) -> tf.Tensor:
     out = parts.conv(x, f"{name}_conv1_3x3", filters, 3, stride, padding=1)
     out = parts.relu(parts.norm(out, f"{name}_norm1", RESNET_GROUPS), f"{name}_relu1")
     out = parts.conv(out, f"{name}_conv2_3x3", filters, 3, padding=1)
     out = parts.norm(out, f"{name}_norm2", RESNET_GROUPS)
-    if downsample is not None and stride != 1:
+    if stride != 1:
+        downsample = name.replace("block1", "downsample")
         x = parts.conv(x, f"{downsample}_conv_1x1", filters, 1, stride)
         x = parts.norm(x, f"{downsample}_norm", RESNET_GROUPS)
     return parts.relu(_layers.Add(name=f"{name}_add", dtype=parts.policy)([out, x]), f"{name}_relu2")

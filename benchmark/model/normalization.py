@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from benchmark.model import map_passes
 
-_LARGE_MAP = 50_000  # numbers a photo, from which on compiled passes save more than they cost
+_LARGE_MAP = 50_000  # numbers per photo, from which on compiled passes save more than they cost
 _Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
 
@@ -20,9 +20,9 @@ class GroupNormalization(tf.keras.layers.Layer):
     are float32 whatever the compute dtype. Raises ValueError where the channels do not divide into `groups`.
 
     Keras normalizes `[batch, height, width, groups, channels / groups]`, and each of its operations passes over the
-    whole tensor with a broadcast in its middle. Here all statistics come from sums a photo and channel, which are small
-    (`[batch, channels]`), and the whole tensor sees one scale and one shift. For a photo, let P be the pixels of a
-    channel and n their number, and let group g have m channels.
+    whole tensor with a broadcast in its middle. Here all statistics come from sums per photo and channel, which are
+    small (`[batch, channels]`), and the whole tensor sees one scale and one shift. For a photo, let P be the pixels of
+    a channel and n their number, and let group g have m channels.
 
     Forward. mu_c = sum_P x / n, v_c = sum_P (x - mu_c)^2 / n, and by the law of total variance
 
@@ -112,7 +112,7 @@ class FrozenBatchNormalization(tf.keras.layers.Layer):
     """Batch normalization by fixed statistics: `gamma` and `beta` train, the moving mean and variance never change.
 
     Same weights, in the same order, as `keras.layers.BatchNormalization`, so that pretrained files load by name. With
-    fixed statistics it is one scale and one shift a channel; TensorFlow's fused operation does both in one pass.
+    fixed statistics it is one scale and one shift per channel; TensorFlow's fused operation does both in one pass.
     """
 
     def __init__(self, epsilon: float = 1e-5, **kwargs: Any) -> None:

@@ -62,29 +62,35 @@ def find_models(names: Sequence[str]) -> list[SavedModel]:
     found = distinct(paths)
     if not found:
         raise FlairError("--models: names no model; expected .h5 files, run folders or folders of .h5 files")
-    places = [_display_path(path) for path in found]
-    return [describe(path, name) for path, name in zip(found, short_names(places), strict=True)]
+    # A run's best model is named after its run folder.
+    is_of_run = [path.name == BEST_FILE and run_folder_of(path) == path.parent for path in found]
+    names = short_names([path.parent if of_run else path for path, of_run in zip(found, is_of_run, strict=True)])
+    return [describe(path, name) for path, name in zip(found, names, strict=True)]
 
 
 def describe(path: Path, name: str | None = None) -> SavedModel:
     """Reads everything but the weights.
 
     Raises:
-      FlairError: the file is no Keras .h5 file, or no network of this toolkit.
+      FlairError: the file is not a Keras .h5 file, or not a network of this toolkit.
     """
-    from benchmark.model.weights import WeightsFile, weight_name
+    from benchmark.model.weights import WeightsFile
     from flair.records.hdf5.objects import printable
 
     run_dir = run_folder_of(path)
     flags, labels = ({}, None) if run_dir is None else (read_flags(run_dir / FLAGS_FILE) or {}, _labels(run_dir))
     with WeightsFile(path) as file:
-        weights = {name: [weight_name(weight) for weight in found] for name, found in file.layers.items() if found}
-        facts = file.facts()
-        size = _facts_size(facts, path) or _keras_size(file.keras_config(), path) or _flag_size(flags, run_dir)
-        outputs = list(file.shapes(_CLASSIFIER).values()) if _CLASSIFIER in weights else []
-    network = next((network for layer, network in _FIRST_LAYERS.items() if layer in weights), None)
-    if network is None or _CLASSIFIER not in weights:
-        found = ", ".join(printable(name) for name in list(weights)[:5]) or "no layer with weights"
+        layers = [name for name, weights in file.layers.items() if weights]
+        facts, has_batch_statistics = file.facts(), file.has_batch_statistics
+        size = (
+            _keras_size(file.keras_config(), path) or _flag_size(flags, run_dir)
+            if facts.get("input_shape") is None
+            else _checked_size(facts["input_shape"], path)
+        )
+        outputs = list(file.shapes(_CLASSIFIER).values()) if _CLASSIFIER in layers else []
+    network = next((network for layer, network in _FIRST_LAYERS.items() if layer in layers), None)
+    if network is None or _CLASSIFIER not in layers:
+        found = ", ".join(map(printable, layers[:5])) or "no layer with weights"
         raise FlairError(
             f"{path}: is no network of this toolkit; expected a layer {_CLASSIFIER} and one of "
             f"{', '.join(_FIRST_LAYERS)}, found {found}"
@@ -101,7 +107,7 @@ def describe(path: Path, name: str | None = None) -> SavedModel:
         image_size=size or PUBLISHED_SIZE,
         is_size_known=size is not None,
         num_outputs=num_outputs,
-        has_batch_statistics=any("moving_mean" in layer for layer in weights.values()),
+        has_batch_statistics=has_batch_statistics,
         compute_dtype=_compute_dtype(facts, flags, path),
         run_dir=run_dir,
         labels=labels,
@@ -160,10 +166,6 @@ def _files(name: str) -> list[Path]:
     return found
 
 
-def _display_path(path: Path) -> Path:
-    return path.parent if path.name == BEST_FILE and (path.parent / FLAGS_FILE).is_file() else path
-
-
 def _checked_size(size: Any, source: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width), as plain positive numbers for which a network can be built."""
     sides = list(size[:2]) if isinstance(size, list | tuple) else [size]
@@ -174,11 +176,6 @@ def _checked_size(size: Any, source: str | os.PathLike[str]) -> tuple[int, int]:
             f"{_LARGEST_SIDE}"
         )
     return sides[0], sides[1]
-
-
-def _facts_size(facts: Mapping[str, Any], path: Path) -> tuple[int, int] | None:
-    """The input size, as a file of ours says it."""
-    return None if facts.get("input_shape") is None else _checked_size(facts["input_shape"], path)
 
 
 def _compute_dtype(facts: Mapping[str, Any], flags: Mapping[str, str], path: Path) -> str:

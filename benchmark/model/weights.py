@@ -14,7 +14,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -40,13 +39,7 @@ class Fit(NamedTuple):
     by_position: list[tuple[str, str]]
 
 
-class Misfit(NamedTuple):
-    """Why a layer of the file does not fit."""
-
-    reason: str
-
-
-class WeightsFile:
+class WeightsFile(contextlib.AbstractContextManager["WeightsFile"]):
     """A .h5 file of weights, open for reading.
 
     Attributes:
@@ -70,9 +63,10 @@ class WeightsFile:
             with self._guarded():
                 is_model = objects.has(self._file, "model_weights")
                 self._root = objects.group(self._file, "model_weights") if is_model else self._file
-                self.layers: dict[str, list[str]] = {
-                    name: _listed(self._group(name), "weight_names") for name in self._layer_names()
-                }
+                names = _listed(self._root, "layer_names")
+                if not names:
+                    raise BadObject("it holds no Keras weights (no attribute layer_names)")
+                self.layers = {name: _listed(self._group(name), "weight_names") for name in names}
         except FlairError:
             self._file.close()
             raise
@@ -87,28 +81,33 @@ class WeightsFile:
         with self._guarded():
             return json_text.parse(objects.text(self._file, "model_config") or "{}")
 
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether a network of these weights needs frozen batch normalization."""
+        return any(weight_name(path) == "moving_mean" for paths in self.layers.values() for path in paths)
+
     def shapes(self, layer: str) -> dict[str, tuple[int, ...]]:
         """Weight name -> shape of one layer."""
         with self._guarded():
-            return {
-                name: tuple(objects.dataset(self._group(layer), path).shape)
-                for name, path in self._paths(layer).items()
-            }
+            group = self._group(layer)
+            return {name: tuple(objects.dataset(group, path).shape) for name, path in self._paths(layer).items()}
 
-    def fit(self, layer: str, wanted: Mapping[str, tuple[int, ...]]) -> Fit | Misfit:
-        """The weights of a layer, matched by name: weight name -> shape as the network has it.
+    def fit(self, layer: str, wanted: Mapping[str, tuple[int, ...]]) -> Fit | str:
+        """The weights of a layer, matched by name, or in words why they do not fit.
+
+        `wanted` is weight name -> shape as the network has it.
 
         Weights under names that are not Keras's take, in their order, the places that no name has taken.
         """
         with self._guarded():
             paths = self._paths(layer) if layer in self.layers else {}
             pairs = _match(list(paths), list(wanted))
-            if isinstance(pairs, Misfit):
+            if isinstance(pairs, str):
                 return pairs
             group = self._group(layer)
             found = {name: tuple(objects.dataset(group, paths[pairs[name]]).shape) for name in wanted}
             if found != dict(wanted):
-                return Misfit(f"has shapes {list(found.values())}, needs {list(wanted.values())}")
+                return f"has shapes {list(found.values())}, needs {list(wanted.values())}"
             values = {name: _read(group, paths[pairs[name]]) for name in wanted}
         for name, array in values.items():
             _check_values(array, name, f"{self.path}: {name} of the layer {printable(layer)}")
@@ -122,27 +121,12 @@ class WeightsFile:
             if expected is not None and expected != _checksum(self._file, self._root, self.layers, facts):
                 raise BadObject("it does not have the checksum that it was saved with")
 
-    def close(self) -> None:
-        """Closes the file."""
+    def __exit__(self, *_: object) -> None:
         self._file.close()
-
-    def __enter__(self) -> WeightsFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _guarded(self) -> contextlib.AbstractContextManager[None]:
         damaged = f"{self.path}: is not a Keras .h5 file, or is damaged"
         return objects.guarded(lambda reason, kind: FlairError(f"{damaged}: {reason or kind}"))
-
-    def _layer_names(self) -> list[str]:
-        names = _listed(self._root, "layer_names")
-        if not names:
-            raise BadObject("it holds no Keras weights (no attribute layer_names)")
-        return names
 
     def _group(self, layer: str) -> h5py.Group:
         return objects.group(self._root, layer)
@@ -171,18 +155,18 @@ def seal(path: str | Path, facts: Mapping[str, Any]) -> None:
     with h5py.File(path, "r+") as file:
         layers = {name: _listed(objects.group(file, name), "weight_names") for name in _listed(file, "layer_names")}
         checksum = _checksum(file, file, layers, facts)
-        # Of fixed length, so that it is no part of a heap, which damage may reach without touching it.
+        # A text of fixed length lies with its object, one of any length in a heap, which may be damaged by itself.
         file.attrs[FACTS_ATTRIBUTE] = np.bytes_(json.dumps({**facts, CHECKSUM: checksum}).encode())
 
 
-def _match(stored: Sequence[str], wanted: Sequence[str]) -> dict[str, str] | Misfit:
-    """Wanted name -> stored name."""
+def _match(stored: Sequence[str], wanted: Sequence[str]) -> dict[str, str] | str:
+    """Wanted name -> stored name, or why they do not fit."""
     if not stored:
-        return Misfit("not in the file")
+        return "not in the file"
     foreign = [name for name in stored if name not in wanted]
     left = [name for name in wanted if name not in stored]
     if len(foreign) != len(left) or any(name in _KERAS_NAMES for name in foreign):
-        return Misfit(f"has {_shown(stored)}, needs {_shown(wanted)}")
+        return f"has {_shown(stored)}, needs {_shown(wanted)}"
     taken = dict(zip(left, foreign, strict=True))
     return {name: taken.get(name, name) for name in wanted}
 

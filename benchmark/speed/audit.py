@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image, ImageEnhance
 
-from benchmark.speed.command import Step, run
+from benchmark.speed.harness import Step, run
 from flair.dataset.metadata import Record, load_records, photo_path
 from flair.files import atomic
 from flair.miniature.dataset import make_dataset

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.speed import download
-from benchmark.speed.command import ROOT, Measured, Step, remove, run
-from benchmark.speed.harness import ratio
+from benchmark.speed.harness import ROOT, Measured, Step, ratio, remove, run
 from flair.dataset.catalog import IMAGE_SIZE, METADATA_FILE, NUM_ARCHIVES, SMALL_IMAGES_DIR
 from flair.download.archive import unpack
 from flair.errors import FlairError

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmark.speed.command import ROOT, Step
+from benchmark.speed.harness import ROOT, Step
 from flair.dataset import catalog
 from flair.errors import FlairError
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -30,9 +30,8 @@ from benchmark.privacy.request import Mechanism
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig
 from benchmark.run.machine import peak_bytes
-from benchmark.speed.command import ROOT
 from benchmark.speed.flags import FEDERATED_STAGES
-from benchmark.speed.harness import memory_of, ratio, take_turns
+from benchmark.speed.harness import ROOT, memory_of, ratio, take_turns
 from flair.errors import FlairError
 from flair.records.tfrecord.example import Example, encode
 from flair.terminal.table import Columns
@@ -47,37 +46,24 @@ class MadeUpClients:
     """Clients in memory, each with the same number of JPEG photos of smooth noise and random labels."""
 
     def __init__(self, num_clients: int, photos: int) -> None:
-        self.client_ids: Sequence[str] = [f"client{number:04d}" for number in range(num_clients)]
-        examples = _make_examples(photos * min(num_clients, 8))
-        self._of = {
-            client_id: [examples[(number * photos + index) % len(examples)] for index in range(photos)]
-            for number, client_id in enumerate(self.client_ids)
-        }
+        examples = _make_examples(photos * min(num_clients, 8))  # more clients have the same photos again
+        groups = [examples[start : start + photos] for start in range(0, len(examples), photos)]
+        self._of = {f"client{number:04d}": groups[number % len(groups)] for number in range(num_clients)}
+        self.client_ids: Sequence[str] = list(self._of)
 
     def read(self, client_id: str) -> list[bytes]:
         """The client's serialized examples."""
         return self._of[client_id]
 
 
-class _Some(NamedTuple):
-    """Some of the clients of `data`."""
-
-    data: ClientData
-    client_ids: Sequence[str]
-
-    def read(self, client_id: str) -> list[bytes]:
-        return self.data.read(client_id)
-
-
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Prints rounds beside bare steps, the cost of a round and of a client, memory, and the start of a run."""
     report: dict[str, Any] = {"cores": os.cpu_count(), "rounds": [_size(flags, photos) for photos in flags.photos]}
     _print_rounds(report["rounds"], flags)
-    report["overhead"] = _overhead(flags)
+    report["overhead"] = overhead = _overhead(flags)
     print(
         f"overhead of inprocess beyond bare steps, from cohorts of {flags.fit_clients}: "
-        f"{report['overhead']['seconds_per_round']:.3f} s a round and "
-        f"{report['overhead']['seconds_per_client']:.4f} s a client"
+        f"{overhead['seconds_per_round']:.3f} s a round and {overhead['seconds_per_client']:.4f} s a client"
     )
     held = {stage: memory_of("federated", flags, stage) for stage in FEDERATED_STAGES}
     held["weights"] = sum(weight.nbytes for weight in _model(flags).get_weights())
@@ -110,7 +96,7 @@ def memory(flags: argparse.Namespace) -> int:
         if flags.memory_of == "inprocess":
             runtime.run_round(number, data.client_ids)
         else:
-            _bare(trainer, data, plan, number)
+            _bare(trainer, data, data.client_ids, plan, number)
     return peak_bytes()
 
 
@@ -124,7 +110,7 @@ def _size(flags: argparse.Namespace, photos: int) -> dict[str, Any]:
     data, plan = MadeUpClients(flags.clients, photos), _plan(flags)
     runtime = _inprocess(flags, data)
     settings: dict[str, Callable[[int], None]] = {
-        "bare": lambda number: _bare(runtime.trainer, data, plan, number),
+        "bare": lambda number: _bare(runtime.trainer, data, data.client_ids, plan, number),
         "inprocess": round_of(runtime, data.client_ids),
     }
     if "tff" in flags.runtimes:
@@ -152,8 +138,8 @@ def round_of(runtime: Any, cohort: Sequence[str]) -> Callable[[int], None]:
     return run
 
 
-def _bare(trainer: LocalTrainer, data: ClientData, plan: BatchPlan, number: int) -> None:
-    batches = client_batches(data, data.client_ids, plan=plan, seed=0, round_number=number)
+def _bare(trainer: LocalTrainer, data: ClientData, cohort: Sequence[str], plan: BatchPlan, number: int) -> None:
+    batches = client_batches(data, cohort, plan=plan, seed=0, round_number=number)
     trainer.run(lambda: ((b.pixels, b.labels) for b in batches), tf.constant(1e-3), [])
     # The steps are asynchronous on some devices; reading a weight waits for them.
     trainer.trainable[-1].numpy()
@@ -165,13 +151,13 @@ def _overhead(flags: argparse.Namespace) -> dict[str, float]:
     runtime = _inprocess(flags, data)
 
     def beyond_steps(size: int) -> Callable[[int], float]:
-        some = _Some(data, data.client_ids[:size])
+        cohort = data.client_ids[:size]
 
         def run(number: int) -> float:
             started = time.perf_counter()
-            _bare(runtime.trainer, some, plan, number)
+            _bare(runtime.trainer, data, cohort, plan, number)
             middle = time.perf_counter()
-            runtime.run_round(number, some.client_ids)
+            runtime.run_round(number, cohort)
             return (time.perf_counter() - middle) - (middle - started)
 
         return run

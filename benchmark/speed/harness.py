@@ -1,17 +1,23 @@
-"""How every speed command measures: settings take turns, and memory is measured in a process of its own."""
+"""How everything here is measured: settings in turns, commands to their end, memory in a process of its own."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from flair.errors import FlairError
 
+ROOT = Path(__file__).resolve().parents[2]
+_SAMPLE_SECONDS = 0.05
 Name = TypeVar("Name")
 
 
@@ -21,15 +27,10 @@ def take_turns(
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, list[float]]:
-    """Seconds of each setting in each repetition.
+    """Seconds of each setting in each repetition, after `warm_up` repetitions that compile and are not measured.
 
-    All settings take turns within a repetition, so that a busy machine slows them alike.
-
-    Args:
-      settings: what is measured, called with the number of the repetition; it may return a time of its own, which
-        counts instead of the time that the call took.
-      repeats: repetitions that are measured.
-      warm_up: repetitions before, which compile and are not measured.
+    All settings take turns within a repetition, so that a busy machine slows them alike. A setting is called with the
+    number of the repetition; it may return a time of its own, which counts instead of the time that the call took.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in settings}
     for repetition in range(warm_up + repeats):
@@ -63,3 +64,67 @@ def memory_of(subject: str, flags: argparse.Namespace, part: object) -> int:
     if done.returncode:
         raise FlairError(f"{subject} {' '.join(words)}: exited with {done.returncode}; see what it printed above")
     return int(done.stdout.split()[-1])
+
+
+class Step(NamedTuple):
+    """A command to measure."""
+
+    name: str
+    command: list[str]
+    num_bytes: int  # that it moves
+    leaves: Path | None  # what it leaves behind
+    baseline: str | None = None  # the step by whose time its own is divided
+    needs: tuple[str, ...] = ()  # the steps of which it needs what they leave
+
+
+class Measured(NamedTuple):
+    """One run of a command."""
+
+    seconds: float
+    memory: int  # largest resident memory of all its processes together, in bytes
+
+
+def run(step: Step) -> Measured:
+    """Runs a step to its end; a step that fails ends the benchmark with what it printed."""
+    if step.leaves:
+        remove(step.leaves)
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+    )
+    memory = 0
+    output: bytes | None = None
+    while output is None:
+        memory = max(memory, sum(map(resident_bytes, process_tree(process.pid))))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            output, _ = process.communicate(timeout=_SAMPLE_SECONDS)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise FlairError(f"{step.name} failed: {output.decode(errors='replace').strip().splitlines()[-1:]}")
+    return Measured(seconds, memory)
+
+
+def process_tree(pid: int) -> list[int]:
+    """A process and all processes below it (Linux)."""
+    children: list[str] = []
+    with contextlib.suppress(OSError):  # the process has ended in the meantime
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):  # or the thread has
+                children += Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
+    return [pid, *(grandchild for child in children for grandchild in process_tree(int(child)))]
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process; 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Computes how long a round takes, and how many bytes it sends, on any number of machines, from measured parts.
 
-    round = longest share x seconds a photo                     (training; shares as `cluster.assignment` cuts them)
+    round = longest shard x seconds per photo                   (training; shards as `cluster.assignment` cuts them)
           + (machines x weights + workers x aggregate) / link   (network: all of it passes the driver's link)
           + workers x merge + fixed                             (the driver adds up, then takes the server's step)
 
@@ -23,25 +23,15 @@ _DRAWS = 9  # cohorts of which the median is taken
 
 
 class Parts(NamedTuple):
-    """What was measured, for one worker of one machine.
+    """What was measured, for one worker of one machine."""
 
-    Attributes:
-      photo_seconds: of training on one photo.
-      client_overhead: fixed cost of a client, in photos.
-      weights_bytes: of what is broadcast.
-      aggregate_bytes: of what a worker returns.
-      merge_seconds: of adding up two aggregates.
-      fixed_seconds: of a round beyond the slowest worker, with two workers.
-      worker_bytes: peak memory of a worker.
-    """
-
-    photo_seconds: float
-    client_overhead: float
-    weights_bytes: int
-    aggregate_bytes: int
-    merge_seconds: float
-    fixed_seconds: float
-    worker_bytes: int
+    photo_seconds: float  # of training on one photo
+    client_overhead: float  # fixed cost of a client, in photos
+    weights_bytes: int  # of what is broadcast
+    aggregate_bytes: int  # of what a worker returns
+    merge_seconds: float  # of adding up two aggregates
+    fixed_seconds: float  # of a round beyond the slowest worker, with two workers
+    worker_bytes: int  # peak memory of a worker
 
 
 class Size(NamedTuple):
@@ -70,14 +60,9 @@ def size(
     max_elements: int = 512,
     link_bytes: float = LINK_BYTES,
 ) -> Size:
-    """The size of a round on FLAIR, whose users are drawn `_DRAWS` times.
+    """A round of so many clients of FLAIR, on machines like the one whose parts were measured.
 
-    Args:
-      parts: measured on the machine at hand.
-      clients: of a round.
-      machines, workers_per_machine: of the cluster, all like the one measured.
-      epochs, max_elements: passes of a client over its photos, and the most photos of a client.
-      link_bytes: bytes per second of the driver's network link.
+    A client goes through at most `max_elements` photos, `epochs` times; `link_bytes` per second pass the driver's link.
     """
     workers = machines * workers_per_machine
     longest, total, imbalance = _load(clients, workers, epochs, max_elements, parts.client_overhead)

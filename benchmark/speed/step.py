@@ -66,7 +66,7 @@ def memory(flags: argparse.Namespace) -> int:
 
 def make_step(variant: tuple[str, str], flags: argparse.Namespace) -> Callable[[int], None]:
     """A compiled training step of one variant on a batch of random photos, which waits for its result."""
-    tf.get_logger().setLevel("ERROR")  # one function per variant is no retracing
+    tf.get_logger().setLevel("ERROR")  # a function for each variant is not retracing
     norm, dtype = variant
     size = (flags.image_size, flags.image_size)
     model = networks.build_model(

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark.speed.command import process_tree, resident_bytes
+from benchmark.speed.harness import process_tree, resident_bytes
 from flair.miniature.dataset import make_dataset
 from flair.records.tfrecord.frames import read_payloads
 from flair.verify import run_checks

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmark.data import augmentation
 from benchmark.data.opening import make_task, open_records
-from benchmark.data.pipeline import TrainingData, evaluation_dataset
+from benchmark.data.pipeline import EvaluationData, TrainingData, evaluation_dataset
 from flair.errors import FlairError
 from flair.records.tfrecord import example, frames
 
@@ -95,13 +95,13 @@ def test_evaluation_keeps_the_order_of_the_index(records, task):
     data = evaluation_dataset(records, "val", task, SIZE, 7)
     np.testing.assert_array_equal(_labels(data), _expected_labels(records, task, "val"))
     assert _fingerprints(data) == _fingerprints(evaluation_dataset(records, "val", task, SIZE, 3))
-    users = records.users("val")[1:3]
-    some = evaluation_dataset(records, "val", task, SIZE, 4, users=users)
-    assert some.num_photos == sum(len(records.read_user("val", user)) for user in users)
+    some = EvaluationData(records, "val", task, SIZE, 4, [1, 4])
+    assert some.num_photos == 2
+    np.testing.assert_array_equal(_labels(some), _expected_labels(records, task, "val")[[1, 4]])
     halves = [evaluation_dataset(records, "val", task, SIZE, 4, replica=r, num_replicas=2) for r in (0, 1)]
     assert sum(half.num_photos for half in halves) == data.num_photos
     with pytest.raises(FlairError, match="has no user 'nobody'"):
-        evaluation_dataset(records, "val", task, SIZE, 4, users=["nobody"])
+        records.read_user("val", "nobody")
 
 
 def _jpeg(height=256, width=256, seed=0, mode="RGB"):
@@ -147,7 +147,7 @@ def test_training_pixels_are_a_window_of_the_photo_flipped():
 
 def test_no_augmentation_gives_the_whole_photo():
     jpeg = _jpeg()
-    image = augmentation.decode_training(jpeg, tf.constant([1, 2], tf.int64), (64, 64), crop=False, flip=False)
+    image = augmentation.decode_whole(jpeg, (64, 64))
     np.testing.assert_allclose(image, augmentation.decode_evaluation(jpeg, (64, 64)), atol=0.51)
 
 

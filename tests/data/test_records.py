@@ -122,9 +122,9 @@ def test_tasks(tfrecords):
 def test_damage_is_found_and_named(layout, request, tmp_path):
     folder = shutil.copytree(request.getfixturevalue(layout), tmp_path / "damaged", symlinks=True)
     user = open_records(folder).users("train")[0]
-    path = open_records(folder).span("train", user).path
+    path, location = open_records(folder).place("train", user)
     data = bytearray(path.read_bytes())
-    data[open_records(folder).span("train", user).offset + 100] ^= 1
+    data[(location.offset if location else 0) + 100] ^= 1
     path.write_bytes(data)
     with pytest.raises(frames.DamagedRecord, match=path.name):
         open_records(folder).read_user("train", user)

@@ -54,7 +54,7 @@ def test_datasets_of_clients_are_their_photos(found, records):
     assert data.element_type_structure["image"] == tf.TensorSpec([256, 256, 3], tf.uint8)
     # Some of these users' photos lie in two files.
     ends = np.cumsum([shard.num_records for shard in found.shards("train")])
-    slices = {user: found.user_slice("train", user) for user in data.client_ids}
+    slices = {user: found.place("train", user) for user in data.client_ids}
     across = [user for user, (start, stop) in slices.items() if ((start < ends) & (ends < stop)).any()]
     for client_id in {*users_with(records, "train", 2)[:3], *across}:
         expected = [example.decode(payload) for payload in records.read_user("train", client_id)]

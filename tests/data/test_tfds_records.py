@@ -53,7 +53,7 @@ def test_users_and_their_bytes_are_those_of_tfrecords(data_dir, expected):
         for user in found.users(partition):
             assert found.read_user(partition, user) == expected.read_user(partition, user)
             assert found.num_photos_of(partition, user) == expected.num_photos_of(partition, user)
-            start, stop = found.user_slice(partition, user)
+            start, stop = found.place(partition, user)
             across += bool(((ends > start) & (ends < stop)).any())
     assert across > 0
     assert (found.labels, found.fine_grained_labels) == (expected.labels, expected.fine_grained_labels)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmark.speed import download
-from benchmark.speed.command import Measured, Step, process_tree, run
 from benchmark.speed.data import choose, make_steps, summarize
+from benchmark.speed.harness import Measured, Step, process_tree, run
 from benchmark.speed_main import main
 from flair.errors import FlairError
 from flair.miniature.archives import pack
