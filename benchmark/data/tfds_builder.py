@@ -23,7 +23,7 @@ from absl import logging
 from benchmark.data.slices import LABEL_FEATURES, Shard, StreamTable, equal_streams, interleaved
 from flair.dataset import images
 from flair.dataset.catalog import IMAGE_SIZE, METADATA_FILE, PARTITIONS, TAXONOMY_FILE
-from flair.dataset.metadata import User, label_index, load_taxonomy, load_users
+from flair.dataset.metadata import User, label_index, load_taxonomy, load_users, records_of
 from flair.errors import FlairError
 from flair.files.regular_file import file_sha256
 from flair.terminal.progress import Progress
@@ -112,7 +112,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             )
         users = sorted(load_users(dataset_dir), key=lambda user: user.user_id)
         for feature in LABEL_FEATURES:
-            names = (name for user in users for record in user.records for name in getattr(record, feature))
+            names = (name for record in records_of(users) for name in getattr(record, feature))
             self.info.features[feature].feature.names = [_checked_name(name) for name in label_index(names)]
         by_partition = {name: [user for user in users if user.partition == name] for name in PARTITIONS}
         present = [name for name in (METADATA_FILE, TAXONOMY_FILE) if (dataset_dir / name).is_file()]
@@ -127,7 +127,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         return {name: self._generate_examples(dataset_dir, members) for name, members in by_partition.items()}
 
     def _generate_examples(self, dataset_dir: Path, users: Sequence[User]) -> Iterator[tuple[int, dict[str, Any]]]:
-        records = [record for user in users for record in user.records]
+        records = list(records_of(users))
         shown = Progress(len(records), f"TFDS {users[0].partition}", "photo") if self.shows_progress else None
         with shown or contextlib.nullcontext():
             for number, record in enumerate(records):

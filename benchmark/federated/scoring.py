@@ -126,8 +126,8 @@ class LocalScorer:
 
     def _score(self, client_id: str, photos: Batch) -> ClientScore:
         scores, losses = passes.predict_step(self._model)([photos])[0]
-        exact = histogram.exact_average_precision(scores.numpy().reshape(-1, 1), photos[1].numpy().reshape(-1, 1))[0]
-        return ClientScore(client_id, len(losses), float(np.mean(losses.numpy())), float(exact))
+        exact = histogram.pooled_average_precision(scores.numpy(), photos[1].numpy())
+        return ClientScore(client_id, len(losses), float(np.mean(losses.numpy())), exact)
 
     def _batches(self, serialized: Sequence[bytes], seed: int, client_id: str) -> list[Batch]:
         batch_plan, photos = self._batch_plan, tf.constant(serialized, tf.string)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flair.dataset.catalog import ATTRIBUTION_FILE, METADATA_FILE, TAXONOMY_FILE
+from flair.dataset.metadata import records_of
 from flair.errors import FlairError
 from flair.files import atomic, json_text
 from flair.miniature.taxonomy import DEFAULT_NUM_FINE_LABELS, make_taxonomy, relationship_text
@@ -107,7 +108,7 @@ def make_dataset(
         from flair.miniature.files import write_metadata, write_photos
 
         users = make_users(sizes, taxonomy, seed, taste_concentration)
-        records = [record for user in users for record in user.records]
+        records = list(records_of(users))
         atomic.write_text(folder / TAXONOMY_FILE, relationship_text(taxonomy))
         atomic.write_text(folder / ATTRIBUTION_FILE, _ATTRIBUTION)
         if not metadata_only:
