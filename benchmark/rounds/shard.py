@@ -91,8 +91,8 @@ class ShardTrainer:
 
     def train(self, sent: Broadcast, clients: Sequence[str]) -> ShardResult:
         """Trains each client from the weights that were sent, which no order or grouping of the clients changes."""
-        sent = sent.tensors()
         learning_rate = tf.constant(sent.learning_rate, tf.float32)
+        sent = sent.tensors()
         batches = client_batches(
             self._data,
             clients,
