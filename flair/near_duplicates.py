@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags, runs the audit, prints the summary; returns the exit code."""
     flags = _parse(argv)
 
+    from flair.curation.exclusion import NEAR_DUPLICATES_FILE
     from flair.duplicates.audit import OUTPUT_FILES, audit
     from flair.terminal.progress import duration
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(outcome.text)
     print(*outcome.work_lines(seconds), sep="\n")
     print(f"Wrote {', '.join(OUTPUT_FILES)} to {flags.output_dir} in {duration(seconds)}.")
-    folder, exclude = flags.dataset_dir, Path(flags.output_dir) / "near_duplicates.json"
+    folder, exclude = flags.dataset_dir, Path(flags.output_dir) / NEAR_DUPLICATES_FILE
     print("Next:", command_line("python -m flair.review", dataset_dir=folder, duplicates=flags.output_dir))
     prepare = {"dataset_dir": folder, "tfrecords_dir": "tfrecords", "exclude": exclude}
     print("  or:", command_line("python prepare_tfrecords.py", **prepare))

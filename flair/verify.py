@@ -80,7 +80,10 @@ def run_checks(
     """Yields the checks of a dataset directory, and of record files made from it, each when it is done.
 
     A file that is missing or cannot be read, or a folder or a circle of links in its place, is a failed check, and the
-    others go on. Only where the file `exclude` cannot be used, this is a FlairError.
+    others go on.
+
+    Raises:
+      FlairError: the file `exclude` cannot be used.
     """
     from flair.checks.metadata import check_labels, check_published_numbers, check_records
     from flair.checks.photos import check_photos

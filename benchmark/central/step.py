@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -49,9 +48,6 @@ class CentralTrainer:
             self._loss_sum = tf.Variable(0.0, dtype=tf.float64, **once)
             self._num_photos = tf.Variable(0, dtype=tf.int64, **once)
         self._gradient_sums: list[tf.Variable] = []
-        self._step = self._compiled(self._replica_step)
-        self._accumulate = self._compiled(self._replica_accumulate)
-        self._apply = self._compiled(self._replica_apply)
         images = tf.zeros((1, *self.model.input_shape[1:]), tf.uint8)
         example = [images, tf.zeros((1, task.num_outputs)), tf.constant(0.0)]
         # The optimizer makes its variables when first used. A step would count, so it is traced and never run.
@@ -123,9 +119,18 @@ class CentralTrainer:
             for index, variable in enumerate(variables):
                 yield f"{kind}/{index:03d}", variable
 
-    def _compiled(self, replica_function: Callable[..., Any]) -> Any:
-        """What runs a function on each device, with a part of its own; the result of the first."""
-        return tf.function(lambda parts: self.devices.run(replica_function, parts)[0], reduce_retracing=True)
+    # Each is a function of its own: TensorFlow counts how often the source of one is traced, and warns.
+    @tf.function(reduce_retracing=True)
+    def _step(self, parts: Sequence[Sequence[tf.Tensor]]) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.devices.run(self._replica_step, parts)[0]
+
+    @tf.function(reduce_retracing=True)
+    def _accumulate(self, parts: Sequence[Batch]) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.devices.run(self._replica_accumulate, parts)[0]
+
+    @tf.function
+    def _apply(self, parts: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
+        return self.devices.run(self._replica_apply, parts)[0]
 
     def _replica_step(
         self, images: tf.Tensor, labels: tf.Tensor, save_requested: tf.Tensor

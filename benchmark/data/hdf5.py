@@ -109,7 +109,7 @@ class HDF5Records(Records[None]):
     def _read(self, photo: _StoredPhoto) -> bytes:
         record = photo.record
         image = self._file.image(record.partition, photo.group, photo.row)
-        if photo.checksum not in (None, record_checksum(record, image.tobytes())):
+        if photo.checksum is not None and photo.checksum != record_checksum(record, image.tobytes()):
             raise FlairError(f"{self.root}: the checksum of image {record.image_id} is wrong; prepare it again")
         return self._serialize(record, image)
 

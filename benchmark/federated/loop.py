@@ -99,8 +99,10 @@ def train(
             run.add_row(state.round, row, state.seconds)
             if is_last or safe_points.requested or state.round % config.rounds_per_checkpoint == 0:
                 before_release(state)
-                arrays = {f"{index:05d}": array for index, array in enumerate(runtime.state())}
-                run.checkpoints.save(state.round, arrays, asdict(state))
+                # Without a name of its own: the copy of the state, three times the weights, goes when it is written.
+                run.checkpoints.save(
+                    state.round, {f"{index:05d}": array for index, array in enumerate(runtime.state())}, asdict(state)
+                )
             safe_points.stop()
             progress.add(1, _note(row))
     _take_weights(model, runtime, state.round)

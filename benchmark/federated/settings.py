@@ -180,10 +180,11 @@ def _rates(flags: Flags, side: str, final: float = 0.0) -> tuple[float, ...]:
 
 def _open_clients(flags: Flags, records: Records) -> Clients:
     from benchmark.data.source import training_clients
-    from benchmark.data.tfds import TFDSRecords
 
-    if isinstance(records, TFDSRecords) and not flags.iid:
+    if flags.tfds_data_dir is not None and not flags.iid:
+        from benchmark.data.tfds import TFDSRecords
         from benchmark.data.tff_clients import FlairClientData
 
+        assert isinstance(records, TFDSRecords)
         return FlairClientData(records)
     return training_clients(records, flags.iid, flags.seed, flags.mean_datapoints_per_user)

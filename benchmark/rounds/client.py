@@ -132,7 +132,7 @@ class LocalTrainer:
         )
 
     def _rates(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> list[tf.Tensor]:
-        """What each gradient is multiplied by. Clipping scales this number, because it need not write a gradient."""
+        """What each gradient is multiplied by. Clipping scales the rate, so that no gradient is written anew."""
         if self.config.clipnorm <= 0:
             return [learning_rate] * len(gradients)
         scales = clip_scales(gradients, self.config.clipnorm, self.config.global_clipnorm)

@@ -14,13 +14,24 @@ from benchmark.metrics import histogram
 from benchmark.privacy.noise import FreshNoise, TreeNoise
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
-from benchmark.rounds.aggregation import Aggregation
+from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
 from benchmark.rounds.compilation import compile_round
 from benchmark.rounds.config import FederatedConfig
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.shard import Broadcast, ShardResult
 from benchmark.run.seeds import derive_seed
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(
+    config: FederatedConfig, trainable: tuple[tf.TensorSpec, ...], non_trainable: tuple[tf.TensorSpec, ...]
+) -> RoundSpec:
+    """The graphs of a round: they depend on nothing else, and TFF takes seconds to make them."""
+    return compile_round(
+        *(trainable, non_trainable, build_aggregation_factory(config)),
+        *(build_optimizer(config.server_optimizer), build_base_optimizer(config)),
+    )
 
 
 class RoundServer:
@@ -55,12 +66,7 @@ class RoundServer:
         self._num_outputs = model.output_shape[-1]
         weights = model.trainable_variables, model.non_trainable_variables
         trainable, non_trainable = (tuple(tf.TensorSpec(v.shape, v.dtype) for v in kind) for kind in weights)
-        parts = (
-            build_aggregation_factory(config),
-            build_optimizer(config.server_optimizer),
-            build_base_optimizer(config),
-        )
-        self.aggregation = Aggregation(compile_round(trainable, non_trainable, *parts))
+        self.aggregation = Aggregation(_compiled(config, trainable, non_trainable))
         self._state = self.aggregation.initialize([v.read_value() for v in itertools.chain(*weights)])
 
     def broadcast(self, round_number: int) -> Broadcast:

@@ -44,9 +44,9 @@ class Broadcast(NamedTuple):
         return tf.nest.map_structure(lambda part: part.numpy() if tf.is_tensor(part) else part, self)
 
     def tensors(self) -> Broadcast:
-        """The same with tensors."""
-        arrays = (np.ndarray, np.generic)
-        return tf.nest.map_structure(lambda part: tf.constant(part) if isinstance(part, arrays) else part, self)
+        """The same with tensors; the numbers stay what they are, since seeds follow from how one is written."""
+        tensors = tf.nest.map_structure(lambda part: part if tf.is_tensor(part) else tf.constant(part), self[2:])
+        return Broadcast(self.round_number, self.learning_rate, *tensors)
 
 
 class ShardResult(NamedTuple):
@@ -91,8 +91,8 @@ class ShardTrainer:
 
     def train(self, sent: Broadcast, clients: Sequence[str]) -> ShardResult:
         """Trains each client from the weights that were sent, which no order or grouping of the clients changes."""
-        learning_rate = tf.constant(sent.learning_rate, tf.float32)
         sent = sent.tensors()
+        learning_rate = tf.constant(sent.learning_rate, tf.float32)
         batches = client_batches(
             self._data,
             clients,

@@ -30,7 +30,7 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "machine": {
             "platform": platform.platform(),
-            "processor": _cpu("model name") or "unknown",
+            "processor": _cpu("model name") or platform.processor() or "unknown",
             "cpus": os.cpu_count(),
         },
         "git_revision": _git_revision(),

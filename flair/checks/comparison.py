@@ -56,12 +56,12 @@ def compare_photos(
     checks: Sequence[Check],
     num_workers: int,
 ) -> None:
-    """Adds the examples that `find` gives for each check, in the items, each of which has `size` photos."""
-    checks[0].checked = len(items)  # each as a whole; the others of its photos
+    """Adds to each check the examples that `find` gives of it; `checks[0]` counts items, the others their photos."""
+    checks[0].checked = len(items)
     tasks = list(batches(items, _PHOTOS_PER_TASK, size))
     with Progress(sum(map(size, items)), title, "photo") as progress:
-        found = map_in_order(find, context, tasks, min(num_workers, len(tasks)))
-        for task, by_check in zip(tasks, found, strict=True):
+        # The processes have no name here: an exception in the loop closes them at once, and not after it is reported.
+        for task, by_check in zip(tasks, map_in_order(find, context, tasks, min(num_workers, len(tasks))), strict=True):
             for check, examples in zip(checks, by_check, strict=True):
                 for example in examples:
                     check.fail(example)

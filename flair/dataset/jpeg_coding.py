@@ -162,7 +162,7 @@ def _ac_first(windows: Windows, codes: Codes, blocks: range, first: int, last: i
 
 
 def _ac_again(windows: Windows, codes: Codes, blocks: range, first: int, last: int, nonzero: bytearray) -> int:
-    """One more bit of each coefficient: plain where it is not zero already, else as a code if it becomes so now."""
+    """One more bit of each coefficient: plain where it is nonzero already, else as a code if it becomes nonzero."""
     position = ended = 0
     for block in blocks:
         base = _COEFFICIENTS * block

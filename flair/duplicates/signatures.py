@@ -45,7 +45,7 @@ class SignatureTable(NamedTuple):
 
     def read(self, photos: NDArray[Any] | range) -> NDArray[Any]:
         """SIGNATURE [k] of these photos."""
-        return np.asarray(map_rows(self.path, SIGNATURE)[self.rows[np.asarray(photos)]])
+        return np.asarray(map_rows(self.path, SIGNATURE)[self.rows[np.asarray(photos, np.int64)]])
 
 
 class Signatures(NamedTuple):

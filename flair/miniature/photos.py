@@ -21,12 +21,8 @@ from flair.miniature.taxonomy import FineLabel
 JPEG_QUALITY: Final = 75
 _MAX_MOTIFS = 14  # drawn in a photo, each coarse label at least once
 _TEXTURE_SIZE = 512
-_TEXTURE_SCALES = (
-    (3, 24.0),
-    (12, 18.0),
-    (48, 13.0),
-    (200, 13.0),
-)  # (cells per side, standard deviation) of each octave
+# (cells per side, standard deviation) of each octave
+_TEXTURE_SCALES = ((3, 24.0), (12, 18.0), (48, 13.0), (200, 13.0))
 _NUM_TEXTURES = 6
 _PHOTO_STREAM, _STYLE_STREAM, _TEXTURE_STREAM = 1, 2, 3
 _RANDOM_NUMBERS = 320  # enough for the busiest photo

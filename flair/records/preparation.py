@@ -41,7 +41,7 @@ class Selection(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a preparation has written of the selected photos, in bytes."""
+    """What a preparation did with the selected photos; `num_bytes` is what lies there."""
 
     selection: Selection
     num_bytes: int

@@ -91,7 +91,7 @@ class PhotoIndex:
         return {name: len(rows) for name, rows in self._subsets.items()}
 
     def select(self, filters: Filters, reviews: Reviews) -> np.ndarray:
-        """Rows of all photos that pass the filters, in order; an unknown user, label or subset has none."""
+        """Rows of all photos that pass the filters, in order; an unknown user, label, partition or subset has none."""
         keep = np.ones(len(self.records), bool)
         for value, rows_of in (
             (filters.user, self._users),

@@ -139,7 +139,7 @@ def _assert_equal_runs(config, source, plan, pool):
     assert moved > 1e-4, "nothing was trained, so that agreement means nothing"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["adaptive_dp", pytest.param("fed_avg", marks=pytest.mark.slow)])
 def test_two_workers_equal_inprocess(name, source, plan, pools):
     _assert_equal_runs(CONFIGS[name], source, plan, pools(2))
 

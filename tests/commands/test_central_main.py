@@ -108,6 +108,7 @@ def test_a_run_repeated_from_its_folder_alone_gives_the_same_numbers(finished, t
     assert len(facts[0]["data"]["digest"]) == 64
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_and_continued_it_equals_the_unbroken_run(finished, tmp_path):
     out, _ = finished
     unbroken = next(path for path in out.iterdir() if path.is_dir())
@@ -293,6 +294,7 @@ def test_the_learning_rate_of_every_step_is_followed(records, task, tmp_path):
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_real_photos_train(flair_sample, tmp_path):
     write_tfrecords(flair_sample, tmp_path / "records")
     flags = [f"--tfrecords_dir={tmp_path / 'records'}", "--num_epochs=1", "--model=cnn"]
@@ -324,6 +326,7 @@ np.savez(run_dir + "/weights.npz", *model.get_weights())
 """
 
 
+@pytest.mark.slow
 def test_two_devices_train_like_one(records, task, tfrecords, tmp_path):
     one, _ = _train(records, task, tmp_path / "1")
     subprocess.run([sys.executable, "-c", TWO_DEVICES, str(tfrecords), str(tmp_path / "2")], cwd=str(ROOT), check=True)

@@ -151,6 +151,7 @@ def _kill_after(flags, run_dir, round_number, number):
 
 
 # Killed ten times: test_ten_kills_change_nothing; by SIGTERM: test_a_private_run_draws_a_secret_key.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
 )

@@ -30,11 +30,11 @@ from tests.support.rounds import MIME_LITE, SEED, SIZE, UNWEIGHTED, small_batch_
 _ADAPTIVE = NoiseConfig(Mechanism.GAUSSIAN, 1e-12, 3.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1e-9)
 
 FAST = {
-    "fed_avg": FederatedConfig(),
     "adaptive_dp": FederatedConfig(client=UNWEIGHTED, noise=_ADAPTIVE),
     "fed_prox": FederatedConfig(client=ClientConfig(algorithm=FED_PROX, proximal_strength=0.5)),
 }
 SLOW = {
+    "fed_avg": FederatedConfig(),
     "fed_avg_unweighted": FederatedConfig(client=UNWEIGHTED),
     "fed_avg_global_clip": FederatedConfig(client=ClientConfig(clipnorm=0.1, global_clipnorm=True)),
     "fed_sgd": FederatedConfig(client=ClientConfig(algorithm=FED_SGD)),
@@ -248,7 +248,11 @@ def test_a_strong_proximal_term_holds_clients_near_the_global_model(task, data, 
 
 
 @pytest.mark.parametrize(
-    "noise", [NoiseConfig(Mechanism.GAUSSIAN, 0.5, 3.0, 0.05, 0.3, 1.0), NoiseConfig(Mechanism.TREE, 0.5, 3.0, 0.05)]
+    "noise",
+    [
+        pytest.param(NoiseConfig(Mechanism.GAUSSIAN, 0.5, 3.0, 0.05, 0.3, 1.0), marks=pytest.mark.slow),
+        NoiseConfig(Mechanism.TREE, 0.5, 3.0, 0.05),
+    ],
 )
 def test_a_restored_runtime_continues_bit_for_bit(noise, task, data, plan):
     config = FederatedConfig(client=UNWEIGHTED, noise=noise)

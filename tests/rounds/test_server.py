@@ -16,6 +16,7 @@ from benchmark.privacy.noise import FreshNoise
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
 from benchmark.rounds.compilation import compile_round
+from benchmark.rounds.shard import Broadcast
 
 SPECS = (tf.TensorSpec((30, 40), tf.float32), tf.TensorSpec((800,), tf.float32))
 SIZE = 2000
@@ -149,3 +150,11 @@ def test_stochastic_rounding_of_compression_is_a_function_of_its_seed():
     np.testing.assert_array_equal(weights(_seed(1, 1)), weights(_seed(1, 1)))
     assert not np.array_equal(weights(_seed(1, 1)), weights(_seed(2, 1)))
     assert np.abs(weights(_seed(1, 1)) + update.numpy()).max() < 0.1
+
+
+def test_the_numbers_of_a_broadcast_stay_what_they_are():
+    """A round number that became a tensor gave other seeds, and a learning rate of NumPy's a tensor of float64."""
+    sent = Broadcast(np.int64(3), np.float64(0.1), [np.zeros(2, np.float32)], [], []).tensors()
+    assert (sent.round_number, sent.learning_rate) == (3, 0.1)
+    assert not tf.is_tensor(sent.round_number) and not tf.is_tensor(sent.learning_rate)
+    assert tf.is_tensor(sent.weights[0])

@@ -73,13 +73,14 @@ class GroupWriter:
         # Of the types of every photo: making one takes as long as writing a dataset.
         self._text, self._jpeg = h5t.py_create(_TEXT, logical=True), h5t.py_create(_JPEG, logical=True)
         self._checksum = h5t.py_create(CHECKSUM_DTYPE)
+        # Room is made at once and in one piece, and the library never writes there: other processes do.
         self._unfilled = self._plain.copy()
         self._unfilled.set_layout(h5d.CONTIGUOUS)
         self._unfilled.set_fill_time(h5d.FILL_TIME_NEVER)
         self._unfilled.set_alloc_time(h5d.ALLOC_TIME_EARLY)
 
     def reserve(self, records: Sequence[Record]) -> list[Place]:
-        """Writes the group of `records` but for the pixels and checksums, for which room is made."""
+        """Writes the group of `records` save for decoded photos and checksums, for which room is made."""
         group, images, checksums, shape = self._begin(records)
         first = self._make_room(group, images, shape + PIXELS_SHAPE, h5t.STD_U8LE)
         first_checksum = self._make_room(group, checksums, shape, self._checksum)
@@ -87,7 +88,7 @@ class GroupWriter:
         return [Place(first + row * PIXELS_BYTES, first_checksum + row * step) for row in range(len(records))]
 
     def write(self, records: Sequence[Record], photos: Iterator[StoredJpeg]) -> None:
-        """Writes the group of `records`, with as many of `photos`."""
+        """Writes the group of `records`, with as many JPEGs of `photos`."""
         group, images, checksums, shape = self._begin(records)
         jpegs, found = np.empty(len(records), _JPEG), np.empty(len(records), CHECKSUM_DTYPE)
         for row in range(len(records)):

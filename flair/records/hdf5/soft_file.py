@@ -16,7 +16,7 @@ from flair.records.preparation import naming
 
 
 def write_at(path: Path, position: int, data: bytes) -> None:
-    """Writes `data` into a file that another process holds open as a `SoftFile`."""
+    """Writes `data` into a file that is open as a `SoftFile`, here or in another process."""
     with naming(path), open(path, "r+b", buffering=0) as file:
         write_all(file.fileno(), data, position)
 
