@@ -119,9 +119,10 @@ class Devices:
 
 
 def _join_machines(count: int) -> tf.distribute.Strategy:
-    print(f"waiting for the {count} machines of TF_CONFIG; Ctrl-C ends it", file=sys.stderr, flush=True)
     # TensorFlow waits without returning to Python, whose own handlers would not run. There is nothing to save yet.
     previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Not before: a signal that came between the two was kept for Python, and the wait had no end.
+    print(f"waiting for the {count} machines of TF_CONFIG; Ctrl-C ends it", file=sys.stderr, flush=True)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except _LOST:
