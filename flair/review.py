@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flair.terminal import command
+from flair.terminal.flags import make_parser
 from flair.terminal.paths import command_line, path_flag
 
 if TYPE_CHECKING:
@@ -156,11 +157,8 @@ def _user_name() -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m flair.review", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("python -m flair.review", DESCRIPTION)
     add = parser.add_argument
-    add("--dataset_dir", type=path_flag, required=True, help="folder with labels_and_metadata.json and small_images")
     add(
         "--duplicates",
         type=path_flag,

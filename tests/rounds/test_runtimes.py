@@ -24,7 +24,7 @@ from benchmark.rounds.config import (
     OptimizerConfig,
 )
 from benchmark.rounds.inprocess import InProcessRuntime
-from tests.support.rounds import MIME_LITE, SEED, SIZE, UNWEIGHTED, small_batch_plan
+from tests.support.rounds import MIME_LITE, SEED, SIZE, UNWEIGHTED, assert_equal_rounds, small_batch_plan
 
 # Noise zero, so that both runtimes follow one path. TFF refuses an adaptive clip without noise, so next to none.
 _ADAPTIVE = NoiseConfig(Mechanism.GAUSSIAN, 1e-12, 3.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1e-9)
@@ -74,19 +74,8 @@ def _assert_equal_runs(config, task, data, plan):
 
     ours = InProcessRuntime(model(), config, data, plan, SEED)
     theirs = TffRuntime(model, config, data, plan, SEED)
-    start = ours.weights()
     try:
-        for round_number in range(3):
-            cohort = _cohort(data, round_number)
-            mine, reference = (runtime.run_round(round_number, cohort) for runtime in (ours, theirs))
-            assert mine.num_examples == reference.num_examples
-            assert mine.metrics == pytest.approx(reference.metrics, abs=1e-5)
-            assert mine.measurements == pytest.approx(reference.measurements, abs=1e-5)
-            assert mine.noise_multipliers == pytest.approx(reference.noise_multipliers)
-        for one, other in zip(ours.weights(), theirs.weights(), strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
-        moved = max(np.abs(now - then).max() for now, then in zip(ours.weights(), start, strict=True))
-        assert moved > 1e-4, "nothing was trained, so that agreement means nothing"
+        assert_equal_rounds(ours, theirs, [_cohort(data, round_number) for round_number in range(3)])
     finally:
         theirs.close()
 
