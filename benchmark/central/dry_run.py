@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-from benchmark.central.loop import grouped
 from benchmark.central.step import CentralTrainer
 from benchmark.data.pipeline import EvaluationData, TrainingData
 from benchmark.data.records import Records, Task
+from benchmark.evaluation import passes
 from benchmark.run.devices import Devices
 from benchmark.run.flags import Flags
 from benchmark.training import flags as model_flags
@@ -60,7 +60,7 @@ def _training_speed(flags: Flags, records: Records, task: Task, devices: Devices
     steps = (
         [tiled(part, share) for part in parts]
         for epoch in itertools.count()
-        for parts in grouped(data.batches(epoch), replicas)
+        for parts in passes.grouped(data.batches(epoch), replicas)
     )
     trainer.step(next(steps), flags.learning_rate)  # compiles
     seconds = seconds_of(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -117,7 +116,7 @@ def _train_epoch(
     before = state.seconds
     description = f"epoch {state.epoch + 1} of {config.num_epochs}"
     with Progress(training.num_photos, description, "photo", done=trainer.num_photos) as progress:
-        for parts in grouped(training.batches(state.epoch, state.step), len(trainer.devices.replicas)):
+        for parts in passes.grouped(training.batches(state.epoch, state.step), len(trainer.devices.replicas)):
             save_requested = (
                 safe_points.requested is not None or time.monotonic() - saved > config.seconds_per_checkpoint
             )
@@ -158,12 +157,6 @@ def _step_within_memory(
             f"out of memory with {photos} photos at once; give a --microbatch_size below that (with the same result), "
             "and the run goes on from its newest checkpoint"
         ) from None
-
-
-def grouped(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
-    """The batches of each training step: one per device."""
-    while parts := list(itertools.islice(batches, count)):
-        yield parts
 
 
 def _resume(trainer: CentralTrainer, run: RunFolder) -> TrainingState:

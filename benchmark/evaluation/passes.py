@@ -59,7 +59,7 @@ def accumulate(
     step = predict_step(model, devices)
     counts = np.zeros((task.num_outputs, 2, histogram.NUM_BUCKETS), np.int64)
     loss_sum, num_photos = 0.0, 0
-    for parts in _parts(dataset, 1 if devices is None else len(devices.replicas)):
+    for parts in grouped(dataset, 1 if devices is None else len(devices.replicas)):
         for (_, labels), (scores, losses) in zip(parts, step(parts), strict=False):
             # NaN has no bucket. The loss of such a photo is NaN too, and so is the sum, which tells the user.
             counts += histogram.histogram(np.nan_to_num(scores.numpy()), labels.numpy())
@@ -116,8 +116,8 @@ def _compile_step(model: weakref.ref[tf.keras.Model], devices: Devices | None) -
     return step
 
 
-def _parts(dataset: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
-    """Groups batches so that each device has one; the last group may have fewer."""
+def grouped(dataset: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
+    """Groups batches so that each of `count` devices has one; the last group may have fewer."""
     batches = iter(dataset)
     while parts := list(itertools.islice(batches, count)):
         yield parts
