@@ -28,10 +28,8 @@ def _compiled(
     config: FederatedConfig, trainable: tuple[tf.TensorSpec, ...], non_trainable: tuple[tf.TensorSpec, ...]
 ) -> RoundSpec:
     """The graphs of a round: they depend on nothing else, and TFF takes seconds to make them."""
-    return compile_round(
-        *(trainable, non_trainable, build_aggregation_factory(config)),
-        *(build_optimizer(config.server_optimizer), build_base_optimizer(config)),
-    )
+    aggregator, optimizer = build_aggregation_factory(config), build_optimizer(config.server_optimizer)
+    return compile_round(trainable, non_trainable, aggregator, optimizer, build_base_optimizer(config))
 
 
 class RoundServer:

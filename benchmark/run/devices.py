@@ -20,8 +20,10 @@ from benchmark.run import tf_config
 from flair.errors import FlairError
 
 _LOST = (
-    *(tf.errors.UnavailableError, tf.errors.AbortedError),
-    *(tf.errors.CancelledError, tf.errors.DeadlineExceededError),
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
 )
 _LOST_MESSAGE = (
     "another machine of TF_CONFIG has failed or cannot be reached; see what it printed, then start all of them again "
