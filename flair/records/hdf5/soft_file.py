@@ -15,10 +15,11 @@ from flair.files.atomic import sync, write_all
 from flair.records.preparation import naming
 
 
-def write_at(path: Path, position: int, data: bytes) -> None:
-    """Writes `data` into a file that is open as a `SoftFile`, here or in another process."""
+def write_at(path: Path, *pieces: tuple[int, bytes]) -> None:
+    """Writes pieces, each a position and its bytes, into a file open as a `SoftFile`, here or in another process."""
     with naming(path), open(path, "r+b", buffering=0) as file:
-        write_all(file.fileno(), data, position)
+        for position, data in pieces:
+            write_all(file.fileno(), data, position)
 
 
 class SoftFile(contextlib.AbstractContextManager["SoftFile"]):

@@ -137,8 +137,8 @@ def _read_photos(context: _Context, tasks: Sequence[_Task]) -> _Read:
         else:
             pixels, was_converted = images.read_pixels(context.dataset_dir, record)
             image = pixels.tobytes()
-            write_at(context.file, place.pixels, image)
-            write_at(context.file, place.checksum, CHECKSUM_DTYPE.type(record_checksum(record, image)).tobytes())
+            checksum = CHECKSUM_DTYPE.type(record_checksum(record, image)).tobytes()
+            write_at(context.file, (place.pixels, image), (place.checksum, checksum))
         if was_converted:
             converted.append(record.image_id)
     return _Read(len(tasks), jpegs, converted)
