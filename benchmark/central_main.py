@@ -91,7 +91,7 @@ def _train(
     devices, trainer, training, validation, test = _build(flags, records, task)
     from benchmark.central import loop
     from benchmark.evaluation import passes
-    from benchmark.model import loading
+    from benchmark.model import loading, trainable
     from benchmark.run.interruption import SafePoints
 
     steps = training.steps_per_epoch
@@ -122,6 +122,7 @@ def _train(
         "setting": "central",
         "model": flags.model,
         "parameters": trainer.model.count_params(),
+        "trainable_weights": trainable.num_weights(trainer.model),
         "num_epochs": flags.num_epochs,
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,

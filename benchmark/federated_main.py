@@ -85,7 +85,7 @@ def _train(
 ) -> dict[str, Any]:
     started = time.monotonic()
     from benchmark.federated import loop, scoring
-    from benchmark.model import loading
+    from benchmark.model import loading, trainable
     from benchmark.run.interruption import SafePoints
 
     setup = Setup.of(flags, records, task)
@@ -106,8 +106,6 @@ def _train(
         cohort_seed=settings.cohort_seed(flags) if key is None else None,
         noise_key_sha256=None if key is None else key.sha256,
     )
-    if privacy_plan is not None:
-        print("\n".join(announcement(privacy_plan)), flush=True)
     config = loop.LoopConfig(
         total_rounds=flags.total_rounds,
         rounds_per_eval=flags.rounds_per_eval,
@@ -128,11 +126,14 @@ def _train(
     def state_privacy(state: TrainingState) -> None:
         if privacy_plan is not None:
             has_key = (run.path / noise_key.KEY_FILE).exists()
-            record = settings.run_record(flags, setup.config, state.round, state.clip_norms, has_key)
+            record = settings.run_record(flags, setup.config, state.round, state.clip_norms, has_key, num_weights)
             write_statement(run.path, make_statement(privacy_plan, record))
 
     runtime, model, scorer = _build(setup, key)
+    num_weights = trainable.num_weights(model)
     try:
+        if privacy_plan is not None:
+            print("\n".join(announcement(privacy_plan, num_weights)), flush=True)
         with SafePoints("round") as safe_points:
             state = loop.train(
                 runtime, model, scorer, cohort_of, privacy_plan, run, config, safe_points, before_release=state_privacy
@@ -153,6 +154,7 @@ def _train(
         "setting": "federated" if privacy_plan is None else "federated, private",
         "model": flags.model,
         "parameters": model.count_params(),
+        "trainable_weights": num_weights,
         "rounds": state.round,
         "best_round": state.best_round,
         **scores,
@@ -179,6 +181,8 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None) -> NoiseKey:
         *(setup.config, setup.batch_plan, settings.sampling(flags), restored),
         *(flags.clients_per_round, flags.iid, flags.mean_datapoints_per_user, flags.seed),
         *(flags.model, flags.normalization, flags.compute_dtype),
+        # Only where they were given, so that a run of before they existed has the key it had.
+        *(f"{name}={flags[name]}" for name in ("trainable",) if flags.is_changed(name)),
     ]
     content = ""
     # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
@@ -226,7 +230,7 @@ def _build_ray(setup: Setup, model: tf.keras.Model, key: NoiseKey | None) -> tup
     flags = setup.flags
     place = os.path.abspath(*model_flags.data_place(flags).values())
     source = ClientSource(place, setup.records.digest(), flags.iid, flags.seed, flags.mean_datapoints_per_user)
-    arguments = model_flags.model_arguments(flags, setup.task.num_outputs)
+    arguments = model_flags.model_arguments(flags, setup.task.num_outputs), flags.trainable
     pool = start_workers(flags.ray_address, flags.num_workers, flags.worker_cpus, flags.worker_gpus)
     print(pool.summary(), flush=True)
     try:

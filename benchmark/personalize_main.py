@@ -118,7 +118,7 @@ def _episodes(flags: Flags, config: RunConfig) -> Episodes:
     if flags.episodes == USERS:
         sgd = steps, learning_rate, flags.batch_size, flags.proximal_strength, flags.clipnorm
         division = flags.split, flags.num_support, flags.num_query, flags.duplicates
-        return Users(config, UsersConfig(*division, Adaptation(flags.layers, *sgd), flags.query_size_limit))
+        return Users(config, UsersConfig(*division, Adaptation(flags.trainable, *sgd), flags.query_size_limit))
     taxonomy = None if flags.taxonomy is None else (flags.taxonomy, personalize_flags.taxonomy_folder(flags))
     drawing = (flags.label_set, flags.ways, flags.shots, flags.num_query, taxonomy)
     return Labels(config, LabelsConfig(*drawing, steps, learning_rate, flags.proximal_strength))

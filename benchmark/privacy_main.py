@@ -35,6 +35,9 @@ FLAGS: Table = (
         Role.RESULT,
     ),
     boolean("published_noise", "the noise ml-flair would use for --epsilon: far too much", Role.RESULT),
+    integer(
+        "num_weights", None, "weights that train: prints how long the noise on all of them is", Role.RESULT, least=1
+    ),
     boolean("table", "one line for each of several cohort sizes", Role.RESULT),
     boolean("json", "print JSON", Role.RESULT),
 )
@@ -57,15 +60,15 @@ def main(flags: Flags) -> None:
     if flags.table:
         if request.simulated_cohort is not None:
             raise FlairError("--table varies the cohort itself: leave out --simulated_clients_per_round")
-        _print_table(flags.num_users, request, flags.json)
+        _print_table(flags.num_users, request, flags.num_weights, flags.json)
         return
-    found = planner.answer(flags.num_users, request)
+    found = planner.answer(flags.num_users, request, flags.num_weights)
     print(json.dumps(found, indent=2) if flags.json else planner.answer_text(found))
 
 
-def _print_table(num_users: int, request: PrivacyRequest, as_json: bool) -> None:
+def _print_table(num_users: int, request: PrivacyRequest, num_weights: int | None, as_json: bool) -> None:
     cohorts = planner.table_cohorts(num_users, request.cohort)
-    answers = (planner.answer(num_users, dataclasses.replace(request, cohort=cohort)) for cohort in cohorts)
+    answers = (planner.answer(num_users, dataclasses.replace(request, cohort=one), num_weights) for one in cohorts)
     if as_json:
         print(json.dumps(list(answers), indent=2))
         return

@@ -154,8 +154,9 @@ class CentralTrainer:
     def _differentiate(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """The gradients of this device's sum of losses, and over all devices that sum and the number of photos."""
         is_photo = labels[:, 0] >= 0  # the others fill up an uneven batch
-        with tf.GradientTape() as tape:
-            logits = self.model(images, training=True)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.model.trainable_variables)
+            logits = self.model(images, training=False)  # no batch statistics, no dropout
             loss_sum = tf.reduce_sum(tf.where(is_photo, losses_of(labels, logits), 0.0))
         gradients = tape.gradient(loss_sum, self.model.trainable_variables)
         counts = histogram(tf.boolean_mask(scores_of(logits), is_photo), tf.boolean_mask(labels, is_photo))

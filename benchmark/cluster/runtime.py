@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -59,7 +59,7 @@ class RayRuntime(RoundServer):
 
     Args:
       model, config, data, batch_plan, seed, noise_key: as `InProcessRuntime` takes them.
-      model_arguments: those of `networks.build_model` for the model.
+      model_arguments: those of `networks.build_model` for the model, and which of its weights train.
       source: opens `data` on the workers' machines.
       pool: the workers, which end with the runtime. They are not told the noise key.
       eval_batch_size: photos per batch when workers score.
@@ -73,7 +73,7 @@ class RayRuntime(RoundServer):
     def __init__(
         self,
         model: tf.keras.Model,
-        model_arguments: tuple,
+        model_arguments: tuple[tuple[Any, ...], str],
         config: FederatedConfig,
         data: Clients,
         source: ClientSource,
@@ -85,7 +85,8 @@ class RayRuntime(RoundServer):
     ) -> None:
         super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key)
         self.pool, self._batch_plan, self._data = pool, batch_plan, data
-        run = (model_arguments, source, batch_plan, config.client, seed, self.aggregation.spec)
+        frozen = [variable.numpy() for variable in model.non_trainable_variables]
+        run = (model_arguments, frozen, source, batch_plan, config.client, seed, self.aggregation.spec)
         pool.give(Job(*run, eval_batch_size, str(tf.__version__)))
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:

@@ -14,6 +14,7 @@ from benchmark.data.source import ClientSource
 from benchmark.evaluation.passes import Evaluation, accumulate
 from benchmark.federated.scoring import ClientScore, LocalComparison, LocalScorer
 from benchmark.model.networks import build_model
+from benchmark.model.trainable import choose
 from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import ClientConfig
@@ -25,7 +26,8 @@ class Job(NamedTuple):
     """All that a worker needs to know of a run, once.
 
     Attributes:
-      model: arguments of `networks.build_model`.
+      model: arguments of `networks.build_model`, and which of its weights train (`model.trainable`).
+      frozen: the values of the others.
       source: the clients' photos.
       batch_plan: how a client goes through them.
       client: what a client does.
@@ -35,7 +37,8 @@ class Job(NamedTuple):
       tensorflow: version that the run has.
     """
 
-    model: tuple[Any, ...]
+    model: tuple[tuple[Any, ...], str]
+    frozen: Sequence[np.ndarray]
     source: ClientSource
     batch_plan: BatchPlan
     client: ClientConfig
@@ -58,7 +61,10 @@ class Tasks:
             self._records, clients = job.source.open()
         except FlairError as error:
             raise FlairError(f"machine {socket.gethostname()}: {error}") from None
-        self._model, self._task = build_model(*job.model), job.batch_plan.task
+        arguments, trainable = job.model
+        self._model, self._task = choose(build_model(*arguments), trainable), job.batch_plan.task
+        for variable, value in zip(self._model.non_trainable_variables, job.frozen, strict=True):
+            variable.assign(value)
         self._trainer = LocalTrainer(self._model, job.client, job.round.step)
         self._shard = ShardTrainer(self._trainer, Aggregation(job.round), clients, job.batch_plan, job.seed)
         self._scorer = LocalScorer(self._model, self._records, job.batch_plan, job.eval_batch_size)

@@ -14,10 +14,12 @@ from benchmark.data.records import Records
 from benchmark.federated import settings
 from benchmark.federated.flags import INPROCESS, RAY, TFF
 from benchmark.federated.settings import Setup
+from benchmark.model.trainable import num_weights
 from benchmark.privacy import accounting
 from benchmark.privacy.accounting import rounded_up
-from benchmark.privacy.adaptive import sum_noise_multiplier
+from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.plan import PrivacyPlan
+from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig, FederatedConfig
 from benchmark.rounds.runtime import Runtime
 from benchmark.run.flags import Flags
@@ -60,7 +62,7 @@ def plan_lines(
         *_algorithm_lines(flags, setup.config),
         *entry("rounds", f"{rounds:,}, an evaluation every {flags.rounds_per_eval:,}"),
         *entry("cohort", _cohort_row(flags, population, photos)),
-        *([] if privacy_plan is None else _privacy_lines(setup.config, privacy_plan)),
+        *([] if privacy_plan is None else _privacy_lines(setup.config, privacy_plan, num_weights(model))),
         *entry("memory", memory_row(), _MEMORY_NOTES[flags.runtime]),
         *training_plan.time_lines(
             [Part("rounds", rounds, fixed + cohort * photos * per_photo), *scored],
@@ -70,7 +72,7 @@ def plan_lines(
     ]
 
 
-def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan) -> list[str]:
+def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan, weights: int) -> list[str]:
     """Epsilon, delta and every noise of the plan."""
     noise, request = config.noise, privacy_plan.request
     assert noise is not None
@@ -97,7 +99,9 @@ def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan) -> list[s
             f"per query: {sum_noise_multiplier(own, noise.clipped_count_stddev):.4g} on the updates, standard "
             f"deviation {noise.clipped_count_stddev:.4g} clients on the count that adapts the clipping norm"
         )
-    rows.append(f"{sigma / cohort:.4g} on the mean update")
+    rows.append(f"{sigma / cohort:.4g} on each number of the mean update")
+    if request.mechanism is Mechanism.GAUSSIAN:
+        rows.append(f"{noise_norm(sigma, cohort, weights):.3g} clipping norms on its {weights:,} numbers together")
     return [*lines, *entry("sigma", *rows)]
 
 

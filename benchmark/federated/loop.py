@@ -111,15 +111,14 @@ def train(
 
 
 def _take_weights(model: tf.keras.Model, runtime: Runtime, round_number: int) -> None:
-    """Gives the global weights, trainable ones first, to the Keras model."""
+    """Gives the global weights to the Keras model."""
     weights = runtime.weights()
     if not all(np.isfinite(weight).all() for weight in weights):
         raise FlairError(
             f"round {round_number}: training has diverged, the global weights are no longer finite; lower "
             "--server_learning_rate or --client_learning_rate, and start in another --run_dir"
         )
-    variables = [*model.trainable_variables, *model.non_trainable_variables]
-    for variable, weight in zip(variables, weights, strict=True):
+    for variable, weight in zip(model.trainable_variables, weights, strict=True):
         variable.assign(weight)
 
 

@@ -138,8 +138,8 @@ class LocalScorer:
 
 
 def weights_of(model: tf.keras.Model) -> list[np.ndarray]:
-    """The model's weights, trainable ones first, in the order in which a runtime holds them."""
-    return [variable.numpy() for variable in (*model.trainable_variables, *model.non_trainable_variables)]
+    """The weights that train, in the order in which a runtime holds them."""
+    return [variable.numpy() for variable in model.trainable_variables]
 
 
 def sample_clients(client_ids: Sequence[str], count: int | None, seed: int) -> list[str]:

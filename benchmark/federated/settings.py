@@ -111,9 +111,19 @@ def privacy_plan_of(flags: Flags, num_users: int) -> PrivacyPlan | None:
 
 
 def run_record(
-    flags: Flags, config: FederatedConfig, rounds: int, clip_norms: Sequence[float], has_key: bool
+    flags: Flags,
+    config: FederatedConfig,
+    rounds: int,
+    clip_norms: Sequence[float],
+    has_key: bool,
+    num_weights: int,
 ) -> RunRecord:
-    """What happened in a private run so far; `has_key`: whether the noise key lies in the run folder."""
+    """What happened in a private run so far.
+
+    Args:
+      has_key: whether the noise key lies in the run folder.
+      num_weights: how many numbers train.
+    """
     noise = config.noise
     assert noise is not None
     if flags.noise_key_file is not None:
@@ -129,6 +139,7 @@ def run_record(
         restored_model=flags.restore_model_path is not None,
         noise_key=key,
         drawn_by_tff=flags.runtime == TFF,
+        num_weights=num_weights,
     )
 
 

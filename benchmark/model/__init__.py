@@ -4,4 +4,4 @@ What enters is a network's name and input size, or a file of weights that nobody
 model, or such a file.
 """
 
-__all__ = ["clipping", "loading", "networks", "normalization", "safetensors", "saved", "weights"]
+__all__ = ["clipping", "loading", "networks", "normalization", "safetensors", "saved", "trainable", "weights"]

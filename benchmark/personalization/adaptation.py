@@ -8,21 +8,19 @@ import numpy as np
 
 from benchmark.run.seeds import derive_generator
 
-HEAD, ALL, NORM = LAYERS = ("head", "all", "norm")
-
 
 @dataclass(frozen=True)
 class Adaptation:
     """How a model is adapted: plain SGD on the support photos from the global weights.
 
     Attributes:
-      layers: `head` (the classifier), `all`, or `norm` (scale and shift of the normalization layers).
+      trainable: which weights adapt, one of `benchmark.model.trainable.TRAINABLE`.
       batch_size: support photos per step; all where there are fewer.
       proximal_strength: mu of mu / 2 * |w - w_global|^2 added to the loss, as in FedProx.
       clipnorm: bound on the L2 norm of each weight's gradient; 0: no bound.
     """
 
-    layers: str
+    trainable: str
     steps: int
     learning_rate: float
     batch_size: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmark.personalization.adaptation import HEAD, LAYERS
+from benchmark.model.trainable import HEAD, TRAINABLE
 from benchmark.personalization.labels import LABEL_SETS
 from benchmark.personalization.users import DUPLICATE_AWARE, RANDOM, SPLITS
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path, text
@@ -14,7 +14,7 @@ from flair.errors import FlairError
 USERS, LABELS = EPISODES = ("users", "labels")
 _DEFAULT_SGD = {USERS: (10, 0.05), LABELS: (100, 1.0)}  # steps, learning rate
 _FOR_USERS = (
-    *("split", "duplicates", "num_support", "layers", "batch_size", "clipnorm"),
+    *("split", "duplicates", "num_support", "trainable", "batch_size", "clipnorm"),
     *("use_fine_grained_labels", "binary_label"),
 )
 _FOR_LABELS = ("ways", "shots", "label_set", "taxonomy")
@@ -55,10 +55,11 @@ FLAGS: Table = (
         "duplicates", None, "near_duplicates.json of flair.near_duplicates, for --split=duplicate_aware.", Role.RESULT
     ),
     choice(
-        "layers",
+        "trainable",
         HEAD,
-        LAYERS,
-        "What adapts: the classifier, all weights, or scale and shift of the normalization layers.",
+        TRAINABLE,
+        "Which weights adapt: all; film, which is scale and shift of the normalization layers and the classifier; or "
+        "head, the classifier alone.",
         Role.RESULT,
     ),
     integer(

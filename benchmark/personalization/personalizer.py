@@ -15,9 +15,9 @@ import tensorflow as tf
 from benchmark.data import augmentation
 from benchmark.data.records import Task
 from benchmark.metrics import histogram, keras
+from benchmark.model import trainable
 from benchmark.model.clipping import clip_gradients
-from benchmark.model.normalization import FrozenBatchNormalization, GroupNormalization
-from benchmark.personalization.adaptation import ALL, HEAD, Adaptation
+from benchmark.personalization.adaptation import Adaptation
 from flair.errors import FlairError
 from flair.records.tfrecord import example
 
@@ -55,11 +55,12 @@ class Personalizer:
     ) -> None:
         self.adaptation = adaptation
         self._task, self._image_size, self._query_size_limit = task, image_size, query_size_limit
-        self._variables = adapted_variables(model, adaptation.layers)
+        self._variables = trainable.choose(model, adaptation.trainable).trainable_variables
         self._global = [tf.constant(variable.numpy()) for variable in self._variables]
         # Below the classifier nothing changes when only the classifier does: its inputs are computed once.
-        self._body = pooled_features(model) if adaptation.layers == HEAD else None
-        self._network = model.get_layer("classifier") if adaptation.layers == HEAD else model
+        is_head = adaptation.trainable == trainable.HEAD
+        self._body = pooled_features(model) if is_head else None
+        self._network = model.get_layer(trainable.CLASSIFIER) if is_head else model
         input_shape = (self._body.output_shape if self._body is not None else model.input_shape)[1:]
         inputs = tf.TensorSpec((None, *input_shape), tf.float32)
         labels = tf.TensorSpec((None, task.num_outputs), tf.float32)
@@ -130,7 +131,7 @@ class Personalizer:
     def _step_once(self, inputs: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> None:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
-            logits = self._network(tf.gather(inputs, positions), training=True)
+            logits = self._network(tf.gather(inputs, positions), training=False)
             loss = tf.reduce_mean(keras.losses_of(tf.gather(labels, positions), logits))
         gradients = tape.gradient(loss, self._variables)
         if self.adaptation.proximal_strength > 0:
@@ -155,19 +156,9 @@ class Personalizer:
             variable.assign(start)
 
 
-def adapted_variables(model: tf.keras.Model, layers: str) -> list[tf.Variable]:
-    """The weights that `--layers` names."""
-    if layers == ALL:
-        return list(model.trainable_variables)
-    if layers == HEAD:
-        return list(model.get_layer("classifier").trainable_variables)
-    kinds = (GroupNormalization, FrozenBatchNormalization)
-    return [v for layer in model.layers if isinstance(layer, kinds) for v in layer.trainable_variables]
-
-
 def pooled_features(model: tf.keras.Model) -> tf.keras.Model:
     """The network up to the input of its classifier: pixels [b, height, width, 3] to features [b, channels]."""
-    return tf.keras.Model(model.input, model.get_layer("classifier").input)
+    return tf.keras.Model(model.input, model.get_layer(trainable.CLASSIFIER).input)
 
 
 def micro_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -118,7 +118,7 @@ class Users:
         return {
             "split": of_users.split,
             **({"assumption": ASSUMPTION} if of_users.split == CHRONOLOGICAL else {}),
-            "layers": of_users.adaptation.layers,
+            "trainable": of_users.adaptation.trainable,
             "proximal_strength": of_users.adaptation.proximal_strength,
             "users": {
                 "partition": len(self._table.users),
@@ -140,7 +140,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
     columns = Columns("<22", ">9.4f", ">22", ">9.4f", ">9.4f", ">9.4f")
     lines = [
         f"{users['used']:,} users used of {users['eligible']:,} eligible and {users['partition']:,} in "
-        f"{summary['partition']}; {summary['steps']} steps on {summary['layers']}, {summary['split']} split",
+        f"{summary['partition']}; {summary['steps']} steps on {summary['trainable']}, {summary['split']} split",
         *([f"assumption: {summary['assumption']}"] if "assumption" in summary else []),
         columns.line("", "mean", "95% interval", "p10", "p50", "p90"),
     ]

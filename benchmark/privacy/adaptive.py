@@ -58,6 +58,17 @@ def sum_noise_multiplier(noise_multiplier: float, count_stddev: float) -> float:
     return float((noise_multiplier**-2 - (2 * count_stddev) ** -2) ** -0.5)
 
 
+def noise_norm(sum_noise_multiplier: float, cohort: float, num_weights: int) -> float:
+    """How long the noise on a round's mean update is, in clip norms, which no update exceeds: sigma / cohort * sqrt(d).
+
+    Of 11 million weights it drowns every update, of a classifier's few thousand it does not.
+
+    >>> [round(noise_norm(0.974, 200, count), 2) for count in (11_185_233, 18_321, 8_721)]
+    [16.29, 0.66, 0.45]
+    """
+    return sum_noise_multiplier / cohort * math.sqrt(num_weights)
+
+
 def clip_collapses(cohort: int, count_stddev: float, target_quantile: float, is_poisson: bool = True) -> bool:
     """Whether the noise on the count drives the adaptive clip norm to zero, whatever the updates are.
 

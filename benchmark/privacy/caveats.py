@@ -44,6 +44,7 @@ class RunRecord:
       artificial_users: users were drawn across the split (--iid), so that the unit is not a person.
       restored_model: training started from other weights (--restore_model_path).
       drawn_by_tff: the noise is TFF's own (--runtime=tff); only the cohorts follow from the key.
+      num_weights: how many numbers of the model train; None where that is not known.
     """
 
     rounds_completed: int
@@ -54,6 +55,7 @@ class RunRecord:
     restored_model: bool = False
     noise_key: KeyState = KeyState.PRESENT
     drawn_by_tff: bool = False
+    num_weights: int | None = None
 
 
 def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:

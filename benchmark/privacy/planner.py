@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmark.privacy import accounting
 from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
-from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
+from benchmark.privacy.adaptive import clipped_count_stddev, noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA
 from benchmark.privacy.plan import PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
@@ -35,8 +35,11 @@ def check(num_users: int, request: PrivacyRequest) -> None:
     replace(request, epsilon=None).check(num_users)
 
 
-def answer(num_users: int, request: PrivacyRequest) -> dict[str, Any]:
-    """The answer by both accountants, as JSON values; an epsilon that is not finite is None."""
+def answer(num_users: int, request: PrivacyRequest, num_weights: int | None = None) -> dict[str, Any]:
+    """The answer by both accountants, as JSON values; an epsilon that is not finite is None.
+
+    With `num_weights` it also says how long the noise on so many numbers is (`adaptive.noise_norm`).
+    """
     check(num_users, request)
     plans = _plans(num_users, request)
     return {
@@ -52,7 +55,7 @@ def answer(num_users: int, request: PrivacyRequest) -> dict[str, Any]:
         "epsilon_asked": request.epsilon,
         "published_noise": request.published_noise,
         "by": {
-            name: _by_accountant(request, plans[name], name) if name in plans else dict.fromkeys(_KEYS)
+            name: _by_accountant(request, plans[name], name, num_weights) if name in plans else dict.fromkeys(_KEYS)
             for name in ACCOUNTANTS
         },
     }
@@ -81,7 +84,8 @@ def answer_text(found: dict[str, Any]) -> str:
 def table_header(found: dict[str, Any]) -> str:
     """The first line of a table of answers like `found`."""
     name = _ANSWERED_BY[found["asks_for"]].replace("_", " ")
-    return f"{'clients':>9}{'q':>12}{name + ', PLD':>24}{name + ', RDP':>24}{'noise on mean, PLD':>20}"
+    norm = f"{'its norm':>12}" if found["by"]["pld"]["noise_norm"] is not None else ""
+    return f"{'clients':>9}{'q':>12}{name + ', PLD':>24}{name + ', RDP':>24}{'noise on mean, PLD':>20}{norm}"
 
 
 def table_row(found: dict[str, Any]) -> str:
@@ -91,6 +95,7 @@ def table_row(found: dict[str, Any]) -> str:
     return (
         f"{found['clients_per_round']:>9,}{found['sampling_probability']:>12.4g}"
         f"{_text(key, pld[key]):>24}{_text(key, rdp[key]):>24}{as_text(pld['noise_on_mean']):>20}"
+        + (f"{as_text(pld['noise_norm']):>12}" if pld["noise_norm"] is not None else "")
     )
 
 
@@ -100,6 +105,7 @@ _ROWS = (
     ("  on the sum, adaptive clipping", "sum_noise_multiplier"),
     ("  on the unclipped count (clients)", "clipped_count_stddev"),
     ("noise on the mean (clip norms)", "noise_on_mean"),
+    ("  its norm over all weights", "noise_norm"),
     ("epsilon", "epsilon"),
     ("the run's own epsilon", "own_epsilon"),
     ("epsilon proved, one user replaced", "replace_one_epsilon"),
@@ -123,7 +129,7 @@ def _plans(num_users: int, request: PrivacyRequest) -> dict[str, PrivacyPlan]:
     return plans
 
 
-def _by_accountant(request: PrivacyRequest, plan: PrivacyPlan, name: str) -> dict[str, Any]:
+def _by_accountant(request: PrivacyRequest, plan: PrivacyPlan, name: str, num_weights: int | None) -> dict[str, Any]:
     noise, rounds = plan.run_noise_multiplier, request.total_rounds
     gaussian = request.mechanism is Mechanism.GAUSSIAN
     count_stddev = clipped_count_stddev(request.cohort, noise, request.published_noise) if gaussian else None
@@ -133,6 +139,7 @@ def _by_accountant(request: PrivacyRequest, plan: PrivacyPlan, name: str) -> dic
         "sum_noise_multiplier": sum_noise_multiplier(noise, count_stddev) if count_stddev else None,
         "clipped_count_stddev": count_stddev,
         "noise_on_mean": plan.noise_multiplier / request.accounted_cohort if gaussian else None,
+        "noise_norm": noise_norm(noise, request.cohort, num_weights) if num_weights and gaussian else None,
         "epsilon": finite(plan.epsilon_at(rounds, name)),
         "own_epsilon": finite(plan.own_epsilon_at(rounds, name)) if request.simulated_cohort else None,
         "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)) if name == "rdp" else None,

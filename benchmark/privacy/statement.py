@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
-from benchmark.privacy.adaptive import sum_noise_multiplier
+from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism, Sampling
@@ -42,6 +42,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
     request, rounds = plan.request, run.rounds_completed
     noise, stddev = plan.run_noise_multiplier, run.clipped_count_stddev
     fresh = request.mechanism is Mechanism.GAUSSIAN
+    on_sum = noise if stddev is None else sum_noise_multiplier(noise, stddev)
     norms = [float(norm) for norm in run.clip_norms]
     return {
         "format": FORMAT_VERSION,
@@ -55,6 +56,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
             "assumed": _ASSUMED[request.sampling],
             "probability": plan.sampling_probability,
         },
+        "trainable_weights": run.num_weights,
         "clients_per_round": request.cohort,
         "simulated_clients_per_round": request.simulated_cohort,
         "rounds": {"completed": rounds, "planned": request.total_rounds},
@@ -62,7 +64,8 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
             "where": "fresh in every round" if fresh else "on the nodes of a binary tree (DP-FTRL)",
             "noise_multiplier": plan.noise_multiplier,
             "run_noise_multiplier": noise,
-            "sum_noise_multiplier": noise if stddev is None else sum_noise_multiplier(noise, stddev),
+            "sum_noise_multiplier": on_sum,
+            "norm_on_mean": noise_norm(on_sum, request.cohort, run.num_weights) if run.num_weights and fresh else None,
             "clipped_count_stddev": stddev,
             "published_formula": request.published_noise,
         },
@@ -93,8 +96,8 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
     }
 
 
-def announcement(plan: PrivacyPlan) -> list[str]:
-    """What a run says about its privacy before it begins."""
+def announcement(plan: PrivacyPlan, num_weights: int) -> list[str]:
+    """What a run of so many trainable weights says about its privacy before it begins."""
     request = plan.request
     lines = [
         f"differential privacy: epsilon {rounded_up(plan.epsilon)} at delta {rounded_up(plan.delta)} after "
@@ -102,6 +105,12 @@ def announcement(plan: PrivacyPlan) -> list[str]:
         f"{plan.noise_multiplier:.4g}, {request.sampling} sampling of {request.cohort:,} of {plan.num_users:,} clients "
         "a round"
     ]
+    if request.mechanism is Mechanism.GAUSSIAN:
+        lines.append(
+            f"{num_weights:,} weights train: the noise on a round's mean update is "
+            f"{noise_norm(plan.run_noise_multiplier, request.cohort, num_weights):.3g} times as long as the clip norm, "
+            "which no update exceeds"
+        )
     if request.simulated_cohort is not None:
         lines.append(
             f"the noise is that of a simulated cohort of {request.simulated_cohort:,}; the run itself has epsilon "
@@ -222,6 +231,8 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("  given to the aggregator", as_text(noise["run_noise_multiplier"])),
         ("  on the sum of updates", as_text(noise["sum_noise_multiplier"])),
         ("  on the unclipped count (clients)", as_text(noise["clipped_count_stddev"])),
+        ("weights that train", as_text(statement.get("trainable_weights"))),
+        ("noise norm on the mean (clip norms)", as_text(noise.get("norm_on_mean"))),
         ("noise by ml-flair's formula", "yes" if noise["published_formula"] else "no"),
         ("clipping", clipping["kind"]),
         ("target unclipped quantile", as_text(clipping["target_unclipped_quantile"])),

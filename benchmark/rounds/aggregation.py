@@ -48,7 +48,7 @@ class Aggregation:
         self._num_weights = sum(name.startswith("weights/") for name in spec.state_names)
 
     def initialize(self, weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """The state before round 0, with the given global weights (trainable ones first)."""
+        """The state before round 0, with the given global weights."""
         state = self._graph("initialize")([])
         if len(weights) != self._num_weights:
             raise ValueError(f"expected {self._num_weights} weights, got {len(weights)}")

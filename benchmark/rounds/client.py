@@ -31,6 +31,7 @@ class LocalTrainer:
     Attributes:
       metrics: of the client at hand, each batch scored before its step.
       descends: whether a client's steps are gradient descent, so that `only_update` can stand for a client's only step.
+      trainable: the model's weights that train; the global weights are theirs.
       gradient_sum: of the other algorithms: gradients of the client's photos, added up.
       has_moved: whether a step has changed the model's weights since `start`.
     """
@@ -44,13 +45,12 @@ class LocalTrainer:
             tf.Variable(tf.zeros_like(variable), trainable=False)
             for variable in ([] if self.descends else self.trainable)
         ]
-        self._variables = [*model.trainable_variables, *model.non_trainable_variables]
         self._step = None if step is None else GraphFunction(step)
         self._loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
         self.has_moved = True
 
     def start(self, weights: Sequence[tf.Tensor]) -> None:
-        """Sets the model to the global weights (trainable ones first) and forgets the client before."""
+        """Sets the model to the global weights and forgets the client before."""
         self._start(weights)
         self.has_moved = False
 
@@ -102,13 +102,16 @@ class LocalTrainer:
 
     @tf.function
     def _start(self, weights: Sequence[tf.Tensor]) -> None:
-        for variable, weight in zip(self._variables, weights, strict=True):
+        for variable, weight in zip(self.trainable, weights, strict=True):
             variable.assign(weight)
         self.forget()
 
     def _gradients(self, pixels: tf.Tensor, labels: tf.Tensor, score: bool) -> list[tf.Tensor]:
-        with tf.GradientTape() as tape:
-            logits = tf.cast(self.model(pixels, training=True), tf.float32)
+        # Only what trains is watched, and the network runs as in evaluation, without batch statistics and dropout: an
+        # update is a function of the client's photos.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.trainable)
+            logits = tf.cast(self.model(pixels, training=False), tf.float32)
             loss = self._loss(labels, logits)
         if score:
             self.metrics.update_state(labels, logits)
@@ -126,7 +129,7 @@ class LocalTrainer:
         self._descend(
             [
                 gradient + self.config.proximal_strength * (variable - weight)
-                for gradient, variable, weight in zip(gradients, self.trainable, anchor, strict=False)
+                for gradient, variable, weight in zip(gradients, self.trainable, anchor, strict=True)
             ],
             learning_rate,
         )

@@ -28,8 +28,7 @@ _PHASES = ("prepare", "work", "zero", "accumulate", "merge", "report", "update")
 
 
 def compile_round(
-    trainable: Sequence[tf.TensorSpec],
-    non_trainable: Sequence[tf.TensorSpec],
+    weights: Sequence[tf.TensorSpec],
     aggregator: tff.aggregators.WeightedAggregationFactory | tff.aggregators.UnweightedAggregationFactory,
     server_optimizer: tff.learning.optimizers.Optimizer,
     base_optimizer: tff.learning.optimizers.Optimizer | None = None,
@@ -37,28 +36,23 @@ def compile_round(
     """Compiles aggregator and server optimizer for a model of the given weights.
 
     Args:
-      trainable: specs of the trainable weights; a client's update has the same shapes.
-      non_trainable: specs of the weights that rounds leave unchanged (moving statistics of a pretrained model).
+      weights: specs of the weights that train; a client's update has the same shapes.
       aggregator: any TFF aggregation factory, weighted (by examples) or unweighted.
       server_optimizer: applied to the aggregate by `tff.learning.templates.build_apply_optimizer_finalizer`.
       base_optimizer: MimeLite's global optimizer, whose state follows the mean full gradient of the cohort
         (Karimireddy et al. 2020, Algorithm 1, https://arxiv.org/abs/2008.03606); None for the other algorithms.
     """
-    types = [
-        tuple(tff.TensorType(s.dtype.as_numpy_dtype, s.shape.as_list()) for s in specs)
-        for specs in (trainable, non_trainable)
-    ]
-    weights_type = tff.types.to_type(tff.learning.models.ModelWeights(*types))
+    types = tuple(tff.TensorType(spec.dtype.as_numpy_dtype, spec.shape.as_list()) for spec in weights)
+    weights_type = tff.types.to_type(tff.learning.models.ModelWeights(types, ()))
     update_type = weights_type.trainable
     weighted = isinstance(aggregator, tff.aggregators.WeightedAggregationFactory)
     aggregation = aggregator.create(update_type, _WEIGHT_TYPE) if weighted else aggregator.create(update_type)
     finalizer = tff.learning.templates.build_apply_optimizer_finalizer(server_optimizer, weights_type)
-    mime = None if base_optimizer is None else _MimeLite(base_optimizer, trainable, update_type)
+    mime = None if base_optimizer is None else _MimeLite(base_optimizer, weights, update_type)
 
     @tff.tensorflow.computation
     def zero_weights():  # type: ignore[no-untyped-def]
-        zeros = [tuple(tf.zeros(s.shape, s.dtype) for s in specs) for specs in (trainable, non_trainable)]
-        return tff.learning.models.ModelWeights(*zeros)
+        return tff.learning.models.ModelWeights(tuple(tf.zeros(spec.shape, spec.dtype) for spec in weights), ())
 
     @tff.federated_computation
     def initialize():  # type: ignore[no-untyped-def]
@@ -109,11 +103,11 @@ class _MimeLite:
     """MimeLite's global optimizer: the mean full gradient drives its state, and clients take its step."""
 
     def __init__(
-        self, optimizer: tff.learning.optimizers.Optimizer, trainable: Sequence[tf.TensorSpec], update_type: tff.Type
+        self, optimizer: tff.learning.optimizers.Optimizer, weights: Sequence[tf.TensorSpec], update_type: tff.Type
     ) -> None:
         # Of a round without any usable client the mean is zero, not a state that is NaN ever after.
         self.aggregation = tff.aggregators.MeanFactory(no_nan_division=True).create(update_type, _WEIGHT_TYPE)
-        self.initialize = tff.tensorflow.computation(lambda: optimizer.initialize(tuple(trainable)))
+        self.initialize = tff.tensorflow.computation(lambda: optimizer.initialize(tuple(weights)))
         state_type = self.initialize.type_signature.result
 
         @tff.tensorflow.computation(state_type, update_type)

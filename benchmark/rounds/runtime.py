@@ -42,7 +42,7 @@ class Runtime(Protocol):
         ...
 
     def weights(self) -> list[np.ndarray]:
-        """The global weights, trainable ones first, in the Keras model's order."""
+        """The global weights, which are those that train, in the Keras model's order."""
         ...
 
     def state(self) -> list[np.ndarray]:

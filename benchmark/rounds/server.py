@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,22 +20,21 @@ from benchmark.rounds.config import FederatedConfig
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.shard import Broadcast, ShardResult
 from benchmark.run.seeds import derive_seed
+from flair.errors import FlairError
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(
-    config: FederatedConfig, trainable: tuple[tf.TensorSpec, ...], non_trainable: tuple[tf.TensorSpec, ...]
-) -> RoundSpec:
+def _compiled(config: FederatedConfig, weights: tuple[tf.TensorSpec, ...]) -> RoundSpec:
     """The graphs of a round: they depend on nothing else, and TFF takes seconds to make them."""
     aggregator, optimizer = build_aggregation_factory(config), build_optimizer(config.server_optimizer)
-    return compile_round(trainable, non_trainable, aggregator, optimizer, build_base_optimizer(config))
+    return compile_round(weights, aggregator, optimizer, build_base_optimizer(config))
 
 
 class RoundServer:
     """Holds the state of a run between rounds, as a `Runtime` does; a subclass adds the clients.
 
     Args:
-      model: its weights are where training starts.
+      model: its trainable weights are where training starts, and all that rounds know of it.
       config: algorithm, optimizers and aggregator.
       is_binary: whether metrics carry their bare names.
       seed: of the run; what an aggregator rounds stochastically follows from it and the round's number.
@@ -62,10 +60,9 @@ class RoundServer:
             is_tree = config.noise.mechanism is Mechanism.TREE
             self._normals = TreeNoise(key).normals if is_tree else FreshNoise(key).normals
         self._num_outputs = model.output_shape[-1]
-        weights = model.trainable_variables, model.non_trainable_variables
-        trainable, non_trainable = (tuple(tf.TensorSpec(v.shape, v.dtype) for v in kind) for kind in weights)
-        self.aggregation = Aggregation(_compiled(config, trainable, non_trainable))
-        self._state = self.aggregation.initialize([v.read_value() for v in itertools.chain(*weights)])
+        specs = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
+        self.aggregation = Aggregation(_compiled(config, specs))
+        self._state = self.aggregation.initialize([v.read_value() for v in model.trainable_variables])
 
     def broadcast(self, round_number: int) -> Broadcast:
         """What the clients of this round are sent."""
@@ -107,7 +104,10 @@ class RoundServer:
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
         if len(state) != len(self._state):
-            raise ValueError(f"expected a state of {len(self._state)} arrays, got {len(state)}")
+            raise FlairError(
+                f"the checkpoint has {len(state)} arrays, this training {len(self._state)}: an earlier version wrote "
+                "it; use --overwrite"
+            )
         self._state = [tf.constant(array, tensor.dtype) for array, tensor in zip(state, self._state, strict=True)]
 
     def _round_seed(self, *names: str | int) -> tf.Tensor:

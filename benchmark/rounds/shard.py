@@ -28,7 +28,7 @@ class Broadcast(NamedTuple):
     Attributes:
       round_number: counted from 0.
       learning_rate: of the clients' SGD in this round.
-      weights: the global weights, trainable ones first.
+      weights: the global weights.
       aggregator: the aggregator's own (clip norm, ...).
       base_optimizer_state: MimeLite's.
     """
@@ -153,7 +153,7 @@ class ShardTrainer:
         gradient = [tf.math.divide_no_nan(summed, num_examples) for summed in self._trainer.gradient_sum]
         if self._trainer.config.algorithm == FED_SGD:
             return self._add(gradient, [], num_examples, total)
-        pairs = zip(global_weights, self._trainer.trainable, strict=False)
+        pairs = zip(global_weights, self._trainer.trainable, strict=True)
         return self._add([weight - variable for weight, variable in pairs], gradient, num_examples, total)
 
     def _add(

@@ -81,8 +81,7 @@ class TffRuntime:
         return RoundResult(metrics, measurements, int(train["num_examples"]), self._noise_multipliers(), refused)
 
     def weights(self) -> list[np.ndarray]:
-        weights = self._process.get_model_weights(self._state)
-        return [np.asarray(array) for array in [*weights.trainable, *weights.non_trainable]]
+        return [np.asarray(array) for array in self._process.get_model_weights(self._state).trainable]
 
     def state(self) -> list[np.ndarray]:
         # TFF's `LearningAlgorithmState`, flat.

@@ -25,6 +25,7 @@ from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records
 from benchmark.data.source import ClientSource
 from benchmark.model.networks import build_model
+from benchmark.model.trainable import ALL
 from benchmark.rounds.inprocess import InProcessRuntime
 from benchmark.run.machine import peak_bytes
 from benchmark.speed import sizing
@@ -69,10 +70,9 @@ def _measure(flags: argparse.Namespace, folder: Path) -> dict[str, Any]:
     network = (flags.model, (flags.image_size, flags.image_size, 3), plan.task.num_outputs)
     local = InProcessRuntime(build_model(*network), config, data, plan, 0)
     with contextlib.closing(Cluster(None, num_cpus=sum(flags.workers))) as cluster:
+        run = (network, ALL), config, data, source, plan, 0, None
         runtimes = {
-            f"ray, {count}": RayRuntime(
-                *(build_model(*network), network, config, data, source, plan, 0, None, WorkerPool(cluster, count))
-            )
+            f"ray, {count}": RayRuntime(build_model(*network), *run, WorkerPool(cluster, count))
             for count in flags.workers
         }
         timings: dict[str, list[RoundTiming]] = {name: [] for name in runtimes}

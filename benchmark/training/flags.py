@@ -9,6 +9,7 @@ from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
 from benchmark.metrics.histogram import metric_names
 from benchmark.model.saved import COMPUTE_DTYPES
+from benchmark.model.trainable import ALL, TRAINABLE
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, one_of, path, text
 from benchmark.training import plan as training_plan
 from flair.dataset.catalog import IMAGE_SIZE
@@ -46,6 +47,14 @@ MODEL_FLAGS: Table = (
         "eval_batch_size", 512, "Photos a batch in evaluation; changes speed, never a number.", Role.SPEED, least=1
     ),
     choice("model", "resnet18", MODELS, "Network; cnn is a small one for laptops and tests.", Role.RESULT),
+    choice(
+        "trainable",
+        ALL,
+        TRAINABLE,
+        "Which weights train: all; film, which is scale and shift of the normalization layers and the classifier; or "
+        "head, the classifier alone. The others stay as they are restored.",
+        Role.RESULT,
+    ),
     choice(
         "normalization",
         "auto",
@@ -162,9 +171,9 @@ def data_facts(flags: Flags, records: Records) -> dict[str, str]:
 
 def build_model(flags: Flags, num_outputs: int) -> tf.keras.Model:
     """The model of the flags, with random weights."""
-    from benchmark.model import networks
+    from benchmark.model import networks, trainable
 
-    return networks.build_model(*model_arguments(flags, num_outputs))
+    return trainable.choose(networks.build_model(*model_arguments(flags, num_outputs)), flags.trainable)
 
 
 def model_arguments(flags: Flags, num_outputs: int) -> tuple[str, tuple[int, int, int], int, bool, int, str]:
@@ -196,6 +205,7 @@ def restored_model(flags: Flags) -> dict[str, str] | None:
 
 def model_lines(flags: Flags, task: Task, model: tf.keras.Model) -> list[str]:
     """What is predicted and by which model, for the plan of a dry run."""
+    from benchmark.model import trainable
     from benchmark.model.normalization import FrozenBatchNormalization
 
     kind = "fine-grained" if flags.use_fine_grained_labels else "coarse"
@@ -205,6 +215,7 @@ def model_lines(flags: Flags, task: Task, model: tf.keras.Model) -> list[str]:
     weights = f"weights of {flags.restore_model_path}" if flags.restore_model_path else "random weights"
     if flags.normalization == "frozen_batch" and not flags.restore_model_path:
         weights = "pretrained weights MISSING: give --restore_model_path, training is refused without"
+    trained = [] if flags.trainable == ALL else [f"{trainable.num_weights(model):,} of them train: {flags.trainable}"]
     return [
         *training_plan.entry("task", labels),
         *training_plan.entry(
@@ -212,5 +223,6 @@ def model_lines(flags: Flags, task: Task, model: tf.keras.Model) -> list[str]:
             f"{flags.model}, {model.count_params():,} parameters, {height} x {width} pixels, {norms} normalization, "
             f"{flags.compute_dtype}",
             weights,
+            *trained,
         ),
     ]

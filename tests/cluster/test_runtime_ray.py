@@ -26,6 +26,7 @@ from benchmark.data.source import ClientSource
 from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.scoring import LocalScorer
 from benchmark.model.networks import build_model
+from benchmark.model.trainable import ALL
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import (
@@ -105,7 +106,7 @@ def _model_arguments(task):
 def _ray(config, source, plan, pool):
     arguments = _model_arguments(plan.task)
     data = source.open()[1]
-    return RayRuntime(build_model(*arguments), arguments, config, data, source, plan, SEED, KEY, pool)
+    return RayRuntime(build_model(*arguments), (arguments, ALL), config, data, source, plan, SEED, KEY, pool)
 
 
 def _inprocess(config, source, plan):
@@ -252,7 +253,9 @@ def test_other_data_on_a_machine_is_refused(source, plan, pools):
     data = source.open()[1]
     arguments = _model_arguments(plan.task)
     with pytest.raises(FlairError, match="other data"):
-        RayRuntime(build_model(*arguments), arguments, CONFIGS["fed_avg"], data, other, plan, SEED, KEY, pools(2))
+        RayRuntime(
+            build_model(*arguments), (arguments, ALL), CONFIGS["fed_avg"], data, other, plan, SEED, KEY, pools(2)
+        )
 
 
 def _kill_when_training(place, delay, killed):

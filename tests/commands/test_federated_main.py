@@ -433,3 +433,30 @@ def test_a_photo_that_cannot_be_decoded_is_named(tfrecords, tmp_path):
     assert "Traceback" not in done.stderr
     line = done.stderr.strip().splitlines()[-1]  # libjpeg has its say before
     assert "4711" in line and user.stem in line
+
+
+@pytest.mark.parametrize("which", ["head", "film"])
+def test_few_weights_train_from_restored_ones_and_the_others_stay_bit_for_bit(tfrecords, task, tmp_path, which):
+    from benchmark.model import loading, networks
+    from benchmark.model.trainable import choose, num_weights
+
+    start, out = tmp_path / "start.h5", tmp_path / "out"
+    model = networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9)
+    loading.save_weights(model, start)
+    choose(model, which)
+    flags = (*_places(tfrecords, out), *PRIVATE, f"--trainable={which}", f"--restore_model_path={start}")
+    done = _run(*flags)
+    assert f"{num_weights(model):,} weights train: the noise on a round's mean update is" in done.stdout
+    before = {variable.name: variable.numpy() for variable in model.variables}
+    chosen = {variable.name for variable in model.trainable_variables}
+    loading.load_by_name(model, out / "run" / "last.h5")
+    after = {variable.name: variable.numpy() for variable in model.variables}
+    assert {name for name, value in after.items() if not np.array_equal(value, before[name])} == chosen
+    statement = json.loads((out / "run" / "privacy.json").read_text())
+    assert statement["trainable_weights"] == num_weights(model)
+    noise = statement["noise"]["sum_noise_multiplier"] / 4 * num_weights(model) ** 0.5
+    assert statement["noise"]["norm_on_mean"] == pytest.approx(noise)
+    # Sigma does not depend on how many weights there are.
+    assert f"noise multiplier {statement['noise']['noise_multiplier']:.4g}" in done.stdout
+    refusal = _refused(*flags[:-2], f"--restore_model_path={start}", "--trainable=all")
+    assert f"--trainable was {which} and is all" in refusal

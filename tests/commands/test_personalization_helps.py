@@ -68,7 +68,7 @@ def test_a_style_can_be_learned_and_shuffled_labels_cannot(tmp_path):
         run_dir = tmp_path / f"{name}_run"
         run(
             *("benchmark.personalize_main", f"--tfrecords_dir={folder}", f"--model={model}", f"--run_dir={run_dir}"),
-            *("--layers=all", "--steps=20", "--learning_rate=0.05", "--num_support=26", "--num_query=10"),
+            *("--trainable=all", "--steps=20", "--learning_rate=0.05", "--num_support=26", "--num_query=10"),
             f"--num_episodes={2 * TEST_USERS}",
         )
         found[name] = json.loads((run_dir / "summary.json").read_text())

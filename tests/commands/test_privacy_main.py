@@ -156,3 +156,13 @@ def test_published_noise_is_disclosed():
     assert "The noise is ml-flair's for epsilon 4" in planner.answer_text(found)
     with pytest.raises(FlairError, match="--published_noise sets the noise multiplier"):
         answer_to(**SMALL, epsilon=4.0, noise_multiplier=1.0, published_noise=True)
+
+
+def test_the_norm_of_the_noise_over_all_weights_that_train():
+    flags = ("--epsilon=2", "--num_users=41131", "--clients_per_round=200", "--total_rounds=5000")
+    for weights, norm in ((11_185_233, 16.29), (18_321, 0.6592), (8_721, 0.4548)):
+        found = json.loads(_run(*flags, f"--num_weights={weights}", "--json").stdout)
+        assert found["by"]["pld"]["noise_norm"] == pytest.approx(norm, rel=1e-3)
+    assert "its norm over all weights" in _run(*flags, "--num_weights=8721").stdout
+    header = _run(*flags, "--num_weights=8721", "--table").stdout.splitlines()[0]
+    assert header.endswith("its norm")

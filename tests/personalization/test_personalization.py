@@ -12,8 +12,9 @@ from sklearn.metrics import average_precision_score
 from benchmark.data import augmentation
 from benchmark.data.records import Task
 from benchmark.model import networks
+from benchmark.model.trainable import TRAINABLE
 from benchmark.personalization import personalizer as personalization
-from benchmark.personalization.adaptation import LAYERS, Adaptation, batch_positions
+from benchmark.personalization.adaptation import Adaptation, batch_positions
 from benchmark.personalization.personalizer import Personalizer
 from flair.dataset.images import read_jpeg
 from flair.dataset.metadata import load_users
@@ -57,8 +58,8 @@ def model():
     return networks.build_model("cnn", (*SIZE, 3), 17, seed=3)
 
 
-def _adaptation(layers="all", steps=4, **changes):
-    return Adaptation(**{"layers": layers, "steps": steps, "learning_rate": 0.1, "batch_size": 4, **changes})
+def _adaptation(trainable="all", steps=4, **changes):
+    return Adaptation(**{"trainable": trainable, "steps": steps, "learning_rate": 0.1, "batch_size": 4, **changes})
 
 
 def _run(model, photos, adaptation, query=4, limit=500):
@@ -72,7 +73,7 @@ def _personalizer(model, adaptation, limit=500):
     return Personalizer(model, TASK, SIZE, adaptation, limit)
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("layers", TRAINABLE)
 def test_without_a_step_nothing_changes_at_all(model, users, layers):
     for photos in users[:4]:
         baseline, adapted = _run(model, photos, _adaptation(layers, steps=0))
@@ -118,12 +119,12 @@ def _scores(model, photos):
     return float(losses.mean()), float(average_precision_score(labels, logits, average="micro"))
 
 
-_NORM_PREFIX = {"all": "", "head": "classifier", "norm": "norm"}
+_PREFIXES = {"all": "", "head": "classifier", "film": ("norm", "classifier")}
 
 
 @pytest.mark.parametrize(
     ("layers", "mu", "clipnorm"),
-    [("head", 0.0, 0.0), ("norm", 0.0, 0.0), ("all", 0.0, 0.0), ("all", 0.5, 0.02)],
+    [("head", 0.0, 0.0), ("film", 0.0, 0.0), ("all", 0.0, 0.0), ("all", 0.5, 0.02)],
 )
 def test_against_keras(model, users, layers, mu, clipnorm):
     photos, query = users[0], 6
@@ -135,9 +136,9 @@ def test_against_keras(model, users, layers, mu, clipnorm):
     clone.set_weights(model.get_weights())
     assert _scores(clone, photos[:query]) == pytest.approx((baseline.loss, baseline.micro_ap), abs=1e-5)
     for layer in clone.layers:
-        layer.trainable = layer.name.startswith(_NORM_PREFIX[layers])
+        layer.trainable = layer.name.startswith(_PREFIXES[layers])
     start = [tf.identity(weight) for weight in clone.trainable_variables]
-    assert len(start) == {"all": 14, "head": 2, "norm": 8}[layers]
+    assert len(start) == {"all": 14, "head": 2, "film": 10}[layers]
     optimizer = tf.keras.optimizers.SGD(0.1, clipnorm=clipnorm or None)
     for batch in positions:
         pixels, labels = (np.stack(arrays) for arrays in zip(*(_photo(support[i]) for i in batch), strict=True))

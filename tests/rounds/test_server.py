@@ -25,7 +25,7 @@ FRESH = FreshNoise(NoiseKey(bytes(32)))
 
 
 def _parts(aggregator, optimizer=None):
-    spec = compile_round(SPECS, (), aggregator, optimizer or tff.learning.optimizers.build_sgdm(1.0))
+    spec = compile_round(SPECS, aggregator, optimizer or tff.learning.optimizers.build_sgdm(1.0))
     return Aggregation(spec)
 
 
@@ -137,7 +137,7 @@ def test_merging_two_halves_equals_adding_all():
 def test_stochastic_rounding_of_compression_is_a_function_of_its_seed():
     specs = (tf.TensorSpec((300, 100), tf.float32),)
     factory = tff.learning.compression_aggregator(zeroing=False, clipping=False)
-    spec = compile_round(specs, (), factory, tff.learning.optimizers.build_sgdm(1.0))
+    spec = compile_round(specs, factory, tff.learning.optimizers.build_sgdm(1.0))
     aggregation = Aggregation(spec)
     state = aggregation.initialize([tf.zeros((300, 100))])
     update = tf.random.stateless_normal((300, 100), [1, 1])
