@@ -1,0 +1,121 @@
+"""Arrays on disk that are filled row by row, which a later process continues where a killed one stopped."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flair.errors import FlairError
+from flair.files import checked_json, npy_file, regular_file
+from flair.files.json_text import BadJson
+
+_DONE_FILE = "done.json"
+_SECONDS_PER_SAVE = 5.0
+
+
+class GrowingArrays:
+    """.npy files of equally many rows in a folder of their own, in the making.
+
+    Args:
+      folder: for the files; it goes when the work is `taken`.
+      arrays: file name -> dtype and shape; the first number of all shapes is the same.
+      facts: what the rows are made from, as JSON. With the same facts the rows of an earlier process are kept, unless a
+        byte of them has changed: then one line says so, and all are made anew.
+
+    Attributes:
+      num_done: rows that are written; start there.
+      checksums: CRC-32C of the rows of each file, in the order of `arrays`.
+    """
+
+    def __init__(
+        self, folder: Path, arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], facts: Mapping[str, Any]
+    ) -> None:
+        self._folder, self._kinds, self._facts = folder, dict(arrays), dict(facts)
+        self.num_done, self.checksums = 0, [0] * len(arrays)
+        try:
+            self._resume()
+        except (BadJson, npy_file.BadNpy, FlairError) as error:
+            print(f"{folder}: is damaged ({error}); what it holds is made anew", file=sys.stderr)
+        if self.num_done == 0:
+            remove(folder)
+            folder.mkdir(parents=True)
+        mode = "r+" if self.num_done else "w+"
+        self._arrays = [
+            np.lib.format.open_memmap(folder / name, mode, dtype, shape)
+            for name, (dtype, shape) in arrays.items()
+        ]
+        self._saved = time.monotonic()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that there will be."""
+        return len(self._arrays[0])
+
+    def add(self, *rows: NDArray[Any]) -> None:
+        """Writes the next rows of every array."""
+        part = slice(self.num_done, self.num_done + len(rows[0]))
+        for array, new in zip(self._arrays, rows, strict=True):
+            array[part] = new
+        written = zip(self._arrays, self.checksums, strict=True)
+        self.checksums = [npy_file.crc32c(array[part], before) for array, before in written]
+        self.num_done = part.stop
+        if time.monotonic() - self._saved >= _SECONDS_PER_SAVE:
+            self.save()
+
+    def save(self) -> None:
+        """Makes what is written so far outlive this process."""
+        for array in self._arrays:
+            array.flush()
+        done = {"facts": self._facts, "rows": self.num_done, "crc32c_of_files": self.checksums}
+        checked_json.write(self._folder / _DONE_FILE, done)
+        self._saved = time.monotonic()
+
+    def finish(self) -> Sequence[Path]:
+        """The files, complete and on disk, to be moved to where they belong; then call `taken`."""
+        if self.num_done != self.num_rows:
+            raise ValueError(f"{self.num_done} of {self.num_rows} rows are made")
+        self.save()
+        self._arrays.clear()
+        return [self._folder / name for name in self._kinds]
+
+    def taken(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self._folder)
+
+    def _resume(self) -> None:
+        """Finds how many rows are done, and that what is there of them is what was written."""
+        try:
+            state = checked_json.parse(regular_file.read_bytes(self._folder / _DONE_FILE))
+            if not isinstance(state, dict) or type(state.get("rows")) is not int:
+                raise BadJson(f"{_DONE_FILE} does not say how many rows are done")
+            if state.get("facts") != self._facts:
+                return
+            arrays = [
+                npy_file.map_array(self._folder / name, [dtype], len(shape))
+                for name, (dtype, shape) in self._kinds.items()
+            ]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        count = state["rows"]
+        shapes = [array.shape for array in arrays]
+        if shapes != [shape for _, shape in self._kinds.values()] or not 0 <= count <= shapes[0][0]:
+            raise npy_file.BadNpy(f"its arrays have the shapes {', '.join(map(str, shapes))}")
+        checksums = [npy_file.crc32c(array[:count]) for array in arrays]
+        if state.get("crc32c_of_files") != checksums:
+            raise npy_file.BadNpy("its checksums differ")
+        self.num_done, self.checksums = count, checksums
+
+
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it, or a file; nothing where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
