@@ -24,21 +24,22 @@ from flair.terminal.progress import duration
 
 if TYPE_CHECKING:
     from benchmark.central.step import CentralTrainer
-    from benchmark.data.pipeline import EvaluationData, TrainingData
+    from benchmark.data.inputs import Evaluation, Training
     from benchmark.run.devices import Devices
 
 
 class _Built(NamedTuple):
     devices: Devices
     trainer: CentralTrainer
-    training: TrainingData
-    validation: EvaluationData
-    test: EvaluationData
+    training: Training
+    validation: Evaluation
+    test: Evaluation
 
 
 def main(flags: Flags) -> None:
     """Checks the flags and the data, then trains; TensorFlow is imported only after the checks."""
     model_flags.check_model_flags(flags)
+    model_flags.check_feature_flags(flags)
     records, task = model_flags.open_task(flags)
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
     model_flags.check_best_metric(flags, task)
@@ -110,9 +111,9 @@ def _train(
         with SafePoints("step or evaluation") as safe_points:
             state = loop.train(trainer, training, validation, run, config, safe_points)
         devices.barrier()
-        loading.load_by_name(trainer.model, run.path / BEST_FILE)
+        loading.load_by_name(trainer.network, run.path / BEST_FILE)
         if run.is_written:
-            loading.save_weights(trainer.model, saved_model)
+            loading.save_weights(trainer.network, saved_model)
         results = {
             name: passes.accumulate(trainer.model, data, task, devices=devices)
             for name, data in (("val", validation), ("test", test))
@@ -121,8 +122,8 @@ def _train(
     return {
         "setting": "central",
         "model": flags.model,
-        "parameters": trainer.model.count_params(),
-        "trainable_weights": trainable.num_weights(trainer.model),
+        "parameters": trainer.network.count_params(),
+        "trainable_weights": trainable.num_weights(trainer.network),
         "num_epochs": flags.num_epochs,
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
@@ -136,8 +137,8 @@ def _train(
 
 def _build(flags: Flags, records: Records, task: Task) -> _Built:
     from benchmark.central.step import CentralTrainer
-    from benchmark.data.pipeline import TrainingData, evaluation_dataset
     from benchmark.run.devices import Devices
+    from benchmark.training.inputs import prepare
 
     devices = Devices()
     if devices.num_workers > 1:
@@ -146,18 +147,14 @@ def _build(flags: Flags, records: Records, task: Task) -> _Built:
         with devices.together():
             devices.check_equal(repr(facts), "some flags, data or starting weights")
     microbatch = flags.microbatch_size or (64 if devices.is_cpu else flags.train_batch_size)
-    trainer = CentralTrainer(
-        lambda: model_flags.build_model(flags, task.num_outputs), task, flags.clipnorm, devices, microbatch
-    )
-    model_flags.restore_model(flags, trainer.model)
-    size = model_flags.image_size(flags)
-    share = (devices.replicas, devices.num_replicas)
-    training = TrainingData(records, "train", task, flags.train_batch_size, size, flags.seed, *share)
+    with devices.scope():
+        network = model_flags.build_model(flags, task.num_outputs)
+    model_flags.restore_model(flags, network)
+    inputs, model, _ = prepare(flags, records, task, network)
+    trainer = CentralTrainer(model, task, flags.clipnorm, devices, microbatch, network)
+    training = inputs.training(flags.train_batch_size, flags.seed, devices.replicas, devices.num_replicas)
     workers = (devices.worker, devices.num_workers)
-    validation, test = (
-        evaluation_dataset(records, partition, task, size, flags.eval_batch_size, *workers)
-        for partition in ("val", "test")
-    )
+    validation, test = (inputs.evaluation(partition, *workers) for partition in ("val", "test"))
     return _Built(devices, trainer, training, validation, test)
 
 

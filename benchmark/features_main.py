@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import Record, load_records
 from flair.errors import FlairError
-from flair.files import atomic
+from flair.files import atomic, feature_file
 from flair.files.regular_file import file_sha256
 from flair.terminal import command
 from flair.terminal.flags import make_parser, positive_int
 from flair.terminal.paths import command_line, path_flag
-from flair.terminal.progress import Progress, duration
+from flair.terminal.progress import duration
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 DESCRIPTION = """\
 Runs every photo of a dataset directory through a saved model up to its global pooling and writes the features, one row
 a photo, with the ids beside them (FILE.npy and FILE.json). python -m flair.near_duplicates --features=FILE.npy lists
 the squared distances of near pairs by them. A run that was stopped continues when the same command is given again."""
-LAYER = "global_pooling"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,50 +58,40 @@ def write_model_features(
     Raises:
       FlairError: the model is not one of ours, or a photo cannot be read.
     """
+    from benchmark.features.extraction import fill
     from benchmark.model import saved as saved_model
-    from flair.dataset.images import read_jpeg
-    from flair.duplicates.features import write_features
-    from flair.files.parts import PartStore
+    from benchmark.model.trainable import body_and_head
 
     saved = saved_model.describe(model_file)
-    digest = file_sha256(model_file)
-    compute, num_features = _pooling(saved_model.load(saved), saved.image_size)
+    body, _ = body_and_head(saved_model.load(saved))
     image_ids = [record.image_id for record in records]
-    key = hashlib.sha256(json.dumps([digest, batch_size, image_ids]).encode()).hexdigest()[:24]
-    unfinished = atomic.beside(atomic.destination(output), "unfinished")
-    store = PartStore(unfinished / key, np.dtype(np.float32))
-    done = store.done * batch_size
-    try:
-        with Progress(len(records), "features", "photo", done=min(done, len(records))) as progress:
-            for first in range(done, len(records), batch_size):
-                batch = records[first : first + batch_size]
-                store.add(compute([read_jpeg(dataset_dir, record).data for record in batch]).reshape(-1))
-                progress.add(len(batch))
-    finally:
-        store.save()
-    values = store.rows().reshape(-1, num_features)
-    about = {"model": model_file.name, "model_sha256": digest, "layer": LAYER, "network": saved.network}
-    write_features(output, values, image_ids, about)
-    store.discard()
-    unfinished.rmdir()
-    return len(values), num_features
+    about = {"model": model_file.name, "model_sha256": file_sha256(model_file), "network": saved.network}
+    facts = {**about, "image_ids": hashlib.sha256(repr(image_ids).encode()).hexdigest()}
+    shape = len(records), int(body.output_shape[-1])
+    destination = atomic.destination(output)
+    growing = feature_file.growing(destination, shape, np.dtype(np.float32), facts)
+    batches = _pixels(dataset_dir, records[growing.num_done :], saved.image_size, batch_size)
+    fill(growing, body, batches, np.dtype(np.float32), "features")
+    feature_file.finish(growing, destination, image_ids, about)
+    return shape
 
 
-def _pooling(model: object, image_size: tuple[int, int]) -> tuple[Callable[[list[bytes]], np.ndarray], int]:
-    """JPEGs -> features float32 [b, d], and d."""
+def _pixels(
+    dataset_dir: Path, records: Sequence[Record], image_size: tuple[int, int], batch_size: int
+) -> Iterator[tf.Tensor]:
+    """Whole photos float32 [b, height, width, 3], as in evaluation."""
     import tensorflow as tf
 
-    from benchmark.data.augmentation import decode_whole
-
-    assert isinstance(model, tf.keras.Model)
-    pooled = tf.keras.Model(model.input, model.get_layer(LAYER).output)
+    from benchmark.data.augmentation import decode_evaluation
+    from flair.dataset.images import read_jpeg
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-    def compiled(photos: tf.Tensor) -> tf.Tensor:
-        pixels = tf.map_fn(lambda photo: decode_whole(photo, image_size), photos, fn_output_signature=tf.uint8)
-        return tf.cast(pooled(pixels, training=False), tf.float32)
+    def decode(photos: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(lambda photo: decode_evaluation(photo, image_size), photos, fn_output_signature=tf.float32)
 
-    return lambda photos: compiled(tf.constant(photos)).numpy(), int(pooled.output_shape[-1])
+    for first in range(0, len(records), batch_size):
+        chosen = records[first : first + batch_size]
+        yield decode(tf.constant([read_jpeg(dataset_dir, record).data for record in chosen]))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

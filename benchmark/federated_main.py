@@ -38,12 +38,17 @@ if TYPE_CHECKING:
     from benchmark.federated.scoring import Scorer
     from benchmark.privacy.noise_key import NoiseKey
     from benchmark.rounds.runtime import Runtime
+    from benchmark.training.inputs import Prepared
+
+
+_NEWER_FLAGS = ("trainable", "cache_features", "feature_views", "feature_dtype", "augment")
 
 
 def main(flags: Flags) -> None:
     """Checks the flags and the data, then trains; TensorFlow is imported only after the checks."""
     model_flags.check_model_flags(flags)
     checks.check_federated_flags(flags)
+    model_flags.check_feature_flags(flags, can_cache=flags.runtime != TFF)
     records, task = model_flags.open_task(flags)
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
     model_flags.check_best_metric(flags, task)
@@ -182,7 +187,7 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None) -> NoiseKey:
         *(flags.clients_per_round, flags.iid, flags.mean_datapoints_per_user, flags.seed),
         *(flags.model, flags.normalization, flags.compute_dtype),
         # Only where they were given, so that a run of before they existed has the key it had.
-        *(f"{name}={flags[name]}" for name in ("trainable",) if flags.is_changed(name)),
+        *(f"{name}={flags[name]}" for name in _NEWER_FLAGS if flags.is_changed(name)),
     ]
     content = ""
     # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
@@ -192,7 +197,12 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None) -> NoiseKey:
 
 
 def _build(setup: Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras.Model, Scorer]:
+    from benchmark.federated.scoring import LocalScorer
+    from benchmark.training.inputs import prepare
+
     flags, outputs = setup.flags, setup.task.num_outputs
+    runtime: Runtime
+    scorer: Scorer
     if flags.runtime == RAY:
         import tensorflow as tf
 
@@ -200,9 +210,10 @@ def _build(setup: Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras
         tf.config.set_visible_devices([], "GPU")
     model = model_flags.build_model(flags, outputs)
     model_flags.restore_model(flags, model)
+    prepared = prepare(flags, setup.records, setup.task, model, can_cache=flags.runtime != TFF)
     if flags.runtime == RAY:
-        return _build_ray(setup, model, key)
-    runtime: Runtime
+        runtime, scorer = _build_ray(setup, prepared, key)
+        return runtime, model, scorer
     if flags.runtime == TFF:
         from benchmark.rounds.tff import TffRuntime
 
@@ -215,13 +226,12 @@ def _build(setup: Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras
     else:
         from benchmark.rounds.inprocess import InProcessRuntime
 
-        runtime = InProcessRuntime(model, setup.config, setup.clients, setup.batch_plan, flags.seed, key)
-    from benchmark.federated.scoring import LocalScorer
+        clients = prepared.inputs.clients(setup.clients)
+        runtime = InProcessRuntime(prepared.model, setup.config, clients, setup.batch_plan, flags.seed, key)
+    return runtime, model, LocalScorer(prepared.model, prepared.inputs, setup.batch_plan)
 
-    return runtime, model, LocalScorer(model, setup.records, setup.batch_plan, flags.eval_batch_size)
 
-
-def _build_ray(setup: Setup, model: tf.keras.Model, key: NoiseKey | None) -> tuple[Runtime, tf.keras.Model, Scorer]:
+def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[Runtime, Scorer]:
     from benchmark.cluster.pool import start_workers
     from benchmark.cluster.runtime import RayRuntime
     from benchmark.cluster.scorer import RayScorer
@@ -235,13 +245,14 @@ def _build_ray(setup: Setup, model: tf.keras.Model, key: NoiseKey | None) -> tup
     print(pool.summary(), flush=True)
     try:
         runtime = RayRuntime(
-            *(model, arguments, setup.config, setup.clients, source, setup.batch_plan, flags.seed, key, pool),
+            *(prepared.model, arguments, setup.config, setup.clients, source, setup.batch_plan, flags.seed, key, pool),
             eval_batch_size=flags.eval_batch_size,
+            features=prepared.source,
         )
     except BaseException:
         pool.close()
         raise
-    return runtime, model, RayScorer(model, setup.records, setup.task, pool)
+    return runtime, RayScorer(prepared.model, setup.records, setup.task, pool)
 
 
 def _report(summary: dict[str, Any], run_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmark.data.augmentation import decode_training_batch
+from benchmark.data.augmentation import decode_batch
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.pipeline import EvaluationData, TrainingData, evaluation_dataset
 from benchmark.data.records import PhotoIndex, Records, Task
@@ -13,7 +13,7 @@ __all__ = [
     "Records",
     "Task",
     "TrainingData",
-    "decode_training_batch",
+    "decode_batch",
     "evaluation_dataset",
     "make_task",
     "open_records",

@@ -49,9 +49,10 @@ ARROWS = {
         "benchmark.data benchmark.metrics benchmark.model benchmark.run flair.curation flair.dataset "
         "flair.files flair.records.tfrecord flair.statistics flair.terminal"
     ),
+    "benchmark.features": "benchmark.data flair.dataset flair.files flair.terminal",
     "benchmark.training": (
-        "benchmark.data benchmark.evaluation benchmark.metrics benchmark.model benchmark.run flair.dataset "
-        "flair.files flair.terminal"
+        "benchmark.data benchmark.evaluation benchmark.features benchmark.metrics benchmark.model benchmark.run "
+        "flair.dataset flair.files flair.terminal"
     ),
     "benchmark.report": (
         "benchmark.evaluation benchmark.privacy benchmark.run flair.files flair.statistics flair.terminal"
@@ -65,7 +66,7 @@ ARROWS = {
         "benchmark.rounds benchmark.run benchmark.training flair.files flair.terminal"
     ),
     "benchmark.cluster": (
-        "benchmark.data benchmark.evaluation benchmark.federated benchmark.model benchmark.privacy "
+        "benchmark.data benchmark.evaluation benchmark.features benchmark.federated benchmark.model benchmark.privacy "
         "benchmark.rounds flair.terminal"
     ),
     "benchmark.speed": (
@@ -181,7 +182,7 @@ def test_below_a_door_only_modules_about_flags_take_flags(house: House) -> None:
         "benchmark.run.command",
         *(f"benchmark.{room}.flags" for room in ("central", "federated", "personalization", "training")),
         # What flags mean together, which of them are refused, and a plan that shows them.
-        *("benchmark.federated.settings", "benchmark.federated.checks"),
+        *("benchmark.federated.settings", "benchmark.federated.checks", "benchmark.training.inputs"),
         *("benchmark.central.dry_run", "benchmark.federated.dry_run"),
         "benchmark.sweep.grid",
     }, "a module below a door takes plain data, not flags"

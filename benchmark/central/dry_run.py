@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 
 from benchmark.central.step import CentralTrainer
-from benchmark.data.pipeline import EvaluationData, TrainingData
+from benchmark.data.inputs import Evaluation
+from benchmark.data.pipeline import TrainingData
 from benchmark.data.records import Records, Task
 from benchmark.evaluation import passes
 from benchmark.run.devices import Devices
@@ -19,7 +20,7 @@ _TIMED_STEPS = 2
 
 
 def plan_lines(
-    flags: Flags, records: Records, task: Task, devices: Devices, trainer: CentralTrainer, validation: EvaluationData
+    flags: Flags, records: Records, task: Task, devices: Devices, trainer: CentralTrainer, validation: Evaluation
 ) -> list[str]:
     """The lines of the plan; times a few steps and an evaluation batch."""
     population = training_plan.population_of(records, flags.num_users)

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.central.step import Batch, CentralTrainer
-from benchmark.data.pipeline import EvaluationData, TrainingData
+from benchmark.data.inputs import Evaluation, Training
 from benchmark.evaluation import passes
 from benchmark.model import loading
 from benchmark.run.devices import Devices
@@ -56,8 +56,8 @@ class TrainingState:
 
 def train(
     trainer: CentralTrainer,
-    training: TrainingData,
-    validation: EvaluationData,
+    training: Training,
+    validation: Evaluation,
     run: RunFolder,
     config: LoopConfig,
     safe_points: SafePoints,
@@ -91,7 +91,7 @@ def train(
         if value < state.best_value:
             state.best_value, state.best_epoch = value, state.epoch
             if run.is_written:
-                loading.save_weights(trainer.model, run.path / BEST_FILE)
+                loading.save_weights(trainer.network, run.path / BEST_FILE)
         trainer.reset_metrics()
         run.add_row(state.epoch, row, state.seconds)
         _save(trainer, run, state)
@@ -99,13 +99,13 @@ def train(
             print(_epoch_line(state, config, row), flush=True)
         _stop_together(safe_points, trainer.devices)
     if run.is_written:
-        loading.save_weights(trainer.model, run.path / LAST_FILE)
+        loading.save_weights(trainer.network, run.path / LAST_FILE)
     return state
 
 
 def _train_epoch(
     trainer: CentralTrainer,
-    training: TrainingData,
+    training: Training,
     run: RunFolder,
     config: LoopConfig,
     state: TrainingState,

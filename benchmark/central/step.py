@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -21,26 +21,28 @@ class CentralTrainer:
     """Trains a model with Adam, one compiled step per batch, on one or several devices.
 
     Args:
-      build: makes the model, called where its variables belong.
+      model: takes pixels, or features; its variables were made in the scope of `devices`.
       task: what the model predicts.
       clipnorm: bound on the gradient of each weight; 0 turns clipping off.
       devices: on what to train.
       microbatch_size: photos that a device passes forward and backward at once. A larger share of a batch is split
         and its gradients added up, which gives the same step up to rounding: no layer looks across photos.
+      network: what is to be saved, where `model` is the head of it; None: the model.
     """
 
     def __init__(
         self,
-        build: Callable[[], tf.keras.Model],
+        model: tf.keras.Model,
         task: Task,
         clipnorm: float,
         devices: Devices,
         microbatch_size: int = 64,
+        network: tf.keras.Model | None = None,
     ) -> None:
         self.task, self.clipnorm, self.devices, self.microbatch_size = task, clipnorm, devices, microbatch_size
         once = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        self.model, self.network = model, network or model
         with devices.scope():
-            self.model = build()
             # The new Keras optimizers pass over the weights a dozen times in a step, where this one does it once.
             self.optimizer = tf.keras.optimizers.legacy.Adam()
             shape = (task.num_outputs, 2, NUM_BUCKETS)
@@ -48,7 +50,8 @@ class CentralTrainer:
             self._loss_sum = tf.Variable(0.0, dtype=tf.float64, **once)
             self._num_photos = tf.Variable(0, dtype=tf.int64, **once)
         self._gradient_sums: list[tf.Variable] = []
-        images = tf.zeros((1, *self.model.input_shape[1:]), tf.uint8)
+        inputs = model.input_shape[1:]
+        images = tf.zeros((1, *inputs), tf.uint8 if len(inputs) == 3 else tf.float32)
         example = [images, tf.zeros((1, task.num_outputs)), tf.constant(0.0)]
         # The optimizer makes its variables when first used. A step would count, so it is traced and never run.
         self._step.get_concrete_function([example] * len(devices.replicas))

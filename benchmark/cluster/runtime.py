@@ -20,6 +20,7 @@ from benchmark.cluster.pool import WorkerPool
 from benchmark.cluster.tasks import Job
 from benchmark.data.clients import BatchPlan
 from benchmark.data.source import Clients, ClientSource
+from benchmark.features.cache import FeatureSource
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.config import FederatedConfig
 from benchmark.rounds.runtime import RoundResult
@@ -63,6 +64,7 @@ class RayRuntime(RoundServer):
       source: opens `data` on the workers' machines.
       pool: the workers, which end with the runtime. They are not told the noise key.
       eval_batch_size: photos per batch when workers score.
+      features: where the features are that `model`, a head, takes; None: it takes photos.
 
     Attributes:
       timing: of the last round.
@@ -82,11 +84,12 @@ class RayRuntime(RoundServer):
         noise_key: NoiseKey | None,
         pool: WorkerPool,
         eval_batch_size: int = 512,
+        features: FeatureSource | None = None,
     ) -> None:
         super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key)
         self.pool, self._batch_plan, self._data = pool, batch_plan, data
         frozen = [variable.numpy() for variable in model.non_trainable_variables]
-        run = (model_arguments, frozen, source, batch_plan, config.client, seed, self.aggregation.spec)
+        run = (model_arguments, frozen, features, source, batch_plan, config.client, seed, self.aggregation.spec)
         pool.give(Job(*run, eval_batch_size, str(tf.__version__)))
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:

@@ -10,11 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan
+from benchmark.data.inputs import Inputs, PixelInputs
 from benchmark.data.source import ClientSource
 from benchmark.evaluation.passes import Evaluation, accumulate
+from benchmark.features.cache import FeatureSource
 from benchmark.federated.scoring import ClientScore, LocalComparison, LocalScorer
 from benchmark.model.networks import build_model
-from benchmark.model.trainable import choose
+from benchmark.model.trainable import choose, new_head
 from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import ClientConfig
@@ -28,6 +30,7 @@ class Job(NamedTuple):
     Attributes:
       model: arguments of `networks.build_model`, and which of its weights train (`model.trainable`).
       frozen: the values of the others.
+      features: where features are, if the head alone trains on them; None: photos are decoded.
       source: the clients' photos.
       batch_plan: how a client goes through them.
       client: what a client does.
@@ -39,6 +42,7 @@ class Job(NamedTuple):
 
     model: tuple[tuple[Any, ...], str]
     frozen: Sequence[np.ndarray]
+    features: FeatureSource | None
     source: ClientSource
     batch_plan: BatchPlan
     client: ClientConfig
@@ -61,13 +65,24 @@ class Tasks:
             self._records, clients = job.source.open()
         except FlairError as error:
             raise FlairError(f"machine {socket.gethostname()}: {error}") from None
-        arguments, trainable = job.model
-        self._model, self._task = choose(build_model(*arguments), trainable), job.batch_plan.task
+        (arguments, trainable), plan = job.model, job.batch_plan
+        self._task = plan.task
+        inputs: Inputs
+        if job.features is None:
+            self._model = choose(build_model(*arguments), trainable)
+            size = plan.image_size, job.eval_batch_size
+            inputs = PixelInputs(self._records, plan.task, *size, plan.augment)
+        else:
+            self._model = new_head(job.features.network.size, plan.task.num_outputs)
+            try:
+                inputs = job.features.open(self._records, plan.task)
+            except FlairError as error:
+                raise FlairError(f"machine {socket.gethostname()}: {error}") from None
         for variable, value in zip(self._model.non_trainable_variables, job.frozen, strict=True):
             variable.assign(value)
         self._trainer = LocalTrainer(self._model, job.client, job.round.step)
-        self._shard = ShardTrainer(self._trainer, Aggregation(job.round), clients, job.batch_plan, job.seed)
-        self._scorer = LocalScorer(self._model, self._records, job.batch_plan, job.eval_batch_size)
+        self._shard = ShardTrainer(self._trainer, Aggregation(job.round), inputs.clients(clients), plan, job.seed)
+        self._scorer = LocalScorer(self._model, inputs, plan)
 
     def ready(self) -> None:
         """Nothing: the model is built."""

@@ -7,6 +7,8 @@ or in a fixed order.
 __all__ = [
     "augmentation",
     "clients",
+    "features",
+    "inputs",
     "labels",
     "opening",
     "pipeline",

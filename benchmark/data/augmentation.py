@@ -48,11 +48,6 @@ def decode_evaluation(photo: tf.Tensor, image_size: tuple[int, int], image_forma
     return resize(decode(photo, image_format)[tf.newaxis], image_size)[0]
 
 
-def decode_whole(photo: tf.Tensor, image_size: tuple[int, int], image_format: str = "jpeg") -> tf.Tensor:
-    """`decode_evaluation` rounded to whole grey levels, uint8."""
-    return tf.cast(tf.round(decode_evaluation(photo, image_size, image_format)), tf.uint8)
-
-
 def decode(photo: tf.Tensor, image_format: str = "jpeg") -> tf.Tensor:
     """All pixels of one stored photo, uint8 `[h, w, 3]`; gray JPEGs become RGB."""
     if image_format == "raw":
@@ -72,24 +67,28 @@ def resize(images: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
     return tf.ensure_shape(tf.image.resize(window, image_size), (None, *image_size, 3))
 
 
-def decode_training_batch(
-    serialized: tf.Tensor, seeds: tf.Tensor, task: Task, image_size: tuple[int, int]
+def decode_batch(
+    serialized: tf.Tensor, seeds: tf.Tensor, task: Task, image_size: tuple[int, int], augment: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """A batch of serialized examples to photos and labels, for use inside a `tf.function`.
 
     Args:
       serialized: string [batch].
       seeds: int64 [batch, 2], one per photo.
+      augment: `decode_training` of the photos, else `decode_evaluation`.
 
     Returns:
-      uint8 [batch, height, width, 3] and float32 [batch, num_outputs].
+      [batch, height, width, 3], uint8 with `augment`, else float32; and labels float32 [batch, num_outputs].
     """
+    dtype = tf.uint8 if augment else tf.float32
 
     def one(element: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         photo, labels = parse(element[0], task)
+        if not augment:
+            return decode_evaluation(photo, image_size, task.image_format), labels
         return decode_training(photo, element[1], image_size, task.image_format), labels
 
-    images = tf.TensorSpec((*image_size, 3), tf.uint8)
+    images = tf.TensorSpec((*image_size, 3), dtype)
     labels = tf.TensorSpec((task.num_outputs,), tf.float32)
     with tf.device("CPU:0"):
         return tf.map_fn(one, (serialized, seeds), fn_output_signature=(images, labels), parallel_iterations=16)

@@ -11,18 +11,20 @@ import concurrent.futures
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
 
-from benchmark.data.augmentation import decode_training_batch
+from benchmark.data.augmentation import decode_batch
 from benchmark.data.records import Records, Task
 from benchmark.run.seeds import derive_generator, derive_seed
 from flair.errors import FlairError
 from flair.records.tfrecord import example
 
+Batch = tuple[tf.Tensor, tf.Tensor]
+_Decoder = Callable[[tf.Tensor, tf.Tensor], Batch]
 _Item = TypeVar("_Item")
 _READ_AHEAD = 3  # decoded batches waiting for the model
 
@@ -40,6 +42,61 @@ class ClientData(Protocol):
         ...
 
 
+class ClientPhotos(Protocol):
+    """The photos of one client, as a model is given them: pixels, or features that were computed before."""
+
+    count: int
+
+    def training(self, order: tf.Tensor, seeds: tf.Tensor) -> Batch:
+        """Inputs [b, ...] and labels float32 [b, outputs] of the photos `order` int32 [b], to train on.
+
+        `seeds` int64 [b, 2] decide the augmentation of each.
+        """
+        ...
+
+    def whole(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """The same of these photos as they are evaluated."""
+        ...
+
+
+class StoredPhotos:
+    """Photos as records hold them, decoded when they are asked for: `ClientPhotos` of pixels.
+
+    A photo to train on is uint8 with a random window and flips, or without `augment` as it is evaluated: float32.
+    """
+
+    def __init__(
+        self, client_id: str, examples: Sequence[bytes], task: Task, image_size: tuple[int, int], augment: bool = True
+    ) -> None:
+        if not examples:
+            raise FlairError(f"client {client_id}: has no photo; prepare the records again")
+        self._client_id, self._examples = client_id, examples
+        self._serialized = tf.constant(examples, tf.string)
+        self._training, self._whole = decoder(task, image_size, augment), decoder(task, image_size, False)
+        self.count = len(examples)
+
+    def training(self, order: tf.Tensor, seeds: tf.Tensor) -> Batch:
+        return self._decode(self._training, order, seeds)
+
+    def whole(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        return self._decode(self._whole, tf.constant(positions, tf.int32), tf.zeros([len(positions), 2], tf.int64))
+
+    def _decode(self, decode: _Decoder, order: tf.Tensor, seeds: tf.Tensor) -> Batch:
+        try:
+            return decode(tf.gather(self._serialized, order), seeds)
+        except tf.errors.InvalidArgumentError as error:
+            raise _bad_photo(self._client_id, self._examples, decode) or error from None
+
+
+@runtime_checkable
+class PreparedClients(ClientData, Protocol):
+    """Clients whose photos need no decoding."""
+
+    def photos(self, client_id: str) -> ClientPhotos:
+        """The client's photos."""
+        ...
+
+
 class UserClients:
     """Every user of a partition is a client: FLAIR's own, non-IID split."""
 
@@ -47,6 +104,10 @@ class UserClients:
         self._records, self._partition = records, partition
         self._counts: dict[str, int] = {}
         self.client_ids: Sequence[str] = records.users(partition)
+
+    def rows(self, client_id: str) -> np.ndarray:
+        """The user's rows of `Records.photo_index`."""
+        return self._records.rows_of(self._partition, client_id)
 
     def read(self, client_id: str) -> list[bytes]:
         """The user's serialized examples, in file order."""
@@ -82,6 +143,10 @@ class IidClients:
         """The artificial client's serialized examples."""
         return self._records.read_photos(self._partition, self._rows[client_id])
 
+    def rows(self, client_id: str) -> np.ndarray:
+        """The client's rows of `Records.photo_index`."""
+        return self._rows[client_id]
+
     def num_photos(self, client_id: str) -> int:
         """How many examples the artificial client has."""
         return len(self._rows[client_id])
@@ -106,12 +171,13 @@ class BatchPlan:
     batch_size: int  # photos per step; the last batch of the round may be smaller
     epochs: int  # passes, each in a fresh order; batches run across their borders, as published
     max_elements: int  # most photos per pass: a larger client has a fresh random subset in each
+    augment: bool = field(default=True, repr=False)  # random windows and flips; noise keys hash the rest as text
 
 
 class ClientBatch(NamedTuple):
     """One step's photos."""
 
-    pixels: tf.Tensor  # uint8 [b, h, w, 3]
+    inputs: tf.Tensor  # pixels [b, h, w, 3] or features [b, d]
     labels: tf.Tensor  # float32 [b, outputs]
     is_last: bool  # of a pass over a client's photos
 
@@ -134,7 +200,7 @@ def client_dataset(serialized: tf.Tensor, seed: tf.Tensor, plan: BatchPlan) -> t
     order, seeds = training_order(tf.size(serialized), seed, plan)
     examples = tf.data.Dataset.from_tensor_slices((tf.gather(serialized, order), seeds)).batch(plan.batch_size)
     return examples.map(
-        lambda photos, photo_seeds: decode_training_batch(photos, photo_seeds, plan.task, plan.image_size)
+        lambda photos, photo_seeds: decode_batch(photos, photo_seeds, plan.task, plan.image_size, plan.augment)
     )
 
 
@@ -142,24 +208,15 @@ def client_batches(
     data: ClientData, cohort: Iterable[str], *, plan: BatchPlan, seed: int, round_number: int, passes: int = 1
 ) -> Iterator[ClientBatch]:
     """All batches of a round, client after client, each `passes` times; read and decoded ahead in a thread."""
-    decode = decoder(plan)
 
     def produce() -> Iterator[ClientBatch]:
         for client_id in cohort:
-            examples = data.read(client_id)
-            if not examples:
-                raise FlairError(f"client {client_id}: has no photo; prepare the records again")
-            serialized = tf.constant(examples, tf.string)
-            order, seeds = training_order(tf.size(serialized), client_seed(seed, round_number, client_id), plan)
-            shown = tf.gather(serialized, order)
+            photos = data.photos(client_id) if isinstance(data, PreparedClients) else _stored(data, client_id, plan)
+            order, seeds = training_order(tf.constant(photos.count), client_seed(seed, round_number, client_id), plan)
             starts = range(0, int(order.shape[0]), plan.batch_size)
             for start in [*starts] * passes:
-                stop = start + plan.batch_size
-                try:
-                    pixels, labels = decode(shown[start:stop], seeds[start:stop])
-                except tf.errors.InvalidArgumentError as error:
-                    raise _bad_photo(client_id, examples, plan) or error from None
-                yield ClientBatch(pixels, labels, start == starts[-1])
+                part = slice(start, start + plan.batch_size)
+                yield ClientBatch(*photos.training(order[part], seeds[part]), start == starts[-1])
 
     return prefetched(produce(), _READ_AHEAD)
 
@@ -177,11 +234,15 @@ def prefetched(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
             pool.shutdown(cancel_futures=True)
 
 
-def _bad_photo(client_id: str, examples: Sequence[bytes], plan: BatchPlan) -> FlairError | None:
+def _stored(data: ClientData, client_id: str, plan: BatchPlan) -> ClientPhotos:
+    return StoredPhotos(client_id, data.read(client_id), plan.task, plan.image_size, plan.augment)
+
+
+def _bad_photo(client_id: str, examples: Sequence[bytes], decode: _Decoder) -> FlairError | None:
     """Which photo of a client TensorFlow could not decode, in one line; None if each can be by itself."""
     for number, serialized in enumerate(examples):
         try:
-            decoder(plan)(tf.constant([serialized]), tf.zeros([1, 2], tf.int64))
+            decode(tf.constant([serialized]), tf.zeros([1, 2], tf.int64))
         except tf.errors.InvalidArgumentError:
             try:
                 image_id = example.decode(serialized).image_id
@@ -196,9 +257,9 @@ def _bad_photo(client_id: str, examples: Sequence[bytes], plan: BatchPlan) -> Fl
 
 
 @functools.cache
-def decoder(plan: BatchPlan) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """(serialized string [b], seeds int64 [b, 2]) -> (pixels, labels), compiled once per plan."""
+def decoder(task: Task, image_size: tuple[int, int], augment: bool) -> _Decoder:
+    """(serialized string [b], seeds int64 [b, 2]) -> (pixels, labels), compiled once for all of these."""
     return tf.function(
-        lambda photos, seeds: decode_training_batch(photos, seeds, plan.task, plan.image_size),
+        lambda photos, seeds: decode_batch(photos, seeds, task, image_size, augment),
         input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 2], tf.int64)],
     )

@@ -41,39 +41,63 @@ class TrainingData:
         seed: int,
         replicas: Sequence[int] = (0,),
         num_replicas: int = 1,
+        augment: bool = True,
     ) -> None:
-        if batch_size % num_replicas:
-            raise FlairError(f"--train_batch_size={batch_size}: must be a multiple of the {num_replicas} devices")
-        self.num_photos = len(records.photo_index(partition).offset)
-        self.steps_per_epoch = -(-self.num_photos // batch_size)
-        self._batch_size, self._seed = batch_size, seed
-        self._replicas, self._num_replicas = replicas, num_replicas
+        self._order = EpochOrder(len(records.photo_index(partition).offset), batch_size, seed, replicas, num_replicas)
+        self.num_photos, self.steps_per_epoch = self._order.num_photos, self._order.steps_per_epoch
         self._reader = _Reader(records, partition)
+        dtype = tf.uint8 if augment else tf.float32
 
         def decode(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             photo, labels = augmentation.parse(serialized, task)
+            if not augment:
+                return augmentation.decode_evaluation(photo, image_size, task.image_format), labels
             return augmentation.decode_training(photo, seeds, image_size, task.image_format), labels
 
         def decode_or_fill(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            filler = (tf.zeros((*image_size, 3), tf.uint8), tf.fill([task.num_outputs], -1.0))
+            filler = (tf.zeros((*image_size, 3), dtype), tf.fill([task.num_outputs], -1.0))
             return tf.cond(tf.strings.length(serialized) > 0, lambda: decode(serialized, seeds), lambda: filler)
 
         decode_one = decode if num_replicas == 1 else decode_or_fill
         photos = self._reader.photos(decode_one)
-        self._dataset = photos.batch(batch_size // num_replicas).prefetch(_BATCHES_AHEAD)
+        self._dataset = photos.batch(self._order.batch_size).prefetch(_BATCHES_AHEAD)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        """Batches (photos uint8 [b, h, w, 3], labels float32 [b, num_outputs]) of one epoch, from `start_step` on."""
-        order = derive_generator(self._seed, "order", epoch).permutation(self.num_photos)
-        order = order[start_step * self._batch_size :]
-        if self._num_replicas > 1:
-            # Rows [steps, photos of a replica, replicas], filled up: a step's photos are dealt out to the replicas.
-            filled = np.pad(order, (0, -len(order) % self._batch_size), constant_values=-1)
-            order = filled.reshape(-1, self._batch_size // self._num_replicas, self._num_replicas)
-            order = order[:, :, list(self._replicas)].transpose(0, 2, 1).ravel()
-        self._reader.rows = order
-        self._reader.stream = int(derive_seed(self._seed, "augmentation", epoch)[0])
+        """Batches (photos uint8 [b, h, w, 3], labels float32 [b, num_outputs]) of one epoch, from `start_step` on.
+
+        Without `augment` photos are float32.
+        """
+        self._reader.rows, self._reader.stream = self._order.rows(epoch, start_step), self._order.stream(epoch)
         return self._reader.guard(self._dataset)
+
+
+class EpochOrder:
+    """In which order the photos of an epoch are trained on, and how a step's photos are dealt out to replicas."""
+
+    def __init__(
+        self, num_photos: int, batch_size: int, seed: int, replicas: Sequence[int] = (0,), num_replicas: int = 1
+    ) -> None:
+        if batch_size % num_replicas:
+            raise FlairError(f"--train_batch_size={batch_size}: must be a multiple of the {num_replicas} devices")
+        self.num_photos, self.steps_per_epoch = num_photos, -(-num_photos // batch_size)
+        self.batch_size = batch_size // num_replicas  # of a replica
+        self._step_size, self._seed = batch_size, seed
+        self._replicas, self._num_replicas = replicas, num_replicas
+
+    def rows(self, epoch: int, start_step: int) -> np.ndarray:
+        """Rows int64 of the epoch from a step on, in the order of this process's batches; -1 fills up the last ones."""
+        order = derive_generator(self._seed, "order", epoch).permutation(self.num_photos)
+        order = order[start_step * self._step_size :]
+        if self._num_replicas == 1:
+            return order
+        # Rows [steps, photos of a replica, replicas], filled up: a step's photos are dealt out to the replicas.
+        filled = np.pad(order, (0, -len(order) % self._step_size), constant_values=-1)
+        dealt = filled.reshape(-1, self.batch_size, self._num_replicas)
+        return dealt[:, :, list(self._replicas)].transpose(0, 2, 1).ravel()
+
+    def stream(self, epoch: int) -> int:
+        """The first half of the seed of each photo's augmentation in an epoch; the other one is its row."""
+        return int(derive_seed(self._seed, "augmentation", epoch)[0])
 
 
 def evaluation_dataset(
@@ -91,7 +115,10 @@ def evaluation_dataset(
 
 
 class EvaluationData:
-    """Batches (photos float32 [b, height, width, 3], labels float32 [b, num_outputs]) of `rows`, in their order."""
+    """Batches (photos float32 [b, height, width, 3], labels float32 [b, num_outputs]) of `rows`, in their order.
+
+    With `view`, a number, photos are uint8 with a random window and flips that follow from it and the row.
+    """
 
     def __init__(
         self,
@@ -101,12 +128,17 @@ class EvaluationData:
         image_size: tuple[int, int],
         batch_size: int,
         rows: Sequence[int] | np.ndarray,
+        view: int | None = None,
     ) -> None:
         self._reader = _Reader(records, partition)
         self.select(rows)
+        if view is not None:
+            self._reader.stream = int(derive_seed(0, "view", view)[0])
 
-        def decode(serialized: tf.Tensor, _seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def decode(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             photo, labels = augmentation.parse(serialized, task)
+            if view is not None:
+                return augmentation.decode_training(photo, seeds, image_size, task.image_format), labels
             return augmentation.decode_evaluation(photo, image_size, task.image_format), labels
 
         self._dataset = self._reader.photos(decode).batch(min(batch_size, _largest_batch())).prefetch(1)

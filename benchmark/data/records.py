@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable
@@ -88,6 +89,7 @@ class Records(abc.ABC, Generic[_Place]):
         self.root = Path(root)
         self._places: dict[str, dict[str, _Place]] = {}
         self._indexes: dict[str, PhotoIndex] = {}
+        self._rows: dict[str, dict[str, tuple[int, int]]] = {}
 
     def users(self, partition: str) -> list[str]:
         """Ids of the partition's users, sorted."""
@@ -111,6 +113,15 @@ class Records(abc.ABC, Generic[_Place]):
         if partition not in self._indexes:
             self._indexes[partition] = self._find_photos(partition)
         return self._indexes[partition]
+
+    def rows_of(self, partition: str, user_id: str) -> np.ndarray:
+        """The user's rows of `photo_index(partition)`, int64, which follow each other."""
+        index = self.photo_index(partition)
+        if partition not in self._rows:
+            borders = np.searchsorted(index.user, np.arange(len(index.users) + 1))
+            self._rows[partition] = dict(zip(index.users, itertools.pairwise(borders.tolist()), strict=True))
+        self.place(partition, user_id)  # refuses an unknown one
+        return np.arange(*self._rows[partition][user_id])
 
     def num_photos(self, partition: str) -> int:
         """Number of photos of the partition."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from benchmark.data.clients import ClientData, IidClients, UserClients
 from benchmark.data.opening import open_records
 from benchmark.data.records import Records
@@ -15,6 +17,10 @@ class Clients(ClientData, Protocol):
 
     def num_photos(self, client_id: str) -> int:
         """How many examples the client has, found without reading them."""
+        ...
+
+    def rows(self, client_id: str) -> np.ndarray:
+        """The client's rows of `Records.photo_index`."""
         ...
 
 

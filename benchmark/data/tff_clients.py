@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -44,6 +45,10 @@ class FlairClientData(tff.simulation.datasets.ClientData):
     def num_photos(self, client_id: str) -> int:
         """How many examples the user has, found without reading them."""
         return self._records.num_photos_of(self._partition, client_id)
+
+    def rows(self, client_id: str) -> np.ndarray:
+        """The user's rows of `Records.photo_index`."""
+        return self._records.rows_of(self._partition, client_id)
 
     @property
     def serializable_dataset_fn(self) -> Callable[[Any], tf.data.Dataset]:

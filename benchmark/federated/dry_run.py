@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.data.clients import ClientData
-from benchmark.data.pipeline import EvaluationData
+from benchmark.data.inputs import Evaluation
 from benchmark.data.records import Records
 from benchmark.federated import settings
 from benchmark.federated.flags import INPROCESS, RAY, TFF
@@ -46,7 +46,7 @@ def num_clients(flags: Flags, population: Population) -> int:
 
 
 def plan_lines(
-    setup: Setup, model: tf.keras.Model, runtime: Runtime, validation: EvaluationData, population: Population
+    setup: Setup, model: tf.keras.Model, runtime: Runtime, validation: Evaluation, population: Population
 ) -> list[str]:
     """The lines of the plan; times two small rounds and an evaluation batch."""
     flags, records, task, privacy_plan = setup.flags, setup.records, setup.task, setup.privacy_plan

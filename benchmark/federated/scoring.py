@@ -11,14 +11,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
-from benchmark.data import augmentation
-from benchmark.data.clients import BatchPlan, decoder, training_order
-from benchmark.data.pipeline import EvaluationData, evaluation_dataset
-from benchmark.data.records import Records
+from benchmark.data.clients import Batch, BatchPlan, ClientPhotos, training_order
+from benchmark.data.inputs import Evaluation, Inputs
 from benchmark.evaluation import passes
 from benchmark.metrics import histogram
 from benchmark.metrics.spread import distribution
-from benchmark.rounds.client import Batch, LocalTrainer
+from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import FED_AVG, ClientConfig
 from benchmark.run.seeds import derive_generator, derive_seed
 from flair.files import atomic
@@ -67,20 +65,16 @@ class LocalScorer:
 
     Args:
       model: whose weights are scored.
-      records: the photos.
-      batch_plan: the task, the input size, and how a client trains.
-      batch_size: photos per batch.
+      inputs: the photos, as the model takes them.
+      batch_plan: the task, and how a client trains.
 
     Attributes:
       data: opens the photos of a partition, once.
     """
 
-    def __init__(self, model: tf.keras.Model, records: Records, batch_plan: BatchPlan, batch_size: int) -> None:
-        self._model, self._records, self._batch_plan = model, records, batch_plan
-        sizes = batch_plan.image_size, batch_size
-        self.data: Callable[[str], EvaluationData] = functools.cache(
-            lambda partition: evaluation_dataset(records, partition, batch_plan.task, *sizes)
-        )
+    def __init__(self, model: tf.keras.Model, inputs: Inputs, batch_plan: BatchPlan) -> None:
+        self._model, self._inputs, self._batch_plan = model, inputs, batch_plan
+        self.data: Callable[[str], Evaluation] = functools.cache(inputs.evaluation)
         self._trainer = functools.cache(lambda config: LocalTrainer(model, replace(config, algorithm=FED_AVG)))
 
     def evaluate(self, partition: str, title: str | None = None) -> dict[str, float]:
@@ -92,7 +86,8 @@ class LocalScorer:
         with Progress(len(clients), f"scoring {partition} clients", "client") as progress:
             scores = []
             for client_id in clients:
-                scores.append(self._score(client_id, self._decode_whole(self._records.read_user(partition, client_id))))
+                photos = self._inputs.user(partition, client_id)
+                scores.append(self._score(client_id, photos.whole(range(photos.count))))
                 progress.add()
             return scores
 
@@ -105,36 +100,29 @@ class LocalScorer:
         with Progress(len(clients), f"training {partition} clients locally", "client") as progress:
             for client_id in clients:
                 progress.add()
-                serialized = self._records.read_user(partition, client_id)
-                if len(serialized) < 2:
+                photos = self._inputs.user(partition, client_id)
+                if photos.count < 2:
                     continue
-                order = derive_generator(seed, "local split", client_id).permutation(len(serialized))
-                train, held_out = ([serialized[index] for index in half] for half in np.array_split(order, 2))
-                photos = self._decode_whole(held_out)
+                order = derive_generator(seed, "local split", client_id).permutation(photos.count)
+                train, held_out = np.array_split(order, 2)
+                tested = photos.whole(held_out)
                 trainer.start(weights)
-                before = self._score(client_id, photos)
-                trainer.run(self._batches(train, seed, client_id).copy, rate, weights)
-                comparisons.append(LocalComparison(before, self._score(client_id, photos)))
+                before = self._score(client_id, tested)
+                trainer.run(self._batches(photos, train, seed, client_id).copy, rate, weights)
+                comparisons.append(LocalComparison(before, self._score(client_id, tested)))
         trainer.start(weights)
         return comparisons
-
-    def _decode_whole(self, serialized: Sequence[bytes]) -> Batch:
-        task, size = self._batch_plan.task, self._batch_plan.image_size
-        parsed = [augmentation.parse(tf.constant(one), task) for one in serialized]
-        pixels = [augmentation.decode_evaluation(photo, size, task.image_format) for photo, _ in parsed]
-        return tf.stack(pixels), tf.stack([labels for _, labels in parsed])
 
     def _score(self, client_id: str, photos: Batch) -> ClientScore:
         scores, losses = passes.predict_step(self._model)([photos])[0]
         exact = histogram.pooled_average_precision(scores.numpy(), photos[1].numpy())
         return ClientScore(client_id, len(losses), float(np.mean(losses.numpy())), exact)
 
-    def _batches(self, serialized: Sequence[bytes], seed: int, client_id: str) -> list[Batch]:
-        batch_plan, photos = self._batch_plan, tf.constant(serialized, tf.string)
-        order, seeds = training_order(tf.size(photos), derive_seed(seed, "local training", client_id), batch_plan)
-        shown, decode = tf.gather(photos, order), decoder(batch_plan)
-        starts = range(0, int(order.shape[0]), batch_plan.batch_size)
-        return [decode(shown[i : i + batch_plan.batch_size], seeds[i : i + batch_plan.batch_size]) for i in starts]
+    def _batches(self, photos: ClientPhotos, train: np.ndarray, seed: int, client_id: str) -> list[Batch]:
+        plan, count = self._batch_plan, tf.constant(len(train))
+        order, seeds = training_order(count, derive_seed(seed, "local training", client_id), plan)
+        shown, starts = tf.gather(tf.constant(train, tf.int32), order), range(0, int(order.shape[0]), plan.batch_size)
+        return [photos.training(shown[i : i + plan.batch_size], seeds[i : i + plan.batch_size]) for i in starts]
 
 
 def weights_of(model: tf.keras.Model) -> list[np.ndarray]:

@@ -41,11 +41,12 @@ class Setup:
         from benchmark.data.clients import BatchPlan
 
         clients = _open_clients(flags, records)
+        augment = flags.augment is not False
         num_clients = len(clients.client_ids) if num_clients is None else num_clients
         check_cohort(flags, num_clients)
         privacy_plan = privacy_plan_of(flags, num_clients)
         epochs, most = flags.client_epochs_per_round, flags.max_elements_per_client
-        batch_plan = BatchPlan(task, image_size(flags), flags.client_batch_size, epochs, most)
+        batch_plan = BatchPlan(task, image_size(flags), flags.client_batch_size, epochs, most, augment)
         return cls(flags, records, task, clients, privacy_plan, federated_config(flags, privacy_plan), batch_plan)
 
 

@@ -33,3 +33,28 @@ def choose(model: tf.keras.Model, which: str) -> tf.keras.Model:
 def num_weights(model: tf.keras.Model) -> int:
     """How many numbers train."""
     return int(sum(variable.shape.num_elements() for variable in model.trainable_variables))
+
+
+def body_and_head(model: tf.keras.Model) -> tuple[tf.keras.Model, tf.keras.Model]:
+    """The network up to the input of its classifier, pixels to features [b, d], and features float32 to logits.
+
+    Both share the model's variables.
+    """
+    import tensorflow as tf
+
+    classifier = model.get_layer(CLASSIFIER)
+    return tf.keras.Model(model.input, classifier.input), _on_features(classifier, classifier.input.shape[-1])
+
+
+def new_head(num_features: int, num_outputs: int) -> tf.keras.Model:
+    """A head by itself, features float32 [b, num_features] to logits, with random weights."""
+    import tensorflow as tf
+
+    return _on_features(tf.keras.layers.Dense(num_outputs, name=CLASSIFIER, dtype="float32"), num_features)
+
+
+def _on_features(classifier: tf.keras.layers.Layer, num_features: int) -> tf.keras.Model:
+    import tensorflow as tf
+
+    features = tf.keras.Input((num_features,), name="features")
+    return tf.keras.Model(features, classifier(features), name="head")

@@ -177,6 +177,6 @@ class ShardTrainer:
 def _one_pass(batches: Iterator[ClientBatch]) -> Iterator[Batch]:
     """The batches up to the end of the current client's pass."""
     for batch in batches:
-        yield batch.pixels, batch.labels
+        yield batch.inputs, batch.labels
         if batch.is_last:
             return

@@ -104,7 +104,7 @@ class TffRuntime:
 
 def _tff_model(model: tf.keras.Model, batch_plan: BatchPlan) -> tff.learning.models.VariableModel:
     task = batch_plan.task
-    pixels = tf.TensorSpec([None, *batch_plan.image_size, 3], tf.uint8)
+    pixels = tf.TensorSpec([None, *batch_plan.image_size, 3], tf.uint8 if batch_plan.augment else tf.float32)
     return tff.learning.models.from_keras_model(
         model,
         loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),

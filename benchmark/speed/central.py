@@ -98,7 +98,7 @@ class _Training:
     def __init__(self, records: Records, flags: argparse.Namespace) -> None:
         task = make_task(records, False, None)
         self.data = _training_data(records, flags, flags.batch_size)
-        self._trainer = CentralTrainer(lambda: _build(flags, task.num_outputs), task, 10.0, Devices())
+        self._trainer = CentralTrainer(_build(flags, task.num_outputs), task, 10.0, Devices())
         self._epochs, self._steps = itertools.count(), flags.steps
         self._batch = next(iter(self.data.batches(next(self._epochs))))
 

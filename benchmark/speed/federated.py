@@ -140,7 +140,7 @@ def round_of(runtime: Any, cohort: Sequence[str]) -> Callable[[int], None]:
 
 def _bare(trainer: LocalTrainer, data: ClientData, cohort: Sequence[str], plan: BatchPlan, number: int) -> None:
     batches = client_batches(data, cohort, plan=plan, seed=0, round_number=number)
-    trainer.run(lambda: ((b.pixels, b.labels) for b in batches), tf.constant(1e-3), [])
+    trainer.run(lambda: ((b.inputs, b.labels) for b in batches), tf.constant(1e-3), [])
     # The steps are asynchronous on some devices; reading a weight waits for them.
     trainer.trainable[-1].numpy()
 

@@ -9,7 +9,7 @@ from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
 from benchmark.metrics.histogram import metric_names
 from benchmark.model.saved import COMPUTE_DTYPES
-from benchmark.model.trainable import ALL, TRAINABLE
+from benchmark.model.trainable import ALL, HEAD, TRAINABLE
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, one_of, path, text
 from benchmark.training import plan as training_plan
 from flair.dataset.catalog import IMAGE_SIZE
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MODELS = ("resnet18", "cnn")
 NORMALIZATIONS = ("auto", "group", "frozen_batch")
+FEATURE_DTYPES = ("float32", "float16")
 
 MODEL_FLAGS: Table = (
     *one_of(
@@ -54,6 +55,33 @@ MODEL_FLAGS: Table = (
         "Which weights train: all; film, which is scale and shift of the normalization layers and the classifier; or "
         "head, the classifier alone. The others stay as they are restored.",
         Role.RESULT,
+    ),
+    boolean(
+        "cache_features",
+        "With --trainable=head: run the frozen network once per photo and train on its features; none: yes, but for "
+        "--runtime=tff.",
+        Role.RESULT,
+        default=None,
+    ),
+    path(
+        "feature_dir",
+        None,
+        "Folder of the features, which runs share; none: the records' path with .features added.",
+        Role.PLACE,
+    ),
+    integer(
+        "feature_views",
+        0,
+        "Randomly cropped and flipped views per training photo to keep features of; 0: each photo as it is.",
+        Role.RESULT,
+        least=0,
+    ),
+    choice("feature_dtype", FEATURE_DTYPES[0], FEATURE_DTYPES, "Numbers that features are kept as.", Role.RESULT),
+    boolean(
+        "augment",
+        "Crop and flip training photos at random; none: yes, but for cached features, which --feature_views augments.",
+        Role.RESULT,
+        default=None,
     ),
     choice(
         "normalization",
@@ -128,6 +156,35 @@ def check_model_flags(flags: Flags) -> None:
     save_dir = Path(flags.save_model_dir)
     if save_dir.exists() and not save_dir.is_dir():
         raise FlairError(f"--save_model_dir={save_dir}: is a file; expected a folder")
+
+
+def check_feature_flags(flags: Flags, can_cache: bool = True) -> None:
+    """Refuses flags about features that would change nothing, or that `can_cache`, the runtime, does not have."""
+    cached = caches_features(flags, can_cache)
+    if flags.cache_features and flags.trainable != HEAD:
+        raise FlairError(
+            f"--cache_features: features stay what they are only with --trainable=head, and it is {flags.trainable}"
+        )
+    if flags.cache_features and not can_cache:
+        raise FlairError("--cache_features: TFF's own runtime trains on photos; use --runtime=inprocess or ray")
+    for name in ("feature_dir", "feature_views", "feature_dtype"):
+        if flags.is_changed(name) and not cached:
+            raise FlairError(
+                f"--{name}={flags[name]} has no effect without cached features (--trainable=head); leave it out"
+            )
+    if cached and flags.augment is not None and flags.augment != bool(flags.feature_views):
+        views = f"--feature_views={flags.feature_views}"
+        raise FlairError(
+            f"--augment contradicts {views}, since features are cached; give one above 0"
+            if flags.augment
+            else f"--noaugment contradicts {views}, since features are cached; leave one of them out"
+        )
+
+
+def caches_features(flags: Flags, can_cache: bool = True) -> bool:
+    """Whether the run trains on cached features; `can_cache`: whether its runtime does."""
+    wanted = flags.trainable == HEAD and can_cache
+    return wanted if flags.cache_features is None else bool(flags.cache_features)
 
 
 def check_best_metric(flags: Flags, task: Task) -> None:

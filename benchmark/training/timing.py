@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from benchmark.data.pipeline import EvaluationData
+from benchmark.data.inputs import Evaluation
 from benchmark.data.records import Task
 from benchmark.evaluation import passes
 from benchmark.run.machine import peak_bytes
@@ -27,7 +27,7 @@ class Speed(NamedTuple):
 
 
 def scoring_parts(
-    model: tf.keras.Model, data: EvaluationData, task: Task, batch_size: int, population: Population, validations: int
+    model: tf.keras.Model, data: Evaluation, task: Task, batch_size: int, population: Population, validations: int
 ) -> tuple[list[Part], Speed]:
     """The validations and the test of a training; their speed is timed on a batch as large as evaluation makes them."""
     photos = batch_size if tf.config.list_physical_devices("GPU") else min(batch_size, _CPU_BATCH)

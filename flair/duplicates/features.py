@@ -1,4 +1,4 @@
-"""Features of photos in a .npy file, with a .json file beside it that says whose they are and of which model."""
+"""Features of the photos that are compared, from a file of features."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair.errors import FlairError
-from flair.files import atomic, checked_json, npy_file, regular_file
-from flair.files.json_text import BadJson
+from flair.files import feature_file
 
-_CHECKSUM = "values_crc32c"
-_FLOATS = tuple(np.dtype(name) for name in ("<f4", "<f2", "<f8"))
 _HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output=features.npy makes it"
 
 
@@ -39,27 +36,6 @@ class FeatureTable(NamedTuple):
         return found
 
 
-def ids_path(path: str | Path) -> Path:
-    """The file beside `path` that names its photos.
-
-    >>> ids_path("work/features.npy").as_posix()
-    'work/features.json'
-    """
-    return Path(path).with_suffix(".json")
-
-
-def write_features(
-    path: str | Path, values: NDArray[np.float32], image_ids: Sequence[str], about: dict[str, Any]
-) -> None:
-    """Writes features float32 [m, d] of the photos `image_ids`, and `about`: what they are."""
-    values = np.ascontiguousarray(values)
-    about = {**about, _CHECKSUM: npy_file.crc32c(values), "image_ids": list(image_ids)}
-    # Features last: whoever finds them finds their ids.
-    checked_json.write(ids_path(path), about)
-    with atomic.replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, values)
-
-
 def read_features(path: str | Path, image_ids: Sequence[str]) -> FeatureTable:
     """The features of the photos `image_ids`.
 
@@ -69,28 +45,15 @@ def read_features(path: str | Path, image_ids: Sequence[str]) -> FeatureTable:
     if not os.path.lexists(path):
         raise FlairError(f"--features={path}: no such file; {_HOW}")
     try:
-        values = npy_file.map_array(Path(path), _FLOATS, 2)
-        row_of = _rows_of(checked_json.parse(regular_file.read_bytes(ids_path(path))), values)
+        values, about = feature_file.read(Path(path))
     except FileNotFoundError:
-        raise FlairError(f"--features={path}: has no {ids_path(path).name} beside it; {_HOW}") from None
-    except (npy_file.BadNpy, BadJson) as error:
-        raise FlairError(
-            f"--features={path}: is no file of features, or does not fit its ids ({error}); {_HOW}"
-        ) from None
+        raise FlairError(f"--features={path}: has no {feature_file.ids_path(path).name} beside it; {_HOW}") from None
+    except feature_file.DamagedFeatures as error:
+        raise FlairError(f"--features={error}; {_HOW}") from None
+    row_of = {name: row for row, name in enumerate(about["image_ids"])}
     missing = [image_id for image_id in image_ids if image_id not in row_of]
     if missing:
         raise FlairError(
             f"--features={path}: lacks {len(missing):,} of {len(image_ids):,} photos, such as {missing[0]}; {_HOW}"
         )
     return FeatureTable(values, np.array([row_of[image_id] for image_id in image_ids], np.int64))
-
-
-def _rows_of(about: Any, values: NDArray[Any]) -> dict[str, int]:
-    names = about.get("image_ids") if isinstance(about, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadJson("it lists no image_ids")
-    if len(names) != len(values) or len(set(names)) != len(names):
-        raise BadJson(f"{len(set(names)):,} photos have {len(values):,} rows")
-    if _CHECKSUM in about and about[_CHECKSUM] != npy_file.crc32c(values):
-        raise npy_file.BadNpy("its numbers were changed")
-    return {name: row for row, name in enumerate(names)}

@@ -4,4 +4,15 @@ What enters is bytes, rows, JSON or text, and the path where they belong. What l
 path, or one line that says what is wrong with the file that lies there.
 """
 
-__all__ = ["atomic", "checked_json", "growing", "json_text", "lock", "npy_file", "parts", "regular_file", "text_file"]
+__all__ = [
+    "atomic",
+    "checked_json",
+    "feature_file",
+    "growing",
+    "json_text",
+    "lock",
+    "npy_file",
+    "parts",
+    "regular_file",
+    "text_file",
+]

@@ -48,8 +48,7 @@ class GrowingArrays:
             folder.mkdir(parents=True)
         mode = "r+" if self.num_done else "w+"
         self._arrays = [
-            np.lib.format.open_memmap(folder / name, mode, dtype, shape)
-            for name, (dtype, shape) in arrays.items()
+            np.lib.format.open_memmap(folder / name, mode, dtype, shape) for name, (dtype, shape) in arrays.items()
         ]
         self._saved = time.monotonic()
 

@@ -22,6 +22,7 @@ from benchmark.cluster.pool import WorkerPool
 from benchmark.cluster.runtime import RayRuntime
 from benchmark.cluster.scorer import RayScorer
 from benchmark.data.clients import BatchPlan
+from benchmark.data.inputs import PixelInputs
 from benchmark.data.source import ClientSource
 from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.scoring import LocalScorer
@@ -210,7 +211,7 @@ def test_scores_of_the_workers_are_those_of_this_process(records, source, plan, 
     pool = pools(2)
     runtime = _ray(CONFIGS["fed_avg"], source, plan, pool)
     model = build_model(*_model_arguments(plan.task)[:4], 9, "float32")
-    local = LocalScorer(model, records, plan, 512)
+    local = LocalScorer(model, PixelInputs(records, plan.task, plan.image_size, 512), plan)
     remote = RayScorer(model, records, plan.task, pool)
     for partition in ("val", "train"):
         assert remote.evaluate(partition) == pytest.approx(local.evaluate(partition), abs=1e-6)

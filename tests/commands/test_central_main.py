@@ -168,7 +168,7 @@ def test_one_step_equals_keras_adam(task):
     pixels = np.random.default_rng(0).integers(0, 256, (6, *SIZE, 3)).astype(np.uint8)
     labels = (np.random.default_rng(1).random((6, task.num_outputs)) < 0.3).astype(np.float32)
     ours, keras = (networks.build_model("cnn", (*SIZE, 3), task.num_outputs, seed=2) for _ in range(2))
-    trainer = CentralTrainer(lambda: ours, task, 0.05, Devices())
+    trainer = CentralTrainer(ours, task, 0.05, Devices())
     keras.compile(
         optimizer=tf.keras.optimizers.Adam(0.01, clipnorm=0.05),
         loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
@@ -185,9 +185,7 @@ def test_a_batch_in_parts_is_the_same_step(task):
     pixels = tf.constant(np.random.default_rng(0).integers(0, 256, (10, *SIZE, 3)), tf.uint8)
     labels = tf.constant(np.random.default_rng(1).random((10, task.num_outputs)) < 0.3, tf.float32)
     whole, split = (
-        CentralTrainer(
-            lambda: networks.build_model("cnn", (*SIZE, 3), task.num_outputs), task, 0.05, Devices(), microbatch
-        )
+        CentralTrainer(networks.build_model("cnn", (*SIZE, 3), task.num_outputs), task, 0.05, Devices(), microbatch)
         for microbatch in (64, 4)
     )
     for _ in range(3):
@@ -214,9 +212,9 @@ def _train(
 ):
     devices = devices or Devices()
     shape = (*size, 3)
-    trainer = CentralTrainer(
-        lambda: networks.build_model("cnn", shape, task.num_outputs, seed=seed), task, 10.0, devices
-    )
+    with devices.scope():
+        model = networks.build_model("cnn", shape, task.num_outputs, seed=seed)
+    trainer = CentralTrainer(model, task, 10.0, devices)
     training = TrainingData(records, "train", task, 16, size, seed, devices.replicas, devices.num_replicas)
     validation = evaluation_dataset(records, "val", task, size, 16)
     rates = np.full(num_epochs * training.steps_per_epoch, learning_rate, np.float32)
@@ -476,12 +474,10 @@ def test_many_epochs_add_no_memory(tfrecords, tmp_path):
 def _macro_precision(records, task, dtype, seed, num_epochs, learning_rate, run_dir):
     shape = (64, 64, 3)
 
-    def build():
-        return networks.build_model("cnn", shape, task.num_outputs, seed=seed, compute_dtype=dtype)
-
+    model = networks.build_model("cnn", shape, task.num_outputs, seed=seed, compute_dtype=dtype)
     training = TrainingData(records, "train", task, 16, shape[:2], seed)
     validation = evaluation_dataset(records, "val", task, shape[:2], 64)
-    trainer = CentralTrainer(build, task, 10.0, Devices())
+    trainer = CentralTrainer(model, task, 10.0, Devices())
     rates = np.full(num_epochs * training.steps_per_epoch, learning_rate, np.float32)
     with RunFolder(run_dir, [], "epoch") as run:
         train(trainer, training, validation, run, LoopConfig(num_epochs, rates), SafePoints("step"))

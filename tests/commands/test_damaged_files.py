@@ -35,13 +35,14 @@ from flair.curation.manifest import Testset, read_testset, write_testset
 from flair.curation.reviews import PairChange, PhotoChange, ReviewFile, read_reviews
 from flair.dataset.metadata import load_records, load_taxonomy
 from flair.download.state import DownloadState, Entry
-from flair.duplicates.features import read_features, write_features
+from flair.duplicates.features import read_features
 from flair.files.atomic import write_json
 from flair.files.parts import PartStore
 from flair.miniature.dataset import make_dataset
 from flair.records.hdf5.writer import write_hdf5
 from flair.records.tfrecord.writer import write_tfrecords
 from tests.support.damage import damages, outcome, plain, restored
+from tests.support.feature_files import write_features
 
 FLAGS = ["--clipnorm=10.0", "--learning_rate=0.1", "--num_epochs=3", "--seed=7"]
 METRICS = {"loss": 0.25, "macro_averaged_precision": 0.5}

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from flair.dataset.metadata import load_records, photo_path
-from flair.duplicates.features import ids_path, read_features, write_features
+from flair.duplicates.features import read_features
 from flair.errors import FlairError
+from flair.files.feature_file import ids_path
 from tests.support.commands import run
+from tests.support.feature_files import write_features
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def test_features_are_those_of_the_pooling_layer(saved_model: Path, miniature: P
     import tensorflow as tf
 
     from benchmark import features_main
-    from benchmark.data.augmentation import decode_whole
+    from benchmark.data.augmentation import decode_evaluation
     from benchmark.model import loading, networks
 
     output = tmp_path / "features.npy"
@@ -41,7 +43,7 @@ def test_features_are_those_of_the_pooling_layer(saved_model: Path, miniature: P
     model = networks.build_model("cnn", (48, 64, 3), 17)
     loading.load_by_name(model, saved_model)
     pooled = tf.keras.Model(model.input, model.get_layer("global_pooling").output)
-    pixels = [decode_whole(photo_path(miniature, name).read_bytes(), (48, 64)) for name in ids[:2]]
+    pixels = [decode_evaluation(photo_path(miniature, name).read_bytes(), (48, 64)) for name in ids[:2]]
     expected = pooled(tf.stack(pixels)).numpy()
     assert np.asarray(table.values[:2]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
     distance = table.squared_distances(np.array([len(ids) - 1]), np.array([len(ids) - 2]))

@@ -302,7 +302,7 @@ def test_exact_copies_alone_need_no_search(planted: Planted, tmp_path: Path) -> 
 
 
 def test_features_of_a_file_are_listed_and_can_decide(planted: Planted, audited: Path, tmp_path: Path) -> None:
-    from flair.duplicates.features import write_features
+    from tests.support.feature_files import write_features
 
     ids = sorted(planted.partition, reverse=True)
     values = np.random.default_rng(3).normal(size=(len(ids), 8)).astype(np.float32)

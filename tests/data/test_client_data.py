@@ -51,7 +51,7 @@ def test_python_and_graph_make_the_same_batches(records, task):
         theirs += list(client_dataset(serialized, tf.constant(client_seed(3, 7, client_id)), plan))
     assert len(ours) == len(theirs)
     for mine, (pixels, labels) in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(mine.pixels, pixels)
+        np.testing.assert_array_equal(mine.inputs, pixels)
         np.testing.assert_array_equal(mine.labels, labels)
     assert sum(batch.is_last for batch in ours) == len(cohort)
     assert sum(len(batch.labels) for batch in ours) == 2 * sum(len(data.read(c)) for c in cohort)
@@ -62,7 +62,7 @@ def test_a_second_pass_repeats_the_first(records, task):
     batches = list(client_batches(data, data.client_ids[:1], plan=_plan(task), seed=0, round_number=0, passes=2))
     half = len(batches) // 2
     for first, second in zip(batches[:half], batches[half:], strict=True):
-        np.testing.assert_array_equal(first.pixels, second.pixels)
+        np.testing.assert_array_equal(first.inputs, second.inputs)
 
 
 def test_round_and_client_change_the_augmentation(records, task):
@@ -70,7 +70,7 @@ def test_round_and_client_change_the_augmentation(records, task):
 
     def pixels(round_number):
         batches = client_batches(data, data.client_ids[:1], plan=_plan(task), seed=0, round_number=round_number)
-        return np.concatenate([batch.pixels for batch in batches])
+        return np.concatenate([batch.inputs for batch in batches])
 
     assert not np.array_equal(pixels(0), pixels(1))
 

@@ -145,12 +145,6 @@ def test_training_pixels_are_a_window_of_the_photo_flipped():
     assert max(top for top, _ in windows) > 24
 
 
-def test_no_augmentation_gives_the_whole_photo():
-    jpeg = _jpeg()
-    image = augmentation.decode_whole(jpeg, (64, 64))
-    np.testing.assert_allclose(image, augmentation.decode_evaluation(jpeg, (64, 64)), atol=0.51)
-
-
 @pytest.mark.parametrize(("height", "width", "mode"), [(100, 300, "RGB"), (40, 33, "RGB"), (256, 256, "L")])
 def test_photos_of_other_sizes_and_gray_ones_are_scaled(height, width, mode):
     jpeg = _jpeg(height, width, mode=mode)
@@ -164,7 +158,7 @@ def test_photos_of_other_sizes_and_gray_ones_are_scaled(height, width, mode):
 def test_a_client_batch_equals_photos_decoded_one_by_one(records, task):
     serialized = records.read_user("train", records.users("train")[0]) * 3
     seeds = tf.constant([[9, index] for index in range(len(serialized))], tf.int64)
-    compiled = tf.function(lambda s, k: augmentation.decode_training_batch(s, k, task, (224, 224)))
+    compiled = tf.function(lambda s, k: augmentation.decode_batch(s, k, task, (224, 224), True))
     images, labels = compiled(tf.constant(serialized), seeds)
     for payload, seed, image, row in zip(serialized, seeds, images, labels, strict=True):
         jpeg, truth = augmentation.parse(payload, task)

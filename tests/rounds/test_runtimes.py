@@ -137,7 +137,7 @@ def test_one_round_of_fed_avg_equals_numpy(task, data, plan):
         local = _NumpyLinear(*start)
         count = 0
         for batch in client_batches(data, [client_id], plan=plan, seed=SEED, round_number=0):
-            kernel, bias = local.gradients(batch.pixels.numpy(), batch.labels.numpy().astype(np.float64))
+            kernel, bias = local.gradients(batch.inputs.numpy(), batch.labels.numpy().astype(np.float64))
             local.kernel = local.kernel - rate * _clip(kernel, clipnorm)
             local.bias = local.bias - rate * _clip(bias, clipnorm)
             count += len(batch.labels)
@@ -165,7 +165,7 @@ def test_one_client_with_one_step_is_central_sgd(task, data):
     (batch,) = client_batches(data, [client], plan=plan, seed=SEED, round_number=0)
     runtime.run_round(0, [client])
     with tf.GradientTape() as tape:
-        loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)(batch.labels, central(batch.pixels, training=True))
+        loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)(batch.labels, central(batch.inputs, training=True))
     gradients = tape.gradient(loss, central.trainable_variables)
     for weight, variable, gradient in zip(runtime.weights(), central.trainable_variables, gradients, strict=True):
         np.testing.assert_allclose(weight, variable.numpy() - 0.2 * gradient.numpy(), atol=1e-6)

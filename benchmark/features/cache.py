@@ -1,0 +1,194 @@
+"""Features of all photos of some records, in files beside them that several runs share.
+
+A folder `<network>-<digest>` holds, for one network with its weights, one input size and one type of numbers:
+<partition>.npy         [photos, d], whole photos as in evaluation, in the order of `Records.photo_index`
+train.view<k>.npy       the same with the k-th random window and flips
+<partition>.labels.npy  a row per label of a photo: photo, kind (0 coarse, 1 fine-grained), column
+Beside each array of features a .json says what it was made from, whose photos they are, and the CRC-32C of the array;
+`flair.near_duplicates --features` reads such a pair, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from benchmark.data.features import Features, LabelColumns
+from benchmark.data.inputs import FeatureInputs
+from benchmark.data.labels import read_photo_table
+from benchmark.data.records import Records, Task
+from flair.dataset.catalog import PARTITIONS
+from flair.errors import FlairError
+from flair.files import feature_file, lock, npy_file
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_LABEL = np.dtype([("photo", "<i8"), ("kind", "u1"), ("column", "<i4")])
+_KINDS = ("labels", "fine_grained_labels")
+_BATCH_SIZE = 64
+
+
+class Network(NamedTuple):
+    """What features are computed by.
+
+    Attributes:
+      name: of the network, as --model has it.
+      weights: SHA-256 of the weights below the classifier.
+      image_size: (height, width) of its input.
+      size: features per photo.
+      compute_dtype: arithmetic of its layers.
+      dtype: `float32` or `float16`, in which features are kept.
+    """
+
+    name: str
+    weights: str
+    image_size: tuple[int, int]
+    size: int
+    compute_dtype: str
+    dtype: str
+
+
+class FeatureCache:
+    """The features of `records` by one network.
+
+    Args:
+      parent: folder for all of the records' features; None: `<records>.features` beside the records.
+      network: by which they are.
+      body: computes what is missing; None: that is an error.
+    """
+
+    def __init__(
+        self, parent: str | os.PathLike[str] | None, records: Records, network: Network, body: tf.keras.Model | None
+    ) -> None:
+        self._records, self._network, self._body = records, network, body
+        self._facts = {**network._asdict(), "image_size": list(network.image_size), "records": records.digest()}
+        key = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:16]
+        name = "".join(letter if letter.isalnum() else "_" for letter in network.name)
+        self.folder = Path(parent or feature_dir(records)) / f"{name}-{key}"
+
+    def inputs(self, task: Task, views: int = 0) -> FeatureInputs:
+        """Features of val and test photos as they are, and of train photos to train on; computed where missing.
+
+        Args:
+          views: augmented views of each training photo; 0: as they are.
+
+        Raises:
+          FlairError: a photo cannot be decoded, or there is something else where features should be.
+        """
+        if self._body is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        arrays = {partition: [self._array(partition)] for partition in (PARTITIONS[1:] if views else PARTITIONS)}
+        if views:
+            arrays["train"] = [self._array("train", view) for view in range(views)]
+        features = {name: Features(found, self._labels(name, task), task) for name, found in arrays.items()}
+        return FeatureInputs(self._records, features)
+
+    def _array(self, partition: str, view: int | None = None) -> np.ndarray:
+        name = partition if view is None else f"{partition}.view{view}"
+        path = self.folder / f"{name}.npy"
+        if self._body is None:
+            try:
+                return self._open(path, partition)
+            except FileNotFoundError:
+                raise self._missing(path) from None
+        with self._alone(path):
+            try:
+                return self._open(path, partition)
+            except FileNotFoundError:
+                pass
+            except feature_file.DamagedFeatures as error:
+                print(f"{error}; its features are made anew", file=sys.stderr, flush=True)
+            self._make(path, partition, view)
+            return self._open(path, partition)
+
+    def _open(self, path: Path, partition: str) -> np.ndarray:
+        values, about = feature_file.read(path)
+        image_ids = about.pop("image_ids")
+        if {name: about.get(name) for name in self._facts} != self._facts or len(image_ids) != self._count(partition):
+            raise FlairError(
+                f"{path}: holds features of other photos or of another network than its folder's name says; delete it, "
+                "or give another --feature_dir"
+            )
+        return values
+
+    def _make(self, path: Path, partition: str, view: int | None) -> None:
+        from benchmark.data.opening import make_task
+        from benchmark.data.pipeline import EvaluationData
+        from benchmark.features.extraction import fill
+
+        assert self._body is not None
+        dtype, count = np.dtype(self._network.dtype), self._count(partition)
+        facts = {**self._facts, "partition": partition, "view": view}
+        growing = feature_file.growing(path, (count, self._network.size), dtype, facts)
+        photos = self._records, partition, make_task(self._records, False, None), self._network.image_size, _BATCH_SIZE
+        batches = (pixels for pixels, _ in EvaluationData(*photos, range(growing.num_done, count), view))
+        fill(growing, self._body, batches, dtype, f"features of {path.stem}")
+        feature_file.finish(growing, path, self._image_ids(partition), facts)
+
+    def _labels(self, partition: str, task: Task) -> LabelColumns:
+        path = self.folder / f"{partition}.labels.npy"
+        try:
+            rows = npy_file.read_rows(path, _LABEL)
+        except FileNotFoundError:
+            rows = self._read_labels(path, partition)
+        except FlairError as error:
+            print(f"{error}: its labels are read anew", file=sys.stderr, flush=True)
+            rows = self._read_labels(path, partition)
+        rows = rows[rows["kind"] == _KINDS.index(task.feature)]
+        starts = np.searchsorted(rows["photo"], np.arange(self._count(partition) + 1))
+        return LabelColumns(starts, rows["column"])
+
+    def _read_labels(self, path: Path, partition: str) -> np.ndarray:
+        if self._body is None:
+            raise self._missing(path)
+        table = read_photo_table(self._records, partition)
+        found = [
+            (photo, kind, column)
+            for kind, of_photos in enumerate((table.labels, table.fine_grained_labels))
+            for photo, columns in enumerate(of_photos)
+            for column in columns
+        ]
+        rows = np.array(found, _LABEL)
+        npy_file.write_rows(path, rows)
+        return rows
+
+    def _image_ids(self, partition: str) -> list[str]:
+        table = read_photo_table(self._records, partition)
+        return [f"{partition}/{row}" if name is None else name for row, name in enumerate(table.image_ids)]
+
+    def _count(self, partition: str) -> int:
+        return len(self._records.photo_index(partition).offset)
+
+    def _missing(self, path: Path) -> FlairError:
+        return FlairError(f"{path}: no such file; copy this folder of features from the machine that started the run")
+
+    def _alone(self, path: Path) -> Any:
+        def say() -> None:
+            print(f"{path}: waiting for another run that computes it", flush=True)
+
+        return lock.exclusive(self.folder, f"{self.folder}: is busy", patience=math.inf, on_wait=say)
+
+
+class FeatureSource(NamedTuple):
+    """Features that are computed already, as plain data: another process opens them with it."""
+
+    parent: str | None
+    network: Network
+    views: int
+
+    def open(self, records: Records, task: Task) -> FeatureInputs:
+        """The features of these records, which have to be there."""
+        return FeatureCache(self.parent, records, self.network, None).inputs(task, self.views)
+
+
+def feature_dir(records: Records) -> Path:
+    """Where the features of records are kept: `<records>.features` beside them."""
+    return records.root.with_name(f"{records.root.name}.features")

@@ -1,0 +1,49 @@
+"""What a training's model is given: photos, or with a frozen network the features of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from benchmark.features.cache import FeatureCache, FeatureSource, Network
+from benchmark.training.flags import caches_features, image_size
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from benchmark.data.inputs import Inputs
+    from benchmark.data.records import Records, Task
+    from benchmark.run.flags import Flags
+
+
+class Prepared(NamedTuple):
+    """Inputs, the model that takes them, and where another process finds them; None: it reads the photos."""
+
+    inputs: Inputs
+    model: tf.keras.Model
+    source: FeatureSource | None
+
+
+def prepare(flags: Flags, records: Records, task: Task, model: tf.keras.Model, can_cache: bool = True) -> Prepared:
+    """The inputs of the flags; features that are missing are computed.
+
+    Args:
+      model: the whole network, with its starting weights. With cached features only its head is trained.
+      can_cache: whether the runtime can train on features.
+    """
+    from benchmark.data.inputs import PixelInputs
+
+    if not caches_features(flags, can_cache):
+        pixels = PixelInputs(records, task, image_size(flags), flags.eval_batch_size, flags.augment is not False)
+        return Prepared(pixels, model, None)
+    from benchmark.features.extraction import weights_digest
+    from benchmark.model.trainable import body_and_head
+
+    body, head = body_and_head(model)
+    size = int(body.output_shape[-1])
+    network = Network(
+        flags.model, weights_digest(body), image_size(flags), size, flags.compute_dtype, flags.feature_dtype
+    )
+    cache = FeatureCache(flags.feature_dir, records, network, body)
+    inputs = cache.inputs(task, flags.feature_views)
+    print(f"features: {size:,} per photo in {cache.folder}", flush=True)
+    return Prepared(inputs, head, FeatureSource(flags.feature_dir, network, flags.feature_views))

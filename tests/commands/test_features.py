@@ -1,0 +1,195 @@
+"""Training a head on cached features: the same weights as on photos, shared, resumed, refused when they do not fit."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmark.model import loading, networks
+from tests.support.commands import assert_equal_weights, read_csv, refused, run
+
+SMALL = ("--model=cnn", "--image_height=32", "--image_width=32")
+ROUNDS = (*SMALL, "--trainable=head", "--total_rounds=3", "--rounds_per_eval=1", "--clients_per_round=4")
+EPOCHS = (*SMALL, "--trainable=head", "--num_epochs=2", "--train_batch_size=16")
+FEDERATED, CENTRAL = "benchmark.federated_main", "benchmark.central_main"
+_refused = partial(refused, FEDERATED)
+
+
+@pytest.fixture(scope="module")
+def start(task, tmp_path_factory):
+    """Weights to start from."""
+    path = tmp_path_factory.mktemp("start") / "start.h5"
+    loading.save_weights(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9), path)
+    return path
+
+
+@pytest.fixture
+def places(tfrecords, start, tmp_path):
+    """Flags of a run whose features are in a folder of the test's own; gives them a name."""
+
+    def flags(name: str) -> list[str]:
+        return [
+            f"--tfrecords_dir={tfrecords}",
+            f"--restore_model_path={start}",
+            f"--save_model_dir={tmp_path / name}",
+            f"--run_dir={tmp_path / name / 'run'}",
+        ]
+
+    return flags
+
+
+def _classifier(path: Path, task) -> np.ndarray:
+    model = networks.build_model("cnn", (32, 32, 3), task.num_outputs)
+    loading.load_by_name(model, path)
+    return np.concatenate([np.ravel(variable) for variable in model.get_layer("classifier").variables])
+
+
+@pytest.mark.parametrize(("door", "flags"), [(FEDERATED, ROUNDS), (CENTRAL, EPOCHS)])
+def test_cached_features_give_the_weights_that_photos_give(places, task, tmp_path, door, flags):
+    cache = tmp_path / "features"
+    done = run(door, *places("cached"), *flags, f"--feature_dir={cache}")
+    assert "features: 128 per photo in" in done.stdout
+    run(door, *places("photos"), *flags, "--nocache_features", "--noaugment")
+    found, expected = (_classifier(tmp_path / name / "run" / "last.h5", task) for name in ("cached", "photos"))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    rows, others = (read_csv(tmp_path / name / "run" / "metrics.csv") for name in ("cached", "photos"))
+    for row, other in zip(rows, others, strict=True):
+        assert {k: float(v) for k, v in row.items() if v} == pytest.approx(
+            {k: float(v) for k, v in other.items() if v}, abs=1e-4
+        )
+    (folder,) = cache.iterdir()
+    assert sorted(path.name for path in folder.iterdir() if path.suffix == ".npy") == sorted(
+        f"{partition}{kind}.npy" for partition in ("train", "val", "test") for kind in ("", ".labels")
+    )
+    # A second run computes nothing and gives the same.
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = run(door, *places("again"), *flags, f"--feature_dir={cache}")
+    assert "features of" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert_equal_weights(tmp_path / "again" / "run" / "last.h5", tmp_path / "cached" / "run" / "last.h5")
+
+
+def test_views_are_augmented_and_shared_by_runs_with_more_of_them(places, tmp_path):
+    cache = f"--feature_dir={tmp_path / 'features'}"
+    run(FEDERATED, *places("two"), *ROUNDS, cache, "--feature_views=2", "--augment")
+    (folder,) = (tmp_path / "features").iterdir()
+    views = [np.load(folder / f"train.view{number}.npy") for number in (0, 1)]
+    assert not np.allclose(*views, atol=1e-3)
+    assert np.corrcoef(views[0].ravel(), views[1].ravel())[0, 1] > 0.5
+    written = (folder / "train.view0.npy").stat().st_mtime_ns
+    run(FEDERATED, *places("three"), *ROUNDS, cache, "--feature_views=3")
+    assert (folder / "train.view0.npy").stat().st_mtime_ns == written
+    assert (folder / "train.view2.npy").exists()
+
+
+def test_half_precision_is_near_and_half_as_large(places, task, tmp_path):
+    cache = f"--feature_dir={tmp_path / 'features'}"
+    run(FEDERATED, *places("half"), *ROUNDS, cache, "--feature_dtype=float16")
+    run(FEDERATED, *places("full"), *ROUNDS, cache)
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "features").glob("*/train.npy"))
+    assert sizes[1] - 128 == 2 * (sizes[0] - 128)
+    half, full = (_classifier(tmp_path / name / "run" / "last.h5", task) for name in ("half", "full"))
+    np.testing.assert_allclose(half, full, atol=2e-2)
+
+
+def test_damaged_features_are_made_anew_and_foreign_ones_refused(places, tmp_path):
+    cache = tmp_path / "features"
+    flags = (*ROUNDS, f"--feature_dir={cache}")
+    run(FEDERATED, *places("first"), *flags)
+    (folder,) = cache.iterdir()
+    good = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for name in ("train.npy", "val.json", "test.labels.npy"):
+        data = bytearray(good[name])
+        data[len(data) // 2] ^= 0x10
+        (folder / name).write_bytes(data)
+        done = run(FEDERATED, *places(f"mended {name}"), *flags)
+        assert "made anew" in done.stderr or "read anew" in done.stderr
+        assert (folder / name).read_bytes() == good[name]
+    about = json.loads(good["train.json"])
+    about["records"] = "0" * 64
+    del about["crc32c"]
+    (folder / "train.json").write_text(json.dumps(about))
+    line = _refused(*places("foreign"), *flags)
+    assert "holds features of other photos or of another network" in line
+    # Other records, or other weights, have a folder of their own.
+    (folder / "train.json").write_bytes(good["train.json"])
+    run(FEDERATED, *places("other weights")[:1], *places("other weights")[2:], *flags)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_two_runs_at_once_share_the_features(records, task, tmp_path):
+    from benchmark.features import extraction
+    from benchmark.features.cache import FeatureCache, Network
+    from benchmark.model.trainable import body_and_head
+
+    body, _ = body_and_head(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9))
+    network = Network("cnn", extraction.weights_digest(body), (32, 32), 128, "float32", "float32")
+    filled: list[str] = []
+    original = extraction.fill
+    extraction.fill = lambda *arguments: (filled.append(arguments[-1]), original(*arguments))
+    try:
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            caches = [FeatureCache(tmp_path, records, network, body) for _ in range(2)]
+            one, other = pool.map(lambda cache: cache.inputs(task), caches)
+    finally:
+        extraction.fill = original
+    for mine, theirs in zip(one.evaluation("val"), other.evaluation("val"), strict=True):
+        np.testing.assert_array_equal(mine[0], theirs[0])
+    assert sorted(filled) == ["features of test", "features of train", "features of val"]
+
+
+def test_an_interrupted_extraction_is_continued(records, task, tmp_path, monkeypatch):
+    from benchmark.data import pipeline
+    from benchmark.features import extraction
+    from benchmark.features.cache import FeatureCache, Network
+    from benchmark.model.trainable import body_and_head
+
+    body, _ = body_and_head(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9))
+    network = Network("cnn", extraction.weights_digest(body), (32, 32), 128, "float32", "float32")
+    rows = []
+    original = pipeline.EvaluationData.__iter__
+
+    def interrupted(self):
+        rows.append(self.num_photos)
+        for number, batch in enumerate(original(self)):
+            if len(rows) == 1 and number == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(pipeline.EvaluationData, "__iter__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        FeatureCache(tmp_path / "stopped", records, network, body).inputs(task)
+    continued = FeatureCache(tmp_path / "stopped", records, network, body)
+    continued.inputs(task)
+    assert rows[1] == rows[0] - 64, "the first batch was not computed again"
+    whole = FeatureCache(tmp_path / "whole", records, network, body)
+    whole.inputs(task)
+    for partition in ("train", "val", "test"):
+        files = (cache.folder / f"{partition}.npy" for cache in (continued, whole))
+        np.testing.assert_array_equal(*map(np.load, files))
+    assert not list(continued.folder.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--cache_features",), "--cache_features: features stay what they are only with --trainable=head"),
+        (("--trainable=film", "--feature_views=2"), "--feature_views=2 has no effect without cached features"),
+        (("--trainable=head", "--runtime=tff", "--cache_features"), "TFF's own runtime trains on photos"),
+        (("--trainable=head", "--augment"), "--augment contradicts --feature_views=0"),
+        (("--trainable=head", "--feature_views=2", "--noaugment"), "--noaugment contradicts --feature_views=2"),
+    ],
+)
+def test_flags_that_do_not_fit(places, flags, message):
+    assert message in _refused(*places("none"), *SMALL, *flags)
+
+
+def test_a_folder_that_cannot_be_written(places, tmp_path):
+    shutil.copy(__file__, tmp_path / "file")
+    assert "file" in _refused(*places("none"), *ROUNDS, f"--feature_dir={tmp_path / 'file' / 'features'}")
