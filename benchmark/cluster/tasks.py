@@ -20,7 +20,8 @@ from benchmark.model.trainable import choose, new_head
 from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import ClientConfig
-from benchmark.rounds.shard import Broadcast, ShardResult, ShardTrainer
+from benchmark.rounds.group import shard_trainer
+from benchmark.rounds.shard import Broadcast, ShardResult
 from flair.errors import FlairError
 
 
@@ -81,7 +82,7 @@ class Tasks:
         for variable, value in zip(self._model.non_trainable_variables, job.frozen, strict=True):
             variable.assign(value)
         self._trainer = LocalTrainer(self._model, job.client, job.round.step)
-        self._shard = ShardTrainer(self._trainer, Aggregation(job.round), inputs.clients(clients), plan, job.seed)
+        self._shard = shard_trainer(self._trainer, Aggregation(job.round), inputs.clients(clients), plan, job.seed)
         self._scorer = LocalScorer(self._model, inputs, plan)
 
     def ready(self) -> None:

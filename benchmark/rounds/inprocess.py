@@ -1,9 +1,9 @@
 """The in-process runtime: one round of federated training, as the textbook has it.
 
 `run_round` is the whole round. What it calls: `server.RoundServer` (the global weights, noise, the server's step),
-`shard.ShardTrainer` (client after client), `client.LocalTrainer` (the steps of a client) and `aggregation.Aggregation`
-(TFF's aggregator, which adds the updates up). Peak memory does not depend on the cohort: the model, the server's state,
-one aggregate and one client's update.
+`shard.ShardTrainer` (client after client; `group.GroupTrainer` where many small ones go at once), `client.LocalTrainer`
+(the steps of a client) and `aggregation.Aggregation` (TFF's aggregator, which adds the updates up). Peak memory does
+not depend on the cohort: the model, the server's state, one aggregate and one client's update.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from benchmark.data.clients import BatchPlan, ClientData
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import FederatedConfig
+from benchmark.rounds.group import shard_trainer
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.server import RoundServer
-from benchmark.rounds.shard import ShardTrainer
 
 
 class InProcessRuntime(RoundServer):
@@ -44,7 +44,7 @@ class InProcessRuntime(RoundServer):
     ) -> None:
         super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key)
         self.trainer = LocalTrainer(model, config.client, self.aggregation.spec.step)
-        self._cohort = ShardTrainer(self.trainer, self.aggregation, data, batch_plan, seed)
+        self._cohort = shard_trainer(self.trainer, self.aggregation, data, batch_plan, seed)
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
         """Sends the global weights, trains each client and adds its update up, takes the server's step."""

@@ -1,0 +1,235 @@
+"""Many small clients at once: groups of clients train the head of a network in one compiled call.
+
+A client of a few features costs microseconds of arithmetic and, by itself, milliseconds of calls. Here its weights are
+one slice of an array `[clients, ...]`, its batches are padded to those of its group, and what is padded is masked. The
+steps are those of `client.LocalTrainer`, written out for one dense layer, whose gradient fits on a line; TFF's
+aggregator then takes the updates one by one, as in `shard.ShardTrainer`, in a loop inside the same call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from benchmark.data.clients import BatchPlan, ClientData, client_seed, prefetched
+from benchmark.data.features import FeatureClients
+from benchmark.data.group_orders import training_orders
+from benchmark.metrics.keras import histogram, losses_of, scores_of
+from benchmark.rounds.aggregation import Aggregation
+from benchmark.rounds.client import LocalTrainer
+from benchmark.rounds.config import FED_PROX, MAX_UPDATE_NORM, ClientConfig
+from benchmark.rounds.shard import Broadcast, ShardResult, ShardTrainer
+from benchmark.run.seeds import derive_seed
+from flair.errors import FlairError
+
+_PHOTOS_PER_GROUP = 2048  # padded: of 1,280 features 10 MB, which stay in the processor's caches
+_GROUPS_AHEAD = 2
+
+
+class Group(NamedTuple):
+    """Clients of about as many photos, with what they are trained on.
+
+    Attributes:
+      clients: int64 [g], their places in the cohort.
+      inputs: float32 [g, steps, batch, d], whatever where there is no photo.
+      labels: float32 [g, steps, batch, outputs].
+      shown: int32 [g, steps], photos of each step.
+      seeds: int64 [g, 2], of encoding the update.
+    """
+
+    clients: np.ndarray
+    inputs: tf.Tensor
+    labels: tf.Tensor
+    shown: tf.Tensor
+    seeds: tf.Tensor
+
+
+class GroupTrainer:
+    """Trains shards of cohorts by FedAvg or FedProx, with the results of `shard.ShardTrainer` up to rounding.
+
+    Args:
+      config: of the clients.
+      data: their features.
+    """
+
+    def __init__(
+        self, config: ClientConfig, aggregation: Aggregation, data: FeatureClients, batch_plan: BatchPlan, seed: int
+    ) -> None:
+        self._config, self._aggregation, self._data = config, aggregation, data
+        self._plan, self._seed = batch_plan, seed
+        aggregation.load("zero", "work", "accumulate")
+
+    def train(self, sent: Broadcast, clients: Sequence[str]) -> ShardResult:
+        """Trains each client from the weights that were sent, which no order or grouping of the clients changes."""
+        sent = sent.tensors()
+        learning_rate = tf.constant(sent.learning_rate, tf.float32)
+        aggregate = self._aggregation.zero()
+        sums: list[np.ndarray] = []
+        num_examples, refused, seconds = 0, [], np.zeros(len(clients))
+        started = time.perf_counter()
+        for group in prefetched(self._groups(sent.round_number, clients), _GROUPS_AHEAD):
+            aggregate, is_usable, *of_group = self._train_group(
+                *group[1:], sent.weights, learning_rate, aggregate, sent.aggregator
+            )
+            usable, of_clients = is_usable.numpy(), [tensor.numpy() for tensor in of_group]
+            sums = [a + b for a, b in zip(sums, of_clients, strict=True)] if sums else of_clients
+            refused += group.clients[~usable].tolist()
+            shown = group.shown.numpy().sum(1)
+            num_examples += int(shown.sum())
+            seconds[group.clients] = (time.perf_counter() - started) * shown / shown.sum()
+            started = time.perf_counter()
+        if not sums:
+            sums = [tensor.numpy() for tensor in self._no_metrics()]
+        names = tuple(clients[place] for place in sorted(refused))
+        return ShardResult(aggregate, sums, num_examples, names, seconds)
+
+    def _groups(self, round_number: int, clients: Sequence[str]) -> Iterator[Group]:
+        if not clients:
+            return
+        rows = [self._data.rows(client_id) for client_id in clients]
+        for client_id, own in zip(clients, rows, strict=True):
+            if not len(own):
+                raise FlairError(f"client {client_id}: has no photo; prepare the records again")
+        seeds = np.stack([client_seed(self._seed, round_number, client_id) for client_id in clients])
+        orders = training_orders([len(own) for own in rows], seeds, self._plan)
+        first = np.cumsum([0, *orders.counts])
+        photos = np.concatenate(rows)[orders.photos + np.repeat(np.cumsum([0, *map(len, rows)])[:-1], orders.counts)]
+        steps, batch = _padded(orders.counts, self._plan.batch_size)
+        by_size = np.lexsort((batch, steps))
+        borders = np.flatnonzero((np.diff(steps[by_size]) != 0) | (np.diff(batch[by_size]) != 0)) + 1
+        for alike in np.split(by_size, borders):
+            size = int(steps[alike[0]]), int(batch[alike[0]])
+            for chosen in np.array_split(alike, -(-len(alike) * size[0] * size[1] // _PHOTOS_PER_GROUP)):
+                if len(chosen):
+                    yield self._group(round_number, clients, chosen, first, photos, orders.draws, size)
+
+    def _group(
+        self,
+        round_number: int,
+        clients: Sequence[str],
+        chosen: np.ndarray,
+        first: np.ndarray,
+        photos: np.ndarray,
+        draws: np.ndarray,
+        size: tuple[int, int],
+    ) -> Group:
+        steps, batch = size
+        places = first[chosen][:, np.newaxis] + np.arange(steps * batch)
+        is_photo = places < first[chosen + 1][:, np.newaxis]
+        places = np.where(
+            is_photo, places, first[chosen][:, np.newaxis]
+        ).ravel()  # padded with the client's first photo
+        features = self._data.features
+        inputs, labels = features.inputs(photos[places], draws[places]), features.labels(photos[places])
+        names = (clients[place] for place in chosen)
+        encoding = [derive_seed(self._seed, "encoding", round_number, client_id) for client_id in names]
+        return Group(
+            chosen,
+            tf.constant(inputs.reshape(len(chosen), steps, batch, -1)),
+            tf.constant(labels.reshape(len(chosen), steps, batch, -1)),
+            tf.constant(is_photo.reshape(len(chosen), steps, batch).sum(2), tf.int32),
+            tf.constant(np.stack(encoding)),
+        )
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def _train_group(
+        self,
+        inputs: tf.Tensor,
+        labels: tf.Tensor,
+        shown: tf.Tensor,
+        seeds: tf.Tensor,
+        global_weights: Sequence[tf.Tensor],
+        learning_rate: tf.Tensor,
+        aggregate: Sequence[tf.Tensor],
+        broadcast: Sequence[tf.Tensor],
+    ) -> list[Any]:
+        """The aggregate with these clients, whose update may be used, and the sums of the metrics of those."""
+        num_clients, steps = tf.shape(shown)[0], tf.shape(shown)[1]
+        start = [tf.repeat(weight[tf.newaxis], num_clients, axis=0) for weight in global_weights]
+        all_logits = tf.TensorArray(tf.float32, steps, element_shape=[None, None, labels.shape[-1]])
+
+        def one_step(step: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, logits_of: tf.TensorArray) -> list[tf.Tensor]:
+            x, y, count = inputs[:, step], labels[:, step], tf.cast(shown[:, step], tf.float32)
+            logits = tf.matmul(x, kernel) + bias[:, tf.newaxis]
+            is_photo = tf.sequence_mask(shown[:, step], tf.shape(x)[1], tf.float32)
+            # The mean over photos and labels of the binary cross-entropy, differentiated by the logits.
+            share = is_photo / (tf.maximum(count, 1.0) * float(labels.shape[-1]))[:, tf.newaxis]
+            error = (tf.sigmoid(logits) - y) * share[:, :, tf.newaxis]
+            gradients = [tf.matmul(x, error, transpose_a=True), tf.reduce_sum(error, 1)]
+            weights = [kernel, bias]
+            if self._config.algorithm == FED_PROX:
+                gradients = [
+                    gradient + self._config.proximal_strength * (weight - anchor)
+                    for gradient, weight, anchor in zip(gradients, weights, start, strict=True)
+                ]
+            rates = [learning_rate * tf.cast(count > 0, tf.float32) * scale for scale in self._scales(gradients)]
+            moved = [
+                weight - tf.reshape(rate, [-1] + [1] * (len(weight.shape) - 1)) * gradient
+                for weight, rate, gradient in zip(weights, rates, gradients, strict=True)
+            ]
+            return [step + 1, *moved, logits_of.write(step, logits)]
+
+        _, kernel, bias, all_logits = tf.while_loop(
+            lambda step, *_: step < steps, one_step, [tf.constant(0), *start, all_logits], parallel_iterations=1
+        )
+        updates = [before - after for before, after in zip(start, [kernel, bias], strict=True)]
+        squares = [tf.reduce_sum(tf.square(update), list(range(1, len(update.shape)))) for update in updates]
+        is_usable = tf.add_n(squares) <= MAX_UPDATE_NORM**2  # false for NaN
+        examples = tf.cast(tf.reduce_sum(shown, 1), tf.float32) if self._config.weighted else tf.ones_like(squares[0])
+        client_weights = tf.where(is_usable, examples, 0.0)
+        updates = [tf.where(tf.reshape(is_usable, [-1] + [1] * (len(u.shape) - 1)), u, 0.0) for u in updates]
+
+        def add(client: tf.Tensor, *summed: tf.Tensor) -> list[tf.Tensor]:
+            result = [*(update[client] for update in updates), client_weights[client]]
+            return [client + 1, *self._aggregation.accumulate(summed, result, broadcast, seeds[client])]
+
+        _, *aggregate = tf.while_loop(
+            lambda client, *_: client < num_clients, add, [tf.constant(0), *aggregate], parallel_iterations=1
+        )
+        logits = tf.transpose(all_logits.stack(), [1, 0, 2, 3])
+        counted = tf.sequence_mask(tf.where(is_usable[:, tf.newaxis], shown, 0), tf.shape(inputs)[2])
+        return [aggregate, is_usable, *_metrics(tf.boolean_mask(labels, counted), tf.boolean_mask(logits, counted))]
+
+    def _scales(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """`clipping.clip_scales` of every client: float32 [g] for each weight."""
+        bound = self._config.clipnorm
+        if bound <= 0:
+            return [tf.ones(tf.shape(gradient)[:1]) for gradient in gradients]
+        squares = [tf.reduce_sum(tf.square(one), list(range(1, len(one.shape)))) for one in gradients]
+        if self._config.global_clipnorm:
+            squares = [tf.add_n(squares)] * len(squares)
+        return [bound / tf.maximum(tf.sqrt(square), bound) for square in squares]
+
+    def _no_metrics(self) -> list[tf.Tensor]:
+        none = tf.zeros([0, self._plan.task.num_outputs])
+        return _metrics(none, none)
+
+
+def shard_trainer(
+    trainer: LocalTrainer, aggregation: Aggregation, data: ClientData, batch_plan: BatchPlan, seed: int
+) -> ShardTrainer | GroupTrainer:
+    """What trains shards: groups of clients at once where they have features and descend, else one by one."""
+    if isinstance(data, FeatureClients) and trainer.descends:
+        return GroupTrainer(trainer.config, aggregation, data, batch_plan, seed)
+    return ShardTrainer(trainer, aggregation, data, batch_plan, seed)
+
+
+def _metrics(labels: tf.Tensor, logits: tf.Tensor) -> list[tf.Tensor]:
+    """The sums of `metrics.keras.ScoreHistogram` over photos: counts, loss, photos."""
+    counts = histogram(scores_of(logits), labels)
+    return [counts, tf.reduce_sum(losses_of(labels, logits)), tf.shape(labels, tf.int64)[0]]
+
+
+def _padded(counts: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and photos per step of each client, rounded up to a power of two, so that there are few kinds of groups."""
+    steps = -(-counts // batch_size)
+    one_step = np.minimum(_power_of_two(counts), batch_size)
+    return _power_of_two(steps), np.where(steps == 1, one_step, batch_size)
+
+
+def _power_of_two(numbers: np.ndarray) -> np.ndarray:
+    return np.asarray(2 ** np.ceil(np.log2(numbers)), np.int64)

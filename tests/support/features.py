@@ -1,0 +1,42 @@
+"""Clients with features, made from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmark.data.features import FeatureClients, Features, LabelColumns
+from benchmark.data.records import Task
+
+
+class FeatureUsers:
+    """Clients of given sizes, whose photos follow each other."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        width = len(str(len(sizes)))
+        self.client_ids = [f"user{number:0{width}d}" for number in range(len(sizes))]
+        first = np.cumsum([0, *sizes])
+        self._rows = {name: np.arange(*first[number : number + 2]) for number, name in enumerate(self.client_ids)}
+
+    def read(self, client_id: str) -> list[bytes]:
+        raise AssertionError("features need no photos")
+
+    def rows(self, client_id: str) -> np.ndarray:
+        return self._rows[client_id]
+
+    def num_photos(self, client_id: str) -> int:
+        return len(self._rows[client_id])
+
+
+def feature_clients(
+    sizes: Sequence[int], task: Task, num_features: int = 6, views: int = 1, seed: int = 0
+) -> FeatureClients:
+    """Clients with normal features, and each label on about a third of the photos."""
+    rng = np.random.default_rng(seed)
+    photos = sum(sizes)
+    arrays = [rng.normal(size=(photos, num_features)).astype(np.float32) for _ in range(views)]
+    has_label = rng.random((photos, task.num_columns)) < 1 / 3
+    starts = np.concatenate([[0], np.cumsum(has_label.sum(1))])
+    labels = LabelColumns(starts, np.nonzero(has_label)[1].astype(np.int32))
+    return FeatureClients(FeatureUsers(sizes), Features(arrays, labels, task))
