@@ -18,6 +18,7 @@ SUBJECTS = {
     "step": "one training step, with each norm and number type",
     "central": "central training and evaluation, beside the bare step",
     "federated": "federated rounds, beside the bare steps",
+    "few_weights": "private rounds of a head on cached features, at FLAIR's size",
     "audit": "the search for near duplicates, on photos as far apart as real ones",
     "ray": "federated rounds on Ray by number of workers, beside inprocess, and sizing",
 }
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
             "usage: python -m benchmark.speed_main SUBJECT [flags]\n\nMeasures a part of the toolkit. SUBJECT is one of"
         )
         for subject, what in SUBJECTS.items():
-            print(f"  {subject:10} {what}")
+            print(f"  {subject:11} {what}")
         print("\npython -m benchmark.speed_main SUBJECT --help lists the flags.")
         return command.EXIT_OK if argv else command.EXIT_USAGE
     if argv[0] not in SUBJECTS:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmark.federated.scoring import Scorer
+from benchmark.federated.scoring import Evaluator
 from benchmark.model import loading
 from benchmark.privacy.accounting import rounded_up
 from benchmark.privacy.adaptive import check_noise
@@ -52,7 +52,7 @@ class TrainingState:
 def train(
     runtime: Runtime,
     model: tf.keras.Model,
-    scorer: Scorer,
+    scorer: Evaluator,
     cohort_of: Callable[[int], Sequence[str]],
     privacy_plan: PrivacyPlan | None,
     run: RunFolder,

@@ -39,12 +39,16 @@ class LocalComparison(NamedTuple):
     after: ClientScore
 
 
-class Scorer(Protocol):
+class Evaluator(Protocol):
     """Scores the weights that a model has at the moment of the call."""
 
     def evaluate(self, partition: str, title: str | None = None) -> dict[str, float]:
         """The published metrics over all photos; `title` is what the progress is called."""
         ...
+
+
+class Scorer(Evaluator, Protocol):
+    """Scores clients by themselves, too."""
 
     def score_clients(self, partition: str, clients: Sequence[str]) -> list[ClientScore]:
         """Scores each client's photos by themselves, whole photos as in central evaluation."""

@@ -66,6 +66,12 @@ def peak_bytes(process: int | None = None) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
 
 
+def anonymous_bytes() -> int:
+    """Resident memory of this process that is no file's."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon:"))
+
+
 def _cpu(key: str) -> str:
     """The first value of `key` in /proc/cpuinfo; empty where there is none."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -87,6 +87,17 @@ def _federated(flag: _Add, count: _Add) -> None:
     flag("--memory_of", choices=FEDERATED_STAGES, help=argparse.SUPPRESS)
 
 
+def _few_weights(flag: _Add, count: _Add) -> None:
+    count("--num_users", default=41_131, help="training users (default: FLAIR's 41131)")
+    flag("--features", type=positive_ints, default=[512, 1280], help="features a photo (default: 512,1280)")
+    count("--rounds", default=5000, help="rounds (default: 5000)")
+    count("--clients", default=200, help="clients a round (default: 200)")
+    count("--rounds_per_eval", default=100, help="rounds between validations (default: 100)")
+    flag("--epsilon", type=float, default=2.0, help="epsilon of all rounds (default: 2)")
+    flag("--work_dir", type=path_flag, help="folder for features while it runs, 2 GB (default: the temporary one)")
+    flag("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
+
+
 def _audit(flag: _Add, count: _Add) -> None:
     flag("--work_dir", type=path_flag, required=True, help="folder for the photos, which stay, and for output")
     count("--num_images", default=20_000, help="photos; FLAIR: 429078 (default: 20000)")
@@ -133,6 +144,7 @@ _SUBJECTS: dict[str, tuple[Callable[[_Add, _Add], None], str]] = {
         f"training and evaluation take turns within a repetition, {_SIDE_BY_SIDE}",
     ),
     "federated": (_federated, "Measures federated rounds beside the bare training steps on the same photos."),
+    "few_weights": (_few_weights, "Trains a head on made-up features of FLAIR's size, with privacy, all rounds."),
     "audit": (_audit, "Measures the audit for near duplicates on generated photos, copies planted among them."),
     "ray": (
         _ray,

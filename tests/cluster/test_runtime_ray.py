@@ -24,10 +24,12 @@ from benchmark.cluster.scorer import RayScorer
 from benchmark.data.clients import BatchPlan
 from benchmark.data.inputs import PixelInputs
 from benchmark.data.source import ClientSource
+from benchmark.features.cache import FeatureCache, FeatureSource, Network
+from benchmark.features.extraction import weights_digest
 from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.scoring import LocalScorer
 from benchmark.model.networks import build_model
-from benchmark.model.trainable import ALL
+from benchmark.model.trainable import ALL, FILM, HEAD, body_and_head, choose
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import (
@@ -155,6 +157,33 @@ def test_any_number_of_workers_equals_inprocess(name, num_workers, source, plan,
 @pytest.mark.parametrize("name", SLOW_CONFIGS)
 def test_every_aggregator_equals_inprocess(name, source, plan, pools):
     _assert_equal_runs(SLOW_CONFIGS[name], source, plan, pools(2))
+
+
+@pytest.mark.parametrize("which", [HEAD, pytest.param(FILM, marks=pytest.mark.slow)])
+def test_few_weights_on_workers_equal_inprocess(which, records, source, plan, pools, tmp_path):
+    """Features for the head, groups of clients; photos for FiLM, with weights that are frozen."""
+    arguments = _model_arguments(plan.task)
+    config, (_, clients) = CONFIGS["adaptive_dp"], source.open()
+
+    def prepared():
+        model = choose(build_model(*arguments), which)
+        if which == FILM:
+            return model, PixelInputs(records, plan.task, SIZE, 512), None
+        body, head = body_and_head(model)
+        network = Network("cnn", weights_digest(body), SIZE, 128, "float32", "float32")
+        inputs = FeatureCache(tmp_path, records, network, body).inputs(plan.task)
+        return head, inputs, FeatureSource(str(tmp_path), network, 0)
+
+    model, inputs, features = prepared()
+    run = config, clients, source, plan, SEED, KEY, pools(2)
+    ours = RayRuntime(model, (arguments, which), *run, features=features)
+    reference = InProcessRuntime(prepared()[0], config, inputs.clients(clients), plan, SEED, KEY)
+    assert_equal_rounds(ours, reference, [_cohort(source, round_number) for round_number in range(3)])
+    remote, local = RayScorer(model, records, plan.task, ours.pool), LocalScorer(model, inputs, plan)
+    assert remote.evaluate("val") == pytest.approx(local.evaluate("val"), abs=1e-6)
+    chosen = records.users("test")[:3]
+    for mine, theirs in zip(remote.score_clients("test", chosen), local.score_clients("test", chosen), strict=True):
+        assert mine[1:] == pytest.approx(theirs[1:], abs=1e-5)
 
 
 def test_a_run_is_repeatable_bit_for_bit_and_can_be_continued(source, plan, pools):

@@ -33,3 +33,18 @@ def test_records_on_which_no_run_can_start_are_told_in_a_line(tmp_path: Path) ->
 
     with pytest.raises(FlairError, match=r"ended before its first round: .*nowhere"):
         _seconds_to_round_1(Namespace(tfrecords_dir=tmp_path / "nowhere", model="cnn"), 2)
+
+
+@pytest.mark.slow
+def test_few_weights_trains_on_made_up_features(tmp_path):
+    path = tmp_path / "few.json"
+    flags = ["--num_users=400", "--features=8,16", "--rounds=6", "--clients=20", "--rounds_per_eval=3"]
+    done = run_process("benchmark.speed_main", "few_weights", *flags, f"--work_dir={tmp_path}", f"--json={path}")
+    found = json.loads(path.read_text())["few_weights"]
+    assert [row["features"] for row in found] == [8, 16]
+    for row in found:
+        assert row["seconds"] > 0
+        assert row["weights"] == (row["features"] + 1) * 17
+        assert 0.1e9 < row["anonymous_bytes"] < 3e9
+        assert f"{row['features']} features: 6 rounds in" in done.stdout
+    assert sorted(tmp_path.iterdir()) == [path]

@@ -8,25 +8,7 @@ import numpy as np
 
 from benchmark.data.features import FeatureClients, Features, LabelColumns
 from benchmark.data.records import Task
-
-
-class FeatureUsers:
-    """Clients of given sizes, whose photos follow each other."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        width = len(str(len(sizes)))
-        self.client_ids = [f"user{number:0{width}d}" for number in range(len(sizes))]
-        first = np.cumsum([0, *sizes])
-        self._rows = {name: np.arange(*first[number : number + 2]) for number, name in enumerate(self.client_ids)}
-
-    def read(self, client_id: str) -> list[bytes]:
-        raise AssertionError("features need no photos")
-
-    def rows(self, client_id: str) -> np.ndarray:
-        return self._rows[client_id]
-
-    def num_photos(self, client_id: str) -> int:
-        return len(self._rows[client_id])
+from benchmark.speed.few_weights import MadeUpUsers
 
 
 def feature_clients(
@@ -39,4 +21,4 @@ def feature_clients(
     has_label = rng.random((photos, task.num_columns)) < 1 / 3
     starts = np.concatenate([[0], np.cumsum(has_label.sum(1))])
     labels = LabelColumns(starts, np.nonzero(has_label)[1].astype(np.int32))
-    return FeatureClients(FeatureUsers(sizes), Features(arrays, labels, task))
+    return FeatureClients(MadeUpUsers(sizes), Features(arrays, labels, task))
