@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.model.saved import NETWORK_HELP
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import Record, load_records
 from flair.errors import FlairError
@@ -26,7 +27,6 @@ DESCRIPTION = """\
 Runs every photo of a dataset directory through a saved model up to its global pooling and writes the features, one row
 a photo, with the ids beside them (FILE.npy and FILE.json). python -m flair.near_duplicates --features=FILE.npy lists
 the squared distances of near pairs by them. A run that was stopped continues when the same command is given again."""
-LAYER = "global_pooling"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     records = [record for record in load_records(flags.dataset_dir) if record.partition in flags.partitions]
     num_photos, num_features = write_model_features(
-        Path(flags.model), Path(flags.dataset_dir), records, Path(flags.output), flags.batch_size
+        Path(flags.model), Path(flags.dataset_dir), records, Path(flags.output), flags.batch_size, flags.network
     )
     seconds = time.monotonic() - start
     print(
@@ -49,7 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_model_features(
-    model_file: Path, dataset_dir: Path, records: Sequence[Record], output: Path, batch_size: int
+    model_file: Path,
+    dataset_dir: Path,
+    records: Sequence[Record],
+    output: Path,
+    batch_size: int,
+    network: str | None = None,
 ) -> tuple[int, int]:
     """Writes the features of all photos; returns how many photos there are, and how many features per photo.
 
@@ -61,9 +66,9 @@ def write_model_features(
     from flair.duplicates.features import write_features
     from flair.files.parts import PartStore
 
-    saved = saved_model.describe(model_file)
+    saved = saved_model.describe(model_file, network)
     digest = file_sha256(model_file)
-    compute, num_features = _pooling(saved_model.load(saved), saved.image_size)
+    compute, num_features, layer = _pooling(saved_model.load(saved), saved.image_size)
     image_ids = [record.image_id for record in records]
     key = hashlib.sha256(json.dumps([digest, batch_size, image_ids]).encode()).hexdigest()[:24]
     unfinished = atomic.beside(atomic.destination(output), "unfinished")
@@ -78,28 +83,30 @@ def write_model_features(
     finally:
         store.save()
     values = store.rows().reshape(-1, num_features)
-    about = {"model": model_file.name, "model_sha256": digest, "layer": LAYER, "network": saved.network}
+    about = {"model": model_file.name, "model_sha256": digest, "layer": layer, "network": saved.network}
     write_features(output, values, image_ids, about)
     store.discard()
     unfinished.rmdir()
     return len(values), num_features
 
 
-def _pooling(model: object, image_size: tuple[int, int]) -> tuple[Callable[[list[bytes]], np.ndarray], int]:
-    """JPEGs -> features float32 [b, d], and d."""
+def _pooling(model: object, image_size: tuple[int, int]) -> tuple[Callable[[list[bytes]], np.ndarray], int, str]:
+    """JPEGs -> features float32 [b, d], d, and the layer that gives them."""
     import tensorflow as tf
 
     from benchmark.data.augmentation import decode_whole
+    from benchmark.model.networks import features_of
 
     assert isinstance(model, tf.keras.Model)
-    pooled = tf.keras.Model(model.input, model.get_layer(LAYER).output)
+    pooled = features_of(model)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def compiled(photos: tf.Tensor) -> tf.Tensor:
         pixels = tf.map_fn(lambda photo: decode_whole(photo, image_size), photos, fn_output_signature=tf.uint8)
         return tf.cast(pooled(pixels, training=False), tf.float32)
 
-    return lambda photos: compiled(tf.constant(photos)).numpy(), int(pooled.output_shape[-1])
+    num_features, layer = int(pooled.output_shape[-1]), str(pooled.layers[-1].name)
+    return lambda photos: compiled(tf.constant(photos)).numpy(), num_features, layer
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -107,6 +114,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", type=path_flag, required=True, metavar="FILE.h5", help="a saved model of this toolkit"
     )
+    parser.add_argument("--network", metavar="MODULE:FUNCTION", help=NETWORK_HELP)
     parser.add_argument("--output", type=path_flag, required=True, metavar="FILE.npy", help="file to write")
     parser.add_argument(
         "--partitions",

@@ -155,7 +155,7 @@ class CentralTrainer:
         """The gradients of this device's sum of losses, and over all devices that sum and the number of photos."""
         is_photo = labels[:, 0] >= 0  # the others fill up an uneven batch
         with tf.GradientTape() as tape:
-            logits = self.model(images, training=True)
+            logits = self.model(images, training=False)
             loss_sum = tf.reduce_sum(tf.where(is_photo, losses_of(labels, logits), 0.0))
         gradients = tape.gradient(loss_sum, self.model.trainable_variables)
         counts = histogram(tf.boolean_mask(scores_of(logits), is_photo), tf.boolean_mask(labels, is_photo))

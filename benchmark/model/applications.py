@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 from unittest import mock
 
 import numpy as np
@@ -38,11 +39,8 @@ def build(spec: str, input_shape: tuple[int, int, int], seed: int, policy: str) 
     specs.check(spec)
     specs.check_size(spec, *input_shape[:2])
     name = specs.keras_name(spec)
-    pixels = tf.keras.Input(input_shape, name="pixels")
-    about = specs.KERAS_NETWORKS[name]
-    standard = PixelStandardization(about.mean, about.std, about.is_bgr, name="standardization")(pixels)
     try:
-        original = _application(name, None, input_tensor=standard, input_shape=input_shape)
+        original = _application(name, None, input_shape=input_shape)
     except ValueError as error:
         least = _AT_LEAST.search(str(error))
         possible = f"at least {least[1].replace('x', ' x ')} pixels" if least else specs.one_line(error)
@@ -50,8 +48,9 @@ def build(spec: str, input_shape: tuple[int, int, int], seed: int, policy: str) 
             f"--model={spec}: takes no input of {input_shape[0]} x {input_shape[1]} pixels ({possible}); give another "
             "--image_height and --image_width"
         ) from None
-    layers = _without(_spliced(original.get_config()["layers"]), _FIRST_LAYERS)
-    layers = _renamed(layers)
+    layers = _renamed(_without(_spliced(original.get_config()["layers"]), _FIRST_LAYERS))
+    # Not as input_tensor=..., of which ConvNeXt takes the input layer alone.
+    layers = _standardized(layers, specs.KERAS_NETWORKS[name])
     for number, layer in enumerate(layers):
         if layer["class_name"] not in ("InputLayer", "TFOpLambda"):  # the latter compute in the dtype of what enters
             layer["config"]["dtype"] = policy
@@ -63,7 +62,7 @@ def build(spec: str, input_shape: tuple[int, int, int], seed: int, policy: str) 
         "output_layers": [[layers[-1]["config"]["name"], 0, 0]],
     }
     # Keras does not know the layers of its own ConvNeXt by name.
-    known = {type(layer).__name__: type(layer) for layer in _leaves(original)}
+    known = {type(layer).__name__: type(layer) for layer in [*_leaves(original), PixelStandardization()]}
     return tf.keras.Model.from_config(config, custom_objects=known)
 
 
@@ -83,8 +82,7 @@ def imagenet_file(spec: str) -> Path:
     Raises:
       FlairError: it cannot be fetched; where it is to be had and where it is to be put.
     """
-    from keras.src.utils import data_utils
-
+    data_utils = importlib.import_module("keras.src.utils.data_utils")
     specs.check(spec)
 
     def want(fname: str, origin: str, **options: Any) -> NoReturn:
@@ -135,7 +133,7 @@ def _fetched(wanted: _Wanted) -> Path:
         tf.keras.utils.get_file(
             wanted.file_name, wanted.origin, cache_subdir="models", file_hash=wanted.file_hash, cache_dir=str(home)
         )
-    except Exception as error:  # of no type of its own
+    except Exception as error:  # noqa: BLE001 Keras raises it itself
         reason = specs.one_line(error).removeprefix("Exception: ")
         raise FlairError(
             f"--backbone_weights=imagenet: cannot fetch the weights ({reason}); download {wanted.origin} elsewhere and "
@@ -156,16 +154,6 @@ def _leaves(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
 _Description = dict[str, Any]  # of a layer, as `get_config` of a model has it
 
 
-class _Call(NamedTuple):
-    """Where a layer's output comes from: the name that stands in the description of the layers behind it."""
-
-    name: str
-
-    @property
-    def nodes(self) -> list[Any]:
-        return [[[self.name, 0, 0, {}]]]
-
-
 def _spliced(layers: Sequence[_Description]) -> list[_Description]:
     """Without Sequential models: their layers stand in their place."""
     found: list[_Description] = []
@@ -178,7 +166,7 @@ def _spliced(layers: Sequence[_Description]) -> list[_Description]:
         for inner in layer["config"]["layers"]:
             if inner["class_name"] != "InputLayer":
                 found.append({**inner, "name": inner["config"]["name"], "inbound_nodes": nodes})
-                nodes = _Call(inner["config"]["name"]).nodes
+                nodes = [[[inner["config"]["name"], 0, 0, {}]]]
         last[layer["config"]["name"]] = found[-1]["name"]
     return [{**layer, "inbound_nodes": _with_names(layer["inbound_nodes"], last)} for layer in found]
 
@@ -192,6 +180,23 @@ def _without(layers: Sequence[_Description], kinds: Sequence[str]) -> list[_Desc
             before[layer["config"]["name"]] = before.get(source, source)
     kept = (layer for layer in layers if layer["class_name"] not in kinds)
     return [{**layer, "inbound_nodes": _with_names(layer["inbound_nodes"], before)} for layer in kept]
+
+
+def _standardized(layers: Sequence[_Description], about: specs.Pixels) -> list[_Description]:
+    """With an input layer `pixels` and what the network does with pixels first."""
+    first, *others = layers
+    entry, preprocessing = "pixels", PixelStandardization(*about[:3], name="standardization")
+    names = {first["config"]["name"]: preprocessing.name}
+    return [
+        {**first, "name": entry, "config": {**first["config"], "name": entry}},
+        {
+            "name": preprocessing.name,
+            "class_name": type(preprocessing).__name__,
+            "config": preprocessing.get_config(),
+            "inbound_nodes": [[[entry, 0, 0, {}]]],
+        },
+        *({**layer, "inbound_nodes": _with_names(layer["inbound_nodes"], names)} for layer in others),
+    ]
 
 
 def _renamed(layers: Sequence[_Description]) -> list[_Description]:
@@ -220,7 +225,9 @@ def _with_names(nodes: Any, names: Mapping[str, str]) -> Any:
     if not isinstance(nodes, list | tuple):
         return nodes
     if len(nodes) >= 3 and isinstance(nodes[0], str) and type(nodes[1]) is int and type(nodes[2]) is int:
-        return [names.get(nodes[0], nodes[0]), nodes[1], nodes[2], *(_with_names(rest, names) for rest in nodes[3:])]
+        # A call's number is 0 but for Sequential models, which call themselves before anybody else does.
+        call = 0 if nodes[0] in names else nodes[1]
+        return [names.get(nodes[0], nodes[0]), call, nodes[2], *(_with_names(rest, names) for rest in nodes[3:])]
     return [_with_names(node, names) for node in nodes]
 
 

@@ -74,7 +74,9 @@ def _breach(model: Any, input_shape: tuple[int, int, int]) -> str | None:
         return f"its output has the shape {list(features.shape)}, expected features of shape [None, number]"
     for layer in model.layers:
         if isinstance(layer, tf.keras.Model):
-            return f"its layer {layer.name} is a model itself, expected layers only (use input_tensor=..., or call them)"
+            return (
+                f"its layer {layer.name} is a model itself, expected layers only (for Keras's models give input_tensor)"
+            )
         if layer.name == _RESERVED:
             return f"it has a layer {_RESERVED}, a name that the layer added behind it takes"
         if not layer.built:

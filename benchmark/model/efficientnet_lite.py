@@ -1,8 +1,8 @@
 """EfficientNet-Lite0, an example of a network for --model=MODULE:FUNCTION.
 
-Tan and Le, 2019 (https://arxiv.org/abs/1905.11946), without squeeze-and-excitation and with ReLU6, as Google released it
-for phones. Layers are called as in the PyTorch package efficientnet-lite-pytorch, without leading underscores, so that
-its weights load by name: --backbone_weights=efficientnet_lite0.safetensors.
+Tan and Le, 2019 (https://arxiv.org/abs/1905.11946), without squeeze-and-excitation and with ReLU6, as Google released
+it for phones. Layers are called as in the PyTorch package efficientnet-lite-pytorch, without leading underscores, so
+that its weights load by name: --backbone_weights=efficientnet_lite0.safetensors.
 """
 
 from __future__ import annotations

@@ -65,6 +65,13 @@ def load_backbone(model: tf.keras.Model, weights: str) -> LoadReport:
     return load_by_name(model, weights, is_backbone=True)
 
 
+def imagenet_file(network: str) -> Path:
+    """Keras's file of weights for ImageNet of `keras:NAME`, fetched if it is not there."""
+    from benchmark.model import applications
+
+    return applications.imagenet_file(network)
+
+
 def _opened(path: str | Path) -> WeightsFile | TensorsFile:
     return TensorsFile(path) if Path(path).suffix == ".safetensors" else WeightsFile(path)
 
@@ -74,7 +81,7 @@ def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = Fa
 
     Args:
       path: of Keras's .h5 (weights or whole model), or of a .safetensors file (`benchmark.model.tensors`).
-      is_backbone: leave the classifier as it is, and refuse a file whose layers are other than the model's of that name.
+      is_backbone: leave the classifier as it is, and refuse a file in which one of the others has other shapes.
 
     Raises:
       FlairError: the file is not of its format or is damaged, no layer of it fits, or a weight that fits is not
@@ -106,8 +113,9 @@ def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = Fa
                 skipped[name] = "not in the model"
         if not loaded:
             expected = [layer.name for layer in model.layers if layer.weights][:3]
+            names = ", ".join(map(printable, list(file.layers)[:5])) or "none at all"
             raise FlairError(
-                f"{path}: none of its layers ({', '.join(map(printable, list(file.layers)[:5])) or 'none at all'}, ...) fits the model "
+                f"{path}: none of its layers ({names}, ...) fits the model "
                 f"{model.name}; expected layer names such as {', '.join(expected)}"
             )
     tf.keras.backend.batch_set_value(values)

@@ -84,8 +84,8 @@ def features_of(model: tf.keras.Model) -> tf.keras.Model:
 def in_inference_mode(model: tf.keras.Model) -> tf.keras.Model:
     """The model with the same weights for callers that train it with `training=True`, which it does not hear.
 
-    No network of the toolkit normalizes by a batch or drops at random, also in training: a client's update is a function
-    of its photos and the seed, and the statistics of batch normalization never move.
+    No network of the toolkit normalizes by a batch or drops at random, also in training: a client's update is a
+    function of its photos and the seed, and the statistics of batch normalization never move.
     """
     pixels = tf.keras.Input(model.input_shape[1:], name="pixels")
     return tf.keras.Model(pixels, model(pixels, training=False), name=model.name)

@@ -132,7 +132,7 @@ def check_module(spec: str, flag: str = "--model") -> None:
     see_current_folder()
     try:
         found = importlib.util.find_spec(module) is not None
-    except Exception as error:  # whatever the packages around it do
+    except Exception as error:  # noqa: BLE001 whatever the packages around it do
         raise FlairError(f"{flag}={spec}: cannot import {module}: {one_line(error)}") from None
     if not found:
         raise FlairError(

@@ -2,7 +2,7 @@
 
 The tensor `A.B.weight` of a PyTorch file belongs to the layer `A.B`; leading underscores of the whole name go, because
 no Keras layer begins with one. `weight` is `kernel`, `depthwise_kernel` or `gamma`, `bias` is `bias` or `beta`,
-whatever the layer has. A tensor that is called as Keras calls the weight (`A.B/kernel`, `A.B.kernel`) has Keras's shape.
+whatever the layer has. A tensor with Keras's name of the weight (`A.B/kernel`, `A.B.kernel`) has Keras's shape, too.
 """
 
 from __future__ import annotations

@@ -16,12 +16,20 @@ from benchmark.data import augmentation
 from benchmark.data.records import Task
 from benchmark.metrics import histogram, keras
 from benchmark.model.clipping import clip_gradients
+from benchmark.model.networks import features_of
 from benchmark.model.normalization import FrozenBatchNormalization, GroupNormalization
 from benchmark.personalization.adaptation import ALL, HEAD, Adaptation
 from flair.errors import FlairError
 from flair.records.tfrecord import example
 
 _Block = tuple[tf.Tensor, tf.Tensor]
+_NORMALIZATIONS = (
+    GroupNormalization,
+    FrozenBatchNormalization,
+    tf.keras.layers.BatchNormalization,
+    tf.keras.layers.GroupNormalization,
+    tf.keras.layers.LayerNormalization,
+)
 _SUPPORT_CHUNK = 32  # photos of the support set that go through the network at once
 
 
@@ -130,7 +138,7 @@ class Personalizer:
     def _step_once(self, inputs: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor) -> None:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
-            logits = self._network(tf.gather(inputs, positions), training=True)
+            logits = self._network(tf.gather(inputs, positions), training=False)
             loss = tf.reduce_mean(keras.losses_of(tf.gather(labels, positions), logits))
         gradients = tape.gradient(loss, self._variables)
         if self.adaptation.proximal_strength > 0:
@@ -161,13 +169,15 @@ def adapted_variables(model: tf.keras.Model, layers: str) -> list[tf.Variable]:
         return list(model.trainable_variables)
     if layers == HEAD:
         return list(model.get_layer("classifier").trainable_variables)
-    kinds = (GroupNormalization, FrozenBatchNormalization)
-    return [v for layer in model.layers if isinstance(layer, kinds) for v in layer.trainable_variables]
+    found = [v for layer in model.layers if isinstance(layer, _NORMALIZATIONS) for v in layer.trainable_variables]
+    if not found:
+        raise FlairError(f"--layers={layers}: the network {model.name} has no normalization layers; give head or all")
+    return found
 
 
 def pooled_features(model: tf.keras.Model) -> tf.keras.Model:
     """The network up to the input of its classifier: pixels [b, height, width, 3] to features [b, channels]."""
-    return tf.keras.Model(model.input, model.get_layer("classifier").input)
+    return features_of(model)
 
 
 def micro_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -108,7 +108,7 @@ class LocalTrainer:
 
     def _gradients(self, pixels: tf.Tensor, labels: tf.Tensor, score: bool) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
-            logits = tf.cast(self.model(pixels, training=True), tf.float32)
+            logits = tf.cast(self.model(pixels, training=False), tf.float32)
             loss = self._loss(labels, logits)
         if score:
             self.metrics.update_state(labels, logits)
