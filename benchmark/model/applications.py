@@ -22,6 +22,7 @@ from flair.errors import FlairError
 
 _FIRST_LAYERS = ("Rescaling", "Normalization")  # preprocessing that cannot be left out of EfficientNetB0 to B7
 _NUMBERED = re.compile(r"(.+?)(_\d+)?")
+_NUMBERED_STEM = re.compile(r"stem_\d+_")  # ResNetRS counts its stems through the whole process, too
 _AT_LEAST = re.compile(r"at least (\d+x\d+)")
 
 
@@ -207,9 +208,11 @@ def _renamed(layers: Sequence[_Description]) -> list[_Description]:
         name = layer["config"]["name"]
         match = _NUMBERED.fullmatch(name)
         assert match is not None
-        if match[1] in (_snake_case(layer["class_name"]), f"tf.{layer['config'].get('function', '')}"):
+        if match[1] in (specs.automatic_name(layer["class_name"]), f"tf.{layer['config'].get('function', '')}"):
             names[name] = match[1] if not counts[match[1]] else f"{match[1]}_{counts[match[1]]}"
             counts[match[1]] += 1
+        elif _NUMBERED_STEM.match(name):
+            names[name] = _NUMBERED_STEM.sub("stem_1_", name)
     found = []
     for layer in layers:
         name = names.get(layer["config"]["name"], layer["config"]["name"])
@@ -229,11 +232,6 @@ def _with_names(nodes: Any, names: Mapping[str, str]) -> Any:
         call = 0 if nodes[0] in names else nodes[1]
         return [names.get(nodes[0], nodes[0]), call, nodes[2], *(_with_names(rest, names) for rest in nodes[3:])]
     return [_with_names(node, names) for node in nodes]
-
-
-def _snake_case(name: str) -> str:
-    # As Keras names layers: SeparableConv2D is separable_conv2d.
-    return re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z0-9]+)", r"\1_\2", name)).lower()
 
 
 def _seed(config: _Description, seed: int, number: int) -> None:

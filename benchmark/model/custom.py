@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import tensorflow as tf
@@ -81,7 +82,15 @@ def _breach(model: Any, input_shape: tuple[int, int, int]) -> str | None:
             return f"it has a layer {_RESERVED}, a name that the layer added behind it takes"
         if not layer.built:
             return f"its layer {layer.name} has not been built, so its weights do not exist yet"
+        if layer.weights and _is_numbered(layer):
+            # Keras would count on in the next process that builds it, and a saved file would fit nothing there.
+            return f"its layer {layer.name} has weights and no name of its own, expected name=... for each such layer"
     return None
+
+
+def _is_numbered(layer: tf.keras.layers.Layer) -> bool:
+    automatic = specs.automatic_name(type(layer).__name__)
+    return re.fullmatch(rf"{re.escape(automatic)}(_\d+)?", layer.name) is not None
 
 
 def _draw_anew(layer: tf.keras.layers.Layer, seed: int, number: int) -> None:

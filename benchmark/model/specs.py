@@ -95,6 +95,15 @@ def file_name(spec: str) -> str:
     return _NOT_IN_A_FILE_NAME.sub("_", spec)
 
 
+def automatic_name(class_name: str) -> str:
+    """What Keras calls a layer without a name, before a number.
+
+    >>> automatic_name("SeparableConv2D")
+    'separable_conv2d'
+    """
+    return re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z0-9]+)", r"\1_\2", class_name)).lower()
+
+
 def check(spec: str, flag: str = "--model") -> None:
     """Refuses what is no network, by a FlairError that names close ones; does not look for a function."""
     if is_keras(spec):

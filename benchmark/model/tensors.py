@@ -71,10 +71,10 @@ class TensorsFile(contextlib.AbstractContextManager["TensorsFile"]):
             return "not in the file"
         taken: dict[str, str] = {}  # Keras's name -> that of the file
         for weight in stored:
-            possible = [name for name in (weight, *_KERAS_NAMES.get(weight, ())) if name in wanted]
-            if len(possible) != 1 or possible[0] in taken:
+            possible = {weight, *_KERAS_NAMES.get(weight, ())} & wanted.keys()
+            if len(possible) != 1 or possible & taken.keys():
                 break
-            taken[possible[0]] = weight
+            taken[possible.pop()] = weight
         if taken.keys() != wanted.keys() or len(taken) != len(stored):
             return f"has {', '.join(map(printable, stored[:6]))}, needs {', '.join(wanted)}"
         values = {}
