@@ -13,9 +13,9 @@ import numpy as np
 
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
-from benchmark.model.saved import SavedModel, find_models
+from benchmark.model.saved import NETWORK_HELP, SavedModel, find_models
 from benchmark.run import command
-from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, path, paths
+from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, path, paths, text
 from flair.dataset.catalog import HELDOUT, PARTITIONS
 from flair.errors import FlairError
 from flair.files import atomic
@@ -26,6 +26,7 @@ from flair.terminal.progress import Progress, duration
 FLAGS: Table = (
     path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", Role.DATA, required=True),
     paths("models", None, "Saved models: .h5 files, run folders, folders of .h5 files.", Role.RESULT, required=True),
+    text("network", None, NETWORK_HELP, Role.RESULT),
     choice("partition", "test", [*PARTITIONS, HELDOUT], "Partition whose photos are scored.", Role.RESULT),
     path("output_file", None, "JSON file to write.", Role.PLACE, required=True),
     boolean("use_fine_grained_labels", "The models predict the fine-grained labels.", Role.RESULT),
@@ -39,7 +40,7 @@ def main(flags: Flags) -> None:
     """Checks the models against the records, scores, writes."""
     start = time.monotonic()
     atomic.destination(flags.output_file)  # refused before hours of work, not after them
-    models = find_models(flags.models)
+    models = find_models(flags.models, flags.network)
     records = open_records(flags.tfrecords_dir)
     task = make_task(records, flags.use_fine_grained_labels, None)
     for model in models:

@@ -14,7 +14,8 @@ import h5py
 import numpy as np
 
 from benchmark.model import safetensors
-from benchmark.model.weights import seal
+from benchmark.model.tensors import float_array
+from benchmark.model.weights import check_values, seal
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, path
 from flair.errors import FlairError
@@ -95,14 +96,8 @@ class _Source(NamedTuple):
             raise FlairError(f"{self.path}: has no {name}, so it is no torchvision ResNet-18; it has {known}, ...")
         if self.tensors[name].shape != shape:
             raise FlairError(f"{self.path}: {name} has the shape {self.tensors[name].shape}; ResNet-18 has {shape}")
-        if self.tensors[name].dtype.kind != "f":
-            raise FlairError(f"{self.path}: {name} holds {self.tensors[name].dtype}, expected floating-point numbers")
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused
-            array = self.tensors[name].astype(np.float32)
-        if not np.isfinite(array).all() or (name.endswith(".running_var") and array.min() < 0):
-            raise FlairError(
-                f"{self.path}: {name} holds numbers that are not finite, or variances below 0; use another"
-            )
+        array = float_array(self.tensors[name], name, self.path)
+        check_values(array, "moving_variance" if name.endswith(".running_var") else name, f"{self.path}: {name}")
         return array
 
     def conv(self, name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
 from benchmark.evaluation import text as evaluation_report
 from benchmark.evaluation.sets import EvaluationSet, choose_sets, load_sets, prepared_with
-from benchmark.model.saved import SavedModel, find_models
+from benchmark.model.saved import NETWORK_HELP, SavedModel, find_models
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, boolean, integer, multi_paths, path, paths, text
 from benchmark.run.names import BEST_FILE, EVALUATION_FILE
@@ -39,6 +39,7 @@ FLAGS: Table = (
         Role.RESULT,
         required=True,
     ),
+    text("network", None, NETWORK_HELP, Role.RESULT),
     paths(
         "partitions", ["val", "test"], "Partitions, or test sets: names in --testsets_dir or .json files.", Role.RESULT
     ),
@@ -71,7 +72,7 @@ FLAGS: Table = (
 def main(flags: Flags) -> None:
     """Checks flags, models and data; predicts; computes; writes and prints."""
     started = time.monotonic()
-    models = find_models(flags.models)
+    models = find_models(flags.models, flags.network)
     pairs = [_pair(text, models) for text in flags.compare]
     records = open_records(flags.tfrecords_dir)
     task = choose_task(flags, records, models)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmark.model.saved import NETWORK_HELP
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import Record, load_records
 from flair.errors import FlairError
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     records = [record for record in load_records(flags.dataset_dir) if record.partition in flags.partitions]
     num_photos, num_features = write_model_features(
-        Path(flags.model), Path(flags.dataset_dir), records, Path(flags.output), flags.batch_size
+        Path(flags.model), Path(flags.dataset_dir), records, Path(flags.output), flags.batch_size, flags.network
     )
     seconds = time.monotonic() - start
     print(
@@ -51,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_model_features(
-    model_file: Path, dataset_dir: Path, records: Sequence[Record], output: Path, batch_size: int
+    model_file: Path,
+    dataset_dir: Path,
+    records: Sequence[Record],
+    output: Path,
+    batch_size: int,
+    network: str | None = None,
 ) -> tuple[int, int]:
     """Writes the features of all photos; returns how many photos there are, and how many features per photo.
 
@@ -62,7 +68,7 @@ def write_model_features(
     from benchmark.model import saved as saved_model
     from benchmark.model.trainable import body_and_head
 
-    saved = saved_model.describe(model_file)
+    saved = saved_model.describe(model_file, network)
     body, _ = body_and_head(saved_model.load(saved))
     image_ids = [record.image_id for record in records]
     about = {"model": model_file.name, "model_sha256": file_sha256(model_file), "network": saved.network}
@@ -99,6 +105,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", type=path_flag, required=True, metavar="FILE.h5", help="a saved model of this toolkit"
     )
+    parser.add_argument("--network", metavar="MODULE:FUNCTION", help=NETWORK_HELP)
     parser.add_argument("--output", type=path_flag, required=True, metavar="FILE.npy", help="file to write")
     parser.add_argument(
         "--partitions",

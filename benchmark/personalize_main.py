@@ -44,7 +44,7 @@ EPISODES_FILE, USERS_FILE, FIGURES_DIR, FEATURES_DIR = "episodes.csv", "users.cs
 def main(flags: Flags) -> None:
     """Checks the flags and the data, then runs the episodes; TensorFlow is imported only after the checks."""
     personalize_flags.check_flags(flags)
-    saved = saved_model.describe(Path(flags.model))
+    saved = saved_model.describe(Path(flags.model), flags.network)
     records = open_records(flags.tfrecords_dir)
     task = _task(flags, records, saved)
     records.users(flags.partition)

@@ -8,6 +8,7 @@ __all__ = [
     "augmentation",
     "clients",
     "features",
+    "group_orders",
     "inputs",
     "labels",
     "opening",

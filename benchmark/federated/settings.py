@@ -15,7 +15,7 @@ from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
 from benchmark.run.flags import Flags
 from benchmark.run.schedules import learning_rates
-from benchmark.training.flags import image_size
+from benchmark.training.flags import image_size, starts_from_weights
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def run_record(
         target_unclipped_quantile=noise.target_unclipped_quantile or None,
         clipped_count_stddev=noise.clipped_count_stddev,
         artificial_users=flags.iid,
-        restored_model=flags.restore_model_path is not None,
+        restored_model=starts_from_weights(flags),
         noise_key=key,
         drawn_by_tff=flags.runtime == TFF,
         num_weights=num_weights,

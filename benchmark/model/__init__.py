@@ -1,7 +1,18 @@
 """The networks, their normalization layers, gradient clipping, and files of weights.
 
-What enters is a network's name and input size, or a file of weights that nobody vouches for. What leaves is a Keras
+What enters is what --model says and an input size, or a file of weights that nobody vouches for. What leaves is a Keras
 model, or such a file.
 """
 
-__all__ = ["clipping", "loading", "networks", "normalization", "safetensors", "saved", "trainable", "weights"]
+__all__ = [
+    "clipping",
+    "loading",
+    "networks",
+    "normalization",
+    "safetensors",
+    "saved",
+    "specs",
+    "tensors",
+    "trainable",
+    "weights",
+]

@@ -10,11 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from benchmark.model.tensors import TensorsFile
 from benchmark.model.weights import WeightsFile, seal, weight_name
 from flair.errors import FlairError
 from flair.files import atomic
 from flair.records.hdf5.objects import printable
 
+IMAGENET = "imagenet"
+_CLASSIFIER = "classifier"
 _LAYERS_SHOWN = 50
 
 
@@ -45,27 +48,60 @@ def _listed(layers: Mapping[str, str]) -> str:
 
 def wants_batch_normalization(path: str | Path) -> bool:
     """Whether a weights file has batch statistics, so that it needs frozen batch normalization."""
-    with WeightsFile(path) as file:
+    with _opened(path) as file:
         return file.has_batch_statistics
 
 
-def load_by_name(model: tf.keras.Model, path: str | Path) -> LoadReport:
-    """Loads a Keras .h5 file (weights or whole model) into the layers of equal name, weights of equal name and shapes.
+def load_backbone(model: tf.keras.Model, weights: str) -> LoadReport:
+    """Loads `imagenet` or a file of weights into all layers but the classifier.
 
     Raises:
-      FlairError: the file is not a Keras HDF5 file or is damaged, no layer of it fits, or a weight that fits is not
+      FlairError: as `load_by_name`, or a layer of the file has other weights or shapes than the model's of that name.
+    """
+    if weights == IMAGENET:
+        from benchmark.model import applications
+
+        return LoadReport(applications.load_imagenet(model, model.network), {}, {})
+    return load_by_name(model, weights, is_backbone=True)
+
+
+def imagenet_file(network: str) -> Path:
+    """Keras's file of weights for ImageNet of `keras:NAME`, fetched if it is not there."""
+    from benchmark.model import applications
+
+    return applications.imagenet_file(network)
+
+
+def _opened(path: str | Path) -> WeightsFile | TensorsFile:
+    return TensorsFile(path) if Path(path).suffix == ".safetensors" else WeightsFile(path)
+
+
+def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = False) -> LoadReport:
+    """Loads a file into the layers of equal name, weights of equal name and shapes.
+
+    Args:
+      path: of Keras's .h5 (weights or whole model), or of a .safetensors file (`benchmark.model.tensors`).
+      is_backbone: leave the classifier as it is, and refuse a file in which one of the others has other shapes.
+
+    Raises:
+      FlairError: the file is not of its format or is damaged, no layer of it fits, or a weight that fits is not
         finite; the model is as before then.
     """
     values: list[tuple[tf.Variable, np.ndarray]] = []
     loaded, skipped, by_position = [], {}, {}
-    with WeightsFile(path) as file:
+    with _opened(path) as file:
         file.verify()
         for layer in model.layers:
             variables = {weight_name(v.name): v for v in layer.trainable_weights + layer.non_trainable_weights}
             if not variables:
                 continue
+            if is_backbone and layer.name == _CLASSIFIER:
+                skipped[layer.name] = "not of the backbone"
+                continue
             found = file.fit(layer.name, {name: tuple(v.shape) for name, v in variables.items()})
             if isinstance(found, str):
+                if is_backbone and layer.name in file.layers:
+                    raise FlairError(f"{path}: is not of the network {model.network}: its layer {layer.name} {found}")
                 skipped[layer.name] = found
                 continue
             values += [(variable, found.values[name]) for name, variable in variables.items()]
@@ -77,8 +113,9 @@ def load_by_name(model: tf.keras.Model, path: str | Path) -> LoadReport:
                 skipped[name] = "not in the model"
         if not loaded:
             expected = [layer.name for layer in model.layers if layer.weights][:3]
+            names = ", ".join(map(printable, list(file.layers)[:5])) or "none at all"
             raise FlairError(
-                f"{path}: none of its layers ({', '.join(list(file.layers)[:5]) or 'none at all'}, ...) fits the model "
+                f"{path}: none of its layers ({names}, ...) fits the model "
                 f"{model.name}; expected layer names such as {', '.join(expected)}"
             )
     tf.keras.backend.batch_set_value(values)
@@ -89,6 +126,9 @@ def save_weights(model: tf.keras.Model, path: str | Path) -> None:
     """Writes the model's weights as Keras .h5, whole or not at all; `saved` reads what else the file says."""
     weighted = next(layer for layer in model.layers if layer.weights)
     facts = {"name": model.name, "input_shape": model.input_shape[1:], "compute_dtype": weighted.compute_dtype}
+    network = getattr(model, "network", model.name)
+    if network != model.name:
+        facts["network"] = network
     with atomic.replacing(path) as temporary:
         model.save_weights(str(temporary), save_format="h5")
         seal(temporary, facts)

@@ -1,4 +1,4 @@
-"""The networks: ResNet-18 with the published layer names, and a small CNN for laptops."""
+"""The networks: ResNet-18 by its published names, a small CNN, Keras's and anybody's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from benchmark.model import applications, custom, specs
 from benchmark.model.normalization import FrozenBatchNormalization, GroupNormalization, PixelStandardization
-from flair.errors import FlairError
+from benchmark.model.trainable import CLASSIFIER
+from benchmark.run.seeds import derive_generator
 
 EPSILON = 1e-5
 RESNET_GROUPS = 32
@@ -31,7 +33,8 @@ def build_model(
     """A model from pixels `[b, height, width, 3]` (0 to 255, uint8 or float32) to logits float32 `[b, num_outputs]`.
 
     Args:
-      name: `resnet18` or `cnn`.
+      name: `resnet18`, `cnn`, `keras:NAME` of tf.keras.applications, or `MODULE:FUNCTION` (docs/networks.md), whose
+        module is imported.
       input_shape: (height, width, 3).
       num_outputs: number of labels.
       pretrained_norm: frozen batch normalization instead of group normalization.
@@ -39,25 +42,48 @@ def build_model(
       compute_dtype: `float32` or `bfloat16`; variables and logits are float32 either way.
       norm: makes another normalization from (name, groups, dtype policy), for comparisons.
 
+    `pretrained_norm` and `norm` are of our own two networks; others have the normalization that they have. The model's
+    attribute `network` is `name`.
+
+    Raises:
+      FlairError: there is no such network, or it cannot be built for this input.
+
     >>> build_model("resnet18", (224, 224, 3), 17).count_params()
     11185233
     """
     policy = tf.keras.mixed_precision.Policy("float32" if compute_dtype == "float32" else f"mixed_{compute_dtype}")
-    builders = {"resnet18": _resnet18, "cnn": _cnn}
-    if name not in builders:
-        raise FlairError(f"--model={name}: no such model; the models are {', '.join(builders)}")
-    parts = _Parts(itertools.count(seed * 1000), policy, norm or (_frozen_batch if pretrained_norm else _group))
-    pixels = tf.keras.Input(input_shape, name="pixels")
-    features = builders[name](PixelStandardization(name="standardization", dtype=policy)(pixels), parts)
-    pooled = _layers.GlobalAveragePooling2D(name="global_pooling", dtype=policy)(features)
+    specs.check(name)
+    if name in _BUILDERS:
+        parts = _Parts(itertools.count(seed * 1000), policy, norm or (_frozen_batch if pretrained_norm else _group))
+        pixels = tf.keras.Input(input_shape, name="pixels")
+        features = _BUILDERS[name](PixelStandardization(name="standardization", dtype=policy)(pixels), parts)
+        pooled = _layers.GlobalAveragePooling2D(name="global_pooling", dtype=policy)(features)
+        head_seed = next(parts.seeds)
+    else:
+        build = applications.build if specs.is_keras(name) else custom.build
+        body = build(name, input_shape, seed, policy.name)
+        pixels, pooled = body.input, body.output
+        head_seed = int(derive_generator(seed, "weights", CLASSIFIER).integers(2**31))
     # A float32 head: logits in bfloat16 would give the loss and the metrics only eight bits.
     logits = _layers.Dense(
         num_outputs,
-        name="classifier",
+        name=CLASSIFIER,
         dtype="float32",
-        kernel_initializer=tf.keras.initializers.GlorotUniform(next(parts.seeds)),
+        kernel_initializer=tf.keras.initializers.GlorotUniform(head_seed),
     )(pooled)
-    return tf.keras.Model(pixels, logits, name=name)
+    model = tf.keras.Model(pixels, logits, name=specs.file_name(name))
+    model.network = name
+    return model
+
+
+def in_inference_mode(model: tf.keras.Model) -> tf.keras.Model:
+    """The model with the same weights for callers that train it with `training=True`, which it does not hear.
+
+    No network of the toolkit normalizes by a batch or drops at random, also in training: a client's update is a
+    function of its photos and the seed, and the statistics of batch normalization never move.
+    """
+    pixels = tf.keras.Input(model.input_shape[1:], name="pixels")
+    return tf.keras.Model(pixels, model(pixels, training=False), name=model.name)
 
 
 def _group(name: str, groups: int, policy: tf.keras.mixed_precision.Policy) -> tf.keras.layers.Layer:
@@ -129,3 +155,6 @@ def _cnn(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
         x = parts.conv(x, f"conv{index}", filters, 3, 2, padding=1)
         x = parts.relu(parts.norm(x, f"norm{index}", CNN_GROUPS), f"relu{index}")
     return x
+
+
+_BUILDERS = {"resnet18": _resnet18, "cnn": _cnn}

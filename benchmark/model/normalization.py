@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -146,24 +146,34 @@ class FrozenBatchNormalization(tf.keras.layers.Layer):
 
 
 class PixelStandardization(tf.keras.layers.Layer):
-    """Pixels 0 to 255 to ImageNet's mean 0 and variance 1, as one scale and one shift; computes in float32."""
+    """Pixels 0 to 255 to (pixel / 255 - mean) / std, as one scale and one shift; computes in float32.
+
+    Args:
+      mean, std: of each channel as it leaves; those of ImageNet make its mean 0 and its variance 1.
+      is_bgr: the channels leave as blue, green, red.
+    """
 
     # https://pytorch.org/vision/stable/models.html
     MEAN = (0.485, 0.456, 0.406)
     STD = (0.229, 0.224, 0.225)
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(autocast=False, **kwargs)
+    def __init__(
+        self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, is_bgr: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**{"autocast": False, **kwargs})
+        self.mean, self.std, self.is_bgr = tuple(mean), tuple(std), is_bgr
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """`[b, h, w, 3]` of any dtype, 0 to 255, to the compute dtype."""
+        if self.is_bgr:
+            inputs = inputs[..., ::-1]
         width = tf.shape(inputs)[2]
-        scale = tf.tile([1 / (255 * std) for std in self.STD], [width])
-        shift = tf.tile([-mean / std for mean, std in zip(self.MEAN, self.STD, strict=True)], [width])
+        scale = tf.tile([1 / (255 * std) for std in self.std], [width])
+        shift = tf.tile([-mean / std for mean, std in zip(self.mean, self.std, strict=True)], [width])
         # Whole rows, because broadcasting over an innermost dimension of 3 takes five times as long.
         rows = tf.reshape(tf.cast(inputs, tf.float32), [-1, tf.shape(inputs)[1], 3 * width])
         return tf.cast(tf.reshape(rows * scale + shift, tf.shape(inputs)), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         # Without a method of its own Keras refuses to save whole models with this layer, because of `autocast`.
-        return dict(super().get_config())
+        return {**super().get_config(), "mean": self.mean, "std": self.std, "is_bgr": self.is_bgr}

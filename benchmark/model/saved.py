@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmark.model import specs
 from benchmark.run.files import read_flags
 from benchmark.run.names import BEST_FILE, FLAGS_FILE, RUN_FILE, distinct, run_folder_of, short_names
 from flair.dataset.catalog import IMAGE_SIZE
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+NETWORK_HELP = "MODULE:FUNCTION that a saved model's network comes from, which is imported; for such models only."
 PUBLISHED_SIZE = (224, 224)
 _LARGEST_SIDE = 4 * IMAGE_SIZE  # pixels, as of the flags of training; more would exhaust memory
 _MOST_OUTPUTS = 1 << 15
@@ -50,10 +52,11 @@ class SavedModel(NamedTuple):
     binary_label: str | None
 
 
-def find_models(names: Sequence[str]) -> list[SavedModel]:
+def find_models(names: Sequence[str], network: str | None = None) -> list[SavedModel]:
     """The models of `--models`: .h5 files, run folders (their best.h5), folders of .h5 files or else of run folders.
 
-    Each has a short name of its own, made from where the paths differ.
+    Each has a short name of its own, made from where the paths differ. `network` is as for `describe`; several are
+    separated by commas.
 
     Raises:
       FlairError: there is no such file or folder, or it holds no model; one line that names it.
@@ -65,15 +68,30 @@ def find_models(names: Sequence[str]) -> list[SavedModel]:
     # A run's best model is named after its run folder.
     is_of_run = [path.name == BEST_FILE and run_folder_of(path) == path.parent for path in found]
     names = short_names([path.parent if of_run else path for path, of_run in zip(found, is_of_run, strict=True)])
-    return [describe(path, name) for path, name in zip(found, names, strict=True)]
+    models = [_describe(path, name, network) for path, name in zip(found, names, strict=True)]
+    for one in (network or "").split(","):
+        if one and one not in {model.network for model in models}:
+            raise FlairError(f"--network={one}: none of the models is of this network; leave it out")
+    return models
 
 
-def describe(path: Path, name: str | None = None) -> SavedModel:
+def describe(path: Path, network: str | None = None) -> SavedModel:
     """Reads everything but the weights.
 
+    Args:
+      network: the MODULE:FUNCTION that the user vouches for. A file of such a network is refused without it: loading
+        a file that somebody sent must not import a module that the file names.
+
     Raises:
-      FlairError: the file is not a Keras .h5 file, or not a network of this toolkit.
+      FlairError: the file is not a Keras .h5 file, not a network of this toolkit, or of another network.
     """
+    found = _describe(path, path.stem, network)
+    if network is not None and found.network != network:
+        raise FlairError(f"--network={network}: {path} is of the network {found.network}; leave it out")
+    return found
+
+
+def _describe(path: Path, name: str, network: str | None) -> SavedModel:
     from benchmark.model.weights import WeightsFile
     from flair.records.hdf5.objects import printable
 
@@ -88,8 +106,8 @@ def describe(path: Path, name: str | None = None) -> SavedModel:
             else _checked_size(facts["input_shape"], path)
         )
         outputs = list(file.shapes(_CLASSIFIER).values()) if _CLASSIFIER in layers else []
-    network = next((network for layer, network in _FIRST_LAYERS.items() if layer in layers), None)
-    if network is None or _CLASSIFIER not in layers:
+    known = _network(facts, layers, path, network)
+    if known is None or _CLASSIFIER not in layers:
         found = ", ".join(map(printable, layers[:5])) or "no layer with weights"
         raise FlairError(
             f"{path}: is no network of this toolkit; expected a layer {_CLASSIFIER} and one of "
@@ -102,8 +120,8 @@ def describe(path: Path, name: str | None = None) -> SavedModel:
         )
     return SavedModel(
         path=path,
-        name=name or path.stem,
-        network=network,
+        name=name,
+        network=known,
         image_size=size or PUBLISHED_SIZE,
         is_size_known=size is not None,
         num_outputs=num_outputs,
@@ -137,6 +155,25 @@ def load(saved: SavedModel, image_size: tuple[int, int] | None = None) -> tf.ker
         layer, reason = next(iter(report.skipped.items()))
         raise FlairError(f"{saved.path}: does not fit the network {saved.network}: its layer {layer} {reason}")
     return model
+
+
+def _network(facts: Mapping[str, Any], layers: Sequence[str], path: Path, trusted: str | None) -> str | None:
+    """The network that a file says, or that its layers are of; None where it is none of ours."""
+    said = facts.get("network")
+    if said is None:
+        return next((network for layer, network in _FIRST_LAYERS.items() if layer in layers), None)
+    shown = json_text.shown(str(said))
+    if not isinstance(said, str) or not said.isprintable():
+        raise FlairError(f"{path}: says the network {shown}; expected {specs.NETWORK_FORMS}")
+    if specs.is_function(said):
+        if said not in (trusted or "").split(","):
+            raise FlairError(
+                f"{path}: is of the network {shown}, a function that has to be imported; if you trust that module, add "
+                f"--network={said}" + (f" in place of --network={trusted}" if trusted else "")
+            )
+    elif not specs.is_keras(said) or specs.keras_name(said) not in specs.KERAS_NETWORKS:
+        raise FlairError(f"{path}: says the network {shown}, which this version does not know")
+    return said
 
 
 def _rejoined(names: Sequence[str]) -> Iterator[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flair.errors import FlairError
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -27,6 +29,8 @@ def choose(model: tf.keras.Model, which: str) -> tf.keras.Model:
     for layer in model.layers:
         is_norm = type(layer).__name__.endswith("Normalization")
         layer.trainable = which == ALL or layer.name == CLASSIFIER or (which == FILM and is_norm)
+    if which == FILM and len(model.trainable_variables) == len(model.get_layer(CLASSIFIER).trainable_variables):
+        raise FlairError(f"--trainable=film: the network {model.name} has no normalization layers; give head or all")
     return model
 
 

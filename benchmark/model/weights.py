@@ -110,7 +110,7 @@ class WeightsFile(contextlib.AbstractContextManager["WeightsFile"]):
                 return f"has shapes {list(found.values())}, needs {list(wanted.values())}"
             values = {name: _read(group, paths[pairs[name]]) for name in wanted}
         for name, array in values.items():
-            _check_values(array, name, f"{self.path}: {name} of the layer {printable(layer)}")
+            check_values(array, name, f"{self.path}: {name} of the layer {printable(layer)}")
         return Fit(values, [(printable(stored), name) for name, stored in pairs.items() if stored != name])
 
     def verify(self) -> None:
@@ -185,7 +185,8 @@ def _read(group: h5py.Group, path: str) -> np.ndarray:
         return np.asarray(dataset[()], np.float32)
 
 
-def _check_values(array: np.ndarray, name: str, where: str) -> None:
+def check_values(array: np.ndarray, name: str, where: str) -> None:
+    """Refuses values of the weight `name` that no network can compute with; `where` begins the line."""
     if not np.isfinite(array).all():
         raise FlairError(
             f"{where} holds numbers that are not finite, so its training has diverged; use another file or an "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmark.model.saved import NETWORK_HELP
 from benchmark.model.trainable import HEAD, TRAINABLE
 from benchmark.personalization.labels import LABEL_SETS
 from benchmark.personalization.users import DUPLICATE_AWARE, RANDOM, SPLITS
@@ -28,6 +29,7 @@ FLAGS: Table = (
         required=True,
     ),
     path("model", None, "Saved model (.h5) to start every episode from.", Role.DATA, required=True),
+    text("network", None, NETWORK_HELP, Role.RESULT),
     choice("partition", "test", PARTITIONS, "Partition whose users or photos make the episodes.", Role.RESULT),
     choice(
         "episodes",

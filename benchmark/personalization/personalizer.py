@@ -59,8 +59,8 @@ class Personalizer:
         self._global = [tf.constant(variable.numpy()) for variable in self._variables]
         # Below the classifier nothing changes when only the classifier does: its inputs are computed once.
         is_head = adaptation.trainable == trainable.HEAD
-        self._body = pooled_features(model) if is_head else None
-        self._network = model.get_layer(trainable.CLASSIFIER) if is_head else model
+        body, head = trainable.body_and_head(model)
+        self._body, self._network = (body, head) if is_head else (None, model)
         input_shape = (self._body.output_shape if self._body is not None else model.input_shape)[1:]
         inputs = tf.TensorSpec((None, *input_shape), tf.float32)
         labels = tf.TensorSpec((None, task.num_outputs), tf.float32)
@@ -154,11 +154,6 @@ class Personalizer:
     def _restore_once(self) -> None:
         for variable, start in zip(self._variables, self._global, strict=True):
             variable.assign(start)
-
-
-def pooled_features(model: tf.keras.Model) -> tf.keras.Model:
-    """The network up to the input of its classifier: pixels [b, height, width, 3] to features [b, channels]."""
-    return tf.keras.Model(model.input, model.get_layer(trainable.CLASSIFIER).input)
 
 
 def micro_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:

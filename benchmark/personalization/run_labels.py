@@ -161,9 +161,10 @@ def _features(config: RunConfig, rows: np.ndarray, folder: Path) -> np.ndarray:
     """Pooled features float32 [rows, channels], computed once and kept in files, so that a killed run has them."""
     import tensorflow as tf
 
-    from benchmark.personalization.personalizer import decode_photos, decoder, pooled_features
+    from benchmark.model.trainable import body_and_head
+    from benchmark.personalization.personalizer import decode_photos, decoder
 
-    body = pooled_features(saved_model.load(config.model, config.image_size))
+    body, _ = body_and_head(saved_model.load(config.model, config.image_size))
     decode = decoder(config.task, config.image_size)
 
     @tf.function(input_signature=[tf.TensorSpec((None, *config.image_size, 3), tf.float32)])

@@ -42,7 +42,7 @@ class RunRecord:
       clipped_count_stddev: standard deviation of the noise on the count of unclipped clients, in clients of the run;
         None where the clip norm is fixed.
       artificial_users: users were drawn across the split (--iid), so that the unit is not a person.
-      restored_model: training started from other weights (--restore_model_path).
+      restored_model: training started from other weights (--restore_model_path, --backbone_weights).
       drawn_by_tff: the noise is TFF's own (--runtime=tff); only the cohorts follow from the key.
       num_weights: how many numbers of the model train; None where that is not known.
     """

@@ -21,6 +21,7 @@ from tensorflow_federated.python.core.impl.executor_stacks import executor_facto
 
 from benchmark.data.clients import BatchPlan, ClientData, client_dataset, client_seed
 from benchmark.metrics.keras import ScoreHistogram
+from benchmark.model.networks import in_inference_mode
 from benchmark.rounds import tff_worker_guard
 from benchmark.rounds.algorithm import build_learning_process
 from benchmark.rounds.config import FederatedConfig
@@ -106,7 +107,7 @@ def _tff_model(model: tf.keras.Model, batch_plan: BatchPlan) -> tff.learning.mod
     task = batch_plan.task
     pixels = tf.TensorSpec([None, *batch_plan.image_size, 3], tf.uint8 if batch_plan.augment else tf.float32)
     return tff.learning.models.from_keras_model(
-        model,
+        in_inference_mode(model),
         loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
         input_spec=(pixels, tf.TensorSpec([None, task.num_outputs], tf.float32)),
         metrics=[ScoreHistogram(task.num_outputs, task.is_binary)],

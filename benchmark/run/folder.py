@@ -82,6 +82,7 @@ class RunFolder:
         self._flag_lines, self._changeable, self._overwrite = flag_lines, frozenset(changeable), overwrite
         self._defaults = dict(defaults or {})
         self._entered = contextlib.ExitStack()
+        self._is_new = False
 
     def __enter__(self) -> RunFolder:
         foreign = [name for name in _DATA_FILES if (self.path / name).exists()]
@@ -95,7 +96,11 @@ class RunFolder:
             self._entered = entered.pop_all()
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+        # A refusal before the first step leaves no flags: the same command with one of them mended is not another run.
+        if isinstance(error, FlairError) and self._is_new and not self.has_begun:
+            for name in (names.FLAGS_FILE, names.RUN_FILE):
+                (self.path / name).unlink(missing_ok=True)
         self._entered.close()
 
     @property
@@ -139,8 +144,8 @@ class RunFolder:
             )
         if "restored_model" in known and _sha256(known["restored_model"]) != _sha256(restored_model):
             raise FlairError(
-                f"{self.path}: the run was begun with other restored weights than --restore_model_path names now; "
-                "give the same file to continue it, another --run_dir, or --overwrite"
+                f"{self.path}: the run was begun with other restored weights than --restore_model_path or "
+                "--backbone_weights names now; give the same file to continue it, another --run_dir, or --overwrite"
             )
 
     def _described(self) -> dict[str, Any]:
@@ -216,6 +221,7 @@ class RunFolder:
         if before is None and any(self.checkpoints.folder.glob("*")):
             raise FlairError(f"{path}: is missing, beside checkpoints of a run; restore it, or add --overwrite")
         if before is None:
+            self._is_new = True
             self._write_flags()
             return
         now = _flag_values(self._flag_lines)

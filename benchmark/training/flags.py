@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
 from benchmark.metrics.histogram import metric_names
+from benchmark.model import specs
 from benchmark.model.saved import COMPUTE_DTYPES
 from benchmark.model.trainable import ALL, HEAD, TRAINABLE
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, one_of, path, text
@@ -19,7 +20,7 @@ from flair.files.regular_file import file_sha256
 if TYPE_CHECKING:
     import tensorflow as tf
 
-MODELS = ("resnet18", "cnn")
+IMAGENET, NO_WEIGHTS = "imagenet", "none"
 NORMALIZATIONS = ("auto", "group", "frozen_batch")
 FEATURE_DTYPES = ("float32", "float16")
 
@@ -43,11 +44,24 @@ MODEL_FLAGS: Table = (
         "Start from the weights of this .h5 file (layers are matched by name); none: random.",
         Role.START,
     ),
+    path(
+        "backbone_weights",
+        None,
+        "Start all layers but the classifier from this .h5 or .safetensors file, from imagenet (Keras fetches it) or "
+        "from none; not given: imagenet for --model=keras:NAME without --restore_model_path, else none.",
+        Role.START,
+    ),
     path("save_model_dir", "./", "Folder for the trained model.", Role.PLACE),
     integer(
         "eval_batch_size", 512, "Photos a batch in evaluation; changes speed, never a number.", Role.SPEED, least=1
     ),
-    choice("model", "resnet18", MODELS, "Network; cnn is a small one for laptops and tests.", Role.RESULT),
+    text(
+        "model",
+        "resnet18",
+        "Network: resnet18, cnn (a small one for laptops and tests), keras:NAME of tf.keras.applications, or "
+        "MODULE:FUNCTION (docs/networks.md).",
+        Role.RESULT,
+    ),
     choice(
         "trainable",
         ALL,
@@ -143,12 +157,17 @@ def check_model_flags(flags: Flags) -> None:
                 f"--{name}={flags[name]}: FLAIR's photos are {IMAGE_SIZE} pixels wide and high; "
                 f"give at most {4 * IMAGE_SIZE}"
             )
+    specs.check(flags.model)
+    specs.check_size(flags.model, *image_size(flags))
+    if specs.is_function(flags.model):
+        specs.check_module(flags.model)
+    _check_start(flags)
     restore = flags.restore_model_path
     if restore is not None and not Path(restore).is_file():
         raise FlairError(f"--restore_model_path={restore}: no such file; expected a .h5 file of Keras weights")
     if flags.num_users is not None and not flags.dry_run:
         raise FlairError(f"--num_users={flags.num_users}: only a --dry_run plans for other data than it reads")
-    if restore is None and flags.normalization == "frozen_batch" and not flags.dry_run:
+    if start_file(flags) is None and flags.normalization == "frozen_batch" and not flags.dry_run:
         raise FlairError(
             "--normalization=frozen_batch keeps the statistics of pretrained weights; give --restore_model_path "
             "(Apple's resnet18.h5 is at models/resnet18.h5 below the base address of download_dataset.py)"
@@ -187,6 +206,56 @@ def caches_features(flags: Flags, can_cache: bool = True) -> bool:
     return wanted if flags.cache_features is None else bool(flags.cache_features)
 
 
+def _check_start(flags: Flags) -> None:
+    given, restore = flags.backbone_weights, flags.restore_model_path
+    if flags.normalization != "auto" and flags.model not in specs.OURS:
+        raise FlairError(
+            f"--normalization={flags.normalization}: {flags.model} has the normalization that it has; leave it out, or "
+            f"take --model={' or '.join(specs.OURS)}"
+        )
+    if given in (None, NO_WEIGHTS):
+        return
+    if restore is not None:
+        raise FlairError(
+            f"--backbone_weights={given} and --restore_model_path={restore} are both given, and each names the weights "
+            "to start from; give one of them"
+        )
+    if given == IMAGENET:
+        if not specs.is_keras(flags.model):
+            raise FlairError(
+                f"--backbone_weights=imagenet: only networks of tf.keras.applications (--model=keras:NAME) have such; "
+                f"for --model={flags.model} give a file"
+            )
+    elif not Path(given).is_file():
+        raise FlairError(
+            f"--backbone_weights={given}: no such file; expected a .h5 or .safetensors file, imagenet or none"
+        )
+
+
+def backbone_weights(flags: Flags) -> str | None:
+    """What all layers but the classifier start from: `imagenet`, a file, or None."""
+    given = flags.backbone_weights
+    if given is None and specs.is_keras(flags.model) and flags.restore_model_path is None:
+        return IMAGENET
+    return None if given == NO_WEIGHTS else given
+
+
+def starts_from_weights(flags: Flags) -> bool:
+    """Whether training starts from weights that are not random."""
+    return flags.restore_model_path is not None or backbone_weights(flags) is not None
+
+
+def start_file(flags: Flags) -> Path | None:
+    """The file of weights that training starts from, None for random ones; that of `imagenet` is fetched."""
+    backbone = backbone_weights(flags)
+    if backbone == IMAGENET:
+        from benchmark.model import loading
+
+        return loading.imagenet_file(flags.model)
+    found = flags.restore_model_path if backbone is None else backbone
+    return None if found is None else Path(found)
+
+
 def check_best_metric(flags: Flags, task: Task) -> None:
     """Refuses a `--best_metric` that evaluation does not give."""
     known = metric_names(task.is_binary)
@@ -200,7 +269,7 @@ def output_paths(flags: Flags, setting: str, num_outputs: int) -> tuple[Path, Pa
     A --save_model_dir on the command line comes before the --run_dir of a --flagfile: a run repeated from its
     flags.txt elsewhere must not find itself complete.
     """
-    saved_model = Path(flags.save_model_dir) / f"{flags.model}_{setting}_{num_outputs}labels.h5"
+    saved_model = Path(flags.save_model_dir) / f"{specs.file_name(flags.model)}_{setting}_{num_outputs}labels.h5"
     moved = flags.is_typed("save_model_dir") and not flags.is_typed("run_dir")
     return saved_model, saved_model.with_suffix("") if moved or not flags.run_dir else Path(flags.run_dir)
 
@@ -237,27 +306,32 @@ def model_arguments(flags: Flags, num_outputs: int) -> tuple[str, tuple[int, int
     """Those of `networks.build_model` for the model of the flags."""
     from benchmark.model import loading
 
-    restore = flags.restore_model_path
-    frozen = flags.normalization == "frozen_batch" or (
-        flags.normalization == "auto" and restore is not None and loading.wants_batch_normalization(restore)
-    )
+    frozen = flags.model in specs.OURS and flags.normalization == "frozen_batch"
+    if flags.model in specs.OURS and flags.normalization == "auto":
+        start = start_file(flags)
+        frozen = start is not None and loading.wants_batch_normalization(start)
     return flags.model, (*image_size(flags), 3), num_outputs, frozen, flags.seed, flags.compute_dtype
 
 
 def restore_model(flags: Flags, model: tf.keras.Model, is_announced: bool = True) -> None:
-    """Loads `--restore_model_path`, if given, and prints what was loaded and what was not."""
+    """Loads the weights to start from, if there are any, and prints what was loaded and what was not."""
     from benchmark.model import loading
 
-    if flags.restore_model_path is not None:
-        report = loading.load_by_name(model, flags.restore_model_path)
-        if is_announced:
-            print(f"{flags.restore_model_path}: {report}", flush=True)
+    backbone, restore = backbone_weights(flags), flags.restore_model_path
+    if backbone is not None:
+        report = loading.load_backbone(model, backbone)
+    elif restore is not None:
+        report = loading.load_by_name(model, restore)
+    else:
+        return
+    if is_announced:
+        print(f"{restore if backbone is None else start_file(flags)}: {report}", flush=True)
 
 
 def restored_model(flags: Flags) -> dict[str, str] | None:
     """Path and SHA-256 of the file that training starts from, for run.json; None for random weights."""
-    restore = flags.restore_model_path
-    return None if restore is None else {"path": str(restore), "sha256": file_sha256(restore)}
+    start = start_file(flags)
+    return None if start is None else {"path": str(start), "sha256": file_sha256(start)}
 
 
 def model_lines(flags: Flags, task: Task, model: tf.keras.Model) -> list[str]:
@@ -268,9 +342,11 @@ def model_lines(flags: Flags, task: Task, model: tf.keras.Model) -> list[str]:
     kind = "fine-grained" if flags.use_fine_grained_labels else "coarse"
     labels = f"the {kind} label {task.label_names[0]}" if task.is_binary else f"{task.num_outputs:,} {kind} labels"
     norms = "frozen batch" if any(isinstance(x, FrozenBatchNormalization) for x in model.layers) else "group"
+    norms = norms if flags.model in specs.OURS else "its own"
     height, width = image_size(flags)
-    weights = f"weights of {flags.restore_model_path}" if flags.restore_model_path else "random weights"
-    if flags.normalization == "frozen_batch" and not flags.restore_model_path:
+    start = start_file(flags)
+    weights = f"weights of {start}" if start else "random weights"
+    if flags.normalization == "frozen_batch" and not start:
         weights = "pretrained weights MISSING: give --restore_model_path, training is refused without"
     trained = [] if flags.trainable == ALL else [f"{trainable.num_weights(model):,} of them train: {flags.trainable}"]
     return [

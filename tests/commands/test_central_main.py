@@ -535,3 +535,68 @@ def test_killed_in_any_epoch_it_equals_the_unbroken_run(finished, tmp_path, mome
     assert (tmp_path / "run" / "metrics.csv").read_text() == (unbroken / "metrics.csv").read_text()
     assert_equal_weights(tmp_path / "run" / "last.h5", unbroken / "last.h5")
     shutil.rmtree(tmp_path / "run")
+
+
+NETWORK = """
+import tensorflow as tf
+def tiny(input_shape):
+    pixels = tf.keras.Input(input_shape)
+    x = tf.keras.layers.Conv2D(4, 3, 2, name="conv")(pixels)
+    return tf.keras.Model(pixels, tf.keras.layers.GlobalAveragePooling2D()(x))
+"""
+_TINY = ("--image_height=32", "--image_width=32", "--train_batch_size=80", "--num_epochs=1")
+
+
+def test_a_network_of_keras_trains_and_is_evaluated(tfrecords, task, tmp_path):
+    keras = ("--model=keras:MobileNetV3Small", f"--tfrecords_dir={tfrecords}", *_TINY)
+    _run(*keras, "--backbone_weights=none", f"--save_model_dir={tmp_path}")
+    saved = tmp_path / f"keras_MobileNetV3Small_central_{task.num_outputs}labels.h5"
+    facts = json.loads((saved.with_suffix("") / "run.json").read_text())
+    assert facts["restored_model"] is None
+    run(
+        "benchmark.evaluate_main", f"--tfrecords_dir={tfrecords}", f"--models={saved}", f"--output_dir={tmp_path / 'e'}"
+    )
+    evaluation = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    summary = json.loads((saved.with_suffix("") / "summary.json").read_text())
+    found = evaluation["models"][saved.stem]["test"]["metrics"]["loss"]["value"]
+    assert found == pytest.approx(summary["test"]["loss"], rel=1e-5)
+
+    # The same run from other weights is another run.
+    other = _run(*keras, f"--backbone_weights={saved}", f"--save_model_dir={tmp_path}", code=1)
+    assert "begun with other restored weights than --restore_model_path or --backbone_weights names" in only_line(other)
+    done = _run(*keras, f"--backbone_weights={saved}", f"--save_model_dir={tmp_path / 'b'}")
+    assert "skipped classifier (not of the backbone)" in done.stdout
+    facts = json.loads((tmp_path / "b" / saved.stem / "run.json").read_text())
+    assert facts["restored_model"]["path"] == str(saved)
+
+
+def test_anybodys_network_trains_from_the_current_folder(tfrecords, task, tmp_path):
+    (tmp_path / "network_of_mine.py").write_text(NETWORK)
+    given = ("--model=network_of_mine:tiny", f"--tfrecords_dir={tfrecords.resolve()}", *_TINY)
+    place = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT)}}
+    run_process(CENTRAL, *given, "--save_model_dir=out", **place)
+    saved = tmp_path / "out" / f"network_of_mine_tiny_central_{task.num_outputs}labels.h5"
+    evaluate = ("benchmark.evaluate_main", f"--tfrecords_dir={tfrecords}", f"--models={saved}", "--output_dir=e")
+    refused = run_process(*evaluate, **place, code=1)
+    assert "if you trust that module, add --network=network_of_mine:tiny" in only_line(refused)
+    run_process(*evaluate, "--network=network_of_mine:tiny", **place)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model=vgg"], "--model=vgg: no such model; the models are resnet18, cnn, keras:NAME"),
+        (["--model=keras:ResNet51"], "close ones are keras:ResNet50"),
+        (["--model=keras:InceptionV3", *_TINY[:2]], "takes no input of 32 x 32 pixels; give --image_height"),
+        (["--model=no_such_module:f"], "there is no module no_such_module"),
+        (["--model=keras:VGG16", "--normalization=group"], "has the normalization that it has; leave it out"),
+        (["--model=cnn", "--backbone_weights=imagenet"], "only networks of tf.keras.applications"),
+        (["--model=cnn", "--backbone_weights=/none.h5"], "--backbone_weights=/none.h5: no such file"),
+        (["--model=keras:VGG16", "--restore_model_path=/a", "--backbone_weights=/b"], "give one of them"),
+        (["--model=benchmark.model.specs:check"], "--model=benchmark.model.specs:check: it"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused_and_leave_no_run(tfrecords, tmp_path, flags, words):
+    refused = _run(f"--tfrecords_dir={tfrecords}", f"--run_dir={tmp_path / 'run'}", *flags, code=1)
+    assert words in only_line(refused)
+    assert not any((tmp_path / "run" / name).exists() for name in ("flags.txt", "run.json", "best.h5"))

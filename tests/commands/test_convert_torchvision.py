@@ -199,7 +199,7 @@ def _refused(folder, header, words, length=None):
 def test_tensors_that_no_network_can_compute_with_are_refused_by_name(tensors):
     for name, value in (("layer1.0.conv1.weight", np.nan), ("fc.bias", np.inf), ("bn1.running_var", -1.0)):
         wrong = {**tensors, name: np.full_like(tensors[name], value)}
-        with pytest.raises(FlairError, match=rf"weights: {name} holds numbers that are not finite, or variances below"):
+        with pytest.raises(FlairError, match=rf"weights: {name} holds (numbers that are not|a variance below 0)"):
             convert_torchvision.convert(wrong)
     for wrong in (tensors["fc.bias"].astype(np.int32), np.float32(3)):
         with pytest.raises(FlairError, match=r"fc\.bias holds int32|fc\.(weight|bias) has the shape"):
