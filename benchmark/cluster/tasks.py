@@ -56,9 +56,9 @@ class Tasks:
             )
         try:
             self._records, clients = job.source.open()
+            self._model, self._task = build_model(*job.model), job.batch_plan.task
         except FlairError as error:
             raise FlairError(f"machine {socket.gethostname()}: {error}") from None
-        self._model, self._task = build_model(*job.model), job.batch_plan.task
         self._trainer = LocalTrainer(self._model, job.client, job.round.step)
         self._shard = ShardTrainer(self._trainer, Aggregation(job.round), clients, job.batch_plan, job.seed)
         self._scorer = LocalScorer(self._model, self._records, job.batch_plan, job.eval_batch_size)
