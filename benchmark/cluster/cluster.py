@@ -145,7 +145,8 @@ def _environment(is_local: bool) -> Iterator[None]:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     before = os.environ.get("PYTHONPATH")
     root = str(Path(__file__).resolve().parents[2])
-    os.environ["PYTHONPATH"] = root if not before else f"{root}{os.pathsep}{before}"
+    # The folder last: --model=MODULE:FUNCTION may be there, and nothing in it is to stand in front of anything else.
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else []), os.getcwd()])
     try:
         yield
     finally:

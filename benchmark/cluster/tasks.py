@@ -62,23 +62,20 @@ class Tasks:
                 f"machine {socket.gethostname()} has TensorFlow {tf.__version__}, the run {job.tensorflow}; install "
                 "the toolkit there with the same requirements.txt"
             )
-        try:
-            self._records, clients = job.source.open()
-        except FlairError as error:
-            raise FlairError(f"machine {socket.gethostname()}: {error}") from None
         (arguments, trainable), plan = job.model, job.batch_plan
         self._task = plan.task
         inputs: Inputs
-        if job.features is None:
-            self._model = choose(build_model(*arguments), trainable)
-            size = plan.image_size, job.eval_batch_size
-            inputs = PixelInputs(self._records, plan.task, *size, plan.augment)
-        else:
-            self._model = new_head(job.features.network.size, plan.task.num_outputs)
-            try:
+        try:
+            self._records, clients = job.source.open()
+            if job.features is None:
+                self._model = choose(build_model(*arguments), trainable)
+                size = plan.image_size, job.eval_batch_size
+                inputs = PixelInputs(self._records, plan.task, *size, plan.augment)
+            else:
+                self._model = new_head(job.features.network.size, plan.task.num_outputs)
                 inputs = job.features.open(self._records, plan.task)
-            except FlairError as error:
-                raise FlairError(f"machine {socket.gethostname()}: {error}") from None
+        except FlairError as error:
+            raise FlairError(f"machine {socket.gethostname()}: {error}") from None
         for variable, value in zip(self._model.non_trainable_variables, job.frozen, strict=True):
             variable.assign(value)
         self._trainer = LocalTrainer(self._model, job.client, job.round.step)

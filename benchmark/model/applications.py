@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import importlib
 import os
@@ -19,6 +20,8 @@ from benchmark.model import specs
 from benchmark.model.normalization import PixelStandardization
 from benchmark.run.seeds import derive_generator
 from flair.errors import FlairError
+
+_Description = dict[str, Any]  # of a layer, as `get_config` of a model has it
 
 _FIRST_LAYERS = ("Rescaling", "Normalization")  # preprocessing that cannot be left out of EfficientNetB0 to B7
 _NUMBERED = re.compile(r"(.+?)(_\d+)?")
@@ -39,6 +42,25 @@ def build(spec: str, input_shape: tuple[int, int, int], seed: int, policy: str) 
     """
     specs.check(spec)
     specs.check_size(spec, *input_shape[:2])
+    layers, kinds = _described(spec, input_shape)
+    layers = copy.deepcopy(layers)
+    for number, layer in enumerate(layers):
+        if layer["class_name"] not in ("InputLayer", "TFOpLambda"):  # the latter compute in the dtype of what enters
+            layer["config"]["dtype"] = policy
+        _seed(layer["config"], seed, number)
+    config = {
+        "name": specs.file_name(spec),
+        "layers": layers,
+        "input_layers": [["pixels", 0, 0]],
+        "output_layers": [[layers[-1]["config"]["name"], 0, 0]],
+    }
+    return tf.keras.Model.from_config(config, custom_objects=kinds)
+
+
+# Kept, because TFF's runtime builds a network again inside a graph, where Keras describes operations in another way.
+@functools.lru_cache(maxsize=8)
+def _described(spec: str, input_shape: tuple[int, int, int]) -> tuple[list[_Description], dict[str, type]]:
+    """Every layer of the network as `get_config` of a model has it, and the classes of layers by name."""
     name = specs.keras_name(spec)
     try:
         original = _application(name, None, input_shape=input_shape)
@@ -50,21 +72,10 @@ def build(spec: str, input_shape: tuple[int, int, int], seed: int, policy: str) 
             "--image_height and --image_width"
         ) from None
     layers = _renamed(_without(_spliced(original.get_config()["layers"]), _FIRST_LAYERS))
-    # Not as input_tensor=..., of which ConvNeXt takes the input layer alone.
-    layers = _standardized(layers, specs.KERAS_NETWORKS[name])
-    for number, layer in enumerate(layers):
-        if layer["class_name"] not in ("InputLayer", "TFOpLambda"):  # the latter compute in the dtype of what enters
-            layer["config"]["dtype"] = policy
-        _seed(layer["config"], seed, number)
-    config = {
-        "name": specs.file_name(spec),
-        "layers": layers,
-        "input_layers": [["pixels", 0, 0]],
-        "output_layers": [[layers[-1]["config"]["name"], 0, 0]],
-    }
     # Keras does not know the layers of its own ConvNeXt by name.
-    known = {type(layer).__name__: type(layer) for layer in [*_leaves(original), PixelStandardization()]}
-    return tf.keras.Model.from_config(config, custom_objects=known)
+    kinds = {type(layer).__name__: type(layer) for layer in [*_leaves(original), PixelStandardization()]}
+    # Not as input_tensor=..., of which ConvNeXt takes the input layer alone.
+    return _standardized(layers, specs.KERAS_NETWORKS[name]), kinds
 
 
 class _Wanted(Exception):
@@ -150,9 +161,6 @@ def _leaves(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
             yield from _leaves(layer)
         else:
             yield layer
-
-
-_Description = dict[str, Any]  # of a layer, as `get_config` of a model has it
 
 
 def _spliced(layers: Sequence[_Description]) -> list[_Description]:

@@ -24,7 +24,7 @@ from benchmark.privacy.noise_key import NoiseKey
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.seeds import derive_seed
 from flair.records.tfrecord import example, frames
-from tests.support.commands import ROOT, assert_equal_weights, read_csv, refused, run, run_process, start
+from tests.support.commands import ROOT, assert_equal_weights, read_csv, read_weights, refused, run, run_process, start
 from tests.support.published_records import write_published_records
 
 FEDERATED = "benchmark.federated_main"
@@ -460,3 +460,26 @@ def test_few_weights_train_from_restored_ones_and_the_others_stay_bit_for_bit(tf
     assert f"noise multiplier {statement['noise']['noise_multiplier']:.4g}" in done.stdout
     refusal = _refused(*flags[:-2], f"--restore_model_path={start}", "--trainable=all")
     assert f"--trainable was {which} and is all" in refusal
+
+
+@pytest.mark.slow
+def test_a_network_of_keras_trains_alike_on_both_runtimes(tfrecords, tmp_path):
+    for runtime in ("inprocess", "tff"):
+        _run(
+            f"--tfrecords_dir={tfrecords}",
+            "--model=keras:MobileNetV3Small",
+            "--backbone_weights=none",
+            "--total_rounds=2",
+            "--rounds_per_eval=2",
+            f"--runtime={runtime}",
+            *SMALL[1:],
+            f"--save_model_dir={tmp_path / runtime}",
+        )
+    runs = [next(path for path in (tmp_path / name).iterdir() if path.is_dir()) for name in ("inprocess", "tff")]
+    rows = [read_csv(run / "metrics.csv")[-1] for run in runs]
+    assert float(rows[0]["val_loss"]) == pytest.approx(float(rows[1]["val_loss"]), rel=1e-3)
+    weights = [read_weights(run / "last.h5") for run in runs]
+    for name, array in weights[0].items():
+        np.testing.assert_allclose(array, weights[1][name], atol=2e-3, err_msg=name)
+        if name.endswith(("moving_mean:0", "moving_variance:0")):  # those of batch normalization never move
+            assert len(set(array.tolist())) == 1, name

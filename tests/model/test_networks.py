@@ -184,7 +184,7 @@ def test_anybodys_network_is_seeded_saved_and_built_again_when_it_is_named(modul
         assert not np.array_equal(weights[0], weights[2])
     assert one.name == spec.replace(":", "_")
     rounded = networks.build_model(spec, SHAPE, 3, compute_dtype="bfloat16")
-    assert networks.features_of(rounded)(PHOTOS[:, :32, :32]).dtype == tf.bfloat16
+    assert body_and_head(rounded)[0](PHOTOS[:, :32, :32]).dtype == tf.bfloat16
     assert tf.keras.mixed_precision.global_policy().name == "float32"
 
     path = tmp_path / "a.h5"
@@ -243,5 +243,5 @@ def test_efficientnet_lite0_gives_the_features_of_the_original():
     assert set(report.skipped) == {"classifier", "fc"}
     assert len(report.loaded) == sum(1 for layer in model.layers if layer.weights) - 1
     reference = np.load(folder / "efficientnet_lite0_reference.npz")
-    features = networks.features_of(model)(reference["input"], training=False)
+    features = body_and_head(model)[0](reference["input"], training=False)
     np.testing.assert_allclose(features, reference["features"], atol=1e-3)

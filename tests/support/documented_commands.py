@@ -86,6 +86,12 @@ NOT_RUN = (
         "needs what people mark on the page; tests/commands/test_sample_testset.py makes marks",
     ),
     (r".* --worker_gpus=1 .*", "needs a GPU"),
+    (r".* --model=keras:.*", "fetches ImageNet weights; tests/commands/test_central_main.py trains without"),
+    (
+        r".* --model=benchmark\.model\.efficientnet_lite:.*",
+        "needs a file of weights; tests/model/test_networks.py has it",
+    ),
+    (r".* --(model|network)=my_network:.*", "needs a file of the page; tests/pages/test_networks_page.py trains it"),
     (r"tfds build .*", "starts only with apache-beam; tests/data/test_flair_tfds.py runs it behind TFDS's front door"),
     (r".*\bray (start|get-auth-token) .*", "starts servers that outlive it, or writes to the reader's home"),
     (r".* --ray_address=.*", "needs a running cluster; tests/commands/test_ray_main.py makes one and trains on it"),
