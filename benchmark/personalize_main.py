@@ -94,7 +94,8 @@ def _run(
     size = (flags.image_height or saved.image_size[0], flags.image_width or saved.image_size[1])
     if not (saved.is_size_known or (flags.image_height and flags.image_width)):
         print(f"{saved.path}: does not say its input size; {size[0]}x{size[1]} is taken", flush=True)
-    config = RunConfig(records, flags.partition, task, saved, size, flags.num_episodes, flags.seed, flags.dump_dir)
+    places = flags.dump_dir, flags.feature_dir
+    config = RunConfig(records, flags.partition, task, saved, size, flags.num_episodes, flags.seed, *places)
     steps, learning_rate = personalize_flags.steps_and_learning_rate(flags)
     result = run_episodes(config, _episodes(flags, config), log, run.path)
     summary = {

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,20 +75,24 @@ class FeatureCache:
         name = "".join(letter if letter.isalnum() else "_" for letter in network.name)
         self.folder = Path(parent or feature_dir(records)) / f"{name}-{key}"
 
-    def inputs(self, task: Task, views: int = 0) -> FeatureInputs:
+    def inputs(self, task: Task, views: int = 0, partitions: Sequence[str] = PARTITIONS) -> FeatureInputs:
         """Features of val and test photos as they are, and of train photos to train on; computed where missing.
 
         Args:
           views: augmented views of each training photo; 0: as they are.
+          partitions: which are wanted.
 
         Raises:
           FlairError: a photo cannot be decoded, or there is something else where features should be.
         """
         if self._body is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        arrays = {partition: [self._array(partition)] for partition in (PARTITIONS[1:] if views else PARTITIONS)}
-        if views:
-            arrays["train"] = [self._array("train", view) for view in range(views)]
+        arrays = {
+            partition: [
+                self._array(partition, view) for view in (range(views) if views and partition == "train" else [None])
+            ]
+            for partition in partitions
+        }
         features = {name: Features(found, self._labels(name, task), task) for name, found in arrays.items()}
         return FeatureInputs(self._records, features)
 
@@ -187,6 +192,37 @@ class FeatureSource(NamedTuple):
     def open(self, records: Records, task: Task) -> FeatureInputs:
         """The features of these records, which have to be there."""
         return FeatureCache(self.parent, records, self.network, None).inputs(task, self.views)
+
+
+def features_of(
+    model: tf.keras.Model,
+    name: str,
+    image_size: tuple[int, int],
+    compute_dtype: str,
+    parent: str,
+    records: Records,
+    task: Task,
+    partition: str,
+) -> FeatureInputs:
+    """The features of a partition that some training left in `parent` for this model, whatever its head.
+
+    Raises:
+      FlairError: there are none.
+    """
+    from benchmark.features.extraction import weights_digest
+    from benchmark.model.trainable import body_and_head
+
+    body, _ = body_and_head(model)
+    weights, size = weights_digest(body), int(body.output_shape[-1])
+    for dtype in ("float32", "float16"):
+        network = Network(name, weights, image_size, size, compute_dtype, dtype)
+        cache = FeatureCache(parent, records, network, None)
+        if cache.folder.is_dir():
+            return cache.inputs(task, partitions=[partition])
+    raise FlairError(
+        f"--feature_dir={parent}: has no features of {records.root} by this model; a training with --trainable=head "
+        "leaves them there. Leave the flag out to compute them"
+    )
 
 
 def feature_dir(records: Records) -> Path:

@@ -119,6 +119,12 @@ FLAGS: Table = (
         Role.RESULT,
     ),
     path(
+        "feature_dir",
+        None,
+        "With --trainable=head: folder of features that a training of this model left; none: photos are decoded.",
+        Role.DATA,
+    ),
+    path(
         "dump_dir",
         None,
         "Also write the episodes as TFRecords to this folder, for other frameworks; none: do not.",
@@ -153,6 +159,11 @@ def check_flags(flags: Flags) -> None:
     for name in _FOR_USERS if flags.episodes == LABELS else _FOR_LABELS:
         if flags.is_changed(name):
             raise FlairError(f"--{name}={flags[name]} has no effect on --episodes={flags.episodes}; leave it out")
+    if flags.feature_dir is not None and flags.trainable != HEAD:
+        raise FlairError(
+            f"--feature_dir={flags.feature_dir}: features do not change with the head alone; leave it out, or give "
+            "--trainable=head"
+        )
     if (flags.split == DUPLICATE_AWARE) != (flags.duplicates is not None):
         raise FlairError(
             f"--split={DUPLICATE_AWARE} and --duplicates=near_duplicates.json belong together; give both or neither"

@@ -1,27 +1,25 @@
 """Adapts a model to one user after another, and scores the same query photos before and after.
 
 Only the adapted weights are set back between users, by assignment; every step is one compiled call. Photos are whole,
-as in evaluation, and decoded once per episode.
+as in evaluation, and decoded once per episode, or features of them are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from benchmark.data import augmentation
-from benchmark.data.records import Task
+from benchmark.data.clients import Batch, ClientPhotos
 from benchmark.metrics import histogram, keras
 from benchmark.model import trainable
 from benchmark.model.clipping import clip_gradients
 from benchmark.personalization.adaptation import Adaptation
 from flair.errors import FlairError
-from flair.records.tfrecord import example
 
-_Block = tuple[tf.Tensor, tf.Tensor]
+Rows = Sequence[int] | np.ndarray
 _SUPPORT_CHUNK = 32  # photos of the support set that go through the network at once
 
 
@@ -41,6 +39,7 @@ class Personalizer:
 
     Args:
       model: takes pixels [batch, height, width, 3] in 0..255, gives logits [batch, outputs].
+      has_features: whether photos are given as features, which the model's head takes.
       query_size_limit: query photos decoded at once. Each goes through the network by itself, so that no number
         depends on it.
     """
@@ -48,55 +47,54 @@ class Personalizer:
     def __init__(
         self,
         model: tf.keras.Model,
-        task: Task,
-        image_size: tuple[int, int],
         adaptation: Adaptation,
+        has_features: bool = False,
         query_size_limit: int = 500,
     ) -> None:
         self.adaptation = adaptation
-        self._task, self._image_size, self._query_size_limit = task, image_size, query_size_limit
+        self._query_size_limit = query_size_limit
         self._variables = trainable.choose(model, adaptation.trainable).trainable_variables
         self._global = [tf.constant(variable.numpy()) for variable in self._variables]
         # Below the classifier nothing changes when only the classifier does: its inputs are computed once.
         is_head = adaptation.trainable == trainable.HEAD
         body, head = trainable.body_and_head(model)
-        self._body, self._network = (body, head) if is_head else (None, model)
-        input_shape = (self._body.output_shape if self._body is not None else model.input_shape)[1:]
-        inputs = tf.TensorSpec((None, *input_shape), tf.float32)
-        labels = tf.TensorSpec((None, task.num_outputs), tf.float32)
+        self._body = body if is_head and not has_features else None
+        self._network = head if is_head else model
+        inputs = tf.TensorSpec(self._network.input_shape, tf.float32)
+        labels = tf.TensorSpec(model.output_shape, tf.float32)
         positions = tf.TensorSpec((None,), tf.int32)
-        self._decode = decoder(task, image_size)
         # With fixed signatures there is one graph each, whatever came first: a continued run gives equal numbers.
         self._step = tf.function(self._step_once, input_signature=[inputs, labels, positions])
         self._predict = tf.function(self._predict_once, input_signature=[inputs, labels])
         self._features = tf.function(
-            self._features_once, input_signature=[tf.TensorSpec((None, *image_size, 3), tf.float32)]
+            self._features_once, input_signature=[tf.TensorSpec(model.input_shape, tf.float32)]
         )
         self._restore = tf.function(self._restore_once, input_signature=[])
 
-    def run(self, support: Sequence[bytes], query: Sequence[bytes], positions: np.ndarray) -> tuple[Scores, Scores]:
+    def run(self, photos: ClientPhotos, support: Rows, query: Rows, positions: np.ndarray) -> tuple[Scores, Scores]:
         """Scores of the query photos before and after the adaptation.
 
         Args:
-          support, query: serialized examples.
+          photos: those of one user.
+          support, query: which of them.
           positions: int32 [steps, batch], from `batch_positions`.
 
         Raises:
           FlairError: a photo cannot be decoded, or the loss is not a number, before or after.
         """
-        kept = list(self._query_blocks(query)) if len(query) <= self._query_size_limit else None
-        baseline = self._score(kept or self._query_blocks(query))
+        kept = list(self._query_blocks(photos, query)) if len(query) <= self._query_size_limit else None
+        baseline = self._score(kept or self._query_blocks(photos, query))
         if not np.isfinite(baseline.loss):
             raise FlairError(
                 f"the loss of the model as it is is {baseline.loss}: its training has diverged; give another --model"
             )
         try:
             if len(positions):
-                pixels, labels = decode_photos(self._decode, support)
+                pixels, labels = photos.whole(support)
                 inputs = self._inputs(pixels, _SUPPORT_CHUNK)
                 for batch in tf.constant(positions, tf.int32):
                     self._step(inputs, labels, batch)
-            adapted = self._score(kept or self._query_blocks(query))
+            adapted = self._score(kept or self._query_blocks(photos, query))
         finally:
             self._restore()
         if not np.isfinite(adapted.loss):
@@ -106,9 +104,9 @@ class Personalizer:
             )
         return baseline, adapted
 
-    def _query_blocks(self, query: Sequence[bytes]) -> Iterator[_Block]:
+    def _query_blocks(self, photos: ClientPhotos, query: Rows) -> Iterator[Batch]:
         for start in range(0, len(query), self._query_size_limit):
-            pixels, labels = decode_photos(self._decode, query[start : start + self._query_size_limit])
+            pixels, labels = photos.whole(query[start : start + self._query_size_limit])
             yield self._inputs(pixels, 1), labels
 
     def _inputs(self, pixels: tf.Tensor, chunk: int) -> tf.Tensor:
@@ -117,7 +115,7 @@ class Personalizer:
         starts = range(0, int(pixels.shape[0]), chunk)
         return tf.concat([self._features(pixels[start : start + chunk]) for start in starts], 0)
 
-    def _score(self, blocks: Iterable[_Block]) -> Scores:
+    def _score(self, blocks: Iterable[Batch]) -> Scores:
         scores, losses, truth = [], [], []
         for inputs, labels in blocks:
             for photo in range(int(labels.shape[0])):
@@ -161,47 +159,3 @@ def micro_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     if not (labels > 0.5).any():
         return float("nan")
     return histogram.pooled_average_precision(scores, labels)
-
-
-_Decoder = Callable[[tf.Tensor], _Block]
-
-
-def decode_photos(decode: _Decoder, serialized: Sequence[bytes]) -> _Block:
-    """What `decoder` makes of these examples.
-
-    Raises:
-      FlairError: one of them cannot be decoded; its image id.
-    """
-    try:
-        return decode(tf.constant(list(serialized), tf.string))
-    except tf.errors.InvalidArgumentError as error:
-        raise _bad_photo(serialized, decode) or error from None
-
-
-def decoder(task: Task, image_size: tuple[int, int]) -> _Decoder:
-    """Serialized examples string [b] -> whole photos float32 [b, height, width, 3] and labels float32 [b, outputs]."""
-    kinds = (tf.TensorSpec((*image_size, 3), tf.float32), tf.TensorSpec((task.num_outputs,), tf.float32))
-
-    def one(serialized: tf.Tensor) -> _Block:
-        photo, labels = augmentation.parse(serialized, task)
-        return augmentation.decode_evaluation(photo, image_size, task.image_format), labels
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-    def decode(serialized: tf.Tensor) -> _Block:
-        with tf.device("CPU:0"):
-            return tf.map_fn(one, serialized, fn_output_signature=kinds, parallel_iterations=16)
-
-    return decode
-
-
-def _bad_photo(serialized: Sequence[bytes], decode: _Decoder) -> FlairError | None:
-    for position, photo in enumerate(serialized):
-        try:
-            decode(tf.constant([photo]))
-        except tf.errors.InvalidArgumentError:
-            image_id = example.decode(photo).image_id
-            return FlairError(
-                f"{'record ' + str(position) if image_id is None else 'image ' + image_id} cannot be decoded; check "
-                "the records with flair.verify and prepare them again"
-            )
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,9 @@ from benchmark.personalization.run_users import span
 from benchmark.personalization.runner import RunConfig
 from flair.dataset.metadata import load_taxonomy
 from flair.errors import FlairError
-from flair.files.npy_file import read_rows, write_rows
-from flair.terminal.progress import Progress
+from flair.files import feature_file
 from flair.terminal.table import Columns
 
-_PHOTOS_PER_FILE = 512
 _PHOTOS_PER_BATCH = 64
 
 
@@ -158,43 +157,30 @@ def _episodes(config: RunConfig, of_labels: LabelsConfig, table: PhotoTable) -> 
 
 
 def _features(config: RunConfig, rows: np.ndarray, folder: Path) -> np.ndarray:
-    """Pooled features float32 [rows, channels], computed once and kept in files, so that a killed run has them."""
-    import tensorflow as tf
-
+    """Pooled features float32 [rows, channels]: of a training's, or computed once and kept in the run's folder."""
+    from benchmark.data.pipeline import EvaluationData
+    from benchmark.features.extraction import fill
     from benchmark.model.trainable import body_and_head
-    from benchmark.personalization.personalizer import decode_photos, decoder
 
-    body, _ = body_and_head(saved_model.load(config.model, config.image_size))
-    decode = decoder(config.task, config.image_size)
-
-    @tf.function(input_signature=[tf.TensorSpec((None, *config.image_size, 3), tf.float32)])
-    def forward(pixels: tf.Tensor) -> tf.Tensor:
-        return tf.cast(body(pixels, training=False), tf.float32)
-
-    dtype = np.dtype([("features", np.float32, (int(body.output_shape[-1]),))])
-    found = []
-    with Progress(len(rows), "features", "photo") as progress:
-        for start in range(0, len(rows), _PHOTOS_PER_FILE):
-            path = folder / f"{start:07d}.npy"
-            chosen = rows[start : start + _PHOTOS_PER_FILE]
-            features = _kept(path, dtype, len(chosen))
-            if features is None:
-                serialized = config.records.read_photos(config.partition, chosen)
-                batches = [serialized[i : i + _PHOTOS_PER_BATCH] for i in range(0, len(serialized), _PHOTOS_PER_BATCH)]
-                features = np.concatenate([forward(decode_photos(decode, batch)[0]).numpy() for batch in batches])
-                write_rows(path, np.ascontiguousarray(features).view(dtype)[:, 0])
-            found.append(features)
-            progress.add(len(chosen))
-    return np.concatenate(found)
-
-
-def _kept(path: Path, dtype: np.dtype[Any], count: int) -> np.ndarray | None:
-    """Features float32 [count, channels] that an earlier process saved; None if they are missing or damaged."""
+    model = saved_model.load(config.model, config.image_size)
+    if config.feature_dir is not None:
+        photos = config.inputs(model).evaluation(config.partition)
+        photos.select(rows.tolist())
+        return np.concatenate([features.numpy() for features, _ in photos])
+    body, _ = body_and_head(model)
+    path, ids = folder / "features.npy", [str(row) for row in rows]
     try:
-        kept: np.ndarray = read_rows(path, dtype)["features"]
+        return np.array(feature_file.read(path)[0])
     except FileNotFoundError:
-        return None
-    except FlairError:
-        print(f"{path}: is damaged; its features are made anew", file=sys.stderr)
-        return None
-    return kept if len(kept) == count else None
+        pass
+    except feature_file.DamagedFeatures as error:
+        print(f"{error}; its features are made anew", file=sys.stderr)
+    folder.mkdir(exist_ok=True)
+    dtype, shape = np.dtype(np.float32), (len(rows), int(body.output_shape[-1]))
+    growing = feature_file.growing(path, shape, dtype, {"rows": hashlib.sha256(rows.tobytes()).hexdigest()})
+    photos = EvaluationData(
+        config.records, config.partition, config.task, config.image_size, _PHOTOS_PER_BATCH, rows[growing.num_done :]
+    )
+    fill(growing, body, (pixels for pixels, _ in photos), dtype, "features")
+    feature_file.finish(growing, path, ids, {})
+    return np.array(feature_file.read(path)[0])

@@ -90,20 +90,20 @@ class Users:
 
         config, adaptation, table = self._config, self._of_users.adaptation, self._table
         model = saved_model.load(config.model, config.image_size)
-        limit = self._of_users.query_size_limit
-        personalizer = Personalizer(model, config.task, config.image_size, adaptation, limit)
+        inputs, has_features = config.inputs(model), config.feature_dir is not None
+        personalizer = Personalizer(model, adaptation, has_features, self._of_users.query_size_limit)
         divergence = dict(zip(table.users, user_divergences(table, len(config.records.labels)).tolist(), strict=True))
         photos = {user.user_id: len(user.image_ids) for user in self._episodes.eligible}
 
         def run_episode(number: int) -> UserResult:
             episode = self._episodes.episode(number)
-            support, query = self._photos_of(episode)
-            positions = batch_positions(len(support), adaptation.steps, adaptation.batch_size, config.seed, number)
-            baseline, adapted = personalizer.run(support, query, positions)
-            user = episode.user_id
-            sizes = photos[user], len(support), len(query)
+            user, sizes = episode.user_id, (len(episode.support), len(episode.query))
+            positions = batch_positions(sizes[0], adaptation.steps, adaptation.batch_size, config.seed, number)
+            baseline, adapted = personalizer.run(
+                inputs.user(config.partition, user), episode.support, episode.query, positions
+            )
             scores = baseline.loss, adapted.loss, baseline.micro_ap, adapted.micro_ap
-            return UserResult(number, user, *sizes, divergence[user], *scores)
+            return UserResult(number, user, photos[user], *sizes, divergence[user], *scores)
 
         return run_episode
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmark.data.records import Records, Task
 from benchmark.model.saved import SavedModel
@@ -14,12 +14,20 @@ from benchmark.personalization.log import EpisodeLog, EpisodeResult
 from benchmark.run.interruption import SafePoints
 from flair.terminal.progress import Progress
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from benchmark.data.inputs import Inputs
+
+_PHOTOS_PER_BATCH = 64
+
 
 @dataclass(frozen=True)
 class RunConfig:
     """What every personalization run has; an episode is a function of its number and the seed.
 
-    `image_size` is (height, width), `dump_dir` the folder to which episodes are also written as TFRecords.
+    `image_size` is (height, width), `dump_dir` the folder to which episodes are also written as TFRecords, and
+    `feature_dir` the one of features that a training left; None: photos are decoded.
     """
 
     records: Records
@@ -30,6 +38,18 @@ class RunConfig:
     num_episodes: int
     seed: int
     dump_dir: str | None
+    feature_dir: str | None = None
+
+    def inputs(self, model: tf.keras.Model) -> Inputs:
+        """The photos of the partition as this model takes them, or features of them."""
+        from benchmark.data.inputs import PixelInputs
+
+        if self.feature_dir is None:
+            return PixelInputs(self.records, self.task, self.image_size, _PHOTOS_PER_BATCH)
+        from benchmark.features.cache import features_of
+
+        network = self.model.network, self.image_size, self.model.compute_dtype
+        return features_of(model, *network, self.feature_dir, self.records, self.task, self.partition)
 
 
 class Episodes(Protocol):

@@ -193,3 +193,23 @@ def test_flags_that_do_not_fit(places, flags, message):
 def test_a_folder_that_cannot_be_written(places, tmp_path):
     shutil.copy(__file__, tmp_path / "file")
     assert "file" in _refused(*places("none"), *ROUNDS, f"--feature_dir={tmp_path / 'file' / 'features'}")
+
+
+@pytest.mark.parametrize("episodes", ["users", "labels"])
+def test_personalization_reads_the_features_of_a_training(places, tfrecords, tmp_path, episodes):
+    cache, model = tmp_path / "features", tmp_path / "trained" / "run" / "best.h5"
+    run(FEDERATED, *places("trained"), *ROUNDS, f"--feature_dir={cache}")
+    flags = [f"--tfrecords_dir={tfrecords}", f"--model={model}", "--num_episodes=3", f"--episodes={episodes}"]
+    flags += ["--partition=train", *(["--ways=2", "--shots=1"] if episodes == "labels" else [])]
+    for name, more in (("cached", [f"--feature_dir={cache}"]), ("photos", [])):
+        run("benchmark.personalize_main", *flags, *more, f"--run_dir={tmp_path / name}")
+    rows, others = (read_csv(tmp_path / name / "episodes.csv") for name in ("cached", "photos"))
+    for row, other in zip(rows, others, strict=True):
+        for key in row.keys() - {"crc32c"}:
+            if key in ("user_id", "alphabet"):
+                assert row[key] == other[key]
+            else:
+                assert float(row[key]) == pytest.approx(float(other[key]), abs=1e-4, nan_ok=True)
+    other = tmp_path / "nothing"
+    line = refused("benchmark.personalize_main", *flags, f"--feature_dir={other}", f"--run_dir={other}")
+    assert f"--feature_dir={other}: has no features of" in line

@@ -10,6 +10,7 @@ import tensorflow as tf
 from sklearn.metrics import average_precision_score
 
 from benchmark.data import augmentation
+from benchmark.data.clients import StoredPhotos
 from benchmark.data.records import Task
 from benchmark.model import networks
 from benchmark.model.trainable import TRAINABLE
@@ -63,14 +64,18 @@ def _adaptation(trainable="all", steps=4, **changes):
 
 
 def _run(model, photos, adaptation, query=4, limit=500):
-    support = photos[query:]
+    support = range(query, len(photos))
     positions = batch_positions(len(support), adaptation.steps, adaptation.batch_size, 0, 0)
-    return _personalizer(model, adaptation, limit).run(support, photos[:query], positions)
+    return _personalizer(model, adaptation, limit).run(_stored(photos), support, range(query), positions)
+
+
+def _stored(photos):
+    return StoredPhotos("user", photos, TASK, SIZE)
 
 
 @functools.cache
 def _personalizer(model, adaptation, limit=500):
-    return Personalizer(model, TASK, SIZE, adaptation, limit)
+    return Personalizer(model, adaptation, query_size_limit=limit)
 
 
 @pytest.mark.parametrize("layers", TRAINABLE)
@@ -91,15 +96,15 @@ def test_the_global_weights_come_back(model, users):
     before = [value.copy() for value in model.get_weights()]
     personalizer = _personalizer(model, _adaptation())
     positions = batch_positions(3, 3, 4, 0, 0)
-    first = personalizer.run(users[0][4:7], users[0][:4], positions)
-    other = personalizer.run(users[1][2:5], users[1][:2], positions)
+    first = personalizer.run(_stored(users[0]), range(4, 7), range(4), positions)
+    other = personalizer.run(_stored(users[1]), range(2, 5), range(2), positions)
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
-    assert personalizer.run(users[0][4:7], users[0][:4], positions) == first
+    assert personalizer.run(_stored(users[0]), range(4, 7), range(4), positions) == first
     assert other != first
     # ... also when an episode fails half-way.
     with pytest.raises(FlairError):
-        _personalizer(model, _adaptation(learning_rate=1e30)).run(users[0][4:7], users[0][:4], positions)
+        _personalizer(model, _adaptation(learning_rate=1e30)).run(_stored(users[0]), range(4, 7), range(4), positions)
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
@@ -131,7 +136,9 @@ def test_against_keras(model, users, layers, mu, clipnorm):
     adaptation = _adaptation(layers, proximal_strength=mu, clipnorm=clipnorm)
     support = photos[query:]
     positions = batch_positions(len(support), 4, 4, 0, 0)
-    baseline, adapted = _personalizer(model, adaptation).run(support, photos[:query], positions)
+    baseline, adapted = _personalizer(model, adaptation).run(
+        _stored(photos), range(query, len(photos)), range(query), positions
+    )
     clone = networks.build_model("cnn", (*SIZE, 3), 17, seed=9)
     clone.set_weights(model.get_weights())
     assert _scores(clone, photos[:query]) == pytest.approx((baseline.loss, baseline.micro_ap), abs=1e-5)
@@ -197,6 +204,6 @@ def test_a_model_that_diverged_in_training_is_named_not_the_learning_rate(users)
     diverged = networks.build_model("cnn", (*SIZE, 3), 17, seed=3)
     weight = diverged.get_layer("classifier").trainable_variables[0]
     weight.assign(tf.fill(weight.shape, np.nan))
-    personalizer = Personalizer(diverged, TASK, SIZE, _adaptation())
+    personalizer = Personalizer(diverged, _adaptation())
     with pytest.raises(FlairError, match="give another --model"):
-        personalizer.run(users[0][:3], users[0][3:5], batch_positions(3, 1, 2, 0, 0))
+        personalizer.run(_stored(users[0]), range(3), range(3, 5), batch_positions(3, 1, 2, 0, 0))

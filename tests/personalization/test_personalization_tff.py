@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmark.data.clients import StoredPhotos
 from benchmark.data.labels import read_photo_table
 from benchmark.data.opening import make_task, open_records
 from benchmark.model import networks
@@ -84,7 +85,7 @@ def test_tff_agrees_to_1e_5(tfrecords):
     episodes = UserEpisodes(users, "random", seed=11, num_support=5)
     model = _build(task.num_outputs)
     personalizers = {
-        name: Personalizer(model, task, SIZE, Adaptation(layers, STEPS, LEARNING_RATE, BATCH, mu))
+        name: Personalizer(model, Adaptation(layers, STEPS, LEARNING_RATE, BATCH, mu))
         for name, (layers, mu) in STRATEGIES.items()
     }
     ours = {name: [] for name in ("baseline_metrics", *STRATEGIES)}
@@ -93,9 +94,10 @@ def test_tff_agrees_to_1e_5(tfrecords):
         episode = episodes.episode(number)
         photos = records.read_user("train", episode.user_id)
         positions = batch_positions(len(episode.support), STEPS, BATCH, 11, number)
+        stored = StoredPhotos(episode.user_id, photos, task, SIZE)
         support, query = [photos[i] for i in episode.support], [photos[i] for i in episode.query]
         for name, personalizer in personalizers.items():
-            baseline, adapted = personalizer.run(support, query, positions)
+            baseline, adapted = personalizer.run(stored, episode.support, episode.query, positions)
             ours[name].append(adapted)
         ours["baseline_metrics"].append(baseline)
         clients.append(
