@@ -61,7 +61,7 @@ def test_a_name_given_twice_is_refused():
 def test_what_a_continued_run_may_change():
     federated = Flags(federated_main.FLAGS, ["--tfrecords_dir=a"])
     assert set(federated.names(CHANGEABLE)) == {
-        *("overwrite", "dry_run", "num_users", "run_dir", "save_model_dir", "restore_model_path"),
+        *("overwrite", "dry_run", "num_users", "run_dir", "save_model_dir", "restore_model_path", "backbone_weights"),
         *("rounds_per_checkpoint", "clients_per_thread", "eval_batch_size"),
         *("num_workers", "ray_address", "worker_cpus", "worker_gpus"),
     }
@@ -87,14 +87,14 @@ def test_what_a_run_records_and_what_machines_share():
     flags = Flags(central_main.FLAGS, ["--tfrecords_dir=a"])
     assert set(flags.names(Role)) - set(flags.names(RECORDED)) == {"overwrite", "dry_run", "num_users"}
     assert set(flags.names(RECORDED)) - set(flags.names(ALIKE)) == {
-        *("tfrecords_dir", "tfds_data_dir", "restore_model_path"),
+        *("tfrecords_dir", "tfds_data_dir", "restore_model_path", "backbone_weights"),
         *("save_model_dir", "run_dir", "minutes_per_checkpoint"),
     }
 
 
 def test_what_a_sweep_varies_and_a_report_shows():
     swept, shown = names_of(TRAININGS, SWEPT), names_of(TRAININGS, SETTINGS)
-    assert {"server_learning_rate", "learning_rate", "model", "restore_model_path"} < swept.keys()
+    assert {"server_learning_rate", "learning_rate", "model", "restore_model_path", "backbone_weights"} < swept.keys()
     assert not {"run_dir", "overwrite", "eval_batch_size", "num_workers", "rounds_per_checkpoint"} & swept.keys()
     assert not {"run_dir", "save_model_dir", "overwrite", "rounds_per_checkpoint"} & shown.keys()
 
