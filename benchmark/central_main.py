@@ -18,6 +18,7 @@ from benchmark.run.folder import RunFolder, WatchedRunFolder
 from benchmark.run.names import BEST_FILE
 from benchmark.run.schedules import learning_rates
 from benchmark.training import flags as model_flags
+from benchmark.training import start
 from flair.errors import FlairError
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from benchmark.central.step import CentralTrainer
     from benchmark.data.inputs import Evaluation, Training
     from benchmark.run.devices import Devices
+    from benchmark.training.inputs import Prepared
 
 
 class _Built(NamedTuple):
@@ -34,6 +36,7 @@ class _Built(NamedTuple):
     training: Training
     validation: Evaluation
     test: Evaluation
+    prepared: Prepared
 
 
 def main(flags: Flags) -> None:
@@ -63,7 +66,7 @@ def main(flags: Flags) -> None:
     with folder as run:
         summary = run.summary
         if summary is not None and flags.num_epochs <= summary["num_epochs"] and not flags.overwrite:
-            run.check_inputs(model_flags.data_facts(flags, records), model_flags.restored_model(flags))
+            run.check_inputs(model_flags.data_facts(flags, records), start.facts(flags))
             print(f"{run.path}: complete already, after {_epochs(summary['epochs'])}; --overwrite starts over")
         else:
             run.reopen()
@@ -87,9 +90,9 @@ def _train(
         data={**model_flags.data_facts(flags, records), "users": users, "photos": photos},
         labels=list(task.label_names),
         seed=flags.seed,
-        restored_model=model_flags.restored_model(flags),
+        restored_model=start.facts(flags),
     )
-    devices, trainer, training, validation, test = _build(flags, records, task)
+    devices, trainer, training, validation, test, _ = _build(flags, records, task)
     from benchmark.central import loop
     from benchmark.evaluation import passes
     from benchmark.model import loading, trainable
@@ -142,20 +145,21 @@ def _build(flags: Flags, records: Records, task: Task) -> _Built:
 
     devices = Devices()
     if devices.num_workers > 1:
-        restored = model_flags.restored_model(flags)
+        restored = start.facts(flags)
         facts = [*flags.lines(ALIKE), records.digest(), restored and restored["sha256"]]
         with devices.together():
             devices.check_equal(repr(facts), "some flags, data or starting weights")
     microbatch = flags.microbatch_size or (64 if devices.is_cpu else flags.train_batch_size)
     with devices.scope():
         network = model_flags.build_model(flags, task.num_outputs)
-    model_flags.restore_model(flags, network)
-    inputs, model, _ = prepare(flags, records, task, network)
-    trainer = CentralTrainer(model, task, flags.clipnorm, devices, microbatch, network)
+    start.restore(flags, network)
+    prepared = prepare(flags, records, task, network)
+    inputs = prepared.inputs
+    trainer = CentralTrainer(prepared.model, task, flags.clipnorm, devices, microbatch, network)
     training = inputs.training(flags.train_batch_size, flags.seed, devices.replicas, devices.num_replicas)
     workers = (devices.worker, devices.num_workers)
     validation, test = (inputs.evaluation(partition, *workers) for partition in ("val", "test"))
-    return _Built(devices, trainer, training, validation, test)
+    return _Built(devices, trainer, training, validation, test, prepared)
 
 
 def _dry_run(flags: Flags, records: Records, task: Task) -> None:
@@ -165,7 +169,7 @@ def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     from benchmark.central import dry_run
     from benchmark.training import plan as training_plan
 
-    lines = dry_run.plan_lines(flags, records, task, built.devices, built.trainer, built.validation)
+    lines = dry_run.plan_lines(flags, records, task, built.devices, built.trainer, built.prepared)
     training_plan.print_plan("benchmark.central_main", lines)
 
 

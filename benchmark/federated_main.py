@@ -11,7 +11,7 @@ import os
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark.data.records import Records, Task
 from benchmark.federated import checks, settings
@@ -27,6 +27,7 @@ from benchmark.run.folder import RunFolder
 from benchmark.run.names import BEST_FILE
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
+from benchmark.training import start
 from flair import __version__
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
@@ -61,7 +62,7 @@ def main(flags: Flags) -> None:
     with RunFolder(run_dir, flags.lines(), "round", flags.names(CHANGEABLE), flags.overwrite, flags.defaults()) as run:
         summary = run.summary
         if summary is not None:
-            run.check_inputs(model_flags.data_facts(flags, records), model_flags.restored_model(flags))
+            run.check_inputs(model_flags.data_facts(flags, records), start.facts(flags))
             print(f"{run.path}: complete already, after {summary['rounds']} rounds; --overwrite starts over")
         else:
             summary = _train(flags, records, task, users, run, saved_model)
@@ -71,15 +72,12 @@ def main(flags: Flags) -> None:
 
 def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     population = training_plan.population_of(records, flags.num_users, flags.clients_per_round)
-    from benchmark.data.pipeline import evaluation_dataset
     from benchmark.federated import dry_run
 
     setup = Setup.of(flags, records, task, dry_run.num_clients(flags, population))
-    runtime, model, _ = _build(setup)
-    size = model_flags.image_size(flags)
-    validation, _ = (evaluation_dataset(records, p, task, size, flags.eval_batch_size) for p in ("val", "test"))
+    runtime, model, _, prepared = _build(setup)
     try:
-        lines = dry_run.plan_lines(setup, model, runtime, validation, population)
+        lines = dry_run.plan_lines(setup, model, runtime, prepared, population)
     finally:
         runtime.close()
     training_plan.print_plan("benchmark.federated_main", lines)
@@ -100,7 +98,7 @@ def _train(
         f"{users['test']:,} to test on; {task.num_outputs} labels",
         flush=True,
     )
-    restored = model_flags.restored_model(flags)
+    restored = start.facts(flags)
     key = None if privacy_plan is None else _noise_key(setup, run, None if restored is None else restored["sha256"])
     run.describe(
         data={**model_flags.data_facts(flags, records), "users": users},
@@ -134,7 +132,7 @@ def _train(
             record = settings.run_record(flags, setup.config, state.round, state.clip_norms, has_key, num_weights)
             write_statement(run.path, make_statement(privacy_plan, record))
 
-    runtime, model, scorer = _build(setup, key)
+    runtime, model, scorer, _ = _build(setup, key)
     num_weights = trainable.num_weights(model)
     try:
         if privacy_plan is not None:
@@ -196,7 +194,14 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None) -> NoiseKey:
     return noise_key.key_of_run(run.path, flags.noise_key_file, list(map(repr, depends_on)), content, run.has_begun)
 
 
-def _build(setup: Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras.Model, Scorer]:
+class _Built(NamedTuple):
+    runtime: Runtime
+    network: tf.keras.Model
+    scorer: Scorer
+    prepared: Prepared
+
+
+def _build(setup: Setup, key: NoiseKey | None = None) -> _Built:
     from benchmark.federated.scoring import LocalScorer
     from benchmark.training.inputs import prepare
 
@@ -209,17 +214,17 @@ def _build(setup: Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras
         # They are the workers'; TensorFlow here would take all of their memory.
         tf.config.set_visible_devices([], "GPU")
     model = model_flags.build_model(flags, outputs)
-    model_flags.restore_model(flags, model)
+    start.restore(flags, model)
     prepared = prepare(flags, setup.records, setup.task, model, can_cache=flags.runtime != TFF)
     if flags.runtime == RAY:
         runtime, scorer = _build_ray(setup, prepared, key)
-        return runtime, model, scorer
+        return _Built(runtime, model, scorer, prepared)
     if flags.runtime == TFF:
         from benchmark.rounds.tff import TffRuntime
 
         def build() -> tf.keras.Model:
             same = model_flags.build_model(flags, outputs)
-            model_flags.restore_model(flags, same, is_announced=False)
+            start.restore(flags, same, is_announced=False)
             return same
 
         runtime = TffRuntime(build, setup.config, setup.clients, setup.batch_plan, flags.seed)
@@ -228,7 +233,7 @@ def _build(setup: Setup, key: NoiseKey | None = None) -> tuple[Runtime, tf.keras
 
         clients = prepared.inputs.clients(setup.clients)
         runtime = InProcessRuntime(prepared.model, setup.config, clients, setup.batch_plan, flags.seed, key)
-    return runtime, model, LocalScorer(prepared.model, prepared.inputs, setup.batch_plan)
+    return _Built(runtime, model, LocalScorer(prepared.model, prepared.inputs, setup.batch_plan), prepared)
 
 
 def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[Runtime, Scorer]:

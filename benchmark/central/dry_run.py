@@ -5,28 +5,29 @@ from __future__ import annotations
 import itertools
 
 from benchmark.central.step import CentralTrainer
-from benchmark.data.inputs import Evaluation
-from benchmark.data.pipeline import TrainingData
+from benchmark.data.inputs import Inputs
 from benchmark.data.records import Records, Task
 from benchmark.evaluation import passes
 from benchmark.run.devices import Devices
 from benchmark.run.flags import Flags
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
+from benchmark.training.inputs import Prepared
 from benchmark.training.plan import Part, entry, rate
-from benchmark.training.timing import Speed, memory_row, scoring_parts, seconds_of, tiled
+from benchmark.training.timing import Speed, extraction_parts, memory_row, scoring_parts, seconds_of, tiled
 
 _TIMED_STEPS = 2
 
 
 def plan_lines(
-    flags: Flags, records: Records, task: Task, devices: Devices, trainer: CentralTrainer, validation: Evaluation
+    flags: Flags, records: Records, task: Task, devices: Devices, trainer: CentralTrainer, prepared: Prepared
 ) -> list[str]:
     """The lines of the plan; times a few steps and an evaluation batch."""
     population = training_plan.population_of(records, flags.num_users)
-    training = _training_speed(flags, records, task, devices, trainer)
+    training = _training_speed(flags, devices, trainer, prepared.inputs)
+    extraction = extraction_parts(prepared.body, population, flags.feature_views)
     scored, scoring = scoring_parts(
-        trainer.model, validation, task, flags.eval_batch_size, population, flags.num_epochs + 1
+        trainer.model, prepared.inputs.evaluation("val"), task, flags.eval_batch_size, population, flags.num_epochs + 1
     )
     photos = population.photos["train"]
     steps = -(-photos // flags.train_batch_size)
@@ -34,7 +35,7 @@ def plan_lines(
     schedule = flags.learning_rate_schedule
     return [
         *training_plan.data_lines(population, str(records.root)),
-        *model_flags.model_lines(flags, task, trainer.model),
+        *model_flags.model_lines(flags, task, trainer.network),
         *entry("epochs", f"{flags.num_epochs:,} of {steps:,} steps of {flags.train_batch_size:,} photos"),
         *entry(
             "optimizer",
@@ -43,20 +44,18 @@ def plan_lines(
         ),
         *entry("memory", memory_row()),
         *training_plan.time_lines(
-            [epochs, *scored],
+            [*extraction, epochs, *scored],
             f"training {rate(training.photos_per_second)} photos/s ({training.photos} photos), "
             f"evaluation {rate(scoring.photos_per_second)} photos/s ({scoring.photos} photos)",
         ),
     ]
 
 
-def _training_speed(flags: Flags, records: Records, task: Task, devices: Devices, trainer: CentralTrainer) -> Speed:
+def _training_speed(flags: Flags, devices: Devices, trainer: CentralTrainer, inputs: Inputs) -> Speed:
     """Times steps from records to new weights, with the photos that the devices pass at once."""
     replicas = len(devices.replicas)
     share = min(trainer.microbatch_size, max(flags.train_batch_size // replicas, 1))
-    data = TrainingData(
-        records, "train", task, share * replicas, model_flags.image_size(flags), flags.seed, range(replicas), replicas
-    )
+    data = inputs.training(share * replicas, flags.seed, range(replicas), replicas)
     # Full batches for every device, epoch after epoch; a small data set repeats its photos.
     steps = (
         [tiled(part, share) for part in parts]

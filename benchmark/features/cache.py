@@ -225,6 +225,17 @@ def features_of(
     )
 
 
+def zeros(records: Records, task: Task, size: int) -> FeatureInputs:
+    """Features that are all zero and take no memory, without labels: for timing."""
+
+    def of(partition: str) -> Features:
+        count = len(records.photo_index(partition).offset)
+        values = np.broadcast_to(np.zeros((), np.float32), (count, size))
+        return Features([values], LabelColumns(np.zeros(count + 1, np.int64), np.zeros(0, np.int32)), task)
+
+    return FeatureInputs(records, {partition: of(partition) for partition in PARTITIONS})
+
+
 def feature_dir(records: Records) -> Path:
     """Where the features of records are kept: `<records>.features` beside them."""
     return records.root.with_name(f"{records.root.name}.features")

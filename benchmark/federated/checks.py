@@ -16,6 +16,7 @@ from benchmark.federated.settings import is_private, privacy_request, target_qua
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
 from benchmark.run.flags import Flags
+from benchmark.training.flags import caches_features
 from flair.errors import FlairError
 
 _WITH_SECOND_MOMENT = ("adam", "adamw", "yogi")
@@ -55,6 +56,10 @@ def check_federated_flags(flags: Flags) -> None:
     if scheduled and flags.runtime == TFF and (flags.algorithm == FED_PROX or is_private(flags)):
         raise FlairError(
             "TFF schedules the clients' learning rate for fed_avg without privacy only; use --runtime=inprocess"
+        )
+    if flags.runtime == RAY and flags.dry_run and caches_features(flags):
+        raise FlairError(
+            "--dry_run: workers of --runtime=ray open features that are there; plan with --runtime=inprocess"
         )
     _check_ray_flags(flags)
     _refuse_ineffective(flags)

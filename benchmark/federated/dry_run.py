@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.data.clients import ClientData
-from benchmark.data.inputs import Evaluation
 from benchmark.data.records import Records
 from benchmark.federated import settings
 from benchmark.federated.flags import INPROCESS, RAY, TFF
@@ -25,8 +24,9 @@ from benchmark.rounds.runtime import Runtime
 from benchmark.run.flags import Flags
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
+from benchmark.training.inputs import Prepared
 from benchmark.training.plan import Part, Population, entry, rate
-from benchmark.training.timing import memory_row, scoring_parts, seconds_of
+from benchmark.training.timing import extraction_parts, memory_row, scoring_parts, seconds_of
 
 _TIMED_PHOTOS = 64  # shown to clients in the larger of the two timed rounds, at least
 _LOOKED_AT = 64  # clients among which those to time are chosen
@@ -46,7 +46,7 @@ def num_clients(flags: Flags, population: Population) -> int:
 
 
 def plan_lines(
-    setup: Setup, model: tf.keras.Model, runtime: Runtime, validation: Evaluation, population: Population
+    setup: Setup, model: tf.keras.Model, runtime: Runtime, prepared: Prepared, population: Population
 ) -> list[str]:
     """The lines of the plan; times two small rounds and an evaluation batch."""
     flags, records, task, privacy_plan = setup.flags, setup.records, setup.task, setup.privacy_plan
@@ -55,7 +55,9 @@ def plan_lines(
     cohort, rounds = flags.clients_per_round, flags.total_rounds
     # One validation more, of the best model at the end.
     validations = -(-rounds // flags.rounds_per_eval) + 1
-    scored, scoring = scoring_parts(model, validation, task, flags.eval_batch_size, population, validations)
+    data = prepared.inputs.evaluation("val")
+    scored, scoring = scoring_parts(prepared.model, data, task, flags.eval_batch_size, population, validations)
+    extraction = extraction_parts(prepared.body, population, flags.feature_views)
     return [
         *training_plan.data_lines(population, str(records.root)),
         *model_flags.model_lines(flags, task, model),
@@ -65,7 +67,7 @@ def plan_lines(
         *([] if privacy_plan is None else _privacy_lines(setup.config, privacy_plan, num_weights(model))),
         *entry("memory", memory_row(), _MEMORY_NOTES[flags.runtime]),
         *training_plan.time_lines(
-            [Part("rounds", rounds, fixed + cohort * photos * per_photo), *scored],
+            [*extraction, Part("rounds", rounds, fixed + cohort * photos * per_photo), *scored],
             f"a round is {fixed:.2g} s and {cohort:,} clients x {photos:.3g} photos shown, {rate(1 / per_photo)} a "
             f"second ({timed} timed, --runtime={flags.runtime}); evaluation {rate(scoring.photos_per_second)} photos/s",
         ),

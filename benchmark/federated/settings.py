@@ -15,7 +15,8 @@ from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
 from benchmark.run.flags import Flags
 from benchmark.run.schedules import learning_rates
-from benchmark.training.flags import image_size, starts_from_weights
+from benchmark.training import start
+from benchmark.training.flags import image_size
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def run_record(
         target_unclipped_quantile=noise.target_unclipped_quantile or None,
         clipped_count_stddev=noise.clipped_count_stddev,
         artificial_users=flags.iid,
-        restored_model=starts_from_weights(flags),
+        restored_model=start.is_given(flags),
         noise_key=key,
         drawn_by_tff=flags.runtime == TFF,
         num_weights=num_weights,

@@ -13,14 +13,13 @@ from benchmark.model.saved import COMPUTE_DTYPES
 from benchmark.model.trainable import ALL, HEAD, TRAINABLE
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, one_of, path, text
 from benchmark.training import plan as training_plan
+from benchmark.training import start
 from flair.dataset.catalog import IMAGE_SIZE
 from flair.errors import FlairError
-from flair.files.regular_file import file_sha256
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-IMAGENET, NO_WEIGHTS = "imagenet", "none"
 NORMALIZATIONS = ("auto", "group", "frozen_batch")
 FEATURE_DTYPES = ("float32", "float16")
 
@@ -161,17 +160,9 @@ def check_model_flags(flags: Flags) -> None:
     specs.check_size(flags.model, *image_size(flags))
     if specs.is_function(flags.model):
         specs.check_module(flags.model)
-    _check_start(flags)
-    restore = flags.restore_model_path
-    if restore is not None and not Path(restore).is_file():
-        raise FlairError(f"--restore_model_path={restore}: no such file; expected a .h5 file of Keras weights")
+    start.check(flags)
     if flags.num_users is not None and not flags.dry_run:
         raise FlairError(f"--num_users={flags.num_users}: only a --dry_run plans for other data than it reads")
-    if start_file(flags) is None and flags.normalization == "frozen_batch" and not flags.dry_run:
-        raise FlairError(
-            "--normalization=frozen_batch keeps the statistics of pretrained weights; give --restore_model_path "
-            "(Apple's resnet18.h5 is at models/resnet18.h5 below the base address of download_dataset.py)"
-        )
     save_dir = Path(flags.save_model_dir)
     if save_dir.exists() and not save_dir.is_dir():
         raise FlairError(f"--save_model_dir={save_dir}: is a file; expected a folder")
@@ -204,56 +195,6 @@ def caches_features(flags: Flags, can_cache: bool = True) -> bool:
     """Whether the run trains on cached features; `can_cache`: whether its runtime does."""
     wanted = flags.trainable == HEAD and can_cache
     return wanted if flags.cache_features is None else bool(flags.cache_features)
-
-
-def _check_start(flags: Flags) -> None:
-    given, restore = flags.backbone_weights, flags.restore_model_path
-    if flags.normalization != "auto" and flags.model not in specs.OURS:
-        raise FlairError(
-            f"--normalization={flags.normalization}: {flags.model} has the normalization that it has; leave it out, or "
-            f"take --model={' or '.join(specs.OURS)}"
-        )
-    if given in (None, NO_WEIGHTS):
-        return
-    if restore is not None:
-        raise FlairError(
-            f"--backbone_weights={given} and --restore_model_path={restore} are both given, and each names the weights "
-            "to start from; give one of them"
-        )
-    if given == IMAGENET:
-        if not specs.is_keras(flags.model):
-            raise FlairError(
-                f"--backbone_weights=imagenet: only networks of tf.keras.applications (--model=keras:NAME) have such; "
-                f"for --model={flags.model} give a file"
-            )
-    elif not Path(given).is_file():
-        raise FlairError(
-            f"--backbone_weights={given}: no such file; expected a .h5 or .safetensors file, imagenet or none"
-        )
-
-
-def backbone_weights(flags: Flags) -> str | None:
-    """What all layers but the classifier start from: `imagenet`, a file, or None."""
-    given = flags.backbone_weights
-    if given is None and specs.is_keras(flags.model) and flags.restore_model_path is None:
-        return IMAGENET
-    return None if given == NO_WEIGHTS else given
-
-
-def starts_from_weights(flags: Flags) -> bool:
-    """Whether training starts from weights that are not random."""
-    return flags.restore_model_path is not None or backbone_weights(flags) is not None
-
-
-def start_file(flags: Flags) -> Path | None:
-    """The file of weights that training starts from, None for random ones; that of `imagenet` is fetched."""
-    backbone = backbone_weights(flags)
-    if backbone == IMAGENET:
-        from benchmark.model import loading
-
-        return loading.imagenet_file(flags.model)
-    found = flags.restore_model_path if backbone is None else backbone
-    return None if found is None else Path(found)
 
 
 def check_best_metric(flags: Flags, task: Task) -> None:
@@ -308,30 +249,9 @@ def model_arguments(flags: Flags, num_outputs: int) -> tuple[str, tuple[int, int
 
     frozen = flags.model in specs.OURS and flags.normalization == "frozen_batch"
     if flags.model in specs.OURS and flags.normalization == "auto":
-        start = start_file(flags)
-        frozen = start is not None and loading.wants_batch_normalization(start)
+        file = start.file(flags)
+        frozen = file is not None and loading.wants_batch_normalization(file)
     return flags.model, (*image_size(flags), 3), num_outputs, frozen, flags.seed, flags.compute_dtype
-
-
-def restore_model(flags: Flags, model: tf.keras.Model, is_announced: bool = True) -> None:
-    """Loads the weights to start from, if there are any, and prints what was loaded and what was not."""
-    from benchmark.model import loading
-
-    backbone, restore = backbone_weights(flags), flags.restore_model_path
-    if backbone is not None:
-        report = loading.load_backbone(model, backbone)
-    elif restore is not None:
-        report = loading.load_by_name(model, restore)
-    else:
-        return
-    if is_announced:
-        print(f"{restore if backbone is None else start_file(flags)}: {report}", flush=True)
-
-
-def restored_model(flags: Flags) -> dict[str, str] | None:
-    """Path and SHA-256 of the file that training starts from, for run.json; None for random weights."""
-    start = start_file(flags)
-    return None if start is None else {"path": str(start), "sha256": file_sha256(start)}
 
 
 def model_lines(flags: Flags, task: Task, model: tf.keras.Model) -> list[str]:
@@ -344,9 +264,9 @@ def model_lines(flags: Flags, task: Task, model: tf.keras.Model) -> list[str]:
     norms = "frozen batch" if any(isinstance(x, FrozenBatchNormalization) for x in model.layers) else "group"
     norms = norms if flags.model in specs.OURS else "its own"
     height, width = image_size(flags)
-    start = start_file(flags)
-    weights = f"weights of {start}" if start else "random weights"
-    if flags.normalization == "frozen_batch" and not start:
+    file = start.file(flags)
+    weights = f"weights of {file}" if file else "random weights"
+    if flags.normalization == "frozen_batch" and not file:
         weights = "pretrained weights MISSING: give --restore_model_path, training is refused without"
     trained = [] if flags.trainable == ALL else [f"{trainable.num_weights(model):,} of them train: {flags.trainable}"]
     return [

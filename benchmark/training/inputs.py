@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmark.features.cache import FeatureCache, FeatureSource, Network
+from benchmark.features.cache import FeatureCache, FeatureSource, Network, zeros
 from benchmark.training.flags import caches_features, image_size
 
 if TYPE_CHECKING:
@@ -16,15 +16,23 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """Inputs, the model that takes them, and where another process finds them; None: it reads the photos."""
+    """What to train on and with.
+
+    Attributes:
+      inputs: photos or features.
+      model: takes them.
+      source: where another process finds the features; None: it reads the photos.
+      body: with features, the network that gives them.
+    """
 
     inputs: Inputs
     model: tf.keras.Model
-    source: FeatureSource | None
+    source: FeatureSource | None = None
+    body: tf.keras.Model | None = None
 
 
 def prepare(flags: Flags, records: Records, task: Task, model: tf.keras.Model, can_cache: bool = True) -> Prepared:
-    """The inputs of the flags; features that are missing are computed.
+    """The inputs of the flags; features that are missing are computed, but for a dry run, which takes zeros.
 
     Args:
       model: the whole network, with its starting weights. With cached features only its head is trained.
@@ -34,7 +42,7 @@ def prepare(flags: Flags, records: Records, task: Task, model: tf.keras.Model, c
 
     if not caches_features(flags, can_cache):
         pixels = PixelInputs(records, task, image_size(flags), flags.eval_batch_size, flags.augment is not False)
-        return Prepared(pixels, model, None)
+        return Prepared(pixels, model)
     from benchmark.features.extraction import weights_digest
     from benchmark.model.trainable import body_and_head
 
@@ -43,7 +51,9 @@ def prepare(flags: Flags, records: Records, task: Task, model: tf.keras.Model, c
     network = Network(
         flags.model, weights_digest(body), image_size(flags), size, flags.compute_dtype, flags.feature_dtype
     )
+    if flags.dry_run:
+        return Prepared(zeros(records, task, size), head, body=body)
     cache = FeatureCache(flags.feature_dir, records, network, body)
     inputs = cache.inputs(task, flags.feature_views)
     print(f"features: {size:,} per photo in {cache.folder}", flush=True)
-    return Prepared(inputs, head, FeatureSource(flags.feature_dir, network, flags.feature_views))
+    return Prepared(inputs, head, FeatureSource(flags.feature_dir, network, flags.feature_views), body)

@@ -41,6 +41,18 @@ def scoring_parts(
     ], speed
 
 
+def extraction_parts(body: tf.keras.Model | None, population: Population, views: int) -> list[Part]:
+    """The computing of features, timed on a batch; none where photos are trained on."""
+    if body is None:
+        return []
+    batch = tf.zeros((_CPU_BATCH, *body.input_shape[1:]))
+    compiled = tf.function(lambda pixels: body(pixels, training=False))
+    compiled(batch)
+    per_photo = seconds_of(lambda: compiled(batch)) / _CPU_BATCH
+    photos = population.photos["train"] * max(views, 1) + population.photos["val"] + population.photos["test"]
+    return [Part(f"features of {photos:,} photos, unless they are there already", 1, photos * per_photo)]
+
+
 def tiled(batch: Batch, photos: int) -> Batch:
     """A batch of exactly so many photos, repeated where there are fewer."""
     repeats = -(-photos // int(batch[1].shape[0]))

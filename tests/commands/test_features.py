@@ -213,3 +213,12 @@ def test_personalization_reads_the_features_of_a_training(places, tfrecords, tmp
     other = tmp_path / "nothing"
     line = refused("benchmark.personalize_main", *flags, f"--feature_dir={other}", f"--run_dir={other}")
     assert f"--feature_dir={other}: has no features of" in line
+
+
+@pytest.mark.parametrize(("door", "flags"), [(FEDERATED, ROUNDS), (CENTRAL, EPOCHS)])
+def test_a_dry_run_plans_the_features_and_computes_none(places, tmp_path, door, flags):
+    cache = tmp_path / "features"
+    done = run(door, *places("plan"), *flags, f"--feature_dir={cache}", "--dry_run")
+    assert "of them train: head" in done.stdout
+    assert "features of 160 photos, unless they are there already" in done.stdout
+    assert not cache.exists() and not (tmp_path / "plan").exists()
