@@ -46,10 +46,10 @@ ARROWS = {
         "flair.files flair.parallel flair.records.tfrecord flair.terminal"
     ),
     "benchmark.personalization": (
-        "benchmark.data benchmark.metrics benchmark.model benchmark.run flair.curation flair.dataset "
-        "flair.files flair.records.tfrecord flair.statistics flair.terminal"
+        "benchmark.data benchmark.features benchmark.metrics benchmark.model benchmark.run flair.curation "
+        "flair.dataset flair.files flair.records.tfrecord flair.statistics flair.terminal"
     ),
-    "benchmark.features": "benchmark.data flair.dataset flair.files flair.terminal",
+    "benchmark.features": "benchmark.data benchmark.model flair.dataset flair.files flair.terminal",
     "benchmark.training": (
         "benchmark.data benchmark.evaluation benchmark.features benchmark.metrics benchmark.model benchmark.run "
         "flair.dataset flair.files flair.terminal"

@@ -18,10 +18,19 @@ MINIATURE = ("miniature_central", "miniature_federated")
 CENTRAL = [*(f"central_{task}" for task in (*TASKS, "structure")), MINIATURE[0]]
 FEDERATED = [*(f"federated_{task}" for task in (*TASKS, "structure")), MINIATURE[1]]
 PRIVATE = [f"federated_dp_{task}" for task in (*TASKS, "structure")]
+FEW = [
+    f"few_{trainable}_{network}{epsilon}"
+    for trainable in ("head", "film")
+    for network in ("resnet18", "convnext")
+    for epsilon in ("", "_eps2", "_eps8")
+]
 PFL = ["pfl_iid", "pfl_non_iid", "pfl_iid_dp", "pfl_non_iid_dp"]
 # By PLD, for FLAIR's 41,131 users, epsilon 2, delta n^-1.1 and 5,000 rounds: cohorts of 200, and of 5,000.
 SIGMA_200, SIGMA_5000 = 0.975, 17.36
 SIGMAS = {**dict.fromkeys(PRIVATE, SIGMA_200), **dict.fromkeys(("pfl_iid_dp", "pfl_non_iid_dp"), SIGMA_5000)}
+SIGMAS |= {preset: SIGMA_200 if preset.endswith("eps2") else 0.591 for preset in FEW if "eps" in preset}
+# How long the noise on a round's mean update is, in clip norms.
+NOISE_NORMS = {"head_resnet18": 0.4548, "film_resnet18": 0.6592, "head_convnext": 0.5568, "film_convnext": 0.8349}
 
 
 def _path(preset):
@@ -47,7 +56,7 @@ def _drive(mode, setting, presets, *flags, timeout=900):
 
 
 def test_there_is_one_preset_for_every_row():
-    assert sorted(path.stem for path in CONFIGS.iterdir()) == sorted([*CENTRAL, *FEDERATED, *PRIVATE, *PFL])
+    assert sorted(path.stem for path in CONFIGS.iterdir()) == sorted([*CENTRAL, *FEDERATED, *PRIVATE, *FEW, *PFL])
 
 
 def _comment(preset):
@@ -57,7 +66,7 @@ def _comment(preset):
     return "\n".join(comment)
 
 
-@pytest.mark.parametrize("preset", [*CENTRAL, *FEDERATED, *PRIVATE, *PFL])
+@pytest.mark.parametrize("preset", [*CENTRAL, *FEDERATED, *PRIVATE, *FEW, *PFL])
 def test_a_preset_opens_with_what_it_is(preset):
     comment = _comment(preset)
     for part in ("Source: ", "Command:", "Hardware and time to expect: ", "Published: ", "Measured here: "):
@@ -71,7 +80,7 @@ def test_a_preset_opens_with_what_it_is(preset):
 
 
 def test_what_a_paper_did_is_not_claimed_without_a_source():
-    texts = [_comment(preset) for preset in (*CENTRAL, *FEDERATED, *PRIVATE, *PFL)]
+    texts = [_comment(preset) for preset in (*CENTRAL, *FEDERATED, *PRIVATE, *FEW, *PFL)]
     texts.append((ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8"))
     for text in texts:
         assert not re.search(r"[Tt]he paper\s+(#\s+)?(simulates\b(?!\s+is not on record)|used)", text)
@@ -91,16 +100,23 @@ def test_published_numbers_are_those_on_record():
 
 
 def test_every_preset_parses_and_says_its_settings():
-    federated = _drive("parse", "federated", [*FEDERATED, *PRIVATE, *PFL], "--tfrecords_dir=anywhere").splitlines()
+    federated = _drive(
+        "parse", "federated", [*FEDERATED, *PRIVATE, *FEW, *PFL], "--tfrecords_dir=anywhere"
+    ).splitlines()
     central = _drive("parse", "central", CENTRAL, "--tfrecords_dir=anywhere").splitlines()
     found = {one.pop("preset"): one for one in map(json.loads, [*federated, *central])}
-    assert list(found) == [*FEDERATED, *PRIVATE, *PFL, *CENTRAL]
+    assert list(found) == [*FEDERATED, *PRIVATE, *FEW, *PFL, *CENTRAL]
     for preset, flags in found.items():
         assert flags["use_fine_grained_labels"] == ("_fine_" in preset)
         assert flags.get("binary_label") == ("structure" if "structure" in preset else None)
-        expected = preset.endswith("pretrained") or preset in PFL
-        assert flags["normalization"] == ("frozen_batch" if expected else "group")
-    for preset in (*FEDERATED, *PRIVATE, *PFL):
+        expected = preset.endswith("pretrained") or preset in PFL or preset.startswith(("few_head_r", "few_film_r"))
+        assert flags["normalization"] == ("auto" if "convnext" in preset else "frozen_batch" if expected else "group")
+    for preset in FEW:
+        assert found[preset]["trainable"] == preset.split("_")[1]
+        if "sigma" in found[preset] and preset.endswith("eps2"):
+            norm = NOISE_NORMS[preset.removeprefix("few_").removesuffix("_eps2")]
+            assert f"mean update it is {norm:.2f} clip norms long" in re.sub(r"\s+#\s+", " ", _comment(preset))
+    for preset in (*FEDERATED, *PRIVATE, *FEW, *PFL):
         wanted = SIGMAS.get(preset)
         assert found[preset]["sigma"] == (wanted if wanted is None else pytest.approx(wanted, rel=2e-3))
     for preset in PFL:
