@@ -24,10 +24,10 @@ def check(flags: Flags) -> None:
             f"--normalization={flags.normalization}: {flags.model} has the normalization that it has; leave it out, or "
             f"take --model={' or '.join(specs.OURS)}"
         )
-    if restore is not None and not Path(restore).is_file():
-        raise FlairError(f"--restore_model_path={restore}: no such file; expected a .h5 file of Keras weights")
     if given not in (None, NO_WEIGHTS):
         _check_backbone(flags)
+    if restore is not None and not Path(restore).is_file():
+        raise FlairError(f"--restore_model_path={restore}: no such file; expected a .h5 file of Keras weights")
     if flags.normalization == "frozen_batch" and file(flags) is None and not flags.dry_run:
         raise FlairError(
             "--normalization=frozen_batch keeps the statistics of pretrained weights; give --restore_model_path "

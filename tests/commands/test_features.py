@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmark.data import pipeline
+from benchmark.features import extraction
+from benchmark.features.cache import FeatureCache, Network
+from benchmark.features.extraction import weights_digest
 from benchmark.model import loading, networks
+from benchmark.model.trainable import body_and_head
+from flair.errors import FlairError
 from tests.support.commands import assert_equal_weights, read_csv, refused, run
 
 SMALL = ("--model=cnn", "--image_height=32", "--image_width=32")
@@ -50,7 +56,9 @@ def _classifier(path: Path, task) -> np.ndarray:
     return np.concatenate([np.ravel(variable) for variable in model.get_layer("classifier").variables])
 
 
-@pytest.mark.parametrize(("door", "flags"), [(FEDERATED, ROUNDS), (CENTRAL, EPOCHS)])
+@pytest.mark.parametrize(
+    ("door", "flags"), [(FEDERATED, ROUNDS), pytest.param(CENTRAL, EPOCHS, marks=pytest.mark.slow)]
+)
 def test_cached_features_give_the_weights_that_photos_give(places, task, tmp_path, door, flags):
     cache = tmp_path / "features"
     done = run(door, *places("cached"), *flags, f"--feature_dir={cache}")
@@ -75,83 +83,86 @@ def test_cached_features_give_the_weights_that_photos_give(places, task, tmp_pat
     assert_equal_weights(tmp_path / "again" / "run" / "last.h5", tmp_path / "cached" / "run" / "last.h5")
 
 
-def test_views_are_augmented_and_shared_by_runs_with_more_of_them(places, tmp_path):
-    cache = f"--feature_dir={tmp_path / 'features'}"
-    run(FEDERATED, *places("two"), *ROUNDS, cache, "--feature_views=2", "--augment")
-    (folder,) = (tmp_path / "features").iterdir()
-    views = [np.load(folder / f"train.view{number}.npy") for number in (0, 1)]
+@pytest.fixture(scope="module")
+def body(task):
+    """A network up to its classifier."""
+    return body_and_head(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9))[0]
+
+
+def _cache(folder, records, body, dtype="float32"):
+    return FeatureCache(folder, records, Network("cnn", weights_digest(body), (32, 32), 128, "float32", dtype), body)
+
+
+def test_views_are_augmented_and_shared_by_runs_with_more_of_them(records, task, body, tmp_path):
+    cache = _cache(tmp_path, records, body)
+    inputs = cache.inputs(task, views=2)
+    views = [np.load(cache.folder / f"train.view{number}.npy") for number in (0, 1)]
     assert not np.allclose(*views, atol=1e-3)
     assert np.corrcoef(views[0].ravel(), views[1].ravel())[0, 1] > 0.5
-    written = (folder / "train.view0.npy").stat().st_mtime_ns
-    run(FEDERATED, *places("three"), *ROUNDS, cache, "--feature_views=3")
-    assert (folder / "train.view0.npy").stat().st_mtime_ns == written
-    assert (folder / "train.view2.npy").exists()
+    assert not (cache.folder / "train.npy").exists()
+    written = (cache.folder / "train.view0.npy").stat().st_mtime_ns
+    cache.inputs(task, views=3)
+    assert (cache.folder / "train.view0.npy").stat().st_mtime_ns == written
+    # Every view comes, in other places in another epoch.
+    batches = [np.concatenate([x for x, _ in inputs.training(16, 0).batches(epoch)]) for epoch in (0, 0, 1)]
+    np.testing.assert_array_equal(batches[0], batches[1])
+    assert not np.array_equal(batches[0], batches[2])
+    for view in views:
+        assert any((view == row).all(1).any() for row in batches[0][:20])
 
 
-def test_half_precision_is_near_and_half_as_large(places, task, tmp_path):
-    cache = f"--feature_dir={tmp_path / 'features'}"
-    run(FEDERATED, *places("half"), *ROUNDS, cache, "--feature_dtype=float16")
-    run(FEDERATED, *places("full"), *ROUNDS, cache)
-    sizes = sorted(path.stat().st_size for path in (tmp_path / "features").glob("*/train.npy"))
-    assert sizes[1] - 128 == 2 * (sizes[0] - 128)
-    half, full = (_classifier(tmp_path / name / "run" / "last.h5", task) for name in ("half", "full"))
-    np.testing.assert_allclose(half, full, atol=2e-2)
+def test_half_precision_is_near_and_half_as_large(records, task, body, tmp_path):
+    half, full = (_cache(tmp_path, records, body, dtype) for dtype in ("float16", "float32"))
+    assert half.folder != full.folder
+    pairs = zip(half.inputs(task).evaluation("val"), full.inputs(task).evaluation("val"), strict=True)
+    for (mine, labels), (theirs, same) in pairs:
+        assert mine.dtype == np.float32
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(labels, same)
+    sizes = [(cache.folder / "train.npy").stat().st_size - 128 for cache in (half, full)]
+    assert 2 * sizes[0] == sizes[1]
 
 
-def test_damaged_features_are_made_anew_and_foreign_ones_refused(places, tmp_path):
-    cache = tmp_path / "features"
-    flags = (*ROUNDS, f"--feature_dir={cache}")
-    run(FEDERATED, *places("first"), *flags)
-    (folder,) = cache.iterdir()
-    good = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+def test_damaged_features_are_made_anew_and_foreign_ones_refused(records, task, body, tmp_path, capfd):
+    cache = _cache(tmp_path, records, body)
+    cache.inputs(task)
+    good = {path.name: path.read_bytes() for path in cache.folder.iterdir() if path.is_file()}
     for name in ("train.npy", "val.json", "test.labels.npy"):
         data = bytearray(good[name])
         data[len(data) // 2] ^= 0x10
-        (folder / name).write_bytes(data)
-        done = run(FEDERATED, *places(f"mended {name}"), *flags)
-        assert "made anew" in done.stderr or "read anew" in done.stderr
-        assert (folder / name).read_bytes() == good[name]
+        (cache.folder / name).write_bytes(data)
+        cache.inputs(task)
+        assert "anew" in capfd.readouterr().err
+        assert (cache.folder / name).read_bytes() == good[name]
+    (cache.folder / "val.npy").write_bytes(good["val.npy"][:-5])
+    cache.inputs(task)
     about = json.loads(good["train.json"])
     about["records"] = "0" * 64
     del about["crc32c"]
-    (folder / "train.json").write_text(json.dumps(about))
-    line = _refused(*places("foreign"), *flags)
-    assert "holds features of other photos or of another network" in line
-    # Other records, or other weights, have a folder of their own.
-    (folder / "train.json").write_bytes(good["train.json"])
-    run(FEDERATED, *places("other weights")[:1], *places("other weights")[2:], *flags)
-    assert len(list(cache.iterdir())) == 2
+    (cache.folder / "train.json").write_text(json.dumps(about))
+    with pytest.raises(FlairError, match="holds features of other photos or of another network"):
+        cache.inputs(task)
+    # Other weights have a folder of their own, and who cannot compute says what is missing.
+    other = body_and_head(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=4))[0]
+    assert _cache(tmp_path, records, other).folder != cache.folder
+    network = Network("cnn", weights_digest(other), (32, 32), 128, "float32", "float32")
+    with pytest.raises(FlairError, match="no such file; copy this folder of features"):
+        FeatureCache(tmp_path, records, network, None).inputs(task)
 
 
-def test_two_runs_at_once_share_the_features(records, task, tmp_path):
-    from benchmark.features import extraction
-    from benchmark.features.cache import FeatureCache, Network
-    from benchmark.model.trainable import body_and_head
-
-    body, _ = body_and_head(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9))
-    network = Network("cnn", extraction.weights_digest(body), (32, 32), 128, "float32", "float32")
+def test_two_runs_at_once_share_the_features(records, task, body, tmp_path, monkeypatch):
     filled: list[str] = []
     original = extraction.fill
-    extraction.fill = lambda *arguments: (filled.append(arguments[-1]), original(*arguments))
-    try:
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            caches = [FeatureCache(tmp_path, records, network, body) for _ in range(2)]
-            one, other = pool.map(lambda cache: cache.inputs(task), caches)
-    finally:
-        extraction.fill = original
+    monkeypatch.setattr(extraction, "fill", lambda *of: (filled.append(of[-1]), original(*of)))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        caches = [_cache(tmp_path, records, body) for _ in range(2)]
+        one, other = pool.map(lambda cache: cache.inputs(task), caches)
     for mine, theirs in zip(one.evaluation("val"), other.evaluation("val"), strict=True):
         np.testing.assert_array_equal(mine[0], theirs[0])
     assert sorted(filled) == ["features of test", "features of train", "features of val"]
 
 
-def test_an_interrupted_extraction_is_continued(records, task, tmp_path, monkeypatch):
-    from benchmark.data import pipeline
-    from benchmark.features import extraction
-    from benchmark.features.cache import FeatureCache, Network
-    from benchmark.model.trainable import body_and_head
-
-    body, _ = body_and_head(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9))
-    network = Network("cnn", extraction.weights_digest(body), (32, 32), 128, "float32", "float32")
+def test_an_interrupted_extraction_is_continued(records, task, body, tmp_path, monkeypatch):
     rows = []
     original = pipeline.EvaluationData.__iter__
 
@@ -164,11 +175,10 @@ def test_an_interrupted_extraction_is_continued(records, task, tmp_path, monkeyp
 
     monkeypatch.setattr(pipeline.EvaluationData, "__iter__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        FeatureCache(tmp_path / "stopped", records, network, body).inputs(task)
-    continued = FeatureCache(tmp_path / "stopped", records, network, body)
+        _cache(tmp_path / "stopped", records, body).inputs(task)
+    continued, whole = (_cache(tmp_path / name, records, body) for name in ("stopped", "whole"))
     continued.inputs(task)
     assert rows[1] == rows[0] - 64, "the first batch was not computed again"
-    whole = FeatureCache(tmp_path / "whole", records, network, body)
     whole.inputs(task)
     for partition in ("train", "val", "test"):
         files = (cache.folder / f"{partition}.npy" for cache in (continued, whole))
@@ -195,7 +205,7 @@ def test_a_folder_that_cannot_be_written(places, tmp_path):
     assert "file" in _refused(*places("none"), *ROUNDS, f"--feature_dir={tmp_path / 'file' / 'features'}")
 
 
-@pytest.mark.parametrize("episodes", ["users", "labels"])
+@pytest.mark.parametrize("episodes", ["users", pytest.param("labels", marks=pytest.mark.slow)])
 def test_personalization_reads_the_features_of_a_training(places, tfrecords, tmp_path, episodes):
     cache, model = tmp_path / "features", tmp_path / "trained" / "run" / "best.h5"
     run(FEDERATED, *places("trained"), *ROUNDS, f"--feature_dir={cache}")
@@ -215,7 +225,9 @@ def test_personalization_reads_the_features_of_a_training(places, tfrecords, tmp
     assert f"--feature_dir={other}: has no features of" in line
 
 
-@pytest.mark.parametrize(("door", "flags"), [(FEDERATED, ROUNDS), (CENTRAL, EPOCHS)])
+@pytest.mark.parametrize(
+    ("door", "flags"), [(CENTRAL, EPOCHS), pytest.param(FEDERATED, ROUNDS, marks=pytest.mark.slow)]
+)
 def test_a_dry_run_plans_the_features_and_computes_none(places, tmp_path, door, flags):
     cache = tmp_path / "features"
     done = run(door, *places("plan"), *flags, f"--feature_dir={cache}", "--dry_run")

@@ -435,7 +435,7 @@ def test_a_photo_that_cannot_be_decoded_is_named(tfrecords, tmp_path):
     assert "4711" in line and user.stem in line
 
 
-@pytest.mark.parametrize("which", ["head", "film"])
+@pytest.mark.parametrize("which", ["head", pytest.param("film", marks=pytest.mark.slow)])
 def test_few_weights_train_from_restored_ones_and_the_others_stay_bit_for_bit(tfrecords, task, tmp_path, which):
     from benchmark.model import loading, networks
     from benchmark.model.trainable import choose, num_weights

@@ -180,6 +180,7 @@ def test_without_internet_the_line_says_what_to_fetch_and_where_to_put_it(cache)
     )
 
 
+@pytest.mark.slow
 def test_weights_in_the_cache_are_taken_and_compared_with_keras_digest(cache, monkeypatch):
     source = tf.keras.applications.MobileNetV3Small(include_top=False, weights=None, include_preprocessing=False)
     rng = np.random.default_rng(0)

@@ -31,6 +31,7 @@ KEY = NoiseKey(bytes(range(32)))
 _NOISE = NoiseConfig(Mechanism.GAUSSIAN, 0.8, 4.0, 0.05, target_unclipped_quantile=0.5, clipped_count_stddev=2.0)
 WEIGHTED = FederatedConfig()
 PRIVATE = FederatedConfig(ClientConfig(weighted=False), noise=_NOISE)
+_OTHERS = (WEIGHTED, TASK), (PRIVATE, BINARY)
 
 
 def _head(task=TASK, seed=3):
@@ -92,7 +93,7 @@ def _trainers(name):
     return data, server, grouped, ShardTrainer(trainer, server.aggregation, data, plan, 5)
 
 
-@pytest.mark.parametrize("name", _CLIENTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if "fed" in n else [pytest.mark.slow]) for n in _CLIENTS])
 @settings(deadline=None, max_examples=15)
 @given(cohort=st.lists(st.integers(0, 39), min_size=1, max_size=12, unique=True), round_number=st.integers(0, 9))
 def test_a_shard_is_that_of_single_clients(name, cohort, round_number):
@@ -110,8 +111,11 @@ def test_a_shard_is_that_of_single_clients(name, cohort, round_number):
     assert len(found.client_seconds) == len(clients)
 
 
-@pytest.mark.parametrize("task", [TASK, BINARY], ids=["all labels", "one label"])
-@pytest.mark.parametrize("config", [WEIGHTED, PRIVATE], ids=["weighted", "private"])
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [(PRIVATE, TASK), (WEIGHTED, BINARY), *(pytest.param(*of, marks=pytest.mark.slow) for of in _OTHERS)],
+    ids=["private, all labels", "weighted, one label", "weighted, all labels", "private, one label"],
+)
 def test_rounds_equal_those_of_single_clients_and_a_restored_run_the_unbroken_one(config, task):
     data, plan = feature_clients(SIZES, task), BatchPlan(task, (1, 1), 4, 2, 512)
     arguments = config, data, plan, 5, KEY

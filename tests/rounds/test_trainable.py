@@ -41,8 +41,13 @@ def _run(model, records, task, config, rounds=2, key=None):
     return runtime
 
 
-@pytest.mark.parametrize("pretrained_norm", [False, True])
-@pytest.mark.parametrize("which", [FILM, HEAD])
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("which", "pretrained_norm"),
+    [(HEAD, False), (FILM, True), pytest.param(FILM, False, marks=_SLOW), pytest.param(HEAD, True, marks=_SLOW)],
+)
 def test_the_chosen_weights_move_and_no_other(records, task, which, pretrained_norm):
     model = _model(task, which, pretrained_norm)
     before = _values(model)
@@ -54,6 +59,7 @@ def test_the_chosen_weights_move_and_no_other(records, task, which, pretrained_n
     assert sum(size for size in sizes if size > 1) == 3 * num_weights(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"fed_avg"}))
 def test_every_algorithm_leaves_the_others_alone(records, task, algorithm):
     strength = 0.5 if algorithm == FED_PROX else 0.0
@@ -65,7 +71,7 @@ def test_every_algorithm_leaves_the_others_alone(records, task, algorithm):
     assert {name for name, value in _values(model).items() if not np.array_equal(value, before[name])} == _CLASSIFIER
 
 
-@pytest.mark.parametrize("which", [FILM, HEAD])
+@pytest.mark.parametrize("which", [HEAD, pytest.param(FILM, marks=_SLOW)])
 def test_noise_has_its_deviation_on_the_chosen_weights_and_is_nowhere_else(records, task, which):
     sigma, clip, cohort, rounds = 1.5, 0.3, 4.0, 60
     noise = NoiseConfig(Mechanism.GAUSSIAN, sigma, cohort, clip)
