@@ -150,7 +150,7 @@ def _kill_after(flags, run_dir, round_number, number):
     return process.returncode
 
 
-# Killed ten times: test_ten_kills_change_nothing; by SIGTERM: test_a_private_run_draws_a_secret_key.
+# Killed ten times: test_kills_change_nothing; by SIGTERM: test_a_private_run_draws_a_secret_key.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
@@ -165,12 +165,13 @@ def test_a_stopped_run_continues_to_the_same_result(tfrecords, repeatable, finis
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing(tfrecords, repeatable, tmp_path):
-    """SIGKILL at ten seeded places of a twelve-round private run, resumed each time."""
-    flags = (*repeatable, "--total_rounds=12")
+@pytest.mark.parametrize(("more", "kills"), [((), 10), (("--trainable=head",), 3)], ids=["all weights", "features"])
+def test_kills_change_nothing(tfrecords, repeatable, tmp_path, more, kills):
+    """SIGKILL at seeded places of a twelve-round private run, resumed each time."""
+    flags = (*repeatable, "--total_rounds=12", *more)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     _run(*flags, *_places(tfrecords, unbroken))
-    for round_number in range(1, 11):
+    for round_number in range(1, kills + 1):
         assert _kill_after((*flags, *_places(tfrecords, broken)), broken / "run", round_number, signal.SIGKILL) == -9
     _run(*flags, *_places(tfrecords, broken))
     _assert_same_run(broken / "run", unbroken / "run")
