@@ -35,6 +35,7 @@ from benchmark.rounds.inprocess import InProcessRuntime
 from benchmark.run.folder import RunFolder
 from benchmark.run.interruption import SafePoints
 from benchmark.run.machine import anonymous_bytes
+from benchmark.speed.extraction import measure_extraction
 from flair.dataset.catalog import NUM_IMAGES, NUM_USERS
 from flair.miniature.population import user_sizes
 from flair.terminal.progress import duration
@@ -77,7 +78,8 @@ class _Scorer:
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Prints how long all rounds took for each number of features, and what memory."""
+    """Prints how fast features are computed, how long all rounds took for each number of them, and what memory."""
+    extraction = measure_extraction(flags)
     print(
         f"{flags.num_users:,} users, {flags.rounds:,} rounds of {flags.clients} clients, 2 epochs, batch 16, epsilon "
         f"{flags.epsilon:g}, adaptive clipping and noise, a validation every {flags.rounds_per_eval} rounds",
@@ -88,7 +90,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=flags.work_dir) as folder:
             found.append(_train(flags, num_features, Path(folder)))
         print(_line(found[-1]), flush=True)
-    return {"cores": os.cpu_count(), "few_weights": found}
+    return {"cores": os.cpu_count(), "extraction": extraction, "few_weights": found}
 
 
 def _train(flags: argparse.Namespace, num_features: int, folder: Path) -> dict[str, Any]:

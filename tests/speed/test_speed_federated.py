@@ -38,9 +38,20 @@ def test_records_on_which_no_run_can_start_are_told_in_a_line(tmp_path: Path) ->
 @pytest.mark.slow
 def test_few_weights_trains_on_made_up_features(tmp_path):
     path = tmp_path / "few.json"
-    flags = ["--num_users=400", "--features=8,16", "--rounds=6", "--clients=20", "--rounds_per_eval=3"]
+    flags = [
+        "--model=cnn",
+        "--image_size=32",
+        "--photos=200",
+        "--num_users=400",
+        "--features=8,16",
+        "--rounds=6",
+        "--clients=20",
+        "--rounds_per_eval=3",
+    ]
     done = run_process("benchmark.speed_main", "few_weights", *flags, f"--work_dir={tmp_path}", f"--json={path}")
-    found = json.loads(path.read_text())["few_weights"]
+    report = json.loads(path.read_text())
+    assert 0 < report["extraction"]["of_bare"] < 2
+    found = report["few_weights"]
     assert [row["features"] for row in found] == [8, 16]
     for row in found:
         assert row["seconds"] > 0

@@ -38,7 +38,10 @@ SMALLER = (
     (r" benchmark\.personalize_main ", "--partition=train --num_episodes=4"),
     (r" --episodes=labels ", "--label_set=train"),
     (r" benchmark\.speed_main audit ", "--num_images=120"),
-    (r" benchmark\.speed_main few_weights", "--num_users=200 --rounds=4 --features=8 --clients=8"),
+    (
+        r" benchmark\.speed_main few_weights",
+        "--model=cnn --image_size=32 --photos=120 --num_users=200 --rounds=4 --features=8 --clients=8",
+    ),
     (
         r" benchmark\.speed_main ray",
         "--model=cnn --image_size=32 --workers=1 --clients=2 --batch_size=2 --repeats=1",
