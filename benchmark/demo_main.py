@@ -46,7 +46,9 @@ _RUNS = ("central", "federated", "private")
 _OTHER_SEED = 1000  # added to --seed for what is public: other users, other photos
 _MODEL = "--model=cnn --image_height={image_size} --image_width={image_size} --best_metric=macro_averaged_precision"
 _CENTRAL = f"-m benchmark.central_main {_MODEL} --train_batch_size=32 --learning_rate_schedule=cosine"
-_ON_USERS = "--tfrecords_dir={tfrecords} --seed={seed} --restore_model_path={public_model}/cnn_central_17labels.h5"
+_ON_USERS = (
+    "--tfrecords_dir={tfrecords} --seed={seed} --restore_model_path={public_model}/cnn_central_{num_labels}labels.h5"
+)
 # The loss is a mean over 17 labels, so that its gradient is small and the clients' learning rate large.
 _FEDERATED = (
     f"-m benchmark.federated_main {_ON_USERS} --trainable=head {_MODEL} --client_learning_rate=3"
@@ -60,17 +62,17 @@ _STAGES = (
         "-m flair.synthetic --dataset_dir={original} --num_images={num_images} --seed={seed} --archives_dir={server}"
         " --num_archives=3",
     ),
-    ("Download it, as from Apple's server", "download_dataset.py --dataset_dir={dataset} --base_url={url}"),
-    ("Prepare HDF5", "prepare_dataset.py --dataset_dir={dataset} --output_file={hdf5}"),
-    ("Prepare TFRecords", "prepare_tfrecords.py --dataset_dir={dataset} --tfrecords_dir={tfrecords}"),
-    ("Verify all of it", "-m flair.verify --dataset_dir={dataset} --tfrecords_dir={tfrecords} --hdf5_file={hdf5}"),
     (
         "Make a public miniature of {public_images:,} photos: other users, and ten of the 17 labels mean other things",
         "-m flair.synthetic --dataset_dir={public} --num_images={public_images} --seed={public_seed} --dialect=1",
     ),
-    ("Prepare it", "prepare_tfrecords.py --dataset_dir={public} --tfrecords_dir={public_tfrecords}"),
+    ("Download the first, as from Apple's server", "download_dataset.py --dataset_dir={dataset} --base_url={url}"),
+    ("Prepare HDF5", "prepare_dataset.py --dataset_dir={dataset} --output_file={hdf5}"),
+    ("Prepare TFRecords", "prepare_tfrecords.py --dataset_dir={dataset} --tfrecords_dir={tfrecords}"),
+    ("Verify all of it", "-m flair.verify --dataset_dir={dataset} --tfrecords_dir={tfrecords} --hdf5_file={hdf5}"),
+    ("Prepare the public photos", "prepare_tfrecords.py --dataset_dir={public} --tfrecords_dir={public_tfrecords}"),
     (
-        "Train a network on it, which all further trainings start from",
+        "Train a network on them, which all further trainings start from",
         f"{_CENTRAL} --tfrecords_dir={{public_tfrecords}} --seed={{public_seed}} --num_epochs={{public_epochs}}"
         " --learning_rate=0.003 --save_model_dir={public_model}",
     ),
@@ -109,14 +111,30 @@ def main(flags: Flags) -> None:
     folders = (*shared, _PUBLIC, *_RUNS, "evaluation", "report")
     values = {flag.name: flags[flag.name] for flag in FLAGS} | {name: folder / name for name in folders}
     values |= {"hdf5": folder / "flair.hdf5", "public_seed": flags.seed + _OTHER_SEED}
-    make, download, *others = _STAGES
-    _run(*make, values)
+    make, make_public, download, *others = _STAGES
+    for stage in (make, make_public):
+        _run(*stage, values)
+    values |= _what_was_made(folder / "original", folder / "public")
     with mirror_server.serve(folder / "server") as server:
         _run(*download, {**values, "url": server.url})
-    values["cohort"] = _cohort(folder / "dataset")
     for stage in others:
         _run(*stage, values)
     _print_table(folder, time.monotonic() - started)
+
+
+def _what_was_made(dataset_dir: Path, public_dir: Path) -> dict[str, int]:
+    """How many labels the photos have, and a cohort of nearly all train users, because it shares a round's noise."""
+    from flair.dataset.metadata import load_records
+
+    records, public = load_records(dataset_dir), load_records(public_dir)
+    labels, known = ({label for record in found for label in record.labels} for found in (records, public))
+    if labels != known:
+        raise FlairError(
+            f"the photos of one miniature show labels that the other's do not ({', '.join(sorted(labels ^ known))}); "
+            "give a larger --num_images or --public_images"
+        )
+    users = {record.user_id for record in records if record.partition == catalog.PARTITIONS[0]}
+    return {"num_labels": len(labels), "cohort": max(1, len(users) * 19 // 20)}
 
 
 def _run(title: str, template: str, values: dict[str, Any]) -> None:
@@ -129,14 +147,6 @@ def _run(title: str, template: str, values: dict[str, Any]) -> None:
     if code:
         raise FlairError(f"the command above failed with exit code {code}; run it by itself to look into it")
     print(f"({duration(time.monotonic() - started)})", flush=True)
-
-
-def _cohort(dataset_dir: Path) -> int:
-    """Nearly all train users: the more share a round's noise, the less of it is in their mean."""
-    from flair.dataset.metadata import load_records
-
-    users = {record.user_id for record in load_records(dataset_dir) if record.partition == catalog.PARTITIONS[0]}
-    return max(1, len(users) * 19 // 20)
 
 
 def _print_table(folder: Path, seconds: float) -> None:

@@ -55,8 +55,8 @@ PASSES_ON = {"benchmark.sweep_main": ("benchmark.central_main", "benchmark.feder
 REPLACED = (
     (
         r"^make demo$",
-        "python3 -m benchmark.demo_main --num_images=120 --num_epochs=1 --total_rounds=2 --clients_per_round=4 "
-        "--private_rounds=2 --private_clients_per_round=4",
+        "python3 -m benchmark.demo_main --num_images=240 --num_epochs=1 --total_rounds=2 "
+        "--public_images=500 --public_epochs=1",
         "the demo at its full size takes minutes",
     ),
     (r" --expected=flair", "", "a miniature has not FLAIR's numbers"),
