@@ -38,7 +38,7 @@ def test_miniatures_of_different_labels_end_in_one_line(tmp_path):
 @pytest.mark.slow
 def test_the_demo_ends_with_a_report_of_its_four_runs(tmp_path, browser):
     flags = (
-        *("--num_images=240", "--num_epochs=1", "--total_rounds=4", "--image_size=32"),
+        *("--num_images=200", "--num_epochs=1", "--total_rounds=4", "--image_size=32"),
         *("--public_images=500", "--public_epochs=1"),
     )
     done = run_process("benchmark.demo_main", f"--demo_dir={tmp_path / 'demo'}", *flags, timeout=900)
@@ -76,10 +76,14 @@ def test_the_demo_ends_with_a_report_of_its_four_runs(tmp_path, browser):
 
     # What privacy costs is said in numbers of this very run.
     pattern = (
-        r"central training gains (-?[\d.]+) of macro AP, federated training (-?[\d.]+), private\s+training (-?[\d.]+): "
-        r".*update is ([\d.]+) times as"
+        r"central training gains (-?[\d.]+) of macro AP, federated training (-?[\d.]+).*private training (-?[\d.]+).*"
+        r"On the (\d+) test users, federated less private is (-?[\d.]+); .* \[(-?[\d.]+), (-?[\d.]+)\]"
+        r".*is ([\d.]+) times as"
     )
-    *gains, ratio = map(float, re.search(pattern, done.stdout, re.S).groups())
+    *gains, num_test_users, cost, low, high, ratio = map(float, re.search(pattern, done.stdout, re.S).groups())
+    assert num_test_users == len({record.user_id for record in users if record.partition == "test"})
+    assert low <= cost <= high
+    assert cost == pytest.approx(gains[1] - gains[2], abs=2e-3)
     titles = ("central +1 epochs", "federated +4 rounds", "federated, private +4 rounds")
     nothing = _row(done.stdout, "knowing nothing +-")
     expected = [_row(done.stdout, title)[0] - nothing[0] for title in titles]
