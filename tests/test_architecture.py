@@ -70,8 +70,8 @@ ARROWS = {
         "benchmark.rounds flair.terminal"
     ),
     "benchmark.speed": (
-        "benchmark.central benchmark.cluster benchmark.data benchmark.evaluation benchmark.federated "
-        "benchmark.metrics benchmark.model benchmark.privacy benchmark.rounds benchmark.run flair.dataset "
+        "benchmark.central benchmark.cluster benchmark.data benchmark.evaluation benchmark.features "
+        "benchmark.federated benchmark.metrics benchmark.model benchmark.privacy benchmark.rounds benchmark.run flair.dataset "
         "flair.download flair.files flair.miniature flair.parallel flair.records.tfrecord flair.terminal"
     ),
 }
