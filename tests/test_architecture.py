@@ -71,8 +71,8 @@ ARROWS = {
     ),
     "benchmark.speed": (
         "benchmark.central benchmark.cluster benchmark.data benchmark.evaluation benchmark.features "
-        "benchmark.federated benchmark.metrics benchmark.model benchmark.privacy benchmark.rounds benchmark.run flair.dataset "
-        "flair.download flair.files flair.miniature flair.parallel flair.records.tfrecord flair.terminal"
+        "benchmark.federated benchmark.metrics benchmark.model benchmark.privacy benchmark.rounds benchmark.run "
+        "flair.dataset flair.download flair.files flair.miniature flair.parallel flair.records.tfrecord flair.terminal"
     ),
 }
 
