@@ -86,13 +86,16 @@ def _train(
         f"validate, {photos['test']:,} of {users['test']:,} to test; {task.num_outputs} labels",
         flush=True,
     )
+    data = {**model_flags.data_facts(flags, records), "users": users, "photos": photos}
+    run.check_inputs(data, start.facts(flags))  # before features are computed
+    devices, trainer, training, validation, test, _ = _build(flags, records, task)
     run.describe(
-        data={**model_flags.data_facts(flags, records), "users": users, "photos": photos},
+        data=data,
         labels=list(task.label_names),
         seed=flags.seed,
         restored_model=start.facts(flags),
+        network_sha256=start.network_digest(flags, trainer.network),
     )
-    devices, trainer, training, validation, test, _ = _build(flags, records, task)
     from benchmark.central import loop
     from benchmark.evaluation import passes
     from benchmark.model import loading, trainable

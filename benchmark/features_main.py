@@ -64,7 +64,7 @@ def write_model_features(
     Raises:
       FlairError: the model is not one of ours, or a photo cannot be read.
     """
-    from benchmark.features.extraction import fill
+    from benchmark.features.extraction import compiled, fill
     from benchmark.model import saved as saved_model
     from benchmark.model.trainable import body_and_head
 
@@ -77,7 +77,7 @@ def write_model_features(
     destination = atomic.destination(output)
     growing = feature_file.growing(destination, shape, np.dtype(np.float32), facts)
     batches = _pixels(dataset_dir, records[growing.num_done :], saved.image_size, batch_size)
-    fill(growing, body, batches, np.dtype(np.float32), "features")
+    fill(growing, compiled(body), batches, np.dtype(np.float32), "features")
     feature_file.finish(growing, destination, image_ids, about)
     return shape
 

@@ -75,7 +75,7 @@ def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     from benchmark.federated import dry_run
 
     setup = Setup.of(flags, records, task, dry_run.num_clients(flags, population))
-    runtime, model, _, prepared = _build(setup)
+    runtime, model, _, prepared = _build(setup, _network(flags, task))
     try:
         lines = dry_run.plan_lines(setup, model, runtime, prepared, population)
     finally:
@@ -98,10 +98,16 @@ def _train(
         f"{users['test']:,} to test on; {task.num_outputs} labels",
         flush=True,
     )
-    restored = start.facts(flags)
-    key = None if privacy_plan is None else _noise_key(setup, run, None if restored is None else restored["sha256"])
+    data, restored = {**model_flags.data_facts(flags, records), "users": users}, start.facts(flags)
+    run.check_inputs(data, restored)  # before the network is built, and features are computed
+    network = _network(flags, task)
+    digest = start.network_digest(flags, network)
+    key = None
+    if privacy_plan is not None:
+        key = _noise_key(setup, run, None if restored is None else restored["sha256"], digest)
     run.describe(
-        data={**model_flags.data_facts(flags, records), "users": users},
+        data=data,
+        network_sha256=digest,
         clients=len(client_ids),
         labels=list(task.label_names),
         seed=flags.seed,
@@ -132,11 +138,13 @@ def _train(
             record = settings.run_record(flags, setup.config, state.round, state.clip_norms, has_key, num_weights)
             write_statement(run.path, make_statement(privacy_plan, record))
 
-    runtime, model, scorer, _ = _build(setup, key)
+    runtime, model, scorer, _ = _build(setup, network, key)
     num_weights = trainable.num_weights(model)
     try:
         if privacy_plan is not None:
-            print("\n".join(announcement(privacy_plan, num_weights)), flush=True)
+            noise = setup.config.noise
+            stddev = None if noise is None else noise.clipped_count_stddev
+            print("\n".join(announcement(privacy_plan, num_weights, stddev)), flush=True)
         with SafePoints("round") as safe_points:
             state = loop.train(
                 runtime, model, scorer, cohort_of, privacy_plan, run, config, safe_points, before_release=state_privacy
@@ -175,7 +183,7 @@ def _train(
     return summary
 
 
-def _noise_key(setup: Setup, run: RunFolder, restored: str | None) -> NoiseKey:
+def _noise_key(setup: Setup, run: RunFolder, restored: str | None, network: str | None) -> NoiseKey:
     """The secret key of a private run. Runs of one --noise_key_file share it only if all of this is equal."""
     from benchmark.data.clients import content_digest
 
@@ -186,6 +194,7 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None) -> NoiseKey:
         *(flags.model, flags.normalization, flags.compute_dtype),
         # Only where they were given, so that a run of before they existed has the key it had.
         *(f"{name}={flags[name]}" for name in _NEWER_FLAGS if flags.is_changed(name)),
+        *([] if network is None else [network]),
     ]
     content = ""
     # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
@@ -201,20 +210,25 @@ class _Built(NamedTuple):
     prepared: Prepared
 
 
-def _build(setup: Setup, key: NoiseKey | None = None) -> _Built:
+def _network(flags: Flags, task: Task) -> tf.keras.Model:
+    """The whole network with its starting weights."""
+    if flags.runtime == RAY:
+        import tensorflow as tf
+
+        # They are the workers'; TensorFlow here would take all of their memory.
+        tf.config.set_visible_devices([], "GPU")
+    model = model_flags.build_model(flags, task.num_outputs)
+    start.restore(flags, model)
+    return model
+
+
+def _build(setup: Setup, model: tf.keras.Model, key: NoiseKey | None = None) -> _Built:
     from benchmark.federated.scoring import LocalScorer
     from benchmark.training.inputs import prepare
 
     flags, outputs = setup.flags, setup.task.num_outputs
     runtime: Runtime
     scorer: Scorer
-    if flags.runtime == RAY:
-        import tensorflow as tf
-
-        # They are the workers'; TensorFlow here would take all of their memory.
-        tf.config.set_visible_devices([], "GPU")
-    model = model_flags.build_model(flags, outputs)
-    start.restore(flags, model)
     prepared = prepare(flags, setup.records, setup.task, model, can_cache=flags.runtime != TFF)
     if flags.runtime == RAY:
         runtime, scorer = _build_ray(setup, prepared, key)

@@ -10,12 +10,13 @@ Beside each array of features a .json says what it was made from, whose photos t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,9 +26,12 @@ from benchmark.data.features import Features, LabelColumns
 from benchmark.data.inputs import FeatureInputs
 from benchmark.data.labels import read_photo_table
 from benchmark.data.records import Records, Task
+from benchmark.features.extraction import compiled, fill
+from benchmark.model.identity import network_digest
+from benchmark.model.trainable import body_and_head
 from flair.dataset.catalog import PARTITIONS
 from flair.errors import FlairError
-from flair.files import feature_file, lock, npy_file
+from flair.files import checked_json, feature_file, lock, npy_file
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -42,7 +46,7 @@ class Network(NamedTuple):
 
     Attributes:
       name: of the network, as --model has it.
-      weights: SHA-256 of the weights below the classifier.
+      digest: `model.identity.network_digest` of the network below its classifier.
       image_size: (height, width) of its input.
       size: features per photo.
       compute_dtype: arithmetic of its layers.
@@ -50,7 +54,7 @@ class Network(NamedTuple):
     """
 
     name: str
-    weights: str
+    digest: str
     image_size: tuple[int, int]
     size: int
     compute_dtype: str
@@ -70,6 +74,7 @@ class FeatureCache:
         self, parent: str | os.PathLike[str] | None, records: Records, network: Network, body: tf.keras.Model | None
     ) -> None:
         self._records, self._network, self._body = records, network, body
+        self._forward = None if body is None else compiled(body)
         self._facts = {**network._asdict(), "image_size": list(network.image_size), "records": records.digest()}
         key = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:16]
         name = "".join(letter if letter.isalnum() else "_" for letter in network.name)
@@ -117,6 +122,7 @@ class FeatureCache:
     def _open(self, path: Path, partition: str) -> np.ndarray:
         values, about = feature_file.read(path)
         image_ids = about.pop("image_ids")
+        self._check_age(path, partition, about)
         if {name: about.get(name) for name in self._facts} != self._facts or len(image_ids) != self._count(partition):
             raise FlairError(
                 f"{path}: holds features of other photos or of another network than its folder's name says; delete it, "
@@ -127,29 +133,38 @@ class FeatureCache:
     def _make(self, path: Path, partition: str, view: int | None) -> None:
         from benchmark.data.opening import make_task
         from benchmark.data.pipeline import EvaluationData
-        from benchmark.features.extraction import fill
 
-        assert self._body is not None
+        assert self._forward is not None
         dtype, count = np.dtype(self._network.dtype), self._count(partition)
-        facts = {**self._facts, "partition": partition, "view": view}
+        facts = {**self._facts, "partition": partition, "view": view, "changed": self._changed(partition)}
         growing = feature_file.growing(path, (count, self._network.size), dtype, facts)
         photos = self._records, partition, make_task(self._records, False, None), self._network.image_size, _BATCH_SIZE
         batches = (pixels for pixels, _ in EvaluationData(*photos, range(growing.num_done, count), view))
-        fill(growing, self._body, batches, dtype, f"features of {path.stem}")
+        fill(growing, self._forward, batches, dtype, f"features of {path.stem}")
         feature_file.finish(growing, path, self._image_ids(partition), facts)
 
     def _labels(self, partition: str, task: Task) -> LabelColumns:
         path = self.folder / f"{partition}.labels.npy"
-        try:
-            rows = npy_file.read_rows(path, _LABEL)
-        except FileNotFoundError:
-            rows = self._read_labels(path, partition)
-        except FlairError as error:
-            print(f"{error}: its labels are read anew", file=sys.stderr, flush=True)
-            rows = self._read_labels(path, partition)
+        with self._alone(path) if self._body is not None else contextlib.nullcontext():
+            try:
+                rows = self._open_labels(path, partition)
+            except FileNotFoundError:
+                rows = self._read_labels(path, partition)
+            except FlairError as error:
+                print(f"{error}: its labels are read anew", file=sys.stderr, flush=True)
+                rows = self._read_labels(path, partition)
         rows = rows[rows["kind"] == _KINDS.index(task.feature)]
         starts = np.searchsorted(rows["photo"], np.arange(self._count(partition) + 1))
         return LabelColumns(starts, rows["column"])
+
+    def _open_labels(self, path: Path, partition: str) -> np.ndarray:
+        rows = npy_file.read_rows(path, _LABEL)
+        about = checked_json.read(feature_file.ids_path(path))
+        expected = {"records": self._facts["records"], "rows": len(rows), "rows_crc32c": npy_file.crc32c(rows)}
+        if {name: about.get(name) for name in expected} != expected:
+            raise FlairError(f"{path}: does not belong to {feature_file.ids_path(path).name}")
+        self._check_age(path, partition, about)
+        return rows
 
     def _read_labels(self, path: Path, partition: str) -> np.ndarray:
         if self._body is None:
@@ -162,8 +177,19 @@ class FeatureCache:
             for column in columns
         ]
         rows = np.array(found, _LABEL)
+        about = {"records": self._facts["records"], "rows": len(rows), "rows_crc32c": npy_file.crc32c(rows)}
+        checked_json.write(feature_file.ids_path(path), {**about, "changed": self._changed(partition)})
         npy_file.write_rows(path, rows)
         return rows
+
+    def _changed(self, partition: str) -> int:
+        """When the partition's files were changed last, in nanoseconds: their digest is over names and sizes alone."""
+        return max(os.stat(path).st_mtime_ns for path in self._records.photo_index(partition).paths)
+
+    def _check_age(self, path: Path, partition: str, about: Mapping[str, Any]) -> None:
+        # Another machine's copy of the records has other times; there nothing could be computed either.
+        if self._body is not None and about.get("changed") != self._changed(partition):
+            raise feature_file.DamagedFeatures(f"{path}: {self._records.root} was changed since")
 
     def _image_ids(self, partition: str) -> list[str]:
         table = read_photo_table(self._records, partition)
@@ -209,19 +235,15 @@ def features_of(
     Raises:
       FlairError: there are none.
     """
-    from benchmark.features.extraction import weights_digest
-    from benchmark.model.trainable import body_and_head
-
     body, _ = body_and_head(model)
-    weights, size = weights_digest(body), int(body.output_shape[-1])
+    digest, size = network_digest(body), int(body.output_shape[-1])
     for dtype in ("float32", "float16"):
-        network = Network(name, weights, image_size, size, compute_dtype, dtype)
-        cache = FeatureCache(parent, records, network, None)
-        if cache.folder.is_dir():
+        cache = FeatureCache(parent, records, Network(name, digest, image_size, size, compute_dtype, dtype), None)
+        if (cache.folder / f"{partition}.npy").exists():
             return cache.inputs(task, partitions=[partition])
     raise FlairError(
-        f"--feature_dir={parent}: has no features of {records.root} by this model; a training with --trainable=head "
-        "leaves them there. Leave the flag out to compute them"
+        f"--feature_dir={parent}: has no features of whole {partition} photos of {records.root} by this model; a "
+        "training with --trainable=head leaves them there. Leave the flag out to compute them"
     )
 
 
@@ -238,4 +260,5 @@ def zeros(records: Records, task: Task, size: int) -> FeatureInputs:
 
 def feature_dir(records: Records) -> Path:
     """Where the features of records are kept: `<records>.features` beside them."""
-    return records.root.with_name(f"{records.root.name}.features")
+    root = Path(os.path.abspath(records.root))
+    return root.with_name(f"{root.name}.features")

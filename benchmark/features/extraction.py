@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
 
+from flair.errors import FlairError
 from flair.files.growing import GrowingArrays
 from flair.terminal.progress import Progress
 
 
-def fill(
-    growing: GrowingArrays, body: tf.keras.Model, batches: Iterable[tf.Tensor], dtype: np.dtype, what: str
-) -> None:
-    """Writes the features of the photos that are not done yet.
-
-    Args:
-      growing: one array [photos, d] in the making; what is done of it is saved whatever stops the work.
-      body: pixels [b, height, width, 3] to features [b, d].
-      batches: the pixels of the photos from `growing.num_done` on.
-      dtype: in which they are kept.
-      what: what the progress is called.
-    """
+def compiled(body: tf.keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Pixels [b, height, width, 3] to features float32 [b, d]."""
 
     @tf.function(reduce_retracing=True)
     def forward(pixels: tf.Tensor) -> tf.Tensor:
         return tf.cast(body(pixels, training=False), tf.float32)
 
+    return forward
+
+
+def fill(
+    growing: GrowingArrays,
+    forward: Callable[[tf.Tensor], tf.Tensor],
+    batches: Iterable[tf.Tensor],
+    dtype: np.dtype,
+    what: str,
+) -> None:
+    """Writes the features of the photos that are not done yet.
+
+    Args:
+      growing: one array [photos, d] in the making; what is done of it is saved whatever stops the work.
+      forward: `compiled`.
+      batches: the pixels of the photos from `growing.num_done` on.
+      dtype: in which they are kept.
+      what: what the progress is called.
+
+    Raises:
+      FlairError: a feature is not a finite number, in this type.
+    """
     try:
         with Progress(growing.num_rows, what, "photo", done=growing.num_done) as progress:
             for pixels in batches:
                 features = forward(pixels).numpy()
-                growing.add(features.astype(dtype))
+                with np.errstate(over="ignore"):  # becomes infinite, which is refused
+                    kept = features.astype(dtype)
+                if not np.isfinite(kept).all():
+                    raise FlairError(_not_finite(features, dtype))
+                growing.add(kept)
                 progress.add(len(features))
     finally:
         growing.save()
 
 
-def weights_digest(body: tf.keras.Model) -> str:
-    """SHA-256 over the names, shapes and values of all weights."""
-    sha = hashlib.sha256()
-    for layer in body.layers:
-        for variable in layer.weights:
-            value = variable.numpy()
-            sha.update(f"{layer.name} {variable.name.rpartition('/')[2]} {value.dtype} {value.shape}\n".encode())
-            sha.update(value.tobytes())
-    return sha.hexdigest()
+def _not_finite(features: np.ndarray, dtype: np.dtype) -> str:
+    if np.isfinite(features).all():
+        return f"features reach {np.abs(features).max():.3g}, which {dtype} cannot hold; give --feature_dtype=float32"
+    return "the network gives features that are no finite numbers: its training has diverged; start from other weights"

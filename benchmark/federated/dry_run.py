@@ -79,6 +79,8 @@ def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan, weights: 
     noise, request = config.noise, privacy_plan.request
     assert noise is not None
     own, cohort, rounds = privacy_plan.run_noise_multiplier, request.accounted_cohort, request.total_rounds
+    stddev = noise.clipped_count_stddev
+    on_sum = own if stddev is None else sum_noise_multiplier(own, stddev)
     pld, rdp = (rounded_up(privacy_plan.epsilon_at(rounds, name)) for name in accounting.ACCOUNTANTS)
     simulated = ", simulated" if request.simulated_cohort else ""
     lines = entry(
@@ -94,16 +96,17 @@ def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan, weights: 
             f"{own:.4g} on the run's own {request.cohort:,} clients, whose own epsilon is "
             f"{rounded_up(privacy_plan.own_epsilon_at(rounds))}"
         )
-    if noise.clipped_count_stddev is None:
+    if stddev is None:
         rows.append(f"per query: {own:.4g} on the updates; the clipping norm is fixed")
     else:
         rows.append(
-            f"per query: {sum_noise_multiplier(own, noise.clipped_count_stddev):.4g} on the updates, standard "
-            f"deviation {noise.clipped_count_stddev:.4g} clients on the count that adapts the clipping norm"
+            f"per query: {on_sum:.4g} on the updates, standard deviation {stddev:.4g} clients on the count that adapts "
+            "the clipping norm"
         )
     rows.append(f"{sigma / cohort:.4g} on each number of the mean update")
     if request.mechanism is Mechanism.GAUSSIAN:
-        rows.append(f"{noise_norm(sigma, cohort, weights):.3g} clipping norms on its {weights:,} numbers together")
+        norm = noise_norm(on_sum, request.cohort, weights)
+        rows.append(f"{norm:.3g} clipping norms on its {weights:,} numbers together")
     return [*lines, *entry("sigma", *rows)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from benchmark.model import specs
+from benchmark.model.weights import weight_name
 from benchmark.run.seeds import derive_generator
 from flair.errors import FlairError
 
@@ -32,7 +33,7 @@ def build(spec: str, input_shape: tuple[int, int, int], seed: int, policy: str) 
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
         model = function(input_shape)
-    except Exception as error:  # somebody else's code
+    except (Exception, SystemExit) as error:  # somebody else's code
         raise FlairError(f"--model={spec}: it raised {specs.one_line(error)}") from error
     finally:
         tf.keras.mixed_precision.set_global_policy(before)
@@ -50,7 +51,7 @@ def _function(spec: str) -> Any:
     module_name, _, name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # somebody else's code
+    except (Exception, SystemExit) as error:  # somebody else's code
         raise FlairError(f"--model={spec}: cannot import {module_name}: {specs.one_line(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -78,6 +79,9 @@ def _breach(model: Any, input_shape: tuple[int, int, int]) -> str | None:
             return (
                 f"its layer {layer.name} is a model itself, expected layers only (for Keras's models give input_tensor)"
             )
+        names = [weight_name(variable.name) for variable in layer.weights]
+        if len(set(names)) < len(names) or any(inner.weights for inner in _inner(layer)):
+            return f"its layer {layer.name} has layers with weights inside, expected each as a layer of the model"
         if layer.name == _RESERVED:
             return f"it has a layer {_RESERVED}, a name that the layer added behind it takes"
         if not layer.built:
@@ -86,6 +90,10 @@ def _breach(model: Any, input_shape: tuple[int, int, int]) -> str | None:
             # Keras would count on in the next process that builds it, and a saved file would fit nothing there.
             return f"its layer {layer.name} has weights and no name of its own, expected name=... for each such layer"
     return None
+
+
+def _inner(layer: tf.keras.layers.Layer) -> list[tf.keras.layers.Layer]:
+    return [inner for inner in layer.submodules if isinstance(inner, tf.keras.layers.Layer)]
 
 
 def _is_numbered(layer: tf.keras.layers.Layer) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ALL, FILM, HEAD = TRAINABLE = ("all", "film", "head")
 CLASSIFIER = "classifier"
+_OF_NORMS = {"gamma", "beta", "moving_mean", "moving_variance"}
 
 
 def choose(model: tf.keras.Model, which: str) -> tf.keras.Model:
@@ -27,7 +28,9 @@ def choose(model: tf.keras.Model, which: str) -> tf.keras.Model:
         or `head`, the classifier.
     """
     for layer in model.layers:
-        is_norm = type(layer).__name__.endswith("Normalization")
+        # By name and weights: a wrapper such as SpectralNormalization has the kernel of another layer.
+        names = {variable.name.rpartition("/")[2].partition(":")[0] for variable in layer.weights}
+        is_norm = type(layer).__name__.endswith("Normalization") and names <= _OF_NORMS
         layer.trainable = which == ALL or layer.name == CLASSIFIER or (which == FILM and is_norm)
     if which == FILM and len(model.trainable_variables) == len(model.get_layer(CLASSIFIER).trainable_variables):
         raise FlairError(f"--trainable=film: the network {model.name} has no normalization layers; give head or all")

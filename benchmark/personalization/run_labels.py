@@ -159,7 +159,7 @@ def _episodes(config: RunConfig, of_labels: LabelsConfig, table: PhotoTable) -> 
 def _features(config: RunConfig, rows: np.ndarray, folder: Path) -> np.ndarray:
     """Pooled features float32 [rows, channels]: of a training's, or computed once and kept in the run's folder."""
     from benchmark.data.pipeline import EvaluationData
-    from benchmark.features.extraction import fill
+    from benchmark.features.extraction import compiled, fill
     from benchmark.model.trainable import body_and_head
 
     model = saved_model.load(config.model, config.image_size)
@@ -181,6 +181,6 @@ def _features(config: RunConfig, rows: np.ndarray, folder: Path) -> np.ndarray:
     photos = EvaluationData(
         config.records, config.partition, config.task, config.image_size, _PHOTOS_PER_BATCH, rows[growing.num_done :]
     )
-    fill(growing, body, (pixels for pixels, _ in photos), dtype, "features")
+    fill(growing, compiled(body), (pixels for pixels, _ in photos), dtype, "features")
     feature_file.finish(growing, path, ids, {})
     return np.array(feature_file.read(path)[0])

@@ -133,13 +133,14 @@ def _by_accountant(request: PrivacyRequest, plan: PrivacyPlan, name: str, num_we
     noise, rounds = plan.run_noise_multiplier, request.total_rounds
     gaussian = request.mechanism is Mechanism.GAUSSIAN
     count_stddev = clipped_count_stddev(request.cohort, noise, request.published_noise) if gaussian else None
+    on_sum = sum_noise_multiplier(noise, count_stddev) if count_stddev else noise
     return {
         "noise_multiplier": plan.noise_multiplier,
         "run_noise_multiplier": noise,
-        "sum_noise_multiplier": sum_noise_multiplier(noise, count_stddev) if count_stddev else None,
+        "sum_noise_multiplier": on_sum if count_stddev else None,
         "clipped_count_stddev": count_stddev,
         "noise_on_mean": plan.noise_multiplier / request.accounted_cohort if gaussian else None,
-        "noise_norm": noise_norm(noise, request.cohort, num_weights) if num_weights and gaussian else None,
+        "noise_norm": noise_norm(on_sum, request.cohort, num_weights) if num_weights and gaussian else None,
         "epsilon": finite(plan.epsilon_at(rounds, name)),
         "own_epsilon": finite(plan.own_epsilon_at(rounds, name)) if request.simulated_cohort else None,
         "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)) if name == "rdp" else None,

@@ -96,9 +96,13 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
     }
 
 
-def announcement(plan: PrivacyPlan, num_weights: int) -> list[str]:
-    """What a run of so many trainable weights says about its privacy before it begins."""
-    request = plan.request
+def announcement(plan: PrivacyPlan, num_weights: int, count_stddev: float | None) -> list[str]:
+    """What a run of so many trainable weights says about its privacy before it begins.
+
+    `count_stddev` is the noise on the count of an adaptive clip norm; None: the norm is fixed.
+    """
+    request, noise = plan.request, plan.run_noise_multiplier
+    on_sum = noise if count_stddev is None else sum_noise_multiplier(noise, count_stddev)
     lines = [
         f"differential privacy: epsilon {rounded_up(plan.epsilon)} at delta {rounded_up(plan.delta)} after "
         f"{request.total_rounds:,} rounds ({request.accountant.upper()}), noise multiplier "
@@ -108,7 +112,7 @@ def announcement(plan: PrivacyPlan, num_weights: int) -> list[str]:
     if request.mechanism is Mechanism.GAUSSIAN:
         lines.append(
             f"{num_weights:,} weights train: the noise on a round's mean update is "
-            f"{noise_norm(plan.run_noise_multiplier, request.cohort, num_weights):.3g} times as long as the clip norm, "
+            f"{noise_norm(on_sum, request.cohort, num_weights):.3g} times as long as the clip norm, "
             "which no update exceeds"
         )
     if request.simulated_cohort is not None:
@@ -232,7 +236,7 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("  on the sum of updates", as_text(noise["sum_noise_multiplier"])),
         ("  on the unclipped count (clients)", as_text(noise["clipped_count_stddev"])),
         ("weights that train", as_text(statement.get("trainable_weights"))),
-        ("noise norm on the mean (clip norms)", as_text(noise.get("norm_on_mean"))),
+        ("noise norm on the mean update", as_text(noise.get("norm_on_mean"))),
         ("noise by ml-flair's formula", "yes" if noise["published_formula"] else "no"),
         ("clipping", clipping["kind"]),
         ("target unclipped quantile", as_text(clipping["target_unclipped_quantile"])),

@@ -126,6 +126,11 @@ class RunFolder:
     def describe(self, **facts: Any) -> None:
         """Writes flags.txt and run.json: versions, machine, `facts`; a continued run keeps its start, adds a time."""
         self.check_inputs(facts.get("data", {}), facts.get("restored_model"))
+        if self._described().get("network_sha256", facts.get("network_sha256")) != facts.get("network_sha256"):
+            raise FlairError(
+                f"{self.path}: the run was begun with another network than --model builds now: its function, or what "
+                "that reads, was changed; bring it back to continue, or give another --run_dir, or --overwrite"
+            )
         self._write_flags()  # of which some may have changed; not before it is known that this is the same run
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         known = self._described() or {"started": now}

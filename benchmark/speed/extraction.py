@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.pipeline import EvaluationData
-from benchmark.features.extraction import fill
+from benchmark.features.extraction import compiled, fill
 from benchmark.model.networks import build_model
 from benchmark.model.trainable import body_and_head
 from benchmark.speed.harness import ratio, take_turns
@@ -38,7 +37,7 @@ def measure_extraction(flags: argparse.Namespace) -> dict[str, Any]:
         body, _ = body_and_head(build_model(flags.model, (*size, 3), task.num_outputs))
         photos = EvaluationData(records, "train", task, size, _BATCH_SIZE, range(count))
         batch, _ = next(iter(photos))
-        forward = tf.function(lambda pixels: tf.cast(body(pixels, training=False), tf.float32))
+        forward = compiled(body)
         numbers = itertools.count()
 
         def bare(_repetition: int) -> float:
@@ -51,7 +50,7 @@ def measure_extraction(flags: argparse.Namespace) -> dict[str, Any]:
             path = folder / f"{next(numbers)}.npy"
             growing = feature_file.growing(path, (count, int(body.output_shape[-1])), np.dtype(np.float32), {})
             started = time.perf_counter()
-            fill(growing, body, (pixels for pixels, _ in photos), np.dtype(np.float32), "features")
+            fill(growing, forward, (pixels for pixels, _ in photos), np.dtype(np.float32), "features")
             return (time.perf_counter() - started) / count
 
         seconds = take_turns({"bare": bare, "features": extract}, flags.repeats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmark.features.cache import FeatureCache, FeatureSource, Network, zeros
@@ -43,17 +44,18 @@ def prepare(flags: Flags, records: Records, task: Task, model: tf.keras.Model, c
     if not caches_features(flags, can_cache):
         pixels = PixelInputs(records, task, image_size(flags), flags.eval_batch_size, flags.augment is not False)
         return Prepared(pixels, model)
-    from benchmark.features.extraction import weights_digest
+    from benchmark.model.identity import network_digest
     from benchmark.model.trainable import body_and_head
 
     body, head = body_and_head(model)
     size = int(body.output_shape[-1])
     network = Network(
-        flags.model, weights_digest(body), image_size(flags), size, flags.compute_dtype, flags.feature_dtype
+        flags.model, network_digest(body), image_size(flags), size, flags.compute_dtype, flags.feature_dtype
     )
     if flags.dry_run:
         return Prepared(zeros(records, task, size), head, body=body)
-    cache = FeatureCache(flags.feature_dir, records, network, body)
+    parent = flags.feature_dir and os.path.abspath(flags.feature_dir)
+    cache = FeatureCache(parent, records, network, body)
     inputs = cache.inputs(task, flags.feature_views)
     print(f"features: {size:,} per photo in {cache.folder}", flush=True)
-    return Prepared(inputs, head, FeatureSource(flags.feature_dir, network, flags.feature_views), body)
+    return Prepared(inputs, head, FeatureSource(parent, network, flags.feature_views), body)

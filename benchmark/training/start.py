@@ -80,6 +80,15 @@ def facts(flags: Flags) -> dict[str, str] | None:
     return None if found is None else {"path": str(found), "sha256": file_sha256(found)}
 
 
+def network_digest(flags: Flags, model: tf.keras.Model) -> str | None:
+    """What tells a network from others of its name, or with other weights; None: --seed and `facts` say it all."""
+    from benchmark.model import identity
+
+    if flags.model in specs.OURS and backbone(flags) is None:
+        return None
+    return identity.network_digest(model)
+
+
 def _check_backbone(flags: Flags) -> None:
     given, restore = flags.backbone_weights, flags.restore_model_path
     if restore is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import sys
 import time
@@ -46,10 +48,7 @@ class GrowingArrays:
         if self.num_done == 0:
             remove(folder)
             folder.mkdir(parents=True)
-        mode = "r+" if self.num_done else "w+"
-        self._arrays = [
-            np.lib.format.open_memmap(folder / name, mode, dtype, shape) for name, (dtype, shape) in arrays.items()
-        ]
+        self._arrays = [self._map(folder / name, dtype, shape) for name, (dtype, shape) in arrays.items()]
         self._saved = time.monotonic()
 
     @property
@@ -87,6 +86,18 @@ class GrowingArrays:
     def taken(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self._folder)
+
+    def _map(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+        if not self.num_done:
+            size = math.prod(shape) * dtype.itemsize
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            with open(path, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                file.flush()
+                # A page that a full disk has no room for would end the process by a signal when it is written to.
+                if size:
+                    os.posix_fallocate(file.fileno(), file.tell(), size)
+        return np.lib.format.open_memmap(path, "r+")
 
     def _resume(self) -> None:
         """Finds how many rows are done, and that what is there of them is what was written."""

@@ -25,9 +25,9 @@ from benchmark.data.clients import BatchPlan
 from benchmark.data.inputs import PixelInputs
 from benchmark.data.source import ClientSource
 from benchmark.features.cache import FeatureCache, FeatureSource, Network
-from benchmark.features.extraction import weights_digest
 from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.scoring import LocalScorer
+from benchmark.model.identity import network_digest
 from benchmark.model.networks import build_model
 from benchmark.model.trainable import ALL, FILM, HEAD, body_and_head, choose
 from benchmark.privacy.noise_key import NoiseKey
@@ -170,7 +170,7 @@ def test_few_weights_on_workers_equal_inprocess(which, records, source, plan, po
         if which == FILM:
             return model, PixelInputs(records, plan.task, SIZE, 512), None
         body, head = body_and_head(model)
-        network = Network("cnn", weights_digest(body), SIZE, 128, "float32", "float32")
+        network = Network("cnn", network_digest(body), SIZE, 128, "float32", "float32")
         inputs = FeatureCache(tmp_path, records, network, body).inputs(plan.task)
         return head, inputs, FeatureSource(str(tmp_path), network, 0)
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from benchmark.data import pipeline
+from benchmark.data.opening import open_records
+from benchmark.features import cache as cache_module
 from benchmark.features import extraction
 from benchmark.features.cache import FeatureCache, Network
-from benchmark.features.extraction import weights_digest
 from benchmark.model import loading, networks
+from benchmark.model.identity import network_digest
 from benchmark.model.trainable import body_and_head
 from flair.errors import FlairError
+from flair.files.growing import GrowingArrays
+from flair.records.tfrecord import example, frames
 from tests.support.commands import assert_equal_weights, read_csv, refused, run
 
 SMALL = ("--model=cnn", "--image_height=32", "--image_width=32")
@@ -90,7 +97,7 @@ def body(task):
 
 
 def _cache(folder, records, body, dtype="float32"):
-    return FeatureCache(folder, records, Network("cnn", weights_digest(body), (32, 32), 128, "float32", dtype), body)
+    return FeatureCache(folder, records, Network("cnn", network_digest(body), (32, 32), 128, "float32", dtype), body)
 
 
 def test_views_are_augmented_and_shared_by_runs_with_more_of_them(records, task, body, tmp_path):
@@ -145,7 +152,7 @@ def test_damaged_features_are_made_anew_and_foreign_ones_refused(records, task, 
     # Other weights have a folder of their own, and who cannot compute says what is missing.
     other = body_and_head(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=4))[0]
     assert _cache(tmp_path, records, other).folder != cache.folder
-    network = Network("cnn", weights_digest(other), (32, 32), 128, "float32", "float32")
+    network = Network("cnn", network_digest(other), (32, 32), 128, "float32", "float32")
     with pytest.raises(FlairError, match="no such file; copy this folder of features"):
         FeatureCache(tmp_path, records, network, None).inputs(task)
 
@@ -153,7 +160,7 @@ def test_damaged_features_are_made_anew_and_foreign_ones_refused(records, task, 
 def test_two_runs_at_once_share_the_features(records, task, body, tmp_path, monkeypatch):
     filled: list[str] = []
     original = extraction.fill
-    monkeypatch.setattr(extraction, "fill", lambda *of: (filled.append(of[-1]), original(*of)))
+    monkeypatch.setattr(cache_module, "fill", lambda *of: (filled.append(of[-1]), original(*of)))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         caches = [_cache(tmp_path, records, body) for _ in range(2)]
         one, other = pool.map(lambda cache: cache.inputs(task), caches)
@@ -234,3 +241,53 @@ def test_a_dry_run_plans_the_features_and_computes_none(places, tmp_path, door, 
     assert "of them train: head" in done.stdout
     assert "features of 160 photos, unless they are there already" in done.stdout
     assert not cache.exists() and not (tmp_path / "plan").exists()
+
+
+def test_records_changed_in_place_make_stale_features_anew(tfrecords, task, body, tmp_path, capfd):
+    copied = tmp_path / "records"
+    shutil.copytree(tfrecords, copied, symlinks=True)
+    _cache(None, open_records(copied), body).inputs(task)
+    folder = tmp_path / "records.features"
+    assert folder.is_dir(), "features lie beside the records"
+    path = sorted((copied / "train").glob("*.tfrecords"))[0]
+    (payload,) = list(frames.read_payloads(path, 0, None))[:1]
+    photo = example.decode(payload)
+    changed = photo._replace(labels=tuple((column + 1) % 15 for column in photo.labels))
+    rest = list(frames.read_payloads(path, 0, None))[1:]
+    path.write_bytes(b"".join(frames.frame(data) for data in (example.encode(changed), *rest)))
+    records = open_records(copied)
+    inputs = _cache(None, records, body).inputs(task)
+    assert "was changed since" in capfd.readouterr().err
+    _, labels = inputs.user("train", path.stem).whole([0])
+    assert sorted(np.flatnonzero(labels[0])) == sorted(set(changed.labels))
+
+
+def test_features_that_half_precision_cannot_hold_are_refused(records, task, tmp_path):
+    pixels = tf.keras.Input((32, 32, 3))
+    large = tf.keras.layers.Rescaling(1e4)(tf.keras.layers.GlobalAveragePooling2D()(pixels))
+    network = Network("large", "0" * 64, (32, 32), 3, "float32", "float16")
+    with pytest.raises(FlairError, match="which float16 cannot hold; give --feature_dtype=float32"):
+        FeatureCache(tmp_path, records, network, tf.keras.Model(pixels, large)).inputs(task)
+
+
+def test_a_full_disk_is_no_signal(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        GrowingArrays(tmp_path / "growing", {"a.npy": (np.dtype("<f4"), (10, 3))}, {})
+
+
+def test_what_a_network_computes_is_in_its_digest():
+    def network(scale, activation):
+        pixels = tf.keras.Input((8, 8, 3), name="pixels")
+        x = tf.keras.layers.Rescaling(scale, name="rescaling")(pixels)
+        x = tf.keras.layers.Conv2D(2, 3, activation=activation, kernel_initializer="ones", name="conv")(x)
+        return tf.keras.Model(pixels, tf.keras.layers.GlobalAveragePooling2D(name="pooling")(x))
+
+    one, same, scaled, other = (
+        network_digest(network(*of)) for of in ((1.0, "relu"), (1.0, "relu"), (0.5, "relu"), (1.0, "tanh"))
+    )
+    assert one == same
+    assert len({one, scaled, other}) == 3

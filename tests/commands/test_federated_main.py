@@ -484,3 +484,16 @@ def test_a_network_of_keras_trains_alike_on_both_runtimes(tfrecords, tmp_path):
         np.testing.assert_allclose(array, weights[1][name], atol=2e-3, err_msg=name)
         if name.endswith(("moving_mean:0", "moving_variance:0")):  # those of batch normalization never move
             assert len(set(array.tolist())) == 1, name
+
+
+def test_runs_that_start_from_one_file_in_two_ways_share_no_noise(tfrecords, task, tmp_path, repeatable):
+    from benchmark.model import loading, networks
+
+    path = tmp_path / "start.h5"
+    loading.save_weights(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9), path)
+    keys = []
+    for name in ("restore_model_path", "backbone_weights"):
+        out = tmp_path / name
+        _run(*_places(tfrecords, out), *repeatable, "--total_rounds=1", f"--{name}={path}")
+        keys.append(json.loads((out / "run" / "run.json").read_text())["noise_key_sha256"])
+    assert keys[0] != keys[1]

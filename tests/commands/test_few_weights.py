@@ -21,8 +21,8 @@ def test_a_federated_head_is_as_good_as_scikit_learns(coco256: Path, tmp_path: P
 
     from benchmark.data.opening import make_task, open_records
     from benchmark.features.cache import FeatureCache, Network
-    from benchmark.features.extraction import weights_digest
     from benchmark.model import saved
+    from benchmark.model.identity import network_digest
     from benchmark.model.trainable import body_and_head
 
     weights = SHARED_DATA / "backbones" / "efficientnet_lite0.safetensors"
@@ -40,7 +40,7 @@ def test_a_federated_head_is_as_good_as_scikit_learns(coco256: Path, tmp_path: P
     records = open_records(records_dir)
     task = make_task(records, False, None)
     body, head = body_and_head(saved.load(saved.describe(tmp_path / "run" / "best.h5", LITE0)))
-    network = Network(LITE0, weights_digest(body), (224, 224), 1280, "float32", "float32")
+    network = Network(LITE0, network_digest(body), (224, 224), 1280, "float32", "float32")
     inputs = FeatureCache(cache, records, network, None).inputs(task)
     parts = {}
     for partition in ("train", "val", "test"):

@@ -149,6 +149,8 @@ BREACHES = {
     "i = tf.keras.Input(input_shape); return tf.keras.Model(i, tiny(input_shape)(i))": "is a model itself",
     "m = tiny(input_shape); return tf.keras.Model(m.input, L.Dense(3, name='classifier')(m.output))": "a layer cla",
     "m = tiny(input_shape); return tf.keras.Model(m.input, L.Dense(3)(m.output))": "has weights and no name of its own",
+    "m = tiny(input_shape); x = L.Reshape((1, -1))(m.output); x = L.MultiHeadAttention(1, 2, name='mha')(x, x); "
+    "return tf.keras.Model(m.input, L.Flatten()(x))": "its layer mha has layers with weights inside",
     "m = tiny(input_shape); return tf.keras.Model(m.input, [m.output, m.output])": "1 inputs and 2 outputs",
     "i = tf.keras.Input(input_shape, dtype='uint8'); return tf.keras.Model(i, L.Flatten()(i))": "its input is uint8",
     "i = tf.keras.Input(input_shape); x = L.Flatten(name='a')(i); "
