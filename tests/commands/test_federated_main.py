@@ -463,7 +463,7 @@ def test_few_weights_train_from_restored_ones_and_the_others_stay_bit_for_bit(tf
     assert f"--trainable was {which} and is all" in refusal
 
 
-@pytest.mark.slow
+@pytest.mark.long  # minutes of tracing by TFF; one runtime: test_central_main, few weights on TFF: test_trainable
 def test_a_network_of_keras_trains_alike_on_both_runtimes(tfrecords, tmp_path):
     for runtime in ("inprocess", "tff"):
         _run(

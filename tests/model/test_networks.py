@@ -34,7 +34,7 @@ def test_the_table_names_the_networks_that_keras_has():
             for name in ("ConvNeXtTiny", "ResNet50", "EfficientNetB0", "EfficientNetV2B0", "EfficientNetV2S")
         ),
         *(
-            pytest.param(name, marks=pytest.mark.slow)
+            pytest.param(name, marks=pytest.mark.long)
             for name in ("InceptionV3", "RegNetX002", "ResNetRS50", "NASNetMobile", "DenseNet121", "Xception")
         ),
     ],

@@ -102,7 +102,7 @@ def test_noise_has_its_deviation_on_the_chosen_weights_and_is_nowhere_else(recor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", [FILM, HEAD])
+@pytest.mark.parametrize("which", [FILM, pytest.param(HEAD, marks=pytest.mark.long)])
 def test_few_weights_on_tffs_own_runtime(records, task, which):
     from benchmark.rounds.tff import TffRuntime
 
