@@ -87,13 +87,14 @@ def _train(
         flush=True,
     )
     data = {**model_flags.data_facts(flags, records), "users": users, "photos": photos}
-    run.check_inputs(data, start.facts(flags))  # before features are computed
+    restored = start.facts(flags)
+    run.check_inputs(data, restored)  # before features are computed
     devices, trainer, training, validation, test, _ = _build(flags, records, task)
     run.describe(
         data=data,
         labels=list(task.label_names),
         seed=flags.seed,
-        restored_model=start.facts(flags),
+        restored_model=restored,
         network_sha256=start.network_digest(flags, trainer.network),
     )
     from benchmark.central import loop

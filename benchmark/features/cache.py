@@ -11,6 +11,7 @@ Beside each array of features a .json says what it was made from, whose photos t
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -75,6 +76,8 @@ class FeatureCache:
     ) -> None:
         self._records, self._network, self._body = records, network, body
         self._forward = None if body is None else compiled(body)
+        # Every photo is read for it, and all arrays of a partition and its labels need it.
+        self._table = functools.lru_cache(maxsize=1)(lambda partition: read_photo_table(records, partition))
         self._facts = {**network._asdict(), "image_size": list(network.image_size), "records": records.digest()}
         key = hashlib.sha256(json.dumps(self._facts, sort_keys=True).encode()).hexdigest()[:16]
         name = "".join(letter if letter.isalnum() else "_" for letter in network.name)
@@ -92,13 +95,11 @@ class FeatureCache:
         """
         if self._body is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        arrays = {
-            partition: [
-                self._array(partition, view) for view in (range(views) if views and partition == "train" else [None])
-            ]
-            for partition in partitions
-        }
-        features = {name: Features(found, self._labels(name, task), task) for name, found in arrays.items()}
+        features = {}
+        for partition in partitions:
+            of_partition = range(views) if views and partition == "train" else [None]
+            arrays = [self._array(partition, view) for view in of_partition]
+            features[partition] = Features(arrays, self._labels(partition, task), task)
         return FeatureInputs(self._records, features)
 
     def _array(self, partition: str, view: int | None = None) -> np.ndarray:
@@ -169,7 +170,7 @@ class FeatureCache:
     def _read_labels(self, path: Path, partition: str) -> np.ndarray:
         if self._body is None:
             raise self._missing(path)
-        table = read_photo_table(self._records, partition)
+        table = self._table(partition)
         found = [
             (photo, kind, column)
             for kind, of_photos in enumerate((table.labels, table.fine_grained_labels))
@@ -192,8 +193,8 @@ class FeatureCache:
             raise feature_file.DamagedFeatures(f"{path}: {self._records.root} was changed since")
 
     def _image_ids(self, partition: str) -> list[str]:
-        table = read_photo_table(self._records, partition)
-        return [f"{partition}/{row}" if name is None else name for row, name in enumerate(table.image_ids)]
+        ids = self._table(partition).image_ids
+        return [f"{partition}/{row}" if name is None else name for row, name in enumerate(ids)]
 
     def _count(self, partition: str) -> int:
         return len(self._records.photo_index(partition).offset)

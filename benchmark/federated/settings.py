@@ -16,7 +16,7 @@ from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig, 
 from benchmark.run.flags import Flags
 from benchmark.run.schedules import learning_rates
 from benchmark.training import start
-from benchmark.training.flags import image_size
+from benchmark.training.flags import augments, image_size
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
@@ -42,12 +42,11 @@ class Setup:
         from benchmark.data.clients import BatchPlan
 
         clients = _open_clients(flags, records)
-        augment = flags.augment is not False
         num_clients = len(clients.client_ids) if num_clients is None else num_clients
         check_cohort(flags, num_clients)
         privacy_plan = privacy_plan_of(flags, num_clients)
         epochs, most = flags.client_epochs_per_round, flags.max_elements_per_client
-        batch_plan = BatchPlan(task, image_size(flags), flags.client_batch_size, epochs, most, augment)
+        batch_plan = BatchPlan(task, image_size(flags), flags.client_batch_size, epochs, most, augments(flags))
         return cls(flags, records, task, clients, privacy_plan, federated_config(flags, privacy_plan), batch_plan)
 
 

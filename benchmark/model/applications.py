@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from benchmark.model import specs
 from benchmark.model.normalization import PixelStandardization
+from benchmark.model.trainable import CLASSIFIER
 from benchmark.run.seeds import derive_generator
 from flair.errors import FlairError
 
@@ -120,7 +121,7 @@ def load_imagenet(model: tf.keras.Model, spec: str) -> list[str]:
         ) from None
     # By position: Keras's files have the names that its layers had when they were written.
     sources = [layer for layer in _leaves(original) if layer.weights and type(layer).__name__ not in _FIRST_LAYERS]
-    targets = [layer for layer in model.layers if layer.weights and layer.name != "classifier"]
+    targets = [layer for layer in model.layers if layer.weights and layer.name != CLASSIFIER]
     for source, target in zip(sources, targets, strict=True):
         weights = source.get_weights()
         if not all(np.isfinite(array).all() for array in weights):

@@ -9,11 +9,11 @@ from typing import Any
 import tensorflow as tf
 
 from benchmark.model import specs
+from benchmark.model.trainable import CLASSIFIER
 from benchmark.model.weights import weight_name
 from benchmark.run.seeds import derive_generator
 from flair.errors import FlairError
 
-_RESERVED = "classifier"
 # Keras calls the initializer of a weight by the weight's name, but for these.
 _WEIGHT_NAMES = {"depthwise": "depthwise_kernel", "pointwise": "pointwise_kernel"}
 
@@ -82,8 +82,8 @@ def _breach(model: Any, input_shape: tuple[int, int, int]) -> str | None:
         names = [weight_name(variable.name) for variable in layer.weights]
         if len(set(names)) < len(names) or any(inner.weights for inner in _inner(layer)):
             return f"its layer {layer.name} has layers with weights inside, expected each as a layer of the model"
-        if layer.name == _RESERVED:
-            return f"it has a layer {_RESERVED}, a name that the layer added behind it takes"
+        if layer.name == CLASSIFIER:
+            return f"it has a layer {CLASSIFIER}, a name that the layer added behind it takes"
         if not layer.built:
             return f"its layer {layer.name} has not been built, so its weights do not exist yet"
         if layer.weights and _is_numbered(layer):

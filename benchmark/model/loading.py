@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from benchmark.model import specs
 from benchmark.model.tensors import TensorsFile
+from benchmark.model.trainable import CLASSIFIER
 from benchmark.model.weights import WeightsFile, seal, weight_name
 from flair.errors import FlairError
 from flair.files import atomic
 from flair.records.hdf5.objects import printable
 
-IMAGENET = "imagenet"
-_CLASSIFIER = "classifier"
 _LAYERS_SHOWN = 50
 
 
@@ -58,7 +58,7 @@ def load_backbone(model: tf.keras.Model, weights: str) -> LoadReport:
     Raises:
       FlairError: as `load_by_name`, or a layer of the file has other weights or shapes than the model's of that name.
     """
-    if weights == IMAGENET:
+    if weights == specs.IMAGENET:
         from benchmark.model import applications
 
         return LoadReport(applications.load_imagenet(model, model.network), {}, {})
@@ -95,7 +95,7 @@ def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = Fa
             variables = {weight_name(v.name): v for v in layer.trainable_weights + layer.non_trainable_weights}
             if not variables:
                 continue
-            if is_backbone and layer.name == _CLASSIFIER:
+            if is_backbone and layer.name == CLASSIFIER:
                 skipped[layer.name] = "not of the backbone"
                 continue
             found = file.fit(layer.name, {name: tuple(v.shape) for name, v in variables.items()})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark.model import specs
+from benchmark.model.trainable import CLASSIFIER
 from benchmark.run.files import read_flags
 from benchmark.run.names import BEST_FILE, FLAGS_FILE, RUN_FILE, distinct, run_folder_of, short_names
 from flair.dataset.catalog import IMAGE_SIZE
@@ -28,7 +29,6 @@ PUBLISHED_SIZE = (224, 224)
 _LARGEST_SIDE = 4 * IMAGE_SIZE  # pixels, as of the flags of training; more would exhaust memory
 _MOST_OUTPUTS = 1 << 15
 _WHOLE_NUMBER = re.compile("[0-9]{1,9}")
-_CLASSIFIER = "classifier"
 _FIRST_LAYERS = {"initial_conv": "resnet18", "conv1": "cnn"}
 
 
@@ -105,19 +105,17 @@ def _describe(path: Path, name: str, network: str | None) -> SavedModel:
             if facts.get("input_shape") is None
             else _checked_size(facts["input_shape"], path)
         )
-        outputs = list(file.shapes(_CLASSIFIER).values()) if _CLASSIFIER in layers else []
+        outputs = list(file.shapes(CLASSIFIER).values()) if CLASSIFIER in layers else []
     known = _network(facts, layers, path, network)
-    if known is None or _CLASSIFIER not in layers:
+    if known is None or CLASSIFIER not in layers:
         found = ", ".join(map(printable, layers[:5])) or "no layer with weights"
         raise FlairError(
-            f"{path}: is no network of this toolkit; expected a layer {_CLASSIFIER} and one of "
+            f"{path}: is no network of this toolkit; expected a layer {CLASSIFIER} and one of "
             f"{', '.join(_FIRST_LAYERS)}, found {found}"
         )
     num_outputs = max(outputs, key=len)[-1] if any(outputs) else 0
     if not 0 < num_outputs <= _MOST_OUTPUTS:
-        raise FlairError(
-            f"{path}: its layer {_CLASSIFIER} has {num_outputs:,} outputs; expected 1 to {_MOST_OUTPUTS:,}"
-        )
+        raise FlairError(f"{path}: its layer {CLASSIFIER} has {num_outputs:,} outputs; expected 1 to {_MOST_OUTPUTS:,}")
     return SavedModel(
         path=path,
         name=name,

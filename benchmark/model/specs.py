@@ -12,6 +12,7 @@ from typing import NamedTuple
 from flair.errors import FlairError
 
 OURS = ("resnet18", "cnn")
+IMAGENET = "imagenet"  # among what --backbone_weights may say
 NETWORK_FORMS = "resnet18, cnn, keras:NAME or MODULE:FUNCTION"
 _KERAS = "keras:"
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")

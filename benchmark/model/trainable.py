@@ -27,9 +27,11 @@ def choose(model: tf.keras.Model, which: str) -> tf.keras.Model:
       which: `all`; `film`, scale and shift of every layer whose class is called ...Normalization, and the classifier;
         or `head`, the classifier.
     """
+    from benchmark.model.weights import weight_name
+
     for layer in model.layers:
         # By name and weights: a wrapper such as SpectralNormalization has the kernel of another layer.
-        names = {variable.name.rpartition("/")[2].partition(":")[0] for variable in layer.weights}
+        names = {weight_name(variable.name) for variable in layer.weights}
         is_norm = type(layer).__name__.endswith("Normalization") and names <= _OF_NORMS
         layer.trainable = which == ALL or layer.name == CLASSIFIER or (which == FILM and is_norm)
     if which == FILM and len(model.trainable_variables) == len(model.get_layer(CLASSIFIER).trainable_variables):

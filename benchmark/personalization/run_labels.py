@@ -170,7 +170,9 @@ def _features(config: RunConfig, rows: np.ndarray, folder: Path) -> np.ndarray:
     body, _ = body_and_head(model)
     path, ids = folder / "features.npy", [str(row) for row in rows]
     try:
-        return np.array(feature_file.read(path)[0])
+        kept, about = feature_file.read(path)
+        if about["image_ids"] == ids:
+            return np.array(kept)
     except FileNotFoundError:
         pass
     except feature_file.DamagedFeatures as error:

@@ -18,6 +18,7 @@ import tensorflow as tf
 from benchmark.data.clients import BatchPlan, ClientData, client_seed, prefetched
 from benchmark.data.features import FeatureClients
 from benchmark.data.group_orders import training_orders
+from benchmark.metrics.histogram import NUM_BUCKETS
 from benchmark.metrics.keras import histogram, losses_of, scores_of
 from benchmark.rounds.aggregation import Aggregation
 from benchmark.rounds.client import LocalTrainer
@@ -68,22 +69,23 @@ class GroupTrainer:
         sent = sent.tensors()
         learning_rate = tf.constant(sent.learning_rate, tf.float32)
         aggregate = self._aggregation.zero()
-        sums: list[np.ndarray] = []
+        sums: list[Any] = [
+            np.zeros((self._plan.task.num_outputs, 2, NUM_BUCKETS), np.int64),
+            np.float32(0),
+            np.int64(0),
+        ]
         num_examples, refused, seconds = 0, [], np.zeros(len(clients))
         started = time.perf_counter()
         for group in prefetched(self._groups(sent.round_number, clients), _GROUPS_AHEAD):
             aggregate, is_usable, *of_group = self._train_group(
                 *group[1:], sent.weights, learning_rate, aggregate, sent.aggregator
             )
-            usable, of_clients = is_usable.numpy(), [tensor.numpy() for tensor in of_group]
-            sums = [a + b for a, b in zip(sums, of_clients, strict=True)] if sums else of_clients
-            refused += group.clients[~usable].tolist()
+            sums = [total + more.numpy() for total, more in zip(sums, of_group, strict=True)]
+            refused += group.clients[~is_usable.numpy()].tolist()
             shown = group.shown.numpy().sum(1)
             num_examples += int(shown.sum())
             seconds[group.clients] = (time.perf_counter() - started) * shown / shown.sum()
             started = time.perf_counter()
-        if not sums:
-            sums = [tensor.numpy() for tensor in self._no_metrics()]
         names = tuple(clients[place] for place in sorted(refused))
         return ShardResult(aggregate, sums, num_examples, names, seconds)
 
@@ -168,7 +170,7 @@ class GroupTrainer:
                 ]
             rates = [learning_rate * tf.cast(count > 0, tf.float32) * scale for scale in self._scales(gradients)]
             moved = [
-                weight - tf.reshape(rate, [-1] + [1] * (len(weight.shape) - 1)) * gradient
+                weight - _of_clients(rate, weight) * gradient
                 for weight, rate, gradient in zip(weights, rates, gradients, strict=True)
             ]
             return [step + 1, *moved, logits_of.write(step, logits)]
@@ -177,11 +179,11 @@ class GroupTrainer:
             lambda step, *_: step < steps, one_step, [tf.constant(0), *start, all_logits], parallel_iterations=1
         )
         updates = [before - after for before, after in zip(start, [kernel, bias], strict=True)]
-        squares = [tf.reduce_sum(tf.square(update), list(range(1, len(update.shape)))) for update in updates]
+        squares = _squares(updates)
         is_usable = tf.add_n(squares) <= MAX_UPDATE_NORM**2  # false for NaN
         examples = tf.cast(tf.reduce_sum(shown, 1), tf.float32) if self._config.weighted else tf.ones_like(squares[0])
         client_weights = tf.where(is_usable, examples, 0.0)
-        updates = [tf.where(tf.reshape(is_usable, [-1] + [1] * (len(u.shape) - 1)), u, 0.0) for u in updates]
+        updates = [tf.where(_of_clients(is_usable, u), u, 0.0) for u in updates]
 
         def add(client: tf.Tensor, *summed: tf.Tensor) -> list[tf.Tensor]:
             result = [*(update[client] for update in updates), client_weights[client]]
@@ -199,14 +201,10 @@ class GroupTrainer:
         bound = self._config.clipnorm
         if bound <= 0:
             return [tf.ones(tf.shape(gradient)[:1]) for gradient in gradients]
-        squares = [tf.reduce_sum(tf.square(one), list(range(1, len(one.shape)))) for one in gradients]
+        squares = _squares(gradients)
         if self._config.global_clipnorm:
             squares = [tf.add_n(squares)] * len(squares)
         return [bound / tf.maximum(tf.sqrt(square), bound) for square in squares]
-
-    def _no_metrics(self) -> list[tf.Tensor]:
-        none = tf.zeros([0, self._plan.task.num_outputs])
-        return _metrics(none, none)
 
 
 def shard_trainer(
@@ -216,6 +214,16 @@ def shard_trainer(
     if isinstance(data, FeatureClients) and trainer.descends:
         return GroupTrainer(trainer.config, aggregation, data, batch_plan, seed)
     return ShardTrainer(trainer, aggregation, data, batch_plan, seed)
+
+
+def _squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The squared L2 norms float32 [g] of each client's slice of tensors [g, ...]."""
+    return [tf.reduce_sum(tf.square(one), list(range(1, len(one.shape)))) for one in tensors]
+
+
+def _of_clients(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """A number per client, [g], in a shape that goes with a tensor [g, ...]."""
+    return tf.reshape(values, [-1] + [1] * (len(like.shape) - 1))
 
 
 def _metrics(labels: tf.Tensor, logits: tf.Tensor) -> list[tf.Tensor]:

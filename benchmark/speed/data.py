@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.speed import download
-from benchmark.speed.harness import ROOT, Measured, Step, ratio, remove, run
+from benchmark.speed.harness import ROOT, Measured, Step, ratio, run
 from flair.dataset.catalog import IMAGE_SIZE, METADATA_FILE, NUM_ARCHIVES, SMALL_IMAGES_DIR
 from flair.download.archive import unpack
 from flair.errors import FlairError
+from flair.files import atomic
 from flair.miniature.archives import pack
 from flair.miniature.dataset import make_dataset
 from flair.parallel.processes import map_in_order
@@ -76,9 +77,9 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         pack(dataset, archives, min(NUM_ARCHIVES, flags.num_images))
         (archives / "complete").touch()
     discarded = work_dir / "discarded"
-    remove(discarded)
+    atomic.remove(discarded)
     with contextlib.ExitStack() as stack:
-        stack.callback(remove, discarded)
+        stack.callback(atomic.remove, discarded)
         if downloads:
             steps = download.at(stack.enter_context(download.serving(archives)), steps)
         runs = _measure_in_turns(steps, flags.repeats, discarded)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from flair.errors import FlairError
+from flair.files import atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 _SAMPLE_SECONDS = 0.05
@@ -87,7 +87,7 @@ class Measured(NamedTuple):
 def run(step: Step) -> Measured:
     """Runs a step to its end; a step that fails ends the benchmark with what it printed."""
     if step.leaves:
-        remove(step.leaves)
+        atomic.remove(step.leaves)
     start = time.perf_counter()
     process = subprocess.Popen(
         step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
@@ -120,11 +120,3 @@ def resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
-
-
-def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -191,6 +191,11 @@ def check_feature_flags(flags: Flags, can_cache: bool = True) -> None:
         )
 
 
+def augments(flags: Flags) -> bool:
+    """Whether photos that are decoded to train on are cropped and flipped."""
+    return flags.augment is not False
+
+
 def caches_features(flags: Flags, can_cache: bool = True) -> bool:
     """Whether the run trains on cached features; `can_cache`: whether its runtime does."""
     wanted = flags.trainable == HEAD and can_cache

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmark.features.cache import FeatureCache, FeatureSource, Network, zeros
-from benchmark.training.flags import caches_features, image_size
+from benchmark.training.flags import augments, caches_features, image_size
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -42,7 +42,7 @@ def prepare(flags: Flags, records: Records, task: Task, model: tf.keras.Model, c
     from benchmark.data.inputs import PixelInputs
 
     if not caches_features(flags, can_cache):
-        pixels = PixelInputs(records, task, image_size(flags), flags.eval_batch_size, flags.augment is not False)
+        pixels = PixelInputs(records, task, image_size(flags), flags.eval_batch_size, augments(flags))
         return Prepared(pixels, model)
     from benchmark.model.identity import network_digest
     from benchmark.model.trainable import body_and_head

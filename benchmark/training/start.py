@@ -13,7 +13,7 @@ from flair.files.regular_file import file_sha256
 if TYPE_CHECKING:
     import tensorflow as tf
 
-IMAGENET, NO_WEIGHTS = "imagenet", "none"
+NO_WEIGHTS = "none"
 
 
 def check(flags: Flags) -> None:
@@ -39,7 +39,7 @@ def backbone(flags: Flags) -> str | None:
     """What all layers but the classifier start from: `imagenet`, a file, or None."""
     given = flags.backbone_weights
     if given is None and specs.is_keras(flags.model) and flags.restore_model_path is None:
-        return IMAGENET
+        return specs.IMAGENET
     return None if given == NO_WEIGHTS else given
 
 
@@ -51,7 +51,7 @@ def is_given(flags: Flags) -> bool:
 def file(flags: Flags) -> Path | None:
     """The file of weights that training starts from, None for random ones; that of `imagenet` is fetched."""
     given = backbone(flags)
-    if given == IMAGENET:
+    if given == specs.IMAGENET:
         from benchmark.model import loading
 
         return loading.imagenet_file(flags.model)
@@ -96,7 +96,7 @@ def _check_backbone(flags: Flags) -> None:
             f"--backbone_weights={given} and --restore_model_path={restore} are both given, and each names the weights "
             "to start from; give one of them"
         )
-    if given == IMAGENET:
+    if given == specs.IMAGENET:
         if not specs.is_keras(flags.model):
             raise FlairError(
                 f"--backbone_weights=imagenet: only networks of tf.keras.applications (--model=keras:NAME) have such; "

@@ -11,6 +11,7 @@ import tensorflow as tf
 from benchmark.data.inputs import Evaluation
 from benchmark.data.records import Task
 from benchmark.evaluation import passes
+from benchmark.features.extraction import compiled
 from benchmark.run.machine import peak_bytes
 from benchmark.training.plan import Part, Population
 from flair.terminal.progress import size
@@ -46,9 +47,9 @@ def extraction_parts(body: tf.keras.Model | None, population: Population, views:
     if body is None:
         return []
     batch = tf.zeros((_CPU_BATCH, *body.input_shape[1:]))
-    compiled = tf.function(lambda pixels: body(pixels, training=False))
-    compiled(batch)
-    per_photo = seconds_of(lambda: compiled(batch)) / _CPU_BATCH
+    forward = compiled(body)
+    forward(batch)
+    per_photo = seconds_of(lambda: forward(batch)) / _CPU_BATCH
     photos = population.photos["train"] * max(views, 1) + population.photos["val"] + population.photos["test"]
     return [Part(f"features of {photos:,} photos, unless they are there already", 1, photos * per_photo)]
 

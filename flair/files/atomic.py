@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -100,6 +101,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it, or a file; nothing where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: str | os.PathLike[str], pattern: str = ".*.tmp") -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair.errors import FlairError
-from flair.files import checked_json, npy_file, regular_file
+from flair.files import atomic, checked_json, npy_file, regular_file
 from flair.files.json_text import BadJson
 
 _DONE_FILE = "done.json"
@@ -46,7 +46,7 @@ class GrowingArrays:
         except (BadJson, npy_file.BadNpy, FlairError) as error:
             print(f"{folder}: is damaged ({error}); what it holds is made anew", file=sys.stderr)
         if self.num_done == 0:
-            remove(folder)
+            atomic.remove(folder)
             folder.mkdir(parents=True)
         self._arrays = [self._map(folder / name, dtype, shape) for name, (dtype, shape) in arrays.items()]
         self._saved = time.monotonic()
@@ -121,11 +121,3 @@ class GrowingArrays:
         if state.get("crc32c_of_files") != checksums:
             raise npy_file.BadNpy("its checksums differ")
         self.num_done, self.checksums = count, checksums
-
-
-def remove(path: Path) -> None:
-    """Removes a folder with all that is in it, or a file; nothing where nothing is."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark.model import applications, loading, networks
+from benchmark.model import applications, loading, networks, specs
 from flair.errors import FlairError
 
 SHAPE = (32, 32, 3)
@@ -196,7 +196,7 @@ def test_weights_in_the_cache_are_taken_and_compared_with_keras_digest(cache, mo
     digest = hashlib.md5(path.read_bytes()).hexdigest()
     monkeypatch.setattr(module, "WEIGHTS_HASHES", dict.fromkeys(module.WEIGHTS_HASHES, (digest, digest)))
     model = networks.build_model(NETWORK, SHAPE, 3)
-    report = loading.load_backbone(model, loading.IMAGENET)
+    report = loading.load_backbone(model, specs.IMAGENET)
     assert applications.imagenet_file(NETWORK) == path
     weights = [array for layer in model.layers if layer.name in report.loaded for array in layer.get_weights()]
     assert model.count_params() == sum(array.size for array in weights) + model.get_layer("classifier").count_params()
