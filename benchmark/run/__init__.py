@@ -13,6 +13,7 @@ __all__ = [
     "folder",
     "interruption",
     "machine",
+    "meeting",
     "names",
     "schedules",
     "seeds",

@@ -7,8 +7,6 @@ writes files, so that the number of devices changes the result by rounding only.
 from __future__ import annotations
 
 import hashlib
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmark.run import tf_config
+from benchmark.run import meeting, tf_config
 from flair.errors import FlairError
 
 _LOST = (
@@ -41,11 +39,12 @@ class Devices:
     """
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None) -> None:
-        self.worker, self.num_workers = tf_config.place()
+        place = tf_config.place()
+        self.worker, self.num_workers = place.worker, place.num_workers
         if strategy is not None:
             self._strategy = strategy
         elif self.num_workers > 1:
-            self._strategy = _join_machines(self.num_workers)
+            self._strategy = _join_machines(place)
         elif len(tf.config.list_logical_devices("GPU")) > 1:
             self._strategy = tf.distribute.MirroredStrategy()
         else:
@@ -120,18 +119,12 @@ class Devices:
         return [distribute(lambda _context, column=column: next(column)) for column in columns]
 
 
-def _join_machines(count: int) -> tf.distribute.Strategy:
-    # TensorFlow waits without returning to Python, whose own handlers would not run. There is nothing to save yet.
-    previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
-    # Not before: a signal that came between the two was kept for Python, and the wait had no end.
-    print(f"waiting for the {count} machines of TF_CONFIG; Ctrl-C ends it", file=sys.stderr, flush=True)
+def _join_machines(place: tf_config.Place) -> tf.distribute.Strategy:
+    meeting.wait_for_all(place)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except _LOST:
         raise FlairError(_LOST_MESSAGE) from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def sum_over_replicas(tensor: tf.Tensor) -> tf.Tensor:

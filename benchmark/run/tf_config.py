@@ -13,10 +13,11 @@ from flair.files import json_text
 
 
 class Place(NamedTuple):
-    """Process `worker` of `num_workers`, the chief first; 0 of 1 without TF_CONFIG."""
+    """Process `worker` of `num_workers`, the chief first; 0 of 1 without TF_CONFIG. Addresses are host:port, of all."""
 
     worker: int
     num_workers: int
+    addresses: tuple[str, ...] = ()
 
 
 def place() -> Place:
@@ -34,7 +35,8 @@ def place() -> Place:
         if not machines:
             return Place(0, 1)
         mine = (config["task"]["type"], config["task"]["index"])
-        return Place(machines.index(mine), len(machines))
+        addresses = tuple(str(address) for names in hosts.values() for address in names)
+        return Place(machines.index(mine), len(machines), addresses)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise FlairError(
             f"TF_CONFIG={text:.200}: expected JSON such as "

@@ -19,9 +19,15 @@ def _config(task, **cluster):
     [
         ("", Place(0, 1)),
         ("{}", Place(0, 1)),
-        (_config({"type": "worker", "index": 1}, worker=["a:1", "b:1"]), Place(1, 2)),
-        (_config({"type": "chief", "index": 0}, chief=["a:1"], worker=["b:1", "c:1"]), Place(0, 3)),
-        (_config({"type": "worker", "index": 1}, chief=["a:1"], worker=["b:1", "c:1"]), Place(2, 3)),
+        (_config({"type": "worker", "index": 1}, worker=["a:1", "b:1"]), Place(1, 2, ("a:1", "b:1"))),
+        (
+            _config({"type": "chief", "index": 0}, chief=["a:1"], worker=["b:1", "c:1"]),
+            Place(0, 3, ("a:1", "b:1", "c:1")),
+        ),
+        (
+            _config({"type": "worker", "index": 1}, chief=["a:1"], worker=["b:1", "c:1"]),
+            Place(2, 3, ("a:1", "b:1", "c:1")),
+        ),
     ],
 )
 def test_place(monkeypatch, text, expected):
