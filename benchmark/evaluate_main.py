@@ -40,6 +40,12 @@ FLAGS: Table = (
         required=True,
     ),
     text("network", None, NETWORK_HELP, Role.RESULT),
+    path(
+        "feature_dir",
+        None,
+        "Folder of features that trainings of the models with --trainable=head left; none: photos are decoded.",
+        Role.DATA,
+    ),
     paths(
         "partitions", ["val", "test"], "Partitions, or test sets: names in --testsets_dir or .json files.", Role.RESULT
     ),
@@ -150,7 +156,7 @@ def _evaluate(
     from benchmark.evaluation import result as evaluation_result
     from benchmark.evaluation.predictor import Predictor
 
-    predictor = Predictor(folder, records, task, flags.eval_batch_size, flags.reuse_predictions)
+    predictor = Predictor(folder, records, task, flags.eval_batch_size, flags.reuse_predictions, flags.feature_dir)
     scored: dict[tuple[str, str], Scored] = {}
     results = []
     for model in models:

@@ -42,8 +42,8 @@ ARROWS = {
     "benchmark.sweep": "benchmark.privacy benchmark.run flair.files flair.parallel flair.terminal",
     "benchmark.rounds": "benchmark.data benchmark.metrics benchmark.model benchmark.privacy benchmark.run",
     "benchmark.evaluation": (
-        "benchmark.data benchmark.metrics benchmark.model benchmark.run flair.curation flair.dataset "
-        "flair.files flair.parallel flair.records.tfrecord flair.terminal"
+        "benchmark.data benchmark.features benchmark.metrics benchmark.model benchmark.run flair.curation "
+        "flair.dataset flair.files flair.parallel flair.records.tfrecord flair.terminal"
     ),
     "benchmark.personalization": (
         "benchmark.data benchmark.features benchmark.metrics benchmark.model benchmark.run flair.curation "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from benchmark.data.clients import Batch, ClientPhotos, StoredPhotos
 from benchmark.data.features import FeatureClients, FeatureEvaluation, Features, FeatureTraining, PhotosOfClient
 from benchmark.data.pipeline import EpochOrder, TrainingData, evaluation_dataset
@@ -31,7 +33,7 @@ class Evaluation(Iterable[Batch], Protocol):
         """Photos in one pass."""
         ...
 
-    def select(self, rows: Sequence[int]) -> None:
+    def select(self, rows: Sequence[int] | np.ndarray) -> None:
         """Makes the next pass these rows of `Records.photo_index`."""
         ...
 

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,11 @@ from flair.files.regular_file import file_sha256
 from flair.parallel.stopping import Terminated
 from flair.terminal.progress import Progress
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from benchmark.data.inputs import Evaluation
+
 UNFINISHED_FILE, IDS_FILE, LABELS_FILE = "unfinished.json", "ids.csv", "labels.npy"
 _EVALUATION = re.compile(rb"([0-9]+-[0-9]+)\n")
 
@@ -35,14 +41,17 @@ class Predictor:
     Args:
       folder: of the evaluation.
       reuse: take over whatever fits, also of finished evaluations.
+      feature_dir: folder of features that trainings of the models left; None: photos are decoded.
 
     Attributes:
       digest_of: SHA-256 of the file of a `SavedModel`.
     """
 
-    def __init__(self, folder: Path, records: Records, task: Task, batch_size: int, reuse: bool) -> None:
+    def __init__(
+        self, folder: Path, records: Records, task: Task, batch_size: int, reuse: bool, feature_dir: str | None = None
+    ) -> None:
         self._folder, self._records, self._task = folder, records, task
-        self._batch_size, self._reuse = batch_size, reuse
+        self._batch_size, self._reuse, self._feature_dir = batch_size, reuse, feature_dir
         self._records_digest = records.digest()
         self._load = functools.lru_cache(maxsize=1)(saved.load)
         self.digest_of = functools.cache(lambda model: file_sha256(model.path))
@@ -64,6 +73,7 @@ class Predictor:
             "image_size": list(image_size),
             "records": self._records_digest,
             "photos": photos.digest,
+            "features": None if self._feature_dir is None else True,
         }
         old = open_predictions(place)
         if old is not None and {key: old.facts.get(key) for key in facts} == facts:
@@ -88,12 +98,10 @@ class Predictor:
     def _fill(
         self, writer: PredictionWriter, model: SavedModel, image_size: tuple[int, int], photos: EvaluationSet
     ) -> None:
-        from benchmark.data.pipeline import EvaluationData
         from benchmark.evaluation import passes
 
-        rows = photos.rows[writer.num_done :]
-        keras_model = self._load(model, image_size)
-        data = EvaluationData(self._records, photos.partition, self._task, image_size, self._batch_size, rows)
+        keras_model, data = self._open(model, image_size, photos.partition)
+        data.select(photos.rows[writer.num_done :])
         step = passes.predict_step(keras_model)
         description = f"{model.name} on {photos.name}"
         with Progress(len(photos.rows), description, "photo", done=writer.num_done) as progress:
@@ -110,6 +118,23 @@ class Predictor:
             except (KeyboardInterrupt, Terminated):
                 writer.save()
                 raise
+
+    def _open(
+        self, model: SavedModel, image_size: tuple[int, int], partition: str
+    ) -> tuple[tf.keras.Model, Evaluation]:
+        """The network and the photos of a partition, or its head and their features."""
+        from benchmark.data.inputs import PixelInputs
+
+        keras_model = self._load(model, image_size)
+        if self._feature_dir is None:
+            pixels = PixelInputs(self._records, self._task, image_size, self._batch_size)
+            return keras_model, pixels.evaluation(partition)
+        from benchmark.features.cache import features_of
+        from benchmark.model.trainable import body_and_head
+
+        network = model.network, image_size, model.compute_dtype
+        features = features_of(keras_model, *network, self._feature_dir, self._records, self._task, partition)
+        return body_and_head(keras_model)[1], features.evaluation(partition)
 
     def _write_set(self, photos: EvaluationSet, folder: Path) -> None:
         atomic.write_text(folder / IDS_FILE, photos.ids_text())

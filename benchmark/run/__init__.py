@@ -13,7 +13,6 @@ __all__ = [
     "folder",
     "interruption",
     "machine",
-    "meeting",
     "names",
     "schedules",
     "seeds",

@@ -232,6 +232,22 @@ def test_personalization_reads_the_features_of_a_training(places, tfrecords, tmp
     assert f"--feature_dir={other}: has no features of" in line
 
 
+def test_an_evaluation_reads_the_features_of_a_training(places, tfrecords, tmp_path):
+    cache, model = tmp_path / "features", tmp_path / "trained" / "run" / "best.h5"
+    run(FEDERATED, *places("trained"), *ROUNDS, f"--feature_dir={cache}")
+    flags = [f"--tfrecords_dir={tfrecords}", f"--models={model}", "--partitions=val,test", "--num_resamples=100"]
+    for name, more in (("cached", [f"--feature_dir={cache}"]), ("photos", [])):
+        run("benchmark.evaluate_main", *flags, *more, f"--output_dir={tmp_path / name}")
+    scores, others = (
+        [np.load(path) for path in sorted((tmp_path / name).rglob("predictions.npy"))] for name in ("cached", "photos")
+    )
+    assert len(scores) == 2
+    for found, other in zip(scores, others, strict=True):
+        np.testing.assert_allclose(found, other, atol=1e-5)
+    line = refused("benchmark.evaluate_main", *flags, f"--feature_dir={tmp_path}", f"--output_dir={tmp_path / 'no'}")
+    assert f"--feature_dir={tmp_path}: has no features of whole val photos" in line
+
+
 @pytest.mark.parametrize(
     ("door", "flags"), [(CENTRAL, EPOCHS), pytest.param(FEDERATED, ROUNDS, marks=pytest.mark.slow)]
 )
