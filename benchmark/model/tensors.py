@@ -3,6 +3,7 @@
 The tensor `A.B.weight` of a PyTorch file belongs to the layer `A.B`; leading underscores of the whole name go, because
 no Keras layer begins with one. `weight` is `kernel`, `depthwise_kernel` or `gamma`, `bias` is `bias` or `beta`,
 whatever the layer has. A tensor with Keras's name of the weight (`A.B/kernel`, `A.B.kernel`) has Keras's shape, too.
+A tensor `A` is the weight `A` of a layer `A`, as PyTorch has them outside of its layers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flair.errors import FlairError
 from flair.records.hdf5.objects import printable
 
 _NAME = re.compile(r"_*(.+)[./]([^./:]+)(:0)?")
+_BARE_NAME = re.compile(r"_*(([^./:]+))")  # of a layer and its only weight
 _KERAS_NAMES = {
     "weight": ("kernel", "depthwise_kernel", "gamma"),
     "bias": ("bias", "beta"),
@@ -46,7 +48,7 @@ class TensorsFile(contextlib.AbstractContextManager["TensorsFile"]):
         self.layers: dict[str, list[str]] = {}
         self._names: dict[tuple[str, str], str] = {}  # (layer, weight) -> tensor
         for tensor in self._tensors:
-            match = _NAME.fullmatch(tensor)
+            match = _NAME.fullmatch(tensor) or _BARE_NAME.fullmatch(tensor)
             if match is None or match[2] == _IGNORED:
                 continue
             layer, weight = match[1], match[2]

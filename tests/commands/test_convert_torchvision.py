@@ -15,6 +15,7 @@ from benchmark.model import loading, networks, safetensors
 from flair.errors import FlairError
 from tests.support.bounded_memory import bounded_memory
 from tests.support.commands import run
+from tests.support.tensor_files import write_safetensors
 
 CLASSES = 10
 
@@ -50,21 +51,6 @@ def _batch_norm(rng, name, channels):
     }
 
 
-def _write_safetensors(path, tensors, dtype="F32"):
-    header, blobs, position = {"__metadata__": {"format": "pt"}}, [], 0
-    for name, array in tensors.items():
-        kind = "I64" if array.dtype == np.int64 else dtype
-        if kind == "BF16":
-            blob = (array.astype(np.float32).view(np.uint32) >> 16).astype("<u2").tobytes()
-        else:
-            blob = array.astype({"I64": "<i8", "F32": "<f4", "F16": "<f2", "F64": "<f8"}[kind]).tobytes()
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [position, position + len(blob)]}
-        blobs.append(blob)
-        position += len(blob)
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(blobs))
-
-
 def _conv(x, weight, stride, padding):
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     size = weight.shape[-1]
@@ -98,7 +84,7 @@ def _forward(t, x):
 @pytest.fixture(scope="module")
 def converted(tensors, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted")
-    _write_safetensors(folder / "model.safetensors", tensors)
+    write_safetensors(folder / "model.safetensors", tensors, "F32")
     flags = (f"--weights={folder / 'model.safetensors'}", f"--output={folder / 'resnet18.h5'}")
     done = run("benchmark.convert_torchvision", *flags)
     assert "41 layers" in done.stdout
@@ -128,7 +114,7 @@ def test_keras_itself_loads_the_file_by_name(converted):
 @pytest.mark.parametrize(("dtype", "precision"), [("F16", 2**-10), ("BF16", 2**-7), ("F64", 0)])
 def test_other_precisions_are_read(tmp_path, dtype, precision):
     array = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-    _write_safetensors(tmp_path / "a.safetensors", {"a": array}, dtype)
+    write_safetensors(tmp_path / "a.safetensors", {"a": array}, dtype)
     np.testing.assert_allclose(safetensors.read(tmp_path / "a.safetensors")["a"], array, rtol=precision, atol=1e-4)
 
 
@@ -210,7 +196,7 @@ def test_tensors_that_no_network_can_compute_with_are_refused_by_name(tensors):
 @given(st.data())
 def test_damaged_files_are_refused_or_read_but_never_crash(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged") / "a.safetensors"
-    _write_safetensors(path, {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(4, np.float32)})
+    write_safetensors(path, {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(4, np.float32)})
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

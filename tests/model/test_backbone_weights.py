@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import urllib.error
 from pathlib import Path
@@ -15,6 +14,7 @@ import tensorflow as tf
 
 from benchmark.model import applications, loading, networks, specs
 from flair.errors import FlairError
+from tests.support.tensor_files import write_safetensors
 
 SHAPE = (32, 32, 3)
 TEXT = """
@@ -60,26 +60,10 @@ def _tensors():
     return {**values, "a._norm.num_batches_tracked": np.array(3)}
 
 
-def _write(path, tensors):
-    header, data = {}, b""
-    kinds = {"float32": "F32", "float16": "F16", "int64": "I64"}
-    for name, array in tensors.items():
-        raw = np.ascontiguousarray(array).tobytes()
-        header[name] = {
-            "dtype": kinds[str(array.dtype)],
-            "shape": list(array.shape),
-            "data_offsets": [len(data), len(data) + len(raw)],
-        }
-        data += raw
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-    return str(path)
-
-
 def test_tensors_of_pytorch_load_into_the_layers_of_their_names(model, tmp_path):
     tensors = _tensors()
     before = model.get_layer("classifier").get_weights()
-    report = loading.load_backbone(model, _write(tmp_path / "a.safetensors", tensors))
+    report = loading.load_backbone(model, write_safetensors(tmp_path / "a.safetensors", tensors))
     assert report.loaded == ["conv", "a._norm", "a._deep", "linear", "scale"]
     assert report.skipped == {"classifier": "not of the backbone"}
     x = tf.constant(np.random.default_rng(1).normal(size=(1, 8, 8, 3)), tf.float32)
@@ -129,14 +113,14 @@ def _correlated(x, weight, bias, stride=1):
 def test_tensors_that_do_not_fit_are_refused_and_the_model_stays(model, tmp_path, name, value, words):
     before = model.get_weights()
     with pytest.raises(FlairError, match=words) as caught:
-        loading.load_backbone(model, _write(tmp_path / "a.safetensors", {**_tensors(), name: value}))
+        loading.load_backbone(model, write_safetensors(tmp_path / "a.safetensors", {**_tensors(), name: value}))
     assert "\n" not in str(caught.value) and str(tmp_path / "a.safetensors") in str(caught.value)
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
 
 def test_a_file_of_which_nothing_fits_is_refused(model, tmp_path):
-    path = _write(tmp_path / "a.safetensors", {"encoder.layer.weight": np.zeros(3, np.float32)})
+    path = write_safetensors(tmp_path / "a.safetensors", {"encoder.layer.weight": np.zeros(3, np.float32)})
     with pytest.raises(FlairError, match=r"none of its layers \(encoder.layer, ...\) fits"):
         loading.load_backbone(model, path)
 

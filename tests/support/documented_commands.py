@@ -92,8 +92,8 @@ NOT_RUN = (
     (r".* --worker_gpus=1 .*", "needs a GPU"),
     (r".* --model=keras:.*", "fetches ImageNet weights; tests/commands/test_central_main.py trains without"),
     (
-        r".* --model=benchmark\.model\.efficientnet_lite:.*",
-        "needs a file of weights; tests/model/test_networks.py has it",
+        r".* --model=benchmark\.model\.(efficientnet_lite|vision_transformer):.*",
+        "needs a file of weights; tests/model has one in its place",
     ),
     (r".* --(model|network)=my_network:.*", "needs a file of the page; tests/pages/test_networks_page.py trains it"),
     (r"tfds build .*", "starts only with apache-beam; tests/data/test_flair_tfds.py runs it behind TFDS's front door"),
