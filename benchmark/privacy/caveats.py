@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from benchmark.privacy.accounting import rounded_up, small_delta
 from benchmark.privacy.adaptive import clip_collapses
-from benchmark.privacy.plan import PrivacyPlan
+from benchmark.privacy.plan import PrivacyPlan, price_of_tree
 from benchmark.privacy.request import Mechanism, Sampling
 
 WEAK_EPSILON = 10.0
@@ -101,11 +101,18 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
             "them, and the other users are not used.",
         )
     if request.mechanism is Mechanism.TREE:
+        price = price_of_tree(plan)
         yield Caveat(
             "note",
             "tree aggregation",
             f"The epsilon holds because no user takes part twice within {plan.separation:,} rounds, which the "
-            "run's schedule ensures; adjacency is zeroing out one user's contributions.",
+            f"run's schedule ensures; adjacency is zeroing out one user's contributions."
+            + (
+                f" Fresh noise with Poisson cohorts (--aggregator=mean) would have the same epsilon with "
+                f"1/{price:.3g} of the noise on the sum of all rounds."
+                if price
+                else ""
+            ),
         )
     users_times_delta = plan.num_users * plan.delta
     if users_times_delta > SMALL_USERS_TIMES_DELTA:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 
 from benchmark.privacy import accounting
-from benchmark.privacy.request import PrivacyRequest, Sampling
+from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
+from benchmark.privacy.running_sum import rms_noise
+from flair.errors import FlairError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,12 @@ class PrivacyPlan:
         """Epsilon of all rounds by the accountant that was asked for."""
         return self.epsilon_at(self.request.total_rounds)
 
+    @property
+    def noise_on_running_sum(self) -> float:
+        """Noise on the sum of the accounted cohorts' mean updates so far, in clip norms; RMS over all rounds."""
+        request = self.request
+        return rms_noise(request.mechanism, self.noise_multiplier, request.accounted_cohort, request.total_rounds)
+
     def epsilon_at(self, rounds: int, accountant: str | None = None) -> float:
         """Epsilon spent after `rounds` rounds: about a millisecond by RDP, some 50 ms by PLD."""
         released = self.request.released(self.noise_multiplier, self.num_users, rounds)
@@ -69,6 +77,26 @@ class PrivacyPlan:
             return None
         own = self.run_noise_multiplier, self.num_users, self.request.cohort
         return accounting.replace_one_epsilon(*own, rounds, self.delta)
+
+
+def price_of_tree(plan: PrivacyPlan) -> float | None:
+    """Noise on the running sum under tree aggregation over that of fresh noise and Poisson cohorts at the same epsilon.
+
+    None under another mechanism, and where fresh noise does not reach the epsilon.
+    """
+    if plan.request.mechanism is not Mechanism.TREE:
+        return None
+    request = dataclasses.replace(
+        plan.request,
+        epsilon=plan.epsilon,
+        noise_multiplier=None,
+        mechanism=Mechanism.GAUSSIAN,
+        sampling=Sampling.POISSON,
+    )
+    try:
+        return plan.noise_on_running_sum / make_plan(plan.num_users, request).noise_on_running_sum
+    except FlairError:
+        return None
 
 
 def make_plan(num_users: int, request: PrivacyRequest) -> PrivacyPlan:

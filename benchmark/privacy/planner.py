@@ -10,7 +10,7 @@ from benchmark.privacy import accounting
 from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
 from benchmark.privacy.adaptive import clipped_count_stddev, noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA
-from benchmark.privacy.plan import PrivacyPlan, make_plan
+from benchmark.privacy.plan import PrivacyPlan, make_plan, price_of_tree
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from flair.errors import FlairError
 
@@ -54,6 +54,7 @@ def answer(num_users: int, request: PrivacyRequest, num_weights: int | None = No
         "delta": plans["pld"].delta,
         "epsilon_asked": request.epsilon,
         "published_noise": request.published_noise,
+        "price_of_tree": price_of_tree(plans["pld"]),
         "by": {
             name: _by_accountant(request, plans[name], name, num_weights) if name in plans else dict.fromkeys(_KEYS)
             for name in ACCOUNTANTS
@@ -106,6 +107,7 @@ _ROWS = (
     ("  on the unclipped count (clients)", "clipped_count_stddev"),
     ("noise on the mean (clip norms)", "noise_on_mean"),
     ("  its norm over all weights", "noise_norm"),
+    ("noise on the running sum of means", "noise_on_running_sum"),
     ("epsilon", "epsilon"),
     ("the run's own epsilon", "own_epsilon"),
     ("epsilon proved, one user replaced", "replace_one_epsilon"),
@@ -141,6 +143,7 @@ def _by_accountant(request: PrivacyRequest, plan: PrivacyPlan, name: str, num_we
         "clipped_count_stddev": count_stddev,
         "noise_on_mean": plan.noise_multiplier / request.accounted_cohort if gaussian else None,
         "noise_norm": noise_norm(on_sum, request.cohort, num_weights) if num_weights and gaussian else None,
+        "noise_on_running_sum": plan.noise_on_running_sum,
         "epsilon": finite(plan.epsilon_at(rounds, name)),
         "own_epsilon": finite(plan.own_epsilon_at(rounds, name)) if request.simulated_cohort else None,
         "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)) if name == "rdp" else None,
@@ -176,6 +179,11 @@ def _remarks(found: dict[str, Any]) -> list[str]:
     if found["client_sampling"] == Sampling.UNIFORM.value:
         remarks.append(
             "The epsilon assumes Poisson sampling, which fixed-size cohorts are not; what is proved for them is above."
+        )
+    if found["price_of_tree"]:
+        remarks.append(
+            f"Fresh noise with Poisson cohorts has the same epsilon with 1/{found['price_of_tree']:.3g} of the noise "
+            "on the running sum."
         )
     users_times_delta = found["num_users"] * found["delta"]
     if users_times_delta > SMALL_USERS_TIMES_DELTA:

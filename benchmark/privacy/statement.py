@@ -13,6 +13,7 @@ from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.running_sum import rms_noise
 from benchmark.run.names import PRIVACY_FILE
 from flair.files import atomic
 
@@ -66,6 +67,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
             "run_noise_multiplier": noise,
             "sum_noise_multiplier": on_sum,
             "norm_on_mean": noise_norm(on_sum, request.cohort, run.num_weights) if run.num_weights and fresh else None,
+            "on_running_sum": rms_noise(request.mechanism, on_sum, request.cohort, request.total_rounds),
             "clipped_count_stddev": stddev,
             "published_formula": request.published_noise,
         },
@@ -237,6 +239,7 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("  on the unclipped count (clients)", as_text(noise["clipped_count_stddev"])),
         ("weights that train", as_text(statement.get("trainable_weights"))),
         ("noise norm on the mean update", as_text(noise.get("norm_on_mean"))),
+        ("noise on the running sum of means", as_text(noise.get("on_running_sum"))),
         ("noise by ml-flair's formula", "yes" if noise["published_formula"] else "no"),
         ("clipping", clipping["kind"]),
         ("target unclipped quantile", as_text(clipping["target_unclipped_quantile"])),

@@ -140,6 +140,9 @@ def test_tree_planning_answers_all_three_questions():
     both = answer_to(**tree, epsilon=4.0, noise_multiplier=noise)
     assert both["by"]["pld"]["rounds"] >= 40
     assert "--client_sampling=cyclic --aggregator=tree" in planner.answer_text(both)
+    assert both["price_of_tree"] > 1
+    assert f"1/{both['price_of_tree']:.3g} of the noise" in planner.answer_text(both)
+    assert answer_to(**SMALL, epsilon=4.0)["price_of_tree"] is None
 
 
 def test_an_epsilon_that_only_pld_reaches_leaves_the_other_column_empty():

@@ -3,10 +3,14 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from benchmark.privacy.accounting import tree_squared_sensitivity
+from benchmark.privacy.noise import FreshNoise, TreeNoise
+from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.running_sum import rms_noise
 from tests.support.privacy import plan_of
 
 
@@ -68,3 +72,22 @@ def test_never_below_tensorflow_privacys_exact_count(rounds, separation):
     accountant = pytest.importorskip("tensorflow_privacy.privacy.analysis.tree_aggregation_accountant")
     exact = 2 * accountant.compute_zcdp_single_tree(1.0, rounds, math.ceil(rounds / separation), separation - 1)
     assert exact <= tree_squared_sensitivity(rounds, separation) <= 1.5 * exact
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "fresh", "tree"), [(2.0, 48.7, 118.3), pytest.param(8.0, 29.6, 35.5, marks=pytest.mark.slow)]
+)
+def test_the_noise_on_the_running_sum_at_flairs_size(epsilon, fresh, tree):
+    flair = {"num_users": 41_131, "cohort": 200, "total_rounds": 5000, "epsilon": epsilon}
+    plan = plan_of(**flair, mechanism=Mechanism.TREE, sampling=Sampling.CYCLIC)
+    assert 200 * plan_of(**flair).noise_on_running_sum == pytest.approx(fresh, rel=0.01)
+    assert 200 * plan.noise_on_running_sum == pytest.approx(tree, rel=0.01)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 6, 21])
+def test_the_noise_on_the_running_sum_is_that_of_the_noise_drawn(rounds):
+    key = NoiseKey(bytes(32))
+    for mechanism, noise in ((Mechanism.GAUSSIAN, FreshNoise(key)), (Mechanism.TREE, TreeNoise(key))):
+        drawn = np.stack([noise.normals(number, 40_000) for number in range(rounds)]).astype(np.float64)
+        found = np.sqrt((np.cumsum(drawn, axis=0) ** 2).mean())
+        assert rms_noise(mechanism, 1.0, 1, rounds) == pytest.approx(found, rel=0.02)
