@@ -173,7 +173,11 @@ def _evaluate(
     content = {
         "format": evaluation_result.FORMAT_VERSION,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "data": {"tfrecords_dir": flags.tfrecords_dir, "digest": records.digest()},
+        "data": {
+            "tfrecords_dir": flags.tfrecords_dir,
+            "digest": records.digest(),
+            "feature_dir": flags.feature_dir,
+        },
         "task": {"feature": task.feature, "binary_label": task.label_names[0] if task.is_binary else None},
         "interval": evaluation_result.interval_facts(flags.num_resamples, flags.seed),
         "exclude": flags.exclude,

@@ -122,7 +122,7 @@ def compare(old: Predictions, new: Predictions) -> str:
         largest = max(largest, float(np.max(np.abs(before - now)[unequal], initial=0.0)))
     if not different:
         return "old predictions == new predictions"
-    causes = {"model": "the model file", "records": "the records"}
+    causes = {"model": "the model file", "records": "the records", "features": "--feature_dir"}
     changed = [text for key, text in causes.items() if old.facts.get(key) != new.facts.get(key)]
     reason = f"; {' and '.join(changed)} changed since" if changed else ""
     return (

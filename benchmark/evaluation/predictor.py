@@ -73,7 +73,7 @@ class Predictor:
             "image_size": list(image_size),
             "records": self._records_digest,
             "photos": photos.digest,
-            "features": None if self._feature_dir is None else True,
+            "features": self._feature_dir and os.path.abspath(self._feature_dir),
         }
         old = open_predictions(place)
         if old is not None and {key: old.facts.get(key) for key in facts} == facts:

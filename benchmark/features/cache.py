@@ -69,12 +69,18 @@ class FeatureCache:
       parent: folder for all of the records' features; None: `<records>.features` beside the records.
       network: by which they are.
       body: computes what is missing; None: that is an error.
+      is_copy: the records are another machine's copy, whose times say nothing about the age of the features.
     """
 
     def __init__(
-        self, parent: str | os.PathLike[str] | None, records: Records, network: Network, body: tf.keras.Model | None
+        self,
+        parent: str | os.PathLike[str] | None,
+        records: Records,
+        network: Network,
+        body: tf.keras.Model | None,
+        is_copy: bool = False,
     ) -> None:
-        self._records, self._network, self._body = records, network, body
+        self._records, self._network, self._body, self._is_copy = records, network, body, is_copy
         self._forward = None if body is None else compiled(body)
         # Every photo is read for it, and all arrays of a partition and its labels need it.
         self._table = functools.lru_cache(maxsize=1)(lambda partition: read_photo_table(records, partition))
@@ -188,9 +194,10 @@ class FeatureCache:
         return max(os.stat(path).st_mtime_ns for path in self._records.photo_index(partition).paths)
 
     def _check_age(self, path: Path, partition: str, about: Mapping[str, Any]) -> None:
-        # Another machine's copy of the records has other times; there nothing could be computed either.
-        if self._body is not None and about.get("changed") != self._changed(partition):
-            raise feature_file.DamagedFeatures(f"{path}: {self._records.root} was changed since")
+        if not self._is_copy and about.get("changed") != self._changed(partition):
+            raise feature_file.DamagedFeatures(
+                f"{path}: {self._records.root} was changed since, or copied without its times (cp -a)"
+            )
 
     def _image_ids(self, partition: str) -> list[str]:
         ids = self._table(partition).image_ids
@@ -218,7 +225,7 @@ class FeatureSource(NamedTuple):
 
     def open(self, records: Records, task: Task) -> FeatureInputs:
         """The features of these records, which have to be there."""
-        return FeatureCache(self.parent, records, self.network, None).inputs(task, self.views)
+        return FeatureCache(self.parent, records, self.network, None, is_copy=True).inputs(task, self.views)
 
 
 def features_of(
@@ -241,7 +248,10 @@ def features_of(
     for dtype in ("float32", "float16"):
         cache = FeatureCache(parent, records, Network(name, digest, image_size, size, compute_dtype, dtype), None)
         if (cache.folder / f"{partition}.npy").exists():
-            return cache.inputs(task, partitions=[partition])
+            try:
+                return cache.inputs(task, partitions=[partition])
+            except feature_file.DamagedFeatures as error:
+                raise FlairError(f"{error}; leave --feature_dir out, or train with it once more") from None
     raise FlairError(
         f"--feature_dir={parent}: has no features of whole {partition} photos of {records.root} by this model; a "
         "training with --trainable=head leaves them there. Leave the flag out to compute them"

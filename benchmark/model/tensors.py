@@ -3,7 +3,7 @@
 The tensor `A.B.weight` of a PyTorch file belongs to the layer `A.B`; leading underscores of the whole name go, because
 no Keras layer begins with one. `weight` is `kernel`, `depthwise_kernel` or `gamma`, `bias` is `bias` or `beta`,
 whatever the layer has. A tensor with Keras's name of the weight (`A.B/kernel`, `A.B.kernel`) has Keras's shape, too.
-A tensor `A` is the weight `A` of a layer `A`, as PyTorch has them outside of its layers.
+A tensor `A` is the weight `A` of a layer `A`, as PyTorch has them outside of its layers, if the layer has no others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flair.errors import FlairError
 from flair.records.hdf5.objects import printable
 
 _NAME = re.compile(r"_*(.+)[./]([^./:]+)(:0)?")
-_BARE_NAME = re.compile(r"_*(([^./:]+))")  # of a layer and its only weight
+_BARE_NAME = re.compile(r"([^./:]+)(:0)?")  # of a layer and its only weight
 _KERAS_NAMES = {
     "weight": ("kernel", "depthwise_kernel", "gamma"),
     "bias": ("bias", "beta"),
@@ -48,20 +48,25 @@ class TensorsFile(contextlib.AbstractContextManager["TensorsFile"]):
         self.layers: dict[str, list[str]] = {}
         self._names: dict[tuple[str, str], str] = {}  # (layer, weight) -> tensor
         for tensor in self._tensors:
-            match = _NAME.fullmatch(tensor) or _BARE_NAME.fullmatch(tensor)
-            if match is None or match[2] == _IGNORED:
-                continue
-            layer, weight = match[1], match[2]
-            if (layer, weight) in self._names:
-                other = self._names[layer, weight]
-                raise FlairError(f"{path}: {printable(other)} and {printable(tensor)} are the same weight of a layer")
-            self._names[layer, weight] = tensor
-            self.layers.setdefault(layer, []).append(weight)
+            match = _NAME.fullmatch(tensor)
+            if match is not None and match[2] != _IGNORED:
+                self._add(match[1], match[2], tensor)
+        for tensor in self._tensors:
+            match = _BARE_NAME.fullmatch(tensor)
+            if match is not None and match[1] not in self.layers:
+                self._add(match[1], match[1], tensor)
+
+    def _add(self, layer: str, weight: str, tensor: str) -> None:
+        if (layer, weight) in self._names:
+            other = self._names[layer, weight]
+            raise FlairError(f"{self.path}: {printable(other)} and {printable(tensor)} are the same weight of a layer")
+        self._names[layer, weight] = tensor
+        self.layers.setdefault(layer, []).append(weight)
 
     @property
     def has_batch_statistics(self) -> bool:
         """Whether a network of these weights needs frozen batch normalization."""
-        return any({"running_mean", "moving_mean"} & set(weights) for weights in self.layers.values())
+        return any({"running_mean", "moving_mean"} & set(weights) - {layer} for layer, weights in self.layers.items())
 
     def verify(self) -> None:
         """Nothing: the format has no checksum, and the file's form was checked as it was opened."""

@@ -7,6 +7,7 @@ writes files, so that the number of devices changes the result by rounding only.
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -121,10 +122,14 @@ class Devices:
 
 def _join_machines(place: tf_config.Place) -> tf.distribute.Strategy:
     meeting.wait_for_all(place)
+    # A machine that is lost right now would be waited for without returning to Python, whose handler would not run.
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except _LOST:
         raise FlairError(_LOST_MESSAGE) from None
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def sum_over_replicas(tensor: tf.Tensor) -> tf.Tensor:

@@ -246,6 +246,11 @@ def test_an_evaluation_reads_the_features_of_a_training(places, tfrecords, tmp_p
         np.testing.assert_allclose(found, other, atol=1e-5)
     line = refused("benchmark.evaluate_main", *flags, f"--feature_dir={tmp_path}", f"--output_dir={tmp_path / 'no'}")
     assert f"--feature_dir={tmp_path}: has no features of whole val photos" in line
+    copy = tmp_path / "copy"
+    shutil.copytree(tfrecords, copy, copy_function=shutil.copy)  # without the times
+    flags[0] = f"--tfrecords_dir={copy}"
+    line = refused("benchmark.evaluate_main", *flags, f"--feature_dir={cache}", f"--output_dir={tmp_path / 'no'}")
+    assert "changed since, or copied without its times (cp -a); leave --feature_dir out" in line
 
 
 @pytest.mark.parametrize(

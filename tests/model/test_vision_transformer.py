@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from benchmark.model import loading, networks, vision_transformer
 from benchmark.model.identity import network_digest
+from benchmark.model.tensors import TensorsFile
 from benchmark.model.trainable import body_and_head, choose, num_weights
 from flair.errors import FlairError
 from tests.support.tensor_files import write_safetensors
@@ -101,6 +102,21 @@ def test_features_are_those_of_an_independent_implementation(tmp_path, dtype, to
     expected = _features(tensors, pixels.astype(np.float64))
     np.testing.assert_allclose(body_and_head(model)[0](pixels, training=False), expected, atol=tolerance)
     assert np.abs(expected).std() > 0.1
+
+
+@pytest.mark.parametrize("extra", ["step", "_step", "running_mean", "pos_embed/pos_embed", "norm", "mean"])
+def test_other_bare_names_are_skipped(tmp_path, extra):
+    tensors = _tensors()
+    if extra == "pos_embed/pos_embed":
+        tensors[extra] = tensors.pop("pos_embed")
+    else:
+        tensors |= {extra: np.zeros(3, np.float32), "_step": np.zeros(2, np.float32)}
+    tensors["cls_token:0"] = tensors.pop("cls_token")
+    path = write_safetensors(tmp_path / "vit.safetensors", tensors)
+    with TensorsFile(path) as file:
+        assert not file.has_batch_statistics
+    report = loading.load_backbone(networks.build_model(SPEC, SHAPE, 17), path)
+    assert {"cls_token", "pos_embed", "norm"} <= set(report.loaded)
 
 
 def test_weights_follow_from_the_seed_and_film_trains_the_norms():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 
 import pytest
 
+from benchmark.run import meeting
 from benchmark.run.meeting import wait_for_all
 from benchmark.run.tf_config import Place
 from flair.errors import FlairError
@@ -37,6 +39,37 @@ def test_three_machines_meet_in_any_order():
     assert len(servers) == 3
     for server in servers:
         server.close()
+
+
+def test_many_who_only_look_do_not_fill_the_queue(monkeypatch):
+    monkeypatch.setattr(meeting, "_POLL_SECONDS", 0.001)
+    addresses = _free_address(), _free_address()
+    waiting = threading.Thread(target=wait_for_all, args=(Place(0, 2, addresses),), daemon=True)
+    waiting.start()
+    host, port = addresses[0].split(":")
+    answered = 0
+    while answered < 300:
+        with contextlib.suppress(OSError):  # before it listens, and where the queue is full for a moment
+            socket.create_connection((host, int(port)), timeout=100).close()
+            answered += 1
+    host, port = addresses[1].split(":")
+    with socket.create_server((host, int(port))):
+        waiting.join(timeout=100)
+    assert not waiting.is_alive()
+
+
+def test_who_is_missing_is_named_again(monkeypatch, capsys):
+    monkeypatch.setattr(meeting, "_SECONDS_PER_LINE", 0.0)
+    addresses = _free_address(), _free_address()
+    waiting = threading.Thread(target=wait_for_all, args=(Place(0, 2, addresses),), daemon=True)
+    waiting.start()
+    printed = ""
+    while "still waiting" not in printed:
+        printed += capsys.readouterr().err
+    assert f"still waiting for worker 1 at {addresses[1]}" in printed
+    host, port = addresses[1].split(":")
+    with socket.create_server((host, int(port))):
+        waiting.join(timeout=100)
 
 
 @pytest.mark.parametrize(
