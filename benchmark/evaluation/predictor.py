@@ -123,18 +123,13 @@ class Predictor:
         self, model: SavedModel, image_size: tuple[int, int], partition: str
     ) -> tuple[tf.keras.Model, Evaluation]:
         """The network and the photos of a partition, or its head and their features."""
-        from benchmark.data.inputs import PixelInputs
-
-        keras_model = self._load(model, image_size)
-        if self._feature_dir is None:
-            pixels = PixelInputs(self._records, self._task, image_size, self._batch_size)
-            return keras_model, pixels.evaluation(partition)
-        from benchmark.features.cache import features_of
+        from benchmark.features.cache import inputs_of
         from benchmark.model.trainable import body_and_head
 
-        network = model.network, image_size, model.compute_dtype
-        features = features_of(keras_model, *network, self._feature_dir, self._records, self._task, partition)
-        return body_and_head(keras_model)[1], features.evaluation(partition)
+        network = self._load(model, image_size)
+        of_partition = self._records, self._task, partition, self._batch_size
+        photos = inputs_of(network, model, image_size, self._feature_dir, *of_partition).evaluation(partition)
+        return network if self._feature_dir is None else body_and_head(network)[1], photos
 
     def _write_set(self, photos: EvaluationSet, folder: Path) -> None:
         atomic.write_text(folder / IDS_FILE, photos.ids_text())

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from benchmark.data.features import Features, LabelColumns
-from benchmark.data.inputs import FeatureInputs
+from benchmark.data.inputs import FeatureInputs, Inputs, PixelInputs
 from benchmark.data.labels import read_photo_table
 from benchmark.data.records import Records, Task
 from benchmark.features.extraction import compiled, fill
@@ -36,6 +36,8 @@ from flair.files import checked_json, feature_file, lock, npy_file
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from benchmark.model.saved import SavedModel
 
 _LABEL = np.dtype([("photo", "<i8"), ("kind", "u1"), ("column", "<i4")])
 _KINDS = ("labels", "fine_grained_labels")
@@ -228,32 +230,35 @@ class FeatureSource(NamedTuple):
         return FeatureCache(self.parent, records, self.network, None, is_copy=True).inputs(task, self.views)
 
 
-def features_of(
+def inputs_of(
     model: tf.keras.Model,
-    name: str,
+    saved: SavedModel,
     image_size: tuple[int, int],
-    compute_dtype: str,
-    parent: str,
+    feature_dir: str | None,
     records: Records,
     task: Task,
     partition: str,
-) -> FeatureInputs:
-    """The features of a partition that some training left in `parent` for this model, whatever its head.
+    batch_size: int,
+) -> Inputs:
+    """What a saved model is given: photos, or what some training left for it in `feature_dir`, whatever its head.
 
     Raises:
-      FlairError: there are none.
+      FlairError: there are no such features, or they are not of these records as they are now.
     """
+    if feature_dir is None:
+        return PixelInputs(records, task, image_size, batch_size)
     body, _ = body_and_head(model)
     digest, size = network_digest(body), int(body.output_shape[-1])
     for dtype in ("float32", "float16"):
-        cache = FeatureCache(parent, records, Network(name, digest, image_size, size, compute_dtype, dtype), None)
+        network = Network(saved.network, digest, image_size, size, saved.compute_dtype, dtype)
+        cache = FeatureCache(feature_dir, records, network, None)
         if (cache.folder / f"{partition}.npy").exists():
             try:
                 return cache.inputs(task, partitions=[partition])
             except feature_file.DamagedFeatures as error:
                 raise FlairError(f"{error}; leave --feature_dir out, or train with it once more") from None
     raise FlairError(
-        f"--feature_dir={parent}: has no features of whole {partition} photos of {records.root} by this model; a "
+        f"--feature_dir={feature_dir}: has no features of whole {partition} photos of {records.root} by this model; a "
         "training with --trainable=head leaves them there. Leave the flag out to compute them"
     )
 

@@ -165,7 +165,7 @@ def _features(config: RunConfig, rows: np.ndarray, folder: Path) -> np.ndarray:
     model = saved_model.load(config.model, config.image_size)
     if config.feature_dir is not None:
         photos = config.inputs(model).evaluation(config.partition)
-        photos.select(rows.tolist())
+        photos.select(rows)
         return np.concatenate([features.numpy() for features, _ in photos])
     body, _ = body_and_head(model)
     path, ids = folder / "features.npy", [str(row) for row in rows]

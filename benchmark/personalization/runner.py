@@ -42,14 +42,10 @@ class RunConfig:
 
     def inputs(self, model: tf.keras.Model) -> Inputs:
         """The photos of the partition as this model takes them, or features of them."""
-        from benchmark.data.inputs import PixelInputs
+        from benchmark.features.cache import inputs_of
 
-        if self.feature_dir is None:
-            return PixelInputs(self.records, self.task, self.image_size, _PHOTOS_PER_BATCH)
-        from benchmark.features.cache import features_of
-
-        network = self.model.network, self.image_size, self.model.compute_dtype
-        return features_of(model, *network, self.feature_dir, self.records, self.task, self.partition)
+        of_partition = self.records, self.task, self.partition, _PHOTOS_PER_BATCH
+        return inputs_of(model, self.model, self.image_size, self.feature_dir, *of_partition)
 
 
 class Episodes(Protocol):

@@ -102,17 +102,15 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
         )
     if request.mechanism is Mechanism.TREE:
         price = price_of_tree(plan)
+        cheaper = price and (
+            " Fresh noise with Poisson cohorts (--aggregator=mean) would have the same epsilon with "
+            f"1/{price:.3g} of the noise on the sum of all rounds."
+        )
         yield Caveat(
             "note",
             "tree aggregation",
             f"The epsilon holds because no user takes part twice within {plan.separation:,} rounds, which the "
-            f"run's schedule ensures; adjacency is zeroing out one user's contributions."
-            + (
-                f" Fresh noise with Poisson cohorts (--aggregator=mean) would have the same epsilon with "
-                f"1/{price:.3g} of the noise on the sum of all rounds."
-                if price
-                else ""
-            ),
+            f"run's schedule ensures; adjacency is zeroing out one user's contributions.{cheaper or ''}",
         )
     users_times_delta = plan.num_users * plan.delta
     if users_times_delta > SMALL_USERS_TIMES_DELTA:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from flair.errors import FlairError
 from flair.miniature.dataset import make_dataset
 from flair.records.tfrecord.writer import write_tfrecords
 from tests.support.commands import ROOT, assert_equal_weights, only_line, read_csv, run, run_process, start
+from tests.support.ports import free_port
 
 SIZE = (32, 32)
 CENTRAL = "benchmark.central_main"
@@ -344,7 +344,7 @@ def _assert_nearly_equal_runs(one, other):
 
 def _two_machines(flags, directory, *flags_of_the_second):
     """The processes of a job of two machines, and the files they print to."""
-    workers = [f"localhost:{_free_port()}" for _ in range(2)]
+    workers = [f"localhost:{free_port()}" for _ in range(2)]
     printed = [directory / f"printed{index}" for index in range(2)]
     processes = []
     for index in range(2):
@@ -438,12 +438,6 @@ def test_waiting_for_a_machine_can_be_ended(finished, tmp_path, number, code):
     processes[0].send_signal(number)
     assert processes[0].wait(timeout=100) == code
     assert "Traceback" not in printed[0].read_text()
-
-
-def _free_port():
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return server.getsockname()[1]
 
 
 WATCHED = """

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import pytest
 
 from benchmark.run.checkpoint import Checkpoints
 from tests.support.commands import ROOT, only_line, read_csv, refused, run_process, run_program, start
+from tests.support.ports import free_port
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")
 FEDERATED = "benchmark.federated_main"
@@ -149,17 +149,11 @@ def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(
     assert (tmp_path / "run" / "metrics.csv").read_text() == (unbroken / "metrics.csv").read_text()
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextlib.contextmanager
 def _two_nodes(tfrecords):
     """Two Ray nodes of one CPU on loopback, started as docs/scale.md says; yields the address."""
     ray = str(Path(sys.executable).parent / "ray")
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
@@ -255,7 +249,7 @@ def test_what_cannot_work_is_refused_in_one_line(tfrecords, tmp_path, flags, nam
 @needs_ray
 @pytest.mark.slow
 def test_an_address_without_a_cluster_is_refused_in_one_line(tfrecords, tmp_path):
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     flags = (*_places(tfrecords, tmp_path), *SMALL, "--total_rounds=1", *RAY, f"--ray_address={address}")
     line = only_line(_run(*flags, code=1))
     assert address in line and "ray start --head" in line

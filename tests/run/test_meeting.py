@@ -12,12 +12,11 @@ from benchmark.run import meeting
 from benchmark.run.meeting import wait_for_all
 from benchmark.run.tf_config import Place
 from flair.errors import FlairError
+from tests.support.ports import free_port
 
 
 def _free_address():
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return f"localhost:{server.getsockname()[1]}"
+    return f"localhost:{free_port()}"
 
 
 def test_three_machines_meet_in_any_order():
@@ -73,7 +72,11 @@ def test_who_is_missing_is_named_again(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost", "localhost:", ":5000", "localhost:0", "localhost:99999", "localhost:a"]
+    "address",
+    [
+        *("localhost", "localhost:", ":5000", "localhost:0", "localhost:99999", "localhost:a", "grpc://localhost:5000"),
+        *("[]:5000", "a..b:5000", "\ud800:5", "a\0b:5", "h:" + "9" * 5000),
+    ],
 )
 def test_an_address_without_a_host_or_port_is_one_line(address):
     with pytest.raises(FlairError, match="expected host:port, such as"):
