@@ -19,7 +19,8 @@ from benchmark.rounds.graph import GraphFunction, GraphSpec
 class RoundSpec(NamedTuple):
     """A round's computations as plain data: a graph per phase, and what the flat state and measurements are called.
 
-    `step` is MimeLite's client step, (state, weights, gradients) -> new weights; None for the other algorithms.
+    The measurements below `update/` are what the aggregator gave to the server optimizer. `step` is MimeLite's client
+    step, (state, weights, gradients) -> new weights; None for the other algorithms.
     """
 
     initialize: GraphSpec
@@ -33,6 +34,20 @@ class RoundSpec(NamedTuple):
     step: GraphSpec | None
     state_names: tuple[str, ...]
     measurement_names: tuple[str, ...]
+
+
+class Finished(NamedTuple):
+    """What a round comes to at the server.
+
+    Attributes:
+      state: of the next round.
+      measurements: of aggregator and server optimizer, by slash-joined name.
+      update: what the aggregator gave to the server optimizer, a tensor per weight: the mean, with its noise if any.
+    """
+
+    state: list[tf.Tensor]
+    measurements: dict[str, float]
+    update: list[tf.Tensor]
 
 
 class Aggregation:
@@ -98,8 +113,8 @@ class Aggregation:
         aggregate: Sequence[tf.Tensor],
         seed: tf.Tensor,
         normals: Callable[[int], np.ndarray] | None = None,
-    ) -> tuple[list[tf.Tensor], dict[str, float]]:
-        """Noise, mean and server optimizer step; returns the new state and the round's measurements.
+    ) -> Finished:
+        """Noise, mean and server optimizer step.
 
         Args:
           seed: int64[2], for an aggregator that rounds stochastically.
@@ -107,8 +122,12 @@ class Aggregation:
         """
         outputs = self._graph("update")([*state, *self._graph("report")(aggregate)], seed, self._noise(normals))
         num_state = len(self.spec.state_names)
-        measurements = zip(self.spec.measurement_names, outputs[num_state:], strict=True)
-        return outputs[:num_state], {name: float(value) for name, value in measurements if value.shape.rank == 0}
+        named = list(zip(self.spec.measurement_names, outputs[num_state:], strict=True))
+        update = [value for name, value in named if name.startswith("update/")]
+        scalars = {
+            name: float(value) for name, value in named if not name.startswith("update/") and value.shape.rank == 0
+        }
+        return Finished(outputs[:num_state], scalars, update)
 
     def load(self, *phases: str) -> None:
         """Loads the graphs of these phases now, outside of any tf.function that will call them."""

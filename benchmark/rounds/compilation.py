@@ -85,7 +85,9 @@ def compile_round(
             gradient = mime.aggregation.next(state.gradient_aggregator, results.full_gradient, results.weight)
             new_state["base_optimizer"] = tff.federated_map(mime.update, (state.base_optimizer, gradient.result))
             new_state["gradient_aggregator"] = gradient.state
-        measurements = collections.OrderedDict(aggregator=aggregated.measurements, finalizer=finalized.measurements)
+        measurements = collections.OrderedDict(
+            aggregator=aggregated.measurements, finalizer=finalized.measurements, update=aggregated.result
+        )
         return tff.federated_zip(new_state), tff.federated_zip(measurements)
 
     form = tff.backends.mapreduce.get_map_reduce_form_for_computation(next_round)

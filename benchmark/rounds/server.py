@@ -92,7 +92,7 @@ class RoundServer:
             aggregate = self.aggregation.zero()
         normals = None if self._normals is None else functools.partial(self._normals, round_number)
         seed = self._round_seed("rounding", round_number)
-        self._state, measurements = self.aggregation.finish(self._state, aggregate, seed, normals)
+        self._state, measurements, _ = self.aggregation.finish(self._state, aggregate, seed, normals)
         metrics = histogram.finalize(sums[0], float(sums[1]), int(sums[2]), self._is_binary)
         return RoundResult(metrics, measurements, num_examples, self._noise_multipliers(), refused)
 

@@ -51,7 +51,7 @@ def _noise(aggregation, round_number, noise=FRESH):
     """What a round without clients does to zero weights."""
     state = aggregation.initialize([tf.zeros(spec.shape) for spec in SPECS])
     normals = functools.partial(noise.normals, round_number)
-    new_state, _ = aggregation.finish(state, aggregation.zero(), _seed(0, 0), normals)
+    new_state = aggregation.finish(state, aggregation.zero(), _seed(0, 0), normals).state
     return _flat(aggregation.weights(new_state))
 
 
@@ -109,8 +109,20 @@ def test_the_sum_is_divided_by_the_expected_cohort_whoever_takes_part():
     for _ in range(3):
         result = [*_split(vector), tf.constant(1.0)]
         aggregate = aggregation.accumulate(aggregate, result, aggregation.broadcast(state, _seed(0, 0)), _seed(0, 0))
-    new_state, _ = aggregation.finish(state, aggregate, _seed(0, 0), functools.partial(np.zeros, dtype=np.float32))
-    np.testing.assert_allclose(_flat(aggregation.weights(new_state)), -3 * vector / COHORT, rtol=1e-5, atol=1e-6)
+    ended = aggregation.finish(state, aggregate, _seed(0, 0), functools.partial(np.zeros, dtype=np.float32))
+    np.testing.assert_allclose(_flat(aggregation.weights(ended.state)), -3 * vector / COHORT, rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_server_optimizer_was_given_is_told(private):
+    vector = np.random.default_rng(0).normal(size=SIZE) / 1e3
+    state = private.initialize([tf.zeros(spec.shape) for spec in SPECS])
+    broadcast = private.broadcast(state, _seed(0, 0))
+    aggregate = private.accumulate(private.zero(), [*_split(vector), tf.constant(1.0)], broadcast, _seed(0, 0))
+    ended = private.finish(state, aggregate, _seed(0, 0), functools.partial(FRESH.normals, 5))
+    expected = (vector + SIGMA * CLIP * FRESH.normals(5, SIZE)) / COHORT
+    np.testing.assert_allclose(_flat(ended.update), expected, atol=1e-6)
+    np.testing.assert_allclose(_flat(private.weights(ended.state)), -expected, atol=1e-6)
+    assert not any(name.startswith("update") for name in ended.measurements)
 
 
 def test_merging_two_halves_equals_adding_all():
@@ -127,8 +139,8 @@ def test_merging_two_halves_equals_adding_all():
             )
         return aggregate
 
-    whole, _ = aggregation.finish(state, add(results), _seed(0, 0))
-    merged, _ = aggregation.finish(state, aggregation.merge(add(results[:1]), add(results[1:])), _seed(0, 0))
+    whole = aggregation.finish(state, add(results), _seed(0, 0)).state
+    merged = aggregation.finish(state, aggregation.merge(add(results[:1]), add(results[1:])), _seed(0, 0)).state
     for one, other in zip(whole, merged, strict=True):
         if one.dtype.is_floating:
             np.testing.assert_allclose(one, other, atol=1e-6)
@@ -145,7 +157,7 @@ def test_stochastic_rounding_of_compression_is_a_function_of_its_seed():
     def weights(seed):
         result = [update, tf.constant(1.0)]
         aggregate = aggregation.accumulate(aggregation.zero(), result, aggregation.broadcast(state, _seed(0, 0)), seed)
-        return aggregation.weights(aggregation.finish(state, aggregate, _seed(0, 0))[0])[0].numpy()
+        return aggregation.weights(aggregation.finish(state, aggregate, _seed(0, 0)).state)[0].numpy()
 
     np.testing.assert_array_equal(weights(_seed(1, 1)), weights(_seed(1, 1)))
     assert not np.array_equal(weights(_seed(1, 1)), weights(_seed(2, 1)))
