@@ -130,6 +130,7 @@ def _train(
             round_number=round_number,
             clients_per_round=flags.clients_per_round,
             sampling=settings.sampling(flags),
+            groups=1 if privacy_plan is None else privacy_plan.request.groups,
         )
 
     def state_privacy(state: TrainingState) -> None:
@@ -195,6 +196,7 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None, network: str 
         # Only where they were given, so that a run of before they existed has the key it had.
         *(f"{name}={flags[name]}" for name in _NEWER_FLAGS if flags.is_changed(name)),
         *([] if network is None else [network]),
+        *([setup.config.noise.column] if setup.config.noise and setup.config.noise.column else []),
     ]
     content = ""
     # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.

@@ -31,9 +31,11 @@ FLAGS: Table = (
         "mechanism",
         Mechanism.GAUSSIAN,
         Mechanism,
-        "gaussian: fresh noise in every round; tree: DP-FTRL, which needs cyclic cohorts",
+        "gaussian: fresh noise in every round; banded: noise that later rounds take back in part; tree: DP-FTRL, which "
+        "needs cyclic cohorts",
         Role.RESULT,
     ),
+    integer("bands", None, "bands of --mechanism=banded; none: those with the least noise", Role.RESULT),
     boolean("published_noise", "the noise ml-flair would use for --epsilon: far too much", Role.RESULT),
     integer(
         "num_weights", None, "weights that train: prints how long the noise on all of them is", Role.RESULT, least=1
@@ -55,6 +57,7 @@ def main(flags: Flags) -> None:
         sampling=Sampling(flags.client_sampling),
         mechanism=Mechanism(flags.mechanism),
         published_noise=flags.published_noise,
+        bands=flags.bands,
     )
     planner.check(flags.num_users, request)
     if flags.table:

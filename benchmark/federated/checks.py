@@ -11,7 +11,7 @@ import importlib.util
 import re
 import sys
 
-from benchmark.federated.flags import EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
+from benchmark.federated.flags import CORRELATED, EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
 from benchmark.federated.settings import is_private, privacy_request, target_quantile
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
@@ -65,8 +65,8 @@ def check_federated_flags(flags: Flags) -> None:
     _refuse_ineffective(flags)
     if is_private(flags):
         _check_privacy_flags(flags)
-    elif flags.aggregator == Mechanism.TREE:
-        raise FlairError("--aggregator=tree adds noise: give --epsilon or --noise_multiplier")
+    elif flags.aggregator in CORRELATED:
+        raise FlairError(f"--aggregator={flags.aggregator} adds noise: give --epsilon or --noise_multiplier")
 
 
 def _check_privacy_flags(flags: Flags) -> None:
@@ -76,25 +76,25 @@ def _check_privacy_flags(flags: Flags) -> None:
             "photos would have more influence than the noise covers; leave it out"
         )
     quantile = flags.target_unclipped_quantile
-    if flags.aggregator == Mechanism.TREE and quantile > 0 and flags.is_changed("target_unclipped_quantile"):
+    if flags.aggregator in CORRELATED and quantile > 0 and flags.is_changed("target_unclipped_quantile"):
         raise FlairError(
-            f"--target_unclipped_quantile={quantile:g}: with --aggregator=tree the clip norm is fixed, because the "
-            "noise of a node would have to fit all clip norms of the rounds below it; give 0"
+            f"--target_unclipped_quantile={quantile:g}: with --aggregator={flags.aggregator} the clip norm is fixed, "
+            "because the noise that rounds share would have to fit the clip norms of all of them; give 0"
         )
-    if flags.runtime == TFF and flags.aggregator == Mechanism.TREE:
+    if flags.runtime == TFF and flags.aggregator in CORRELATED:
         raise FlairError(
-            "--runtime=tff: TFF's own tree aggregation keeps its noise in its state, from where any checkpoint would "
-            "give it away; use --runtime=inprocess or ray"
+            f"--runtime=tff: the noise of --aggregator={flags.aggregator} cannot be given to TFF's own runtime, whose "
+            "tree aggregation keeps it in every checkpoint; use --runtime=inprocess or ray"
         )
     if flags.runtime == TFF and flags.noise_key_file is not None:
         raise FlairError(
             f"--noise_key_file={flags.noise_key_file}: TFF's own runtime draws noise that cannot be repeated; use "
             "--runtime=inprocess or ray, or leave it out"
         )
-    if flags.aggregator not in ("mean", Mechanism.TREE):
+    if flags.aggregator not in ("mean", *CORRELATED):
         raise FlairError(
             f"--aggregator={flags.aggregator}: with differential privacy the noise clips already; "
-            "leave --aggregator out, or use tree"
+            f"leave --aggregator out, or use {' or '.join(CORRELATED)}"
         )
     if flags.algorithm == MIME_LITE:
         raise FlairError(
@@ -145,11 +145,12 @@ def _refuse_ineffective(flags: Flags) -> None:
         (optimizer != "adamw", ("server_weight_decay",), with_optimizer),
         (flags.server_lr_schedule == "constant", ("server_final_learning_rate",), "with --server_lr_schedule=constant"),
         (not private, [flag.name for flag in PRIVACY_FLAGS], "without --epsilon or --noise_multiplier"),
+        (flags.aggregator != Mechanism.BANDED, ("bands",), "without --aggregator=banded"),
         (private, ("client_datasets_random_seed",), "with privacy, whose cohorts follow from a secret key"),
         (
             private and target_quantile(flags) == 0,
             ("clipped_count_stddev",),
-            "with a fixed clipping norm (--target_unclipped_quantile=0 or tree)",
+            f"with a fixed clipping norm (--target_unclipped_quantile=0, {' or '.join(CORRELATED)})",
         ),
     )
     for is_ineffective, names, reason in rules:

@@ -18,6 +18,7 @@ def sample_cohort(
     round_number: int,
     clients_per_round: int,
     sampling: Sampling = Sampling.UNIFORM,
+    groups: int = 1,
 ) -> list[str]:
     """The clients of one round.
 
@@ -27,7 +28,8 @@ def sample_cohort(
     https://arxiv.org/abs/1908.10530); with a noise key nobody who lacks the key can tell who took part.
     Edge cases: a Poisson cohort may be empty or larger than expected; noise is added all the same, and the sum is
     divided by `clients_per_round`, because the number of clients that took part would give them away. q is a float64:
-    a client takes part where a uniform number with 53 bits is below it.
+    a client takes part where a uniform number with 53 bits is below it. With `groups`, q is `groups` times as large,
+    and 0 outside of the round's group.
 
     Args:
       client_ids: all clients, in an order that does not change between runs.
@@ -37,6 +39,8 @@ def sample_cohort(
       sampling: `uniform` draws without replacement; `poisson` as above; `cyclic` shuffles the clients once and visits
         them in that order, pass after pass, the last cohort of a pass maybe smaller; `fixed` takes the same clients in
         every round.
+      groups: under `poisson`, groups of nearly equal size into which clients are dealt once, and of which rounds take
+        one after the other; at most len(client_ids) / clients_per_round.
 
     Returns:
       Distinct client ids in training order.
@@ -53,7 +57,9 @@ def sample_cohort(
     if sampling is Sampling.UNIFORM:
         chosen = generator.choice(len(client_ids), size=clients_per_round, replace=False)
     elif sampling is Sampling.POISSON:
-        chosen = (generator.random(len(client_ids)) < clients_per_round / len(client_ids)).nonzero()[0]
+        dealt = _generator(seed, "groups", groups).permutation(len(client_ids)) % groups
+        members = (dealt == round_number % groups).nonzero()[0]
+        chosen = members[generator.random(len(members)) < groups * clients_per_round / len(client_ids)]
         generator.shuffle(chosen)
     elif sampling is Sampling.CYCLIC:
         order = _generator(seed, "cohort", sampling).permutation(len(client_ids))

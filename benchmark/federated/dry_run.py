@@ -107,6 +107,10 @@ def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan, weights: 
     if request.mechanism is Mechanism.GAUSSIAN:
         norm = noise_norm(on_sum, request.cohort, weights)
         rows.append(f"{norm:.3g} clipping norms on its {weights:,} numbers together")
+    if request.mechanism is Mechanism.BANDED:
+        kept = 4 * weights * (len(noise.column) - 1) / 2**20
+        rows.append(f"{len(noise.column)} bands: {kept:,.0f} MiB for the noise of the rounds before")
+    rows.append(f"{privacy_plan.noise_on_running_sum:.4g} on the sum of the mean updates so far (RMS over all rounds)")
     return [*lines, *entry("sigma", *rows)]
 
 
@@ -115,7 +119,8 @@ def _sigma_by_both(privacy_plan: PrivacyPlan) -> list[str]:
     request = privacy_plan.request
     if request.epsilon is None or privacy_plan.separation is not None or request.published_noise:
         return []
-    settled = request.epsilon, privacy_plan.sampling_probability, request.total_rounds, privacy_plan.delta
+    _, q, compositions = request.released(1.0, privacy_plan.num_users, request.total_rounds)
+    settled = request.epsilon, q, compositions, privacy_plan.delta
     asked = (
         f"{accounting.noise_multiplier_for(name, *settled):.4g} by {name.upper()}" for name in accounting.ACCOUNTANTS
     )

@@ -13,6 +13,9 @@ INPROCESS, TFF, RAY = "inprocess", "tff", "ray"
 RUNTIMES = (INPROCESS, TFF, RAY)
 EXAMPLES, EQUAL = "examples", "uniform"
 WEIGHTINGS = (EXAMPLES, EQUAL)
+# Aggregators whose noise in one round depends on that of others.
+CORRELATED = (Mechanism.BANDED.value, Mechanism.TREE.value)
+AUTO = "auto"
 
 RAY_FLAGS: Table = (
     integer(
@@ -76,9 +79,9 @@ _TRAINING_FLAGS: Table = (
     choice(
         "aggregator",
         "mean",
-        (*AGGREGATORS, Mechanism.TREE.value),
-        "How updates are combined: mean, or TFF's adaptive clipping, zeroing, both (robust) or compression; tree adds "
-        "the noise of DP-FTRL and needs --epsilon or --noise_multiplier.",
+        (*AGGREGATORS, *CORRELATED),
+        "How updates are combined: mean, or TFF's adaptive clipping, zeroing, both (robust) or compression; with "
+        "--epsilon or --noise_multiplier also banded or tree, whose noise cancels in part over the rounds.",
         Role.RESULT,
     ),
     choice(
@@ -141,6 +144,13 @@ PRIVACY_FLAGS: Table = (
         "simulated_clients_per_round",
         None,
         "Scale the noise as if so many clients took part. The run itself does not have the stated epsilon.",
+        Role.RESULT,
+    ),
+    text(
+        "bands",
+        AUTO,
+        "Rounds over which --aggregator=banded takes noise back, and groups that users are dealt into; auto: the "
+        "number with the least noise for --epsilon.",
         Role.RESULT,
     ),
     boolean("published_noise", "The noise of ml-flair's formula, which counts rounds wrongly.", Role.RESULT),

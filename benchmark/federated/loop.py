@@ -16,7 +16,6 @@ from benchmark.model import loading
 from benchmark.privacy.accounting import rounded_up
 from benchmark.privacy.adaptive import check_noise
 from benchmark.privacy.plan import PrivacyPlan
-from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import MAX_UPDATE_NORM
 from benchmark.rounds.runtime import RoundResult, Runtime, next_clip_norm
 from benchmark.run.folder import RunFolder
@@ -149,8 +148,7 @@ def _check_round(
             f"round {round_number + 1}: left out {len(refused)} clients whose update is not finite or longer than "
             f"{MAX_UPDATE_NORM:g}: {shown}"
         )
-    # TFF keeps no such record of tree aggregation; where it must, a missing one is a failed check.
-    if privacy_plan is not None and (result.noise_multipliers or privacy_plan.request.mechanism is Mechanism.GAUSSIAN):
+    if privacy_plan is not None:
         check_noise(list(result.noise_multipliers), privacy_plan.run_noise_multiplier)
 
 

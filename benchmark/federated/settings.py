@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmark.data.records import Records, Task
-from benchmark.federated.flags import EQUAL, TFF
+from benchmark.federated.flags import AUTO, CORRELATED, EQUAL, TFF
 from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
 from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.plan import PrivacyPlan, make_plan
@@ -57,12 +57,22 @@ def is_private(flags: Flags) -> bool:
 
 def mechanism(flags: Flags) -> Mechanism:
     """Where the noise of a private run goes."""
-    return Mechanism.TREE if flags.aggregator == Mechanism.TREE else Mechanism.GAUSSIAN
+    return Mechanism(flags.aggregator) if flags.aggregator in CORRELATED else Mechanism.GAUSSIAN
+
+
+def bands(flags: Flags) -> int | None:
+    """--bands as a number; None: chosen, or no banded noise."""
+    if flags.aggregator != Mechanism.BANDED or flags.bands == AUTO:
+        return None
+    try:
+        return int(flags.bands)
+    except ValueError:
+        raise FlairError(f"--bands={flags.bands}: expected a whole number, or {AUTO}") from None
 
 
 def target_quantile(flags: Flags) -> float:
-    """Fraction of updates that the adaptive clip norm leaves unclipped; 0: fixed, as always under tree."""
-    return 0.0 if mechanism(flags) is Mechanism.TREE else float(flags.target_unclipped_quantile)
+    """Fraction of updates that the adaptive clip norm leaves unclipped; 0: fixed, as always under banded and tree."""
+    return float(flags.target_unclipped_quantile) if mechanism(flags) is Mechanism.GAUSSIAN else 0.0
 
 
 def sampling(flags: Flags) -> Sampling:
@@ -103,6 +113,8 @@ def privacy_request(flags: Flags) -> PrivacyRequest:
         accountant=flags.accountant,
         mechanism=mechanism(flags),
         published_noise=flags.published_noise,
+        bands=bands(flags),
+        server_momentum=flags.server_momentum if flags.server_optimizer == "momentum" else 0.0,
     )
 
 
@@ -163,7 +175,7 @@ def federated_config(flags: Flags, privacy_plan: PrivacyPlan | None) -> Federate
         weight_decay=flags.server_weight_decay,
     )
     noise = None if privacy_plan is None else _noise_config(flags, privacy_plan)
-    aggregator = "mean" if mechanism(flags) is Mechanism.TREE else flags.aggregator
+    aggregator = "mean" if flags.aggregator in CORRELATED else flags.aggregator
     return FederatedConfig(client, server, aggregator, noise, flags.debug_measurements)
 
 
@@ -181,6 +193,7 @@ def _noise_config(flags: Flags, privacy_plan: PrivacyPlan) -> NoiseConfig:
         l2_norm_clip=flags.l2_norm_clip,
         target_unclipped_quantile=target_quantile(flags),
         clipped_count_stddev=stddev if adaptive else None,
+        column=privacy_plan.column,
     )
 
 

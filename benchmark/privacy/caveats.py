@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from benchmark.privacy.accounting import rounded_up, small_delta
 from benchmark.privacy.adaptive import clip_collapses
-from benchmark.privacy.plan import PrivacyPlan, price_of_tree
+from benchmark.privacy.plan import PrivacyPlan, price
 from benchmark.privacy.request import Mechanism, Sampling
 
 WEAK_EPSILON = 10.0
@@ -65,6 +65,14 @@ def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
     return sorted(found, key=lambda caveat: order.index(caveat.severity))
 
 
+def price_text(plan: PrivacyPlan) -> str:
+    """The noise of a plan beside that of other mechanisms with the same epsilon, in words."""
+    named = {"fresh": "fresh noise with Poisson cohorts", "banded": "banded noise with the same cohorts"}
+    return (
+        " and ".join(f"{times:.3g} times that of {named[name]}" for name, times in price(plan).items()) or "unmatched"
+    )
+
+
 def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
     request, rounds = plan.request, run.rounds_completed
     if request.simulated_cohort is not None:
@@ -101,16 +109,25 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
             "them, and the other users are not used.",
         )
     if request.mechanism is Mechanism.TREE:
-        price = price_of_tree(plan)
-        cheaper = price and (
-            " Fresh noise with Poisson cohorts (--aggregator=mean) would have the same epsilon with "
-            f"1/{price:.3g} of the noise on the sum of all rounds."
-        )
         yield Caveat(
             "note",
             "tree aggregation",
             f"The epsilon holds because no user takes part twice within {plan.separation:,} rounds, which the "
-            f"run's schedule ensures; adjacency is zeroing out one user's contributions.{cheaper or ''}",
+            "run's schedule ensures; adjacency is zeroing out one user's contributions. At this epsilon the noise on "
+            f"the sum of all rounds is {price_text(plan)}.",
+        )
+    if request.mechanism is Mechanism.BANDED:
+        apart = (
+            f"no user takes part twice within {plan.separation:,} rounds, which the run's schedule ensures"
+            if request.sampling is Sampling.CYCLIC
+            else f"users are dealt into {request.bands:,} fixed groups, of which rounds sample one after the other"
+        )
+        yield Caveat(
+            "note",
+            "banded noise",
+            f"The epsilon holds because {apart}, and the noise is shared by {request.bands:,} rounds; adjacency is "
+            f"{'zeroing out' if plan.is_zero_out else 'adding or removing'} one user's contributions. At this epsilon "
+            f"the noise on the sum of all rounds is {price_text(plan)}.",
         )
     users_times_delta = plan.num_users * plan.delta
     if users_times_delta > SMALL_USERS_TIMES_DELTA:

@@ -12,13 +12,15 @@ logarithm and cosine do.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from benchmark.privacy.noise_key import KeyStream, NoiseKey
+from benchmark.privacy.request import Mechanism
 
 _PAIRS = 1 << 15  # of one block: its arrays stay in a core's cache
 _BYTES_PER_PAIR = 12
@@ -33,6 +35,43 @@ class FreshNoise:
     def normals(self, round_number: int, count: int) -> np.ndarray:
         """float32 [count], independent; asking again gives the same."""
         return standard_normals(self._key.stream("noise", round_number), count)
+
+
+class BandedNoise:
+    """Banded noise: each round takes a part of the noise of the rounds before it back (`benchmark.privacy.banded`).
+
+    The last b - 1 rounds' noise stays in memory: 4 bytes a number and band. It is never saved, because a checkpoint
+    with it would give the noise away: a run that continues at round t draws the t rounds before it once more.
+
+    Args:
+      column: c_0, ..., c_(b-1) of the matrix, of norm 1.
+    """
+
+    def __init__(self, key: NoiseKey, column: Sequence[float]) -> None:
+        self._fresh = FreshNoise(key)
+        self._taken_back = np.array(column[1:], np.float32)
+        self._scale = np.float32(1 / column[0])
+        self._next = 0  # the round that is drawn next
+        self._past = np.zeros((len(column) - 1, 0), np.float32)  # of round t in row t modulo b - 1
+        self._last = np.zeros(0, np.float32)
+
+    def normals(self, round_number: int, count: int) -> np.ndarray:
+        """float32 [count]: the noise w of round `round_number`, counted from 0, with C w = z."""
+        if self._next > round_number + 1 or len(self._last) != count:
+            self._next, self._past = 0, np.zeros((len(self._taken_back), count), np.float32)
+        for number in range(self._next, round_number + 1):
+            self._last = self._fresh.normals(number, count)
+            _in_parts(count, functools.partial(self._take_back, number))
+        self._next = round_number + 1
+        return self._last.copy()
+
+    def _take_back(self, number: int, part: slice) -> None:
+        noise, depth = self._last[part], len(self._past)
+        for lag in range(1, min(depth, number) + 1):
+            noise -= self._taken_back[lag - 1] * self._past[(number - lag) % depth, part]
+        noise *= self._scale
+        if depth:
+            self._past[number % depth, part] = noise
 
 
 class TreeNoise:
@@ -78,6 +117,13 @@ class TreeNoise:
         return standard_normals(self._key.stream("tree noise", level, last_leaf), count)
 
 
+def normals_of(mechanism: Mechanism, key: NoiseKey, column: Sequence[float]) -> Callable[[int, int], np.ndarray]:
+    """(round, count) -> the normal numbers of that round; `column` is that of banded noise."""
+    if mechanism is Mechanism.BANDED:
+        return BandedNoise(key, column).normals
+    return TreeNoise(key).normals if mechanism is Mechanism.TREE else FreshNoise(key).normals
+
+
 def standard_normals(stream: KeyStream, count: int) -> np.ndarray:
     """float32 [count]: independent normal numbers of mean 0 and deviation 1."""
     normals = np.empty(count, np.float32)
@@ -90,6 +136,13 @@ def standard_normals(stream: KeyStream, count: int) -> np.ndarray:
             parts = (iter(starts[first::threads]) for first in range(threads))
             list(pool.map(lambda blocks: _fill(stream, normals, blocks), parts))
     return normals
+
+
+def _in_parts(count: int, work: Callable[[slice], None]) -> None:
+    """Calls `work` for parts of `count` numbers that fit a core's cache, on all cores."""
+    parts = [slice(start, start + 2 * _PAIRS) for start in range(0, count, 2 * _PAIRS)]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(work, parts))
 
 
 def _fill(stream: KeyStream, normals: np.ndarray, blocks: Iterator[tuple[int, int]]) -> None:

@@ -10,7 +10,7 @@ from benchmark.privacy import accounting
 from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
 from benchmark.privacy.adaptive import clipped_count_stddev, noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA
-from benchmark.privacy.plan import PrivacyPlan, make_plan, price_of_tree
+from benchmark.privacy.plan import PrivacyPlan, make_plan, price
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from flair.errors import FlairError
 
@@ -54,7 +54,8 @@ def answer(num_users: int, request: PrivacyRequest, num_weights: int | None = No
         "delta": plans["pld"].delta,
         "epsilon_asked": request.epsilon,
         "published_noise": request.published_noise,
-        "price_of_tree": price_of_tree(plans["pld"]),
+        "bands": plans["pld"].request.bands,
+        "price": price(plans["pld"]),
         "by": {
             name: _by_accountant(request, plans[name], name, num_weights) if name in plans else dict.fromkeys(_KEYS)
             for name in ACCOUNTANTS
@@ -113,6 +114,7 @@ _ROWS = (
     ("epsilon proved, one user replaced", "replace_one_epsilon"),
     ("rounds affordable", "rounds"),
 )
+_HARDLY_LESS = 0.98
 _KEYS = tuple(key for _, key in _ROWS)
 _ANSWERED_BY = {"noise": "noise_multiplier", "epsilon": "epsilon", "rounds": "rounds"}
 # What is claimed, or the noise that a claim needs.
@@ -164,6 +166,7 @@ def _setting(found: dict[str, Any]) -> str:
     return (
         f"{found['num_users']:,} users, {cohort} ({found['client_sampling']}, q {found['sampling_probability']:.4g}), "
         f"{found['total_rounds']:,} rounds, delta {rounded_up(found['delta'])}, {found['mechanism']} noise"
+        + (f" of {found['bands']:,} bands" if found["bands"] else "")
     )
 
 
@@ -180,11 +183,11 @@ def _remarks(found: dict[str, Any]) -> list[str]:
         remarks.append(
             "The epsilon assumes Poisson sampling, which fixed-size cohorts are not; what is proved for them is above."
         )
-    if found["price_of_tree"]:
-        remarks.append(
-            f"Fresh noise with Poisson cohorts has the same epsilon with 1/{found['price_of_tree']:.3g} of the noise "
-            "on the running sum."
-        )
+    for name, times in found["price"].items():
+        other = {"fresh": "fresh noise with Poisson cohorts", "banded": "banded noise with cyclic cohorts"}[name]
+        remarks.append(f"The noise on the running sum is {times:.3g} times that of {other} at the same epsilon.")
+    if found["mechanism"] == Mechanism.BANDED.value and found["price"].get("fresh", 0) > _HARDLY_LESS:
+        remarks.append("Banded noise does not pay here, unless cohorts cannot be drawn in secret.")
     users_times_delta = found["num_users"] * found["delta"]
     if users_times_delta > SMALL_USERS_TIMES_DELTA:
         remarks.append(f"Users * delta is {rounded_up(users_times_delta)}, which is not small: see docs/privacy.md.")
@@ -213,8 +216,10 @@ def _next_command(found: dict[str, Any]) -> str:
         parts.append("--reuse_clients")
     elif found["client_sampling"] != Sampling.POISSON.value:
         parts.append(f"--client_sampling={found['client_sampling']}")
-    if found["mechanism"] == Mechanism.TREE.value:
-        parts.append("--aggregator=tree")
+    if found["mechanism"] != Mechanism.GAUSSIAN.value:
+        parts.append(f"--aggregator={found['mechanism']}")
+    if found["bands"]:
+        parts.append(f"--bands={found['bands']}")
     if found["published_noise"]:
         parts.append("--published_noise")
     return " ".join(parts)

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import math
 
-from benchmark.privacy import accounting
+from benchmark.privacy import accounting, banded
 from flair.errors import FlairError
 
 _LEAST_NOISE, _MOST_NOISE = 1e-6, 1e6
@@ -40,6 +40,7 @@ class Mechanism(_Word):
     """Where the noise goes."""
 
     GAUSSIAN = "gaussian"  # fresh noise in every round
+    BANDED = "banded"  # a round's noise is taken back in part by the rounds after it (banded matrix factorization)
     TREE = "tree"  # noise on the nodes of a binary tree over the rounds (DP-FTRL)
 
 
@@ -55,6 +56,9 @@ class PrivacyRequest:
       simulated_cohort: a larger cohort, whose noise on the mean the run is given.
       accountant: `pld` or `rdp`; turns `epsilon` into noise.
       published_noise: take ml-flair's noise multiplier for `epsilon` instead of the right one.
+      bands: of banded noise (`benchmark.privacy.banded`); under Poisson sampling users are dealt into so many groups,
+        of which rounds sample one after the other. None: `make_plan` chooses.
+      server_momentum: what banded noise is shaped for.
     """
 
     cohort: int
@@ -67,6 +71,8 @@ class PrivacyRequest:
     accountant: str = "pld"
     mechanism: Mechanism = Mechanism.GAUSSIAN
     published_noise: bool = False
+    bands: int | None = None
+    server_momentum: float = 0.0
 
     @property
     def accounted_cohort(self) -> int:
@@ -83,6 +89,17 @@ class PrivacyRequest:
             return 1
         return math.ceil(num_users / self.cohort) if self.sampling is Sampling.CYCLIC else None
 
+    @property
+    def groups(self) -> int:
+        """How many groups of users take turns: the bands under Poisson sampling, else one."""
+        return self.bands or 1 if self.sampling is Sampling.POISSON else 1
+
+    def most_bands(self, num_users: int) -> int:
+        """The largest number of bands that these rounds, cohorts and users allow."""
+        separation = self.separation(num_users)
+        apart = separation or num_users // self.accounted_cohort
+        return min(self.total_rounds, apart, banded.MAX_BANDS)
+
     def released(self, noise_multiplier: float, num_users: int, rounds: int) -> tuple[float, float, int]:
         """The sampled Gaussian mechanism that `rounds` rounds amount to.
 
@@ -94,7 +111,9 @@ class PrivacyRequest:
         """
         separation = self.separation(num_users)
         if separation is None:
-            return noise_multiplier, self.accounted_cohort / num_users, rounds
+            # A user can take part in the rounds of one group alone, where q is that of a cohort from the group.
+            groups = self.groups
+            return noise_multiplier, groups * self.accounted_cohort / num_users, math.ceil(rounds / groups)
         if rounds == 0:
             return noise_multiplier, 1.0, 0
         if self.mechanism is Mechanism.TREE:
@@ -156,16 +175,44 @@ class PrivacyRequest:
                 f"tree aggregation with --client_sampling={self.sampling}: random cohorts put no bound on how often a "
                 "user takes part, so that no useful epsilon can be stated; use --client_sampling=cyclic"
             )
+        self._check_bands()
         if self.simulated_cohort is not None and not self.sampling.is_random:
             raise FlairError(
                 f"--simulated_clients_per_round={self.simulated_cohort} supposes cohorts drawn at random; "
                 f"leave it out with {self.sampling} cohorts"
             )
-        fits = self.epsilon is not None and self.mechanism is not Mechanism.TREE and self.sampling.is_random
+        fits = self.epsilon is not None and self.mechanism is Mechanism.GAUSSIAN and self.sampling.is_random
         if self.published_noise and not fits:
             raise FlairError(
                 "--published_noise repeats ml-flair's noise for an --epsilon, with randomly drawn cohorts and fresh "
                 "noise in every round; leave it out here"
+            )
+
+    def _check_bands(self) -> None:
+        bands = self.bands
+        if self.mechanism is not Mechanism.BANDED:
+            if bands is not None:
+                raise FlairError(f"--bands={bands} has no effect without banded noise; leave it out")
+            return
+        if self.sampling not in (Sampling.POISSON, Sampling.CYCLIC):
+            raise FlairError(
+                f"banded noise with {self.sampling} cohorts: it needs to know how far apart a user's rounds are; use "
+                "--client_sampling=poisson, from groups that take turns, or cyclic"
+            )
+        if self.total_rounds > banded.MAX_ROUNDS:
+            raise FlairError(
+                f"--total_rounds={self.total_rounds}: banded noise is shaped for at most {banded.MAX_ROUNDS:,} rounds"
+            )
+        if bands is None:
+            if self.noise_multiplier is not None:
+                raise FlairError("--bands=auto chooses the least noise for an --epsilon; give --bands=N with noise")
+            return
+        if not 1 <= bands <= banded.MAX_BANDS:
+            raise FlairError(f"--bands={bands}: expected 1 to {banded.MAX_BANDS:,}, or auto")
+        if bands > self.total_rounds:
+            raise FlairError(
+                f"--bands={bands}: expected at most --total_rounds={self.total_rounds}, since a band reaches over so "
+                "many rounds"
             )
 
     def _check_users(self, num_users: int) -> None:
@@ -183,3 +230,15 @@ class PrivacyRequest:
                 f"--simulated_clients_per_round={self.simulated_cohort}: there are only {num_users:,} users; "
                 "give at most that many"
             )
+        if self.bands is None or self.bands <= self.most_bands(num_users):
+            return
+        if self.sampling is Sampling.CYCLIC:
+            raise FlairError(
+                f"--bands={self.bands}: with cyclic cohorts of {self.cohort:,} of {num_users:,} users somebody takes "
+                f"part every {self.separation(num_users):,} rounds; give at most so many bands, or auto"
+            )
+        raise FlairError(
+            f"--bands={self.bands}: {num_users:,} users in so many groups are {num_users // self.bands:,} a group, "
+            f"fewer than the {self.accounted_cohort:,} clients of a round; give at most "
+            f"{self.most_bands(num_users):,} bands, or auto"
+        )

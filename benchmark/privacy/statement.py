@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
 from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
-from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
+from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats, price_text
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.privacy.running_sum import rms_noise
@@ -27,11 +27,22 @@ _SAMPLING = {
     Sampling.CYCLIC: "cohorts of a fixed shuffled order, the same in every pass",
     Sampling.FIXED: "the same cohort in every round",
 }
+_FROM_GROUPS = (
+    "users are dealt into {0} fixed groups; every user in each {0}th round, that of the group, with probability q, "
+    "independently (Poisson)"
+)
 _ASSUMED = {
     Sampling.POISSON: "the same",
     Sampling.UNIFORM: "every user in each round with probability q, independently (Poisson): NOT what was done",
     Sampling.CYCLIC: "no randomness: a user takes part at most once a pass",
     Sampling.FIXED: "no randomness: a user takes part in every round",
+}
+
+
+_WHERE = {
+    Mechanism.GAUSSIAN: "fresh in every round",
+    Mechanism.BANDED: "on banded combinations of rounds (matrix factorization)",
+    Mechanism.TREE: "on the nodes of a binary tree (DP-FTRL)",
 }
 
 
@@ -43,17 +54,18 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
     request, rounds = plan.request, run.rounds_completed
     noise, stddev = plan.run_noise_multiplier, run.clipped_count_stddev
     fresh = request.mechanism is Mechanism.GAUSSIAN
+    used = _SAMPLING[request.sampling] if request.groups == 1 else _FROM_GROUPS.format(request.groups)
     on_sum = noise if stddev is None else sum_noise_multiplier(noise, stddev)
     norms = [float(norm) for norm in run.clip_norms]
     return {
         "format": FORMAT_VERSION,
         "unit": ARTIFICIAL if run.artificial_users else "user",
         "adjacency": (
-            "one user added or removed" if plan.separation is None else "one user's contributions replaced by zeros"
+            "one user's contributions replaced by zeros" if plan.is_zero_out else "one user added or removed"
         ),
         "users": plan.num_users,
         "sampling": {
-            "used": _SAMPLING[request.sampling],
+            "used": used,
             "assumed": _ASSUMED[request.sampling],
             "probability": plan.sampling_probability,
         },
@@ -62,12 +74,13 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
         "simulated_clients_per_round": request.simulated_cohort,
         "rounds": {"completed": rounds, "planned": request.total_rounds},
         "noise": {
-            "where": "fresh in every round" if fresh else "on the nodes of a binary tree (DP-FTRL)",
+            "where": _WHERE[request.mechanism],
+            "bands": request.bands,
             "noise_multiplier": plan.noise_multiplier,
             "run_noise_multiplier": noise,
             "sum_noise_multiplier": on_sum,
             "norm_on_mean": noise_norm(on_sum, request.cohort, run.num_weights) if run.num_weights and fresh else None,
-            "on_running_sum": rms_noise(request.mechanism, on_sum, request.cohort, request.total_rounds),
+            "on_running_sum": rms_noise(request, on_sum, request.cohort),
             "clipped_count_stddev": stddev,
             "published_formula": request.published_noise,
         },
@@ -116,6 +129,11 @@ def announcement(plan: PrivacyPlan, num_weights: int, count_stddev: float | None
             f"{num_weights:,} weights train: the noise on a round's mean update is "
             f"{noise_norm(on_sum, request.cohort, num_weights):.3g} times as long as the clip norm, "
             "which no update exceeds"
+        )
+    if request.mechanism is Mechanism.BANDED:
+        lines.append(
+            f"banded noise, {request.bands} bands: the sum of all rounds has {plan.noise_on_running_sum:.4g} clip "
+            f"norms of noise (RMS), {price_text(plan)}"
         )
     if request.simulated_cohort is not None:
         lines.append(
@@ -230,6 +248,7 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("rounds completed", as_text(statement["rounds"]["completed"])),
         ("rounds planned", as_text(statement["rounds"]["planned"])),
         ("noise", noise["where"]),
+        ("  bands", as_text(noise.get("bands"))),
         ("noise key", str(statement.get("noise_key", "-"))),
         ("noise drawn by", str(statement.get("noise_drawn_by", "-"))),
         ("started from other weights", "yes" if statement.get("restored_model") else "no"),

@@ -141,8 +141,8 @@ def build_learning_process(
     """The `tff.learning.algorithms` process of this configuration, for TFF's own runtime."""
     client, algorithms = config.client, tff.learning.algorithms
     server_optimizer = build_optimizer(config.server_optimizer)
-    if config.noise is not None and config.noise.mechanism is Mechanism.TREE:
-        raise ValueError("TFF's own runtime cannot be given the noise of a tree")
+    if config.noise is not None and config.noise.mechanism is not Mechanism.GAUSSIAN:
+        raise ValueError(f"TFF's own runtime cannot be given {config.noise.mechanism} noise")
     # TFF leaves out updates that are not finite, but not those whose norm is not.
     factory = tff.aggregators.zeroing_factory(MAX_UPDATE_NORM, build_aggregation_factory(config), norm_order=2.0)
     if isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
@@ -170,12 +170,12 @@ def build_learning_process(
 
 
 def _private_factory(noise: NoiseConfig) -> tff.aggregators.UnweightedAggregationFactory:
-    # Tree aggregation is the same sum with other normal numbers (`benchmark.privacy.noise`). TFF's own tree keeps its
-    # noise in its state, from where any checkpoint would give it away.
+    # Banded noise and tree aggregation are the same sum with other normal numbers (`benchmark.privacy.noise`). TFF's
+    # own tree keeps its noise in its state, from where any checkpoint would give it away.
     factories = tff.aggregators.DifferentiallyPrivateFactory
     if noise.target_unclipped_quantile > 0:
-        if noise.mechanism is Mechanism.TREE:
-            raise ValueError("tree aggregation takes a fixed clip norm")
+        if noise.mechanism is not Mechanism.GAUSSIAN:
+            raise ValueError(f"{noise.mechanism} noise takes a fixed clip norm")
         return factories.gaussian_adaptive(
             noise.noise_multiplier,
             noise.clients_per_round,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from benchmark.privacy.request import Mechanism
 
@@ -60,12 +60,13 @@ class NoiseConfig:
     """Clipping and noise of the aggregate, in the terms of TFF's `DifferentiallyPrivateFactory`.
 
     Attributes:
-      mechanism: `gaussian` (fresh noise per round) or `tree` (DP-FTRL), whose clip norm is fixed.
+      mechanism: `gaussian` (fresh noise per round), or `banded` or `tree` (DP-FTRL), whose clip norm is fixed.
       noise_multiplier: effective total, relative to the clipping norm, for the sum over the cohort.
       clients_per_round: expected cohort; the sum is divided by it whoever takes part.
       l2_norm_clip: bound on a client's update, or where the adaptive bound starts.
       target_unclipped_quantile: of the adaptive bound; 0 keeps the bound fixed.
       clipped_count_stddev: noise of the count that adapts the bound, in clients.
+      column: of the matrix of banded noise.
     """
 
     mechanism: Mechanism
@@ -75,6 +76,8 @@ class NoiseConfig:
     target_unclipped_quantile: float = 0.0
     clipped_count_stddev: float | None = None
     clip_learning_rate: float = 0.2
+    # Not in `repr`, by which runs of one --noise_key_file are told apart: what a run was called before stays its name.
+    column: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.metrics import histogram
-from benchmark.privacy.noise import FreshNoise, TreeNoise
+from benchmark.privacy.noise import normals_of
 from benchmark.privacy.noise_key import NoiseKey
-from benchmark.privacy.request import Mechanism
 from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
 from benchmark.rounds.compilation import compile_round
@@ -57,8 +56,7 @@ class RoundServer:
         self._normals = None
         if config.noise is not None:
             key = noise_key or NoiseKey.draw()
-            is_tree = config.noise.mechanism is Mechanism.TREE
-            self._normals = TreeNoise(key).normals if is_tree else FreshNoise(key).normals
+            self._normals = normals_of(config.noise.mechanism, key, config.noise.column)
         self._num_outputs = model.output_shape[-1]
         specs = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
         self.aggregation = Aggregation(_compiled(config, specs))

@@ -165,7 +165,11 @@ def test_a_stopped_run_continues_to_the_same_result(tfrecords, repeatable, finis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("more", "kills"), [((), 10), (("--trainable=head",), 3)], ids=["all weights", "features"])
+@pytest.mark.parametrize(
+    ("more", "kills"),
+    [((), 10), (("--trainable=head", "--aggregator=banded", "--bands=3"), 3)],
+    ids=["all weights", "features and banded noise"],
+)
 def test_kills_change_nothing(tfrecords, repeatable, tmp_path, more, kills):
     """SIGKILL at seeded places of a twelve-round private run, resumed each time."""
     flags = (*repeatable, "--total_rounds=12", *more)
@@ -322,6 +326,13 @@ def test_records_of_the_published_code_train(miniature, tmp_path):
         (("--epsilon=2", "--runtime=tff", "--noise_key_file=/nowhere/key"), "--runtime"),
         (("--epsilon=2", "--runtime=tff", "--aggregator=tree"), "--runtime"),
         (("--aggregator=tree",), "--aggregator"),
+        (("--aggregator=banded",), "--aggregator"),
+        (("--aggregator=banded", "--epsilon=2", "--target_unclipped_quantile=0.5"), "--target_unclipped_quantile"),
+        (("--aggregator=banded", "--epsilon=2", "--bands=4.5"), "--bands"),
+        (("--aggregator=banded", "--epsilon=2", "--bands=9", "--total_rounds=8"), "--bands"),
+        (("--aggregator=banded", "--epsilon=2", "--bands=20"), "--bands"),
+        (("--aggregator=banded", "--noise_multiplier=1"), "--bands"),
+        (("--epsilon=2", "--bands=4"), "--bands"),
         (("--aggregator=tree", "--epsilon=2", "--client_sampling=poisson"), "--client_sampling"),
         (("--algorithm=fed_prox",), "--proximal_strength"),
         (("--proximal_strength=1",), "--proximal_strength"),

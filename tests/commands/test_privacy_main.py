@@ -140,9 +140,25 @@ def test_tree_planning_answers_all_three_questions():
     both = answer_to(**tree, epsilon=4.0, noise_multiplier=noise)
     assert both["by"]["pld"]["rounds"] >= 40
     assert "--client_sampling=cyclic --aggregator=tree" in planner.answer_text(both)
-    assert both["price_of_tree"] > 1
-    assert f"1/{both['price_of_tree']:.3g} of the noise" in planner.answer_text(both)
-    assert answer_to(**SMALL, epsilon=4.0)["price_of_tree"] is None
+    assert min(both["price"].values()) > 1
+    for times, other in zip(both["price"].values(), ("fresh noise with Poisson", "banded noise with"), strict=True):
+        assert f"{times:.3g} times that of {other}" in planner.answer_text(both)
+    assert answer_to(**SMALL, epsilon=4.0)["price"] == {}
+
+
+def test_banded_planning_chooses_bands_and_says_when_they_do_not_pay():
+    banded = {"num_users": 2_000, "total_rounds": 100, "mechanism": Mechanism.BANDED}
+    found = answer_to(**banded, cohort=20, epsilon=8.0)
+    assert found["bands"] > 1 > found["price"]["fresh"]
+    assert f"--aggregator=banded --bands={found['bands']}" in planner.answer_text(found)
+    assert "does not pay" not in planner.answer_text(found)
+    given = answer_to(
+        **banded, cohort=20, bands=found["bands"], noise_multiplier=found["by"]["pld"]["noise_multiplier"]
+    )
+    assert 0.998 * 8 < given["by"]["pld"]["epsilon"] <= 8.0
+    large = answer_to(**banded, cohort=800, epsilon=1.0)
+    assert (large["bands"], large["price"]["fresh"]) == (1, pytest.approx(1.0, rel=1e-3))
+    assert "Banded noise does not pay here" in planner.answer_text(large)
 
 
 def test_an_epsilon_that_only_pld_reaches_leaves_the_other_column_empty():

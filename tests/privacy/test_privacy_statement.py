@@ -39,6 +39,8 @@ def plans():
         "published": plan_of(**SMALL, epsilon=4.0, published_noise=True),
         "fixed cohort": plan_of(**SMALL, noise_multiplier=9.0, sampling=Sampling.FIXED),
         "tree": plan_of(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE),
+        "banded": plan_of(**SMALL, epsilon=4.0, mechanism=Mechanism.BANDED, bands=4),
+        "banded cyclic": plan_of(**SMALL, epsilon=4.0, mechanism=Mechanism.BANDED, bands=4, sampling=Sampling.CYCLIC),
         "simulated uniform": plan_of(**SMALL, epsilon=4.0, simulated_cohort=100, sampling=Sampling.UNIFORM),
         "weak": plan_of(**SMALL, noise_multiplier=0.4),
         "large delta": plan_of(**SMALL, epsilon=4.0, delta=0.01),
@@ -99,12 +101,12 @@ def test_statement_has_every_fact_of_the_run(plans):
     "name",
     [
         *("poisson", "uniform", "simulated", "simulated uniform", "published", "fixed cohort", "tree", "weak"),
-        "large delta",
+        *("large delta", "banded", "banded cyclic"),
     ],
 )
 def test_text_has_every_number_and_every_caveat_of_the_json(plans, name):
     plan = plans[name]
-    run = RunRecord(30, CLIPS) if plan.request.mechanism is Mechanism.TREE else _adaptive(plan)
+    run = _adaptive(plan) if plan.request.mechanism is Mechanism.GAUSSIAN else RunRecord(30, CLIPS)
     statement = json.loads(json.dumps(make_statement(plan, run), allow_nan=False))
     text = statement_text(statement)
     shown = set(re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?![\w-])", text))

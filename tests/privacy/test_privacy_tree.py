@@ -9,7 +9,7 @@ import pytest
 from benchmark.privacy.accounting import tree_squared_sensitivity
 from benchmark.privacy.noise import FreshNoise, TreeNoise
 from benchmark.privacy.noise_key import NoiseKey
-from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.privacy.running_sum import rms_noise
 from tests.support.privacy import plan_of
 
@@ -90,4 +90,5 @@ def test_the_noise_on_the_running_sum_is_that_of_the_noise_drawn(rounds):
     for mechanism, noise in ((Mechanism.GAUSSIAN, FreshNoise(key)), (Mechanism.TREE, TreeNoise(key))):
         drawn = np.stack([noise.normals(number, 40_000) for number in range(rounds)]).astype(np.float64)
         found = np.sqrt((np.cumsum(drawn, axis=0) ** 2).mean())
-        assert rms_noise(mechanism, 1.0, 1, rounds) == pytest.approx(found, rel=0.02)
+        request = PrivacyRequest(cohort=1, total_rounds=rounds, mechanism=mechanism)
+        assert rms_noise(request, 1.0, 1) == pytest.approx(found, rel=0.02)

@@ -241,6 +241,7 @@ def test_a_strong_proximal_term_holds_clients_near_the_global_model(task, data, 
     [
         pytest.param(NoiseConfig(Mechanism.GAUSSIAN, 0.5, 3.0, 0.05, 0.3, 1.0), marks=pytest.mark.slow),
         NoiseConfig(Mechanism.TREE, 0.5, 3.0, 0.05),
+        NoiseConfig(Mechanism.BANDED, 0.5, 3.0, 0.05, column=(0.8, 0.5, 0.332)),
     ],
 )
 def test_a_restored_runtime_continues_bit_for_bit(noise, task, data, plan):
