@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
-from benchmark.privacy import planner
+from benchmark.privacy import comparison, planner
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.run import command
-from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number
+from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path
 from flair.dataset.catalog import NUM_USERS
 from flair.errors import FlairError
+from flair.terminal.progress import Progress
 
 FLAGS: Table = (
     integer("num_users", NUM_USERS["train"], "users of the training split", Role.RESULT),
@@ -41,6 +44,13 @@ FLAGS: Table = (
         "num_weights", None, "weights that train: prints how long the noise on all of them is", Role.RESULT, least=1
     ),
     boolean("table", "one line for each of several cohort sizes", Role.RESULT),
+    boolean(
+        "compare",
+        "all mechanisms side by side at --epsilon, or 1, 2, 4 and 8; with --table for several cohorts from "
+        "--clients_per_round on",
+        Role.RESULT,
+    ),
+    path("figure", None, "with --compare: also draw it, as a PNG file", Role.PLACE),
     boolean("json", "print JSON", Role.RESULT),
 )
 
@@ -59,6 +69,11 @@ def main(flags: Flags) -> None:
         published_noise=flags.published_noise,
         bands=flags.bands,
     )
+    if flags.compare:
+        _compare(flags, request)
+        return
+    if flags.figure is not None:
+        raise FlairError(f"--figure={flags.figure} has no effect without --compare; add that or leave it out")
     planner.check(flags.num_users, request)
     if flags.table:
         if request.simulated_cohort is not None:
@@ -67,6 +82,27 @@ def main(flags: Flags) -> None:
         return
     found = planner.answer(flags.num_users, request, flags.num_weights)
     print(json.dumps(found, indent=2) if flags.json else planner.answer_text(found))
+
+
+def _compare(flags: Flags, request: PrivacyRequest) -> None:
+    for name in ("noise_multiplier", "simulated_clients_per_round", "client_sampling", "mechanism", "bands"):
+        if flags.is_changed(name):
+            raise FlairError(f"--{name} has no effect with --compare, which varies it; leave it out")
+    epsilons = comparison.EPSILONS if request.epsilon is None else (request.epsilon,)
+    cohorts = comparison.cohorts_from(request.cohort, flags.num_users) if flags.table else [request.cohort]
+    for cohort in cohorts:
+        planner.check(flags.num_users, dataclasses.replace(request, cohort=cohort, epsilon=epsilons[0]))
+    found = []
+    with Progress(None, "comparing", "plan") as progress:
+        for entry in comparison.side_by_side(flags.num_users, request, cohorts, epsilons, flags.num_weights):
+            found.append(entry)
+            progress.add(1)
+    if flags.json:
+        print(json.dumps(comparison.as_json(found), indent=2))
+    else:
+        print(comparison.comparison_text(flags.num_users, request, found, flags.num_weights))
+    if flags.figure is not None:
+        print(f"figure: {comparison.draw(found, Path(flags.figure))}", file=sys.stderr)
 
 
 def _print_table(num_users: int, request: PrivacyRequest, num_weights: int | None, as_json: bool) -> None:

@@ -103,8 +103,8 @@ def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan, weights: 
             f"per query: {on_sum:.4g} on the updates, standard deviation {stddev:.4g} clients on the count that adapts "
             "the clipping norm"
         )
-    rows.append(f"{sigma / cohort:.4g} on each number of the mean update")
     if request.mechanism is Mechanism.GAUSSIAN:
+        rows.append(f"{sigma / cohort:.4g} on each number of the mean update")
         norm = noise_norm(on_sum, request.cohort, weights)
         rows.append(f"{norm:.3g} clipping norms on its {weights:,} numbers together")
     if request.mechanism is Mechanism.BANDED:

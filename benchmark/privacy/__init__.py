@@ -4,4 +4,15 @@ What enters is a request: epsilon or noise, delta, cohort, rounds. What leaves i
 round, and a statement with its caveats.
 """
 
-__all__ = ["accounting", "adaptive", "caveats", "noise", "noise_key", "plan", "planner", "request", "statement"]
+__all__ = [
+    "accounting",
+    "adaptive",
+    "caveats",
+    "comparison",
+    "noise",
+    "noise_key",
+    "plan",
+    "planner",
+    "request",
+    "statement",
+]

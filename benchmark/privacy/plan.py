@@ -14,6 +14,7 @@ from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.privacy.running_sum import column_of, rms_noise
 from flair.errors import FlairError
 
+HARDLY_LESS = 0.98  # times the noise of fresh noise, with which banded noise does not pay
 _AS_GOOD = 1.01  # times the least noise, for which more bands are not worth their memory
 
 

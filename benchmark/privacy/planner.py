@@ -10,7 +10,7 @@ from benchmark.privacy import accounting
 from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
 from benchmark.privacy.adaptive import clipped_count_stddev, noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA
-from benchmark.privacy.plan import PrivacyPlan, make_plan, price
+from benchmark.privacy.plan import HARDLY_LESS, PrivacyPlan, make_plan, price
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from flair.errors import FlairError
 
@@ -114,7 +114,6 @@ _ROWS = (
     ("epsilon proved, one user replaced", "replace_one_epsilon"),
     ("rounds affordable", "rounds"),
 )
-_HARDLY_LESS = 0.98
 _KEYS = tuple(key for _, key in _ROWS)
 _ANSWERED_BY = {"noise": "noise_multiplier", "epsilon": "epsilon", "rounds": "rounds"}
 # What is claimed, or the noise that a claim needs.
@@ -186,7 +185,7 @@ def _remarks(found: dict[str, Any]) -> list[str]:
     for name, times in found["price"].items():
         other = {"fresh": "fresh noise with Poisson cohorts", "banded": "banded noise with cyclic cohorts"}[name]
         remarks.append(f"The noise on the running sum is {times:.3g} times that of {other} at the same epsilon.")
-    if found["mechanism"] == Mechanism.BANDED.value and found["price"].get("fresh", 0) > _HARDLY_LESS:
+    if found["mechanism"] == Mechanism.BANDED.value and found["price"].get("fresh", 0) > HARDLY_LESS:
         remarks.append("Banded noise does not pay here, unless cohorts cannot be drawn in secret.")
     users_times_delta = found["num_users"] * found["delta"]
     if users_times_delta > SMALL_USERS_TIMES_DELTA:

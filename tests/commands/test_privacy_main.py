@@ -64,6 +64,10 @@ def test_help_exits_0_and_names_the_flags():
         (["--epsilon=2", "--mechanism=tree"], "--client_sampling=cyclic"),
         (["--epsilon=2", "--simulated_clients_per_round=900", "--table"], "--table varies the cohort"),
         ([], "needs --epsilon"),
+        (["--compare", "--mechanism=tree"], "--mechanism has no effect with --compare"),
+        (["--compare", "--noise_multiplier=1"], "--noise_multiplier has no effect with --compare"),
+        (["--compare", "--clients_per_round=0"], "--clients_per_round=0: "),
+        (["--epsilon=2", "--figure=noise.png"], "--figure=noise.png has no effect without --compare"),
     ],
 )
 def test_refusals_are_one_line_and_exit_1(arguments, message):
@@ -185,3 +189,28 @@ def test_the_norm_of_the_noise_over_all_weights_that_train():
     assert "its norm over all weights" in _run(*flags, "--num_weights=8721").stdout
     header = _run(*flags, "--num_weights=8721", "--table").stdout.splitlines()[0]
     assert header.endswith("its norm")
+
+
+def test_compare_has_every_mechanism_and_draws_it(tmp_path):
+    small = ("--num_users=200", "--clients_per_round=40", "--total_rounds=10", "--epsilon=4")
+    done = _run("--compare", "--json", f"--figure={tmp_path / 'noise.png'}", *small)
+    found = json.loads(done.stdout)
+    assert (tmp_path / "noise.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [(one["mechanism"], one["bands"]) for one in found] == [
+        ("fresh, poisson", None),
+        *(("banded, poisson", bands) for bands in (2, 4)),
+        ("banded, cyclic", 5),
+        ("tree, cyclic", None),
+    ]
+    asked = {"num_users": 200, "cohort": 40, "total_rounds": 10, "epsilon": 4.0, "mechanism": Mechanism.BANDED}
+    for one, request in (
+        (found[1], {"bands": 2}),
+        (found[-2], {"bands": 5, "sampling": Sampling.CYCLIC}),
+        (found[-1], {"mechanism": Mechanism.TREE, "sampling": Sampling.CYCLIC}),
+    ):
+        assert one["noise"] == plan_of(**{**asked, **request}).noise_on_running_sum
+    text = _run("--compare", "--num_weights=100", *small).stdout
+    assert "its norm over 100 weights" in text
+    norm = float(re.search(r"^fresh, poisson\s+(\S+)$", text, re.MULTILINE).group(1))
+    assert norm == pytest.approx(10 * found[0]["noise"], rel=1e-3)
+    assert re.search(r"^epsilon 4: banded noise (pays|does not pay), \d\.\d\d times fresh noise", text, re.MULTILINE)
