@@ -126,7 +126,8 @@ def _row(state: TrainingState, cohort: Sequence[str], result: RoundResult) -> di
     row |= {"clients": float(len(cohort)), "photos": float(result.num_examples)}
     if state.clip_norms:
         row["clip_norm"] = state.clip_norms[-1]
-    return row | {name.removeprefix("aggregator/"): value for name, value in result.measurements.items()}
+    row |= {name.removeprefix("aggregator/"): value for name, value in result.measurements.items()}
+    return row | result.dp_metrics
 
 
 def _check_round(

@@ -210,7 +210,8 @@ def _about_release(run: RunRecord) -> Iterator[Caveat]:
         "high",
         "un-noised measurements",
         "Covered are the model after each round and the clip norms. Training loss and metrics, cohort sizes, "
-        "per-client metrics and debug measurements come from the training users without noise: keep them private.",
+        "per-client metrics, columns that begin with not_private and debug measurements come from the training users "
+        "without noise: keep them private.",
     )
     yield Caveat(
         "medium",

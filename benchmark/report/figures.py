@@ -25,6 +25,12 @@ _METRICS = {
     "averaged_precision": "averaged precision (0 to 1)",
     "loss": "loss (cross-entropy, nats a label)",
 }
+_DP_METRICS = {
+    "fraction_clipped": "fraction of clients clipped (0 to 1)",
+    "update_norm": "mean norm of the clients' updates before clipping (L2)",
+    "signal_to_noise": "norm of the clean mean over that of its noise",
+    "cosine": "cosine of the noised to the clean mean (-1 to 1)",
+}
 _UPDATE_NORMS = {
     "average_client_norm": "mean norm of the clients' updates (L2)",
     "server_update_norm": "norm of the aggregated update (L2)",
@@ -49,6 +55,7 @@ def draw_all(runs: Sequence[Run]) -> list[Outcome]:
         outcomes.append(Left("curves", "Learning curves: left out, no run has evaluated itself yet."))
     outcomes += drawer.against_epsilon()
     outcomes.append(drawer.clip_norm())
+    outcomes += drawer.dp_metrics()
     outcomes += drawer.update_norms()
     partition, found = _evaluated(runs)
     if not found:
@@ -131,6 +138,15 @@ class _Drawer(Canvas):
         missing = Left("privacy", "Clip norm: left out, no run clips updates.")
         return self._path("clip_norm", "Clip norm", "clip norm (L2)") or missing
 
+    def dp_metrics(self) -> list[Outcome]:
+        note = "In each round of a private run; made of clean updates, and so NOT PRIVATE."
+        outcomes = [
+            self._path(name, label[0].upper() + label[1:].partition(" (")[0], label, note)
+            for name, label in _DP_METRICS.items()
+        ]
+        missing = Left("privacy", "Clipping and signal to noise: left out, no run is private and has recorded them.")
+        return [one for one in outcomes if one is not None] or [missing]
+
     def update_norms(self) -> list[Outcome]:
         outcomes = [
             self._path(ending, label[0].upper() + label[1:].removesuffix(" (L2)"), label)
@@ -139,7 +155,7 @@ class _Drawer(Canvas):
         missing = Left("privacy", "Update norms: left out, no run recorded them (train with --debug_measurements).")
         return [one for one in outcomes if one is not None] or [missing]
 
-    def _path(self, ending: str, title: str, label: str) -> Drawn | None:
+    def _path(self, ending: str, title: str, label: str, caption: str = "In each round of training.") -> Drawn | None:
         """The first column of each run whose name ends so, over rounds; None where no run has one."""
         found = []
         for run in self.runs:
@@ -155,7 +171,6 @@ class _Drawer(Canvas):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
         alt = f"{title} over rounds: " + _ends([(run.name, values[-1]) for run, _, values in found])
-        caption = "In each round of training."
         return self.figure("privacy", ending, f"{title} over rounds", caption, alt, draw, [run for run, *_ in found])
 
     def results(self, partition: str, found: _Evaluated) -> list[Outcome]:

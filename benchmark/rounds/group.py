@@ -74,20 +74,22 @@ class GroupTrainer:
             np.float32(0),
             np.int64(0),
         ]
-        num_examples, refused, seconds = 0, [], np.zeros(len(clients))
+        num_examples, refused = 0, []
+        seconds, norms = np.zeros(len(clients)), np.zeros(len(clients), np.float32)
         started = time.perf_counter()
         for group in prefetched(self._groups(sent.round_number, clients), _GROUPS_AHEAD):
-            aggregate, is_usable, *of_group = self._train_group(
+            aggregate, is_usable, of_clients, *of_group = self._train_group(
                 *group[1:], sent.weights, learning_rate, aggregate, sent.aggregator
             )
             sums = [total + more.numpy() for total, more in zip(sums, of_group, strict=True)]
             refused += group.clients[~is_usable.numpy()].tolist()
+            norms[group.clients] = of_clients.numpy()
             shown = group.shown.numpy().sum(1)
             num_examples += int(shown.sum())
             seconds[group.clients] = (time.perf_counter() - started) * shown / shown.sum()
             started = time.perf_counter()
         names = tuple(clients[place] for place in sorted(refused))
-        return ShardResult(aggregate, sums, num_examples, names, seconds)
+        return ShardResult(aggregate, sums, num_examples, names, seconds, norms)
 
     def _groups(self, round_number: int, clients: Sequence[str]) -> Iterator[Group]:
         if not clients:
@@ -149,7 +151,7 @@ class GroupTrainer:
         aggregate: Sequence[tf.Tensor],
         broadcast: Sequence[tf.Tensor],
     ) -> list[Any]:
-        """The aggregate with these clients, whose update may be used, and the sums of the metrics of those."""
+        """The aggregate with these clients, whose update may be used, its norm, sums of the usable ones' metrics."""
         num_clients, steps = tf.shape(shown)[0], tf.shape(shown)[1]
         start = [tf.repeat(weight[tf.newaxis], num_clients, axis=0) for weight in global_weights]
         all_logits = tf.TensorArray(tf.float32, steps, element_shape=[None, None, labels.shape[-1]])
@@ -179,9 +181,9 @@ class GroupTrainer:
             lambda step, *_: step < steps, one_step, [tf.constant(0), *start, all_logits], parallel_iterations=1
         )
         updates = [before - after for before, after in zip(start, [kernel, bias], strict=True)]
-        squares = _squares(updates)
-        is_usable = tf.add_n(squares) <= MAX_UPDATE_NORM**2  # false for NaN
-        examples = tf.cast(tf.reduce_sum(shown, 1), tf.float32) if self._config.weighted else tf.ones_like(squares[0])
+        square = tf.add_n(_squares(updates))
+        is_usable = square <= MAX_UPDATE_NORM**2  # false for NaN
+        examples = tf.cast(tf.reduce_sum(shown, 1), tf.float32) if self._config.weighted else tf.ones_like(square)
         client_weights = tf.where(is_usable, examples, 0.0)
         updates = [tf.where(_of_clients(is_usable, u), u, 0.0) for u in updates]
 
@@ -194,7 +196,8 @@ class GroupTrainer:
         )
         logits = tf.transpose(all_logits.stack(), [1, 0, 2, 3])
         counted = tf.sequence_mask(tf.where(is_usable[:, tf.newaxis], shown, 0), tf.shape(inputs)[2])
-        return [aggregate, is_usable, *_metrics(tf.boolean_mask(labels, counted), tf.boolean_mask(logits, counted))]
+        metrics = _metrics(tf.boolean_mask(labels, counted), tf.boolean_mask(logits, counted))
+        return [aggregate, is_usable, tf.sqrt(square), *metrics]
 
     def _scales(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """`clipping.clip_scales` of every client: float32 [g] for each weight."""

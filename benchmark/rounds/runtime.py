@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ class RoundResult:
       noise_multipliers: of the Gaussian queries that the aggregator answered, from TFF's record of the round.
       refused_clients: clients whose update was not finite or longer than `MAX_UPDATE_NORM`, and therefore left out,
         where the runtime can tell.
+      dp_metrics: of a private round, made of clean updates and therefore not private; none of TFF's own runtime.
     """
 
     metrics: dict[str, float]
@@ -27,6 +28,7 @@ class RoundResult:
     num_examples: int
     noise_multipliers: tuple[float, ...] = ()
     refused_clients: tuple[str, ...] = ()
+    dp_metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def update_rejected(self) -> bool:

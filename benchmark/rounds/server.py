@@ -16,6 +16,7 @@ from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
 from benchmark.rounds.compilation import compile_round
 from benchmark.rounds.config import FederatedConfig
+from benchmark.rounds.dp_metrics import dp_metrics
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.shard import Broadcast, ShardResult
 from benchmark.run.seeds import derive_seed
@@ -53,7 +54,7 @@ class RoundServer:
         noise_key: NoiseKey | None = None,
     ) -> None:
         self._rates, self._is_binary, self._seed = config.client.learning_rates, is_binary, seed
-        self._normals = None
+        self._noise, self._normals = config.noise, None
         if config.noise is not None:
             key = noise_key or NoiseKey.draw()
             self._normals = normals_of(config.noise.mechanism, key, config.noise.column)
@@ -80,19 +81,25 @@ class RoundServer:
         sums: list[Any] = [counts, np.float32(0), np.int64(0)]
         num_examples = 0
         refused: tuple[str, ...] = ()
+        norms = [np.zeros(0, np.float32)]
         for result in results:
             shard = [tf.convert_to_tensor(array) for array in result.aggregate]
             aggregate = shard if aggregate is None else self.aggregation.merge(aggregate, shard)
             sums = [total + more for total, more in zip(sums, result.metric_sums, strict=True)]
             num_examples += result.num_examples
             refused += result.refused_clients
+            norms.append(result.update_norms)
         if aggregate is None:
             aggregate = self.aggregation.zero()
         normals = None if self._normals is None else functools.partial(self._normals, round_number)
         seed = self._round_seed("rounding", round_number)
-        self._state, measurements, _ = self.aggregation.finish(self._state, aggregate, seed, normals)
+        before = self._state
+        self._state, measurements, update = self.aggregation.finish(before, aggregate, seed, normals)
+        unprotected = {}
+        if self._noise is not None:
+            unprotected = dp_metrics(self._noise, self._clip_norm(before), np.concatenate(norms), aggregate, update)
         metrics = histogram.finalize(sums[0], float(sums[1]), int(sums[2]), self._is_binary)
-        return RoundResult(metrics, measurements, num_examples, self._noise_multipliers(), refused)
+        return RoundResult(metrics, measurements, num_examples, self._noise_multipliers(), refused, unprotected)
 
     def weights(self) -> list[np.ndarray]:
         return [tensor.numpy() for tensor in self.aggregation.weights(self._state)]
@@ -110,6 +117,11 @@ class RoundServer:
 
     def _round_seed(self, *names: str | int) -> tf.Tensor:
         return tf.constant(derive_seed(self._seed, *names))
+
+    def _clip_norm(self, state: Sequence[tf.Tensor]) -> float:
+        """The clip norm in force while `state` is."""
+        named = zip(self.aggregation.spec.state_names, state, strict=True)
+        return next(float(value) for name, value in named if name.endswith("/l2_norm_clip"))
 
     def _noise_multipliers(self) -> tuple[float, ...]:
         named = zip(self.aggregation.spec.state_names, self._state, strict=True)

@@ -58,6 +58,7 @@ class ShardResult(NamedTuple):
       num_examples: photos shown, epochs counted.
       refused_clients: clients whose update was not finite or longer than `MAX_UPDATE_NORM`, and therefore left out.
       client_seconds: float64 [clients], how long each client took.
+      update_norms: float32 [clients], the L2 norm of each client's update before clipping, of refused ones too.
     """
 
     aggregate: Sequence[tf.Tensor]
@@ -65,6 +66,15 @@ class ShardResult(NamedTuple):
     num_examples: int
     refused_clients: tuple[str, ...]
     client_seconds: np.ndarray
+    update_norms: np.ndarray
+
+
+class _Added(NamedTuple):
+    """The aggregate with a client's update in it, whether it may be used, and the update's norm before clipping."""
+
+    aggregate: list[tf.Tensor]
+    is_usable: tf.Tensor
+    norm: tf.Tensor
 
 
 class _Sum(NamedTuple):
@@ -104,27 +114,29 @@ class ShardTrainer:
         self._metrics.reset_state()
         self._trainer.has_moved = True  # whatever the model was used for since the round before
         aggregate = self._aggregation.zero()
-        num_examples, refused, seconds = 0, [], []
+        num_examples, refused, seconds, norms = 0, [], [], []
         for client_id in clients:
             started = time.perf_counter()
             seed = tf.constant(derive_seed(self._seed, "encoding", sent.round_number, client_id))
             total = _Sum(aggregate, sent.aggregator, seed)
-            photos, aggregate, is_usable = self._train_client(batches, sent, learning_rate, total)
+            photos, (aggregate, is_usable, norm) = self._train_client(batches, sent, learning_rate, total)
             if not is_usable:
                 # Only now, because to decide it inside the compiled step would select between two results, another way
                 # through all weights, for every client because of hardly any.
                 aggregate = self._add_nothing(total)
                 refused.append(client_id)
             num_examples += photos
+            norms.append(norm.numpy())
             seconds.append(time.perf_counter() - started)
         metrics = self._metrics
         sums = [variable.numpy() for variable in (metrics.counts, metrics.loss_sum, metrics.num_photos)]
-        return ShardResult(aggregate, sums, num_examples, tuple(refused), np.array(seconds, np.float64))
+        of_clients = np.array(seconds, np.float64), np.array(norms, np.float32)
+        return ShardResult(aggregate, sums, num_examples, tuple(refused), *of_clients)
 
     def _train_client(
         self, batches: Iterator[ClientBatch], sent: Broadcast, learning_rate: tf.Tensor, total: _Sum
-    ) -> tuple[int, list[tf.Tensor], tf.Tensor]:
-        """Trains a client: photos shown, the aggregate with its update, whether that may be used."""
+    ) -> tuple[int, _Added]:
+        """Trains a client: photos shown, and the aggregate with its update."""
         one_pass: Callable[[], Iterator[Batch]] = functools.partial(_one_pass, batches)
         if self._trainer.descends:
             # Most clients of FLAIR have a single batch. Their update is the scaled gradient: no weight is set back,
@@ -134,22 +146,20 @@ class ShardTrainer:
             if len(ahead) == 1:
                 if self._trainer.has_moved:
                     self._trainer.start(sent.weights)
-                return int(ahead[0][1].shape[0]), *self._add_only_step(ahead[0], learning_rate, total)
+                return int(ahead[0][1].shape[0]), self._add_only_step(ahead[0], learning_rate, total)
             one_pass = functools.partial(itertools.chain, ahead, rest)
         self._trainer.start(sent.weights)
         photos = self._trainer.run(one_pass, learning_rate, sent.weights, sent.base_optimizer_state)
-        return photos, *self._add_difference(sent.weights, tf.constant(photos, tf.float32), total)
+        return photos, self._add_difference(sent.weights, tf.constant(photos, tf.float32), total)
 
     @tf.function(reduce_retracing=True)
-    def _add_only_step(self, batch: Batch, learning_rate: tf.Tensor, total: _Sum) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def _add_only_step(self, batch: Batch, learning_rate: tf.Tensor, total: _Sum) -> _Added:
         self._trainer.forget()
         update = self._trainer.only_update(*batch, learning_rate)
         return self._add(update, [], tf.cast(tf.shape(batch[1])[0], tf.float32), total)
 
     @tf.function
-    def _add_difference(
-        self, global_weights: Sequence[tf.Tensor], num_examples: tf.Tensor, total: _Sum
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def _add_difference(self, global_weights: Sequence[tf.Tensor], num_examples: tf.Tensor, total: _Sum) -> _Added:
         gradient = [tf.math.divide_no_nan(summed, num_examples) for summed in self._trainer.gradient_sum]
         if self._trainer.config.algorithm == FED_SGD:
             return self._add(gradient, [], num_examples, total)
@@ -158,14 +168,16 @@ class ShardTrainer:
 
     def _add(
         self, update: Sequence[tf.Tensor], full_gradient: Sequence[tf.Tensor], num_examples: tf.Tensor, total: _Sum
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The aggregate with this client in it, and whether its update is such that the aggregate may be used."""
+    ) -> _Added:
         # Not a test of every number: clipping needs these sums anyway, and a comparison with NaN is false.
-        is_usable = 2 * tf.add_n([tf.nn.l2_loss(tensor) for tensor in (*update, *full_gradient)]) <= MAX_UPDATE_NORM**2
+        square = 2 * tf.add_n([tf.nn.l2_loss(tensor) for tensor in update])
+        of_gradient = [2 * tf.nn.l2_loss(tensor) for tensor in full_gradient]
+        is_usable = tf.add_n([square, *of_gradient]) <= MAX_UPDATE_NORM**2
         weight = tf.where(is_usable, num_examples if self._trainer.config.weighted else 1.0, 0.0)
         self._metrics.add(self._trainer.metrics, tf.cast(is_usable, tf.int64))
         result = [*update, weight, *full_gradient]
-        return self._aggregation.accumulate(total.aggregate, result, total.broadcast, total.seed), is_usable
+        aggregate = self._aggregation.accumulate(total.aggregate, result, total.broadcast, total.seed)
+        return _Added(aggregate, is_usable, tf.sqrt(square))
 
     def _add_nothing(self, total: _Sum) -> list[tf.Tensor]:
         """The aggregate with a diverged client in it, as TFF counts one: an update of zero, with weight zero."""

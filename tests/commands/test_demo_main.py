@@ -94,9 +94,11 @@ def test_the_demo_ends_with_a_report_of_its_four_runs(tmp_path, browser):
     deviation = statement["noise"]["sum_noise_multiplier"] / cohort  # of each weight of the mean, in clip norms
     noise = np.random.default_rng(0).normal(0, deviation, 129 * 17)
     assert ratio == pytest.approx(np.linalg.norm(noise), rel=0.05)
-    # The private run does not record its updates before noise.
+    # The private run records no debug measurements, and marks what is not private.
     assert "average_client_norm" in _columns(tmp_path / "demo" / "federated")
     assert "average_client_norm" not in _columns(tmp_path / "demo" / "private")
+    assert "not_private/cosine" in _columns(tmp_path / "demo" / "private")
+    assert "not_private/cosine" not in _columns(tmp_path / "demo" / "federated")
     # All start from the public model; only central training moves more of it than the classifier.
     weights = {name: _best(tmp_path / "demo" / name) for name in ("public_model", "central", "federated", "private")}
     for name in ("central", "federated", "private"):

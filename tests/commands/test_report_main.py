@@ -22,6 +22,7 @@ from tests.support.privacy import plan_of
 
 LABELS = ("animal", "art <b>bold</b>", "cost $1", "fire_and_$moke", "plant")
 TASK = Task("labels", LABELS, len(LABELS))
+DP_METRICS = ("fraction_clipped", "update_norm", "signal_to_noise", "cosine")
 
 
 _report = partial(run, "benchmark.report_main")
@@ -85,6 +86,7 @@ def runs(tmp_path_factory):
 
     def noise(number):
         found = {"clip_norm": 0.1 + 0.001 * number, "average_client_norm": 0.5, "server_update_norm": 0.2}
+        found |= {f"not_private/{name}": 0.3 for name in DP_METRICS}
         return found | {"epsilon": 0.5 + 0.1 * number}
 
     _make_run(paths[2], "round", 3, 40, noise, ("client_learning_rate=0.2", "run_dir=else", "epsilon=4"))
@@ -119,6 +121,7 @@ def report(runs, tmp_path_factory):
 FIGURES = {
     *(f"{m}_over_{x}" for m in ("loss", "macro_averaged_precision") for x in ("epochs", "rounds", "time")),
     *("macro_averaged_precision_against_epsilon", "clip_norm", "average_client_norm", "server_update_norm"),
+    *DP_METRICS,
     *("by_label_test", "micro_averaged_precision_by_user_test", "macro_averaged_precision_test"),
 }
 
@@ -185,7 +188,13 @@ def test_without_evaluations_and_privacy_figures_are_left_out_with_a_reason(runs
     _make_run(folder, "round", 4, 5)
     done = _report(folder, f"--output_dir={tmp_path / 'out'}")
     page = (tmp_path / "out" / "index.html").read_text()
-    for reason in ("no run is private", "no run clips", "--debug_measurements", "no run has an evaluation.json"):
+    for reason in (
+        "no run is private",
+        "no run is private and has",
+        "no run clips",
+        "--debug_measurements",
+        "no run has an evaluation.json",
+    ):
         assert reason in page and reason in done.stdout
     assert "0.500" in page  # the summary's point estimates
 

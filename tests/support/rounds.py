@@ -35,6 +35,8 @@ def assert_equal_rounds(ours: Runtime, reference: Runtime, cohorts: Sequence[Seq
         assert mine.metrics == pytest.approx(expected.metrics, abs=1e-5)
         assert mine.measurements == pytest.approx(expected.measurements, abs=1e-5)
         assert mine.noise_multipliers == expected.noise_multipliers
+        if expected.dp_metrics:  # TFF's own runtime has none
+            assert mine.dp_metrics == pytest.approx(expected.dp_metrics, abs=1e-5)
     for one, other in zip(ours.weights(), reference.weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     moved = max(np.abs(now - then).max() for now, then in zip(ours.weights(), start, strict=True))
