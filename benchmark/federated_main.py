@@ -143,6 +143,7 @@ def _train(
     num_weights = trainable.num_weights(model)
     try:
         if privacy_plan is not None:
+            settings.check_noise_memory(privacy_plan, num_weights)
             noise = setup.config.noise
             stddev = None if noise is None else noise.clipped_count_stddev
             print("\n".join(announcement(privacy_plan, num_weights, stddev)), flush=True)

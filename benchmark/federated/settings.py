@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -121,6 +122,18 @@ def privacy_request(flags: Flags) -> PrivacyRequest:
 def privacy_plan_of(flags: Flags, num_users: int) -> PrivacyPlan | None:
     """The privacy of the run, None without; FlairError when this many users cannot give it."""
     return make_plan(num_users, privacy_request(flags)) if is_private(flags) else None
+
+
+def check_noise_memory(plan: PrivacyPlan, num_weights: int) -> None:
+    """Refuses banded noise that would take more than half of the machine's memory."""
+    band, memory = 4 * num_weights, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kept = len(plan.column) - 1
+    if kept * band > memory / 2:
+        raise FlairError(
+            f"{len(plan.column):,} bands: the noise of {kept:,} rounds, {num_weights:,} weights each, stays in memory "
+            f"and takes {kept * band / 2**30:.1f} GiB of this machine's {memory / 2**30:.1f}; give at most "
+            f"--bands={1 + int(memory / 2 // band)}, or train fewer weights"
+        )
 
 
 def run_record(

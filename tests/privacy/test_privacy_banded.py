@@ -5,11 +5,13 @@ import math
 
 import dp_accounting
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.federated.cohort import sample_cohort
+from benchmark.federated.settings import check_noise_memory
 from benchmark.privacy import banded
 from benchmark.privacy.noise import BandedNoise, FreshNoise
 from benchmark.privacy.noise_key import NoiseKey
@@ -186,4 +188,12 @@ def test_every_user_joins_in_the_rounds_of_the_own_group_alone():
 def test_refusals_name_the_flag(change, message):
     with pytest.raises(FlairError, match=message) as refusal:
         plan_of(**{**SMALL, "epsilon": 2.0, **change})
+    assert "\n" not in str(refusal.value)
+
+
+def test_bands_that_do_not_fit_into_memory_are_refused():
+    plan = plan_of(**SMALL, bands=20, noise_multiplier=1.0)
+    check_noise_memory(plan, 1000)
+    with pytest.raises(FlairError, match=r"20 bands: the noise of 19 rounds, .* give at most --bands=2, or") as refusal:
+        check_noise_memory(plan, psutil.virtual_memory().total // 12)
     assert "\n" not in str(refusal.value)
