@@ -7,6 +7,8 @@ round, and a statement with its caveats.
 __all__ = [
     "accounting",
     "adaptive",
+    "audit",
+    "audit_text",
     "caveats",
     "comparison",
     "noise",
