@@ -22,7 +22,7 @@ from benchmark.data.clients import BatchPlan
 from benchmark.data.source import Clients, ClientSource
 from benchmark.features.cache import FeatureSource
 from benchmark.privacy.noise_key import NoiseKey
-from benchmark.rounds.config import FederatedConfig
+from benchmark.rounds.config import CanaryConfig, FederatedConfig
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.server import RoundServer
 from benchmark.rounds.shard import ShardResult
@@ -65,6 +65,7 @@ class RayRuntime(RoundServer):
       pool: the workers, which end with the runtime. They are not told the noise key.
       eval_batch_size: photos per batch when workers score.
       features: where the features are that `model`, a head, takes; None: it takes photos.
+      canaries: of a private run, see `RoundServer`; the server adds them.
 
     Attributes:
       timing: of the last round.
@@ -85,8 +86,9 @@ class RayRuntime(RoundServer):
         pool: WorkerPool,
         eval_batch_size: int = 512,
         features: FeatureSource | None = None,
+        canaries: CanaryConfig | None = None,
     ) -> None:
-        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key)
+        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key, canaries)
         self.pool, self._batch_plan, self._data = pool, batch_plan, data
         frozen = [variable.numpy() for variable in model.non_trainable_variables]
         run = (model_arguments, frozen, features, source, batch_plan, config.client, seed, self.aggregation.spec)

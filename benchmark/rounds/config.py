@@ -89,3 +89,14 @@ class FederatedConfig:
     aggregator: str = "mean"
     noise: NoiseConfig | None = None
     debug_measurements: bool = False
+
+
+@dataclass(frozen=True)
+class CanaryConfig:
+    """The canaries of an audited run: how many, about half of which are in, and how probably one takes part in a round.
+
+    Not a part of `FederatedConfig`, on whose text the noise of repeated runs depends.
+    """
+
+    count: int
+    probability: float

@@ -15,7 +15,7 @@ import tensorflow as tf
 from benchmark.data.clients import BatchPlan, ClientData
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.client import LocalTrainer
-from benchmark.rounds.config import FederatedConfig
+from benchmark.rounds.config import CanaryConfig, FederatedConfig
 from benchmark.rounds.group import shard_trainer
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.server import RoundServer
@@ -30,7 +30,7 @@ class InProcessRuntime(RoundServer):
       data: the training clients.
       batch_plan: how a client goes through its photos.
       seed: of the run; order and augmentation of a round follow from it and the round's number.
-      noise_key: of a private run, see `RoundServer`.
+      noise_key, canaries: of a private run, see `RoundServer`.
     """
 
     def __init__(
@@ -41,8 +41,9 @@ class InProcessRuntime(RoundServer):
         batch_plan: BatchPlan,
         seed: int,
         noise_key: NoiseKey | None = None,
+        canaries: CanaryConfig | None = None,
     ) -> None:
-        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key)
+        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key, canaries)
         self.trainer = LocalTrainer(model, config.client, self.aggregation.spec.step)
         self._cohort = shard_trainer(self.trainer, self.aggregation, data, batch_plan, seed)
 

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from benchmark.privacy.audit import CanaryScores
+
 
 @dataclass(frozen=True)
 class RoundResult:
@@ -53,6 +55,10 @@ class Runtime(Protocol):
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
         """Continues from `state()` of another process."""
+        ...
+
+    def canary_scores(self) -> CanaryScores | None:
+        """What an audited run has recorded so far, None of another."""
         ...
 
     def close(self) -> None:

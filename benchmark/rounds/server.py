@@ -10,12 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.metrics import histogram
+from benchmark.privacy.audit import CanaryScores
 from benchmark.privacy.noise import normals_of
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
+from benchmark.rounds.canaries import Canaries
 from benchmark.rounds.compilation import compile_round
-from benchmark.rounds.config import FederatedConfig
+from benchmark.rounds.config import CanaryConfig, FederatedConfig
 from benchmark.rounds.dp_metrics import dp_metrics
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.shard import Broadcast, ShardResult
@@ -40,6 +42,7 @@ class RoundServer:
       seed: of the run; what an aggregator rounds stochastically follows from it and the round's number.
       noise_key: what the noise of a private run follows from, by round. None draws a new one: two runs that differ
         must not share noise, or the difference of their models would show the clients' updates without any.
+      canaries: take part in the rounds of a private run beside its users; None: none do.
 
     Attributes:
       aggregation: TFF's aggregator and server optimizer.
@@ -52,12 +55,16 @@ class RoundServer:
         is_binary: bool,
         seed: int,
         noise_key: NoiseKey | None = None,
+        canaries: CanaryConfig | None = None,
     ) -> None:
         self._rates, self._is_binary, self._seed = config.client.learning_rates, is_binary, seed
-        self._noise, self._normals = config.noise, None
+        self._noise, self._normals, self._canaries = config.noise, None, None
         if config.noise is not None:
             key = noise_key or NoiseKey.draw()
             self._normals = normals_of(config.noise.mechanism, key, config.noise.column)
+            if canaries is not None:
+                named = [(variable.name.partition(":")[0], variable.shape) for variable in model.trainable_variables]
+                self._canaries = Canaries(canaries, key, named, config.noise.clients_per_round)
         self._num_outputs = model.output_shape[-1]
         specs = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
         self.aggregation = Aggregation(_compiled(config, specs))
@@ -93,11 +100,18 @@ class RoundServer:
             aggregate = self.aggregation.zero()
         normals = None if self._normals is None else functools.partial(self._normals, round_number)
         seed = self._round_seed("rounding", round_number)
-        before = self._state
+        before, of_users = self._state, aggregate
+        if self._canaries is not None:
+            sent = self.aggregation.broadcast(before, self._round_seed("broadcast", round_number))
+            clip_norm = self._clip_norm(before)
+            aggregate = self._canaries.add(self.aggregation, aggregate, sent, seed, clip_norm, round_number)
         self._state, measurements, update = self.aggregation.finish(before, aggregate, seed, normals)
         unprotected = {}
         if self._noise is not None:
-            unprotected = dp_metrics(self._noise, self._clip_norm(before), np.concatenate(norms), aggregate, update)
+            unprotected = dp_metrics(self._noise, self._clip_norm(before), np.concatenate(norms), of_users, update)
+        if self._canaries is not None:
+            weights = zip(self.aggregation.weights(before), self.aggregation.weights(self._state), strict=True)
+            self._canaries.observe(round_number, self._clip_norm(before), update, [then - now for then, now in weights])
         metrics = histogram.finalize(sums[0], float(sums[1]), int(sums[2]), self._is_binary)
         return RoundResult(metrics, measurements, num_examples, self._noise_multipliers(), refused, unprotected)
 
@@ -105,15 +119,22 @@ class RoundServer:
         return [tensor.numpy() for tensor in self.aggregation.weights(self._state)]
 
     def state(self) -> list[np.ndarray]:
-        return [tensor.numpy() for tensor in self._state]
+        scores = [] if self._canaries is None else self._canaries.state()
+        return [*(tensor.numpy() for tensor in self._state), *scores]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
-        if len(state) != len(self._state):
+        if len(state) != len(self.state()):
             raise FlairError(
-                f"the checkpoint has {len(state)} arrays, this training {len(self._state)}: an earlier version wrote "
+                f"the checkpoint has {len(state)} arrays, this training {len(self.state())}: an earlier version wrote "
                 "it; use --overwrite"
             )
-        self._state = [tf.constant(array, tensor.dtype) for array, tensor in zip(state, self._state, strict=True)]
+        own = len(self._state)
+        self._state = [tf.constant(array, tensor.dtype) for array, tensor in zip(state[:own], self._state, strict=True)]
+        if self._canaries is not None:
+            self._canaries.restore(state[own:])
+
+    def canary_scores(self) -> CanaryScores | None:
+        return None if self._canaries is None else self._canaries.scores()
 
     def _round_seed(self, *names: str | int) -> tf.Tensor:
         return tf.constant(derive_seed(self._seed, *names))

@@ -99,6 +99,9 @@ class TffRuntime:
         events = getattr(event, "events", [event])
         return tuple(float(one.noise_multiplier) for one in events if hasattr(one, "noise_multiplier"))
 
+    def canary_scores(self) -> None:
+        return None
+
     def close(self) -> None:
         stop_workers()
 
