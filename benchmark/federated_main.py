@@ -8,6 +8,7 @@ the result of an unbroken one.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -18,13 +19,13 @@ from benchmark.federated import checks, settings
 from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.flags import FLAGS, RAY, TFF
 from benchmark.federated.settings import Setup
-from benchmark.privacy import noise_key
+from benchmark.privacy import audit, audit_text, noise_key
 from benchmark.privacy.accounting import rounded_up
 from benchmark.privacy.statement import announcement, make_statement, write_statement
 from benchmark.run import command
 from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
-from benchmark.run.names import BEST_FILE
+from benchmark.run.names import AUDIT_FILE, BEST_FILE
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
 from benchmark.training import start
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from benchmark.training.inputs import Prepared
 
 
-_NEWER_FLAGS = ("trainable", "cache_features", "feature_views", "feature_dtype", "augment")
+_NEWER_FLAGS = ("trainable", "cache_features", "feature_views", "feature_dtype", "augment", "audit_canaries")
 
 
 def main(flags: Flags) -> None:
@@ -133,11 +134,18 @@ def _train(
             groups=1 if privacy_plan is None else privacy_plan.request.groups,
         )
 
-    def state_privacy(state: TrainingState) -> None:
-        if privacy_plan is not None:
-            has_key = (run.path / noise_key.KEY_FILE).exists()
-            record = settings.run_record(flags, setup.config, state.round, state.clip_norms, has_key, num_weights)
-            write_statement(run.path, make_statement(privacy_plan, record))
+    def state_privacy(state: TrainingState) -> dict[str, Any] | None:
+        if privacy_plan is None:
+            return None
+        has_key = (run.path / noise_key.KEY_FILE).exists()
+        scores, found = runtime.canary_scores(), None
+        if scores is not None:
+            claim = settings.audited_claim(privacy_plan, setup.config, state.round)
+            audit.write(run.path / AUDIT_FILE, claim, scores)
+            found = audit.audit(claim, scores)
+        record = settings.run_record(flags, setup.config, state.round, state.clip_norms, has_key, num_weights, found)
+        write_statement(run.path, make_statement(privacy_plan, record))
+        return found
 
     runtime, model, scorer, _ = _build(setup, network, key)
     num_weights = trainable.num_weights(model)
@@ -147,6 +155,10 @@ def _train(
             noise = setup.config.noise
             stddev = None if noise is None else noise.clipped_count_stddev
             print("\n".join(announcement(privacy_plan, num_weights, stddev)), flush=True)
+            if flags.audit_canaries:
+                claim = settings.audited_claim(privacy_plan, setup.config, flags.total_rounds)
+                cost = audit_text.cost_text(audit.cost(claim, flags.audit_canaries / 2, num_weights))
+                print(f"audit: {flags.audit_canaries:,} canaries, half of them in: {cost}", flush=True)
         with SafePoints("round") as safe_points:
             state = loop.train(
                 runtime, model, scorer, cohort_of, privacy_plan, run, config, safe_points, before_release=state_privacy
@@ -178,7 +190,9 @@ def _train(
     if privacy_plan is not None:
         if not flags.keep_noise_key:
             noise_key.forget_key(run.path)
-        state_privacy(state)
+        found = state_privacy(state)
+        if found is not None:
+            summary["audit"] = found
         summary["epsilon"] = privacy_plan.own_epsilon_at(state.round)
         if privacy_plan.request.simulated_cohort is not None:
             summary["simulated_epsilon"] = privacy_plan.epsilon_at(state.round)
@@ -249,7 +263,8 @@ def _build(setup: Setup, model: tf.keras.Model, key: NoiseKey | None = None) -> 
         from benchmark.rounds.inprocess import InProcessRuntime
 
         clients = prepared.inputs.clients(setup.clients)
-        runtime = InProcessRuntime(prepared.model, setup.config, clients, setup.batch_plan, flags.seed, key)
+        canaries = settings.canary_config(flags, len(setup.clients.client_ids))
+        runtime = InProcessRuntime(prepared.model, setup.config, clients, setup.batch_plan, flags.seed, key, canaries)
     return _Built(runtime, model, LocalScorer(prepared.model, prepared.inputs, setup.batch_plan), prepared)
 
 
@@ -270,6 +285,7 @@ def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[
             *(prepared.model, arguments, setup.config, setup.clients, source, setup.batch_plan, flags.seed, key, pool),
             eval_batch_size=flags.eval_batch_size,
             features=prepared.source,
+            canaries=settings.canary_config(flags, len(setup.clients.client_ids)),
         )
     except BaseException:
         pool.close()
@@ -289,8 +305,14 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
     print(f"run folder: {run_dir}")
     if "epsilon" in summary:
         print(f"epsilon: {rounded_up(summary['epsilon'])}; read {run_dir / 'privacy.txt'} for what that means")
+    if "audit" in summary:
+        contradicted = bool(summary["audit"]["contradicted_by"])
+        print(f"audit: {audit_text.verdict(summary['audit'])}", file=sys.stderr if contradicted else sys.stdout)
     print(f"{summary['rounds']} rounds in {duration(summary['training_seconds'])} of training")
-    print("next:", command_line("tensorboard", logdir=run_dir))
+    if "audit" in summary:
+        print("next:", command_line("python -m benchmark.audit_main", run_dir=run_dir))
+    else:
+        print("next:", command_line("tensorboard", logdir=run_dir))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import re
 import sys
 
 from benchmark.federated.flags import CORRELATED, EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
-from benchmark.federated.settings import is_private, privacy_request, target_quantile
-from benchmark.privacy.request import Mechanism
+from benchmark.federated.settings import is_private, mechanism, privacy_request, sampling, target_quantile
+from benchmark.privacy.audit import LEAST_CANARIES
+from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
 from benchmark.run.flags import Flags
 from benchmark.training.flags import caches_features
@@ -101,7 +102,22 @@ def _check_privacy_flags(flags: Flags) -> None:
             "--algorithm=mime_lite sends full gradients to the server without noise, so no epsilon can be stated; "
             "use fed_avg, fed_prox or fed_sgd with differential privacy"
         )
+    if flags.audit_canaries:
+        _check_canaries(flags)
     privacy_request(flags).check()
+
+
+def _check_canaries(flags: Flags) -> None:
+    given = f"--audit_canaries={flags.audit_canaries}"
+    if flags.audit_canaries < LEAST_CANARIES:
+        raise FlairError(f"{given}: so few prove nothing; give at least {LEAST_CANARIES} (say 100), or leave it out")
+    if flags.runtime == TFF:
+        raise FlairError(f"{given}: TFF's own runtime takes no canaries; use --runtime=inprocess or ray")
+    if mechanism(flags) is not Mechanism.GAUSSIAN or sampling(flags) is not Sampling.POISSON:
+        raise FlairError(
+            f"{given}: a canary takes part in every round by a coin of its own, under fresh noise, and so must the "
+            "users; use --client_sampling=poisson and --aggregator=mean, or leave it out"
+        )
 
 
 def _check_ray_flags(flags: Flags) -> None:

@@ -166,6 +166,14 @@ PRIVACY_FLAGS: Table = (
         "Leave noise.key in the run folder when the run is complete, for a --noise_key_file.",
         Role.RESULT,
     ),
+    integer(
+        "audit_canaries",
+        0,
+        "Clients that are nobody, about half of which take part beside the users: measures what the run gives away, at "
+        "some cost for the model; 0: none.",
+        Role.RESULT,
+        least=0,
+    ),
 )
 _OTHER_FLAGS: Table = (
     boolean("debug_measurements", "Record statistics of the updates before noise, which are not private.", Role.RESULT),

@@ -57,7 +57,7 @@ def train(
     run: RunFolder,
     config: LoopConfig,
     safe_points: SafePoints,
-    before_release: Callable[[TrainingState], None] = lambda _state: None,
+    before_release: Callable[[TrainingState], object] = lambda _state: None,
 ) -> TrainingState:
     """Runs all rounds, from the run folder's newest checkpoint if there is one.
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmark.data.records import Records, Task
 from benchmark.federated.flags import AUTO, CORRELATED, EQUAL, TFF
 from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
+from benchmark.privacy.audit import Claim
 from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.plan import PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
-from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
+from benchmark.rounds.config import CanaryConfig, ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
 from benchmark.run.flags import Flags
 from benchmark.run.schedules import learning_rates
 from benchmark.training import start
@@ -143,12 +144,14 @@ def run_record(
     clip_norms: Sequence[float],
     has_key: bool,
     num_weights: int,
+    audit: dict[str, Any] | None = None,
 ) -> RunRecord:
     """What happened in a private run so far.
 
     Args:
       has_key: whether the noise key lies in the run folder.
       num_weights: how many numbers train.
+      audit: what the canaries showed, if there are any.
     """
     noise = config.noise
     assert noise is not None
@@ -166,6 +169,29 @@ def run_record(
         noise_key=key,
         drawn_by_tff=flags.runtime == TFF,
         num_weights=num_weights,
+        audit=audit,
+    )
+
+
+def canary_config(flags: Flags, num_clients: int) -> CanaryConfig | None:
+    """The canaries of an audited run; those that are in take part as probably as a client."""
+    return CanaryConfig(flags.audit_canaries, flags.clients_per_round / num_clients) if flags.audit_canaries else None
+
+
+def audited_claim(privacy_plan: PrivacyPlan, config: FederatedConfig, rounds: int) -> Claim:
+    """What is claimed of the run itself after so many rounds, for its audit."""
+    noise, request = config.noise, privacy_plan.request
+    assert noise is not None
+    stddev, total = noise.clipped_count_stddev, noise.noise_multiplier
+    return Claim(
+        epsilon=privacy_plan.own_epsilon_at(rounds),
+        delta=privacy_plan.delta,
+        accountant=request.accountant,
+        noise_multiplier=total if stddev is None else sum_noise_multiplier(total, stddev),
+        clipped_count_stddev=stddev,
+        sampling_probability=request.cohort / privacy_plan.num_users,
+        rounds=rounds,
+        clients_per_round=request.cohort,
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from benchmark.privacy import audit_text
 from benchmark.privacy.accounting import rounded_up, small_delta
 from benchmark.privacy.adaptive import clip_collapses
 from benchmark.privacy.plan import PrivacyPlan, price
@@ -45,6 +46,7 @@ class RunRecord:
       restored_model: training started from other weights (--restore_model_path, --backbone_weights).
       drawn_by_tff: the noise is TFF's own (--runtime=tff); only the cohorts follow from the key.
       num_weights: how many numbers of the model train; None where that is not known.
+      audit: what `audit.audit` found; None of a run without canaries.
     """
 
     rounds_completed: int
@@ -56,11 +58,12 @@ class RunRecord:
     noise_key: KeyState = KeyState.PRESENT
     drawn_by_tff: bool = False
     num_weights: int | None = None
+    audit: dict[str, Any] | None = None
 
 
 def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
     """The limits of what `plan` promises about `run`, the gravest first."""
-    found = [*_about_accounting(plan, run), *_about_noise(plan, run), *_about_release(run)]
+    found = [*_about_accounting(plan, run), *_about_noise(plan, run), *_about_release(run), *_about_audit(run)]
     order = ("critical", "high", "medium", "note")
     return sorted(found, key=lambda caveat: order.index(caveat.severity))
 
@@ -242,3 +245,22 @@ def _about_release(run: RunRecord) -> Iterator[Caveat]:
             "Training started from other weights: if users of this training took part in making those, epsilon "
             "does not hold for them.",
         )
+
+
+def _about_audit(run: RunRecord) -> Iterator[Caveat]:
+    audit = run.audit
+    if audit is None:
+        return
+    if audit["contradicted_by"]:
+        yield Caveat(
+            "critical",
+            "contradicted by the audit",
+            f"{audit_text.verdict(audit)}. Do not release these models: noise, clipping or cohorts are not what is "
+            "accounted for.",
+        )
+    yield Caveat(
+        "note",
+        "canaries",
+        f"{audit['included']:,} clients that are nobody took part beside the users, whose guarantee they do not "
+        f"change: {audit_text.cost_text(audit['cost'])}.",
+    )

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from benchmark.privacy import audit_text
 from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
 from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats, price_text
@@ -107,6 +108,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
         },
         "own_epsilon": None if request.simulated_cohort is None else finite(plan.own_epsilon_at(rounds)),
         "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)),
+        "audit": run.audit,
         "caveats": [caveat._asdict() for caveat in caveats(plan, run)],
     }
 
@@ -165,8 +167,13 @@ def write_statement(folder: str | os.PathLike[str], statement: dict[str, Any]) -
 
 
 def headline(statement: dict[str, Any]) -> str:
-    """The statement in two or three sentences: what would make it void, the claim and its conditions, a large delta."""
-    return " ".join(filter(None, [_secrecy(statement), _claim(statement), _delta(statement)]))
+    """The statement in a few sentences: what would make it void, the claim and its conditions, a large delta."""
+    return " ".join(filter(None, [_audit(statement), _secrecy(statement), _claim(statement), _delta(statement)]))
+
+
+def _audit(statement: dict[str, Any]) -> str:
+    audit = statement.get("audit")
+    return f"{audit_text.verdict(audit)}." if audit and audit["contradicted_by"] else ""
 
 
 def _secrecy(statement: dict[str, Any]) -> str:
@@ -277,6 +284,7 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
             "epsilon proved, one replaced, RDP",
             _spent(statement["replace_one_epsilon"]) if _is_fixed_size(statement) else "-",
         ),
+        *(audit_text.rows(statement["audit"]) if statement.get("audit") else []),
     ]
 
 

@@ -32,7 +32,8 @@ from flair.files import atomic, checked_json, lock
 # Everything a run leaves beside its folders. A privacy statement, above all, must not outlive the run it is about.
 _OUTPUTS = (
     *(names.FLAGS_FILE, names.RUN_FILE, names.METRICS_FILE, names.TIMES_FILE, names.SUMMARY_FILE),
-    *("privacy.*", names.KEY_FILE, names.BEST_FILE, names.LAST_FILE, "clients*.csv", names.EVALUATION_FILE),
+    *("privacy.*", names.AUDIT_FILE, names.KEY_FILE, names.BEST_FILE, names.LAST_FILE, "clients*.csv"),
+    names.EVALUATION_FILE,
 )
 _DESCRIPTION = {"started": str, "continued?": [str], "data?": {"digest?": str}}
 _METRICS = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "training_seconds": NUMBER}
