@@ -167,8 +167,8 @@ def test_a_stopped_run_continues_to_the_same_result(tfrecords, repeatable, finis
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "kills"),
-    [((), 10), (("--trainable=head", "--aggregator=banded", "--bands=3"), 3)],
-    ids=["all weights", "features and banded noise"],
+    [(("--audit_canaries=20",), 10), (("--trainable=head", "--aggregator=banded", "--bands=3"), 3)],
+    ids=["all weights and canaries", "features and banded noise"],
 )
 def test_kills_change_nothing(tfrecords, repeatable, tmp_path, more, kills):
     """SIGKILL at seeded places of a twelve-round private run, resumed each time."""
