@@ -156,9 +156,7 @@ def _train(
             stddev = None if noise is None else noise.clipped_count_stddev
             print("\n".join(announcement(privacy_plan, num_weights, stddev)), flush=True)
             if flags.audit_canaries:
-                claim = settings.audited_claim(privacy_plan, setup.config, flags.total_rounds)
-                cost = audit_text.cost_text(audit.cost(claim, flags.audit_canaries / 2, num_weights))
-                print(f"audit: {flags.audit_canaries:,} canaries, half of them in: {cost}", flush=True)
+                print("audit:", settings.audit_cost(flags, privacy_plan, setup.config, num_weights), flush=True)
         with SafePoints("round") as safe_points:
             state = loop.train(
                 runtime, model, scorer, cohort_of, privacy_plan, run, config, safe_points, before_release=state_privacy

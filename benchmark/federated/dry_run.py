@@ -64,7 +64,7 @@ def plan_lines(
         *_algorithm_lines(flags, setup.config),
         *entry("rounds", f"{rounds:,}, an evaluation every {flags.rounds_per_eval:,}"),
         *entry("cohort", _cohort_row(flags, population, photos)),
-        *([] if privacy_plan is None else _privacy_lines(setup.config, privacy_plan, num_weights(model))),
+        *([] if privacy_plan is None else _privacy_lines(flags, setup.config, privacy_plan, num_weights(model))),
         *entry("memory", memory_row(), _MEMORY_NOTES[flags.runtime]),
         *training_plan.time_lines(
             [*extraction, Part("rounds", rounds, fixed + cohort * photos * per_photo), *scored],
@@ -74,8 +74,8 @@ def plan_lines(
     ]
 
 
-def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan, weights: int) -> list[str]:
-    """Epsilon, delta and every noise of the plan."""
+def _privacy_lines(flags: Flags, config: FederatedConfig, privacy_plan: PrivacyPlan, weights: int) -> list[str]:
+    """Epsilon, delta and every noise of the plan, and what an audit costs."""
     noise, request = config.noise, privacy_plan.request
     assert noise is not None
     own, cohort, rounds = privacy_plan.run_noise_multiplier, request.accounted_cohort, request.total_rounds
@@ -111,7 +111,10 @@ def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan, weights: 
         kept = 4 * weights * (len(noise.column) - 1) / 2**20
         rows.append(f"{len(noise.column)} bands: {kept:,.0f} MiB for the noise of the rounds before")
     rows.append(f"{privacy_plan.noise_on_running_sum:.4g} on the sum of the mean updates so far (RMS over all rounds)")
-    return [*lines, *entry("sigma", *rows)]
+    lines += entry("sigma", *rows)
+    if flags.audit_canaries:
+        lines += entry("audit", settings.audit_cost(flags, privacy_plan, config, weights))
+    return lines
 
 
 def _sigma_by_both(privacy_plan: PrivacyPlan) -> list[str]:

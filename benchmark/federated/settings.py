@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.data.records import Records, Task
 from benchmark.federated.flags import AUTO, CORRELATED, EQUAL, TFF
+from benchmark.privacy import audit, audit_text
 from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
 from benchmark.privacy.audit import Claim
 from benchmark.privacy.caveats import KeyState, RunRecord
@@ -144,14 +145,14 @@ def run_record(
     clip_norms: Sequence[float],
     has_key: bool,
     num_weights: int,
-    audit: dict[str, Any] | None = None,
+    found: dict[str, Any] | None = None,
 ) -> RunRecord:
     """What happened in a private run so far.
 
     Args:
       has_key: whether the noise key lies in the run folder.
       num_weights: how many numbers train.
-      audit: what the canaries showed, if there are any.
+      found: by the audit, if there are canaries.
     """
     noise = config.noise
     assert noise is not None
@@ -169,13 +170,20 @@ def run_record(
         noise_key=key,
         drawn_by_tff=flags.runtime == TFF,
         num_weights=num_weights,
-        audit=audit,
+        audit=found,
     )
 
 
 def canary_config(flags: Flags, num_clients: int) -> CanaryConfig | None:
     """The canaries of an audited run; those that are in take part as probably as a client."""
     return CanaryConfig(flags.audit_canaries, flags.clients_per_round / num_clients) if flags.audit_canaries else None
+
+
+def audit_cost(flags: Flags, privacy_plan: PrivacyPlan, config: FederatedConfig, num_weights: int) -> str:
+    """What the canaries will cost, in words."""
+    claim = audited_claim(privacy_plan, config, flags.total_rounds)
+    cost = audit.cost(claim, flags.audit_canaries / 2, num_weights)
+    return f"{flags.audit_canaries:,} canaries, half of them in: {audit_text.cost_text(cost)}"
 
 
 def audited_claim(privacy_plan: PrivacyPlan, config: FederatedConfig, rounds: int) -> Claim:

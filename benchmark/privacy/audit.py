@@ -217,6 +217,10 @@ def cost(claim: Claim, included: float, num_weights: int) -> dict[str, float]:
     """What canaries do to a model, as expected: their part of the cohort, their updates and the noise over all rounds.
 
     The two lengths are those of what the sum of the rounds' means carries, in clip norms.
+
+    >>> flair = Claim(2.0, 8.4e-6, "pld", 0.974, None, 200 / 41131, 5000, 200.0)
+    >>> {name: round(value, 3) for name, value in cost(flair, included=200, num_weights=11_185_233).items()}
+    {'part_of_cohort': 0.005, 'canaries_on_running_sum': 1.719, 'noise_on_running_sum': 1151.692}
     """
     participations, cohort = claim.sampling_probability * claim.rounds, claim.clients_per_round
     return {
