@@ -34,6 +34,7 @@ SMALLER = (
     (r" flair\.synthetic ", "--num_images=120 --num_users=30"),
     (r" benchmark\.central_main ", f"{_SMALL_MODEL} --num_epochs=1 --train_batch_size=32"),
     (r" benchmark\.federated_main ", f"{_SMALL_MODEL} {_SMALL_ROUNDS}"),
+    (r" tests/planted_faults\.py", "--runs=1 --canaries=10"),
     (r" benchmark\.sweep_main ", f"--seeds=1 {_SMALL_MODEL} {_SMALL_ROUNDS}"),
     (r" benchmark\.personalize_main ", "--partition=train --num_episodes=4"),
     (r" --episodes=labels ", "--label_set=train"),
