@@ -107,6 +107,8 @@ def test_scores_follow_from_what_was_released_and_a_restored_run_has_those_of_an
             server.finish(number, [users(server, number, seed=0)])
     for one, other in zip(unbroken.state(), broken.state(), strict=True):
         np.testing.assert_array_equal(one, other)
+    for part, same in zip(unbroken.canary_scores(), broken.canary_scores(), strict=True):
+        np.testing.assert_array_equal(part, same)
     with pytest.raises(FlairError, match="use --overwrite"):
         _server().restore(unbroken.state())
     # Under plain steps of 0.1 the final score is a tenth of the sum of all released means along the direction.
