@@ -33,6 +33,7 @@ from benchmark.model.trainable import ALL, FILM, HEAD, body_and_head, choose
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import (
+    CanaryConfig,
     ClientConfig,
     FederatedConfig,
     NoiseConfig,
@@ -106,14 +107,15 @@ def _model_arguments(task):
     return "cnn", (*SIZE, 3), task.num_outputs, False, 3, "float32"
 
 
-def _ray(config, source, plan, pool):
+def _ray(config, source, plan, pool, **more):
     arguments = _model_arguments(plan.task)
     data = source.open()[1]
-    return RayRuntime(build_model(*arguments), (arguments, ALL), config, data, source, plan, SEED, KEY, pool)
+    return RayRuntime(build_model(*arguments), (arguments, ALL), config, data, source, plan, SEED, KEY, pool, **more)
 
 
-def _inprocess(config, source, plan):
-    return InProcessRuntime(build_model(*_model_arguments(plan.task)), config, source.open()[1], plan, SEED, KEY)
+def _inprocess(config, source, plan, **more):
+    data = source.open()[1]
+    return InProcessRuntime(build_model(*_model_arguments(plan.task)), config, data, plan, SEED, KEY, **more)
 
 
 def _cohort(source, round_number, size=6):
@@ -157,6 +159,21 @@ def test_any_number_of_workers_equals_inprocess(name, num_workers, source, plan,
 @pytest.mark.parametrize("name", SLOW_CONFIGS)
 def test_every_aggregator_equals_inprocess(name, source, plan, pools):
     _assert_equal_runs(SLOW_CONFIGS[name], source, plan, pools(2))
+
+
+@pytest.mark.slow
+def test_canaries_beside_workers_have_the_scores_of_those_in_process(source, plan, pools):
+    config, canaries = CONFIGS["adaptive_dp"], CanaryConfig(8, 0.5)
+    runtimes = (
+        _ray(config, source, plan, pools(2), canaries=canaries),
+        _inprocess(config, source, plan, canaries=canaries),
+    )
+    assert_equal_rounds(*runtimes, [_cohort(source, round_number) for round_number in range(2)])
+    ours, reference = (runtime.canary_scores() for runtime in runtimes)
+    np.testing.assert_array_equal(ours.included, reference.included)
+    np.testing.assert_allclose(ours.released, reference.released, rtol=1e-3)
+    np.testing.assert_allclose(ours.final, reference.final, atol=1e-5)
+    assert ours.influence.participations == reference.influence.participations > 0
 
 
 @pytest.mark.parametrize("which", [HEAD, pytest.param(FILM, marks=pytest.mark.slow)])
