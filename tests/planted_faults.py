@@ -42,6 +42,9 @@ def main() -> None:
             lines.append([fault or "nothing", *map(str, (canaries, given.runs, *counts)), f"{largest:.2f}"])
             print(lines[-1], file=sys.stderr, flush=True)
     print(fitted(lines))
+    print(
+        f"{(len(lines) - 1) * given.runs} runs that claim epsilon {given.epsilon:g}; next: read docs/privacy_audit.md"
+    )
 
 
 if __name__ == "__main__":

@@ -256,7 +256,8 @@ def _about_audit(run: RunRecord) -> Iterator[Caveat]:
             "critical",
             "contradicted by the audit",
             f"{audit_text.verdict(audit)}. Do not release these models: noise, clipping or cohorts are not what is "
-            "accounted for.",
+            f"accounted for, or this is one of the (at most) {100 - 100 * audit['confidence']:.3g} in 100 honest runs "
+            "that chance contradicts, and the same run with another key would not be.",
         )
     yield Caveat(
         "note",

@@ -97,10 +97,12 @@ def test_what_cannot_be_audited_is_refused_in_one_line(tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_bound_is_below_the_claim_in_95_of_100_honest_runs(train):
-    below = 0
+    audits = []
     for seed in range(100):
         run_dir, _ = train(seed, "--total_rounds=30", "--audit_canaries=100")
-        audit = json.loads((run_dir / "privacy.json").read_text())["audit"]
-        below += not audit["contradicted_by"]
-    print(f"{below} of 100 honest runs are not contradicted")
-    assert below >= 95
+        audits.append(json.loads((run_dir / "privacy.json").read_text())["audit"])
+    contradicted = sum(bool(audit["contradicted_by"]) for audit in audits)
+    largest = max(audit["bound"] / audit["claimed"] for audit in audits)
+    print(f"{contradicted} of 100 honest runs are contradicted; the largest bound is {largest:.2f} of its claim")
+    assert largest < 1
+    assert contradicted <= 5
