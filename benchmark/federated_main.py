@@ -136,7 +136,8 @@ def _train(
     def state_privacy(state: TrainingState) -> None:
         if privacy_plan is not None:
             has_key = (run.path / noise_key.KEY_FILE).exists()
-            record = settings.run_record(flags, setup.config, state.round, state.clip_norms, has_key, num_weights)
+            happened = setup.config, state.round, state.clip_norms, has_key, num_weights
+            record = settings.run_record(flags, *happened, setup.spent_before)
             write_statement(run.path, make_statement(privacy_plan, record))
 
     runtime, model, scorer, _ = _build(setup, network, key)
@@ -146,7 +147,7 @@ def _train(
             settings.check_noise_memory(privacy_plan, num_weights)
             noise = setup.config.noise
             stddev = None if noise is None else noise.clipped_count_stddev
-            print("\n".join(announcement(privacy_plan, num_weights, stddev)), flush=True)
+            print("\n".join(announcement(privacy_plan, num_weights, stddev, setup.spent_before)), flush=True)
         with SafePoints("round") as safe_points:
             state = loop.train(
                 runtime, model, scorer, cohort_of, privacy_plan, run, config, safe_points, before_release=state_privacy

@@ -14,6 +14,7 @@ import sys
 from benchmark.federated.flags import CORRELATED, EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
 from benchmark.federated.settings import is_private, privacy_request, target_quantile
 from benchmark.privacy.request import Mechanism
+from benchmark.privacy.spending import check_can_add, read_spending
 from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
 from benchmark.run.flags import Flags
 from benchmark.training.flags import caches_features
@@ -102,6 +103,13 @@ def _check_privacy_flags(flags: Flags) -> None:
             "use fed_avg, fed_prox or fed_sgd with differential privacy"
         )
     privacy_request(flags).check()
+    if flags.also_spent is not None:
+        check_can_add(privacy_request(flags))
+        if flags.iid:
+            raise FlairError(
+                "--also_spent: artificial clients (--iid) are not the users of another result; leave it out"
+            )
+        read_spending(flags.also_spent)
 
 
 def _check_ray_flags(flags: Flags) -> None:
@@ -157,6 +165,7 @@ def _refuse_ineffective(flags: Flags) -> None:
         for name in names:
             if is_ineffective and flags.is_changed(name):
                 shown = f"{flags[name]:g}" if isinstance(flags[name], float) else flags[name]
+                shown = ",".join(shown) if isinstance(shown, list) else shown
                 raise FlairError(f"--{name}={shown} has no effect {reason}; leave it out")
     for side in ("client", "server"):
         warmup = flags[f"{side}_warmup_rounds"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmark.privacy.accounting import ACCOUNTANTS
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.rounds.config import AGGREGATORS, ALGORITHMS, FED_AVG, SERVER_OPTIMIZERS
-from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, text
+from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, paths, text
 from benchmark.run.schedules import SCHEDULES
 from benchmark.training.flags import BEST_METRIC, MODEL_FLAGS, OVERWRITE, RUN_DIR
 
@@ -164,6 +164,13 @@ PRIVACY_FLAGS: Table = (
     boolean(
         "keep_noise_key",
         "Leave noise.key in the run folder when the run is complete, for a --noise_key_file.",
+        Role.RESULT,
+    ),
+    paths(
+        "also_spent",
+        None,
+        "Results about the same users, of benchmark.analytics_main or privacy.json of other runs: the statement adds "
+        "up what all of it spent. The noise stays that of --epsilon.",
         Role.RESULT,
     ),
 )

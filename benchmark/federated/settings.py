@@ -13,6 +13,7 @@ from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplie
 from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.plan import PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
+from benchmark.privacy.spending import Release, read_spending
 from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
 from benchmark.run.flags import Flags
 from benchmark.run.schedules import learning_rates
@@ -36,6 +37,7 @@ class Setup:
     privacy_plan: PrivacyPlan | None
     config: FederatedConfig
     batch_plan: BatchPlan
+    spent_before: Sequence[Release]
 
     @classmethod
     def of(cls, flags: Flags, records: Records, task: Task, num_clients: int | None = None) -> Setup:
@@ -48,7 +50,8 @@ class Setup:
         privacy_plan = privacy_plan_of(flags, num_clients)
         epochs, most = flags.client_epochs_per_round, flags.max_elements_per_client
         batch_plan = BatchPlan(task, image_size(flags), flags.client_batch_size, epochs, most, augments(flags))
-        return cls(flags, records, task, clients, privacy_plan, federated_config(flags, privacy_plan), batch_plan)
+        config, spent_before = federated_config(flags, privacy_plan), read_spending(flags.also_spent or (), num_clients)
+        return cls(flags, records, task, clients, privacy_plan, config, batch_plan, spent_before)
 
 
 def is_private(flags: Flags) -> bool:
@@ -93,7 +96,8 @@ def cohort_seed(flags: Flags) -> int:
 
 
 def check_cohort(flags: Flags, num_clients: int) -> None:
-    """Refuses a cohort larger than the number of clients."""
+    """Refuses a cohort larger than the number of clients, and what was spent on another number of them."""
+    read_spending(flags.also_spent or (), num_clients)
     if flags.clients_per_round > num_clients:
         raise FlairError(
             f"--clients_per_round={flags.clients_per_round}: there are only {num_clients:,} clients in the train "
@@ -143,6 +147,7 @@ def run_record(
     clip_norms: Sequence[float],
     has_key: bool,
     num_weights: int,
+    spent_before: Sequence[Release] = (),
 ) -> RunRecord:
     """What happened in a private run so far.
 
@@ -166,6 +171,7 @@ def run_record(
         noise_key=key,
         drawn_by_tff=flags.runtime == TFF,
         num_weights=num_weights,
+        spent_before=spent_before,
     )
 
 

@@ -14,5 +14,6 @@ __all__ = [
     "plan",
     "planner",
     "request",
+    "spending",
     "statement",
 ]

@@ -11,6 +11,7 @@ from benchmark.privacy.accounting import rounded_up, small_delta
 from benchmark.privacy.adaptive import clip_collapses
 from benchmark.privacy.plan import PrivacyPlan, price
 from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.spending import Release
 
 WEAK_EPSILON = 10.0
 SMALL_USERS_TIMES_DELTA = 0.01
@@ -45,6 +46,7 @@ class RunRecord:
       restored_model: training started from other weights (--restore_model_path, --backbone_weights).
       drawn_by_tff: the noise is TFF's own (--runtime=tff); only the cohorts follow from the key.
       num_weights: how many numbers of the model train; None where that is not known.
+      spent_before: what earlier results about the same users were (--also_spent).
     """
 
     rounds_completed: int
@@ -56,6 +58,7 @@ class RunRecord:
     noise_key: KeyState = KeyState.PRESENT
     drawn_by_tff: bool = False
     num_weights: int | None = None
+    spent_before: Sequence[Release] = ()
 
 
 def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
@@ -148,6 +151,13 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
             "high",
             "weak guarantee",
             f"An epsilon above {WEAK_EPSILON:g} promises little: use more noise, fewer rounds or more users.",
+        )
+    if run.spent_before:
+        yield Caveat(
+            "medium",
+            "spent before",
+            "The noise is that of this run's own epsilon; what was spent on its users before (--also_spent) is in the "
+            "total alone. That those were the same users is taken on trust: only their number was compared.",
         )
     if request.published_noise:
         yield Caveat(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunReco
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.privacy.running_sum import rms_noise
+from benchmark.privacy.spending import Release, as_json, release_of, total_epsilon
 from benchmark.run.names import PRIVACY_FILE
 from flair.files import atomic
 
@@ -105,13 +107,36 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
             "completed": {name: finite(plan.epsilon_at(rounds, name)) for name in ACCOUNTANTS},
             "planned": {name: finite(plan.epsilon_at(request.total_rounds, name)) for name in ACCOUNTANTS},
         },
+        "spending": _spending(plan, run),
+        "spent_before": as_json(run.spent_before) or None,
+        "total_epsilon": _total_epsilon(plan, run),
         "own_epsilon": None if request.simulated_cohort is None else finite(plan.own_epsilon_at(rounds)),
         "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)),
         "caveats": [caveat._asdict() for caveat in caveats(plan, run)],
     }
 
 
-def announcement(plan: PrivacyPlan, num_weights: int, count_stddev: float | None) -> list[str]:
+def _spending(plan: PrivacyPlan, run: RunRecord) -> list[dict[str, Any]] | None:
+    """What another statement may add up: this run, once its noise is safe, and what was spent before it."""
+    is_safe = run.noise_key is KeyState.DELETED and not run.drawn_by_tff and not run.artificial_users
+    if not is_safe or plan.request.sampling is not Sampling.POISSON:
+        return None
+    return as_json([release_of(plan, run.rounds_completed), *run.spent_before])
+
+
+def _total_epsilon(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any] | None:
+    if not run.spent_before:
+        return None
+    rounds = {"completed": run.rounds_completed, "planned": plan.request.total_rounds}
+    return {
+        part: {name: finite(total_epsilon(plan, count, run.spent_before, name)) for name in ACCOUNTANTS}
+        for part, count in rounds.items()
+    }
+
+
+def announcement(
+    plan: PrivacyPlan, num_weights: int, count_stddev: float | None, spent_before: Sequence[Release] = ()
+) -> list[str]:
     """What a run of so many trainable weights says about its privacy before it begins.
 
     `count_stddev` is the noise on the count of an adaptive clip norm; None: the norm is fixed.
@@ -135,6 +160,9 @@ def announcement(plan: PrivacyPlan, num_weights: int, count_stddev: float | None
             f"banded noise, {request.bands} bands: the sum of all rounds has {plan.noise_on_running_sum:.4g} clip "
             f"norms of noise (RMS), {price_text(plan)}"
         )
+    if spent_before:
+        total = total_epsilon(plan, request.total_rounds, spent_before, request.accountant)
+        lines.append(f"with what was spent on these users before (--also_spent): epsilon {rounded_up(total)}")
     if request.simulated_cohort is not None:
         lines.append(
             f"the noise is that of a simulated cohort of {request.simulated_cohort:,}; the run itself has epsilon "
@@ -166,7 +194,8 @@ def write_statement(folder: str | os.PathLike[str], statement: dict[str, Any]) -
 
 def headline(statement: dict[str, Any]) -> str:
     """The statement in two or three sentences: what would make it void, the claim and its conditions, a large delta."""
-    return " ".join(filter(None, [_secrecy(statement), _claim(statement), _delta(statement)]))
+    parts = [_secrecy(statement), _claim(statement), _total(statement), _delta(statement)]
+    return " ".join(filter(None, parts))
 
 
 def _secrecy(statement: dict[str, Any]) -> str:
@@ -184,6 +213,16 @@ def _secrecy(statement: dict[str, Any]) -> str:
         "--seed": "the --seed of this run (an older version's, whose noise followed from it)",
     }[key]
     return f"WHAT FOLLOWS HOLDS ONLY WHILE {place} IS SECRET: whoever has it can take the noise away."
+
+
+def _total(statement: dict[str, Any]) -> str:
+    total = statement.get("total_epsilon")
+    if not total:
+        return ""
+    return (
+        "Together with what was spent on these users before (--also_spent), which is no part of that, it is "
+        f"({_spent(total['completed'][statement['accountant']['name']])}, {rounded_up(statement['delta'])})."
+    )
 
 
 def _delta(statement: dict[str, Any]) -> str:
@@ -236,6 +275,7 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
     """What the numbers are called and what they are, as text."""
     noise, clipping, epsilon = statement["noise"], statement["clipping"], statement["epsilon"]
     is_simulated = statement["simulated_clients_per_round"] is not None
+    before, total = statement.get("spent_before"), statement.get("total_epsilon")
     return [
         ("unit of privacy", statement["unit"]),
         ("adjacency", statement["adjacency"]),
@@ -272,6 +312,11 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("epsilon, rounds completed, RDP", _spent(epsilon["completed"]["rdp"])),
         ("epsilon, rounds planned, PLD", _spent(epsilon["planned"]["pld"])),
         ("epsilon, rounds planned, RDP", _spent(epsilon["planned"]["rdp"])),
+        ("spent before (--also_spent)", f"{len(before)} mechanism{'s' * (len(before) > 1)}" if before else "-"),
+        ("  with it, rounds completed, PLD", _spent(total["completed"]["pld"]) if total else "-"),
+        ("  with it, rounds completed, RDP", _spent(total["completed"]["rdp"]) if total else "-"),
+        ("  with it, rounds planned, PLD", _spent(total["planned"]["pld"]) if total else "-"),
+        ("  with it, rounds planned, RDP", _spent(total["planned"]["rdp"]) if total else "-"),
         ("the run's own epsilon (simulated)", _spent(statement["own_epsilon"]) if is_simulated else "-"),
         (
             "epsilon proved, one replaced, RDP",
