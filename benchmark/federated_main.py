@@ -20,11 +20,12 @@ from benchmark.federated.flags import FLAGS, RAY, TFF
 from benchmark.federated.settings import Setup
 from benchmark.privacy import noise_key
 from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.spending import check_same
 from benchmark.privacy.statement import announcement, make_statement, write_statement
 from benchmark.run import command
 from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
-from benchmark.run.names import BEST_FILE
+from benchmark.run.names import BEST_FILE, PRIVACY_FILE
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
 from benchmark.training import start
@@ -100,6 +101,7 @@ def _train(
     )
     data, restored = {**model_flags.data_facts(flags, records), "users": users}, start.facts(flags)
     run.check_inputs(data, restored)  # before the network is built, and features are computed
+    check_same(run.path / PRIVACY_FILE, setup.spent_before)
     network = _network(flags, task)
     digest = start.network_digest(flags, network)
     key = None

@@ -54,6 +54,7 @@ ARROWS = {
         "benchmark.data benchmark.evaluation benchmark.features benchmark.metrics benchmark.model benchmark.run "
         "flair.dataset flair.files flair.terminal"
     ),
+    "benchmark.analytics": "benchmark.privacy flair.terminal",
     "benchmark.report": (
         "benchmark.evaluation benchmark.privacy benchmark.run flair.files flair.statistics flair.terminal"
     ),

@@ -92,6 +92,16 @@ def check_can_add(request: PrivacyRequest) -> None:
         )
 
 
+def check_same(statement: Path, spent_before: Sequence[Release]) -> None:
+    """Refuses to continue a run whose statement added up something else: a file may have been replaced since."""
+    before = read_json(statement, {})
+    if before is not None and (before.get("spent_before") or []) != as_json(spent_before):
+        raise FlairError(
+            f"{statement}: the run was begun with other spending than the files of --also_spent say now; put them back "
+            "to continue it, or start over: --overwrite"
+        )
+
+
 def release_of(plan: PrivacyPlan, rounds: int) -> Release:
     """What `rounds` rounds of the run itself are, whatever cohort it simulates."""
     request = plan.request

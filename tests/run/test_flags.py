@@ -29,7 +29,15 @@ from benchmark.run.flags import (
 DOORS = [
     importlib.import_module(f"benchmark.{name}")
     for name in (
-        *("agreement_main", "central_main", "convert_torchvision", "demo_main", "evaluate_main", "federated_main"),
+        *(
+            "agreement_main",
+            "analytics_main",
+            "central_main",
+            "convert_torchvision",
+            "demo_main",
+            "evaluate_main",
+            "federated_main",
+        ),
         *("personalize_main", "privacy_main", "report_main", "tfds_main"),
     )
 ]
