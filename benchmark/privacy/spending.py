@@ -83,12 +83,17 @@ def _is_possible(release: Release) -> bool:
     )
 
 
+def can_add(request: PrivacyRequest) -> bool:
+    """Whether the run's epsilon is one for adding or removing a user, and proved of what the run does."""
+    return request.sampling is Sampling.POISSON and request.mechanism is Mechanism.GAUSSIAN
+
+
 def check_can_add(request: PrivacyRequest) -> None:
-    """Refuses to add what was spent before to a run whose epsilon is about another neighbour, or about no proof."""
-    if request.sampling is not Sampling.POISSON or request.mechanism is not Mechanism.GAUSSIAN:
+    """Refuses to add what was spent before to a run whose epsilon is about something else."""
+    if not can_add(request):
         raise FlairError(
-            f"--also_spent: epsilons add up for one user added or removed, which that of {request.mechanism} noise with "
-            f"{request.sampling} cohorts is not about; use fresh noise and --client_sampling=poisson, or leave it out"
+            f"--also_spent: epsilons add up for one user added or removed, not for {request.mechanism} noise with "
+            f"{request.sampling} cohorts; use fresh noise and --client_sampling=poisson, or leave it out"
         )
 
 

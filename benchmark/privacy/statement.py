@@ -15,7 +15,7 @@ from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunReco
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.privacy.running_sum import rms_noise
-from benchmark.privacy.spending import Release, as_json, release_of, total_epsilon
+from benchmark.privacy.spending import Release, as_json, can_add, release_of, total_epsilon
 from benchmark.run.names import PRIVACY_FILE
 from flair.files import atomic
 
@@ -119,7 +119,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
 def _spending(plan: PrivacyPlan, run: RunRecord) -> list[dict[str, Any]] | None:
     """What another statement may add up: this run, once its noise is safe, and what was spent before it."""
     is_safe = run.noise_key is KeyState.DELETED and not run.drawn_by_tff and not run.artificial_users
-    if not is_safe or plan.request.sampling is not Sampling.POISSON:
+    if not is_safe or not can_add(plan.request):
         return None
     return as_json([release_of(plan, run.rounds_completed), *run.spent_before])
 

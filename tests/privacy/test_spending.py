@@ -117,6 +117,7 @@ def test_a_file_that_says_no_spending_is_refused_in_one_line(tmp_path, text, mes
         {"sampling": Sampling.UNIFORM},
         {"sampling": Sampling.FIXED},
         {"sampling": Sampling.CYCLIC, "mechanism": Mechanism.TREE},
+        {"mechanism": Mechanism.BANDED, "bands": 2},
     ],
 )
 def test_another_adjacency_is_refused_and_leaves_no_spending(change):
@@ -194,7 +195,7 @@ def test_the_planner_prints_the_total(tmp_path):
         (["--also_spent={path}", "--table"], "--also_spent: --table and --compare have no column"),
         (["--also_spent={path}", "--compare"], "--also_spent: --table and --compare have no column"),
         (["--also_spent={path}", "--num_users=501"], "is about 500 users, and here are 501"),
-        (["--also_spent={path}", "--client_sampling=uniform"], "gaussian noise with uniform cohorts is not about"),
+        (["--also_spent={path}", "--client_sampling=uniform"], "not for gaussian noise with uniform cohorts"),
         (["--also_spent={path},missing.json"], "--also_spent=missing.json: no such file"),
     ],
 )
