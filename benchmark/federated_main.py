@@ -19,7 +19,7 @@ from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.flags import FLAGS, RAY, TFF
 from benchmark.federated.settings import Setup
 from benchmark.privacy import noise_key
-from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.accounting import finite, rounded_up
 from benchmark.privacy.spending import check_same
 from benchmark.privacy.statement import announcement, make_statement, write_statement
 from benchmark.run import command
@@ -105,7 +105,7 @@ def _train(
     network = _network(flags, task)
     digest = start.network_digest(flags, network)
     key = None
-    if privacy_plan is not None:
+    if settings.has_noise(flags):
         key = _noise_key(setup, run, None if restored is None else restored["sha256"], digest)
     run.describe(
         data=data,
@@ -167,7 +167,7 @@ def _train(
     finally:
         runtime.close()
     summary = {
-        "setting": "federated" if privacy_plan is None else "federated, private",
+        "setting": _setting(flags),
         "model": flags.model,
         "parameters": model.count_params(),
         "trainable_weights": num_weights,
@@ -182,7 +182,7 @@ def _train(
         if not flags.keep_noise_key:
             noise_key.forget_key(run.path)
         state_privacy(state)
-        summary["epsilon"] = privacy_plan.own_epsilon_at(state.round)
+        summary["epsilon"] = finite(privacy_plan.own_epsilon_at(state.round))
         if privacy_plan.request.simulated_cohort is not None:
             summary["simulated_epsilon"] = privacy_plan.epsilon_at(state.round)
     return summary
@@ -280,6 +280,12 @@ def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[
     return runtime, RayScorer(prepared.model, setup.records, setup.task, pool)
 
 
+def _setting(flags: Flags) -> str:
+    if not settings.is_private(flags):
+        return "federated"
+    return "federated, private" if settings.has_noise(flags) else "federated, clipped without noise"
+
+
 def _report(summary: dict[str, Any], run_dir: Path) -> None:
     for partition in ("val", "test"):
         print(f"final {partition} metrics of the best model (round {summary['best_round']}):")
@@ -291,7 +297,8 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
     print(f"best model: {summary.get('saved_model', run_dir / BEST_FILE)}")
     print(f"run folder: {run_dir}")
     if "epsilon" in summary:
-        print(f"epsilon: {rounded_up(summary['epsilon'])}; read {run_dir / 'privacy.txt'} for what that means")
+        epsilon = "infinite" if summary["epsilon"] is None else rounded_up(summary["epsilon"])
+        print(f"epsilon: {epsilon}; read {run_dir / 'privacy.txt'} for what that means")
     print(f"{summary['rounds']} rounds in {duration(summary['training_seconds'])} of training")
     print("next:", command_line("tensorboard", logdir=run_dir))
 

@@ -12,7 +12,7 @@ import re
 import sys
 
 from benchmark.federated.flags import CORRELATED, EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
-from benchmark.federated.settings import is_private, privacy_request, target_quantile
+from benchmark.federated.settings import has_noise, is_private, privacy_request, target_quantile
 from benchmark.privacy.request import Mechanism
 from benchmark.privacy.spending import check_can_add, read_spending
 from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
@@ -20,6 +20,8 @@ from benchmark.run.flags import Flags
 from benchmark.training.flags import caches_features
 from flair.errors import FlairError
 
+# Flags of privacy that say how updates are clipped where no noise is added.
+_OF_CLIPPING = ("epsilon", "noise_multiplier", "l2_norm_clip", "target_unclipped_quantile")
 _WITH_SECOND_MOMENT = ("adam", "adamw", "yogi")
 
 
@@ -81,6 +83,11 @@ def _check_privacy_flags(flags: Flags) -> None:
         raise FlairError(
             f"--target_unclipped_quantile={quantile:g}: with --aggregator={flags.aggregator} the clip norm is fixed, "
             "because the noise that rounds share would have to fit the clip norms of all of them; give 0"
+        )
+    if not has_noise(flags) and quantile > 0 and flags.is_changed("target_unclipped_quantile"):
+        raise FlairError(
+            f"--target_unclipped_quantile={quantile:g}: with --noise_multiplier=0 the clip norm is fixed at "
+            "--l2_norm_clip, because TFF adapts it only with noise on the count that it asks for; give 0"
         )
     if flags.runtime == TFF and flags.aggregator in CORRELATED:
         raise FlairError(
@@ -154,7 +161,12 @@ def _refuse_ineffective(flags: Flags) -> None:
         (flags.server_lr_schedule == "constant", ("server_final_learning_rate",), "with --server_lr_schedule=constant"),
         (not private, [flag.name for flag in PRIVACY_FLAGS], "without --epsilon or --noise_multiplier"),
         (flags.aggregator != Mechanism.BANDED, ("bands",), "without --aggregator=banded"),
-        (private, ("client_datasets_random_seed",), "with privacy, whose cohorts follow from a secret key"),
+        (
+            private and not has_noise(flags),
+            [flag.name for flag in PRIVACY_FLAGS if flag.name not in _OF_CLIPPING],
+            "with --noise_multiplier=0, which only clips",
+        ),
+        (has_noise(flags), ("client_datasets_random_seed",), "with privacy, whose cohorts follow from a secret key"),
         (
             private and target_quantile(flags) == 0,
             ("clipped_count_stddev",),

@@ -78,6 +78,8 @@ def _privacy_lines(config: FederatedConfig, privacy_plan: PrivacyPlan, weights: 
     """Epsilon, delta and every noise of the plan."""
     noise, request = config.noise, privacy_plan.request
     assert noise is not None
+    if noise.noise_multiplier == 0:
+        return entry("privacy", "NONE: updates are clipped, and no noise is added (--noise_multiplier=0)")
     own, cohort, rounds = privacy_plan.run_noise_multiplier, request.accounted_cohort, request.total_rounds
     stddev = noise.clipped_count_stddev
     on_sum = own if stddev is None else sum_noise_multiplier(own, stddev)

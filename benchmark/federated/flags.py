@@ -125,7 +125,12 @@ _TRAINING_FLAGS: Table = (
 )
 PRIVACY_FLAGS: Table = (
     number("epsilon", 0.0, "Target epsilon of user-level differential privacy; 0: none.", Role.RESULT),
-    number("noise_multiplier", None, "Noise relative to the clipping norm, instead of --epsilon.", Role.RESULT),
+    number(
+        "noise_multiplier",
+        None,
+        "Noise relative to the clipping norm, instead of --epsilon; 0 only clips, for ablations.",
+        Role.RESULT,
+    ),
     number("delta", None, "Delta of differential privacy, a probability; none: users^-1.1.", Role.RESULT),
     choice("accountant", "pld", ACCOUNTANTS, "Accountant that turns --epsilon into noise.", Role.RESULT),
     number(

@@ -55,8 +55,13 @@ class Setup:
 
 
 def is_private(flags: Flags) -> bool:
-    """Whether the run has differential privacy."""
+    """Whether the run does what differential privacy asks for, if with a noise of 0."""
     return flags.epsilon != 0 or flags.noise_multiplier is not None
+
+
+def has_noise(flags: Flags) -> bool:
+    """Whether noise is added, and so a secret key needed; --noise_multiplier=0 only clips."""
+    return is_private(flags) and flags.noise_multiplier != 0
 
 
 def mechanism(flags: Flags) -> Mechanism:
@@ -75,8 +80,9 @@ def bands(flags: Flags) -> int | None:
 
 
 def target_quantile(flags: Flags) -> float:
-    """Fraction of updates that the adaptive clip norm leaves unclipped; 0: fixed, as always under banded and tree."""
-    return float(flags.target_unclipped_quantile) if mechanism(flags) is Mechanism.GAUSSIAN else 0.0
+    """Fraction of updates that the adaptive clip norm leaves unclipped; 0: fixed, as with correlated or no noise."""
+    is_adaptive = mechanism(flags) is Mechanism.GAUSSIAN and has_noise(flags)
+    return float(flags.target_unclipped_quantile) if is_adaptive else 0.0
 
 
 def sampling(flags: Flags) -> Sampling:
@@ -157,7 +163,9 @@ def run_record(
     """
     noise = config.noise
     assert noise is not None
-    if flags.noise_key_file is not None:
+    if noise.noise_multiplier == 0:
+        key = KeyState.NONE
+    elif flags.noise_key_file is not None:
         key = KeyState.GIVEN
     else:
         key = KeyState.PRESENT if has_key else KeyState.DELETED

@@ -23,6 +23,7 @@ class KeyState(enum.Enum):
     DELETED = "deleted"  # drawn for this run, and deleted when it was complete
     PRESENT = "in the run folder"  # drawn for this run, and still there
     GIVEN = "given as a file"  # from a --noise_key_file, which stays
+    NONE = "none"  # there is no noise, and cohorts follow from --seed
 
 
 class Caveat(NamedTuple):
@@ -63,6 +64,16 @@ class RunRecord:
 
 def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
     """The limits of what `plan` promises about `run`, the gravest first."""
+    if plan.noise_multiplier == 0:
+        return [
+            Caveat(
+                "critical",
+                "no noise",
+                "Updates were clipped and their sum divided by the expected number of clients, as in a private run, "
+                "but no noise was added (--noise_multiplier=0): an ablation. Nothing here protects anybody, and "
+                "cohorts follow from --seed.",
+            )
+        ]
     found = [*_about_accounting(plan, run), *_about_noise(plan, run), *_about_release(run)]
     order = ("critical", "high", "medium", "note")
     return sorted(found, key=lambda caveat: order.index(caveat.severity))

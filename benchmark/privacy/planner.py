@@ -28,6 +28,8 @@ def check(num_users: int, request: PrivacyRequest) -> None:
     """Raises FlairError on values that mean nothing; instant."""
     if request.total_rounds > accounting.MAX_ROUNDS:
         raise FlairError(f"--total_rounds={request.total_rounds}: expected at most {accounting.MAX_ROUNDS:,}")
+    if request.noise_multiplier == 0:
+        raise FlairError("--noise_multiplier=0: without noise epsilon is infinite, and there is nothing to plan")
     if asks_for(request) != "rounds":
         request.check(num_users)
         return

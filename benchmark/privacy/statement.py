@@ -76,7 +76,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
         "simulated_clients_per_round": request.simulated_cohort,
         "rounds": {"completed": rounds, "planned": request.total_rounds},
         "noise": {
-            "where": _WHERE[request.mechanism],
+            "where": _WHERE[request.mechanism] if noise else "none",
             "bands": request.bands,
             "noise_multiplier": plan.noise_multiplier,
             "run_noise_multiplier": noise,
@@ -94,7 +94,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
             "clip_norms": norms,
         },
         "noise_key": run.noise_key.value,
-        "noise_drawn_by": "TFF" if run.drawn_by_tff else "the noise key",
+        "noise_drawn_by": None if noise == 0 else "TFF" if run.drawn_by_tff else "the noise key",
         "restored_model": run.restored_model,
         "delta": plan.delta,
         "users_times_delta": plan.num_users * plan.delta,
@@ -142,6 +142,8 @@ def announcement(
     `count_stddev` is the noise on the count of an adaptive clip norm; None: the norm is fixed.
     """
     request, noise = plan.request, plan.run_noise_multiplier
+    if noise == 0:
+        return ["NO PRIVACY: epsilon is infinite; updates are clipped, and no noise is added (--noise_multiplier=0)"]
     on_sum = noise if count_stddev is None else sum_noise_multiplier(noise, count_stddev)
     lines = [
         f"differential privacy: epsilon {rounded_up(plan.epsilon)} at delta {rounded_up(plan.delta)} after "
@@ -194,6 +196,11 @@ def write_statement(folder: str | os.PathLike[str], statement: dict[str, Any]) -
 
 def headline(statement: dict[str, Any]) -> str:
     """The statement in two or three sentences: what would make it void, the claim and its conditions, a large delta."""
+    if statement["noise"]["noise_multiplier"] == 0:
+        return (
+            "NO PRIVACY: epsilon is infinite. Updates were clipped, but no noise was added (--noise_multiplier=0): the "
+            "models tell about their training users whatever they tell."
+        )
     parts = [_secrecy(statement), _claim(statement), _total(statement), _delta(statement)]
     return " ".join(filter(None, parts))
 
@@ -290,7 +297,7 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("noise", noise["where"]),
         ("  bands", as_text(noise.get("bands"))),
         ("noise key", str(statement.get("noise_key", "-"))),
-        ("noise drawn by", str(statement.get("noise_drawn_by", "-"))),
+        ("noise drawn by", str(statement.get("noise_drawn_by") or "-")),
         ("started from other weights", "yes" if statement.get("restored_model") else "no"),
         ("noise multiplier, total", as_text(noise["noise_multiplier"])),
         ("  given to the aggregator", as_text(noise["run_noise_multiplier"])),

@@ -422,6 +422,21 @@ def test_the_statement_says_what_the_flags_asked_for(tfrecords, tmp_path):
     assert "simulated cohort of 10" in done.stdout
 
 
+def test_a_clip_without_noise_is_a_run_that_claims_no_privacy_and_has_no_key(tfrecords, tmp_path):
+    flags = *SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--noise_multiplier=0", "--l2_norm_clip=0.3"
+    done = _run(*_places(tfrecords, tmp_path), *flags, "--client_datasets_random_seed=7")
+    facts, summary = (json.loads((tmp_path / "run" / name).read_text()) for name in ("run.json", "summary.json"))
+    assert not (tmp_path / "run" / "noise.key").exists()
+    assert (facts["noise_key_sha256"], facts["cohort_seed"]) == (None, 7)
+    assert (summary["setting"], summary["epsilon"]) == ("federated, clipped without noise", None)
+    rows = read_csv(tmp_path / "run" / "metrics.csv")
+    assert "epsilon" not in rows[0] and "not_private/cosine" not in rows[0]
+    assert [float(row["clip_norm"]) for row in rows] == pytest.approx([0.3, 0.3])
+    assert 0 <= float(rows[0]["not_private/fraction_clipped"]) <= 1 and float(rows[0]["not_private/update_norm"]) > 0
+    assert "NO PRIVACY: epsilon is infinite" in done.stdout and "epsilon: infinite" in done.stdout
+    assert "NO PRIVACY" in (tmp_path / "run" / "privacy.txt").read_text()
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_run_is_not_continued_on_other_data(tfrecords, repeatable, finished, tmp_path, complete):
     copied, run_dir = tmp_path / "records", tmp_path / "run"
