@@ -20,6 +20,7 @@ from benchmark.federated.flags import FLAGS, RAY, TFF
 from benchmark.federated.settings import Setup
 from benchmark.privacy import noise_key
 from benchmark.privacy.accounting import finite, rounded_up
+from benchmark.privacy.local_statement import local_announcement, make_local_statement
 from benchmark.privacy.spending import check_same
 from benchmark.privacy.statement import announcement, make_statement, write_statement
 from benchmark.run import command
@@ -93,7 +94,7 @@ def _train(
     from benchmark.run.interruption import SafePoints
 
     setup = Setup.of(flags, records, task)
-    privacy_plan, client_ids = setup.privacy_plan, setup.clients.client_ids
+    privacy_plan, local_plan, client_ids = setup.privacy_plan, setup.local_plan, setup.clients.client_ids
     print(
         f"{len(client_ids):,} clients to train on, {users['val']:,} users to validate on, "
         f"{users['test']:,} to test on; {task.num_outputs} labels",
@@ -105,7 +106,7 @@ def _train(
     network = _network(flags, task)
     digest = start.network_digest(flags, network)
     key = None
-    if settings.has_noise(flags):
+    if settings.has_noise(flags) or settings.is_local(flags):
         key = _noise_key(setup, run, None if restored is None else restored["sha256"], digest)
     run.describe(
         data=data,
@@ -114,7 +115,7 @@ def _train(
         labels=list(task.label_names),
         seed=flags.seed,
         restored_model=restored,
-        cohort_seed=settings.cohort_seed(flags) if key is None else None,
+        cohort_seed=None if settings.has_noise(flags) else settings.cohort_seed(flags),
         noise_key_sha256=None if key is None else key.sha256,
     )
     config = loop.LoopConfig(
@@ -128,7 +129,7 @@ def _train(
     def cohort_of(round_number: int) -> list[str]:
         return sample_cohort(
             client_ids,
-            seed=settings.cohort_seed(flags) if key is None else key,
+            seed=key if settings.has_noise(flags) else settings.cohort_seed(flags),
             round_number=round_number,
             clients_per_round=flags.clients_per_round,
             sampling=settings.sampling(flags),
@@ -136,8 +137,11 @@ def _train(
         )
 
     def state_privacy(state: TrainingState) -> None:
+        has_key = (run.path / noise_key.KEY_FILE).exists()
+        if local_plan is not None:
+            of_key = settings.key_state(flags, has_key)
+            write_statement(run.path, make_local_statement(local_plan, state.round, flags.l2_norm_clip, of_key))
         if privacy_plan is not None:
-            has_key = (run.path / noise_key.KEY_FILE).exists()
             happened = setup.config, state.round, state.clip_norms, has_key, num_weights
             record = settings.run_record(flags, *happened, setup.spent_before)
             write_statement(run.path, make_statement(privacy_plan, record))
@@ -145,6 +149,8 @@ def _train(
     runtime, model, scorer, _ = _build(setup, network, key)
     num_weights = trainable.num_weights(model)
     try:
+        if local_plan is not None:
+            print(local_announcement(local_plan), flush=True)
         if privacy_plan is not None:
             settings.check_noise_memory(privacy_plan, num_weights)
             noise = setup.config.noise
@@ -178,10 +184,15 @@ def _train(
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
     }
+    if key is not None and not flags.keep_noise_key:
+        noise_key.forget_key(run.path)
+    state_privacy(state)
+    if local_plan is not None:
+        summary["local_epsilon"] = {
+            "of_a_round": finite(local_plan.of_round()),
+            "of_all_rounds": finite(local_plan.epsilon_at(state.round)),
+        }
     if privacy_plan is not None:
-        if not flags.keep_noise_key:
-            noise_key.forget_key(run.path)
-        state_privacy(state)
         summary["epsilon"] = finite(privacy_plan.own_epsilon_at(state.round))
         if privacy_plan.request.simulated_cohort is not None:
             summary["simulated_epsilon"] = privacy_plan.epsilon_at(state.round)
@@ -201,6 +212,7 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None, network: str 
         *(f"{name}={flags[name]}" for name in _NEWER_FLAGS if flags.is_changed(name)),
         *([] if network is None else [network]),
         *([setup.config.noise.column] if setup.config.noise and setup.config.noise.column else []),
+        *([] if setup.config.client.local_noise is None else [setup.config.client.local_noise]),
     ]
     content = ""
     # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
@@ -281,6 +293,8 @@ def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[
 
 
 def _setting(flags: Flags) -> str:
+    if settings.is_local(flags):
+        return "federated, locally private"
     if not settings.is_private(flags):
         return "federated"
     return "federated, private" if settings.has_noise(flags) else "federated, clipped without noise"
@@ -299,6 +313,12 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
     if "epsilon" in summary:
         epsilon = "infinite" if summary["epsilon"] is None else rounded_up(summary["epsilon"])
         print(f"epsilon: {epsilon}; read {run_dir / 'privacy.txt'} for what that means")
+    if "local_epsilon" in summary:
+        of_round, in_all = (
+            "infinite" if summary["local_epsilon"][name] is None else rounded_up(summary["local_epsilon"][name])
+            for name in ("of_a_round", "of_all_rounds")
+        )
+        print(f"local epsilon: {of_round} a round, {in_all} in all; read {run_dir / 'privacy.txt'} for what that means")
     print(f"{summary['rounds']} rounds in {duration(summary['training_seconds'])} of training")
     print("next:", command_line("tensorboard", logdir=run_dir))
 

@@ -12,7 +12,8 @@ import re
 import sys
 
 from benchmark.federated.flags import CORRELATED, EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
-from benchmark.federated.settings import has_noise, is_private, privacy_request, target_quantile
+from benchmark.federated.settings import has_noise, is_local, is_private, privacy_request, target_quantile
+from benchmark.privacy.local import check_local
 from benchmark.privacy.request import Mechanism
 from benchmark.privacy.spending import check_can_add, read_spending
 from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
@@ -22,6 +23,7 @@ from flair.errors import FlairError
 
 # Flags of privacy that say how updates are clipped where no noise is added.
 _OF_CLIPPING = ("epsilon", "noise_multiplier", "l2_norm_clip", "target_unclipped_quantile")
+_OF_LOCAL = ("local_noise_multiplier", "l2_norm_clip", "delta", "accountant", "noise_key_file", "keep_noise_key")
 _WITH_SECOND_MOMENT = ("adam", "adamw", "yogi")
 
 
@@ -65,6 +67,8 @@ def check_federated_flags(flags: Flags) -> None:
             "--dry_run: workers of --runtime=ray open features that are there; plan with --runtime=inprocess"
         )
     _check_ray_flags(flags)
+    if is_local(flags):
+        _check_local_flags(flags)
     _refuse_ineffective(flags)
     if is_private(flags):
         _check_privacy_flags(flags)
@@ -119,6 +123,35 @@ def _check_privacy_flags(flags: Flags) -> None:
         read_spending(flags.also_spent)
 
 
+def _check_local_flags(flags: Flags) -> None:
+    given = f"--local_noise_multiplier={flags.local_noise_multiplier:g}"
+    if is_private(flags):
+        central = (
+            f"--epsilon={flags.epsilon:g}" if flags.epsilon != 0 else f"--noise_multiplier={flags.noise_multiplier:g}"
+        )
+        raise FlairError(
+            f"{given} and {central} are both given: how local and central privacy add up is not stated here; give one"
+        )
+    if flags.client_weighting == EXAMPLES:
+        raise FlairError(
+            f"--client_weighting=examples: with {given} a client would tell its number of photos without noise; leave "
+            "it out"
+        )
+    if flags.aggregator != "mean":
+        raise FlairError(
+            f"--aggregator={flags.aggregator}: with {given} updates are clipped and noised already, and their mean is "
+            "what is meant; leave --aggregator out"
+        )
+    if flags.algorithm == MIME_LITE:
+        raise FlairError(
+            f"--algorithm=mime_lite sends full gradients, to which {given} adds no noise; use fed_avg, fed_prox or "
+            "fed_sgd with local privacy"
+        )
+    if flags.runtime == TFF:
+        raise FlairError(f"--runtime=tff: TFF's own clients add no noise; use --runtime=inprocess or ray with {given}")
+    check_local(flags.local_noise_multiplier, privacy_request(flags))
+
+
 def _check_ray_flags(flags: Flags) -> None:
     if flags.runtime != RAY:
         for flag in RAY_FLAGS:
@@ -159,7 +192,16 @@ def _refuse_ineffective(flags: Flags) -> None:
         (optimizer not in _WITH_SECOND_MOMENT, ("server_beta_2",), with_optimizer),
         (optimizer != "adamw", ("server_weight_decay",), with_optimizer),
         (flags.server_lr_schedule == "constant", ("server_final_learning_rate",), "with --server_lr_schedule=constant"),
-        (not private, [flag.name for flag in PRIVACY_FLAGS], "without --epsilon or --noise_multiplier"),
+        (
+            not private and not is_local(flags),
+            [flag.name for flag in PRIVACY_FLAGS],
+            "without --epsilon or --noise_multiplier",
+        ),
+        (
+            is_local(flags),
+            [flag.name for flag in PRIVACY_FLAGS if flag.name not in _OF_LOCAL],
+            "with --local_noise_multiplier, whose clients clip to a fixed norm",
+        ),
         (flags.aggregator != Mechanism.BANDED, ("bands",), "without --aggregator=banded"),
         (
             private and not has_noise(flags),

@@ -131,6 +131,13 @@ PRIVACY_FLAGS: Table = (
         "Noise relative to the clipping norm, instead of --epsilon; 0 only clips, for ablations.",
         Role.RESULT,
     ),
+    number(
+        "local_noise_multiplier",
+        None,
+        "Local privacy: each client clips its update to --l2_norm_clip and adds noise of this many clipping norms "
+        "itself; instead of --epsilon and --noise_multiplier.",
+        Role.RESULT,
+    ),
     number("delta", None, "Delta of differential privacy, a probability; none: users^-1.1.", Role.RESULT),
     choice("accountant", "pld", ACCOUNTANTS, "Accountant that turns --epsilon into noise.", Role.RESULT),
     number(

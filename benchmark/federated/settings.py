@@ -11,10 +11,11 @@ from benchmark.data.records import Records, Task
 from benchmark.federated.flags import AUTO, CORRELATED, EQUAL, TFF
 from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
 from benchmark.privacy.caveats import KeyState, RunRecord
+from benchmark.privacy.local import LocalPlan, make_local_plan
 from benchmark.privacy.plan import PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.privacy.spending import Release, read_spending
-from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
+from benchmark.rounds.config import ClientConfig, FederatedConfig, LocalNoiseConfig, NoiseConfig, OptimizerConfig
 from benchmark.run.flags import Flags
 from benchmark.run.schedules import learning_rates
 from benchmark.training import start
@@ -35,6 +36,7 @@ class Setup:
     task: Task
     clients: Clients
     privacy_plan: PrivacyPlan | None
+    local_plan: LocalPlan | None
     config: FederatedConfig
     batch_plan: BatchPlan
     spent_before: Sequence[Release]
@@ -50,8 +52,9 @@ class Setup:
         privacy_plan = privacy_plan_of(flags, num_clients)
         epochs, most = flags.client_epochs_per_round, flags.max_elements_per_client
         batch_plan = BatchPlan(task, image_size(flags), flags.client_batch_size, epochs, most, augments(flags))
+        plans = privacy_plan, local_plan_of(flags, num_clients)
         config, spent_before = federated_config(flags, privacy_plan), read_spending(flags.also_spent or (), num_clients)
-        return cls(flags, records, task, clients, privacy_plan, config, batch_plan, spent_before)
+        return cls(flags, records, task, clients, *plans, config, batch_plan, spent_before)
 
 
 def is_private(flags: Flags) -> bool:
@@ -62,6 +65,11 @@ def is_private(flags: Flags) -> bool:
 def has_noise(flags: Flags) -> bool:
     """Whether noise is added, and so a secret key needed; --noise_multiplier=0 only clips."""
     return is_private(flags) and flags.noise_multiplier != 0
+
+
+def is_local(flags: Flags) -> bool:
+    """Whether clients add noise themselves."""
+    return flags.local_noise_multiplier is not None
 
 
 def mechanism(flags: Flags) -> Mechanism:
@@ -146,6 +154,20 @@ def check_noise_memory(plan: PrivacyPlan, num_weights: int) -> None:
         )
 
 
+def local_plan_of(flags: Flags, num_users: int) -> LocalPlan | None:
+    """The local privacy of the run, None without."""
+    if not is_local(flags):
+        return None
+    return make_local_plan(num_users, flags.local_noise_multiplier, privacy_request(flags))
+
+
+def key_state(flags: Flags, has_key: bool) -> KeyState:
+    """What has become of the noise key; `has_key`: it lies in the run folder."""
+    if flags.noise_key_file is not None:
+        return KeyState.GIVEN
+    return KeyState.PRESENT if has_key else KeyState.DELETED
+
+
 def run_record(
     flags: Flags,
     config: FederatedConfig,
@@ -163,12 +185,7 @@ def run_record(
     """
     noise = config.noise
     assert noise is not None
-    if noise.noise_multiplier == 0:
-        key = KeyState.NONE
-    elif flags.noise_key_file is not None:
-        key = KeyState.GIVEN
-    else:
-        key = KeyState.PRESENT if has_key else KeyState.DELETED
+    key = key_state(flags, has_key) if noise.noise_multiplier > 0 else KeyState.NONE
     return RunRecord(
         rounds_completed=rounds,
         clip_norms=clip_norms,
@@ -191,7 +208,8 @@ def federated_config(flags: Flags, privacy_plan: PrivacyPlan | None) -> Federate
         clipnorm=flags.client_clipnorm,
         global_clipnorm=flags.global_clipnorm,
         proximal_strength=flags.proximal_strength,
-        weighted=privacy_plan is None and flags.client_weighting != EQUAL,
+        weighted=privacy_plan is None and not is_local(flags) and flags.client_weighting != EQUAL,
+        local_noise=LocalNoiseConfig(flags.local_noise_multiplier, flags.l2_norm_clip) if is_local(flags) else None,
     )
     server = OptimizerConfig(
         name=flags.server_optimizer,

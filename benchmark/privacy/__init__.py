@@ -9,6 +9,8 @@ __all__ = [
     "adaptive",
     "caveats",
     "comparison",
+    "local",
+    "local_statement",
     "noise",
     "noise_key",
     "plan",

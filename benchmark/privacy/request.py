@@ -9,7 +9,7 @@ import math
 from benchmark.privacy import accounting, banded
 from flair.errors import FlairError
 
-_LEAST_NOISE, _MOST_NOISE = 1e-6, 1e6
+LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
 _MOST_USERS = 10**9
 
 
@@ -163,9 +163,9 @@ class PrivacyRequest:
                 f"--noise_multiplier={noise:g}: expected a number above 0 (say 1.0); 0 clips without noise, and leave "
                 "the flag out to train without differential privacy"
             )
-        if noise and not _LEAST_NOISE <= noise <= _MOST_NOISE:
+        if noise and not LEAST_NOISE <= noise <= MOST_NOISE:
             raise FlairError(
-                f"--noise_multiplier={noise:g}: expected {_LEAST_NOISE:g} to {_MOST_NOISE:g} (say 1.0); less "
+                f"--noise_multiplier={noise:g}: expected {LEAST_NOISE:g} to {MOST_NOISE:g} (say 1.0); less "
                 "protects nobody, and with more nothing is learned"
             )
 

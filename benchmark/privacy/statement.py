@@ -12,6 +12,7 @@ from typing import Any
 from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
 from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats, price_text
+from benchmark.privacy.local_statement import LOCAL, local_headline, local_rows
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.privacy.running_sum import rms_noise
@@ -196,6 +197,8 @@ def write_statement(folder: str | os.PathLike[str], statement: dict[str, Any]) -
 
 def headline(statement: dict[str, Any]) -> str:
     """The statement in two or three sentences: what would make it void, the claim and its conditions, a large delta."""
+    if statement.get("trust_model") == LOCAL:
+        return local_headline(statement)
     if statement["noise"]["noise_multiplier"] == 0:
         return (
             "NO PRIVACY: epsilon is infinite. Updates were clipped, but no noise was added (--noise_multiplier=0): the "
@@ -280,6 +283,8 @@ def _is_fixed_size(statement: dict[str, Any]) -> bool:
 
 def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
     """What the numbers are called and what they are, as text."""
+    if statement.get("trust_model") == LOCAL:
+        return local_rows(statement)
     noise, clipping, epsilon = statement["noise"], statement["clipping"], statement["epsilon"]
     is_simulated = statement["simulated_clients_per_round"] is not None
     before, total = statement.get("spent_before"), statement.get("total_epsilon")

@@ -16,7 +16,7 @@ from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
 from benchmark.rounds.compilation import compile_round
 from benchmark.rounds.config import FederatedConfig
-from benchmark.rounds.dp_metrics import dp_metrics
+from benchmark.rounds.dp_metrics import clipping_metrics, noise_metrics
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.shard import Broadcast, ShardResult
 from benchmark.run.seeds import derive_seed
@@ -43,6 +43,7 @@ class RoundServer:
 
     Attributes:
       aggregation: TFF's aggregator and server optimizer.
+      local_key: what the clients' noise under local privacy follows from, and nothing else; None without.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class RoundServer:
             self._normals = normals_of(config.noise.mechanism, key, config.noise.column)
             if config.noise.noise_multiplier == 0:
                 self._normals = lambda _round, count: np.zeros(count, np.float32)
+        self._local = config.client.local_noise
+        self.local_key = None if self._local is None else (noise_key or NoiseKey.draw()).derive("local noise")
         self._num_outputs = model.output_shape[-1]
         specs = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
         self.aggregation = Aggregation(_compiled(config, specs))
@@ -98,8 +101,12 @@ class RoundServer:
         before = self._state
         self._state, measurements, update = self.aggregation.finish(before, aggregate, seed, normals)
         unprotected = {}
+        if self._local is not None:
+            unprotected = clipping_metrics(self._local.l2_norm_clip, np.concatenate(norms))
         if self._noise is not None:
-            unprotected = dp_metrics(self._noise, self._clip_norm(before), np.concatenate(norms), aggregate, update)
+            clip_norm = self._clip_norm(before)
+            unprotected = clipping_metrics(clip_norm, np.concatenate(norms))
+            unprotected |= noise_metrics(self._noise, clip_norm, aggregate, update)
         metrics = histogram.finalize(sums[0], float(sums[1]), int(sums[2]), self._is_binary)
         return RoundResult(metrics, measurements, num_examples, self._noise_multipliers(), refused, unprotected)
 

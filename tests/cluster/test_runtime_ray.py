@@ -35,6 +35,7 @@ from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import (
     ClientConfig,
     FederatedConfig,
+    LocalNoiseConfig,
     NoiseConfig,
     OptimizerConfig,
 )
@@ -55,6 +56,7 @@ SLOW_CONFIGS = {
         noise=NoiseConfig(Mechanism.TREE, 0.1, 6.0, 0.05),
         server_optimizer=OptimizerConfig("sgd", (1.0,)),
     ),
+    "local": FederatedConfig(ClientConfig(weighted=False, local_noise=LocalNoiseConfig(0.5, 0.05))),
     "robust": FederatedConfig(aggregator="robust"),
     "mime_lite": MIME_LITE,
 }

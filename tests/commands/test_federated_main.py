@@ -437,6 +437,24 @@ def test_a_clip_without_noise_is_a_run_that_claims_no_privacy_and_has_no_key(tfr
     assert "NO PRIVACY" in (tmp_path / "run" / "privacy.txt").read_text()
 
 
+def test_a_locally_private_run_states_what_each_client_has_and_deletes_its_key(tfrecords, tmp_path):
+    flags = *SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--local_noise_multiplier=10", "--l2_norm_clip=0.3"
+    done = _run(*_places(tfrecords, tmp_path), *flags, "--delta=1e-5")
+    files = "run.json", "summary.json", "privacy.json"
+    facts, summary, statement = (json.loads((tmp_path / "run" / name).read_text()) for name in files)
+    assert not (tmp_path / "run" / "noise.key").exists()
+    assert facts["noise_key_sha256"] and facts["cohort_seed"] == 0
+    assert statement["epsilon"]["completed"]["pld"] == summary["local_epsilon"]["of_all_rounds"]
+    assert 0 < summary["local_epsilon"]["of_a_round"] < summary["local_epsilon"]["of_all_rounds"] < 2
+    assert "epsilon" not in summary and "epsilon" not in read_csv(tmp_path / "run" / "metrics.csv")[0]
+    assert statement["noise_key"] == "deleted" and statement["participations"] == {"completed": 2, "planned": 2}
+    assert "no central epsilon is claimed" in done.stdout and "local epsilon: " in done.stdout
+    assert "LOCAL PRIVACY" in (tmp_path / "run" / "privacy.txt").read_text()
+    page = tmp_path / "page"
+    run("benchmark.report_main", str(tmp_path / "run"), f"--output_dir={page}")
+    assert "LOCAL PRIVACY" in (page / "index.html").read_text()
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_run_is_not_continued_on_other_data(tfrecords, repeatable, finished, tmp_path, complete):
     copied, run_dir = tmp_path / "records", tmp_path / "run"
