@@ -23,6 +23,7 @@ from benchmark.privacy.accounting import finite, rounded_up
 from benchmark.privacy.local_statement import local_announcement, make_local_statement
 from benchmark.privacy.spending import check_same
 from benchmark.privacy.statement import announcement, make_statement, write_statement
+from benchmark.rounds.config import SECURE
 from benchmark.run import command
 from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
@@ -129,7 +130,7 @@ def _train(
     def cohort_of(round_number: int) -> list[str]:
         return sample_cohort(
             client_ids,
-            seed=key if settings.has_noise(flags) else settings.cohort_seed(flags),
+            seed=settings.cohort_seed(flags) if key is None or local_plan is not None else key,
             round_number=round_number,
             clients_per_round=flags.clients_per_round,
             sampling=settings.sampling(flags),
@@ -149,6 +150,14 @@ def _train(
     runtime, model, scorer, _ = _build(setup, network, key)
     num_weights = trainable.num_weights(model)
     try:
+        secure = _secure_aggregation(flags, runtime, num_weights)
+        if secure is not None:
+            print(
+                "secure aggregation is SIMULATED: no update is masked, and this system sees each one; on devices a "
+                f"client would send {secure['bits_per_client']:,} bits a round, masked, where a plain update has "
+                f"{secure['plain_bits_per_client']:,}",
+                flush=True,
+            )
         if local_plan is not None:
             print(local_announcement(local_plan), flush=True)
         if privacy_plan is not None:
@@ -187,6 +196,8 @@ def _train(
     if key is not None and not flags.keep_noise_key:
         noise_key.forget_key(run.path)
     state_privacy(state)
+    if secure is not None:
+        summary["secure_aggregation"] = secure
     if local_plan is not None:
         summary["local_epsilon"] = {
             "of_a_round": finite(local_plan.of_round()),
@@ -197,6 +208,17 @@ def _train(
         if privacy_plan.request.simulated_cohort is not None:
             summary["simulated_epsilon"] = privacy_plan.epsilon_at(state.round)
     return summary
+
+
+def _secure_aggregation(flags: Flags, runtime: Runtime, num_weights: int) -> dict[str, Any] | None:
+    """What a client would send in a round of --aggregator=secure, in bits; None for the other aggregators."""
+    from benchmark.rounds.server import RoundServer
+
+    if flags.aggregator != SECURE:
+        return None
+    assert isinstance(runtime, RoundServer)
+    bits = runtime.aggregation.spec.secure_bits(flags.clients_per_round)
+    return {"simulated": True, "bits_per_client": bits, "plain_bits_per_client": 32 * num_weights}
 
 
 def _noise_key(setup: Setup, run: RunFolder, restored: str | None, network: str | None) -> NoiseKey:

@@ -16,7 +16,7 @@ from benchmark.federated.settings import has_noise, is_local, is_private, privac
 from benchmark.privacy.local import check_local
 from benchmark.privacy.request import Mechanism
 from benchmark.privacy.spending import check_can_add, read_spending
-from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
+from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE, SECURE
 from benchmark.run.flags import Flags
 from benchmark.training.flags import caches_features
 from flair.errors import FlairError
@@ -67,6 +67,8 @@ def check_federated_flags(flags: Flags) -> None:
             "--dry_run: workers of --runtime=ray open features that are there; plan with --runtime=inprocess"
         )
     _check_ray_flags(flags)
+    if flags.aggregator == SECURE:
+        _check_secure_flags(flags)
     if is_local(flags):
         _check_local_flags(flags)
     _refuse_ineffective(flags)
@@ -121,6 +123,21 @@ def _check_privacy_flags(flags: Flags) -> None:
                 "--also_spent: artificial clients (--iid) are not the users of another result; leave it out"
             )
         read_spending(flags.also_spent)
+
+
+def _check_secure_flags(flags: Flags) -> None:
+    given = f"--aggregator={SECURE}"
+    if is_private(flags):
+        raise FlairError(
+            f"{given}: a private run clips and sums updates by an aggregator of its own, which is not simulated as a "
+            "secure sum; leave --aggregator out"
+        )
+    if flags.runtime == TFF:
+        raise FlairError(f"--runtime=tff: TFF's own runtime has no secure sums; use --runtime=inprocess with {given}")
+    if flags.algorithm == MIME_LITE:
+        raise FlairError(f"--algorithm=mime_lite sends full gradients beside the secure sum of {given}; use fed_avg")
+    if flags.debug_measurements:
+        raise FlairError(f"--debug_measurements sends norms of updates beside the secure sum of {given}; leave it out")
 
 
 def _check_local_flags(flags: Flags) -> None:

@@ -80,7 +80,8 @@ _TRAINING_FLAGS: Table = (
         "aggregator",
         "mean",
         (*AGGREGATORS, *CORRELATED),
-        "How updates are combined: mean, or TFF's adaptive clipping, zeroing, both (robust) or compression; with "
+        "How updates are combined: mean, or TFF's adaptive clipping, zeroing, both (robust) or compression; secure "
+        "simulates TFF's secure sum; with "
         "--epsilon or --noise_multiplier also banded or tree, whose noise cancels in part over the rounds.",
         Role.RESULT,
     ),

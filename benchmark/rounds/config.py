@@ -13,7 +13,8 @@ MIME_LITE = "mime_lite"
 ALGORITHMS = (FED_AVG, FED_PROX, FED_SGD, MIME_LITE)
 
 SERVER_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum", "yogi", "adagrad")
-AGGREGATORS = ("mean", "clipping", "zeroing", "robust", "compression")
+SECURE = "secure"
+AGGREGATORS = ("mean", "clipping", "zeroing", "robust", "compression", SECURE)
 
 # The squares of a longer update overflow in float32, where clipping would scale it by infinity.
 MAX_UPDATE_NORM = 1e19

@@ -203,7 +203,7 @@ class GroupTrainer:
         examples = tf.cast(tf.reduce_sum(shown, 1), tf.float32) if self._config.weighted else tf.ones_like(square)
         client_weights = tf.where(is_usable, examples, 0.0)
         updates = [tf.where(_of_clients(is_usable, u), u, 0.0) for u in updates]
-        updates = self._randomizer.apply(updates, tf.where(is_usable, square, 0.0), normals)
+        updates = [*self._randomizer.apply(updates, tf.where(is_usable, square, 0.0), normals)]
 
         def add(client: tf.Tensor, *summed: tf.Tensor) -> list[tf.Tensor]:
             result = [*(update[client] for update in updates), client_weights[client]]

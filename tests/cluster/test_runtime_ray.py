@@ -58,6 +58,7 @@ SLOW_CONFIGS = {
     ),
     "local": FederatedConfig(ClientConfig(weighted=False, local_noise=LocalNoiseConfig(0.5, 0.05))),
     "robust": FederatedConfig(aggregator="robust"),
+    "secure": FederatedConfig(aggregator="secure"),
     "mime_lite": MIME_LITE,
 }
 

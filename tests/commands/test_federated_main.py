@@ -455,6 +455,17 @@ def test_a_locally_private_run_states_what_each_client_has_and_deletes_its_key(t
     assert "LOCAL PRIVACY" in (page / "index.html").read_text()
 
 
+def test_a_secure_sum_says_that_it_is_simulated_and_what_a_client_would_send(tfrecords, tmp_path):
+    done = _run(*_places(tfrecords, tmp_path), *SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--aggregator=secure")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    secure, weights = summary["secure_aggregation"], summary["trainable_weights"]
+    assert secure["simulated"] and secure["plain_bits_per_client"] == 32 * weights
+    # 32 bits a weight, and 2 so that the sum of four does not wrap around; a few hundred for what else is counted.
+    assert 0 < secure["bits_per_client"] - 34 * weights < 500
+    assert "secure aggregation is SIMULATED" in done.stdout and f"{secure['bits_per_client']:,} bits" in done.stdout
+    assert read_csv(tmp_path / "run" / "metrics.csv")[0]["mean_value/secure_upper_clipped_count"] == "0.0"
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_run_is_not_continued_on_other_data(tfrecords, repeatable, finished, tmp_path, complete):
     copied, run_dir = tmp_path / "records", tmp_path / "run"
