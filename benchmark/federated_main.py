@@ -141,7 +141,9 @@ def _train(
         has_key = (run.path / noise_key.KEY_FILE).exists()
         if local_plan is not None:
             of_key = settings.key_state(flags, has_key)
-            write_statement(run.path, make_local_statement(local_plan, state.round, flags.l2_norm_clip, of_key))
+            write_statement(
+                run.path, make_local_statement(local_plan, state.round, flags.l2_norm_clip, of_key, flags.iid)
+            )
         if privacy_plan is not None:
             happened = setup.config, state.round, state.clip_norms, has_key, num_weights
             record = settings.run_record(flags, *happened, setup.spent_before)

@@ -6,20 +6,25 @@ import importlib.metadata
 from typing import Any
 
 from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
-from benchmark.privacy.caveats import Caveat, KeyState
+from benchmark.privacy.caveats import WEAK_EPSILON, Caveat, KeyState
 from benchmark.privacy.local import LocalPlan
 
 LOCAL = "local"
 
 
-def make_local_statement(plan: LocalPlan, rounds: int, clip_norm: float, key: KeyState) -> dict[str, Any]:
-    """The statement after `rounds` rounds as plain JSON values; its keys are documented in docs/privacy.md."""
+def make_local_statement(
+    plan: LocalPlan, rounds: int, clip_norm: float, key: KeyState, artificial_users: bool = False
+) -> dict[str, Any]:
+    """The statement after `rounds` rounds as plain JSON values; its keys are documented in docs/privacy.md.
+
+    `artificial_users`: clients were drawn across the split (--iid), so that a client is not a person's.
+    """
     request = plan.request
     planned = request.total_rounds
     return {
         "format": 2,
         "trust_model": LOCAL,
-        "unit": "what a user's client sends",
+        "unit": "what an artificial client sends" if artificial_users else "what a user's client sends",
         "adjacency": "a client's updates replaced by any others, in all rounds in which it takes part",
         "users": plan.num_users,
         "clients_per_round": request.cohort,
@@ -38,7 +43,7 @@ def make_local_statement(plan: LocalPlan, rounds: int, clip_norm: float, key: Ke
             "completed": {name: finite(plan.epsilon_at(rounds, name)) for name in ACCOUNTANTS},
             "planned": {name: finite(plan.epsilon_at(planned, name)) for name in ACCOUNTANTS},
         },
-        "caveats": [caveat._asdict() for caveat in _caveats(key)],
+        "caveats": [caveat._asdict() for caveat in _caveats(plan, rounds, key, artificial_users)],
     }
 
 
@@ -96,7 +101,7 @@ def local_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _caveats(key: KeyState) -> list[Caveat]:
+def _caveats(plan: LocalPlan, rounds: int, key: KeyState, artificial_users: bool) -> list[Caveat]:
     found = [
         Caveat(
             "critical",
@@ -128,6 +133,14 @@ def _caveats(key: KeyState) -> list[Caveat]:
             "2012) are out of its scope.",
         ),
     ]
+    if plan.epsilon_at(rounds) > WEAK_EPSILON:
+        text = (
+            f"An epsilon above {WEAK_EPSILON:g} promises little: use more noise, or let clients take part less often."
+        )
+        found.insert(1, Caveat("high", "weak guarantee", text))
+    if artificial_users:
+        text = "Clients were drawn across the split (--iid): the photos of one person lie in many of them."
+        found.insert(1, Caveat("critical", "artificial users", text))
     if key is not KeyState.DELETED:
         text = "Every client's noise follows from a key that still exists: whoever reads it can take the noise away."
         found.insert(1, Caveat("critical", "noise key", text))

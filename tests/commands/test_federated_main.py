@@ -422,6 +422,7 @@ def test_the_statement_says_what_the_flags_asked_for(tfrecords, tmp_path):
     assert "simulated cohort of 10" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_clip_without_noise_is_a_run_that_claims_no_privacy_and_has_no_key(tfrecords, tmp_path):
     flags = *SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--noise_multiplier=0", "--l2_norm_clip=0.3"
     done = _run(*_places(tfrecords, tmp_path), *flags, "--client_datasets_random_seed=7")
@@ -437,6 +438,7 @@ def test_a_clip_without_noise_is_a_run_that_claims_no_privacy_and_has_no_key(tfr
     assert "NO PRIVACY" in (tmp_path / "run" / "privacy.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_locally_private_run_states_what_each_client_has_and_deletes_its_key(tfrecords, tmp_path):
     flags = *SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--local_noise_multiplier=10", "--l2_norm_clip=0.3"
     done = _run(*_places(tfrecords, tmp_path), *flags, "--delta=1e-5")
@@ -455,6 +457,7 @@ def test_a_locally_private_run_states_what_each_client_has_and_deletes_its_key(t
     assert "LOCAL PRIVACY" in (page / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_secure_sum_says_that_it_is_simulated_and_what_a_client_would_send(tfrecords, tmp_path):
     done = _run(*_places(tfrecords, tmp_path), *SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--aggregator=secure")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

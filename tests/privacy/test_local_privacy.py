@@ -76,6 +76,15 @@ def test_while_the_key_exists_the_statement_begins_with_it(key):
     assert "noise key" in [caveat["name"] for caveat in statement["caveats"]]
 
 
+def test_a_weak_guarantee_and_artificial_clients_are_named():
+    strong, weak = (make_local_statement(_plan(noise), 30, 0.1, KeyState.DELETED) for noise in (20.0, 0.5))
+    names = [[caveat["name"] for caveat in statement["caveats"]] for statement in (strong, weak)]
+    assert ["weak guarantee" in one for one in names] == [False, True]
+    artificial = make_local_statement(_plan(20.0), 30, 0.1, KeyState.DELETED, artificial_users=True)
+    assert artificial["unit"] == "what an artificial client sends"
+    assert [caveat["name"] for caveat in artificial["caveats"]][:2] == ["simulation", "artificial users"]
+
+
 def test_noise_of_clients_and_rounds_is_unrelated_and_can_be_drawn_again():
     noise, size = LocalNoise(NoiseKey(bytes(32))), 20_000
     drawn = [noise.normals(round_number, client, size) for round_number in (0, 1) for client in ("ann", "bo", "1")]

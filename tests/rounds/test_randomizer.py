@@ -50,7 +50,7 @@ def _normals(round_number, client_id):
     return LocalNoise(KEY.derive("local noise")).normals(round_number, client_id, 21)
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("one_by_one", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_client_sends_its_clipped_update_with_noise_of_its_own(one_by_one):
     data = feature_clients(SIZES, TASK)
     cohort, expected, norms = data.client_ids[1:5], [], []
@@ -65,7 +65,7 @@ def test_every_client_sends_its_clipped_update_with_noise_of_its_own(one_by_one)
     assert result.dp_metrics == pytest.approx({PREFIX + name: value for name, value in means.items()}, rel=1e-5)
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("one_by_one", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_client_that_diverged_sends_noise_and_no_zero(one_by_one):
     data = feature_clients(SIZES, TASK)
     data.features.views[0][data.rows(data.client_ids[3])[0]] = np.nan
@@ -87,6 +87,7 @@ def test_two_updates_are_at_most_two_clips_apart():
     assert max(apart) == pytest.approx(2 * CLIP, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_restored_run_continues_bit_for_bit():
     data = feature_clients(SIZES, TASK)
     unbroken, resumed = _runtime(LOCAL, data), _runtime(LOCAL, data)

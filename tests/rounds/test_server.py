@@ -148,7 +148,7 @@ def test_merging_two_halves_equals_adding_all():
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("weighted", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_secure_sum_is_the_plain_one_up_to_its_rounding(weighted):
     """TFF rounds what lies in a range to 2^32 - 1 steps, so that each client is off by half a step at most.
 
