@@ -20,12 +20,15 @@ from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.flags import FLAGS, RAY, TFF
 from benchmark.federated.settings import Setup
 from benchmark.privacy import audit, audit_text, noise_key
-from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.accounting import finite, rounded_up
+from benchmark.privacy.local_statement import local_announcement, make_local_statement
+from benchmark.privacy.spending import check_same
 from benchmark.privacy.statement import announcement, make_statement, write_statement
+from benchmark.rounds.config import SECURE
 from benchmark.run import command
 from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
-from benchmark.run.names import AUDIT_FILE, BEST_FILE
+from benchmark.run.names import AUDIT_FILE, BEST_FILE, PRIVACY_FILE
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
 from benchmark.training import start
@@ -93,7 +96,7 @@ def _train(
     from benchmark.run.interruption import SafePoints
 
     setup = Setup.of(flags, records, task)
-    privacy_plan, client_ids = setup.privacy_plan, setup.clients.client_ids
+    privacy_plan, local_plan, client_ids = setup.privacy_plan, setup.local_plan, setup.clients.client_ids
     print(
         f"{len(client_ids):,} clients to train on, {users['val']:,} users to validate on, "
         f"{users['test']:,} to test on; {task.num_outputs} labels",
@@ -101,10 +104,11 @@ def _train(
     )
     data, restored = {**model_flags.data_facts(flags, records), "users": users}, start.facts(flags)
     run.check_inputs(data, restored)  # before the network is built, and features are computed
+    check_same(run.path / PRIVACY_FILE, setup.spent_before)
     network = _network(flags, task)
     digest = start.network_digest(flags, network)
     key = None
-    if privacy_plan is not None:
+    if settings.has_noise(flags) or settings.is_local(flags):
         key = _noise_key(setup, run, None if restored is None else restored["sha256"], digest)
     run.describe(
         data=data,
@@ -113,7 +117,7 @@ def _train(
         labels=list(task.label_names),
         seed=flags.seed,
         restored_model=restored,
-        cohort_seed=settings.cohort_seed(flags) if key is None else None,
+        cohort_seed=None if settings.has_noise(flags) else settings.cohort_seed(flags),
         noise_key_sha256=None if key is None else key.sha256,
     )
     config = loop.LoopConfig(
@@ -127,7 +131,7 @@ def _train(
     def cohort_of(round_number: int) -> list[str]:
         return sample_cohort(
             client_ids,
-            seed=settings.cohort_seed(flags) if key is None else key,
+            seed=settings.cohort_seed(flags) if key is None or local_plan is not None else key,
             round_number=round_number,
             clients_per_round=flags.clients_per_round,
             sampling=settings.sampling(flags),
@@ -135,26 +139,41 @@ def _train(
         )
 
     def state_privacy(state: TrainingState) -> dict[str, Any] | None:
-        if privacy_plan is None:
-            return None
-        has_key = (run.path / noise_key.KEY_FILE).exists()
-        scores, found = runtime.canary_scores(), None
-        if scores is not None:
-            claim = settings.audited_claim(privacy_plan, setup.config, state.round)
-            audit.write(run.path / AUDIT_FILE, claim, scores)
-            found = audit.audit(claim, scores)
-        record = settings.run_record(flags, setup.config, state.round, state.clip_norms, has_key, num_weights, found)
-        write_statement(run.path, make_statement(privacy_plan, record))
+        has_key, found = (run.path / noise_key.KEY_FILE).exists(), None
+        if local_plan is not None:
+            of_key = settings.key_state(flags, has_key)
+            write_statement(
+                run.path, make_local_statement(local_plan, state.round, flags.l2_norm_clip, of_key, flags.iid)
+            )
+        if privacy_plan is not None:
+            scores = runtime.canary_scores()
+            if scores is not None:
+                claim = settings.audited_claim(privacy_plan, setup.config, state.round)
+                audit.write(run.path / AUDIT_FILE, claim, scores)
+                found = audit.audit(claim, scores)
+            happened = setup.config, state.round, state.clip_norms, has_key, num_weights
+            record = settings.run_record(flags, *happened, setup.spent_before, found)
+            write_statement(run.path, make_statement(privacy_plan, record))
         return found
 
     runtime, model, scorer, _ = _build(setup, network, key)
     num_weights = trainable.num_weights(model)
     try:
+        secure = _secure_aggregation(flags, runtime, num_weights)
+        if secure is not None:
+            print(
+                "secure aggregation is SIMULATED: no update is masked, and this system sees each one; on devices a "
+                f"client would send {secure['bits_per_client']:,} bits a round, masked, where a plain update has "
+                f"{secure['plain_bits_per_client']:,}",
+                flush=True,
+            )
+        if local_plan is not None:
+            print(local_announcement(local_plan), flush=True)
         if privacy_plan is not None:
             settings.check_noise_memory(privacy_plan, num_weights)
             noise = setup.config.noise
             stddev = None if noise is None else noise.clipped_count_stddev
-            print("\n".join(announcement(privacy_plan, num_weights, stddev)), flush=True)
+            print("\n".join(announcement(privacy_plan, num_weights, stddev, setup.spent_before)), flush=True)
             if flags.audit_canaries:
                 print("audit:", settings.audit_cost(flags, privacy_plan, setup.config, num_weights), flush=True)
         with SafePoints("round") as safe_points:
@@ -174,7 +193,7 @@ def _train(
     finally:
         runtime.close()
     summary = {
-        "setting": "federated" if privacy_plan is None else "federated, private",
+        "setting": _setting(flags),
         "model": flags.model,
         "parameters": model.count_params(),
         "trainable_weights": num_weights,
@@ -185,16 +204,34 @@ def _train(
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
     }
+    if key is not None and not flags.keep_noise_key:
+        noise_key.forget_key(run.path)
+    found = state_privacy(state)
+    if secure is not None:
+        summary["secure_aggregation"] = secure
+    if local_plan is not None:
+        summary["local_epsilon"] = {
+            "of_a_round": finite(local_plan.of_round()),
+            "of_all_rounds": finite(local_plan.epsilon_at(state.round)),
+        }
     if privacy_plan is not None:
-        if not flags.keep_noise_key:
-            noise_key.forget_key(run.path)
-        found = state_privacy(state)
+        summary["epsilon"] = finite(privacy_plan.own_epsilon_at(state.round))
         if found is not None:
             summary["audit"] = found
-        summary["epsilon"] = privacy_plan.own_epsilon_at(state.round)
         if privacy_plan.request.simulated_cohort is not None:
             summary["simulated_epsilon"] = privacy_plan.epsilon_at(state.round)
     return summary
+
+
+def _secure_aggregation(flags: Flags, runtime: Runtime, num_weights: int) -> dict[str, Any] | None:
+    """What a client would send in a round of --aggregator=secure, in bits; None for the other aggregators."""
+    from benchmark.rounds.server import RoundServer
+
+    if flags.aggregator != SECURE:
+        return None
+    assert isinstance(runtime, RoundServer)
+    bits = runtime.aggregation.spec.secure_bits(flags.clients_per_round)
+    return {"simulated": True, "bits_per_client": bits, "plain_bits_per_client": 32 * num_weights}
 
 
 def _noise_key(setup: Setup, run: RunFolder, restored: str | None, network: str | None) -> NoiseKey:
@@ -210,6 +247,7 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None, network: str 
         *(f"{name}={flags[name]}" for name in _NEWER_FLAGS if flags.is_changed(name)),
         *([] if network is None else [network]),
         *([setup.config.noise.column] if setup.config.noise and setup.config.noise.column else []),
+        *([] if setup.config.client.local_noise is None else [setup.config.client.local_noise]),
     ]
     content = ""
     # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
@@ -291,6 +329,14 @@ def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[
     return runtime, RayScorer(prepared.model, setup.records, setup.task, pool)
 
 
+def _setting(flags: Flags) -> str:
+    if settings.is_local(flags):
+        return "federated, locally private"
+    if not settings.is_private(flags):
+        return "federated"
+    return "federated, private" if settings.has_noise(flags) else "federated, clipped without noise"
+
+
 def _report(summary: dict[str, Any], run_dir: Path) -> None:
     for partition in ("val", "test"):
         print(f"final {partition} metrics of the best model (round {summary['best_round']}):")
@@ -302,10 +348,17 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
     print(f"best model: {summary.get('saved_model', run_dir / BEST_FILE)}")
     print(f"run folder: {run_dir}")
     if "epsilon" in summary:
-        print(f"epsilon: {rounded_up(summary['epsilon'])}; read {run_dir / 'privacy.txt'} for what that means")
+        epsilon = "infinite" if summary["epsilon"] is None else rounded_up(summary["epsilon"])
+        print(f"epsilon: {epsilon}; read {run_dir / 'privacy.txt'} for what that means")
     if "audit" in summary:
         contradicted = bool(summary["audit"]["contradicted_by"])
         print(f"audit: {audit_text.verdict(summary['audit'])}", file=sys.stderr if contradicted else sys.stdout)
+    if "local_epsilon" in summary:
+        of_round, in_all = (
+            "infinite" if summary["local_epsilon"][name] is None else rounded_up(summary["local_epsilon"][name])
+            for name in ("of_a_round", "of_all_rounds")
+        )
+        print(f"local epsilon: {of_round} a round, {in_all} in all; read {run_dir / 'privacy.txt'} for what that means")
     print(f"{summary['rounds']} rounds in {duration(summary['training_seconds'])} of training")
     if "audit" in summary:
         print("next:", command_line("python -m benchmark.audit_main", run_dir=run_dir))

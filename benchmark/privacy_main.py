@@ -13,8 +13,9 @@ from pathlib import Path
 
 from benchmark.privacy import comparison, planner
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
+from benchmark.privacy.spending import read_spending
 from benchmark.run import command
-from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path
+from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path, paths
 from flair.dataset.catalog import NUM_USERS
 from flair.errors import FlairError
 from flair.terminal.progress import Progress
@@ -43,6 +44,12 @@ FLAGS: Table = (
     integer(
         "num_weights", None, "weights that train: prints how long the noise on all of them is", Role.RESULT, least=1
     ),
+    paths(
+        "also_spent",
+        None,
+        "results about the same users, of benchmark.analytics_main or privacy.json of runs, whose spending is added",
+        Role.RESULT,
+    ),
     boolean("table", "one line for each of several cohort sizes", Role.RESULT),
     boolean(
         "compare",
@@ -69,6 +76,8 @@ def main(flags: Flags) -> None:
         published_noise=flags.published_noise,
         bands=flags.bands,
     )
+    if flags.also_spent is not None and (flags.table or flags.compare):
+        raise FlairError("--also_spent: --table and --compare have no column for a total; leave them or it out")
     if flags.compare:
         _compare(flags, request)
         return
@@ -80,7 +89,8 @@ def main(flags: Flags) -> None:
             raise FlairError("--table varies the cohort itself: leave out --simulated_clients_per_round")
         _print_table(flags.num_users, request, flags.num_weights, flags.json)
         return
-    found = planner.answer(flags.num_users, request, flags.num_weights)
+    spent_before = read_spending(flags.also_spent or (), flags.num_users)
+    found = planner.answer(flags.num_users, request, flags.num_weights, spent_before)
     print(json.dumps(found, indent=2) if flags.json else planner.answer_text(found))
 
 

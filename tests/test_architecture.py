@@ -34,7 +34,7 @@ ARROWS = {
     "flair.testsets": "flair.curation flair.dataset flair.files flair.records.tfrecord flair.terminal",
     "benchmark.metrics": "",
     "benchmark.run": "flair.files flair.parallel flair.records.tfrecord flair.terminal",
-    "benchmark.privacy": "benchmark.run flair.files",
+    "benchmark.privacy": "benchmark.run flair.files flair.statistics flair.terminal",
     "benchmark.model": "benchmark.run flair.dataset flair.files flair.records.hdf5",
     "benchmark.data": (
         "benchmark.run flair.dataset flair.files flair.records.hdf5 flair.records.tfrecord flair.terminal"
@@ -54,6 +54,7 @@ ARROWS = {
         "benchmark.data benchmark.evaluation benchmark.features benchmark.metrics benchmark.model benchmark.run "
         "flair.dataset flair.files flair.terminal"
     ),
+    "benchmark.analytics": "benchmark.privacy flair.terminal",
     "benchmark.report": (
         "benchmark.evaluation benchmark.privacy benchmark.run flair.files flair.statistics flair.terminal"
     ),

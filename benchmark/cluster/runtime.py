@@ -62,7 +62,8 @@ class RayRuntime(RoundServer):
       model, config, data, batch_plan, seed, noise_key: as `InProcessRuntime` takes them.
       model_arguments: those of `networks.build_model` for the model, and which of its weights train.
       source: opens `data` on the workers' machines.
-      pool: the workers, which end with the runtime. They are not told the noise key.
+      pool: the workers, which end with the runtime. They are not told the noise key; under local privacy
+        they have a key of the clients' noise alone, from which it does not follow.
       eval_batch_size: photos per batch when workers score.
       features: where the features are that `model`, a head, takes; None: it takes photos.
       canaries: of a private run, see `RoundServer`; the server adds them.
@@ -91,8 +92,8 @@ class RayRuntime(RoundServer):
         super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key, canaries)
         self.pool, self._batch_plan, self._data = pool, batch_plan, data
         frozen = [variable.numpy() for variable in model.non_trainable_variables]
-        run = (model_arguments, frozen, features, source, batch_plan, config.client, seed, self.aggregation.spec)
-        pool.give(Job(*run, eval_batch_size, str(tf.__version__)))
+        run = (model_arguments, frozen, features, source, batch_plan, config.client, seed, self.local_key)
+        pool.give(Job(*run, self.aggregation.spec, eval_batch_size, str(tf.__version__)))
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
         """Sends the global weights, has each worker train its clients, merges their sums, takes the server's step."""

@@ -17,6 +17,7 @@ from benchmark.features.cache import FeatureSource
 from benchmark.federated.scoring import ClientScore, LocalComparison, LocalScorer
 from benchmark.model.networks import build_model
 from benchmark.model.trainable import choose, new_head
+from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import ClientConfig
@@ -36,6 +37,7 @@ class Job(NamedTuple):
       batch_plan: how a client goes through them.
       client: what a client does.
       seed: of the run.
+      local_key: what the clients' noise under local privacy follows from, which is not the run's noise key.
       round: TFF's aggregator as graphs.
       eval_batch_size: photos per batch when scoring.
       tensorflow: version that the run has.
@@ -48,6 +50,7 @@ class Job(NamedTuple):
     batch_plan: BatchPlan
     client: ClientConfig
     seed: int
+    local_key: NoiseKey | None
     round: RoundSpec
     eval_batch_size: int
     tensorflow: str
@@ -79,7 +82,9 @@ class Tasks:
         for variable, value in zip(self._model.non_trainable_variables, job.frozen, strict=True):
             variable.assign(value)
         self._trainer = LocalTrainer(self._model, job.client, job.round.step)
-        self._shard = shard_trainer(self._trainer, Aggregation(job.round), inputs.clients(clients), plan, job.seed)
+        self._shard = shard_trainer(
+            self._trainer, Aggregation(job.round), inputs.clients(clients), plan, job.seed, job.local_key
+        )
         self._scorer = LocalScorer(self._model, inputs, plan)
 
     def ready(self) -> None:

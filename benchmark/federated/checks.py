@@ -12,14 +12,27 @@ import re
 import sys
 
 from benchmark.federated.flags import CORRELATED, EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
-from benchmark.federated.settings import is_private, mechanism, privacy_request, sampling, target_quantile
+from benchmark.federated.settings import (
+    has_noise,
+    is_local,
+    is_private,
+    mechanism,
+    privacy_request,
+    sampling,
+    target_quantile,
+)
 from benchmark.privacy.audit import LEAST_CANARIES
+from benchmark.privacy.local import check_local
 from benchmark.privacy.request import Mechanism, Sampling
-from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE
+from benchmark.privacy.spending import check_can_add, read_spending
+from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE, SECURE
 from benchmark.run.flags import Flags
 from benchmark.training.flags import caches_features
 from flair.errors import FlairError
 
+# Flags of privacy that say how updates are clipped where no noise is added.
+_OF_CLIPPING = ("epsilon", "noise_multiplier", "l2_norm_clip", "target_unclipped_quantile")
+_OF_LOCAL = ("local_noise_multiplier", "l2_norm_clip", "delta", "accountant", "noise_key_file", "keep_noise_key")
 _WITH_SECOND_MOMENT = ("adam", "adamw", "yogi")
 
 
@@ -63,6 +76,10 @@ def check_federated_flags(flags: Flags) -> None:
             "--dry_run: workers of --runtime=ray open features that are there; plan with --runtime=inprocess"
         )
     _check_ray_flags(flags)
+    if flags.aggregator == SECURE:
+        _check_secure_flags(flags)
+    if is_local(flags):
+        _check_local_flags(flags)
     _refuse_ineffective(flags)
     if is_private(flags):
         _check_privacy_flags(flags)
@@ -81,6 +98,11 @@ def _check_privacy_flags(flags: Flags) -> None:
         raise FlairError(
             f"--target_unclipped_quantile={quantile:g}: with --aggregator={flags.aggregator} the clip norm is fixed, "
             "because the noise that rounds share would have to fit the clip norms of all of them; give 0"
+        )
+    if not has_noise(flags) and quantile > 0 and flags.is_changed("target_unclipped_quantile"):
+        raise FlairError(
+            f"--target_unclipped_quantile={quantile:g}: with --noise_multiplier=0 the clip norm is fixed at "
+            "--l2_norm_clip, because TFF adapts it only with noise on the count that it asks for; give 0"
         )
     if flags.runtime == TFF and flags.aggregator in CORRELATED:
         raise FlairError(
@@ -105,6 +127,57 @@ def _check_privacy_flags(flags: Flags) -> None:
     if flags.audit_canaries:
         _check_canaries(flags)
     privacy_request(flags).check()
+    if flags.also_spent is not None:
+        check_can_add(privacy_request(flags))
+        if flags.iid:
+            raise FlairError(
+                "--also_spent: artificial clients (--iid) are not the users of another result; leave it out"
+            )
+        read_spending(flags.also_spent)
+
+
+def _check_secure_flags(flags: Flags) -> None:
+    given = f"--aggregator={SECURE}"
+    if is_private(flags):
+        raise FlairError(
+            f"{given}: a private run clips and sums updates by an aggregator of its own, which is not simulated as a "
+            "secure sum; leave --aggregator out"
+        )
+    if flags.runtime == TFF:
+        raise FlairError(f"--runtime=tff: TFF's own runtime has no secure sums; use --runtime=inprocess with {given}")
+    if flags.algorithm == MIME_LITE:
+        raise FlairError(f"--algorithm=mime_lite sends full gradients beside the secure sum of {given}; use fed_avg")
+    if flags.debug_measurements:
+        raise FlairError(f"--debug_measurements sends norms of updates beside the secure sum of {given}; leave it out")
+
+
+def _check_local_flags(flags: Flags) -> None:
+    given = f"--local_noise_multiplier={flags.local_noise_multiplier:g}"
+    if is_private(flags):
+        central = (
+            f"--epsilon={flags.epsilon:g}" if flags.epsilon != 0 else f"--noise_multiplier={flags.noise_multiplier:g}"
+        )
+        raise FlairError(
+            f"{given} and {central} are both given: how local and central privacy add up is not stated here; give one"
+        )
+    if flags.client_weighting == EXAMPLES:
+        raise FlairError(
+            f"--client_weighting=examples: with {given} a client would tell its number of photos without noise; leave "
+            "it out"
+        )
+    if flags.aggregator != "mean":
+        raise FlairError(
+            f"--aggregator={flags.aggregator}: with {given} updates are clipped and noised already, and their mean is "
+            "what is meant; leave --aggregator out"
+        )
+    if flags.algorithm == MIME_LITE:
+        raise FlairError(
+            f"--algorithm=mime_lite sends full gradients, to which {given} adds no noise; use fed_avg, fed_prox or "
+            "fed_sgd with local privacy"
+        )
+    if flags.runtime == TFF:
+        raise FlairError(f"--runtime=tff: TFF's own clients add no noise; use --runtime=inprocess or ray with {given}")
+    check_local(flags.local_noise_multiplier, privacy_request(flags))
 
 
 def _check_canaries(flags: Flags) -> None:
@@ -160,9 +233,23 @@ def _refuse_ineffective(flags: Flags) -> None:
         (optimizer not in _WITH_SECOND_MOMENT, ("server_beta_2",), with_optimizer),
         (optimizer != "adamw", ("server_weight_decay",), with_optimizer),
         (flags.server_lr_schedule == "constant", ("server_final_learning_rate",), "with --server_lr_schedule=constant"),
-        (not private, [flag.name for flag in PRIVACY_FLAGS], "without --epsilon or --noise_multiplier"),
+        (
+            not private and not is_local(flags),
+            [flag.name for flag in PRIVACY_FLAGS],
+            "without --epsilon or --noise_multiplier",
+        ),
+        (
+            is_local(flags),
+            [flag.name for flag in PRIVACY_FLAGS if flag.name not in _OF_LOCAL],
+            "with --local_noise_multiplier, whose clients clip to a fixed norm",
+        ),
         (flags.aggregator != Mechanism.BANDED, ("bands",), "without --aggregator=banded"),
-        (private, ("client_datasets_random_seed",), "with privacy, whose cohorts follow from a secret key"),
+        (
+            private and not has_noise(flags),
+            [flag.name for flag in PRIVACY_FLAGS if flag.name not in _OF_CLIPPING],
+            "with --noise_multiplier=0, which only clips",
+        ),
+        (has_noise(flags), ("client_datasets_random_seed",), "with privacy, whose cohorts follow from a secret key"),
         (
             private and target_quantile(flags) == 0,
             ("clipped_count_stddev",),
@@ -173,6 +260,7 @@ def _refuse_ineffective(flags: Flags) -> None:
         for name in names:
             if is_ineffective and flags.is_changed(name):
                 shown = f"{flags[name]:g}" if isinstance(flags[name], float) else flags[name]
+                shown = ",".join(shown) if isinstance(shown, list) else shown
                 raise FlairError(f"--{name}={shown} has no effect {reason}; leave it out")
     for side in ("client", "server"):
         warmup = flags[f"{side}_warmup_rounds"]

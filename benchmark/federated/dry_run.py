@@ -17,6 +17,7 @@ from benchmark.model.trainable import num_weights
 from benchmark.privacy import accounting
 from benchmark.privacy.accounting import rounded_up
 from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
+from benchmark.privacy.local_statement import local_announcement
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig, FederatedConfig
@@ -64,6 +65,7 @@ def plan_lines(
         *_algorithm_lines(flags, setup.config),
         *entry("rounds", f"{rounds:,}, an evaluation every {flags.rounds_per_eval:,}"),
         *entry("cohort", _cohort_row(flags, population, photos)),
+        *([] if setup.local_plan is None else entry("privacy", local_announcement(setup.local_plan))),
         *([] if privacy_plan is None else _privacy_lines(flags, setup.config, privacy_plan, num_weights(model))),
         *entry("memory", memory_row(), _MEMORY_NOTES[flags.runtime]),
         *training_plan.time_lines(
@@ -78,6 +80,8 @@ def _privacy_lines(flags: Flags, config: FederatedConfig, privacy_plan: PrivacyP
     """Epsilon, delta and every noise of the plan, and what an audit costs."""
     noise, request = config.noise, privacy_plan.request
     assert noise is not None
+    if noise.noise_multiplier == 0:
+        return entry("privacy", "NONE: updates are clipped, and no noise is added (--noise_multiplier=0)")
     own, cohort, rounds = privacy_plan.run_noise_multiplier, request.accounted_cohort, request.total_rounds
     stddev = noise.clipped_count_stddev
     on_sum = own if stddev is None else sum_noise_multiplier(own, stddev)

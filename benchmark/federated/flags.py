@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmark.privacy.accounting import ACCOUNTANTS
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.rounds.config import AGGREGATORS, ALGORITHMS, FED_AVG, SERVER_OPTIMIZERS
-from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, text
+from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, paths, text
 from benchmark.run.schedules import SCHEDULES
 from benchmark.training.flags import BEST_METRIC, MODEL_FLAGS, OVERWRITE, RUN_DIR
 
@@ -80,7 +80,8 @@ _TRAINING_FLAGS: Table = (
         "aggregator",
         "mean",
         (*AGGREGATORS, *CORRELATED),
-        "How updates are combined: mean, or TFF's adaptive clipping, zeroing, both (robust) or compression; with "
+        "How updates are combined: mean, or TFF's adaptive clipping, zeroing, both (robust) or compression; secure "
+        "simulates TFF's secure sum; with "
         "--epsilon or --noise_multiplier also banded or tree, whose noise cancels in part over the rounds.",
         Role.RESULT,
     ),
@@ -125,7 +126,19 @@ _TRAINING_FLAGS: Table = (
 )
 PRIVACY_FLAGS: Table = (
     number("epsilon", 0.0, "Target epsilon of user-level differential privacy; 0: none.", Role.RESULT),
-    number("noise_multiplier", None, "Noise relative to the clipping norm, instead of --epsilon.", Role.RESULT),
+    number(
+        "noise_multiplier",
+        None,
+        "Noise relative to the clipping norm, instead of --epsilon; 0 only clips, for ablations.",
+        Role.RESULT,
+    ),
+    number(
+        "local_noise_multiplier",
+        None,
+        "Local privacy: each client clips its update to --l2_norm_clip and adds noise of this many clipping norms "
+        "itself; instead of --epsilon and --noise_multiplier.",
+        Role.RESULT,
+    ),
     number("delta", None, "Delta of differential privacy, a probability; none: users^-1.1.", Role.RESULT),
     choice("accountant", "pld", ACCOUNTANTS, "Accountant that turns --epsilon into noise.", Role.RESULT),
     number(
@@ -173,6 +186,13 @@ PRIVACY_FLAGS: Table = (
         "some cost for the model; 0: none.",
         Role.RESULT,
         least=0,
+    ),
+    paths(
+        "also_spent",
+        None,
+        "Results about the same users, of benchmark.analytics_main or privacy.json of other runs: the statement adds "
+        "up what all of it spent. The noise stays that of --epsilon.",
+        Role.RESULT,
     ),
 )
 _OTHER_FLAGS: Table = (

@@ -91,7 +91,7 @@ def train(
                     state.best_value, state.best_round = value, state.round
                     before_release(state)
                     loading.save_weights(model, run.path / BEST_FILE)
-                if privacy_plan is not None:
+                if privacy_plan is not None and privacy_plan.noise_multiplier > 0:
                     row["epsilon"] = privacy_plan.own_epsilon_at(state.round)
                 print(_line(state, config, row), flush=True)
             state.seconds = before + time.monotonic() - started

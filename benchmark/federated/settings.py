@@ -13,9 +13,18 @@ from benchmark.privacy import audit, audit_text
 from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
 from benchmark.privacy.audit import Claim
 from benchmark.privacy.caveats import KeyState, RunRecord
+from benchmark.privacy.local import LocalPlan, make_local_plan
 from benchmark.privacy.plan import PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
-from benchmark.rounds.config import CanaryConfig, ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
+from benchmark.privacy.spending import Release, read_spending
+from benchmark.rounds.config import (
+    CanaryConfig,
+    ClientConfig,
+    FederatedConfig,
+    LocalNoiseConfig,
+    NoiseConfig,
+    OptimizerConfig,
+)
 from benchmark.run.flags import Flags
 from benchmark.run.schedules import learning_rates
 from benchmark.training import start
@@ -36,8 +45,10 @@ class Setup:
     task: Task
     clients: Clients
     privacy_plan: PrivacyPlan | None
+    local_plan: LocalPlan | None
     config: FederatedConfig
     batch_plan: BatchPlan
+    spent_before: Sequence[Release]
 
     @classmethod
     def of(cls, flags: Flags, records: Records, task: Task, num_clients: int | None = None) -> Setup:
@@ -50,12 +61,24 @@ class Setup:
         privacy_plan = privacy_plan_of(flags, num_clients)
         epochs, most = flags.client_epochs_per_round, flags.max_elements_per_client
         batch_plan = BatchPlan(task, image_size(flags), flags.client_batch_size, epochs, most, augments(flags))
-        return cls(flags, records, task, clients, privacy_plan, federated_config(flags, privacy_plan), batch_plan)
+        plans = privacy_plan, local_plan_of(flags, num_clients)
+        config, spent_before = federated_config(flags, privacy_plan), read_spending(flags.also_spent or (), num_clients)
+        return cls(flags, records, task, clients, *plans, config, batch_plan, spent_before)
 
 
 def is_private(flags: Flags) -> bool:
-    """Whether the run has differential privacy."""
+    """Whether the run does what differential privacy asks for, if with a noise of 0."""
     return flags.epsilon != 0 or flags.noise_multiplier is not None
+
+
+def has_noise(flags: Flags) -> bool:
+    """Whether noise is added, and so a secret key needed; --noise_multiplier=0 only clips."""
+    return is_private(flags) and flags.noise_multiplier != 0
+
+
+def is_local(flags: Flags) -> bool:
+    """Whether clients add noise themselves."""
+    return flags.local_noise_multiplier is not None
 
 
 def mechanism(flags: Flags) -> Mechanism:
@@ -74,8 +97,9 @@ def bands(flags: Flags) -> int | None:
 
 
 def target_quantile(flags: Flags) -> float:
-    """Fraction of updates that the adaptive clip norm leaves unclipped; 0: fixed, as always under banded and tree."""
-    return float(flags.target_unclipped_quantile) if mechanism(flags) is Mechanism.GAUSSIAN else 0.0
+    """Fraction of updates that the adaptive clip norm leaves unclipped; 0: fixed, as with correlated or no noise."""
+    is_adaptive = mechanism(flags) is Mechanism.GAUSSIAN and has_noise(flags)
+    return float(flags.target_unclipped_quantile) if is_adaptive else 0.0
 
 
 def sampling(flags: Flags) -> Sampling:
@@ -95,7 +119,8 @@ def cohort_seed(flags: Flags) -> int:
 
 
 def check_cohort(flags: Flags, num_clients: int) -> None:
-    """Refuses a cohort larger than the number of clients."""
+    """Refuses a cohort larger than the number of clients, and what was spent on another number of them."""
+    read_spending(flags.also_spent or (), num_clients)
     if flags.clients_per_round > num_clients:
         raise FlairError(
             f"--clients_per_round={flags.clients_per_round}: there are only {num_clients:,} clients in the train "
@@ -138,6 +163,20 @@ def check_noise_memory(plan: PrivacyPlan, num_weights: int) -> None:
         )
 
 
+def local_plan_of(flags: Flags, num_users: int) -> LocalPlan | None:
+    """The local privacy of the run, None without."""
+    if not is_local(flags):
+        return None
+    return make_local_plan(num_users, flags.local_noise_multiplier, privacy_request(flags))
+
+
+def key_state(flags: Flags, has_key: bool) -> KeyState:
+    """What has become of the noise key; `has_key`: it lies in the run folder."""
+    if flags.noise_key_file is not None:
+        return KeyState.GIVEN
+    return KeyState.PRESENT if has_key else KeyState.DELETED
+
+
 def run_record(
     flags: Flags,
     config: FederatedConfig,
@@ -145,6 +184,7 @@ def run_record(
     clip_norms: Sequence[float],
     has_key: bool,
     num_weights: int,
+    spent_before: Sequence[Release] = (),
     found: dict[str, Any] | None = None,
 ) -> RunRecord:
     """What happened in a private run so far.
@@ -156,10 +196,7 @@ def run_record(
     """
     noise = config.noise
     assert noise is not None
-    if flags.noise_key_file is not None:
-        key = KeyState.GIVEN
-    else:
-        key = KeyState.PRESENT if has_key else KeyState.DELETED
+    key = key_state(flags, has_key) if noise.noise_multiplier > 0 else KeyState.NONE
     return RunRecord(
         rounds_completed=rounds,
         clip_norms=clip_norms,
@@ -170,6 +207,7 @@ def run_record(
         noise_key=key,
         drawn_by_tff=flags.runtime == TFF,
         num_weights=num_weights,
+        spent_before=spent_before,
         audit=found,
     )
 
@@ -211,7 +249,8 @@ def federated_config(flags: Flags, privacy_plan: PrivacyPlan | None) -> Federate
         clipnorm=flags.client_clipnorm,
         global_clipnorm=flags.global_clipnorm,
         proximal_strength=flags.proximal_strength,
-        weighted=privacy_plan is None and flags.client_weighting != EQUAL,
+        weighted=privacy_plan is None and not is_local(flags) and flags.client_weighting != EQUAL,
+        local_noise=LocalNoiseConfig(flags.local_noise_multiplier, flags.l2_norm_clip) if is_local(flags) else None,
     )
     server = OptimizerConfig(
         name=flags.server_optimizer,

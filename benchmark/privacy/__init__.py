@@ -11,10 +11,13 @@ __all__ = [
     "audit_text",
     "caveats",
     "comparison",
+    "local",
+    "local_statement",
     "noise",
     "noise_key",
     "plan",
     "planner",
     "request",
+    "spending",
     "statement",
 ]

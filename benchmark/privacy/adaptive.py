@@ -92,12 +92,12 @@ def clip_collapses(cohort: int, count_stddev: float, target_quantile: float, is_
 def effective_noise_multiplier(noise_multipliers: Sequence[float]) -> float:
     """The noise multiplier of the one Gaussian mechanism that releases as much as several together.
 
-    All of them are about one cohort (https://arxiv.org/abs/1812.06210, section 3).
+    All of them are about one cohort (https://arxiv.org/abs/1812.06210, section 3). One without noise tells everything.
 
     >>> round(effective_noise_multiplier([1.00125234, 20.0]), 6)
     1.0
     """
-    return sum(noise**-2 for noise in noise_multipliers) ** -0.5
+    return sum(noise**-2 for noise in noise_multipliers) ** -0.5 if all(noise_multipliers) else 0.0
 
 
 def check_noise(noise_multipliers: Sequence[float], run_noise_multiplier: float) -> None:

@@ -12,6 +12,7 @@ from benchmark.privacy.accounting import rounded_up, small_delta
 from benchmark.privacy.adaptive import clip_collapses
 from benchmark.privacy.plan import PrivacyPlan, price
 from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.spending import Release
 
 WEAK_EPSILON = 10.0
 SMALL_USERS_TIMES_DELTA = 0.01
@@ -23,6 +24,7 @@ class KeyState(enum.Enum):
     DELETED = "deleted"  # drawn for this run, and deleted when it was complete
     PRESENT = "in the run folder"  # drawn for this run, and still there
     GIVEN = "given as a file"  # from a --noise_key_file, which stays
+    NONE = "none"  # there is no noise, and cohorts follow from --seed
 
 
 class Caveat(NamedTuple):
@@ -46,6 +48,7 @@ class RunRecord:
       restored_model: training started from other weights (--restore_model_path, --backbone_weights).
       drawn_by_tff: the noise is TFF's own (--runtime=tff); only the cohorts follow from the key.
       num_weights: how many numbers of the model train; None where that is not known.
+      spent_before: what earlier results about the same users were (--also_spent).
       audit: what `audit.audit` found; None of a run without canaries.
     """
 
@@ -58,11 +61,22 @@ class RunRecord:
     noise_key: KeyState = KeyState.PRESENT
     drawn_by_tff: bool = False
     num_weights: int | None = None
+    spent_before: Sequence[Release] = ()
     audit: dict[str, Any] | None = None
 
 
 def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
     """The limits of what `plan` promises about `run`, the gravest first."""
+    if plan.noise_multiplier == 0:
+        return [
+            Caveat(
+                "critical",
+                "no noise",
+                "Updates were clipped and their sum divided by the expected number of clients, as in a private run, "
+                "but no noise was added (--noise_multiplier=0): an ablation. Nothing here protects anybody, and "
+                "cohorts follow from --seed.",
+            )
+        ]
     found = [*_about_accounting(plan, run), *_about_noise(plan, run), *_about_release(run), *_about_audit(run)]
     order = ("critical", "high", "medium", "note")
     return sorted(found, key=lambda caveat: order.index(caveat.severity))
@@ -151,6 +165,13 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
             "high",
             "weak guarantee",
             f"An epsilon above {WEAK_EPSILON:g} promises little: use more noise, fewer rounds or more users.",
+        )
+    if run.spent_before:
+        yield Caveat(
+            "medium",
+            "spent before",
+            "The noise is that of this run's own epsilon; what was spent on its users before (--also_spent) is in the "
+            "total alone. That those were the same users is taken on trust: only their number was compared.",
         )
     if request.published_noise:
         yield Caveat(

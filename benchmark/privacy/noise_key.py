@@ -200,6 +200,9 @@ class _LostKey(NoiseKey):
         return self._recorded
 
     def derive(self, *names: str | int) -> NoiseKey:
+        return self
+
+    def stream(self, *names: str | int) -> KeyStream:
         raise FlairError(
             f"{self._path}: no such file; noise and cohorts of a private run follow from it, so that this run cannot "
             "be continued; put it back, or start over: --overwrite"

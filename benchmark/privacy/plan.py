@@ -30,7 +30,7 @@ class PrivacyPlan:
     instead (`is_zero_out`). Cohorts of a fixed size
     (`Sampling.UNIFORM`) are accounted for as if they were Poisson samples, as published; `replace_one_epsilon_at` is
     what is proved for them. With a simulated cohort these epsilons are those of a run with that cohort; the run itself
-    has `own_epsilon_at`.
+    has `own_epsilon_at`. Without noise every epsilon is infinite.
     """
 
     request: PrivacyRequest
@@ -77,6 +77,8 @@ class PrivacyPlan:
 
     def epsilon_at(self, rounds: int, accountant: str | None = None) -> float:
         """Epsilon spent after `rounds` rounds: about a millisecond by RDP, some 50 ms by PLD."""
+        if self.noise_multiplier == 0:
+            return math.inf if rounds else 0.0
         released = self.request.released(self.noise_multiplier, self.num_users, rounds)
         return accounting.epsilon(accountant or self.request.accountant, *released, self.delta)
 
@@ -90,6 +92,8 @@ class PrivacyPlan:
         """Fixed-size cohorts only: the epsilon proved for what the run itself did, replacing one user, by RDP."""
         if self.request.sampling is not Sampling.UNIFORM:
             return None
+        if self.noise_multiplier == 0:
+            return self.epsilon_at(rounds)
         own = self.run_noise_multiplier, self.num_users, self.request.cohort
         return accounting.replace_one_epsilon(*own, rounds, self.delta)
 

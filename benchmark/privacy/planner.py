@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from benchmark.privacy.adaptive import clipped_count_stddev, noise_norm, sum_noi
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA
 from benchmark.privacy.plan import HARDLY_LESS, PrivacyPlan, make_plan, price
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
+from benchmark.privacy.spending import Release, as_json, check_can_add, total_epsilon
 from flair.errors import FlairError
 
 
@@ -26,6 +28,8 @@ def check(num_users: int, request: PrivacyRequest) -> None:
     """Raises FlairError on values that mean nothing; instant."""
     if request.total_rounds > accounting.MAX_ROUNDS:
         raise FlairError(f"--total_rounds={request.total_rounds}: expected at most {accounting.MAX_ROUNDS:,}")
+    if request.noise_multiplier == 0:
+        raise FlairError("--noise_multiplier=0: without noise epsilon is infinite, and there is nothing to plan")
     if asks_for(request) != "rounds":
         request.check(num_users)
         return
@@ -35,12 +39,17 @@ def check(num_users: int, request: PrivacyRequest) -> None:
     replace(request, epsilon=None).check(num_users)
 
 
-def answer(num_users: int, request: PrivacyRequest, num_weights: int | None = None) -> dict[str, Any]:
+def answer(
+    num_users: int, request: PrivacyRequest, num_weights: int | None = None, spent_before: Sequence[Release] = ()
+) -> dict[str, Any]:
     """The answer by both accountants, as JSON values; an epsilon that is not finite is None.
 
-    With `num_weights` it also says how long the noise on so many numbers is (`adaptive.noise_norm`).
+    With `num_weights` it also says how long the noise on so many numbers is (`adaptive.noise_norm`), and with
+    `spent_before` the epsilon of all together.
     """
     check(num_users, request)
+    if spent_before:
+        check_can_add(request)
     plans = _plans(num_users, request)
     return {
         "asks_for": asks_for(request),
@@ -56,8 +65,13 @@ def answer(num_users: int, request: PrivacyRequest, num_weights: int | None = No
         "published_noise": request.published_noise,
         "bands": plans["pld"].request.bands,
         "price": price(plans["pld"]),
+        "spent_before": as_json(spent_before),
         "by": {
-            name: _by_accountant(request, plans[name], name, num_weights) if name in plans else dict.fromkeys(_KEYS)
+            name: (
+                _by_accountant(request, plans[name], name, num_weights, spent_before)
+                if name in plans
+                else dict.fromkeys(_KEYS)
+            )
             for name in ACCOUNTANTS
         },
     }
@@ -110,6 +124,7 @@ _ROWS = (
     ("  its norm over all weights", "noise_norm"),
     ("noise on the running sum of means", "noise_on_running_sum"),
     ("epsilon", "epsilon"),
+    ("  with what was spent before", "total_epsilon"),
     ("the run's own epsilon", "own_epsilon"),
     ("epsilon proved, one user replaced", "replace_one_epsilon"),
     ("rounds affordable", "rounds"),
@@ -117,7 +132,10 @@ _ROWS = (
 _KEYS = tuple(key for _, key in _ROWS)
 _ANSWERED_BY = {"noise": "noise_multiplier", "epsilon": "epsilon", "rounds": "rounds"}
 # What is claimed, or the noise that a claim needs.
-_ROUNDED_UP = ("epsilon", "own_epsilon", "replace_one_epsilon", "noise_multiplier", "run_noise_multiplier")
+_ROUNDED_UP = (
+    *("epsilon", "total_epsilon", "own_epsilon", "replace_one_epsilon"),
+    *("noise_multiplier", "run_noise_multiplier"),
+)
 
 
 def _plans(num_users: int, request: PrivacyRequest) -> dict[str, PrivacyPlan]:
@@ -132,7 +150,9 @@ def _plans(num_users: int, request: PrivacyRequest) -> dict[str, PrivacyPlan]:
     return plans
 
 
-def _by_accountant(request: PrivacyRequest, plan: PrivacyPlan, name: str, num_weights: int | None) -> dict[str, Any]:
+def _by_accountant(
+    request: PrivacyRequest, plan: PrivacyPlan, name: str, num_weights: int | None, spent_before: Sequence[Release]
+) -> dict[str, Any]:
     noise, rounds = plan.run_noise_multiplier, request.total_rounds
     gaussian = request.mechanism is Mechanism.GAUSSIAN
     count_stddev = clipped_count_stddev(request.cohort, noise, request.published_noise) if gaussian else None
@@ -146,6 +166,7 @@ def _by_accountant(request: PrivacyRequest, plan: PrivacyPlan, name: str, num_we
         "noise_norm": noise_norm(on_sum, request.cohort, num_weights) if num_weights and gaussian else None,
         "noise_on_running_sum": plan.noise_on_running_sum,
         "epsilon": finite(plan.epsilon_at(rounds, name)),
+        "total_epsilon": finite(total_epsilon(plan, rounds, spent_before, name)) if spent_before else None,
         "own_epsilon": finite(plan.own_epsilon_at(rounds, name)) if request.simulated_cohort else None,
         "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)) if name == "rdp" else None,
         "rounds": _rounds(plan, request.epsilon, name) if asks_for(request) == "rounds" else None,
@@ -221,6 +242,8 @@ def _next_command(found: dict[str, Any]) -> str:
         parts.append(f"--bands={found['bands']}")
     if found["published_noise"]:
         parts.append("--published_noise")
+    if found["spent_before"]:
+        parts.append("--also_spent=FILE")
     return " ".join(parts)
 
 

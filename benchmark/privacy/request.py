@@ -9,7 +9,7 @@ import math
 from benchmark.privacy import accounting, banded
 from flair.errors import FlairError
 
-_LEAST_NOISE, _MOST_NOISE = 1e-6, 1e6
+LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
 _MOST_USERS = 10**9
 
 
@@ -51,7 +51,7 @@ class PrivacyRequest:
     Attributes:
       cohort: clients per round that the run trains: expected (Poisson) or exact.
       epsilon: the target; a run gives this or `noise_multiplier`.
-      noise_multiplier: standard deviation of the noise, in clip norms.
+      noise_multiplier: standard deviation of the noise, in clip norms; 0 clips without noise, and is no privacy.
       delta: None is users^-1.1.
       simulated_cohort: a larger cohort, whose noise on the mean the run is given.
       accountant: `pld` or `rdp`; turns `epsilon` into noise.
@@ -158,18 +158,29 @@ class PrivacyRequest:
                 f"--epsilon={epsilon:g}: differential privacy needs an epsilon above 0 (say 2.0); "
                 "leave the flag out (or at its default 0.0) to train without"
             )
-        if noise is not None and not 0 < noise < math.inf:
+        if noise is not None and not 0 <= noise < math.inf:
             raise FlairError(
-                f"--noise_multiplier={noise:g}: expected a number above 0 (say 1.0); "
-                "leave the flag out to train without differential privacy"
+                f"--noise_multiplier={noise:g}: expected a number above 0 (say 1.0); 0 clips without noise, and leave "
+                "the flag out to train without differential privacy"
             )
-        if noise is not None and not _LEAST_NOISE <= noise <= _MOST_NOISE:
+        if noise and not LEAST_NOISE <= noise <= MOST_NOISE:
             raise FlairError(
-                f"--noise_multiplier={noise:g}: expected {_LEAST_NOISE:g} to {_MOST_NOISE:g} (say 1.0); less "
+                f"--noise_multiplier={noise:g}: expected {LEAST_NOISE:g} to {MOST_NOISE:g} (say 1.0); less "
                 "protects nobody, and with more nothing is learned"
             )
 
     def _check_combination(self) -> None:
+        if self.noise_multiplier == 0:
+            if self.mechanism is not Mechanism.GAUSSIAN:
+                raise FlairError(
+                    f"--noise_multiplier=0: --aggregator={self.mechanism} is a way to add noise, and without any it is "
+                    "the mean; leave --aggregator out"
+                )
+            if self.simulated_cohort is not None:
+                raise FlairError(
+                    f"--simulated_clients_per_round={self.simulated_cohort} scales the noise, and --noise_multiplier=0 "
+                    "has none; leave it out"
+                )
         if self.mechanism is Mechanism.TREE and self.sampling.is_random:
             raise FlairError(
                 f"tree aggregation with --client_sampling={self.sampling}: random cohorts put no bound on how often a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from benchmark.privacy import audit_text
 from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
 from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats, price_text
+from benchmark.privacy.local_statement import LOCAL, local_headline, local_rows
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.privacy.running_sum import rms_noise
+from benchmark.privacy.spending import Release, as_json, can_add, release_of, total_epsilon
 from benchmark.run.names import PRIVACY_FILE
 from flair.files import atomic
 
@@ -75,7 +78,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
         "simulated_clients_per_round": request.simulated_cohort,
         "rounds": {"completed": rounds, "planned": request.total_rounds},
         "noise": {
-            "where": _WHERE[request.mechanism],
+            "where": _WHERE[request.mechanism] if noise else "none",
             "bands": request.bands,
             "noise_multiplier": plan.noise_multiplier,
             "run_noise_multiplier": noise,
@@ -93,7 +96,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
             "clip_norms": norms,
         },
         "noise_key": run.noise_key.value,
-        "noise_drawn_by": "TFF" if run.drawn_by_tff else "the noise key",
+        "noise_drawn_by": None if noise == 0 else "TFF" if run.drawn_by_tff else "the noise key",
         "restored_model": run.restored_model,
         "delta": plan.delta,
         "users_times_delta": plan.num_users * plan.delta,
@@ -106,6 +109,9 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
             "completed": {name: finite(plan.epsilon_at(rounds, name)) for name in ACCOUNTANTS},
             "planned": {name: finite(plan.epsilon_at(request.total_rounds, name)) for name in ACCOUNTANTS},
         },
+        "spending": _spending(plan, run),
+        "spent_before": as_json(run.spent_before) or None,
+        "total_epsilon": _total_epsilon(plan, run),
         "own_epsilon": None if request.simulated_cohort is None else finite(plan.own_epsilon_at(rounds)),
         "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)),
         "audit": run.audit,
@@ -113,12 +119,34 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
     }
 
 
-def announcement(plan: PrivacyPlan, num_weights: int, count_stddev: float | None) -> list[str]:
+def _spending(plan: PrivacyPlan, run: RunRecord) -> list[dict[str, Any]] | None:
+    """What another statement may add up: this run, once its noise is safe, and what was spent before it."""
+    is_safe = run.noise_key is KeyState.DELETED and not run.drawn_by_tff and not run.artificial_users
+    if not is_safe or not can_add(plan.request):
+        return None
+    return as_json([release_of(plan, run.rounds_completed), *run.spent_before])
+
+
+def _total_epsilon(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any] | None:
+    if not run.spent_before:
+        return None
+    rounds = {"completed": run.rounds_completed, "planned": plan.request.total_rounds}
+    return {
+        part: {name: finite(total_epsilon(plan, count, run.spent_before, name)) for name in ACCOUNTANTS}
+        for part, count in rounds.items()
+    }
+
+
+def announcement(
+    plan: PrivacyPlan, num_weights: int, count_stddev: float | None, spent_before: Sequence[Release] = ()
+) -> list[str]:
     """What a run of so many trainable weights says about its privacy before it begins.
 
     `count_stddev` is the noise on the count of an adaptive clip norm; None: the norm is fixed.
     """
     request, noise = plan.request, plan.run_noise_multiplier
+    if noise == 0:
+        return ["NO PRIVACY: epsilon is infinite; updates are clipped, and no noise is added (--noise_multiplier=0)"]
     on_sum = noise if count_stddev is None else sum_noise_multiplier(noise, count_stddev)
     lines = [
         f"differential privacy: epsilon {rounded_up(plan.epsilon)} at delta {rounded_up(plan.delta)} after "
@@ -137,6 +165,9 @@ def announcement(plan: PrivacyPlan, num_weights: int, count_stddev: float | None
             f"banded noise, {request.bands} bands: the sum of all rounds has {plan.noise_on_running_sum:.4g} clip "
             f"norms of noise (RMS), {price_text(plan)}"
         )
+    if spent_before:
+        total = total_epsilon(plan, request.total_rounds, spent_before, request.accountant)
+        lines.append(f"with what was spent on these users before (--also_spent): epsilon {rounded_up(total)}")
     if request.simulated_cohort is not None:
         lines.append(
             f"the noise is that of a simulated cohort of {request.simulated_cohort:,}; the run itself has epsilon "
@@ -168,7 +199,15 @@ def write_statement(folder: str | os.PathLike[str], statement: dict[str, Any]) -
 
 def headline(statement: dict[str, Any]) -> str:
     """The statement in a few sentences: what would make it void, the claim and its conditions, a large delta."""
-    return " ".join(filter(None, [_audit(statement), _secrecy(statement), _claim(statement), _delta(statement)]))
+    if statement.get("trust_model") == LOCAL:
+        return local_headline(statement)
+    if statement["noise"]["noise_multiplier"] == 0:
+        return (
+            "NO PRIVACY: epsilon is infinite. Updates were clipped, but no noise was added (--noise_multiplier=0): the "
+            "models tell about their training users whatever they tell."
+        )
+    parts = [_audit(statement), _secrecy(statement), _claim(statement), _total(statement), _delta(statement)]
+    return " ".join(filter(None, parts))
 
 
 def _audit(statement: dict[str, Any]) -> str:
@@ -191,6 +230,16 @@ def _secrecy(statement: dict[str, Any]) -> str:
         "--seed": "the --seed of this run (an older version's, whose noise followed from it)",
     }[key]
     return f"WHAT FOLLOWS HOLDS ONLY WHILE {place} IS SECRET: whoever has it can take the noise away."
+
+
+def _total(statement: dict[str, Any]) -> str:
+    total = statement.get("total_epsilon")
+    if not total:
+        return ""
+    return (
+        "Together with what was spent on these users before (--also_spent), which is no part of that, it is "
+        f"({_spent(total['completed'][statement['accountant']['name']])}, {rounded_up(statement['delta'])})."
+    )
 
 
 def _delta(statement: dict[str, Any]) -> str:
@@ -241,8 +290,11 @@ def _is_fixed_size(statement: dict[str, Any]) -> bool:
 
 def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
     """What the numbers are called and what they are, as text."""
+    if statement.get("trust_model") == LOCAL:
+        return local_rows(statement)
     noise, clipping, epsilon = statement["noise"], statement["clipping"], statement["epsilon"]
     is_simulated = statement["simulated_clients_per_round"] is not None
+    before, total = statement.get("spent_before"), statement.get("total_epsilon")
     return [
         ("unit of privacy", statement["unit"]),
         ("adjacency", statement["adjacency"]),
@@ -257,7 +309,7 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("noise", noise["where"]),
         ("  bands", as_text(noise.get("bands"))),
         ("noise key", str(statement.get("noise_key", "-"))),
-        ("noise drawn by", str(statement.get("noise_drawn_by", "-"))),
+        ("noise drawn by", str(statement.get("noise_drawn_by") or "-")),
         ("started from other weights", "yes" if statement.get("restored_model") else "no"),
         ("noise multiplier, total", as_text(noise["noise_multiplier"])),
         ("  given to the aggregator", as_text(noise["run_noise_multiplier"])),
@@ -279,6 +331,11 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("epsilon, rounds completed, RDP", _spent(epsilon["completed"]["rdp"])),
         ("epsilon, rounds planned, PLD", _spent(epsilon["planned"]["pld"])),
         ("epsilon, rounds planned, RDP", _spent(epsilon["planned"]["rdp"])),
+        ("spent before (--also_spent)", f"{len(before)} mechanism{'s' * (len(before) > 1)}" if before else "-"),
+        ("  with it, rounds completed, PLD", _spent(total["completed"]["pld"]) if total else "-"),
+        ("  with it, rounds completed, RDP", _spent(total["completed"]["rdp"]) if total else "-"),
+        ("  with it, rounds planned, PLD", _spent(total["planned"]["pld"]) if total else "-"),
+        ("  with it, rounds planned, RDP", _spent(total["planned"]["rdp"]) if total else "-"),
         ("the run's own epsilon (simulated)", _spent(statement["own_epsilon"]) if is_simulated else "-"),
         (
             "epsilon proved, one replaced, RDP",

@@ -7,6 +7,7 @@ can do without TFF.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,11 +17,20 @@ import tensorflow as tf
 from benchmark.rounds.graph import GraphFunction, GraphSpec
 
 
+class SecureSum(NamedTuple):
+    """A tensor of integers below 2^`bits` that clients send masked, so that the server learns their sum alone."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    bits: int
+
+
 class RoundSpec(NamedTuple):
     """A round's computations as plain data: a graph per phase, and what the flat state and measurements are called.
 
-    The measurements below `update/` are what the aggregator gave to the server optimizer. `step` is MimeLite's client
-    step, (state, weights, gradients) -> new weights; None for the other algorithms.
+    `secure_sums` come last in a client's encoded result and in an aggregate. The measurements below `update/` are what
+    the aggregator gave to the server optimizer. `step` is MimeLite's client step, (state, weights, gradients) -> new
+    weights; None for the other algorithms.
     """
 
     initialize: GraphSpec
@@ -34,6 +44,16 @@ class RoundSpec(NamedTuple):
     step: GraphSpec | None
     state_names: tuple[str, ...]
     measurement_names: tuple[str, ...]
+    secure_sums: tuple[SecureSum, ...] = ()
+
+    def secure_bits(self, cohort: int) -> int:
+        """Bits that a client sends for the secure sums of a cohort, without those that agree on masks.
+
+        A number below 2^b of each of n clients is masked modulo n (2^b - 1) + 1, in which no sum wraps around (Bonawitz
+        et al. 2017, https://doi.org/10.1145/3133956.3133982).
+        """
+        bits = ((one.shape, (cohort * (2**one.bits - 1)).bit_length()) for one in self.secure_sums)
+        return sum(math.prod(shape) * each for shape, each in bits)
 
 
 class Finished(NamedTuple):
@@ -84,7 +104,8 @@ class Aggregation:
 
     def zero(self) -> list[tf.Tensor]:
         """The aggregate of no client."""
-        return self._graph("zero")([])
+        secure = [tf.zeros(one.shape, one.dtype) for one in self.spec.secure_sums]
+        return [*(self._graph("zero")([]) if self.spec.zero.outputs else []), *secure]
 
     def accumulate(
         self,
@@ -101,11 +122,11 @@ class Aggregation:
         whatever the update is. Edge cases: float32 rounding may exceed the bound by one part in 10^6; an update that is
         not finite has to be left out by the caller, as `shard` does, because scaling it does not make it finite.
         """
-        return self._graph("accumulate")([*aggregate, *self._graph("work")([*result, *broadcast], seed)])
+        return self._sum("accumulate", aggregate, self._graph("work")([*result, *broadcast], seed))
 
     def merge(self, first: Sequence[tf.Tensor], second: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Two aggregates of disjoint sets of clients as one."""
-        return self._graph("merge")([*first, *second])
+        return self._sum("merge", first, second)
 
     def finish(
         self,
@@ -120,7 +141,9 @@ class Aggregation:
           seed: int64[2], for an aggregator that rounds stochastically.
           normals: how many -> float32 [so many] standard normal numbers; a private aggregator needs it.
         """
-        outputs = self._graph("update")([*state, *self._graph("report")(aggregate)], seed, self._noise(normals))
+        plain = len(aggregate) - len(self.spec.secure_sums)
+        reported = [*(self._graph("report")(aggregate[:plain]) if plain else []), *aggregate[plain:]]
+        outputs = self._graph("update")([*state, *reported], seed, self._noise(normals))
         num_state = len(self.spec.state_names)
         named = list(zip(self.spec.measurement_names, outputs[num_state:], strict=True))
         update = [value for name, value in named if name.startswith("update/")]
@@ -132,7 +155,14 @@ class Aggregation:
     def load(self, *phases: str) -> None:
         """Loads the graphs of these phases now, outside of any tf.function that will call them."""
         for phase in phases:
-            self._graph(phase)
+            if getattr(self.spec, phase).outputs:
+                self._graph(phase)
+
+    def _sum(self, phase: str, aggregate: Sequence[tf.Tensor], more: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        plain = len(aggregate) - len(self.spec.secure_sums)
+        # What clients and server would do with masks; the sum that comes out is this one.
+        secure = [one + other for one, other in zip(aggregate[plain:], more[plain:], strict=True)]
+        return [*(self._graph(phase)([*aggregate[:plain], *more[:plain]]) if plain else []), *secure]
 
     def _noise(self, normals: Callable[[int], np.ndarray] | None) -> list[tf.Tensor]:
         shapes = self._graph("update").normal_shapes

@@ -20,6 +20,7 @@ from benchmark.rounds.config import (
     FED_SGD,
     MAX_UPDATE_NORM,
     MIME_LITE,
+    SECURE,
     ClientConfig,
     FederatedConfig,
     NoiseConfig,
@@ -126,6 +127,8 @@ def build_aggregation_factory(config: FederatedConfig) -> AggregationFactory:
         factory = tff.aggregators.MeanFactory() if weighted else tff.aggregators.UnweightedMeanFactory()
     elif config.aggregator == "compression":
         factory = learning.compression_aggregator(zeroing=False, clipping=False, weighted=weighted)
+    elif config.aggregator == SECURE:
+        factory = learning.secure_aggregator(zeroing=False, clipping=False, weighted=weighted)
     else:
         factory = learning.robust_aggregator(
             zeroing=config.aggregator in ("zeroing", "robust"),

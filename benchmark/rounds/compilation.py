@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from benchmark.rounds.aggregation import RoundSpec
-from benchmark.rounds.graph import GraphSpec
+from benchmark.rounds.aggregation import RoundSpec, SecureSum
+from benchmark.rounds.graph import GraphFunction, GraphSpec
 
 _WEIGHT_TYPE = tff.TensorType(np.float32)
 _PHASES = ("prepare", "work", "zero", "accumulate", "merge", "report", "update")
@@ -98,6 +98,19 @@ def compile_round(
         step=None if mime is None else _graph_spec(mime.step),
         state_names=tuple(_flat_names(state_type)),
         measurement_names=tuple(_flat_names(measurement_type)),
+        secure_sums=_secure_sums(form),
+    )
+
+
+def _secure_sums(form: tff.backends.mapreduce.MapReduceForm) -> tuple[SecureSum, ...]:
+    """What clients send to secure sums, which a `MapReduceForm` keeps apart from what is accumulated."""
+    _, bitwidth, *others = form.work.type_signature.result
+    if any(len(other) for other in others):
+        raise ValueError("only secure sums of a given number of bits can be simulated")
+    types = tff.structure.flatten(bitwidth)
+    bits = GraphFunction(_graph_spec(form.secure_sum_bitwidth))([]) if types else []
+    return tuple(
+        SecureSum(tuple(one.shape), np.dtype(one.dtype).name, int(each)) for one, each in zip(types, bits, strict=True)
     )
 
 

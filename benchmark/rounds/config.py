@@ -13,7 +13,8 @@ MIME_LITE = "mime_lite"
 ALGORITHMS = (FED_AVG, FED_PROX, FED_SGD, MIME_LITE)
 
 SERVER_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum", "yogi", "adagrad")
-AGGREGATORS = ("mean", "clipping", "zeroing", "robust", "compression")
+SECURE = "secure"
+AGGREGATORS = ("mean", "clipping", "zeroing", "robust", "compression", SECURE)
 
 # The squares of a longer update overflow in float32, where clipping would scale it by infinity.
 MAX_UPDATE_NORM = 1e19
@@ -35,6 +36,14 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class LocalNoiseConfig:
+    """Noise that each client adds to its update: `noise_multiplier` in terms of the clip norm, which is fixed."""
+
+    noise_multiplier: float
+    l2_norm_clip: float
+
+
+@dataclass(frozen=True)
 class ClientConfig:
     """What a client does with its photos.
 
@@ -45,6 +54,7 @@ class ClientConfig:
         `global_clipnorm`, of all of them together; 0 turns clipping off.
       proximal_strength: FedProx's mu; the gradient gains mu * (weights - global weights).
       weighted: a client counts by its examples, else each counts once.
+      local_noise: of local privacy; None: updates are sent as they are.
     """
 
     algorithm: str = FED_AVG
@@ -53,6 +63,8 @@ class ClientConfig:
     global_clipnorm: bool = False
     proximal_strength: float = 0.0
     weighted: bool = True
+    # Not in the text of a configuration, from which the key of a run of before it existed follows.
+    local_noise: LocalNoiseConfig | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

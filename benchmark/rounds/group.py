@@ -20,9 +20,11 @@ from benchmark.data.features import FeatureClients
 from benchmark.data.group_orders import training_orders
 from benchmark.metrics.histogram import NUM_BUCKETS
 from benchmark.metrics.keras import histogram, losses_of, scores_of
+from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import FED_PROX, MAX_UPDATE_NORM, ClientConfig
+from benchmark.rounds.randomizer import Randomizer
 from benchmark.rounds.shard import Broadcast, ShardResult, ShardTrainer
 from benchmark.run.seeds import derive_seed
 from flair.errors import FlairError
@@ -58,8 +60,15 @@ class GroupTrainer:
     """
 
     def __init__(
-        self, config: ClientConfig, aggregation: Aggregation, data: FeatureClients, batch_plan: BatchPlan, seed: int
+        self,
+        config: ClientConfig,
+        aggregation: Aggregation,
+        data: FeatureClients,
+        batch_plan: BatchPlan,
+        seed: int,
+        local_key: NoiseKey | None = None,
     ) -> None:
+        self._randomizer = Randomizer(config.local_noise, local_key)
         self._config, self._aggregation, self._data = config, aggregation, data
         self._plan, self._seed = batch_plan, seed
         aggregation.load("zero", "work", "accumulate")
@@ -78,8 +87,15 @@ class GroupTrainer:
         seconds, norms = np.zeros(len(clients)), np.zeros(len(clients), np.float32)
         started = time.perf_counter()
         for group in prefetched(self._groups(sent.round_number, clients), _GROUPS_AHEAD):
+            names = (clients[place] for place in group.clients)
+            normals = [self._randomizer.normals(sent.round_number, name, sent.weights) for name in names]
             aggregate, is_usable, of_clients, *of_group = self._train_group(
-                *group[1:], sent.weights, learning_rate, aggregate, sent.aggregator
+                *group[1:],
+                [tf.constant(np.stack(of_weight)) for of_weight in zip(*normals, strict=True)],
+                sent.weights,
+                learning_rate,
+                aggregate,
+                sent.aggregator,
             )
             sums = [total + more.numpy() for total, more in zip(sums, of_group, strict=True)]
             refused += group.clients[~is_usable.numpy()].tolist()
@@ -88,8 +104,8 @@ class GroupTrainer:
             num_examples += int(shown.sum())
             seconds[group.clients] = (time.perf_counter() - started) * shown / shown.sum()
             started = time.perf_counter()
-        names = tuple(clients[place] for place in sorted(refused))
-        return ShardResult(aggregate, sums, num_examples, names, seconds, norms)
+        left_out = tuple(clients[place] for place in sorted(refused))
+        return ShardResult(aggregate, sums, num_examples, left_out, seconds, norms)
 
     def _groups(self, round_number: int, clients: Sequence[str]) -> Iterator[Group]:
         if not clients:
@@ -146,6 +162,7 @@ class GroupTrainer:
         labels: tf.Tensor,
         shown: tf.Tensor,
         seeds: tf.Tensor,
+        normals: Sequence[tf.Tensor],
         global_weights: Sequence[tf.Tensor],
         learning_rate: tf.Tensor,
         aggregate: Sequence[tf.Tensor],
@@ -186,6 +203,7 @@ class GroupTrainer:
         examples = tf.cast(tf.reduce_sum(shown, 1), tf.float32) if self._config.weighted else tf.ones_like(square)
         client_weights = tf.where(is_usable, examples, 0.0)
         updates = [tf.where(_of_clients(is_usable, u), u, 0.0) for u in updates]
+        updates = [*self._randomizer.apply(updates, tf.where(is_usable, square, 0.0), normals)]
 
         def add(client: tf.Tensor, *summed: tf.Tensor) -> list[tf.Tensor]:
             result = [*(update[client] for update in updates), client_weights[client]]
@@ -211,12 +229,17 @@ class GroupTrainer:
 
 
 def shard_trainer(
-    trainer: LocalTrainer, aggregation: Aggregation, data: ClientData, batch_plan: BatchPlan, seed: int
+    trainer: LocalTrainer,
+    aggregation: Aggregation,
+    data: ClientData,
+    batch_plan: BatchPlan,
+    seed: int,
+    local_key: NoiseKey | None = None,
 ) -> ShardTrainer | GroupTrainer:
     """What trains shards: groups of clients at once where they have features and descend, else one by one."""
     if isinstance(data, FeatureClients) and trainer.descends:
-        return GroupTrainer(trainer.config, aggregation, data, batch_plan, seed)
-    return ShardTrainer(trainer, aggregation, data, batch_plan, seed)
+        return GroupTrainer(trainer.config, aggregation, data, batch_plan, seed, local_key)
+    return ShardTrainer(trainer, aggregation, data, batch_plan, seed, local_key)
 
 
 def _squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

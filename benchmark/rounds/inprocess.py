@@ -45,7 +45,7 @@ class InProcessRuntime(RoundServer):
     ) -> None:
         super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key, canaries)
         self.trainer = LocalTrainer(model, config.client, self.aggregation.spec.step)
-        self._cohort = shard_trainer(self.trainer, self.aggregation, data, batch_plan, seed)
+        self._cohort = shard_trainer(self.trainer, self.aggregation, data, batch_plan, seed, self.local_key)
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
         """Sends the global weights, trains each client and adds its update up, takes the server's step."""

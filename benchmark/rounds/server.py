@@ -18,7 +18,7 @@ from benchmark.rounds.algorithm import build_aggregation_factory, build_base_opt
 from benchmark.rounds.canaries import Canaries
 from benchmark.rounds.compilation import compile_round
 from benchmark.rounds.config import CanaryConfig, FederatedConfig
-from benchmark.rounds.dp_metrics import dp_metrics
+from benchmark.rounds.dp_metrics import clipping_metrics, noise_metrics
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.shard import Broadcast, ShardResult
 from benchmark.run.seeds import derive_seed
@@ -46,6 +46,7 @@ class RoundServer:
 
     Attributes:
       aggregation: TFF's aggregator and server optimizer.
+      local_key: what the clients' noise under local privacy follows from, and nothing else; None without.
     """
 
     def __init__(
@@ -62,9 +63,13 @@ class RoundServer:
         if config.noise is not None:
             key = noise_key or NoiseKey.draw()
             self._normals = normals_of(config.noise.mechanism, key, config.noise.column)
+            if config.noise.noise_multiplier == 0:
+                self._normals = lambda _round, count: np.zeros(count, np.float32)
             if canaries is not None:
                 named = [(variable.name.partition(":")[0], variable.shape) for variable in model.trainable_variables]
                 self._canaries = Canaries(canaries, key, named, config.noise.clients_per_round)
+        self._local = config.client.local_noise
+        self.local_key = None if self._local is None else (noise_key or NoiseKey.draw()).derive("local noise")
         self._num_outputs = model.output_shape[-1]
         specs = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
         self.aggregation = Aggregation(_compiled(config, specs))
@@ -107,8 +112,12 @@ class RoundServer:
             aggregate = self._canaries.add(self.aggregation, aggregate, sent, seed, clip_norm, round_number)
         self._state, measurements, update = self.aggregation.finish(before, aggregate, seed, normals)
         unprotected = {}
+        if self._local is not None:
+            unprotected = clipping_metrics(self._local.l2_norm_clip, np.concatenate(norms))
         if self._noise is not None:
-            unprotected = dp_metrics(self._noise, self._clip_norm(before), np.concatenate(norms), of_users, update)
+            clip_norm = self._clip_norm(before)
+            unprotected = clipping_metrics(clip_norm, np.concatenate(norms))
+            unprotected |= noise_metrics(self._noise, clip_norm, of_users, update)
         if self._canaries is not None:
             weights = zip(self.aggregation.weights(before), self.aggregation.weights(self._state), strict=True)
             self._canaries.observe(round_number, self._clip_norm(before), update, [then - now for then, now in weights])

@@ -16,9 +16,11 @@ import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan, ClientBatch, ClientData, client_batches
 from benchmark.metrics.keras import ScoreHistogram
+from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
 from benchmark.rounds.client import Batch, LocalTrainer
 from benchmark.rounds.config import FED_SGD, MAX_UPDATE_NORM, MIME_LITE
+from benchmark.rounds.randomizer import Randomizer
 from benchmark.run.seeds import derive_seed
 
 
@@ -78,22 +80,34 @@ class _Added(NamedTuple):
 
 
 class _Sum(NamedTuple):
-    """What a client's update is added to: the aggregate of the clients before it, and how the aggregator encodes it."""
+    """What a client's update is added to: the aggregate of the clients before it, how the update is encoded, its noise.
+
+    `normals` are those of local privacy, empty without.
+    """
 
     aggregate: Sequence[tf.Tensor]
     broadcast: Sequence[tf.Tensor]
     seed: tf.Tensor
+    normals: Sequence[tf.Tensor]
 
 
 class ShardTrainer:
     """Trains shards of cohorts on the trainer's resident model.
 
-    A client's order, augmentation and encoding follow from the run's `seed`, the round and the client.
+    A client's order, augmentation and encoding follow from the run's `seed`, the round and the client; its noise under
+    local privacy from `local_key`, the round and the client.
     """
 
     def __init__(
-        self, trainer: LocalTrainer, aggregation: Aggregation, data: ClientData, batch_plan: BatchPlan, seed: int
+        self,
+        trainer: LocalTrainer,
+        aggregation: Aggregation,
+        data: ClientData,
+        batch_plan: BatchPlan,
+        seed: int,
+        local_key: NoiseKey | None = None,
     ) -> None:
+        self._randomizer = Randomizer(trainer.config.local_noise, local_key)
         self._trainer, self._aggregation = trainer, aggregation
         self._data, self._batch_plan, self._seed = data, batch_plan, seed
         self._metrics = ScoreHistogram(trainer.metrics.num_labels)
@@ -118,7 +132,8 @@ class ShardTrainer:
         for client_id in clients:
             started = time.perf_counter()
             seed = tf.constant(derive_seed(self._seed, "encoding", sent.round_number, client_id))
-            total = _Sum(aggregate, sent.aggregator, seed)
+            normals = self._randomizer.normals(sent.round_number, client_id, sent.weights)
+            total = _Sum(aggregate, sent.aggregator, seed, [tf.constant(normal) for normal in normals])
             photos, (aggregate, is_usable, norm) = self._train_client(batches, sent, learning_rate, total)
             if not is_usable:
                 # Only now, because to decide it inside the compiled step would select between two results, another way
@@ -175,14 +190,18 @@ class ShardTrainer:
         is_usable = tf.add_n([square, *of_gradient]) <= MAX_UPDATE_NORM**2
         weight = tf.where(is_usable, num_examples if self._trainer.config.weighted else 1.0, 0.0)
         self._metrics.add(self._trainer.metrics, tf.cast(is_usable, tf.int64))
-        result = [*update, weight, *full_gradient]
+        result = [*self._randomizer.apply(update, square, total.normals), weight, *full_gradient]
         aggregate = self._aggregation.accumulate(total.aggregate, result, total.broadcast, total.seed)
         return _Added(aggregate, is_usable, tf.sqrt(square))
 
     def _add_nothing(self, total: _Sum) -> list[tf.Tensor]:
-        """The aggregate with a diverged client in it, as TFF counts one: an update of zero, with weight zero."""
+        """The aggregate with a diverged client in it, as TFF counts one: an update of zero, with weight zero.
+
+        Under local privacy the zero has its noise, so that the server cannot tell.
+        """
         zeros = [tf.zeros_like(variable) for variable in self._trainer.trainable]
-        result = [*zeros, tf.constant(0.0), *(zeros if self._trainer.config.algorithm == MIME_LITE else [])]
+        sent = self._randomizer.apply(zeros, tf.constant(0.0), total.normals)
+        result = [*sent, tf.constant(0.0), *(zeros if self._trainer.config.algorithm == MIME_LITE else [])]
         return self._aggregation.accumulate(total.aggregate, result, total.broadcast, total.seed)
 
 

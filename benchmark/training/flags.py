@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 NORMALIZATIONS = ("auto", "group", "frozen_batch")
 FEATURE_DTYPES = ("float32", "float16")
 
-MODEL_FLAGS: Table = (
-    *one_of(
-        path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote, or an HDF5 file of photos.", Role.DATA),
-        path(
-            "tfds_data_dir",
-            None,
-            "Instead of --tfrecords_dir: folder in which benchmark.tfds_main, or TFDS, built FLAIR.",
-            Role.DATA,
-        ),
+DATA_FLAGS: Table = one_of(
+    path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote, or an HDF5 file of photos.", Role.DATA),
+    path(
+        "tfds_data_dir",
+        None,
+        "Instead of --tfrecords_dir: folder in which benchmark.tfds_main, or TFDS, built FLAIR.",
+        Role.DATA,
     ),
+)
+MODEL_FLAGS: Table = (
+    *DATA_FLAGS,
     integer("image_height", 224, "Height of the model's input, in pixels.", Role.RESULT, least=16),
     integer("image_width", 224, "Width of the model's input, in pixels.", Role.RESULT, least=16),
     boolean("use_fine_grained_labels", "Predict the fine-grained labels, not the 17 coarse ones.", Role.RESULT),
@@ -221,14 +222,18 @@ def output_paths(flags: Flags, setting: str, num_outputs: int) -> tuple[Path, Pa
 
 
 def open_task(flags: Flags) -> tuple[Records, Task]:
-    """Opens `--tfrecords_dir` or `--tfds_data_dir` and looks up the labels to predict; imports no TensorFlow."""
-    if flags.tfds_data_dir is None:
-        records = open_records(flags.tfrecords_dir)
-    else:
-        from benchmark.data.tfds import TFDSRecords
-
-        records = TFDSRecords(flags.tfds_data_dir)
+    """Opens the records and looks up the labels to predict; imports no TensorFlow."""
+    records = open_data(flags)
     return records, make_task(records, flags.use_fine_grained_labels, flags.binary_label)
+
+
+def open_data(flags: Flags) -> Records:
+    """Opens `--tfrecords_dir` or `--tfds_data_dir`; imports no TensorFlow."""
+    if flags.tfds_data_dir is None:
+        return open_records(flags.tfrecords_dir)
+    from benchmark.data.tfds import TFDSRecords
+
+    return TFDSRecords(flags.tfds_data_dir)
 
 
 def data_place(flags: Flags) -> dict[str, str]:

@@ -36,6 +36,7 @@ from benchmark.rounds.config import (
     CanaryConfig,
     ClientConfig,
     FederatedConfig,
+    LocalNoiseConfig,
     NoiseConfig,
     OptimizerConfig,
 )
@@ -56,7 +57,9 @@ SLOW_CONFIGS = {
         noise=NoiseConfig(Mechanism.TREE, 0.1, 6.0, 0.05),
         server_optimizer=OptimizerConfig("sgd", (1.0,)),
     ),
+    "local": FederatedConfig(ClientConfig(weighted=False, local_noise=LocalNoiseConfig(0.5, 0.05))),
     "robust": FederatedConfig(aggregator="robust"),
+    "secure": FederatedConfig(aggregator="secure"),
     "mime_lite": MIME_LITE,
 }
 

@@ -422,6 +422,53 @@ def test_the_statement_says_what_the_flags_asked_for(tfrecords, tmp_path):
     assert "simulated cohort of 10" in done.stdout
 
 
+@pytest.mark.slow
+def test_a_clip_without_noise_is_a_run_that_claims_no_privacy_and_has_no_key(tfrecords, tmp_path):
+    flags = *SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--noise_multiplier=0", "--l2_norm_clip=0.3"
+    done = _run(*_places(tfrecords, tmp_path), *flags, "--client_datasets_random_seed=7")
+    facts, summary = (json.loads((tmp_path / "run" / name).read_text()) for name in ("run.json", "summary.json"))
+    assert not (tmp_path / "run" / "noise.key").exists()
+    assert (facts["noise_key_sha256"], facts["cohort_seed"]) == (None, 7)
+    assert (summary["setting"], summary["epsilon"]) == ("federated, clipped without noise", None)
+    rows = read_csv(tmp_path / "run" / "metrics.csv")
+    assert "epsilon" not in rows[0] and "not_private/cosine" not in rows[0]
+    assert [float(row["clip_norm"]) for row in rows] == pytest.approx([0.3, 0.3])
+    assert 0 <= float(rows[0]["not_private/fraction_clipped"]) <= 1 and float(rows[0]["not_private/update_norm"]) > 0
+    assert "NO PRIVACY: epsilon is infinite" in done.stdout and "epsilon: infinite" in done.stdout
+    assert "NO PRIVACY" in (tmp_path / "run" / "privacy.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_locally_private_run_states_what_each_client_has_and_deletes_its_key(tfrecords, tmp_path):
+    flags = *SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--local_noise_multiplier=10", "--l2_norm_clip=0.3"
+    done = _run(*_places(tfrecords, tmp_path), *flags, "--delta=1e-5")
+    files = "run.json", "summary.json", "privacy.json"
+    facts, summary, statement = (json.loads((tmp_path / "run" / name).read_text()) for name in files)
+    assert not (tmp_path / "run" / "noise.key").exists()
+    assert facts["noise_key_sha256"] and facts["cohort_seed"] == 0
+    assert statement["epsilon"]["completed"]["pld"] == summary["local_epsilon"]["of_all_rounds"]
+    assert 0 < summary["local_epsilon"]["of_a_round"] < summary["local_epsilon"]["of_all_rounds"] < 2
+    assert "epsilon" not in summary and "epsilon" not in read_csv(tmp_path / "run" / "metrics.csv")[0]
+    assert statement["noise_key"] == "deleted" and statement["participations"] == {"completed": 2, "planned": 2}
+    assert "no central epsilon is claimed" in done.stdout and "local epsilon: " in done.stdout
+    assert "LOCAL PRIVACY" in (tmp_path / "run" / "privacy.txt").read_text()
+    page = tmp_path / "page"
+    run("benchmark.report_main", str(tmp_path / "run"), f"--output_dir={page}")
+    assert "LOCAL PRIVACY" in (page / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_secure_sum_says_that_it_is_simulated_and_what_a_client_would_send(tfrecords, tmp_path):
+    done = _run(*_places(tfrecords, tmp_path), *SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--aggregator=secure")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    secure, weights = summary["secure_aggregation"], summary["trainable_weights"]
+    assert secure["simulated"] and secure["plain_bits_per_client"] == 32 * weights
+    # 32 bits a weight, and 2 so that the sum of four does not wrap around; a few hundred for what else is counted.
+    assert 0 < secure["bits_per_client"] - 34 * weights < 500
+    assert "secure aggregation is SIMULATED" in done.stdout and f"{secure['bits_per_client']:,} bits" in done.stdout
+    assert read_csv(tmp_path / "run" / "metrics.csv")[0]["mean_value/secure_upper_clipped_count"] == "0.0"
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_run_is_not_continued_on_other_data(tfrecords, repeatable, finished, tmp_path, complete):
     copied, run_dir = tmp_path / "records", tmp_path / "run"

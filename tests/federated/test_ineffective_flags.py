@@ -10,6 +10,8 @@ from benchmark.run import command
 from benchmark.training import flags as model_flags
 from flair.errors import FlairError
 
+LOCAL = "--local_noise_multiplier=3"
+
 
 def _check(*given):
     flags = command.parse(federated_main.FLAGS, ["--tfrecords_dir=anywhere", *given])
@@ -35,6 +37,28 @@ def _check(*given):
         (["--published_noise"], "--published_noise"),
         (["--epsilon=2", "--target_unclipped_quantile=0", "--clipped_count_stddev=3"], "--clipped_count_stddev=3"),
         (["--epsilon=2", "--aggregator=tree", "--clipped_count_stddev=3"], "--clipped_count_stddev=3"),
+        (["--noise_multiplier=0", "--delta=0.01"], "--delta=0.01 has no effect with --noise_multiplier=0"),
+        (["--noise_multiplier=0", "--keep_noise_key"], "--keep_noise_key=True has no effect with --noise_multiplier=0"),
+        (["--noise_multiplier=0", "--epsilon=2"], "--epsilon and --noise_multiplier are both given"),
+        (["--noise_multiplier=0", "--aggregator=tree"], "--noise_multiplier=0: --aggregator=tree is a way to add"),
+        (["--noise_multiplier=0", "--target_unclipped_quantile=0.5"], "--target_unclipped_quantile=0.5: with --noise_"),
+        ([LOCAL, "--epsilon=2"], f"{LOCAL} and --epsilon=2 are both given"),
+        ([LOCAL, "--noise_multiplier=0"], f"{LOCAL} and --noise_multiplier=0 are both given"),
+        (["--local_noise_multiplier=0"], "--local_noise_multiplier=0: expected 1e-06 to 1e+06"),
+        ([LOCAL, "--delta=2"], "--delta=2: expected a probability"),
+        ([LOCAL, "--target_unclipped_quantile=0.5"], "--target_unclipped_quantile=0.5 has no effect with --local_"),
+        ([LOCAL, "--simulated_clients_per_round=500"], "--simulated_clients_per_round=500 has no effect with --local_"),
+        ([LOCAL, "--client_weighting=examples"], f"--client_weighting=examples: with {LOCAL}"),
+        ([LOCAL, "--aggregator=robust"], f"--aggregator=robust: with {LOCAL}"),
+        ([LOCAL, "--aggregator=tree"], f"--aggregator=tree: with {LOCAL}"),
+        ([LOCAL, "--algorithm=mime_lite"], "--algorithm=mime_lite sends full gradients"),
+        ([LOCAL, "--runtime=tff"], "--runtime=tff: TFF's own clients add no noise"),
+        ([LOCAL, "--aggregator=secure"], f"--aggregator=secure: with {LOCAL}"),
+        (["--aggregator=secure", "--epsilon=2"], "--aggregator=secure: a private run clips and sums"),
+        (["--aggregator=secure", "--noise_multiplier=0"], "--aggregator=secure: a private run clips and sums"),
+        (["--aggregator=secure", "--runtime=tff"], "--runtime=tff: TFF's own runtime has no secure sums"),
+        (["--aggregator=secure", "--algorithm=mime_lite"], "--algorithm=mime_lite sends full gradients beside the"),
+        (["--aggregator=secure", "--debug_measurements"], "--debug_measurements sends norms of updates beside the"),
         (["--server_momentum=0.5"], "--server_momentum=0.5"),
         (["--server_optimizer=sgd", "--server_epsilon=0.1"], "--server_epsilon=0.1"),
         (["--server_optimizer=adagrad", "--server_beta_2=0.9"], "--server_beta_2=0.9"),
@@ -59,6 +83,8 @@ def test_a_flag_without_effect_is_refused_in_one_line(given, named):
         ["--l2_norm_clip=0.1", "--target_unclipped_quantile=0.1"],
         ["--epsilon=2", "--accountant=rdp", "--target_unclipped_quantile=0.5", "--clipped_count_stddev=30"],
         ["--epsilon=2", "--aggregator=tree"],
+        [LOCAL, "--delta=1e-6", "--accountant=rdp", "--l2_norm_clip=0.5", "--client_datasets_random_seed=3"],
+        ["--noise_multiplier=0", "--l2_norm_clip=0.5", "--client_datasets_random_seed=3"],
         ["--noise_multiplier=1", "--aggregator=tree", "--target_unclipped_quantile=0"],
         ["--algorithm=fed_sgd"],
         # These train clients at the end, with plain SGD.

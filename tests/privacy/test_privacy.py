@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmark.privacy import accounting
 from benchmark.privacy.request import Mechanism, Sampling
 from flair.errors import FlairError
-from tests.support.privacy import plan_of
+from tests.support.privacy import answer_to, plan_of
 
 PUBLISHED = {"num_users": 41_131, "cohort": 200, "total_rounds": 5000}
 SMALL = {"num_users": 500, "cohort": 20, "total_rounds": 40}
@@ -135,7 +135,15 @@ def test_tree_plan_reaches_its_epsilon_by_the_tree_accounting():
         ({"epsilon": math.inf}, "--epsilon=inf: .*above 0"),
         ({"epsilon": None}, "needs --epsilon .* or --noise_multiplier"),
         ({"noise_multiplier": 1.0}, "--epsilon and --noise_multiplier are both given"),
-        ({"epsilon": None, "noise_multiplier": 0.0}, "--noise_multiplier=0: expected a number above 0"),
+        ({"noise_multiplier": 0.0}, "--epsilon and --noise_multiplier are both given"),
+        (
+            {"epsilon": None, "noise_multiplier": 0.0, "simulated_cohort": 100},
+            "--simulated_clients_per_round=100 scales the noise",
+        ),
+        (
+            {"epsilon": None, "noise_multiplier": 0.0, "mechanism": Mechanism.TREE, "sampling": Sampling.CYCLIC},
+            "--noise_multiplier=0: --aggregator=tree is a way to add noise",
+        ),
         ({"epsilon": None, "noise_multiplier": 1e160}, r"--noise_multiplier=1e\+160: expected 1e-06 to 1e\+06"),
         ({"epsilon": None, "noise_multiplier": 1e-300}, r"--noise_multiplier=1e-300: expected 1e-06 to 1e\+06"),
         ({"num_users": 10**26}, "--num_users=100000000000000000000000000: expected at most 1,000,000,000"),
@@ -201,3 +209,13 @@ def test_noise_at_the_ends_of_its_range_has_an_epsilon(noise_multiplier, samplin
     """A hundred thousand rounds with a multiplier of 0.01 ended in an OverflowError."""
     plan = plan_of(**{**PUBLISHED, "total_rounds": 100_000}, noise_multiplier=noise_multiplier, sampling=sampling)
     assert plan.epsilon_at(100_000, "pld") >= 0 and plan.epsilon_at(100_000, "rdp") > 0
+
+
+@pytest.mark.parametrize("sampling", Sampling)
+def test_without_noise_epsilon_is_infinite_and_the_planner_has_no_answer(sampling):
+    request = {"noise_multiplier": 0.0, "sampling": sampling}
+    plan = plan_of(**SMALL, **request)
+    assert (plan.epsilon_at(0), plan.epsilon_at(1), plan.own_epsilon_at(40, "rdp")) == (0.0, math.inf, math.inf)
+    assert plan.noise_on_running_sum == 0
+    with pytest.raises(FlairError, match="--noise_multiplier=0: without noise epsilon is infinite"):
+        answer_to(**SMALL, **request)

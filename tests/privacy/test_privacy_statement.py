@@ -291,3 +291,16 @@ def test_statement_is_written_as_text_and_json(plans, tmp_path):
     assert (tmp_path / "privacy.txt").read_text() == statement_text(statement)
     assert json.loads((tmp_path / "privacy.json").read_text()) == statement
     assert sorted(path.name for path in tmp_path.iterdir()) == ["privacy.json", "privacy.txt"]
+
+
+@pytest.mark.parametrize("sampling", Sampling)
+def test_without_noise_the_statement_claims_nothing(sampling):
+    plan = plan_of(**SMALL, noise_multiplier=0.0, sampling=sampling)
+    statement = make_statement(plan, RunRecord(rounds_completed=30, clip_norms=[0.1] * 30, noise_key=KeyState.NONE))
+    assert set(statement["epsilon"]["completed"].values()) == {None}
+    assert (statement["noise"]["where"], statement["noise_drawn_by"], statement["noise_key"]) == ("none", None, "none")
+    text = statement_text(statement)
+    assert text.startswith("PRIVACY STATEMENT\n\nNO PRIVACY: epsilon is infinite.")
+    assert "infinite (NO GUARANTEE)" in text
+    assert "differential privacy" not in text and "secret" not in text.lower()
+    assert [caveat["name"] for caveat in statement["caveats"]] == ["no noise"]

@@ -63,11 +63,11 @@ def _flat(weights):
 @pytest.mark.parametrize(
     ("name", "one_by_one", "debug"),
     [
-        ("fixed", False, True),
+        pytest.param("fixed", False, True, marks=pytest.mark.slow),
         ("fixed", True, False),
-        ("adaptive", True, True),
+        pytest.param("adaptive", True, True, marks=pytest.mark.slow),
         ("adaptive", False, False),
-        ("tree", False, False),
+        pytest.param("tree", False, False, marks=pytest.mark.slow),
     ],
 )
 def test_the_metrics_are_those_of_numpy(name, one_by_one, debug):
@@ -97,6 +97,7 @@ def test_the_metrics_are_those_of_numpy(name, one_by_one, debug):
     assert any(0 < fraction < 1 for fraction in fractions)
 
 
+@pytest.mark.slow
 def test_the_expected_noise_is_about_what_was_drawn():
     """Of 21 weights the norm drawn spreads by 1 / sqrt(42) around the expected one: the mean of 40 rounds by 0.024."""
     data = feature_clients((3,), TASK)
@@ -122,7 +123,7 @@ def test_what_means_nothing_in_a_round_is_left_out():
     ]
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("one_by_one", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_client_that_is_left_out_does_not_count(one_by_one):
     data = feature_clients((2, 3, 5), TASK)
     data.features.views[0][data.rows(data.client_ids[1])[0]] = np.nan

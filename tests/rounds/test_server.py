@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from benchmark.privacy.noise import FreshNoise
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
+from benchmark.rounds.algorithm import build_aggregation_factory
 from benchmark.rounds.compilation import compile_round
+from benchmark.rounds.config import ClientConfig, FederatedConfig
 from benchmark.rounds.shard import Broadcast
 
 SPECS = (tf.TensorSpec((30, 40), tf.float32), tf.TensorSpec((800,), tf.float32))
@@ -144,6 +146,66 @@ def test_merging_two_halves_equals_adding_all():
     for one, other in zip(whole, merged, strict=True):
         if one.dtype.is_floating:
             np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_secure_sum_is_the_plain_one_up_to_its_rounding(weighted):
+    """TFF rounds what lies in a range to 2^32 - 1 steps, so that each client is off by half a step at most.
+
+    A whole weight is a little less than a whole number of the steps of its range, [0, 2^20 - 1], and loses a part in
+    2^20, by which a weighted mean is too large.
+    """
+    factories = [
+        build_aggregation_factory(FederatedConfig(ClientConfig(weighted=weighted), aggregator=name))
+        for name in ("secure", "mean")
+    ]
+    secure, plain = map(_parts, factories)
+    states = [one.initialize([tf.zeros(spec.shape) for spec in SPECS]) for one in (secure, plain)]
+    generator, errors = np.random.default_rng(2), []
+    for _ in range(3):
+        updates = generator.normal(size=(8, SIZE)) * 0.01
+        weights = generator.integers(1, 9, 8) if weighted else np.ones(8)
+        aggregates = []
+        for one, state in zip((secure, plain), states, strict=True):
+            halves = [one.zero(), one.zero()]
+            for place, (update, weight) in enumerate(zip(updates, weights, strict=True)):
+                result = [*_split(update), tf.constant(float(weight))]
+                broadcast = one.broadcast(state, _seed(0, 0))
+                halves[place % 2] = one.accumulate(halves[place % 2], result, broadcast, _seed(0, 0))
+            aggregates.append(one.merge(*halves))
+        ended = [
+            one.finish(state, aggregate, _seed(0, 0))
+            for one, state, aggregate in zip((secure, plain), states, aggregates, strict=True)
+        ]
+        states = [one.state for one in ended]
+        bound = ended[0].measurements["aggregator/mean_value/secure_upper_threshold"]
+        error = np.abs(_flat(ended[0].update) - np.average(updates, 0, weights)).max()
+        half_a_step = bound / (2**32 - 1) * 8 / weights.sum()
+        largest = np.abs(_flat(ended[1].update)).max()
+        assert 0 < error <= half_a_step + largest * (weighted * 2**-20 + 2**-23)  # and float32
+        errors.append(error)
+    print(f"largest error of a secure mean of 8 clients: {max(errors):.3g}")
+
+
+def test_bits_of_a_secure_sum_are_those_of_its_largest_possible_sum():
+    secure = _parts(build_aggregation_factory(FederatedConfig(ClientConfig(weighted=False), aggregator="secure")))
+    numbers = [one for one in secure.spec.secure_sums for _ in range(int(np.prod(one.shape)))]
+    assert sum(one.bits == 32 for one in numbers) >= SIZE
+    for cohort in (1, 2, 3, 200):
+        expected = sum(math.ceil(math.log2(cohort * (2**one.bits - 1) + 1)) for one in numbers)
+        assert secure.spec.secure_bits(cohort) == expected
+
+
+def test_a_number_beyond_the_range_of_a_secure_sum_is_cut_and_counted():
+    secure = _parts(build_aggregation_factory(FederatedConfig(ClientConfig(weighted=False), aggregator="secure")))
+    state = secure.initialize([tf.zeros(spec.shape) for spec in SPECS])
+    vector = np.zeros(SIZE)
+    vector[[0, 1500]] = 3e4, 0.5
+    broadcast = secure.broadcast(state, _seed(0, 0))
+    aggregate = secure.accumulate(secure.zero(), [*_split(vector), tf.constant(1.0)], broadcast, _seed(0, 0))
+    ended = secure.finish(state, aggregate, _seed(0, 0))
+    assert _flat(ended.update)[[0, 1500]] == pytest.approx([100.0, 0.5], abs=1e-5)
+    assert ended.measurements["aggregator/mean_value/secure_upper_clipped_count"] == 1
 
 
 def test_stochastic_rounding_of_compression_is_a_function_of_its_seed():

@@ -31,6 +31,7 @@ DOORS = [
     for name in (
         *(
             "agreement_main",
+            "analytics_main",
             "audit_main",
             "central_main",
             "convert_torchvision",

@@ -90,6 +90,7 @@ NOT_RUN = (
         r".* --reviews=.*",
         "needs what people mark on the page; tests/commands/test_sample_testset.py makes marks",
     ),
+    (r".* benchmark\.privacy_main .*--also_spent=.*", "needs a result about all of FLAIR's users"),
     (r".* --worker_gpus=1 .*", "needs a GPU"),
     (r".* --model=keras:.*", "fetches ImageNet weights; tests/commands/test_central_main.py trains without"),
     (

@@ -1,0 +1,93 @@
+"""Local privacy: its epsilon against closed forms, what its statement says, and where its noise comes from."""
+
+from __future__ import annotations
+
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from benchmark.privacy.caveats import KeyState
+from benchmark.privacy.local import LocalNoise, LocalPlan, make_local_plan
+from benchmark.privacy.local_statement import make_local_statement
+from benchmark.privacy.noise_key import NoiseKey
+from benchmark.privacy.request import PrivacyRequest, Sampling
+from benchmark.privacy.statement import statement_rows, statement_text
+
+DELTA = 1e-5
+
+
+def _plan(noise_multiplier, rounds=40, sampling=Sampling.UNIFORM) -> LocalPlan:
+    request = PrivacyRequest(cohort=20, total_rounds=rounds, delta=DELTA, sampling=sampling)
+    return make_local_plan(500, noise_multiplier, request)
+
+
+def _gaussian_epsilon(sensitivity, deviation):
+    """Of the Gaussian mechanism, exactly (theorem 8 of Balle and Wang 2018, https://arxiv.org/abs/1805.06530)."""
+    ratio = sensitivity / deviation
+
+    def excess(epsilon):
+        tail = stats.norm.logcdf(-ratio / 2 - epsilon / ratio)
+        return stats.norm.cdf(ratio / 2 - epsilon / ratio) - math.exp(epsilon + tail) - DELTA
+
+    return optimize.brentq(excess, 0, 500)
+
+
+@pytest.mark.parametrize("noise", [1.0, 3.0, 20.0])
+def test_a_round_is_the_gaussian_mechanism_whose_sensitivity_is_two_clips(noise):
+    clip = 0.3
+    exact = _gaussian_epsilon(2 * clip, noise * clip)
+    assert exact <= _plan(noise).of_round("pld") <= 1.02 * exact
+
+
+@pytest.mark.parametrize(
+    ("sampling", "participations"), [(Sampling.UNIFORM, 40), (Sampling.POISSON, 40), (Sampling.CYCLIC, 2)]
+)
+def test_rounds_compose_over_a_clients_participations(sampling, participations):
+    plan = _plan(5.0, sampling=sampling)
+    assert plan.participations(40) == participations
+    event = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(5.0 / 2), participations)
+    composed = dp_accounting.rdp.RdpAccountant().compose(event).get_epsilon(DELTA)
+    assert plan.epsilon_at(40, "rdp") == pytest.approx(composed, rel=1e-3)
+    exact = _gaussian_epsilon(2 * math.sqrt(participations), 5.0)
+    assert exact <= plan.epsilon_at(40, "pld") <= 1.02 * exact
+    assert plan.epsilon_at(0) == 0
+
+
+def test_the_statement_says_both_epsilons_and_claims_no_central_one():
+    plan = _plan(5.0)
+    statement = make_local_statement(plan, 30, 0.1, KeyState.DELETED)
+    text = statement_text(statement)
+    assert statement["epsilon"]["of_a_round"]["pld"] == plan.of_round()
+    assert statement["epsilon"]["completed"]["rdp"] == plan.epsilon_at(30, "rdp")
+    assert statement["participations"] == {"completed": 30, "planned": 40}
+    assert "LOCAL PRIVACY, SIMULATED" in text and "no central epsilon is claimed" in text.replace("\n", " ")
+    assert dict(statement_rows(statement))["noise multiplier of a client"] == "5"
+    names = [caveat["name"] for caveat in statement["caveats"]]
+    assert "simulation" in names and "noise key" not in names
+
+
+@pytest.mark.parametrize("key", [KeyState.PRESENT, KeyState.GIVEN])
+def test_while_the_key_exists_the_statement_begins_with_it(key):
+    statement = make_local_statement(_plan(5.0), 30, 0.1, key)
+    assert statement_text(statement).startswith("PRIVACY STATEMENT\n\nWHAT FOLLOWS HOLDS ONLY WHILE THE NOISE KEY IS")
+    assert "noise key" in [caveat["name"] for caveat in statement["caveats"]]
+
+
+def test_a_weak_guarantee_and_artificial_clients_are_named():
+    strong, weak = (make_local_statement(_plan(noise), 30, 0.1, KeyState.DELETED) for noise in (20.0, 0.5))
+    names = [[caveat["name"] for caveat in statement["caveats"]] for statement in (strong, weak)]
+    assert ["weak guarantee" in one for one in names] == [False, True]
+    artificial = make_local_statement(_plan(20.0), 30, 0.1, KeyState.DELETED, artificial_users=True)
+    assert artificial["unit"] == "what an artificial client sends"
+    assert [caveat["name"] for caveat in artificial["caveats"]][:2] == ["simulation", "artificial users"]
+
+
+def test_noise_of_clients_and_rounds_is_unrelated_and_can_be_drawn_again():
+    noise, size = LocalNoise(NoiseKey(bytes(32))), 20_000
+    drawn = [noise.normals(round_number, client, size) for round_number in (0, 1) for client in ("ann", "bo", "1")]
+    assert np.abs(np.corrcoef(drawn)[np.triu_indices(6, 1)]).max() < 5 / math.sqrt(size)
+    assert np.std(drawn) == pytest.approx(1, abs=4 * math.sqrt(0.5 / (6 * size)))
+    np.testing.assert_array_equal(noise.normals(1, "bo", size), drawn[4])
