@@ -8,27 +8,22 @@ the result of an unbroken one.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark.data.records import Records, Task
-from benchmark.federated import checks, settings
+from benchmark.federated import checks, settings, statements
 from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.flags import FLAGS, RAY, TFF
 from benchmark.federated.settings import Setup
-from benchmark.privacy import audit, audit_text, noise_key
-from benchmark.privacy.accounting import finite, rounded_up
-from benchmark.privacy.local_statement import local_announcement, make_local_statement
+from benchmark.privacy import noise_key
 from benchmark.privacy.spending import check_same
-from benchmark.privacy.statement import announcement, make_statement, write_statement
-from benchmark.rounds.config import SECURE
 from benchmark.run import command
 from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
-from benchmark.run.names import AUDIT_FILE, BEST_FILE, PRIVACY_FILE
+from benchmark.run.names import BEST_FILE, PRIVACY_FILE
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
 from benchmark.training import start
@@ -39,7 +34,6 @@ from flair.terminal.progress import duration
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from benchmark.federated.loop import TrainingState
     from benchmark.federated.scoring import Scorer
     from benchmark.privacy.noise_key import NoiseKey
     from benchmark.rounds.runtime import Runtime
@@ -138,47 +132,14 @@ def _train(
             groups=1 if privacy_plan is None else privacy_plan.request.groups,
         )
 
-    def state_privacy(state: TrainingState) -> dict[str, Any] | None:
-        has_key, found = (run.path / noise_key.KEY_FILE).exists(), None
-        if local_plan is not None:
-            of_key = settings.key_state(flags, has_key)
-            write_statement(
-                run.path, make_local_statement(local_plan, state.round, flags.l2_norm_clip, of_key, flags.iid)
-            )
-        if privacy_plan is not None:
-            scores = runtime.canary_scores()
-            if scores is not None:
-                claim = settings.audited_claim(privacy_plan, setup.config, state.round)
-                audit.write(run.path / AUDIT_FILE, claim, scores)
-                found = audit.audit(claim, scores)
-            happened = setup.config, state.round, state.clip_norms, has_key, num_weights
-            record = settings.run_record(flags, *happened, setup.spent_before, found)
-            write_statement(run.path, make_statement(privacy_plan, record))
-        return found
-
     runtime, model, scorer, _ = _build(setup, network, key)
     num_weights = trainable.num_weights(model)
     try:
-        secure = _secure_aggregation(flags, runtime, num_weights)
-        if secure is not None:
-            print(
-                "secure aggregation is SIMULATED: no update is masked, and this system sees each one; on devices a "
-                f"client would send {secure['bits_per_client']:,} bits a round, masked, where a plain update has "
-                f"{secure['plain_bits_per_client']:,}",
-                flush=True,
-            )
-        if local_plan is not None:
-            print(local_announcement(local_plan), flush=True)
-        if privacy_plan is not None:
-            settings.check_noise_memory(privacy_plan, num_weights)
-            noise = setup.config.noise
-            stddev = None if noise is None else noise.clipped_count_stddev
-            print("\n".join(announcement(privacy_plan, num_weights, stddev, setup.spent_before)), flush=True)
-            if flags.audit_canaries:
-                print("audit:", settings.audit_cost(flags, privacy_plan, setup.config, num_weights), flush=True)
+        stated = statements.Statements(setup, run.path, runtime, num_weights)
+        stated.announce()
         with SafePoints("round") as safe_points:
             state = loop.train(
-                runtime, model, scorer, cohort_of, privacy_plan, run, config, safe_points, before_release=state_privacy
+                runtime, model, scorer, cohort_of, privacy_plan, run, config, safe_points, before_release=stated.write
             )
         if flags.runtime != RAY:
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
@@ -206,32 +167,8 @@ def _train(
     }
     if key is not None and not flags.keep_noise_key:
         noise_key.forget_key(run.path)
-    found = state_privacy(state)
-    if secure is not None:
-        summary["secure_aggregation"] = secure
-    if local_plan is not None:
-        summary["local_epsilon"] = {
-            "of_a_round": finite(local_plan.of_round()),
-            "of_all_rounds": finite(local_plan.epsilon_at(state.round)),
-        }
-    if privacy_plan is not None:
-        summary["epsilon"] = finite(privacy_plan.own_epsilon_at(state.round))
-        if found is not None:
-            summary["audit"] = found
-        if privacy_plan.request.simulated_cohort is not None:
-            summary["simulated_epsilon"] = privacy_plan.epsilon_at(state.round)
-    return summary
-
-
-def _secure_aggregation(flags: Flags, runtime: Runtime, num_weights: int) -> dict[str, Any] | None:
-    """What a client would send in a round of --aggregator=secure, in bits; None for the other aggregators."""
-    from benchmark.rounds.server import RoundServer
-
-    if flags.aggregator != SECURE:
-        return None
-    assert isinstance(runtime, RoundServer)
-    bits = runtime.aggregation.spec.secure_bits(flags.clients_per_round)
-    return {"simulated": True, "bits_per_client": bits, "plain_bits_per_client": 32 * num_weights}
+    stated.write(state)
+    return summary | stated.summary(state.round)
 
 
 def _noise_key(setup: Setup, run: RunFolder, restored: str | None, network: str | None) -> NoiseKey:
@@ -347,18 +284,7 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
         print(f"{name} over {summary['clients']['count']} test clients: {shown}")
     print(f"best model: {summary.get('saved_model', run_dir / BEST_FILE)}")
     print(f"run folder: {run_dir}")
-    if "epsilon" in summary:
-        epsilon = "infinite" if summary["epsilon"] is None else rounded_up(summary["epsilon"])
-        print(f"epsilon: {epsilon}; read {run_dir / 'privacy.txt'} for what that means")
-    if "audit" in summary:
-        contradicted = bool(summary["audit"]["contradicted_by"])
-        print(f"audit: {audit_text.verdict(summary['audit'])}", file=sys.stderr if contradicted else sys.stdout)
-    if "local_epsilon" in summary:
-        of_round, in_all = (
-            "infinite" if summary["local_epsilon"][name] is None else rounded_up(summary["local_epsilon"][name])
-            for name in ("of_a_round", "of_all_rounds")
-        )
-        print(f"local epsilon: {of_round} a round, {in_all} in all; read {run_dir / 'privacy.txt'} for what that means")
+    statements.report(summary, run_dir)
     print(f"{summary['rounds']} rounds in {duration(summary['training_seconds'])} of training")
     if "audit" in summary:
         print("next:", command_line("python -m benchmark.audit_main", run_dir=run_dir))

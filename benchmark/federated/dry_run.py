@@ -13,6 +13,7 @@ from benchmark.data.records import Records
 from benchmark.federated import settings
 from benchmark.federated.flags import INPROCESS, RAY, TFF
 from benchmark.federated.settings import Setup
+from benchmark.federated.statements import audit_cost
 from benchmark.model.trainable import num_weights
 from benchmark.privacy import accounting
 from benchmark.privacy.accounting import rounded_up
@@ -66,7 +67,7 @@ def plan_lines(
         *entry("rounds", f"{rounds:,}, an evaluation every {flags.rounds_per_eval:,}"),
         *entry("cohort", _cohort_row(flags, population, photos)),
         *([] if setup.local_plan is None else entry("privacy", local_announcement(setup.local_plan))),
-        *([] if privacy_plan is None else _privacy_lines(flags, setup.config, privacy_plan, num_weights(model))),
+        *([] if privacy_plan is None else _privacy_lines(setup, privacy_plan, num_weights(model))),
         *entry("memory", memory_row(), _MEMORY_NOTES[flags.runtime]),
         *training_plan.time_lines(
             [*extraction, Part("rounds", rounds, fixed + cohort * photos * per_photo), *scored],
@@ -76,9 +77,9 @@ def plan_lines(
     ]
 
 
-def _privacy_lines(flags: Flags, config: FederatedConfig, privacy_plan: PrivacyPlan, weights: int) -> list[str]:
+def _privacy_lines(setup: Setup, privacy_plan: PrivacyPlan, weights: int) -> list[str]:
     """Epsilon, delta and every noise of the plan, and what an audit costs."""
-    noise, request = config.noise, privacy_plan.request
+    noise, request = setup.config.noise, privacy_plan.request
     assert noise is not None
     if noise.noise_multiplier == 0:
         return entry("privacy", "NONE: updates are clipped, and no noise is added (--noise_multiplier=0)")
@@ -116,8 +117,8 @@ def _privacy_lines(flags: Flags, config: FederatedConfig, privacy_plan: PrivacyP
         rows.append(f"{len(noise.column)} bands: {kept:,.0f} MiB for the noise of the rounds before")
     rows.append(f"{privacy_plan.noise_on_running_sum:.4g} on the sum of the mean updates so far (RMS over all rounds)")
     lines += entry("sigma", *rows)
-    if flags.audit_canaries:
-        lines += entry("audit", settings.audit_cost(flags, privacy_plan, config, weights))
+    if setup.flags.audit_canaries:
+        lines += entry("audit", audit_cost(setup, privacy_plan, weights))
     return lines
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmark.data.records import Records, Task
-from benchmark.federated.flags import AUTO, CORRELATED, EQUAL, TFF
-from benchmark.privacy import audit, audit_text
+from benchmark.federated.flags import AUTO, CORRELATED, EQUAL
 from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
-from benchmark.privacy.audit import Claim
-from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.local import LocalPlan, make_local_plan
 from benchmark.privacy.plan import PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
@@ -27,7 +23,6 @@ from benchmark.rounds.config import (
 )
 from benchmark.run.flags import Flags
 from benchmark.run.schedules import learning_rates
-from benchmark.training import start
 from benchmark.training.flags import augments, image_size
 from flair.errors import FlairError
 
@@ -151,18 +146,6 @@ def privacy_plan_of(flags: Flags, num_users: int) -> PrivacyPlan | None:
     return make_plan(num_users, privacy_request(flags)) if is_private(flags) else None
 
 
-def check_noise_memory(plan: PrivacyPlan, num_weights: int) -> None:
-    """Refuses banded noise that would take more than half of the machine's memory."""
-    band, memory = 4 * num_weights, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    kept = len(plan.column) - 1
-    if kept * band > memory / 2:
-        raise FlairError(
-            f"{len(plan.column):,} bands: the noise of {kept:,} rounds, {num_weights:,} weights each, stays in memory "
-            f"and takes {kept * band / 2**30:.1f} GiB of this machine's {memory / 2**30:.1f}; give at most "
-            f"--bands={1 + int(memory / 2 // band)}, or train fewer weights"
-        )
-
-
 def local_plan_of(flags: Flags, num_users: int) -> LocalPlan | None:
     """The local privacy of the run, None without."""
     if not is_local(flags):
@@ -170,75 +153,9 @@ def local_plan_of(flags: Flags, num_users: int) -> LocalPlan | None:
     return make_local_plan(num_users, flags.local_noise_multiplier, privacy_request(flags))
 
 
-def key_state(flags: Flags, has_key: bool) -> KeyState:
-    """What has become of the noise key; `has_key`: it lies in the run folder."""
-    if flags.noise_key_file is not None:
-        return KeyState.GIVEN
-    return KeyState.PRESENT if has_key else KeyState.DELETED
-
-
-def run_record(
-    flags: Flags,
-    config: FederatedConfig,
-    rounds: int,
-    clip_norms: Sequence[float],
-    has_key: bool,
-    num_weights: int,
-    spent_before: Sequence[Release] = (),
-    found: dict[str, Any] | None = None,
-) -> RunRecord:
-    """What happened in a private run so far.
-
-    Args:
-      has_key: whether the noise key lies in the run folder.
-      num_weights: how many numbers train.
-      found: by the audit, if there are canaries.
-    """
-    noise = config.noise
-    assert noise is not None
-    key = key_state(flags, has_key) if noise.noise_multiplier > 0 else KeyState.NONE
-    return RunRecord(
-        rounds_completed=rounds,
-        clip_norms=clip_norms,
-        target_unclipped_quantile=noise.target_unclipped_quantile or None,
-        clipped_count_stddev=noise.clipped_count_stddev,
-        artificial_users=flags.iid,
-        restored_model=start.is_given(flags),
-        noise_key=key,
-        drawn_by_tff=flags.runtime == TFF,
-        num_weights=num_weights,
-        spent_before=spent_before,
-        audit=found,
-    )
-
-
 def canary_config(flags: Flags, num_clients: int) -> CanaryConfig | None:
     """The canaries of an audited run; those that are in take part as probably as a client."""
     return CanaryConfig(flags.audit_canaries, flags.clients_per_round / num_clients) if flags.audit_canaries else None
-
-
-def audit_cost(flags: Flags, privacy_plan: PrivacyPlan, config: FederatedConfig, num_weights: int) -> str:
-    """What the canaries will cost, in words."""
-    claim = audited_claim(privacy_plan, config, flags.total_rounds)
-    cost = audit.cost(claim, flags.audit_canaries / 2, num_weights)
-    return f"{flags.audit_canaries:,} canaries, half of them in: {audit_text.cost_text(cost)}"
-
-
-def audited_claim(privacy_plan: PrivacyPlan, config: FederatedConfig, rounds: int) -> Claim:
-    """What is claimed of the run itself after so many rounds, for its audit."""
-    noise, request = config.noise, privacy_plan.request
-    assert noise is not None
-    stddev, total = noise.clipped_count_stddev, noise.noise_multiplier
-    return Claim(
-        epsilon=privacy_plan.own_epsilon_at(rounds),
-        delta=privacy_plan.delta,
-        accountant=request.accountant,
-        noise_multiplier=total if stddev is None else sum_noise_multiplier(total, stddev),
-        clipped_count_stddev=stddev,
-        sampling_probability=request.cohort / privacy_plan.num_users,
-        rounds=rounds,
-        clients_per_round=request.cohort,
-    )
 
 
 def federated_config(flags: Flags, privacy_plan: PrivacyPlan | None) -> FederatedConfig:

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import math
 
-from benchmark.privacy import accounting, banded
+from benchmark.privacy import accounting, banded, tree
 from flair.errors import FlairError
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
@@ -117,7 +117,7 @@ class PrivacyRequest:
         if rounds == 0:
             return noise_multiplier, 1.0, 0
         if self.mechanism is Mechanism.TREE:
-            squared_sensitivity = accounting.tree_squared_sensitivity(rounds, separation)
+            squared_sensitivity = tree.squared_sensitivity(rounds, separation)
         else:
             squared_sensitivity = math.ceil(rounds / separation)
         return noise_multiplier / math.sqrt(squared_sensitivity), 1.0, 1

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.federated.cohort import sample_cohort
-from benchmark.federated.settings import check_noise_memory
+from benchmark.federated.statements import check_noise_memory
 from benchmark.privacy import banded
 from benchmark.privacy.noise import BandedNoise, FreshNoise
 from benchmark.privacy.noise_key import NoiseKey

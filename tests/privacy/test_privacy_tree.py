@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from benchmark.privacy.accounting import tree_squared_sensitivity
 from benchmark.privacy.noise import FreshNoise, TreeNoise
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.privacy.running_sum import rms_noise
+from benchmark.privacy.tree import squared_sensitivity
 from tests.support.privacy import plan_of
 
 
@@ -33,7 +33,7 @@ def _worst_by_enumeration(rounds, separation):
 @pytest.mark.parametrize("separation", [1, 2, 3, 4, 5, 11])
 def test_squared_sensitivity_covers_every_pattern_of_participation(rounds, separation):
     worst = _worst_by_enumeration(rounds, separation)
-    bound = tree_squared_sensitivity(rounds, separation)
+    bound = squared_sensitivity(rounds, separation)
     assert worst <= bound <= 1.5 * worst
     if separation >= rounds or separation == 1:
         assert bound == worst
@@ -63,7 +63,7 @@ def test_one_participation_is_the_gaussian_mechanism_on_one_node_a_level():
 
 def test_no_rounds_cost_nothing():
     assert _plan(10, total_rounds=1, noise_multiplier=1.0).epsilon_at(0) == 0.0
-    assert tree_squared_sensitivity(0, 10) == 0
+    assert squared_sensitivity(0, 10) == 0
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_no_rounds_cost_nothing():
 def test_never_below_tensorflow_privacys_exact_count(rounds, separation):
     accountant = pytest.importorskip("tensorflow_privacy.privacy.analysis.tree_aggregation_accountant")
     exact = 2 * accountant.compute_zcdp_single_tree(1.0, rounds, math.ceil(rounds / separation), separation - 1)
-    assert exact <= tree_squared_sensitivity(rounds, separation) <= 1.5 * exact
+    assert exact <= squared_sensitivity(rounds, separation) <= 1.5 * exact
 
 
 @pytest.mark.parametrize(
