@@ -498,7 +498,7 @@ def _check_both_dtypes_learn(tfrecords, tmp_path, num_epochs, learning_rate):
     assert abs(means[0] - means[1]) < 2.8 * max(np.hypot(*deviations) / np.sqrt(3), 0.005)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bfloat16_learns_as_much_as_float32_and_both_far_more_than_nothing(tmp_path):
     make_dataset(tmp_path / "dataset", num_images=2000, seed=0)
     write_tfrecords(tmp_path / "dataset", tmp_path / "records")

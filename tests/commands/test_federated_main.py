@@ -150,7 +150,7 @@ def _kill_after(flags, run_dir, round_number, number):
     return process.returncode
 
 
-# Killed ten times: test_kills_change_nothing; by SIGTERM: test_a_private_run_draws_a_secret_key.
+# Killed five times: test_kills_change_nothing; by SIGTERM: test_a_private_run_draws_a_secret_key.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
@@ -167,7 +167,7 @@ def test_a_stopped_run_continues_to_the_same_result(tfrecords, repeatable, finis
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "kills"),
-    [(("--audit_canaries=20",), 10), (("--trainable=head", "--aggregator=banded", "--bands=3"), 3)],
+    [(("--audit_canaries=20",), 5), (("--trainable=head", "--aggregator=banded", "--bands=3"), 3)],
     ids=["all weights and canaries", "features and banded noise"],
 )
 def test_kills_change_nothing(tfrecords, repeatable, tmp_path, more, kills):
