@@ -18,6 +18,7 @@ from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path, paths
 from flair.dataset.catalog import NUM_USERS
 from flair.errors import FlairError
+from flair.files import atomic
 from flair.terminal.progress import Progress
 
 FLAGS: Table = (
@@ -95,9 +96,14 @@ def main(flags: Flags) -> None:
 
 
 def _compare(flags: Flags, request: PrivacyRequest) -> None:
-    for name in ("noise_multiplier", "simulated_clients_per_round", "client_sampling", "mechanism", "bands"):
+    varied = ("noise_multiplier", "simulated_clients_per_round", "client_sampling", "mechanism", "bands")
+    for name in (*varied, "published_noise"):
         if flags.is_changed(name):
-            raise FlairError(f"--{name} has no effect with --compare, which varies it; leave it out")
+            raise FlairError(f"--{name} has no effect with --compare, which sets it itself; leave it out")
+    if flags.figure is not None:
+        if not flags.figure.endswith(".png"):
+            raise FlairError(f"--figure={flags.figure}: expected the name of a file that ends in .png")
+        atomic.destination(flags.figure)
     epsilons = comparison.EPSILONS if request.epsilon is None else (request.epsilon,)
     cohorts = comparison.cohorts_from(request.cohort, flags.num_users) if flags.table else [request.cohort]
     for cohort in cohorts:
@@ -107,6 +113,8 @@ def _compare(flags: Flags, request: PrivacyRequest) -> None:
         for entry in comparison.side_by_side(flags.num_users, request, cohorts, epsilons, flags.num_weights):
             found.append(entry)
             progress.add(1)
+    if not found:
+        raise FlairError("--compare: no noise reaches the epsilon by any mechanism; ask for more, or a larger --delta")
     if flags.json:
         print(json.dumps(comparison.as_json(found), indent=2))
     else:
@@ -117,6 +125,9 @@ def _compare(flags: Flags, request: PrivacyRequest) -> None:
 
 def _print_table(num_users: int, request: PrivacyRequest, num_weights: int | None, as_json: bool) -> None:
     cohorts = planner.table_cohorts(num_users, request.cohort)
+    if request.bands is not None:
+        fits = (dataclasses.replace(request, cohort=one).most_bands(num_users) >= request.bands for one in cohorts)
+        cohorts = [one for one, fit in zip(cohorts, fits, strict=True) if fit or one == request.cohort]
     answers = (planner.answer(num_users, dataclasses.replace(request, cohort=one), num_weights) for one in cohorts)
     if as_json:
         print(json.dumps(list(answers), indent=2))

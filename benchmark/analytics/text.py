@@ -45,7 +45,10 @@ def _title(name: str, found: dict[str, Any]) -> str:
             f"Photos per user, of {found['bins']} bins up to {found['max_photos']:,} photos ({noise} a bin): so many "
             "or fewer have"
         )
-    counted = f"Users who have a photo with the label ({noise}, a user's counts have norm {found['bound']:.4g} at most)"
+    counted = (
+        f"Users who have a photo with the label ({noise}; a user's counts are scaled to norm {found['bound']:.4g} at "
+        "most, and intervals are about what that leaves)"
+    )
     if name != FINE_LABELS:
         return f"{counted}:"
     shown = f", the first {_MOST_ROWS}" if len(found["labels"]) > _MOST_ROWS else ""

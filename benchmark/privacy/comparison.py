@@ -152,6 +152,9 @@ def _remarks(entries: Sequence[Entry]) -> Iterator[str]:
     cohort = entries[0].cohort
     for epsilon in sorted({entry.epsilon for entry in entries}):
         fresh, banded, cyclic = (_least(entries, name, epsilon, cohort) for name in (FRESH, BANDED, CYCLIC))
+        if math.isnan(fresh + banded + cyclic):
+            yield f"epsilon {epsilon:g}: not every mechanism can be had with these rounds, cohorts and users"
+            continue
         pays = "pays" if banded < HARDLY_LESS * fresh else "does not pay"
         yield (
             f"epsilon {epsilon:g}: banded noise {pays}, {banded / fresh:.2f} times fresh noise; with cyclic cohorts, "

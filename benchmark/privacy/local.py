@@ -33,7 +33,7 @@ class LocalPlan:
 
     >>> plan = LocalPlan(41131, 8.4e-6, 20.0, PrivacyRequest(cohort=200, total_rounds=100))
     >>> round(plan.of_round(), 3), round(plan.epsilon_at(100), 2)
-    (0.396, 4.67)
+    (0.345, 4.42)
     """
 
     num_users: int

@@ -65,6 +65,8 @@ def read_spending(paths: Sequence[str], num_users: int | None = None) -> tuple[R
                 f"--also_spent={path}: is about {found['users']:,} users, and here are {num_users:,}; epsilons add up "
                 "for the same users only"
             )
+        if not found["spending"]:
+            raise FlairError(f"--also_spent={path}: its spending is empty; {_EXPECTED}")
         for one in found["spending"]:
             release = Release(**{name: one[name] for name in Release._fields})
             if not _is_possible(release):
@@ -78,7 +80,7 @@ def _is_possible(release: Release) -> bool:
     return (
         _LEAST_NOISE <= release.noise_multiplier <= _MOST_NOISE
         and 0 < release.sampling_probability <= 1
-        and 0 <= release.compositions <= accounting.MAX_ROUNDS
+        and 1 <= release.compositions <= accounting.MAX_ROUNDS
         and 0 < release.delta < 1
     )
 

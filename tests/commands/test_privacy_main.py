@@ -67,6 +67,11 @@ def test_help_exits_0_and_names_the_flags():
         (["--compare", "--mechanism=tree"], "--mechanism has no effect with --compare"),
         (["--compare", "--noise_multiplier=1"], "--noise_multiplier has no effect with --compare"),
         (["--compare", "--clients_per_round=0"], "--clients_per_round=0: "),
+        (["--compare", "--epsilon=8", "--published_noise"], "--published_noise has no effect with --compare"),
+        (
+            ["--compare", "--figure=results.json"],
+            "--figure=results.json: expected the name of a file that ends in .png",
+        ),
         (["--epsilon=2", "--figure=noise.png"], "--figure=noise.png has no effect without --compare"),
     ],
 )
@@ -214,3 +219,15 @@ def test_compare_has_every_mechanism_and_draws_it(tmp_path):
     norm = float(re.search(r"^fresh, poisson\s+(\S+)$", text, re.MULTILINE).group(1))
     assert norm == pytest.approx(10 * found[0]["noise"], rel=1e-3)
     assert re.search(r"^epsilon 4: banded noise (pays|does not pay), \d\.\d\d times fresh noise", text, re.MULTILINE)
+
+
+def test_a_table_leaves_out_cohorts_that_are_too_large_for_the_bands():
+    small = ("--num_users=60", "--clients_per_round=4", "--total_rounds=20", "--noise_multiplier=1")
+    lines = _run("--table", *small, "--mechanism=banded", "--bands=8").stdout.splitlines()[1:]
+    assert [int(line.split()[0]) for line in lines] == [1, 2, 4, 5]
+
+
+def test_compare_says_what_cannot_be_had_and_draws_nothing_of_nothing():
+    done = _run("--compare", "--epsilon=2", "--num_users=4", "--clients_per_round=4", "--total_rounds=2")
+    assert "nan" not in done.stdout
+    assert "epsilon 2: not every mechanism can be had" in done.stdout
