@@ -184,7 +184,8 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None, network: str 
         *(f"{name}={flags[name]}" for name in _NEWER_FLAGS if flags.is_changed(name)),
         *([] if network is None else [network]),
         *([setup.config.noise.column] if setup.config.noise and setup.config.noise.column else []),
-        *([] if setup.config.client.local_noise is None else [setup.config.client.local_noise]),
+        # Cohorts follow from a seed under local privacy, not from the key.
+        *([] if setup.local_plan is None else [setup.config.client.local_noise, settings.cohort_seed(flags)]),
     ]
     content = ""
     # Every photo is read for it, half a minute for all of FLAIR, so only where another run may have the same file.
@@ -236,7 +237,7 @@ def _build(setup: Setup, model: tf.keras.Model, key: NoiseKey | None = None) -> 
         from benchmark.rounds.inprocess import InProcessRuntime
 
         clients = prepared.inputs.clients(setup.clients)
-        canaries = settings.canary_config(flags, len(setup.clients.client_ids))
+        canaries = settings.canary_config(setup)
         runtime = InProcessRuntime(prepared.model, setup.config, clients, setup.batch_plan, flags.seed, key, canaries)
     return _Built(runtime, model, LocalScorer(prepared.model, prepared.inputs, setup.batch_plan), prepared)
 
@@ -258,7 +259,7 @@ def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[
             *(prepared.model, arguments, setup.config, setup.clients, source, setup.batch_plan, flags.seed, key, pool),
             eval_batch_size=flags.eval_batch_size,
             features=prepared.source,
-            canaries=settings.canary_config(flags, len(setup.clients.client_ids)),
+            canaries=settings.canary_config(setup),
         )
     except BaseException:
         pool.close()

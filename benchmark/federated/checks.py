@@ -145,6 +145,11 @@ def _check_secure_flags(flags: Flags) -> None:
         )
     if flags.runtime == TFF:
         raise FlairError(f"--runtime=tff: TFF's own runtime has no secure sums; use --runtime=inprocess with {given}")
+    if flags.client_sampling == Sampling.POISSON:
+        raise FlairError(
+            f"--client_sampling=poisson: with {given} the bits of a sum hold a cohort of known size; use uniform or "
+            "cyclic"
+        )
     if flags.algorithm == MIME_LITE:
         raise FlairError(f"--algorithm=mime_lite sends full gradients beside the secure sum of {given}; use fed_avg")
     if flags.debug_measurements:

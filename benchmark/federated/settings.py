@@ -153,9 +153,10 @@ def local_plan_of(flags: Flags, num_users: int) -> LocalPlan | None:
     return make_local_plan(num_users, flags.local_noise_multiplier, privacy_request(flags))
 
 
-def canary_config(flags: Flags, num_clients: int) -> CanaryConfig | None:
+def canary_config(setup: Setup) -> CanaryConfig | None:
     """The canaries of an audited run; those that are in take part as probably as a client."""
-    return CanaryConfig(flags.audit_canaries, flags.clients_per_round / num_clients) if flags.audit_canaries else None
+    plan, count = setup.privacy_plan, setup.flags.audit_canaries
+    return CanaryConfig(count, plan.request.cohort / plan.num_users) if plan is not None and count else None
 
 
 def federated_config(flags: Flags, privacy_plan: PrivacyPlan | None) -> FederatedConfig:

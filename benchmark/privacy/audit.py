@@ -8,7 +8,7 @@ Guarantee: with the stated confidence all of this holds together. `bound` is at 
 its mechanism is (Steinke, Nasr and Jagielski 2023, theorem 5.2 of https://arxiv.org/abs/2305.08846): coins are
 independent, and a guess depends on them through the scores alone. `noise.at_most` is at least the noise multiplier, if
 the noise is Gaussian and independent in every round. `influence.at_least` is at most the mean influence of a canary in
-a round; its mean is taken as normal. The doubt is shared equally by the two attacks, the noise and the influence.
+a round, if they are normal. The doubt is shared equally by the two attacks, the noise and the influence.
 Edge cases: few canaries bound little, however much leaks: with all guesses right 100 prove epsilon 2.8, and epsilon 8
 takes 17,000; and a delta that is not far below 0.05 / (2 N) leaves nothing to prove. `estimate` is a fit (Andrew et al.
 2023, https://arxiv.org/abs/2302.03098), which holds with no confidence at all, and is too small where the attack is not
@@ -49,7 +49,7 @@ _FILE = {
     "included": [int],
     "scores": {"released": [NUMBER], "final": [NUMBER]},
     "noise": [{"weights": str, "numbers": int, "squares": NUMBER}],
-    "influence": {"participations": int, "total": NUMBER, "squares": NUMBER},
+    "influence": {"canaries": int, "total": NUMBER, "squares": NUMBER},
 }
 
 
@@ -88,15 +88,18 @@ class Noise(NamedTuple):
 
 
 class Influence(NamedTuple):
-    """What canaries that took part in a round moved the sum by, along their direction, in clip norms.
+    """What canaries move the sum by along their direction, in clip norms: with them, less without them.
+
+    One number for each canary, the difference of its means over rounds, because users move along a direction in all
+    rounds alike.
 
     Attributes:
-      participations: how many.
-      total: their sum.
+      canaries: how many of them took part in some rounds and not in others.
+      total: the sum of the numbers.
       squares: the sum of their squares.
     """
 
-    participations: int
+    canaries: int
     total: float
     squares: float
 
@@ -303,14 +306,14 @@ def _noise(claim: Claim, noise: Sequence[Noise], doubt: float) -> dict[str, Any]
 def _influence(claim: Claim, seen: Influence, doubt: float) -> dict[str, Any]:
     from scipy import stats
 
-    count = seen.participations
+    count = seen.canaries
     if count < 2:
-        return {"participations": count, "mean": None, "at_least": None, "epsilon": 0.0}
+        return {"canaries": count, "mean": None, "at_least": None, "epsilon": 0.0}
     mean = seen.total / count
     deviation = math.sqrt(max(0.0, seen.squares / count - mean**2) / (count - 1))
     least = mean - float(stats.t.ppf(1 - doubt, count - 1)) * deviation
     noise = claim.noise_multiplier / least if least > 0 else math.inf
-    return {"participations": count, "mean": mean, "at_least": least, "epsilon": _epsilon(claim, noise)}
+    return {"canaries": count, "mean": mean, "at_least": least, "epsilon": _epsilon(claim, noise)}
 
 
 def _epsilon(claim: Claim, noise_multiplier: float) -> float:

@@ -65,7 +65,7 @@ def rows(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "  by a canary's influence",
                 f"epsilon at least {rounded_down(influence['epsilon'])}: {as_text(influence['mean'])} clip norms on "
-                f"average of {influence['participations']:,}, at least {as_text(influence['at_least'])}",
+                f"average of {influence['canaries']:,}, at least {as_text(influence['at_least'])}",
             )
         )
     return [*table, ("  cost of the canaries", cost_text(audit["cost"]))]

@@ -116,12 +116,6 @@ def _caveats(plan: LocalPlan, rounds: int, key: KeyState, artificial_users: bool
             "columns that begin with not_private have no noise: keep them private.",
         ),
         Caveat(
-            "medium",
-            "participations",
-            "With random cohorts nothing bounds how often a client takes part, so that every round is counted; most "
-            "take part far less often. --client_sampling=cyclic bounds it.",
-        ),
-        Caveat(
             "note",
             "central privacy",
             "The noise of all clients adds up in the mean, but no central epsilon follows from it here.",
@@ -138,6 +132,12 @@ def _caveats(plan: LocalPlan, rounds: int, key: KeyState, artificial_users: bool
             f"An epsilon above {WEAK_EPSILON:g} promises little: use more noise, or let clients take part less often."
         )
         found.insert(1, Caveat("high", "weak guarantee", text))
+    if plan.request.separation(plan.num_users) is None:
+        text = (
+            "With random cohorts nothing bounds how often a client takes part, so that every round is counted; most "
+            "take part far less often. --client_sampling=cyclic bounds it."
+        )
+        found.insert(2, Caveat("medium", "participations", text))
     if artificial_users:
         text = "Clients were drawn across the split (--iid): the photos of one person lie in many of them."
         found.insert(1, Caveat("critical", "artificial users", text))

@@ -59,7 +59,9 @@ class Canaries:
         self._included = np.zeros(count, bool)  # the coins, from the first round on: a complete run has no key any more
         self._rounds = np.zeros((), np.int64)
         self._released, self._final, self._squares = np.zeros((3, count))
-        self._noise, self._influence = np.zeros(len(weights)), np.zeros(3)
+        self._noise = np.zeros(len(weights))
+        # Of each canary that is in: what it showed, and in how many rounds; without it, and with it.
+        self._shown, self._shown_rounds = np.zeros((2, 2, count))
 
     @functools.cached_property
     def _coins(self) -> np.ndarray:
@@ -129,19 +131,24 @@ class Canaries:
         self._final = self._final + self._project(_flat(moved))
         starts = np.cumsum([0, *self._sizes])[:-1]
         self._noise = self._noise + np.add.reduceat(np.square(released, dtype=np.float64), starts)
-        seen = shown[self.taking_part(round_number)]
-        self._influence = self._influence + np.array([len(seen), seen.sum(), np.square(seen).sum()])
+        takes_part = np.zeros(len(shown), bool)
+        takes_part[self.taking_part(round_number)] = True
+        in_which = np.stack([~takes_part, takes_part])
+        self._shown = self._shown + in_which * shown
+        self._shown_rounds = self._shown_rounds + in_which
 
     def scores(self) -> CanaryScores:
         """What has been recorded so far."""
         named = zip((name for name, _ in self._weights), self._sizes, self._noise.tolist(), strict=True)
-        count, total, squares = self._influence.tolist()
+        # Against the rounds without it, because users' sums move along a canary's direction, too: alike in all rounds.
+        means = self._shown / np.maximum(self._shown_rounds, 1)
+        moved = (means[1] - means[0])[self._shown_rounds.min(0) > 0]
         return CanaryScores(
             self._included,
             self._released,
             self._final,
             tuple(Noise(*one) for one in named),
-            Influence(int(count), total, squares),
+            Influence(len(moved), float(moved.sum()), float(np.square(moved).sum())),
         )
 
     def state(self) -> list[np.ndarray]:
@@ -158,7 +165,7 @@ class Canaries:
         return np.bincount(self._owners, self._directions * numbers, self._config.count)
 
 
-_STATE = ("_included", "_rounds", "_released", "_final", "_squares", "_noise", "_influence")
+_STATE = ("_included", "_rounds", "_released", "_final", "_squares", "_noise", "_shown", "_shown_rounds")
 
 
 def _flat(tensors: Sequence[tf.Tensor]) -> np.ndarray:

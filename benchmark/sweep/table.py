@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from benchmark.privacy.accounting import rounded_up
 from benchmark.run.files import read_json
 from benchmark.run.names import SUMMARY_FILE
-from benchmark.run.shapes import NUMBER
+from benchmark.run.shapes import NUMBER, NUMBER_OR_NULL
 from benchmark.sweep.grid import Run
 from flair.errors import FlairError
 from flair.files import atomic
@@ -19,7 +20,7 @@ from flair.terminal.table import fitted
 
 CSV_FILE, JSON_FILE = "results.csv", "results.json"
 _EPSILONS = ("epsilon", "simulated_epsilon")
-_SUMMARY = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "epsilon?": NUMBER, "simulated_epsilon?": NUMBER}
+_SUMMARY = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "epsilon?": NUMBER_OR_NULL, "simulated_epsilon?": NUMBER}
 
 
 class Spread(NamedTuple):
@@ -105,7 +106,8 @@ def _numbers(path: Path) -> dict[str, float]:
         for partition in ("val", "test")
         for name, value in summary[partition].items()
     }
-    return numbers | {name: float(summary[name]) for name in _EPSILONS if name in summary}
+    epsilons = {name: summary[name] for name in _EPSILONS if name in summary}
+    return numbers | {name: math.inf if value is None else float(value) for name, value in epsilons.items()}
 
 
 def _spread(values: Sequence[float]) -> Spread:

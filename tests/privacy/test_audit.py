@@ -174,7 +174,7 @@ def test_what_was_written_is_read_and_damage_is_refused(tmp_path):
         assert audit.audit(read_claim, read_scores) == audit.audit(claim, scores)
     json.dumps(audit.audit(claim, scores), allow_nan=False)
     data = path.read_bytes()
-    path.write_bytes(data.replace(b'"participations":200', b'"participations":201'))
+    path.write_bytes(data.replace(b'"canaries":200', b'"canaries":201'))
     assert path.read_bytes() != data
     with pytest.raises(FlairError, match="checksum"):
         audit.read(path)

@@ -89,9 +89,8 @@ def test_users_cohort_noise_and_divisor_stay_what_they_are():
     for server in (with_them, without):
         server.finish(0, results)
     added = flat(without.weights()) - flat(with_them.weights())  # a step of 0.1 against the mean
-    scores = with_them.canary_scores()
-    took_part = scores.influence.participations
-    assert 0 < took_part <= scores.included.sum()
+    took_part = len(with_them._canaries.taking_part(0))
+    assert 0 < took_part <= with_them.canary_scores().included.sum()
     np.testing.assert_allclose(np.linalg.norm(added), 0.1 * np.sqrt(took_part) * CLIP / COHORT, rtol=1e-3)
 
 
