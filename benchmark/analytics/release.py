@@ -17,7 +17,6 @@ heavy hitters is for domains that are not known and adds no noise. For the exact
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.analytics.questions import FINE_LABELS, PHOTOS, Question
-from benchmark.privacy.accounting import ACCOUNTANTS, finite
+from benchmark.privacy.accounting import ACCOUNTANTS, described, finite
 from benchmark.privacy.noise import standard_normals
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.plan import PrivacyPlan
@@ -75,10 +74,7 @@ def answer(
         "delta": plan.delta,
         "users_times_delta": plan.num_users * plan.delta,
         "target_epsilon": plan.request.epsilon,
-        "accountant": {
-            "name": plan.request.accountant,
-            "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}",
-        },
+        "accountant": described(plan.request.accountant),
         "epsilon": {name: finite(plan.epsilon_at(1, name)) for name in ACCOUNTANTS},
         "noise_multiplier": plan.noise_multiplier,
         "spending": None if compare_exact else as_json([release_of(plan, 1)]),

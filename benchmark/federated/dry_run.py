@@ -85,7 +85,7 @@ def _privacy_lines(setup: Setup, privacy_plan: PrivacyPlan, weights: int) -> lis
         return entry("privacy", "NONE: updates are clipped, and no noise is added (--noise_multiplier=0)")
     own, cohort, rounds = privacy_plan.run_noise_multiplier, request.accounted_cohort, request.total_rounds
     stddev = noise.clipped_count_stddev
-    on_sum = own if stddev is None else sum_noise_multiplier(own, stddev)
+    on_sum = sum_noise_multiplier(own, stddev)
     pld, rdp = (rounded_up(privacy_plan.epsilon_at(rounds, name)) for name in accounting.ACCOUNTANTS)
     simulated = ", simulated" if request.simulated_cohort else ""
     lines = entry(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.federated.flags import TFF
 from benchmark.federated.settings import Setup
 from benchmark.privacy import audit, audit_text, noise_key
-from benchmark.privacy.accounting import finite, rounded_up
+from benchmark.privacy.accounting import epsilon_text, finite
 from benchmark.privacy.adaptive import sum_noise_multiplier
 from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.local_statement import local_announcement, make_local_statement
@@ -39,6 +39,7 @@ class Statements:
     def __init__(self, setup: Setup, run_dir: Path, runtime: Runtime, num_weights: int) -> None:
         self._setup, self._run_dir, self._runtime, self._num_weights = setup, run_dir, runtime, num_weights
         self._secure = _secure_aggregation(setup, runtime, num_weights)
+        self._audited: dict[str, Any] | None = None  # what the canaries showed when the statement was last written
 
     def announce(self) -> None:
         """Prints what holds before the first round; refuses noise that does not fit into memory."""
@@ -68,12 +69,12 @@ class Statements:
             statement = make_local_statement(setup.local_plan, state.round, flags.l2_norm_clip, of_key, flags.iid)
             write_statement(self._run_dir, statement)
         if plan is not None:
-            found = self._audit(plan, state.round)
-            record = _run_record(setup, state.round, state.clip_norms, has_key, self._num_weights, found)
+            self._audited = self._audit(plan, state.round)
+            record = _run_record(setup, state.round, state.clip_norms, has_key, self._num_weights, self._audited)
             write_statement(self._run_dir, make_statement(plan, record))
 
     def summary(self, rounds: int) -> dict[str, Any]:
-        """What summary.json has of it, as JSON values."""
+        """What summary.json has of it, as JSON values, once the last statement is written."""
         local, plan = self._setup.local_plan, self._setup.privacy_plan
         facts: dict[str, Any] = {} if self._secure is None else {"secure_aggregation": self._secure}
         if local is not None:
@@ -85,8 +86,7 @@ class Statements:
             facts["epsilon"] = finite(plan.own_epsilon_at(rounds))
             if plan.request.simulated_cohort is not None:
                 facts["simulated_epsilon"] = plan.epsilon_at(rounds)
-            found = self._audit(plan, rounds)
-            facts |= {} if found is None else {"audit": found}
+            facts |= {} if self._audited is None else {"audit": self._audited}
         return facts
 
     def _audit(self, plan: PrivacyPlan, rounds: int) -> dict[str, Any] | None:
@@ -103,13 +103,13 @@ def report(summary: dict[str, Any], run_dir: Path) -> None:
     """Prints what a run's summary says about privacy."""
     read = f"read {run_dir / 'privacy.txt'} for what that means"
     if "epsilon" in summary:
-        print(f"epsilon: {_epsilon(summary['epsilon'])}; {read}")
+        print(f"epsilon: {epsilon_text(summary['epsilon'])}; {read}")
     if "audit" in summary:
         contradicted = bool(summary["audit"]["contradicted_by"])
         print(f"audit: {audit_text.verdict(summary['audit'])}", file=sys.stderr if contradicted else sys.stdout)
     if "local_epsilon" in summary:
         local = summary["local_epsilon"]
-        of_round, in_all = _epsilon(local["of_a_round"]), _epsilon(local["of_all_rounds"])
+        of_round, in_all = epsilon_text(local["of_a_round"]), epsilon_text(local["of_all_rounds"])
         print(f"local epsilon: {of_round} a round, {in_all} in all; {read}")
 
 
@@ -162,13 +162,12 @@ def _audited_claim(plan: PrivacyPlan, config: FederatedConfig, rounds: int) -> a
     """What is claimed of the run itself after so many rounds."""
     noise, request = config.noise, plan.request
     assert noise is not None
-    stddev, total = noise.clipped_count_stddev, noise.noise_multiplier
     return audit.Claim(
         epsilon=plan.own_epsilon_at(rounds),
         delta=plan.delta,
         accountant=request.accountant,
-        noise_multiplier=total if stddev is None else sum_noise_multiplier(total, stddev),
-        clipped_count_stddev=stddev,
+        noise_multiplier=sum_noise_multiplier(noise.noise_multiplier, noise.clipped_count_stddev),
+        clipped_count_stddev=noise.clipped_count_stddev,
         sampling_probability=request.cohort / plan.num_users,
         rounds=rounds,
         clients_per_round=request.cohort,
@@ -184,7 +183,3 @@ def _secure_aggregation(setup: Setup, runtime: Runtime, num_weights: int) -> dic
     assert isinstance(runtime, RoundServer)
     bits = runtime.aggregation.spec.secure_bits(setup.flags.clients_per_round)
     return {"simulated": True, "bits_per_client": bits, "plain_bits_per_client": 32 * num_weights}
-
-
-def _epsilon(epsilon: float | None) -> str:
-    return "infinite" if epsilon is None else rounded_up(epsilon)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import decimal
 import functools
+import importlib.metadata
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -189,6 +190,20 @@ def rounded_up(value: float, digits: int = 4) -> str:
         return str(value)
     up = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING).create_decimal(repr(float(value)))
     return f"{float(up):.{digits}g}"
+
+
+def epsilon_text(epsilon: float | None, infinite: str = "infinite") -> str:
+    """An epsilon of a JSON file, rounded up, where None is one that is not finite.
+
+    >>> epsilon_text(2.0003), epsilon_text(None)
+    ('2.001', 'infinite')
+    """
+    return infinite if epsilon is None else rounded_up(epsilon)
+
+
+def described(accountant: str) -> dict[str, str]:
+    """The accountant of a statement: its name and the library that it is from."""
+    return {"name": accountant, "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}"}
 
 
 def as_text(value: float | int | None) -> str:

@@ -41,8 +41,11 @@ def clipped_count_stddev(cohort: int, noise_multiplier: float, published: bool =
     return default if published and noise_multiplier < 2 * default else max(default, noise_multiplier)
 
 
-def sum_noise_multiplier(noise_multiplier: float, count_stddev: float) -> float:
+def sum_noise_multiplier(noise_multiplier: float, count_stddev: float | None) -> float:
     """What TFF's split of the total `noise_multiplier` leaves for the sum of updates.
+
+    Args:
+      count_stddev: None: the clip norm is fixed, and the sum has the total.
 
     Raises:
       FlairError: TFF refuses to split it, because noise_multiplier >= 2 * count_stddev.
@@ -50,6 +53,8 @@ def sum_noise_multiplier(noise_multiplier: float, count_stddev: float) -> float:
     >>> round(sum_noise_multiplier(1.0, 10.0), 5)
     1.00125
     """
+    if count_stddev is None:
+        return noise_multiplier
     if noise_multiplier >= 2 * count_stddev:
         raise FlairError(
             f"--clipped_count_stddev={count_stddev:g} is too small for a noise multiplier of {noise_multiplier:.4g}: "

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from benchmark.privacy.accounting import as_text, rounded_up
+from benchmark.privacy.accounting import as_text, epsilon_text
 
 
 def rounded_down(value: float | None, digits: int = 4) -> str:
@@ -81,4 +81,4 @@ def cost_text(cost: Mapping[str, float]) -> str:
 
 
 def _claimed(audit: Mapping[str, Any]) -> str:
-    return "infinite" if audit["claimed"] is None else rounded_up(audit["claimed"])
+    return epsilon_text(audit["claimed"])

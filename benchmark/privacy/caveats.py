@@ -35,6 +35,14 @@ class Caveat(NamedTuple):
     text: str
 
 
+FLOATING_POINT = Caveat(
+    "note",
+    "floating point",
+    "The proof is about real numbers; the noise is rounded to float32. Attacks on low-order bits (Mironov 2012) are "
+    "out of its scope.",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
     """What happened in a run, as far as its privacy goes.
@@ -221,12 +229,7 @@ def _about_noise(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
                 "private, but training stops. Use larger cohorts, a larger --target_unclipped_quantile, or a "
                 "fixed clip (0).",
             )
-    yield Caveat(
-        "note",
-        "floating point",
-        "The proof is about real numbers; the noise is rounded to float32. Attacks on low-order bits (Mironov "
-        "2012) are out of its scope.",
-    )
+    yield FLOATING_POINT
 
 
 def _about_release(run: RunRecord) -> Iterator[Caveat]:

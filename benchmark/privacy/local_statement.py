@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
-from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
-from benchmark.privacy.caveats import WEAK_EPSILON, Caveat, KeyState
+from benchmark.privacy.accounting import ACCOUNTANTS, as_text, described, epsilon_text, finite, rounded_up
+from benchmark.privacy.caveats import FLOATING_POINT, WEAK_EPSILON, Caveat, KeyState
 from benchmark.privacy.local import LocalPlan
 
 LOCAL = "local"
@@ -34,10 +33,7 @@ def make_local_statement(
         "clipping": {"kind": "fixed", "clip_norm": clip_norm},
         "noise_key": key.value,
         "delta": plan.delta,
-        "accountant": {
-            "name": request.accountant,
-            "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}",
-        },
+        "accountant": described(request.accountant),
         "epsilon": {
             "of_a_round": {name: finite(plan.of_round(name)) for name in ACCOUNTANTS},
             "completed": {name: finite(plan.epsilon_at(rounds, name)) for name in ACCOUNTANTS},
@@ -67,10 +63,10 @@ def local_headline(statement: dict[str, Any]) -> str:
         secret = "WHAT FOLLOWS HOLDS ONLY WHILE THE NOISE KEY IS SECRET: whoever has it can take the noise away. "
     return (
         f"{secret}LOCAL PRIVACY, SIMULATED ON ONE TRUSTED SYSTEM: had every client run on a device of its own, what it "
-        f"sends in a round would have ({_spent(epsilon['of_a_round'][name])}, {rounded_up(delta)})-differential "
+        f"sends in a round would have ({spent_text(epsilon['of_a_round'][name])}, {rounded_up(delta)})-differential "
         f"privacy towards the server, and after {rounds['completed']:,} of {rounds['planned']:,} rounds, for a client "
-        f"that took part up to {times:,} times, ({_spent(epsilon['completed'][name])}, {rounded_up(delta)}). Whether a "
-        "client took part is not hidden, and no central epsilon is claimed."
+        f"that took part up to {times:,} times, ({spent_text(epsilon['completed'][name])}, {rounded_up(delta)}). "
+        "Whether a client took part is not hidden, and no central epsilon is claimed."
     )
 
 
@@ -94,11 +90,16 @@ def local_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("delta", rounded_up(statement["delta"])),
         ("accountant", f"{statement['accountant']['name']} ({statement['accountant']['library']})"),
         *(
-            (f"epsilon, {label}, {accountant.upper()}", _spent(epsilon[key][accountant]))
+            (f"epsilon, {label}, {accountant.upper()}", spent_text(epsilon[key][accountant]))
             for key, label in names.items()
             for accountant in ACCOUNTANTS
         ),
     ]
+
+
+def spent_text(epsilon: float | None) -> str:
+    """The epsilon of a statement in words, rounded up; None is one that is not finite."""
+    return epsilon_text(epsilon, infinite="infinite (NO GUARANTEE)")
 
 
 def _caveats(plan: LocalPlan, rounds: int, key: KeyState, artificial_users: bool) -> list[Caveat]:
@@ -120,12 +121,7 @@ def _caveats(plan: LocalPlan, rounds: int, key: KeyState, artificial_users: bool
             "central privacy",
             "The noise of all clients adds up in the mean, but no central epsilon follows from it here.",
         ),
-        Caveat(
-            "note",
-            "floating point",
-            "The proof is about real numbers; the noise is rounded to float32. Attacks on low-order bits (Mironov "
-            "2012) are out of its scope.",
-        ),
+        FLOATING_POINT,
     ]
     if plan.epsilon_at(rounds) > WEAK_EPSILON:
         text = (
@@ -145,7 +141,3 @@ def _caveats(plan: LocalPlan, rounds: int, key: KeyState, artificial_users: bool
         text = "Every client's noise follows from a key that still exists: whoever reads it can take the noise away."
         found.insert(1, Caveat("critical", "noise key", text))
     return found
-
-
-def _spent(epsilon: float | None) -> str:
-    return "infinite (NO GUARANTEE)" if epsilon is None else rounded_up(epsilon)

@@ -84,9 +84,14 @@ class PrivacyPlan:
 
     def own_epsilon_at(self, rounds: int, accountant: str | None = None) -> float:
         """Epsilon of what the run itself did: its own cohort and noise, whatever cohort it simulates."""
+        return accounting.epsilon(accountant or self.request.accountant, *self.own_release(rounds), self.delta)
+
+    def own_release(self, rounds: int) -> tuple[float, float, int]:
+        """`PrivacyRequest.released` of what the run itself did, whatever cohort it simulates."""
+        if self.request.simulated_cohort is None:
+            return self.request.released(self.noise_multiplier, self.num_users, rounds)
         own = dataclasses.replace(self.request, simulated_cohort=None)
-        released = own.released(self.run_noise_multiplier, self.num_users, rounds)
-        return accounting.epsilon(accountant or own.accountant, *released, self.delta)
+        return own.released(self.run_noise_multiplier, self.num_users, rounds)
 
     def replace_one_epsilon_at(self, rounds: int) -> float | None:
         """Fixed-size cohorts only: the epsilon proved for what the run itself did, replacing one user, by RDP."""

@@ -156,7 +156,7 @@ def _by_accountant(
     noise, rounds = plan.run_noise_multiplier, request.total_rounds
     gaussian = request.mechanism is Mechanism.GAUSSIAN
     count_stddev = clipped_count_stddev(request.cohort, noise, request.published_noise) if gaussian else None
-    on_sum = sum_noise_multiplier(noise, count_stddev) if count_stddev else noise
+    on_sum = sum_noise_multiplier(noise, count_stddev)
     return {
         "noise_multiplier": plan.noise_multiplier,
         "run_noise_multiplier": noise,

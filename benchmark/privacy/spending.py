@@ -111,10 +111,7 @@ def check_same(statement: Path, spent_before: Sequence[Release]) -> None:
 
 def release_of(plan: PrivacyPlan, rounds: int) -> Release:
     """What `rounds` rounds of the run itself are, whatever cohort it simulates."""
-    request = plan.request
-    if request.simulated_cohort is not None:
-        return Release(plan.run_noise_multiplier, request.cohort / plan.num_users, rounds, plan.delta)
-    return Release(*request.released(plan.noise_multiplier, plan.num_users, rounds), plan.delta)
+    return Release(*plan.own_release(rounds), plan.delta)
 
 
 def total_epsilon(plan: PrivacyPlan, rounds: int, spent: Sequence[Release], accountant: str) -> float:

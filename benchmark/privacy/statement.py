@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import textwrap
 from collections.abc import Sequence
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.privacy import audit_text
-from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
+from benchmark.privacy.accounting import ACCOUNTANTS, as_text, described, finite, rounded_up
 from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats, price_text
-from benchmark.privacy.local_statement import LOCAL, local_headline, local_rows
+from benchmark.privacy.local_statement import LOCAL, local_headline, local_rows, spent_text
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.privacy.running_sum import rms_noise
@@ -59,7 +58,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
     noise, stddev = plan.run_noise_multiplier, run.clipped_count_stddev
     fresh = request.mechanism is Mechanism.GAUSSIAN
     used = _SAMPLING[request.sampling] if request.groups == 1 else _FROM_GROUPS.format(request.groups)
-    on_sum = noise if stddev is None else sum_noise_multiplier(noise, stddev)
+    on_sum = sum_noise_multiplier(noise, stddev)
     norms = [float(norm) for norm in run.clip_norms]
     return {
         "format": FORMAT_VERSION,
@@ -101,10 +100,7 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
         "delta": plan.delta,
         "users_times_delta": plan.num_users * plan.delta,
         "target_epsilon": request.epsilon,
-        "accountant": {
-            "name": request.accountant,
-            "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}",
-        },
+        "accountant": described(request.accountant),
         "epsilon": {
             "completed": {name: finite(plan.epsilon_at(rounds, name)) for name in ACCOUNTANTS},
             "planned": {name: finite(plan.epsilon_at(request.total_rounds, name)) for name in ACCOUNTANTS},
@@ -147,7 +143,7 @@ def announcement(
     request, noise = plan.request, plan.run_noise_multiplier
     if noise == 0:
         return ["NO PRIVACY: epsilon is infinite; updates are clipped, and no noise is added (--noise_multiplier=0)"]
-    on_sum = noise if count_stddev is None else sum_noise_multiplier(noise, count_stddev)
+    on_sum = sum_noise_multiplier(noise, count_stddev)
     lines = [
         f"differential privacy: epsilon {rounded_up(plan.epsilon)} at delta {rounded_up(plan.delta)} after "
         f"{request.total_rounds:,} rounds ({request.accountant.upper()}), noise multiplier "
@@ -238,7 +234,7 @@ def _total(statement: dict[str, Any]) -> str:
         return ""
     return (
         "Together with what was spent on these users before (--also_spent), which is no part of that, it is "
-        f"({_spent(total['completed'][statement['accountant']['name']])}, {rounded_up(statement['delta'])})."
+        f"({spent_text(total['completed'][statement['accountant']['name']])}, {rounded_up(statement['delta'])})."
     )
 
 
@@ -252,7 +248,7 @@ def _delta(statement: dict[str, Any]) -> str:
 def _claim(statement: dict[str, Any]) -> str:
     rounds, name = statement["rounds"], statement["accountant"]["name"]
     done = f"{rounds['completed']:,} of {rounds['planned']:,} rounds"
-    spent = _spent(statement["epsilon"]["completed"][name])
+    spent = spent_text(statement["epsilon"]["completed"][name])
     guarantee = f"({spent}, {rounded_up(statement['delta'])})-differential privacy for one {statement['unit']}"
     if statement["unit"] == ARTIFICIAL:
         guarantee += ", who is NOT A PERSON (--iid)"
@@ -264,12 +260,12 @@ def _claim(statement: dict[str, Any]) -> str:
         provided += "; and that the weights it started from were made without these users' photos"
     simulated = statement["simulated_clients_per_round"]
     if not _is_fixed_size(statement):
-        imagined, holds = "", f"its own epsilon is {_spent(statement['own_epsilon'])}"
+        imagined, holds = "", f"its own epsilon is {spent_text(statement['own_epsilon'])}"
     else:
         imagined = ", drawn by Poisson sampling,"
         holds = (
             "for cohorts of fixed size, as its own, epsilon "
-            f"{_spent(statement['replace_one_epsilon'])} is proved (one user replaced by another)"
+            f"{spent_text(statement['replace_one_epsilon'])} is proved (one user replaced by another)"
         )
     if simulated is not None:
         return (
@@ -327,19 +323,19 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("users * delta", rounded_up(statement["users"] * statement["delta"])),
         ("accountant", f"{statement['accountant']['name']} ({statement['accountant']['library']})"),
         ("epsilon asked for", as_text(statement["target_epsilon"])),
-        ("epsilon, rounds completed, PLD", _spent(epsilon["completed"]["pld"])),
-        ("epsilon, rounds completed, RDP", _spent(epsilon["completed"]["rdp"])),
-        ("epsilon, rounds planned, PLD", _spent(epsilon["planned"]["pld"])),
-        ("epsilon, rounds planned, RDP", _spent(epsilon["planned"]["rdp"])),
+        ("epsilon, rounds completed, PLD", spent_text(epsilon["completed"]["pld"])),
+        ("epsilon, rounds completed, RDP", spent_text(epsilon["completed"]["rdp"])),
+        ("epsilon, rounds planned, PLD", spent_text(epsilon["planned"]["pld"])),
+        ("epsilon, rounds planned, RDP", spent_text(epsilon["planned"]["rdp"])),
         ("spent before (--also_spent)", f"{len(before)} mechanism{'s' * (len(before) > 1)}" if before else "-"),
-        ("  with it, rounds completed, PLD", _spent(total["completed"]["pld"]) if total else "-"),
-        ("  with it, rounds completed, RDP", _spent(total["completed"]["rdp"]) if total else "-"),
-        ("  with it, rounds planned, PLD", _spent(total["planned"]["pld"]) if total else "-"),
-        ("  with it, rounds planned, RDP", _spent(total["planned"]["rdp"]) if total else "-"),
-        ("the run's own epsilon (simulated)", _spent(statement["own_epsilon"]) if is_simulated else "-"),
+        ("  with it, rounds completed, PLD", spent_text(total["completed"]["pld"]) if total else "-"),
+        ("  with it, rounds completed, RDP", spent_text(total["completed"]["rdp"]) if total else "-"),
+        ("  with it, rounds planned, PLD", spent_text(total["planned"]["pld"]) if total else "-"),
+        ("  with it, rounds planned, RDP", spent_text(total["planned"]["rdp"]) if total else "-"),
+        ("the run's own epsilon (simulated)", spent_text(statement["own_epsilon"]) if is_simulated else "-"),
         (
             "epsilon proved, one replaced, RDP",
-            _spent(statement["replace_one_epsilon"]) if _is_fixed_size(statement) else "-",
+            spent_text(statement["replace_one_epsilon"]) if _is_fixed_size(statement) else "-",
         ),
         *(audit_text.rows(statement["audit"]) if statement.get("audit") else []),
     ]
@@ -349,10 +345,6 @@ def _path(norms: list[float]) -> str:
     """At most a dozen of the norms, evenly spaced, the first and the last among them."""
     count, last = min(len(norms), CLIP_NORMS_IN_TEXT), len(norms) - 1
     return " ".join(as_text(norms[round(i * last / max(count - 1, 1))]) for i in range(count)) or "-"
-
-
-def _spent(epsilon: float | None) -> str:
-    return "infinite (NO GUARANTEE)" if epsilon is None else rounded_up(epsilon)
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ _METRICS = {
     "averaged_precision": "averaged precision (0 to 1)",
     "loss": "loss (cross-entropy, nats a label)",
 }
+_EVERY_ROUND = "In each round of training."
 _DP_METRICS = {
     "fraction_clipped": "fraction of clients clipped (0 to 1)",
     "update_norm": "mean norm of the clients' updates before clipping (L2)",
@@ -139,23 +140,23 @@ class _Drawer(Canvas):
         return self._path("clip_norm", "Clip norm", "clip norm (L2)") or missing
 
     def dp_metrics(self) -> list[Outcome]:
-        note = "In each round of a private run; made of clean updates, and so NOT PRIVATE."
-        outcomes = [
-            self._path(name, label[0].upper() + label[1:].partition(" (")[0], label, note)
-            for name, label in _DP_METRICS.items()
-        ]
-        missing = Left("privacy", "Clipping and signal to noise: left out, no run is private and has recorded them.")
-        return [one for one in outcomes if one is not None] or [missing]
+        caption = "In each round of a private run; made of clean updates, and so NOT PRIVATE."
+        missing = "Clipping and signal to noise: left out, no run is private and has recorded them."
+        return self._paths(_DP_METRICS, missing, caption)
 
     def update_norms(self) -> list[Outcome]:
-        outcomes = [
-            self._path(ending, label[0].upper() + label[1:].removesuffix(" (L2)"), label)
-            for ending, label in _UPDATE_NORMS.items()
-        ]
-        missing = Left("privacy", "Update norms: left out, no run recorded them (train with --debug_measurements).")
-        return [one for one in outcomes if one is not None] or [missing]
+        missing = "Update norms: left out, no run recorded them (train with --debug_measurements)."
+        return self._paths(_UPDATE_NORMS, missing, _EVERY_ROUND)
 
-    def _path(self, ending: str, title: str, label: str, caption: str = "In each round of training.") -> Drawn | None:
+    def _paths(self, labels: Mapping[str, str], missing: str, caption: str) -> list[Outcome]:
+        """A figure for each ending of a column that any run has, named by its label without what it is measured in."""
+        outcomes = [
+            self._path(ending, label[0].upper() + label[1:].partition(" (")[0], label, caption)
+            for ending, label in labels.items()
+        ]
+        return [one for one in outcomes if one is not None] or [Left("privacy", missing)]
+
+    def _path(self, ending: str, title: str, label: str, caption: str = _EVERY_ROUND) -> Drawn | None:
         """The first column of each run whose name ends so, over rounds; None where no run has one."""
         found = []
         for run in self.runs:

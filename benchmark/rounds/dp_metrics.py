@@ -54,9 +54,8 @@ def noise_metrics(
     """
     if noise.noise_multiplier == 0:
         return {}
-    multiplier, end = noise.noise_multiplier, len(aggregate)
-    if noise.clipped_count_stddev is not None:
-        multiplier, end = sum_noise_multiplier(multiplier, noise.clipped_count_stddev), end - 1
+    multiplier = sum_noise_multiplier(noise.noise_multiplier, noise.clipped_count_stddev)
+    end = len(aggregate) - (noise.clipped_count_stddev is not None)
     lengths = _lengths(aggregate[end - len(noised) : end], noised, tf.constant(noise.clients_per_round, tf.float32))
     clean, whole, drawn, product = (float(number) for number in lengths)
     num_weights = sum(tensor.shape.num_elements() for tensor in noised)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -106,21 +107,17 @@ class RoundServer:
         normals = None if self._normals is None else functools.partial(self._normals, round_number)
         seed = self._round_seed("rounding", round_number)
         before, of_users = self._state, aggregate
+        clip_norm = self._clip_norm()
         if self._canaries is not None:
             sent = self.aggregation.broadcast(before, self._round_seed("broadcast", round_number))
-            clip_norm = self._clip_norm(before)
             aggregate = self._canaries.add(self.aggregation, aggregate, sent, seed, clip_norm, round_number)
         self._state, measurements, update = self.aggregation.finish(before, aggregate, seed, normals)
-        unprotected = {}
-        if self._local is not None:
-            unprotected = clipping_metrics(self._local.l2_norm_clip, np.concatenate(norms))
+        unprotected = clipping_metrics(clip_norm, np.concatenate(norms)) if math.isfinite(clip_norm) else {}
         if self._noise is not None:
-            clip_norm = self._clip_norm(before)
-            unprotected = clipping_metrics(clip_norm, np.concatenate(norms))
             unprotected |= noise_metrics(self._noise, clip_norm, of_users, update)
         if self._canaries is not None:
             weights = zip(self.aggregation.weights(before), self.aggregation.weights(self._state), strict=True)
-            self._canaries.observe(round_number, self._clip_norm(before), update, [then - now for then, now in weights])
+            self._canaries.observe(round_number, clip_norm, update, [then - now for then, now in weights])
         metrics = histogram.finalize(sums[0], float(sums[1]), int(sums[2]), self._is_binary)
         return RoundResult(metrics, measurements, num_examples, self._noise_multipliers(), refused, unprotected)
 
@@ -148,9 +145,13 @@ class RoundServer:
     def _round_seed(self, *names: str | int) -> tf.Tensor:
         return tf.constant(derive_seed(self._seed, *names))
 
-    def _clip_norm(self, state: Sequence[tf.Tensor]) -> float:
-        """The clip norm in force while `state` is."""
-        named = zip(self.aggregation.spec.state_names, state, strict=True)
+    def _clip_norm(self) -> float:
+        """The clip norm that is in force; infinite where updates are not clipped for privacy."""
+        if self._local is not None:
+            return self._local.l2_norm_clip
+        if self._noise is None:
+            return math.inf
+        named = zip(self.aggregation.spec.state_names, self._state, strict=True)
         return next(float(value) for name, value in named if name.endswith("/l2_norm_clip"))
 
     def _noise_multipliers(self) -> tuple[float, ...]:
