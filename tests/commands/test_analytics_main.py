@@ -140,5 +140,6 @@ def test_a_training_adds_up_what_was_spent_before_and_hands_it_on(released, tfre
     after = read_spending([str(tmp_path / "run" / "privacy.json")], 32)
     assert after[1:] == spent and after[0].compositions == 2
     (tmp_path / "run" / "summary.json").unlink()
-    path.write_text(json.dumps({"users": 32, "spending": []}), encoding="utf-8")
+    other = [release._replace(noise_multiplier=2 * release.noise_multiplier)._asdict() for release in spent]
+    path.write_text(json.dumps({"users": 32, "spending": other}), encoding="utf-8")
     assert "the run was begun with other spending" in run("benchmark.federated_main", *flags, code=1).stderr
