@@ -20,6 +20,7 @@ from benchmark.run.schedules import learning_rates
 from benchmark.training import flags as model_flags
 from benchmark.training import start
 from flair.errors import FlairError
+from flair.terminal.counted import counted
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
 
@@ -67,7 +68,7 @@ def main(flags: Flags) -> None:
         summary = run.summary
         if summary is not None and flags.num_epochs <= summary["num_epochs"] and not flags.overwrite:
             run.check_inputs(model_flags.data_facts(flags, records), start.facts(flags))
-            print(f"{run.path}: complete already, after {_epochs(summary['epochs'])}; --overwrite starts over")
+            print(f"{run.path}: complete already, after {counted(summary['epochs'], 'epoch')}; --overwrite starts over")
         else:
             run.reopen()
             summary = _train(flags, records, task, users, run, saved_model)
@@ -177,10 +178,6 @@ def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     training_plan.print_plan("benchmark.central_main", lines)
 
 
-def _epochs(count: int) -> str:
-    return "1 epoch" if count == 1 else f"{count:,} epochs"
-
-
 def _report(summary: dict[str, Any], run_dir: Path) -> None:
     for partition in ("val", "test"):
         print(f"final {partition} metrics of the best model (epoch {summary['best_epoch']}):")
@@ -191,7 +188,7 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
         )
     print(f"best model: {summary.get('saved_model', run_dir / BEST_FILE)}")
     print(f"run folder: {run_dir}")
-    print(f"{_epochs(summary['epochs'])} in {duration(summary['training_seconds'])} of training")
+    print(f"{counted(summary['epochs'], 'epoch')} in {duration(summary['training_seconds'])} of training")
     print("next:", command_line("tensorboard", logdir=run_dir))
 
 

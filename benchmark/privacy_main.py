@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from benchmark.privacy import comparison, planner
-from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
+from benchmark.privacy.request import AUTO, Mechanism, PrivacyRequest, Sampling, bands_from
 from benchmark.privacy.spending import read_spending
 from benchmark.run import command
-from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path, paths
+from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path, paths, text
 from flair.dataset.catalog import NUM_USERS
 from flair.errors import FlairError
 from flair.files import atomic
@@ -40,7 +40,7 @@ FLAGS: Table = (
         "needs cyclic cohorts",
         Role.RESULT,
     ),
-    integer("bands", None, "bands of --mechanism=banded; none: those with the least noise", Role.RESULT),
+    text("bands", AUTO, "bands of --mechanism=banded; auto: those with the least noise", Role.RESULT),
     boolean("published_noise", "the noise ml-flair would use for --epsilon: far too much", Role.RESULT),
     integer(
         "num_weights", None, "weights that train: prints how long the noise on all of them is", Role.RESULT, least=1
@@ -75,7 +75,7 @@ def main(flags: Flags) -> None:
         sampling=Sampling(flags.client_sampling),
         mechanism=Mechanism(flags.mechanism),
         published_noise=flags.published_noise,
-        bands=flags.bands,
+        bands=bands_from(flags.bands),
     )
     if flags.also_spent is not None and (flags.table or flags.compare):
         raise FlairError("--also_spent: --table and --compare have no column for a total; leave them or it out")
@@ -105,9 +105,8 @@ def _compare(flags: Flags, request: PrivacyRequest) -> None:
             raise FlairError(f"--figure={flags.figure}: expected the name of a file that ends in .png")
         atomic.destination(flags.figure)
     epsilons = comparison.EPSILONS if request.epsilon is None else (request.epsilon,)
+    planner.check(flags.num_users, dataclasses.replace(request, epsilon=epsilons[0]))
     cohorts = comparison.cohorts_from(request.cohort, flags.num_users) if flags.table else [request.cohort]
-    for cohort in cohorts:
-        planner.check(flags.num_users, dataclasses.replace(request, cohort=cohort, epsilon=epsilons[0]))
     found = []
     with Progress(None, "comparing", "plan") as progress:
         for entry in comparison.side_by_side(flags.num_users, request, cohorts, epsilons, flags.num_weights):

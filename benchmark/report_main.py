@@ -20,6 +20,7 @@ from benchmark.run.names import EVALUATION_FILE
 from benchmark.run.shapes import ESTIMATE
 from flair.errors import FlairError
 from flair.files import atomic
+from flair.terminal.counted import counted
 from flair.terminal.progress import Progress, duration
 
 FLAGS: Table = (
@@ -73,10 +74,7 @@ def main(flags: Flags, folders: list[str]) -> None:
         for note in run.notes:
             print(f"{run.path}: {note}")
     count = len(drawn) + sum(len(run.figures) for run in runs)
-    print(
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {count} {'figure' if count == 1 else 'figures'}, "
-        f"{duration(time.monotonic() - started)}"
-    )
+    print(f"{counted(len(runs), 'run')}, {counted(count, 'figure')}, {duration(time.monotonic() - started)}")
     print(f"figures: {figures}")
     print(f"report: {output / PAGE_FILE}")
     print(f"next: open {(output / PAGE_FILE).resolve().as_uri()} in a browser")

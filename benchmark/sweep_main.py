@@ -22,6 +22,7 @@ from benchmark.sweep.grid import Run, make_runs, parse_grid
 from benchmark.sweep.runs import LOG_FILE, Outcome, Runner
 from flair.errors import FlairError
 from flair.files import lock
+from flair.terminal.counted import counted
 from flair.terminal.flags import positive_int
 from flair.terminal.paths import path_flag, word
 from flair.terminal.progress import Progress, duration
@@ -48,7 +49,9 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(flags.sweep_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with lock.exclusive(folder / LOCK_FILE, f"{folder}: another sweep is running here; choose another --sweep_dir"):
-        print(f"{_runs(len(runs))} of benchmark.{setting}_main in {folder}, {flags.jobs} at a time", flush=True)
+        print(
+            f"{counted(len(runs), 'run')} of benchmark.{setting}_main in {folder}, {flags.jobs} at a time", flush=True
+        )
         outcomes = _run(Runner(folder, setting, arguments), runs, flags.jobs)
         rows = table.rows_of(folder, runs, {one.run for one in outcomes if one.failure is None})
         table.write(folder, rows)
@@ -125,10 +128,6 @@ def _run(runner: Runner, runs: Sequence[Run], jobs: int) -> list[Outcome]:
         return runner.run_all(runs, jobs, note)
 
 
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count:,} runs"
-
-
 def _report(folder: Path, rows: Sequence[table.Row], outcomes: Sequence[Outcome], seconds: float) -> int:
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
     print(f"\n{table.table(rows)}")
@@ -136,7 +135,7 @@ def _report(folder: Path, rows: Sequence[table.Row], outcomes: Sequence[Outcome]
     if any("epsilon" in row.numbers for row in rows):
         print("every run of a private sweep costs epsilon of its own: see [tuning] in each privacy.txt")
     print(f"results: {folder / table.CSV_FILE}, {folder / table.JSON_FILE}")
-    print(f"{len(outcomes) - len(failed)} of {_runs(len(outcomes))} complete, in {duration(seconds)}")
+    print(f"{len(outcomes) - len(failed)} of {counted(len(outcomes), 'run')} complete, in {duration(seconds)}")
     for outcome in failed:
         log = folder / outcome.run.folder / LOG_FILE
         print(f"{outcome.run.folder} failed: {outcome.failure} (log: {log})", file=sys.stderr)

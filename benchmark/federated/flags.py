@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmark.privacy.accounting import ACCOUNTANTS
-from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.request import AUTO, Mechanism, Sampling
 from benchmark.rounds.config import AGGREGATORS, ALGORITHMS, FED_AVG, SERVER_OPTIMIZERS
 from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, paths, text
 from benchmark.run.schedules import SCHEDULES
@@ -15,7 +15,6 @@ EXAMPLES, EQUAL = "examples", "uniform"
 WEIGHTINGS = (EXAMPLES, EQUAL)
 # Aggregators whose noise in one round depends on that of others.
 CORRELATED = (Mechanism.BANDED.value, Mechanism.TREE.value)
-AUTO = "auto"
 
 RAY_FLAGS: Table = (
     integer(

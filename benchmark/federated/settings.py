@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmark.data.records import Records, Task
-from benchmark.federated.flags import AUTO, CORRELATED, EQUAL
+from benchmark.federated.flags import CORRELATED, EQUAL
 from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
 from benchmark.privacy.local import LocalPlan, make_local_plan
 from benchmark.privacy.plan import PrivacyPlan, make_plan
-from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
+from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling, bands_from
 from benchmark.privacy.spending import Release, read_spending
 from benchmark.rounds.config import (
     CanaryConfig,
@@ -83,12 +83,7 @@ def mechanism(flags: Flags) -> Mechanism:
 
 def bands(flags: Flags) -> int | None:
     """--bands as a number; None: chosen, or no banded noise."""
-    if flags.aggregator != Mechanism.BANDED or flags.bands == AUTO:
-        return None
-    try:
-        return int(flags.bands)
-    except ValueError:
-        raise FlairError(f"--bands={flags.bands}: expected a whole number, or {AUTO}") from None
+    return bands_from(flags.bands) if flags.aggregator == Mechanism.BANDED else None
 
 
 def target_quantile(flags: Flags) -> float:

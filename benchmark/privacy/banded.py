@@ -44,8 +44,8 @@ def coefficients(bands: int, rounds: int, momentum: float = 0.0) -> tuple[float,
 
     if bands == 1:
         return (1.0,)
-    # One update's weight in the sums after it, and how many sums contain the noise of so many rounds before.
-    sums_up = np.convolve([1.0, -1.0], [1.0, -momentum])
+    sums_up = _sums_up(momentum)
+    # How many sums contain the noise of so many rounds before.
     times = np.arange(rounds, 0, -1.0)
 
     def filtered(denominator: np.ndarray, signal_in: np.ndarray) -> np.ndarray:
@@ -83,16 +83,24 @@ def square_root_coefficients(bands: int) -> tuple[float, ...]:
     return _of_norm_one(_square_root(bands))
 
 
-def rms_on_running_sum(column: Sequence[float], rounds: int) -> float:
+def rms_on_running_sum(column: Sequence[float], rounds: int, momentum: float = 0.0) -> float:
     """Deviation of the noise on x_1 + ... + x_t for z of deviation 1: root mean square over t = 1, ..., rounds.
+
+    With a momentum the sums are those that the server then takes, in which an update counts on.
 
     >>> round(rms_on_running_sum((1.0,), 5000), 4), round(rms_on_running_sum(coefficients(16, 5000), 5000), 4)
     (50.005, 13.0543)
     """
     import numpy as np
+    from scipy import signal
 
-    noise = np.cumsum(_inverse(np.asarray(column), rounds))
+    noise = signal.lfilter([1.0], _sums_up(momentum), _inverse(np.asarray(column), rounds))
     return math.sqrt(float(np.arange(rounds, 0, -1.0) @ noise**2) / rounds)
+
+
+def _sums_up(momentum: float) -> list[float]:
+    """The denominator (1 - x) (1 - momentum x) of one update's weight in the sums after it."""
+    return [1.0, -1.0 - momentum, momentum]
 
 
 def _square_root(bands: int) -> list[float]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.privacy.accounting import as_text
-from benchmark.privacy.banded import rms_on_running_sum, square_root_coefficients
+from benchmark.privacy.banded import MAX_ROUNDS, rms_on_running_sum, square_root_coefficients
 from benchmark.privacy.plan import HARDLY_LESS, PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from flair.errors import FlairError
+from flair.terminal.counted import counted
 from flair.terminal.table import fitted
 
 EPSILONS = (1.0, 2.0, 4.0, 8.0)
@@ -27,15 +28,17 @@ class Entry:
     """The noise of one mechanism.
 
     Attributes:
+      is_chosen: whether the bands are those that `make_plan` chooses.
       noise: on the running sum of mean updates, in clip norms, root mean square over the rounds; with a number of
         weights the norm over all of them.
-      published: the same with the published column of banded noise; None for other mechanisms.
+      published: the same with the published column of banded noise; None for other mechanisms and chosen bands.
     """
 
     mechanism: str
     cohort: int
     epsilon: float
     bands: int | None
+    is_chosen: bool
     noise: float
     published: float | None
 
@@ -65,19 +68,22 @@ def side_by_side(
             asked = dataclasses.replace(request, cohort=cohort, epsilon=epsilon, noise_multiplier=None)
             for name, one in _mechanisms(num_users, asked):
                 with contextlib.suppress(FlairError):
-                    yield _entry(name, make_plan(num_users, one), weights or 1)
+                    yield _entry(name, one, make_plan(num_users, one), weights or 1)
 
 
 def comparison_text(num_users: int, request: PrivacyRequest, entries: Sequence[Entry], weights: int | None) -> str:
     """A table for each cohort, with what banded noise is worth there."""
     on = f"its norm over {weights:,} weights" if weights else "on each weight"
     lines = [
-        f"{num_users:,} users, {request.total_rounds:,} rounds: noise on the running sum of mean updates, {on},",
-        "in clip norms, root mean square over the rounds, at the same epsilon (PLD)",
+        f"{counted(num_users, 'user')}, {counted(request.total_rounds, 'round')}:",
+        f"noise on the running sum of mean updates, {on}, in clip norms,",
+        "root mean square over the rounds, at the same epsilon (PLD)",
     ]
     for cohort in sorted({entry.cohort for entry in entries}):
         here = [entry for entry in entries if entry.cohort == cohort]
-        lines += ["", f"{cohort:,} clients a round", _table(here), *_remarks(here)]
+        lines += ["", f"{counted(cohort, 'client')} a round", _table(here), *_remarks(here)]
+    if request.total_rounds > MAX_ROUNDS:
+        lines.append(f"banded noise is left out: it is shaped for at most {MAX_ROUNDS:,} rounds")
     return "\n".join(lines)
 
 
@@ -120,32 +126,36 @@ def _mechanisms(num_users: int, asked: PrivacyRequest) -> Iterator[tuple[str, Pr
     while bands <= min(_MOST_SHOWN, banded.most_bands(num_users)):
         yield BANDED, dataclasses.replace(banded, bands=bands)
         bands *= 2
+    yield BANDED, banded
     cyclic = dataclasses.replace(banded, sampling=Sampling.CYCLIC)
     yield CYCLIC, dataclasses.replace(cyclic, bands=cyclic.most_bands(num_users))
     yield TREE, dataclasses.replace(asked, mechanism=Mechanism.TREE, sampling=Sampling.CYCLIC)
 
 
-def _entry(name: str, plan: PrivacyPlan, weights: int) -> Entry:
+def _entry(name: str, asked: PrivacyRequest, plan: PrivacyPlan, weights: int) -> Entry:
     request, published = plan.request, None
     assert request.epsilon is not None
-    if request.bands is not None:
+    is_chosen = request.bands != asked.bands
+    if request.bands is not None and not is_chosen:
         column = square_root_coefficients(request.bands)
         published = plan.noise_multiplier * rms_on_running_sum(column, request.total_rounds) / request.cohort
         published *= math.sqrt(weights)
     noise = plan.noise_on_running_sum * math.sqrt(weights)
-    return Entry(name, request.cohort, request.epsilon, request.bands, noise, published)
+    return Entry(name, request.cohort, request.epsilon, request.bands, is_chosen, noise, published)
 
 
 def _table(entries: Sequence[Entry]) -> str:
     epsilons = sorted({entry.epsilon for entry in entries})
-    rows: dict[tuple[str, str], dict[float, float | None]] = {}
+    rows: dict[tuple[str, str, str], dict[float, float | None]] = {}
     for entry in entries:
-        bands = "" if entry.bands is None else str(entry.bands)
-        rows.setdefault((entry.mechanism, bands), {})[entry.epsilon] = entry.noise
-        if entry.bands is not None:
-            rows.setdefault(("  with the published column", bands), {})[entry.epsilon] = entry.published
+        bands = "auto" if entry.is_chosen else str(entry.bands or "")
+        rows.setdefault((entry.mechanism, entry.mechanism, bands), {})[entry.epsilon] = entry.noise
+        if entry.published is not None:
+            published = entry.mechanism, "  with the published column", bands
+            rows.setdefault(published, {})[entry.epsilon] = entry.published
     header = ["mechanism", "bands", *(f"epsilon {epsilon:g}" for epsilon in epsilons)]
-    return fitted([header, *([*key, *(as_text(found.get(one)) for one in epsilons)] for key, found in rows.items())])
+    numbers = ([*key[1:], *(as_text(found.get(one)) for one in epsilons)] for key, found in rows.items())
+    return fitted([header, *numbers])
 
 
 def _remarks(entries: Sequence[Entry]) -> Iterator[str]:
@@ -156,9 +166,10 @@ def _remarks(entries: Sequence[Entry]) -> Iterator[str]:
             yield f"epsilon {epsilon:g}: not every mechanism can be had with these rounds, cohorts and users"
             continue
         pays = "pays" if banded < HARDLY_LESS * fresh else "does not pay"
+        chosen = next(one.bands for one in entries if one.is_chosen and one.epsilon == epsilon)
         yield (
-            f"epsilon {epsilon:g}: banded noise {pays}, {banded / fresh:.2f} times fresh noise; with cyclic cohorts, "
-            f"which need not be secret, {cyclic / fresh:.2f} times"
+            f"epsilon {epsilon:g}: banded noise {pays}, {banded / fresh:.2f} times fresh noise (auto: "
+            f"{counted(chosen, 'band')}); with cyclic cohorts, which need not be secret, {cyclic / fresh:.2f} times"
         )
 
 

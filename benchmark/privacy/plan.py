@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections.abc import Iterable
 
-from benchmark.privacy import accounting
+from benchmark.privacy import accounting, banded
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.privacy.running_sum import column_of, rms_noise
 from flair.errors import FlairError
@@ -152,13 +153,24 @@ def make_plan(num_users: int, request: PrivacyRequest) -> PrivacyPlan:
 
 
 def _fewest_bands(num_users: int, request: PrivacyRequest) -> int:
-    """The fewest bands whose noise on the running sum is nearly the least; by RDP, a third of the time of PLD."""
-    most = request.most_bands(num_users)
+    """The fewest bands whose noise on the running sum is nearly the least; by RDP, a third of the time of PLD.
+
+    Tried are the fewest for a number of releases: 1, 2, 4 ..., then those on both sides of the best.
+    """
+    rounds, most = request.total_rounds, request.most_bands(num_users)
     noises: dict[int, float] = {}
-    for bands in sorted({2**power for power in range(most.bit_length())} | {most}):
-        with contextlib.suppress(FlairError):  # not even the most noise reaches the epsilon
-            plan = make_plan(num_users, dataclasses.replace(request, bands=bands, accountant="rdp"))
-            noises[bands] = plan.noise_on_running_sum
-        if noises.get(bands, 0.0) > _AS_GOOD * min(noises.values(), default=math.inf):
-            break  # it falls up to some number of bands, and rises beyond
-    return next((bands for bands, noise in noises.items() if noise <= _AS_GOOD * min(noises.values())), 1)
+
+    def try_bands(candidates: Iterable[int]) -> None:
+        for bands in {one for one in candidates if one <= most} - noises.keys():
+            with contextlib.suppress(FlairError):  # not even the most noise reaches the epsilon
+                plan = make_plan(num_users, dataclasses.replace(request, bands=bands, accountant="rdp"))
+                on_sums = banded.rms_on_running_sum(plan.column, rounds, request.server_momentum)
+                noises[bands] = plan.noise_multiplier * on_sums
+
+    try_bands([most, *(math.ceil(rounds / 2**power) for power in range(rounds.bit_length() + 1))])
+    if not noises:
+        return 1
+    best = min(noises, key=noises.__getitem__)
+    try_bands(math.ceil(best * times) for times in (2**-0.5, 2**0.5))
+    least = min(noises.values())
+    return min(bands for bands, noise in noises.items() if noise <= _AS_GOOD * least)

@@ -10,6 +10,7 @@ from benchmark.privacy import accounting, banded, tree
 from flair.errors import FlairError
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
+AUTO = "auto"  # of --bands
 _MOST_USERS = 10**9
 
 
@@ -42,6 +43,19 @@ class Mechanism(_Word):
     GAUSSIAN = "gaussian"  # fresh noise in every round
     BANDED = "banded"  # a round's noise is taken back in part by the rounds after it (banded matrix factorization)
     TREE = "tree"  # noise on the nodes of a binary tree over the rounds (DP-FTRL)
+
+
+def bands_from(text: str) -> int | None:
+    """--bands as a number; None: chosen.
+
+    Raises:
+      FlairError: it is neither a whole number nor `AUTO`.
+    """
+    if text == AUTO:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise FlairError(f"--bands={text}: expected a whole number, or {AUTO}")
+    return int(text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,4 +4,4 @@ What enters is the command line and how much of the work is done. What leaves is
 values, and the exit code.
 """
 
-__all__ = ["command", "flags", "paths", "progress", "standard_streams", "table"]
+__all__ = ["command", "counted", "flags", "paths", "progress", "standard_streams", "table"]

@@ -67,6 +67,8 @@ def test_help_exits_0_and_names_the_flags():
         (["--compare", "--mechanism=tree"], "--mechanism has no effect with --compare"),
         (["--compare", "--noise_multiplier=1"], "--noise_multiplier has no effect with --compare"),
         (["--compare", "--clients_per_round=0"], "--clients_per_round=0: "),
+        (["--compare", "--table", "--num_users=100"], "--clients_per_round=200: there are only 100 users"),
+        (["--epsilon=2", "--mechanism=banded", "--bands=1_0"], "--bands=1_0: expected a whole number, or auto"),
         (["--compare", "--epsilon=8", "--published_noise"], "--published_noise has no effect with --compare"),
         (
             ["--compare", "--figure=results.json"],
@@ -203,10 +205,11 @@ def test_compare_has_every_mechanism_and_draws_it(tmp_path):
     assert (tmp_path / "noise.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [(one["mechanism"], one["bands"]) for one in found] == [
         ("fresh, poisson", None),
-        *(("banded, poisson", bands) for bands in (2, 4)),
+        *(("banded, poisson", bands) for bands in (2, 4, 5)),
         ("banded, cyclic", 5),
         ("tree, cyclic", None),
     ]
+    assert [one["is_chosen"] for one in found] == [False, False, False, True, False, False]
     asked = {"num_users": 200, "cohort": 40, "total_rounds": 10, "epsilon": 4.0, "mechanism": Mechanism.BANDED}
     for one, request in (
         (found[1], {"bands": 2}),
@@ -221,13 +224,21 @@ def test_compare_has_every_mechanism_and_draws_it(tmp_path):
     assert re.search(r"^epsilon 4: banded noise (pays|does not pay), \d\.\d\d times fresh noise", text, re.MULTILINE)
 
 
+def test_the_published_column_is_that_of_its_own_mechanism():
+    """Cyclic cohorts that have as many bands as a row of Poisson cohorts once gave that row their number."""
+    text = _run("--compare", "--num_users=100", "--clients_per_round=10", "--total_rounds=4", "--epsilon=2").stdout
+    sampled, cyclic = re.findall(r"^  with the published column +4 +(\S+)$", text, re.MULTILINE)
+    assert float(sampled) < 0.75 * float(cyclic)
+
+
 def test_a_table_leaves_out_cohorts_that_are_too_large_for_the_bands():
     small = ("--num_users=60", "--clients_per_round=4", "--total_rounds=20", "--noise_multiplier=1")
     lines = _run("--table", *small, "--mechanism=banded", "--bands=8").stdout.splitlines()[1:]
     assert [int(line.split()[0]) for line in lines] == [1, 2, 4, 5]
 
 
-def test_compare_says_what_cannot_be_had_and_draws_nothing_of_nothing():
-    done = _run("--compare", "--epsilon=2", "--num_users=4", "--clients_per_round=4", "--total_rounds=2")
-    assert "nan" not in done.stdout
-    assert "epsilon 2: not every mechanism can be had" in done.stdout
+def test_compare_says_what_cannot_be_had_and_why():
+    many = _run("--compare", "--epsilon=2", "--num_users=4", "--clients_per_round=1", "--total_rounds=100001")
+    assert "1 client a round" in many.stdout and "nan" not in many.stdout
+    assert "epsilon 2: not every mechanism can be had" in many.stdout
+    assert "banded noise is left out: it is shaped for at most 100,000 rounds" in many.stdout

@@ -132,6 +132,19 @@ def test_the_noise_of_the_published_column_at_flairs_size_and_less_of_ours(epsil
         assert 200 * plan.noise_on_running_sum < 0.91 * expected
 
 
+@pytest.mark.parametrize(("rounds", "epsilon", "momentum"), [(10, 8.0, 0.0), (10, 3.0, 0.9)])
+def test_chosen_bands_have_hardly_more_noise_than_any_other_number(rounds, epsilon, momentum):
+    """Of few rounds the most bands may be the best after worse ones: with one release nothing is composed."""
+    asked = {"num_users": 2000, "cohort": 20, "total_rounds": rounds, "mechanism": Mechanism.BANDED}
+    asked |= {"epsilon": epsilon, "server_momentum": momentum, "accountant": "rdp"}
+
+    def noise(plan):
+        return plan.noise_multiplier * banded.rms_on_running_sum(plan.column, rounds, momentum)
+
+    least = min(noise(plan_of(**asked, bands=bands)) for bands in range(1, rounds + 1))
+    assert noise(plan_of(**asked)) <= 1.02 * least
+
+
 @pytest.mark.parametrize(("bands", "rounds", "momentum"), [(2, 10, 0.0), (3, 30, 0.0), (4, 50, 0.9)])
 def test_no_other_column_has_less_noise(bands, rounds, momentum):
     """Against a search without gradient that may take any column."""
