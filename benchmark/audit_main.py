@@ -1,6 +1,6 @@
 """Audits a private run that trained with --audit_canaries: what its models give away, beside what is claimed.
 
-Reads the scores in the run folder, trains nothing, needs no data and no key. Exits with 1 where the audit contradicts
+Reads the scores in the run folder, trains nothing, needs no data and no key. Exits with 3 where the audit contradicts
 the claim.
 """
 
@@ -14,6 +14,9 @@ from benchmark.run.flags import Flags, Role, Table, number, path
 from benchmark.run.names import AUDIT_FILE
 from flair.errors import FlairError
 from flair.terminal.paths import command_line
+
+CONTRADICTED = 3
+"""Exit code where the claim is contradicted; 1 is an error, 2 wrong usage."""
 
 FLAGS: Table = (
     path("run_dir", None, "Run folder of federated_main --audit_canaries.", Role.PLACE, required=True),
@@ -38,7 +41,7 @@ def main(flags: Flags) -> int:
     print("\n".join(f"{label + ':':<38}{value}" for label, value in audit_text.rows(result)))
     print(f"audit: {audit_text.verdict(result)}")
     print("next:", command_line("python -m benchmark.report_main", run_dir))
-    return 1 if result["contradicted_by"] else 0
+    return CONTRADICTED if result["contradicted_by"] else 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.local_statement import local_announcement
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism
+from benchmark.privacy.spending import total_epsilon
 from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig, FederatedConfig
 from benchmark.rounds.runtime import Runtime
 from benchmark.run.flags import Flags
@@ -88,10 +89,15 @@ def _privacy_lines(setup: Setup, privacy_plan: PrivacyPlan, weights: int) -> lis
     on_sum = sum_noise_multiplier(own, stddev)
     pld, rdp = (rounded_up(privacy_plan.epsilon_at(rounds, name)) for name in accounting.ACCOUNTANTS)
     simulated = ", simulated" if request.simulated_cohort else ""
+    together = []
+    if setup.spent_before:
+        total = rounded_up(total_epsilon(privacy_plan, rounds, setup.spent_before, request.accountant))
+        together.append(f"epsilon {total} together with what --also_spent says was spent before")
     lines = entry(
         "privacy",
         f"epsilon {pld} by PLD, {rdp} by RDP, at delta {rounded_up(privacy_plan.delta)} after {rounds:,} rounds",
         f"{privacy_plan.num_users:,} users, {request.sampling.value} cohorts of {cohort:,}{simulated}",
+        *together,
     )
     sigma = privacy_plan.noise_multiplier
     rows = [f"{sigma:.4g} in total, in clipping norms, on the sum over {cohort:,} clients"]
@@ -118,7 +124,7 @@ def _privacy_lines(setup: Setup, privacy_plan: PrivacyPlan, weights: int) -> lis
     rows.append(f"{privacy_plan.noise_on_running_sum:.4g} on the sum of the mean updates so far (RMS over all rounds)")
     lines += entry("sigma", *rows)
     if setup.flags.audit_canaries:
-        lines += entry("audit", audit_cost(setup, privacy_plan, weights))
+        lines += entry("audit", *audit_cost(setup, privacy_plan, weights))
     return lines
 
 

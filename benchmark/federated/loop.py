@@ -136,7 +136,9 @@ def _check_round(
     refused = list(result.refused_clients)
     # One client by itself may be at fault, as under Poisson sampling it may make up a cohort.
     all_lost = len(cohort) > 1 and len(refused) == len(cohort)
-    if all_lost or result.update_rejected or not math.isfinite(result.metrics["loss"]):
+    # Of nobody there is no mean: the server refuses that, and the weights stay.
+    is_rejected = result.update_rejected and len(cohort) > 0
+    if all_lost or is_rejected or not math.isfinite(result.metrics["loss"]):
         named = f"clients {', '.join(refused[:5])}" if refused else f"cohort {', '.join(cohort[:5])}"
         more = f" and {len(refused or cohort) - 5} more" if len(refused or cohort) > 5 else ""
         raise FlairError(

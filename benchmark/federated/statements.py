@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.federated.flags import TFF
 from benchmark.federated.settings import Setup
 from benchmark.privacy import audit, audit_text, noise_key
-from benchmark.privacy.accounting import epsilon_text, finite
+from benchmark.privacy.accounting import epsilon_text, finite, rounded_up
 from benchmark.privacy.adaptive import sum_noise_multiplier
 from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.local_statement import local_announcement, make_local_statement
@@ -58,7 +58,7 @@ class Statements:
             stddev = None if setup.config.noise is None else setup.config.noise.clipped_count_stddev
             print("\n".join(announcement(plan, self._num_weights, stddev, setup.spent_before)), flush=True)
             if setup.flags.audit_canaries:
-                print("audit:", audit_cost(setup, plan, self._num_weights), flush=True)
+                print("audit:", "; ".join(audit_cost(setup, plan, self._num_weights)), flush=True)
 
     def write(self, state: TrainingState) -> None:
         """Writes the statement about the rounds so far."""
@@ -113,11 +113,29 @@ def report(summary: dict[str, Any], run_dir: Path) -> None:
         print(f"local epsilon: {of_round} a round, {in_all} in all; {read}")
 
 
-def audit_cost(setup: Setup, plan: PrivacyPlan, num_weights: int) -> str:
-    """What the canaries will cost, in words."""
+def audit_cost(setup: Setup, plan: PrivacyPlan, num_weights: int) -> list[str]:
+    """What the canaries will cost and can show, in words; refuses so many that an adaptive clip norm follows them."""
     claim, canaries = _audited_claim(plan, setup.config, plan.request.total_rounds), setup.flags.audit_canaries
+    assert setup.config.noise is not None
     cost = audit.cost(claim, canaries / 2, num_weights)
-    return f"{canaries:,} canaries, half of them in: {audit_text.cost_text(cost)}"
+    provable, delta = audit.most_provable(canaries, plan.delta), rounded_up(plan.delta)
+    lines = [
+        f"{canaries:,} canaries, half of them in: {audit_text.cost_text(cost)}",
+        f"guesses can prove epsilon {audit_text.rounded_down(provable)} at most"
+        if provable > 0
+        else f"at delta {delta} guesses can prove no epsilon (--delta=1e-6 would let them); noise and influence can",
+    ]
+    target = setup.config.noise.target_unclipped_quantile
+    if target:
+        # A canary is always clipped, and TFF's count is of the expected users: it is off by a half for each canary.
+        settled = target + cost["part_of_cohort"] / 2
+        if settled >= 1:
+            raise FlairError(
+                f"--audit_canaries={canaries}: so many, beside {plan.num_users:,} users, would raise an adaptive clip "
+                "norm for ever, since canaries are always clipped; give fewer, or --target_unclipped_quantile=0"
+            )
+        lines.append(f"the clip norm settles where {settled:.3g} of the users' updates are not clipped, not {target:g}")
+    return lines
 
 
 def check_noise_memory(plan: PrivacyPlan, num_weights: int) -> None:

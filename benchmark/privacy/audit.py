@@ -57,7 +57,7 @@ class Claim(NamedTuple):
     """What is claimed of the run that is audited, after the rounds that were scored.
 
     Attributes:
-      epsilon: infinite where nothing is promised.
+      epsilon: by the accountant; infinite where nothing is promised.
       noise_multiplier: on the sum of updates.
       clipped_count_stddev: of the noise on the count that adapts the clip norm, in clients; None where it is fixed.
       sampling_probability: of a user, and of a canary that is in.
@@ -140,6 +140,7 @@ def audit(claim: Claim, scores: CanaryScores, confidence: float = CONFIDENCE) ->
         "rounds": claim.rounds,
         "confidence": confidence,
         "claimed": finite(claim.epsilon),
+        "accountant": claim.accountant,
         "bound": found["bound"],
         "estimate": max(estimates, default=None),
         "attacks": attacks,
@@ -182,6 +183,17 @@ def one_run_bound(canaries: int, guesses: int, correct: int, delta: float, doubt
         return 0.0
     # From the side where it is refuted still.
     return float(max(0.0, optimize.brentq(excess, 0.0, _MOST_EPSILON, xtol=1e-6) - 1e-6))
+
+
+def most_provable(canaries: int, delta: float, confidence: float = CONFIDENCE) -> float:
+    """The largest bound of an audit, which it has where all guesses are right; 0: none can be proved.
+
+    >>> round(most_provable(100, delta=1e-6), 2), most_provable(100, delta=1e-3)
+    (2.88, 0.0)
+    """
+    doubt = (1 - confidence) / _STATEMENTS / len(_GUESSED)
+    guesses = (round(part * canaries) for part in _GUESSED)
+    return max(one_run_bound(canaries, count, count, delta, doubt) for count in guesses)
 
 
 def noise_at_most(noise: Noise, rounds: int, doubt: float) -> float:
@@ -254,6 +266,12 @@ def read(path: Path) -> tuple[Claim, CanaryScores] | None:
     if found["format"] != FORMAT_VERSION:
         raise FlairError(f"{path}: has format {found['format']}, this version reads {FORMAT_VERSION}: use its own")
     claim, scores = dict(found["claim"]), found["scores"]
+    count = len(found["included"])
+    if count < LEAST_CANARIES or not found["noise"] or {len(scores["released"]), len(scores["final"])} != {count}:
+        raise FlairError(
+            f"{path}: expected {LEAST_CANARIES} canaries or more, each with two scores, and the noise of every tensor; "
+            "it is damaged, or of something else"
+        )
     if claim["epsilon"] is None:
         claim["epsilon"] = math.inf
     return Claim(**claim), CanaryScores(
@@ -317,11 +335,11 @@ def _influence(claim: Claim, seen: Influence, doubt: float) -> dict[str, Any]:
 
 
 def _epsilon(claim: Claim, noise_multiplier: float) -> float:
-    """Epsilon of the run, had it this noise on the sum."""
+    """Epsilon of the run, had it this noise on the sum: by PLD, since any looser one would be no lower bound."""
     if math.isinf(noise_multiplier):
         return 0.0
     if noise_multiplier < _LEAST_NOISE:
         return math.inf
     if claim.clipped_count_stddev is not None:
         noise_multiplier = effective_noise_multiplier([noise_multiplier, 2 * claim.clipped_count_stddev])
-    return epsilon_of(claim.accountant, noise_multiplier, claim.sampling_probability, claim.rounds, claim.delta)
+    return epsilon_of("pld", noise_multiplier, claim.sampling_probability, claim.rounds, claim.delta)

@@ -46,7 +46,7 @@ def rows(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
     confidence = f"{100 * audit['confidence']:g}%"
     table = [
         ("audit: canaries", f"{audit['canaries']:,}, {audit['included']:,} of them in, {audit['rounds']:,} rounds"),
-        ("  epsilon claimed", _claimed(audit)),
+        ("  epsilon claimed", f"{_claimed(audit)} (by {audit['accountant'].upper()})"),
         (f"  epsilon, at least ({confidence})", rounded_down(audit["bound"])),
     ]
     for attack in audit["attacks"]:

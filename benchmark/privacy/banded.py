@@ -98,9 +98,11 @@ def rms_on_running_sum(column: Sequence[float], rounds: int, momentum: float = 0
     return math.sqrt(float(np.arange(rounds, 0, -1.0) @ noise**2) / rounds)
 
 
-def _sums_up(momentum: float) -> list[float]:
+def _sums_up(momentum: float) -> np.ndarray:
     """The denominator (1 - x) (1 - momentum x) of one update's weight in the sums after it."""
-    return [1.0, -1.0 - momentum, momentum]
+    import numpy as np
+
+    return np.array([1.0, -1.0 - momentum, momentum])
 
 
 def _square_root(bands: int) -> list[float]:

@@ -166,7 +166,7 @@ def _remarks(entries: Sequence[Entry]) -> Iterator[str]:
             yield f"epsilon {epsilon:g}: not every mechanism can be had with these rounds, cohorts and users"
             continue
         pays = "pays" if banded < HARDLY_LESS * fresh else "does not pay"
-        chosen = next(one.bands for one in entries if one.is_chosen and one.epsilon == epsilon)
+        chosen = next(one.bands or 1 for one in entries if one.is_chosen and one.epsilon == epsilon)
         yield (
             f"epsilon {epsilon:g}: banded noise {pays}, {banded / fresh:.2f} times fresh noise (auto: "
             f"{counted(chosen, 'band')}); with cyclic cohorts, which need not be secret, {cyclic / fresh:.2f} times"

@@ -169,14 +169,19 @@ def _by_accountant(
         "total_epsilon": finite(total_epsilon(plan, rounds, spent_before, name)) if spent_before else None,
         "own_epsilon": finite(plan.own_epsilon_at(rounds, name)) if request.simulated_cohort else None,
         "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)) if name == "rdp" else None,
-        "rounds": _rounds(plan, request.epsilon, name) if asks_for(request) == "rounds" else None,
+        "rounds": _rounds(plan, request.epsilon, name, spent_before) if asks_for(request) == "rounds" else None,
     }
 
 
-def _rounds(plan: PrivacyPlan, target: float | None, name: str) -> int:
+def _rounds(plan: PrivacyPlan, target: float | None, name: str, spent_before: Sequence[Release]) -> int:
+    """The rounds with which epsilon, together with what was spent before, is at most the target."""
     assert target is not None
-    guess = max(1, _rounds(plan, target, "rdp")) if name == "pld" else 1
-    return accounting.rounds_affordable(lambda rounds: plan.epsilon_at(rounds, name), target, guess)
+    guess = max(1, _rounds(plan, target, "rdp", spent_before)) if name == "pld" else 1
+
+    def cost(rounds: int) -> float:
+        return total_epsilon(plan, rounds, spent_before, name) if spent_before else plan.epsilon_at(rounds, name)
+
+    return accounting.rounds_affordable(cost, target, guess)
 
 
 def _setting(found: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from benchmark.run.files import read_json
 from benchmark.run.shapes import NUMBER, misfit
 from flair.errors import FlairError
 
+MOST_MECHANISMS = 50
 _LEAST_NOISE, _MOST_NOISE = 1e-6, 1e9
 _SHAPE = {
     "users": int,
@@ -45,14 +46,15 @@ def as_json(releases: Iterable[Release]) -> list[dict[str, Any]]:
 
 
 def read_spending(paths: Sequence[str], num_users: int | None = None) -> tuple[Release, ...]:
-    """The mechanisms in the files of --also_spent.
+    """The mechanisms in the files of --also_spent, equal ones as one that happened more often.
 
     `num_users`, where it is known, is what each file has to be about.
 
     Raises:
-      FlairError: a file is missing, is something else, or is about another number of users.
+      FlairError: a file is missing, is something else, or is about another number of users; or there are more than
+        `MOST_MECHANISMS`, each of which costs an accountant up to a second.
     """
-    releases: list[Release] = []
+    times: dict[Release, int] = {}
     for path in paths:
         found = read_json(Path(path), {})
         if found is None:
@@ -71,8 +73,13 @@ def read_spending(paths: Sequence[str], num_users: int | None = None) -> tuple[R
             release = Release(**{name: one[name] for name in Release._fields})
             if not _is_possible(release):
                 raise FlairError(f"--also_spent={path}: {release} cannot have happened; {_EXPECTED}")
-            releases.append(release)
-    return tuple(releases)
+            once = release._replace(compositions=1)
+            times[once] = times.get(once, 0) + release.compositions
+    if len(times) > MOST_MECHANISMS:
+        raise FlairError(
+            f"--also_spent: {len(times):,} different mechanisms were spent; expected at most {MOST_MECHANISMS}"
+        )
+    return tuple(one._replace(compositions=count) for one, count in times.items())
 
 
 def _is_possible(release: Release) -> bool:

@@ -89,6 +89,11 @@ class Run:
         """Whether it has a privacy statement."""
         return self.privacy is not None
 
+    @property
+    def has_noise(self) -> bool:
+        """Whether it has a statement that promises something, which its seed might help to break."""
+        return self.privacy is not None and self.privacy["noise"]["noise_multiplier"] != 0
+
     def series(self, column: str) -> tuple[list[int], list[float]]:
         """Steps and values of one column of metrics.csv."""
         points = [(step, row[column]) for step, row in sorted(self.rows.items()) if column in row]
@@ -166,7 +171,7 @@ def _open(path: Path, name: str) -> Run:
         figures=_extra_figures(path / FIGURES_DIR),
     )
     _check_statement(run)
-    if run.is_private and "seed" in run.settings:
+    if run.has_noise and "seed" in run.settings:
         run.settings["seed"] = SECRET
     if not run.summary:
         run.notes.append("The run is not complete.")

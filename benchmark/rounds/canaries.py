@@ -5,8 +5,9 @@ user, independently. Its update goes through the aggregator as a user's does; no
 the sum is divided by the expected cohort of users.
 
 The directions of canaries are orthogonal: every number that trains belongs to one of them, drawn at random, and a
-direction is normal on its numbers and zero on all others. So a canary sees nothing of another, the cost of all is that
-of one pass over the weights, and no weight is left out. Coins, directions and rounds follow from the noise key.
+direction is normal on its numbers and zero on all others. So a canary sees nothing of another, scoring all of them is
+one pass over the weights, and no weight is left out. Each that takes part costs a pass of its own, as adding up a
+client does. Coins, directions and rounds follow from the noise key.
 """
 
 from __future__ import annotations

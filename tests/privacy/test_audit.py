@@ -12,6 +12,7 @@ from scipy import optimize, stats
 from benchmark.privacy import accounting, audit, audit_text
 from benchmark.privacy.audit import CanaryScores, Claim, Influence, Noise
 from flair.errors import FlairError
+from flair.files import checked_json
 
 ROUNDS, SIGMA = 50, 1.5
 CLAIM = Claim(accounting.epsilon("pld", SIGMA, 0.1, ROUNDS, 1e-5), 1e-5, "pld", SIGMA, None, 0.1, ROUNDS, 5.0)
@@ -143,6 +144,32 @@ def test_no_noise_at_all_is_an_infinite_epsilon_and_more_than_any_claim_but_that
     assert found["noise"]["epsilon"] is None and found["contradicted_by"] == ["noise"]
     assert "infinite" in audit_text.verdict(found)
     assert audit.audit(CLAIM._replace(epsilon=math.inf), silent)["contradicted_by"] == []
+
+
+def test_what_noise_and_influence_prove_is_no_looser_number_of_another_accountant():
+    """By RDP the same noise costs more: that was once printed as "at least"."""
+    scores = _scores(0.0, noise=(_noise(numbers=100_000),))
+    by = [audit.audit(CLAIM._replace(accountant=name), scores)["noise"]["epsilon"] for name in ("pld", "rdp")]
+    assert by[0] == by[1] <= CLAIM.epsilon
+
+
+@pytest.mark.parametrize(("place", "value"), [("included", [1]), ("released", [0.5]), ("final", []), ("noise", [])])
+def test_scores_that_do_not_fit_together_are_refused_in_one_line(tmp_path, place, value):
+    path = tmp_path / "audit.json"
+    audit.write(path, CLAIM, _scores(0.0))
+    content = checked_json.read(path)
+    (content["scores"] if place in content["scores"] else content)[place] = value
+    checked_json.write(path, content)
+    with pytest.raises(FlairError, match=r"audit.json: expected 10 canaries or more, each with two scores"):
+        audit.read(path)
+
+
+@pytest.mark.parametrize(("canaries", "delta"), [(10, 1e-6), (100, 1e-4), (100, 1e-3)])
+def test_the_most_that_can_be_proved_is_what_perfect_guesses_prove(canaries, delta):
+    included = np.arange(canaries) % 2 == 0
+    perfect = _scores(0.0)._replace(included=included, released=1.0 * included, final=1.0 * included)
+    found = audit.audit(CLAIM._replace(delta=delta), perfect)
+    assert found["bound"] == audit.most_provable(canaries, delta)
 
 
 def test_more_confidence_proves_less():

@@ -75,9 +75,27 @@ def test_files_are_read_in_order(tmp_path):
     other = Release(1.5, 0.1, 7, 1e-5)
     one = _write(tmp_path / "one.json", users=500, spending=as_json([BEFORE]), answers=[1])
     two = _write(tmp_path / "two.json", users=500, spending=as_json([other, BEFORE]))
-    assert read_spending([one, two], 500) == (BEFORE, other, BEFORE)
+    assert read_spending([one, two], 500) == (BEFORE._replace(compositions=2), other)
     assert read_spending([one]) == (BEFORE,)
     assert read_spending([], 500) == ()
+
+
+def test_many_different_mechanisms_are_refused_and_many_equal_ones_are_one(tmp_path):
+    equal = _write(tmp_path / "equal.json", users=500, spending=as_json([BEFORE] * 5000))
+    assert read_spending([equal], 500) == (BEFORE._replace(compositions=5000),)
+    different = [BEFORE._replace(noise_multiplier=3.0 + place) for place in range(51)]
+    path = _write(tmp_path / "different.json", users=500, spending=as_json(different))
+    with pytest.raises(FlairError, match="51 different mechanisms were spent; expected at most 50"):
+        read_spending([path], 500)
+
+
+def test_affordable_rounds_are_those_that_what_was_spent_before_leaves():
+    asked = {"num_users": 500, "cohort": 20, "total_rounds": 1, "epsilon": 4.0, "noise_multiplier": 2.0}
+    for name in ("pld", "rdp"):
+        rounds = answer_to(**asked, spent_before=[BEFORE])["by"][name]["rounds"]
+        assert 0 < rounds < answer_to(**asked)["by"][name]["rounds"]
+        plan = plan_of(**{**asked, "epsilon": None})
+        assert total_epsilon(plan, rounds, [BEFORE], name) <= 4.0 < total_epsilon(plan, rounds + 1, [BEFORE], name)
 
 
 _GOOD = {"noise_multiplier": 3.0, "sampling_probability": 1.0, "compositions": 1, "delta": 1e-5}

@@ -138,6 +138,13 @@ def test_an_honest_run_is_not_contradicted():
     assert found["influence"]["mean"] == pytest.approx(1, abs=0.5)
 
 
+def test_what_users_of_a_large_cohort_agree_on_is_no_influence_of_canaries():
+    """It once was: a canary's participations all lie in the same place, and made up a sample of a wrong size."""
+    alone, crowded = (audit(*audited(0, canaries=30, agreeing=number))["influence"] for number in (0, 2000))
+    assert crowded["mean"] == pytest.approx(alone["mean"], abs=1e-3)
+    assert crowded["at_least"] == pytest.approx(alone["at_least"], abs=1e-3)
+
+
 @pytest.mark.parametrize(("fault", "by"), list(zip(FAULTS, ("noise", "noise", "influence", "noise"), strict=True)))
 def test_a_planted_fault_is_caught_with_ten_canaries(fault, by):
     found = audit(*audited(0, 10, fault))

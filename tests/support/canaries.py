@@ -60,8 +60,11 @@ def flat(tensors: Any) -> np.ndarray:
     return np.concatenate([np.ravel(tensor) for tensor in tensors])
 
 
-def users(server: RoundServer, round_number: int, seed: int) -> ShardResult:
-    """What a random cohort of users comes to, whose updates agree in part and all need clipping."""
+def users(server: RoundServer, round_number: int, seed: int, agreeing: int = 0) -> ShardResult:
+    """What a random cohort of users comes to, whose updates agree in part and all need clipping.
+
+    So many more are `agreeing` that their sum is the same in every round.
+    """
     generator = np.random.default_rng((seed, round_number))
     shared = np.random.default_rng(seed).normal(size=sum(SIZES))
     aggregate, sent = server.aggregation.zero(), server.broadcast(round_number)
@@ -69,19 +72,23 @@ def users(server: RoundServer, round_number: int, seed: int) -> ShardResult:
         vector = shared + generator.normal(size=sum(SIZES))
         result = [*split(2 * CLIP * vector / np.linalg.norm(vector)), tf.constant(1.0)]
         aggregate = server.aggregation.accumulate(aggregate, result, sent.aggregator, tf.constant([0, 0], tf.int64))
+    length = agreeing * CLIP / np.linalg.norm(shared)
+    aggregate[-len(SIZES) :] = [
+        one + more for one, more in zip(aggregate[-len(SIZES) :], split(length * shared), strict=True)
+    ]
     sums = [np.zeros((OUTPUTS, 2, NUM_BUCKETS), np.int64), np.float32(1), np.int64(1)]
     return ShardResult(aggregate, sums, 1, (), np.zeros(0), np.zeros(0, np.float32))
 
 
 def audited(
-    seed: int, canaries: int, fault: str | None = None, epsilon: float = 2.0, rounds: int = 40
+    seed: int, canaries: int, fault: str | None = None, epsilon: float = 2.0, rounds: int = 40, agreeing: int = 0
 ) -> tuple[Claim, CanaryScores]:
     """A run of so many rounds that claims `epsilon`, and what its canaries saw."""
     noise = accounting.noise_multiplier_for("pld", epsilon, PROBABILITY, rounds, DELTA)
     with planted(fault, noise):
         server = RoundServer(network(), private_config(noise), False, 0, key(seed), CanaryConfig(canaries, PROBABILITY))
         for number in range(rounds):
-            server.finish(number, [users(server, number, seed)])
+            server.finish(number, [users(server, number, seed, agreeing)])
     claimed = accounting.epsilon("pld", noise, PROBABILITY, rounds, DELTA)
     scores = server.canary_scores()
     assert scores is not None
