@@ -152,7 +152,7 @@ def _run(title: str, template: str, values: dict[str, Any]) -> None:
 
 
 def _print_table(folder: Path, seconds: float) -> None:
-    from benchmark.privacy.accounting import rounded_up
+    from benchmark.privacy.rounding import rounded_up
 
     content = read_json(folder / "evaluation" / EVALUATION_FILE, {}) or {}
     tested = {each["model"]: each["metrics"] for each in content["results"] if each["partition"] == _TEST}

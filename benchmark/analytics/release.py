@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from benchmark.analytics.questions import FINE_LABELS, PHOTOS, Question
-from benchmark.privacy.accounting import ACCOUNTANTS, described, finite
+from benchmark.privacy.accounting import ACCOUNTANTS, described
 from benchmark.privacy.noise import standard_normals
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.plan import PrivacyPlan
+from benchmark.privacy.rounding import finite
 from benchmark.privacy.spending import as_json, release_of
 
 FORMAT_VERSION = 1

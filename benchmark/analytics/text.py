@@ -6,7 +6,7 @@ import textwrap
 from typing import Any
 
 from benchmark.analytics.questions import FINE_LABELS, PHOTOS
-from benchmark.privacy.accounting import as_text, rounded_up
+from benchmark.privacy.rounding import as_text, rounded_up
 from flair.terminal.table import fitted
 
 _WIDTH = 100

@@ -16,11 +16,11 @@ from benchmark.federated.settings import Setup
 from benchmark.federated.statements import audit_cost
 from benchmark.model.trainable import num_weights
 from benchmark.privacy import accounting
-from benchmark.privacy.accounting import rounded_up
 from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.local_statement import local_announcement
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism
+from benchmark.privacy.rounding import rounded_up
 from benchmark.privacy.spending import total_epsilon
 from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig, FederatedConfig
 from benchmark.rounds.runtime import Runtime

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from benchmark.federated.scoring import Evaluator
 from benchmark.model import loading
-from benchmark.privacy.accounting import rounded_up
 from benchmark.privacy.adaptive import check_noise
 from benchmark.privacy.plan import PrivacyPlan
+from benchmark.privacy.rounding import rounded_up
 from benchmark.rounds.config import MAX_UPDATE_NORM
 from benchmark.rounds.runtime import RoundResult, Runtime, next_clip_norm
 from benchmark.run.folder import RunFolder

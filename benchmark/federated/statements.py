@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from benchmark.federated.flags import TFF
 from benchmark.federated.settings import Setup
 from benchmark.privacy import audit, audit_text, noise_key
-from benchmark.privacy.accounting import epsilon_text, finite, rounded_up
 from benchmark.privacy.adaptive import sum_noise_multiplier
 from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.local_statement import local_announcement, make_local_statement
 from benchmark.privacy.plan import PrivacyPlan
+from benchmark.privacy.rounding import epsilon_text, finite, rounded_down, rounded_up
 from benchmark.privacy.statement import announcement, make_statement, write_statement
 from benchmark.rounds.config import SECURE, FederatedConfig
 from benchmark.run.names import AUDIT_FILE
@@ -121,7 +121,7 @@ def audit_cost(setup: Setup, plan: PrivacyPlan, num_weights: int) -> list[str]:
     provable, delta = audit.most_provable(canaries, plan.delta), rounded_up(plan.delta)
     lines = [
         f"{canaries:,} canaries, half of them in: {audit_text.cost_text(cost)}",
-        f"guesses can prove epsilon {audit_text.rounded_down(provable)} at most"
+        f"guesses can prove epsilon {rounded_down(provable)} at most"
         if provable > 0
         else f"at delta {delta} guesses can prove no epsilon (--delta=1e-6 would let them); noise and influence can",
     ]

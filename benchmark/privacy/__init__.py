@@ -18,6 +18,7 @@ __all__ = [
     "plan",
     "planner",
     "request",
+    "rounding",
     "spending",
     "statement",
 ]

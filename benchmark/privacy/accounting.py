@@ -14,7 +14,6 @@ overflow, and RDP's epsilon is returned. Where delta is too small for PLD to res
 
 from __future__ import annotations
 
-import decimal
 import functools
 import importlib.metadata
 import math
@@ -180,51 +179,9 @@ def rounds_affordable(cost: Callable[[int], float], target: float, guess: int = 
     return low
 
 
-def rounded_up(value: float, digits: int = 4) -> str:
-    """An epsilon or a delta in so many significant digits, rounded up, so that the claim holds as it is printed.
-
-    >>> rounded_up(2.0003), rounded_up(0.01), rounded_up(8.40e-06 + 1e-12), rounded_up(math.inf)
-    ('2.001', '0.01', '8.401e-06', 'inf')
-    """
-    if not math.isfinite(value):
-        return str(value)
-    up = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING).create_decimal(repr(float(value)))
-    return f"{float(up):.{digits}g}"
-
-
-def epsilon_text(epsilon: float | None, infinite: str = "infinite") -> str:
-    """An epsilon of a JSON file, rounded up, where None is one that is not finite.
-
-    >>> epsilon_text(2.0003), epsilon_text(None)
-    ('2.001', 'infinite')
-    """
-    return infinite if epsilon is None else rounded_up(epsilon)
-
-
 def described(accountant: str) -> dict[str, str]:
     """The accountant of a statement: its name and the library that it is from."""
     return {"name": accountant, "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}"}
-
-
-def as_text(value: float | int | None) -> str:
-    """A number that claims nothing, in words: four significant digits; a whole one in full, "-" for none."""
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def finite(value: float | None) -> float | None:
-    """The value for JSON, which has no infinity: None in its place."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def small_delta(num_users: int, most: float) -> str:
-    """The largest delta of one digit at which users * delta is at most `most`.
-
-    >>> small_delta(41131, 0.01)
-    '2e-07'
-    """
-    return f"{float(decimal.Context(prec=1, rounding=decimal.ROUND_FLOOR).divide(decimal.Decimal(most), num_users)):g}"
 
 
 def published_noise_multiplier(target: float, num_users: int, cohort: int, total_rounds: int, delta: float) -> float:

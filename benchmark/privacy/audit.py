@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmark.privacy.accounting import epsilon as epsilon_of
-from benchmark.privacy.accounting import finite
 from benchmark.privacy.adaptive import effective_noise_multiplier
+from benchmark.privacy.rounding import finite
 from benchmark.run.files import read_json
 from benchmark.run.shapes import NUMBER, NUMBER_OR_NULL
 from flair.errors import FlairError
@@ -188,7 +188,7 @@ def one_run_bound(canaries: int, guesses: int, correct: int, delta: float, doubt
 def most_provable(canaries: int, delta: float, confidence: float = CONFIDENCE) -> float:
     """The largest bound of an audit, which it has where all guesses are right; 0: none can be proved.
 
-    >>> round(most_provable(100, delta=1e-6), 2), most_provable(100, delta=1e-3)
+    >>> round(most_provable(100, delta=1e-6), 2), most_provable(100, delta=1e-2)
     (2.88, 0.0)
     """
     doubt = (1 - confidence) / _STATEMENTS / len(_GUESSED)

@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import decimal
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from benchmark.privacy.accounting import as_text, epsilon_text
-
-
-def rounded_down(value: float | None, digits: int = 4) -> str:
-    """A lower bound in so many significant digits, rounded down, so that it holds as it is printed; None: infinite.
-
-    >>> rounded_down(0.71299), rounded_down(0.0), rounded_down(None)
-    ('0.7129', '0', 'infinite')
-    """
-    if value is None or math.isinf(value):
-        return "infinite"
-    down = decimal.Context(prec=digits, rounding=decimal.ROUND_FLOOR).create_decimal(repr(float(value)))
-    return f"{float(down):.{digits}g}"
+from benchmark.privacy.rounding import as_text, epsilon_text, rounded_down
 
 
 def verdict(audit: Mapping[str, Any]) -> str:

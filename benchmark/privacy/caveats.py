@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from benchmark.privacy import audit_text
-from benchmark.privacy.accounting import rounded_up, small_delta
 from benchmark.privacy.adaptive import clip_collapses
 from benchmark.privacy.plan import PrivacyPlan, price
 from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.rounding import rounded_up, small_delta
 from benchmark.privacy.spending import Release
 
 WEAK_EPSILON = 10.0

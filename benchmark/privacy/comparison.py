@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.privacy.accounting import as_text
 from benchmark.privacy.banded import MAX_ROUNDS, rms_on_running_sum, square_root_coefficients
 from benchmark.privacy.plan import HARDLY_LESS, PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
+from benchmark.privacy.rounding import as_text
 from flair.errors import FlairError
 from flair.terminal.counted import counted
 from flair.terminal.table import fitted

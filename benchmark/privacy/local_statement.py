@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmark.privacy.accounting import ACCOUNTANTS, as_text, described, epsilon_text, finite, rounded_up
+from benchmark.privacy.accounting import ACCOUNTANTS, described
 from benchmark.privacy.caveats import FLOATING_POINT, WEAK_EPSILON, Caveat, KeyState
 from benchmark.privacy.local import LocalPlan
+from benchmark.privacy.rounding import as_text, epsilon_text, finite, rounded_up
 
 LOCAL = "local"
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from benchmark.privacy import accounting
-from benchmark.privacy.accounting import ACCOUNTANTS, as_text, finite, rounded_up
+from benchmark.privacy.accounting import ACCOUNTANTS
 from benchmark.privacy.adaptive import clipped_count_stddev, noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA
 from benchmark.privacy.plan import HARDLY_LESS, PrivacyPlan, make_plan, price
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
+from benchmark.privacy.rounding import as_text, finite, rounded_up
 from benchmark.privacy.spending import Release, as_json, check_can_add, total_epsilon
 from flair.errors import FlairError
 

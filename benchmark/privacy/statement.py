@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.privacy import audit_text
-from benchmark.privacy.accounting import ACCOUNTANTS, as_text, described, finite, rounded_up
+from benchmark.privacy.accounting import ACCOUNTANTS, described
 from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats, price_text
 from benchmark.privacy.local_statement import LOCAL, local_headline, local_rows, spent_text
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.rounding import as_text, finite, rounded_up
 from benchmark.privacy.running_sum import rms_noise
 from benchmark.privacy.spending import Release, as_json, can_add, release_of, total_epsilon
 from benchmark.run.names import PRIVACY_FILE

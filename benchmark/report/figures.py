@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.rounding import rounded_up
 from benchmark.report.drawing import Canvas, Drawn, Left, Outcome, dot, legend_name, plain
 from benchmark.report.runs import Run
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmark.evaluation.text import estimate_text
-from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.rounding import rounded_up
 from benchmark.privacy.statement import headline, statement_rows
 from benchmark.report.drawing import Drawn, Left, Outcome
 from benchmark.report.runs import Run, different_settings

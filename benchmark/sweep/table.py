@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmark.privacy.accounting import rounded_up
+from benchmark.privacy.rounding import rounded_up
 from benchmark.run.files import read_json
 from benchmark.run.names import SUMMARY_FILE
 from benchmark.run.shapes import NUMBER, NUMBER_OR_NULL

@@ -11,6 +11,7 @@ from scipy import optimize, stats
 
 from benchmark.privacy import accounting, audit, audit_text
 from benchmark.privacy.audit import CanaryScores, Claim, Influence, Noise
+from benchmark.privacy.rounding import rounded_down
 from flair.errors import FlairError
 from flair.files import checked_json
 
@@ -184,8 +185,8 @@ def test_the_text_has_the_numbers_and_rounds_bounds_down():
     for attack in found["attacks"]:
         assert f"{attack['correct']} of {attack['guesses']} guesses right" in text
         assert f"{attack['estimate']:.4g}" in text
-        assert audit_text.rounded_down(attack["bound"]) in text
-    assert float(audit_text.rounded_down(found["bound"])) <= found["bound"]
+        assert rounded_down(attack["bound"]) in text
+    assert float(rounded_down(found["bound"])) <= found["bound"]
     assert audit_text.verdict(found).startswith("the audit does not contradict epsilon")
     loud = audit_text.verdict(audit.audit(CLAIM._replace(epsilon=0.1), _scores(3.0)))
     assert loud.startswith("THE AUDIT CONTRADICTS EPSILON 0.1: ") and "by guesses about its canaries" in loud

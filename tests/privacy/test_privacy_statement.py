@@ -6,10 +6,11 @@ import re
 
 import pytest
 
-from benchmark.privacy.accounting import replace_one_epsilon, rounded_up, small_delta
+from benchmark.privacy.accounting import replace_one_epsilon
 from benchmark.privacy.adaptive import clipped_count_stddev
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats
 from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.rounding import rounded_up, small_delta
 from benchmark.privacy.statement import headline, make_statement, statement_text, write_statement
 from tests.support.privacy import plan_of
 
