@@ -64,7 +64,7 @@ ARROWS = {
     ),
     "benchmark.federated": (
         "benchmark.data benchmark.evaluation benchmark.metrics benchmark.model benchmark.privacy "
-        "benchmark.rounds benchmark.run benchmark.training flair.files flair.terminal"
+        "benchmark.rounds benchmark.run benchmark.training flair.files flair.statistics flair.terminal"
     ),
     "benchmark.cluster": (
         "benchmark.data benchmark.evaluation benchmark.features benchmark.federated benchmark.model benchmark.privacy "

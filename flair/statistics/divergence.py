@@ -39,7 +39,7 @@ def divergences(counts: Integers, population: Integers | None = None) -> Floats:
     [0.0, 1.0]
     """
     user, label = np.nonzero(counts)
-    return _divergences(UserLabels(user, label, counts[user, label]), counts.sum(0) if population is None else population)
+    return _divergences(UserLabels(user, label, counts[user, label]), population)
 
 
 def shuffle_photos(annotations: Annotations, seed: int) -> Annotations:
