@@ -56,7 +56,8 @@ ARROWS = {
     ),
     "benchmark.analytics": "benchmark.privacy flair.terminal",
     "benchmark.report": (
-        "benchmark.evaluation benchmark.privacy benchmark.run flair.files flair.statistics flair.terminal"
+        "benchmark.evaluation benchmark.metrics benchmark.privacy benchmark.run flair.files flair.statistics "
+        "flair.terminal"
     ),
     "benchmark.central": (
         "benchmark.data benchmark.evaluation benchmark.metrics benchmark.model benchmark.run "

@@ -44,18 +44,11 @@ def cut_back(path: Path, step: int) -> None:
     Raises:
       FlairError: the file is damaged.
     """
-    end = 0
-    try:
-        for member in _members(path):
-            if member.step > step:
-                break
-            end = member.end
-    except FileNotFoundError:
-        return
+    end = max((member.end for member in _members(path) if member.step <= step), default=0)
     if end:
         os.truncate(path, end)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Iterator[dict[str, str]]:
@@ -74,7 +67,10 @@ def read(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _members(path: Path) -> Iterator[_Member]:
-    data = regular_file.read_bytes(path)
+    try:
+        data = regular_file.read_bytes(path)
+    except FileNotFoundError:
+        return
     start, last = 0, 0
     while start < len(data):
         unpacking = zlib.decompressobj(_GZIP)
