@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmark.data.records import Records
+from benchmark.data.source import Clients
 from benchmark.federated.label_distance import LabelDistance
 from benchmark.federated.scoring import ClientScore, Scorer, sample_clients
 from benchmark.federated.settings import Setup, is_local, is_private
@@ -54,13 +56,13 @@ class ClientEvaluation:
 
     Args:
       scorer: of the model; knows the training clients by the partition `train`.
-      setup: of the run, which has its clients.
+      clients: that train.
     """
 
-    def __init__(self, config: ClientEvalConfig, scorer: Scorer, setup: Setup) -> None:
-        self._config, self._scorer, self._clients = config, scorer, setup.clients
-        self._users = sample_clients(setup.records.users("val"), config.clients, config.seed)
-        self._labels = LabelDistance(setup.records, setup.clients)
+    def __init__(self, config: ClientEvalConfig, scorer: Scorer, records: Records, clients: Clients) -> None:
+        self._config, self._scorer, self._clients = config, scorer, clients
+        self._users = sample_clients(records.users("val"), config.clients, config.seed)
+        self._labels = LabelDistance(records, clients)
 
     @classmethod
     def of(cls, setup: Setup, scorer: Scorer) -> ClientEvaluation | None:
@@ -73,7 +75,7 @@ class ClientEvaluation:
         local_training = client if flags.federated_eval_local_training else None
         private = is_private(flags) or is_local(flags)
         how = flags.rounds_per_client_eval, flags.clients_per_client_eval, local_training, flags.seed, private
-        return cls(ClientEvalConfig(*how), scorer, setup)
+        return cls(ClientEvalConfig(*how), scorer, setup.records, setup.clients)
 
     def looked_at(self, round_number: int, cohort: Sequence[str]) -> list[int] | None:
         """The places in the cohort of the clients to look at in a round, counted from 0; None: no client of it."""

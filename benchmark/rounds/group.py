@@ -91,7 +91,9 @@ class GroupTrainer:
         for group in prefetched(self._groups(sent.round_number, clients), _GROUPS_AHEAD):
             names = (clients[place] for place in group.clients)
             normals = [self._randomizer.normals(sent.round_number, name, sent.weights) for name in names]
-            aggregate, is_usable, of_clients, looked_at, *of_group = self._train_group(
+            # Two functions, because TensorFlow warns of one that is traced with a direction as well as without.
+            work = self._look_at_group if sent.direction else self._train_group
+            aggregate, is_usable, of_clients, looked_at, *of_group = work(
                 *group[1:],
                 [tf.constant(np.stack(of_weight)) for of_weight in zip(*normals, strict=True)],
                 sent.weights,
@@ -163,7 +165,14 @@ class GroupTrainer:
         )
 
     @tf.function(reduce_retracing=True, autograph=False)
-    def _train_group(
+    def _train_group(self, *group: Any) -> list[Any]:
+        return self._work(*group)
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def _look_at_group(self, *group: Any) -> list[Any]:
+        return self._work(*group)
+
+    def _work(
         self,
         inputs: tf.Tensor,
         labels: tf.Tensor,
