@@ -60,8 +60,8 @@ class _Drawer(Canvas):
         curves: list[tuple[_Curve, _Curve]] = []
         for run in runs:
             last = max(row.step for row in run.clients)
-            rows = [row for row in run.clients if row.step == last]
-            size = {row.client: row.photos for row in rows if row.kind == "val"}
+            size = {row.client: row.photos for row in run.clients if row.step == last and row.kind == "val"}
+            rows = [row for row in run.clients if row.step == last and row.client in size]
             of_kind = [
                 _by((row for row in rows if row.kind == kind), lambda row, size=size: _power(size[row.client]), "loss")
                 for kind in ("val_before", "val_after")

@@ -205,6 +205,7 @@ def _clients(path: Path) -> list[ClientRow]:
                 *(float(row[name]) if row[name] else None for name in ClientRow._fields[4:]),
             )
             for row in members.read(path)
+            if int(row["photos"]) > 0
         ]
     except (KeyError, ValueError) as error:
         raise FlairError(f"{path}: is damaged ({type(error).__name__}: {error}); restore it or move it away") from None

@@ -3,8 +3,8 @@
 Norms and the sum of all updates come from the round itself, which adds each update to one more sum; cosines need that
 sum first, so the clients that are looked at are trained once more, in a second pass, by the same code from the same
 weights. An update is a function of seed, round and client, so that both passes see the same one. Two passes rather than
-sketches of the updates: the numbers are exact, and memory is two tensors per weight whatever the cohort, where a sketch
-of every client grows with it. What it costs is the training of the clients that are looked at.
+sketches of the updates: the numbers are exact, and memory is a few numbers per weight whatever the cohort, where
+sketches of all clients grow with it. What it costs is the training of the clients that are looked at.
 
 All of it is of clean updates: before clipping, noise and weighting, each client once.
 """

@@ -68,7 +68,7 @@ def _recorded(algorithm):
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["groups", "one by one"])
 @pytest.mark.parametrize(
     "config",
-    [PLAIN, PRIVATE, pytest.param(LOCALLY_PRIVATE, marks=pytest.mark.slow)],
+    [PLAIN, *(pytest.param(config, marks=pytest.mark.slow) for config in (PRIVATE, LOCALLY_PRIVATE))],
     ids=["plain", "private", "locally private"],
 )
 def test_norms_cosines_and_diversity_are_those_of_numpy(config, one_by_one):
