@@ -20,7 +20,7 @@ _SCORES = {  # Column -> its name on an axis, and which tenth of the users is th
 }
 _NOT_PRIVATE = " Of a private run NOT PRIVATE."
 _DIVERGENCE_BINS = 8
-_Curve = tuple[Run, list[float], list[float]]
+_Curve = tuple[Run, Sequence[float], Sequence[float]]
 
 
 def draw_clients(runs: Sequence[Run]) -> list[Outcome]:
@@ -59,14 +59,7 @@ class _Drawer(Canvas):
     def local_training(self, runs: Sequence[Run]) -> Outcome:
         curves: list[tuple[_Curve, _Curve]] = []
         for run in runs:
-            last = max(row.step for row in run.clients)
-            size = {row.client: row.photos for row in run.clients if row.step == last and row.kind == "val"}
-            rows = [row for row in run.clients if row.step == last and row.client in size]
-            of_kind = [
-                _by((row for row in rows if row.kind == kind), lambda row, size=size: _power(size[row.client]), "loss")
-                for kind in ("val_before", "val_after")
-            ]
-            before, after = ((run, [x for x, _ in one], [float(np.mean(y)) for _, y in one]) for one in of_kind)
+            before, after = (_by_size(run, kind) for kind in ("val_before", "val_after"))
             if before[1] and after[1]:
                 curves.append((before, after))
         if not curves:
@@ -132,6 +125,16 @@ def _by(rows: Iterable[ClientRow], key: Callable[[ClientRow], int], column: str)
         if value is not None:
             found.setdefault(key(row), []).append(value)
     return sorted(found.items())
+
+
+def _by_size(run: Run, kind: str) -> _Curve:
+    """Mean loss in the rows of this kind at the last look, by the size of the validation user."""
+    last = max(row.step for row in run.clients)
+    rows = [row for row in run.clients if row.step == last]
+    size = {row.client: row.photos for row in rows if row.kind == "val"}
+    chosen = [row for row in rows if row.kind == kind and row.client in size]
+    found = _by(chosen, lambda row: _power(size[row.client]), "loss")
+    return run, [power for power, _ in found], [float(np.mean(losses)) for _, losses in found]
 
 
 def _binned(rows: Sequence[ClientRow]) -> tuple[list[float], list[float]]:
