@@ -86,6 +86,7 @@ def _train(
 ) -> dict[str, Any]:
     started = time.monotonic()
     from benchmark.federated import loop, scoring
+    from benchmark.federated.client_eval import ClientEvaluation
     from benchmark.model import loading, trainable
     from benchmark.run.interruption import SafePoints
 
@@ -138,9 +139,8 @@ def _train(
         stated = statements.Statements(setup, run.path, runtime, num_weights)
         stated.announce()
         with SafePoints("round") as safe_points:
-            state = loop.train(
-                runtime, model, scorer, cohort_of, privacy_plan, run, config, safe_points, before_release=stated.write
-            )
+            how = run, config, safe_points, stated.write, ClientEvaluation.of(setup, scorer)
+            state = loop.train(runtime, model, scorer, cohort_of, privacy_plan, *how)
         if flags.runtime != RAY:
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
         loading.load_by_name(model, run.path / BEST_FILE)
@@ -224,6 +224,7 @@ def _build(setup: Setup, model: tf.keras.Model, key: NoiseKey | None = None) -> 
     if flags.runtime == RAY:
         runtime, scorer = _build_ray(setup, prepared, key)
         return _Built(runtime, model, scorer, prepared)
+    clients = prepared.inputs.clients(setup.clients)
     if flags.runtime == TFF:
         from benchmark.rounds.tff import TffRuntime
 
@@ -236,10 +237,9 @@ def _build(setup: Setup, model: tf.keras.Model, key: NoiseKey | None = None) -> 
     else:
         from benchmark.rounds.inprocess import InProcessRuntime
 
-        clients = prepared.inputs.clients(setup.clients)
         canaries = settings.canary_config(setup)
         runtime = InProcessRuntime(prepared.model, setup.config, clients, setup.batch_plan, flags.seed, key, canaries)
-    return _Built(runtime, model, LocalScorer(prepared.model, prepared.inputs, setup.batch_plan), prepared)
+    return _Built(runtime, model, LocalScorer(prepared.model, prepared.inputs, setup.batch_plan, clients), prepared)
 
 
 def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[Runtime, Scorer]:

@@ -18,6 +18,7 @@ SUBJECTS = {
     "step": "one training step, with each norm and number type",
     "central": "central training and evaluation, beside the bare step",
     "federated": "federated rounds, beside the bare steps",
+    "client_eval": "looking at single clients while a run trains, beside its rounds",
     "few_weights": "private rounds of a head on cached features, at FLAIR's size",
     "audit": "the search for near duplicates, on photos as far apart as real ones",
     "ray": "federated rounds on Ray by number of workers, beside inprocess, and sizing",

@@ -56,7 +56,8 @@ ARROWS = {
     ),
     "benchmark.analytics": "benchmark.privacy flair.terminal",
     "benchmark.report": (
-        "benchmark.evaluation benchmark.privacy benchmark.run flair.files flair.statistics flair.terminal"
+        "benchmark.evaluation benchmark.metrics benchmark.privacy benchmark.run flair.files flair.statistics "
+        "flair.terminal"
     ),
     "benchmark.central": (
         "benchmark.data benchmark.evaluation benchmark.metrics benchmark.model benchmark.run "
@@ -64,7 +65,7 @@ ARROWS = {
     ),
     "benchmark.federated": (
         "benchmark.data benchmark.evaluation benchmark.metrics benchmark.model benchmark.privacy "
-        "benchmark.rounds benchmark.run benchmark.training flair.files flair.terminal"
+        "benchmark.rounds benchmark.run benchmark.training flair.files flair.statistics flair.terminal"
     ),
     "benchmark.cluster": (
         "benchmark.data benchmark.evaluation benchmark.features benchmark.federated benchmark.model benchmark.privacy "

@@ -95,8 +95,12 @@ class RayRuntime(RoundServer):
         run = (model_arguments, frozen, features, source, batch_plan, config.client, seed, self.local_key)
         pool.give(Job(*run, self.aggregation.spec, eval_batch_size, str(tf.__version__)))
 
-    def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
+    def run_round(
+        self, round_number: int, cohort: Sequence[str], looked_at: Sequence[int] | None = None
+    ) -> RoundResult:
         """Sends the global weights, has each worker train its clients, merges their sums, takes the server's step."""
+        if looked_at is not None:
+            raise ValueError("workers do not look at updates")
         started = time.perf_counter()
         plan = self._batch_plan
         sizes = [(self._data.num_photos(client_id), plan.epochs, plan.max_elements) for client_id in cohort]

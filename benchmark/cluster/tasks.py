@@ -82,10 +82,9 @@ class Tasks:
         for variable, value in zip(self._model.non_trainable_variables, job.frozen, strict=True):
             variable.assign(value)
         self._trainer = LocalTrainer(self._model, job.client, job.round.step)
-        self._shard = shard_trainer(
-            self._trainer, Aggregation(job.round), inputs.clients(clients), plan, job.seed, job.local_key
-        )
-        self._scorer = LocalScorer(self._model, inputs, plan)
+        training = inputs.clients(clients)
+        self._shard = shard_trainer(self._trainer, Aggregation(job.round), training, plan, job.seed, job.local_key)
+        self._scorer = LocalScorer(self._model, inputs, plan, training)
 
     def ready(self) -> None:
         """Nothing: the model is built."""

@@ -211,7 +211,7 @@ def client_batches(
 
     def produce() -> Iterator[ClientBatch]:
         for client_id in cohort:
-            photos = data.photos(client_id) if isinstance(data, PreparedClients) else _stored(data, client_id, plan)
+            photos = photos_of(data, client_id, plan)
             order, seeds = training_order(tf.constant(photos.count), client_seed(seed, round_number, client_id), plan)
             starts = range(0, int(order.shape[0]), plan.batch_size)
             for start in [*starts] * passes:
@@ -234,7 +234,10 @@ def prefetched(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
             pool.shutdown(cancel_futures=True)
 
 
-def _stored(data: ClientData, client_id: str, plan: BatchPlan) -> ClientPhotos:
+def photos_of(data: ClientData, client_id: str, plan: BatchPlan) -> ClientPhotos:
+    """A client's photos, decoded when they are asked for where that is needed."""
+    if isinstance(data, PreparedClients):
+        return data.photos(client_id)
     return StoredPhotos(client_id, data.read(client_id), plan.task, plan.image_size, plan.augment)
 
 

@@ -4,4 +4,15 @@ What enters is a runtime that executes rounds, clients and a run folder. What le
 metric, and with privacy the statement about it.
 """
 
-__all__ = ["checks", "cohort", "dry_run", "flags", "loop", "scoring", "settings", "statements"]
+__all__ = [
+    "checks",
+    "client_eval",
+    "cohort",
+    "dry_run",
+    "flags",
+    "label_distance",
+    "loop",
+    "scoring",
+    "settings",
+    "statements",
+]

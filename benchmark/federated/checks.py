@@ -11,7 +11,7 @@ import importlib.util
 import re
 import sys
 
-from benchmark.federated.flags import CORRELATED, EXAMPLES, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
+from benchmark.federated.flags import CORRELATED, EXAMPLES, INPROCESS, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
 from benchmark.federated.settings import (
     has_noise,
     is_local,
@@ -44,9 +44,14 @@ def check_federated_flags(flags: Flags) -> None:
         raise FlairError("--reuse_clients and --client_sampling are both given: a reused cohort is not sampled")
     if flags.mean_datapoints_per_user is not None and not flags.iid:
         raise FlairError("--mean_datapoints_per_user sizes the artificial clients of --iid; add --iid or leave it out")
-    for name in ("federated_eval_clients", "federated_eval_local_training"):
-        if flags[name] and not flags.federated_eval:
-            raise FlairError(f"--{name} has no effect without --federated_eval; add that or leave it out")
+    if flags.federated_eval_clients and not flags.federated_eval:
+        raise FlairError("--federated_eval_clients has no effect without --federated_eval; add that or leave it out")
+    if flags.federated_eval_local_training and not flags.federated_eval and not flags.rounds_per_client_eval:
+        raise FlairError(
+            "--federated_eval_local_training has no effect without --federated_eval or --rounds_per_client_eval; add "
+            "one of them or leave it out"
+        )
+    _check_client_eval(flags)
     if flags.proximal_strength > 0 and flags.algorithm != FED_PROX:
         raise FlairError(f"--proximal_strength={flags.proximal_strength:g} has no effect without --algorithm=fed_prox")
     if flags.algorithm == FED_PROX and flags.proximal_strength == 0:
@@ -85,6 +90,24 @@ def check_federated_flags(flags: Flags) -> None:
         _check_privacy_flags(flags)
     elif flags.aggregator in CORRELATED:
         raise FlairError(f"--aggregator={flags.aggregator} adds noise: give --epsilon or --noise_multiplier")
+
+
+def _check_client_eval(flags: Flags) -> None:
+    given = f"--rounds_per_client_eval={flags.rounds_per_client_eval}"
+    if not flags.rounds_per_client_eval:
+        if flags.is_changed("clients_per_client_eval"):
+            raise FlairError(
+                "--clients_per_client_eval has no effect without --rounds_per_client_eval; add that or leave it out"
+            )
+        return
+    if flags.runtime != INPROCESS:
+        raise FlairError(f"{given}: updates of clients are looked at with --runtime=inprocess only; use that")
+    if flags.rounds_per_client_eval > flags.total_rounds:
+        raise FlairError(f"{given}: no client would be looked at in --total_rounds={flags.total_rounds}; give less")
+    if flags.aggregator == SECURE:
+        raise FlairError(
+            f"{given} looks at single updates, which --aggregator={SECURE} hides from the server; leave one of them out"
+        )
 
 
 def _check_privacy_flags(flags: Flags) -> None:

@@ -65,17 +65,37 @@ def plan_lines(
         *training_plan.data_lines(population, str(records.root)),
         *model_flags.model_lines(flags, task, model),
         *_algorithm_lines(flags, setup.config),
-        *entry("rounds", f"{rounds:,}, an evaluation every {flags.rounds_per_eval:,}"),
+        *entry("rounds", f"{rounds:,}, an evaluation every {flags.rounds_per_eval:,}{_looks_row(flags)}"),
         *entry("cohort", _cohort_row(flags, population, photos)),
         *([] if setup.local_plan is None else entry("privacy", local_announcement(setup.local_plan))),
         *([] if privacy_plan is None else _privacy_lines(setup, privacy_plan, num_weights(model))),
         *entry("memory", memory_row(), _MEMORY_NOTES[flags.runtime]),
         *training_plan.time_lines(
-            [*extraction, Part("rounds", rounds, fixed + cohort * photos * per_photo), *scored],
+            [
+                *(*extraction, Part("rounds", rounds, fixed + cohort * photos * per_photo)),
+                *_looks(flags, photos * per_photo, photos / scoring.photos_per_second),
+                *scored,
+            ],
             f"a round is {fixed:.2g} s and {cohort:,} clients x {photos:.3g} photos shown, {rate(1 / per_photo)} a "
             f"second ({timed} timed, --runtime={flags.runtime}); evaluation {rate(scoring.photos_per_second)} photos/s",
         ),
     ]
+
+
+def _looks_row(flags: Flags) -> str:
+    return f", a look at clients every {flags.rounds_per_client_eval:,}" if flags.rounds_per_client_eval else ""
+
+
+def _looks(flags: Flags, training: float, scoring: float) -> list[Part]:
+    """Looks at clients, from the seconds in which one trains and in which as many photos are scored."""
+    if not flags.rounds_per_client_eval:
+        return []
+    count, times = flags.clients_per_client_eval, flags.total_rounds // flags.rounds_per_client_eval
+    count = min(count, flags.clients_per_round)
+    # Validation users and clients of the round are scored, and these trained; users train on half of their photos.
+    locally = (training + scoring) / 2 if flags.federated_eval_local_training else 0.0
+    per_client = training + 2 * scoring / flags.client_epochs_per_round + locally
+    return [Part("looks at clients", times, count * per_client)]
 
 
 def _privacy_lines(setup: Setup, privacy_plan: PrivacyPlan, weights: int) -> list[str]:

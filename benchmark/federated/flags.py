@@ -211,9 +211,25 @@ _OTHER_FLAGS: Table = (
     ),
     boolean(
         "federated_eval_local_training",
-        "With --federated_eval: also train each client on half of its photos and score the other half before and "
-        "after.",
+        "With --federated_eval or --rounds_per_client_eval: also train each client (of the latter: each validation "
+        "user) on half of its photos and score the other half before and after.",
         Role.RESULT,
+    ),
+    integer(
+        "rounds_per_client_eval",
+        0,
+        "Rounds between looks at single clients, which clients.csv.gz keeps: scores of validation users and of clients "
+        "of the round, and how far the updates of the round lie apart. Not private; 0: none.",
+        Role.RESULT,
+        least=0,
+    ),
+    integer(
+        "clients_per_client_eval",
+        50,
+        "With --rounds_per_client_eval: validation users that are scored, the same ones every time, and clients of "
+        "the round.",
+        Role.RESULT,
+        least=1,
     ),
     RUN_DIR,
     OVERWRITE,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from benchmark.federated.client_eval import ClientEvaluation
 from benchmark.federated.scoring import Evaluator
 from benchmark.model import loading
 from benchmark.privacy.adaptive import check_noise
@@ -58,6 +59,7 @@ def train(
     config: LoopConfig,
     safe_points: SafePoints,
     before_release: Callable[[TrainingState], object] = lambda _state: None,
+    client_eval: ClientEvaluation | None = None,
 ) -> TrainingState:
     """Runs all rounds, from the run folder's newest checkpoint if there is one.
 
@@ -67,6 +69,7 @@ def train(
       cohort_of: round number -> client ids.
       privacy_plan: the privacy of the run, None without.
       before_release: called before a model or checkpoint of a round is written.
+      client_eval: looks at clients in some rounds; None: nothing does.
 
     Raises:
       FlairError: training has diverged, or the noise was not what the privacy statement says.
@@ -76,11 +79,15 @@ def train(
     with Progress(config.total_rounds, "training", "round", done=state.round) as progress:
         while state.round < config.total_rounds:
             cohort = cohort_of(state.round)
-            result = runtime.run_round(state.round, cohort)
+            looked_at = None if client_eval is None else client_eval.looked_at(state.round, cohort)
+            result = runtime.run_round(state.round, cohort, looked_at)
             _check_round(state.round, cohort, result, privacy_plan)
             _note_clip(state, result, config)
             state.round += 1
             row = _row(state, cohort, result)
+            if client_eval is not None and result.drift is not None:
+                _take_weights(model, runtime, state.round)
+                row |= client_eval.evaluate(state.round, cohort, result.drift, run)
             is_last = state.round == config.total_rounds
             if is_last or state.round % config.rounds_per_eval == 0:
                 _take_weights(model, runtime, state.round)

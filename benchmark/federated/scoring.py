@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
-from benchmark.data.clients import Batch, BatchPlan, ClientPhotos, training_order
+from benchmark.data.clients import Batch, BatchPlan, ClientData, ClientPhotos, photos_of, training_order
 from benchmark.data.inputs import Evaluation, Inputs
 from benchmark.evaluation import passes
 from benchmark.metrics import histogram
@@ -21,6 +22,8 @@ from benchmark.rounds.config import FED_AVG, ClientConfig
 from benchmark.run.seeds import derive_generator, derive_seed
 from flair.files import atomic
 from flair.terminal.progress import Progress
+
+_PHOTOS_AT_ONCE = 64  # of small clients together: alone, each would cost a call
 
 
 class ClientScore(NamedTuple):
@@ -51,7 +54,10 @@ class Scorer(Evaluator, Protocol):
     """Scores clients by themselves, too."""
 
     def score_clients(self, partition: str, clients: Sequence[str]) -> list[ClientScore]:
-        """Scores each client's photos by themselves, whole photos as in central evaluation."""
+        """Scores each client's photos by themselves, whole photos as in central evaluation.
+
+        Clients of `train` are those that train, artificial ones included.
+        """
         ...
 
     def compare_local_training(
@@ -71,13 +77,14 @@ class LocalScorer:
       model: whose weights are scored.
       inputs: the photos, as the model takes them.
       batch_plan: the task, and how a client trains.
+      clients: that train, with the photos as the model takes them.
 
     Attributes:
       data: opens the photos of a partition, once.
     """
 
-    def __init__(self, model: tf.keras.Model, inputs: Inputs, batch_plan: BatchPlan) -> None:
-        self._model, self._inputs, self._batch_plan = model, inputs, batch_plan
+    def __init__(self, model: tf.keras.Model, inputs: Inputs, batch_plan: BatchPlan, clients: ClientData) -> None:
+        self._model, self._inputs, self._batch_plan, self._clients = model, inputs, batch_plan, clients
         self.data: Callable[[str], Evaluation] = functools.cache(inputs.evaluation)
         self._trainer = functools.cache(lambda config: LocalTrainer(model, replace(config, algorithm=FED_AVG)))
 
@@ -89,9 +96,8 @@ class LocalScorer:
     def score_clients(self, partition: str, clients: Sequence[str]) -> list[ClientScore]:
         with Progress(len(clients), f"scoring {partition} clients", "client") as progress:
             scores = []
-            for client_id in clients:
-                photos = self._inputs.user(partition, client_id)
-                scores.append(self._score(client_id, photos.whole(range(photos.count))))
+            for score in self._scores((client_id, self._photos(partition, client_id)) for client_id in clients):
+                scores.append(score)
                 progress.add()
             return scores
 
@@ -104,7 +110,7 @@ class LocalScorer:
         with Progress(len(clients), f"training {partition} clients locally", "client") as progress:
             for client_id in clients:
                 progress.add()
-                photos = self._inputs.user(partition, client_id)
+                photos = self._photos(partition, client_id)
                 if photos.count < 2:
                     continue
                 order = derive_generator(seed, "local split", client_id).permutation(photos.count)
@@ -117,16 +123,62 @@ class LocalScorer:
         trainer.start(weights)
         return comparisons
 
+    def _photos(self, partition: str, client_id: str) -> ClientPhotos:
+        if partition == "train":
+            return photos_of(self._clients, client_id, self._batch_plan)
+        return self._inputs.user(partition, client_id)
+
+    def _scores(self, clients: Iterable[tuple[str, ClientPhotos]]) -> Iterator[ClientScore]:
+        pieces = (
+            (client_id, photos.whole(range(start, min(start + _PHOTOS_AT_ONCE, photos.count))))
+            for client_id, photos in clients
+            for start in range(0, photos.count, _PHOTOS_AT_ONCE)
+        )
+        for client_id, own in itertools.groupby(self._predicted(pieces), key=lambda piece: piece.client_id):
+            yield _score(client_id, *map(np.concatenate, zip(*(piece[1:] for piece in own), strict=True)))
+
+    def _predicted(self, pieces: Iterable[tuple[str, Batch]]) -> Iterator[_Predicted]:
+        """The predictions of each piece, of which several go through the model together."""
+        together: list[tuple[str, Batch]] = []
+        for piece in pieces:
+            if sum(len(labels) for _, (_, labels) in (*together, piece)) > _PHOTOS_AT_ONCE:
+                yield from self._predict(together)
+                together = []
+            together.append(piece)
+        if together:
+            yield from self._predict(together)
+
+    def _predict(self, pieces: Sequence[tuple[str, Batch]]) -> Iterator[_Predicted]:
+        inputs, labels = (tf.concat(parts, 0) for parts in zip(*(batch for _, batch in pieces), strict=True))
+        scores, losses = passes.predict_step(self._model)([(inputs, labels)])[0]
+        borders = np.cumsum([len(own) for _, (_, own) in pieces])[:-1]
+        arrays = (np.split(array.numpy(), borders) for array in (scores, labels, losses))
+        for (client_id, _), *of_piece in zip(pieces, *arrays, strict=True):
+            yield _Predicted(client_id, *of_piece)
+
     def _score(self, client_id: str, photos: Batch) -> ClientScore:
         scores, losses = passes.predict_step(self._model)([photos])[0]
-        exact = histogram.pooled_average_precision(scores.numpy(), photos[1].numpy())
-        return ClientScore(client_id, len(losses), float(np.mean(losses.numpy())), exact)
+        return _score(client_id, scores.numpy(), photos[1].numpy(), losses.numpy())
 
     def _batches(self, photos: ClientPhotos, train: np.ndarray, seed: int, client_id: str) -> list[Batch]:
         plan, count = self._batch_plan, tf.constant(len(train))
         order, seeds = training_order(count, derive_seed(seed, "local training", client_id), plan)
         shown, starts = tf.gather(tf.constant(train, tf.int32), order), range(0, int(order.shape[0]), plan.batch_size)
         return [photos.training(shown[i : i + plan.batch_size], seeds[i : i + plan.batch_size]) for i in starts]
+
+
+class _Predicted(NamedTuple):
+    """Photos of one client: scores and labels [photos, outputs], losses [photos]."""
+
+    client_id: str
+    scores: np.ndarray
+    labels: np.ndarray
+    losses: np.ndarray
+
+
+def _score(client_id: str, scores: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> ClientScore:
+    exact = histogram.pooled_average_precision(scores, labels)
+    return ClientScore(client_id, len(losses), float(np.mean(losses)), exact)
 
 
 def weights_of(model: tf.keras.Model) -> list[np.ndarray]:

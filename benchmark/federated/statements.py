@@ -66,7 +66,10 @@ class Statements:
         has_key = (self._run_dir / noise_key.KEY_FILE).exists()
         if setup.local_plan is not None:
             flags, of_key = setup.flags, _key_state(setup, has_key)
-            statement = make_local_statement(setup.local_plan, state.round, flags.l2_norm_clip, of_key, flags.iid)
+            statement = make_local_statement(
+                *(setup.local_plan, state.round, flags.l2_norm_clip, of_key, flags.iid),
+                clients_looked_at=flags.rounds_per_client_eval > 0,
+            )
             write_statement(self._run_dir, statement)
         if plan is not None:
             self._audited = self._audit(plan, state.round)
@@ -173,6 +176,7 @@ def _run_record(
         num_weights=num_weights,
         spent_before=setup.spent_before,
         audit=found,
+        clients_looked_at=flags.rounds_per_client_eval > 0,
     )
 
 

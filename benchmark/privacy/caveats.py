@@ -43,6 +43,15 @@ FLOATING_POINT = Caveat(
 )
 
 
+CLIENTS_LOOKED_AT = Caveat(
+    "high",
+    "clients looked at",
+    "clients.csv.gz (--rounds_per_client_eval) names the clients of some rounds, with exact losses, norms and angles "
+    "of updates and distances of labels; not_private/gradient_diversity and not_private/cosine_to_mean in metrics.csv "
+    "are made of clean updates. None of it is covered: keep it private, or delete it before giving the folder away.",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
     """What happened in a run, as far as its privacy goes.
@@ -58,6 +67,7 @@ class RunRecord:
       num_weights: how many numbers of the model train; None where that is not known.
       spent_before: what earlier results about the same users were (--also_spent).
       audit: what `audit.audit` found; None of a run without canaries.
+      clients_looked_at: single clients were looked at (--rounds_per_client_eval).
     """
 
     rounds_completed: int
@@ -71,6 +81,7 @@ class RunRecord:
     num_weights: int | None = None
     spent_before: Sequence[Release] = ()
     audit: dict[str, Any] | None = None
+    clients_looked_at: bool = False
 
 
 def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
@@ -240,6 +251,8 @@ def _about_release(run: RunRecord) -> Iterator[Caveat]:
         "per-client metrics, columns that begin with not_private and debug measurements come from the training users "
         "without noise: keep them private.",
     )
+    if run.clients_looked_at:
+        yield CLIENTS_LOOKED_AT
     yield Caveat(
         "medium",
         "tuning",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmark.privacy.accounting import ACCOUNTANTS, described
-from benchmark.privacy.caveats import FLOATING_POINT, WEAK_EPSILON, Caveat, KeyState
+from benchmark.privacy.caveats import CLIENTS_LOOKED_AT, FLOATING_POINT, WEAK_EPSILON, Caveat, KeyState
 from benchmark.privacy.local import LocalPlan
 from benchmark.privacy.rounding import as_text, epsilon_text, finite, rounded_up
 
@@ -13,11 +13,17 @@ LOCAL = "local"
 
 
 def make_local_statement(
-    plan: LocalPlan, rounds: int, clip_norm: float, key: KeyState, artificial_users: bool = False
+    plan: LocalPlan,
+    rounds: int,
+    clip_norm: float,
+    key: KeyState,
+    artificial_users: bool = False,
+    clients_looked_at: bool = False,
 ) -> dict[str, Any]:
     """The statement after `rounds` rounds as plain JSON values; its keys are documented in docs/privacy.md.
 
     `artificial_users`: clients were drawn across the split (--iid), so that a client is not a person's.
+    `clients_looked_at`: single clients were looked at (--rounds_per_client_eval).
     """
     request = plan.request
     planned = request.total_rounds
@@ -40,7 +46,7 @@ def make_local_statement(
             "completed": {name: finite(plan.epsilon_at(rounds, name)) for name in ACCOUNTANTS},
             "planned": {name: finite(plan.epsilon_at(planned, name)) for name in ACCOUNTANTS},
         },
-        "caveats": [caveat._asdict() for caveat in _caveats(plan, rounds, key, artificial_users)],
+        "caveats": [one._asdict() for one in _caveats(plan, rounds, key, artificial_users, clients_looked_at)],
     }
 
 
@@ -103,7 +109,9 @@ def spent_text(epsilon: float | None) -> str:
     return epsilon_text(epsilon, infinite="infinite (NO GUARANTEE)")
 
 
-def _caveats(plan: LocalPlan, rounds: int, key: KeyState, artificial_users: bool) -> list[Caveat]:
+def _caveats(
+    plan: LocalPlan, rounds: int, key: KeyState, artificial_users: bool, clients_looked_at: bool
+) -> list[Caveat]:
     found = [
         Caveat(
             "critical",
@@ -117,6 +125,7 @@ def _caveats(plan: LocalPlan, rounds: int, key: KeyState, artificial_users: bool
             "Covered are updates and what is made of them. Training loss and metrics, numbers of photos, cohorts, and "
             "columns that begin with not_private have no noise: keep them private.",
         ),
+        *([CLIENTS_LOOKED_AT] if clients_looked_at else []),
         Caveat(
             "note",
             "central privacy",

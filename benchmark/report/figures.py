@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from benchmark.privacy.rounding import rounded_up
+from benchmark.report.client_figures import SECTION, draw_clients
 from benchmark.report.drawing import Canvas, Drawn, Left, Outcome, dot, legend_name, plain
 from benchmark.report.runs import Run
 
@@ -31,6 +32,10 @@ _DP_METRICS = {
     "update_norm": "mean norm of the clients' updates before clipping (L2)",
     "signal_to_noise": "norm of the clean mean over that of its noise",
     "cosine": "cosine of the noised to the clean mean (-1 to 1)",
+}
+_DRIFT = {
+    "gradient_diversity": "gradient diversity (1: orthogonal)",
+    "cosine_to_mean": "cosine to the mean update (-1 to 1)",
 }
 _UPDATE_NORMS = {
     "average_client_norm": "mean norm of the clients' updates (L2)",
@@ -58,6 +63,8 @@ def draw_all(runs: Sequence[Run]) -> list[Outcome]:
     outcomes.append(drawer.clip_norm())
     outcomes += drawer.dp_metrics()
     outcomes += drawer.update_norms()
+    outcomes += drawer.drift()
+    outcomes += draw_clients(runs)
     partition, found = _evaluated(runs)
     if not found:
         return [*outcomes, *_NOT_EVALUATED]
@@ -140,7 +147,7 @@ class _Drawer(Canvas):
         return self._path("clip_norm", "Clip norm", "clip norm (L2)") or missing
 
     def dp_metrics(self) -> list[Outcome]:
-        caption = "In each round of a private run; made of clean updates, and so NOT PRIVATE."
+        caption = "Made of clean updates, and so NOT PRIVATE of a private run."
         missing = "Clipping and signal to noise: left out, no run is private and has recorded them."
         return self._paths(_DP_METRICS, missing, caption)
 
@@ -148,15 +155,22 @@ class _Drawer(Canvas):
         missing = "Update norms: left out, no run recorded them (train with --debug_measurements)."
         return self._paths(_UPDATE_NORMS, missing, _EVERY_ROUND)
 
-    def _paths(self, labels: Mapping[str, str], missing: str, caption: str) -> list[Outcome]:
+    def drift(self) -> list[Outcome]:
+        caption = "In each round whose clients were looked at. Made of clean updates: of a private run NOT PRIVATE."
+        missing = "Drift over rounds: left out, no run looked at updates (train with --rounds_per_client_eval)."
+        return self._paths(_DRIFT, missing, caption, SECTION)
+
+    def _paths(self, labels: Mapping[str, str], missing: str, caption: str, section: str = "privacy") -> list[Outcome]:
         """A figure for each ending of a column that any run has, named by its label without what it is measured in."""
         outcomes = [
-            self._path(ending, label[0].upper() + label[1:].partition(" (")[0], label, caption)
+            self._path(ending, label[0].upper() + label[1:].partition(" (")[0], label, caption, section)
             for ending, label in labels.items()
         ]
-        return [one for one in outcomes if one is not None] or [Left("privacy", missing)]
+        return [one for one in outcomes if one is not None] or [Left(section, missing)]
 
-    def _path(self, ending: str, title: str, label: str, caption: str = _EVERY_ROUND) -> Drawn | None:
+    def _path(
+        self, ending: str, title: str, label: str, caption: str = _EVERY_ROUND, section: str = "privacy"
+    ) -> Drawn | None:
         """The first column of each run whose name ends so, over rounds; None where no run has one."""
         found = []
         for run in self.runs:
@@ -167,12 +181,12 @@ class _Drawer(Canvas):
 
         def draw(axes: Axes) -> None:
             for run, steps, values in found:
-                self.line(axes, run, steps, values, markers=False)
+                self.line(axes, run, steps, values, markers=section == SECTION)
             axes.set(xlabel="round", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
         alt = f"{title} over rounds: " + _ends([(run.name, values[-1]) for run, _, values in found])
-        return self.figure("privacy", ending, f"{title} over rounds", caption, alt, draw, [run for run, *_ in found])
+        return self.figure(section, ending, f"{title} over rounds", caption, alt, draw, [run for run, *_ in found])
 
     def results(self, partition: str, found: _Evaluated) -> list[Outcome]:
         outcomes: list[Outcome] = []

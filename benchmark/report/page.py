@@ -26,6 +26,7 @@ _TITLES = {
     "results": "Results with their uncertainty",
     "labels": "Labels",
     "users": "Users",
+    "clients": "Clients during training",
     "privacy": "Privacy, clipping and updates",
 }
 _METRICS = {

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmark.privacy.statement import headline, statement_rows
+from benchmark.run import members
 from benchmark.run.files import read_flags, read_json, read_seconds, read_table
 from benchmark.run.names import (
     BEST_FILE,
+    CLIENTS_FILE,
     EVALUATION_FILE,
     FLAGS_FILE,
     METRICS_FILE,
@@ -56,6 +58,19 @@ class ExtraFigure(NamedTuple):
     caption: str
 
 
+class ClientRow(NamedTuple):
+    """A row of clients.csv.gz (docs/evaluation.md); None where a cell is empty."""
+
+    step: int
+    client: str
+    kind: str
+    photos: int
+    loss: float | None
+    micro_averaged_precision: float | None
+    cosine_to_mean: float | None
+    label_divergence: float | None
+
+
 @dataclass
 class Run:
     """One run folder.
@@ -68,6 +83,7 @@ class Run:
       settings: flag -> value; the seed of a private run is not told.
       facts, summary, privacy, evaluation: run.json, summary.json, privacy.json, evaluation.json; empty or None where
         there is no such file.
+      clients: rows of clients.csv.gz.
       notes: what a reader should know, such as that an evaluation is of another state of the run.
     """
 
@@ -82,6 +98,7 @@ class Run:
     privacy: dict[str, Any] | None
     evaluation: dict[str, Any] | None
     figures: list[ExtraFigure] = field(default_factory=list)
+    clients: list[ClientRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -169,6 +186,7 @@ def _open(path: Path, name: str) -> Run:
         privacy=_read(path / PRIVACY_FILE),
         evaluation=_read(path / EVALUATION_FILE),
         figures=_extra_figures(path / FIGURES_DIR),
+        clients=_clients(path / CLIENTS_FILE),
     )
     _check_statement(run)
     if run.has_noise and "seed" in run.settings:
@@ -177,6 +195,20 @@ def _open(path: Path, name: str) -> Run:
         run.notes.append("The run is not complete.")
     _check_evaluation(run)
     return run
+
+
+def _clients(path: Path) -> list[ClientRow]:
+    try:
+        return [
+            ClientRow(
+                *(int(row["round"]), row["client"], row["kind"], int(row["photos"])),
+                *(float(row[name]) if row[name] else None for name in ClientRow._fields[4:]),
+            )
+            for row in members.read(path)
+            if int(row["photos"]) > 0
+        ]
+    except (KeyError, ValueError) as error:
+        raise FlairError(f"{path}: is damaged ({type(error).__name__}: {error}); restore it or move it away") from None
 
 
 def _check_evaluation(run: Run) -> None:

@@ -3,4 +3,16 @@
 What enters is the global weights and a cohort. What leaves is new global weights, and measurements of the round.
 """
 
-__all__ = ["aggregation", "client", "config", "group", "inprocess", "runtime", "server", "shard", "tff"]
+__all__ = [
+    "aggregation",
+    "client",
+    "config",
+    "dp_metrics",
+    "drift",
+    "group",
+    "inprocess",
+    "runtime",
+    "server",
+    "shard",
+    "tff",
+]

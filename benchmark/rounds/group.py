@@ -85,18 +85,27 @@ class GroupTrainer:
         ]
         num_examples, refused = 0, []
         seconds, norms = np.zeros(len(clients)), np.zeros(len(clients), np.float32)
+        update_sum = [tf.zeros_like(one) for one in sent.direction]
+        products = np.zeros(len(clients) if update_sum else 0)
         started = time.perf_counter()
         for group in prefetched(self._groups(sent.round_number, clients), _GROUPS_AHEAD):
             names = (clients[place] for place in group.clients)
             normals = [self._randomizer.normals(sent.round_number, name, sent.weights) for name in names]
-            aggregate, is_usable, of_clients, *of_group = self._train_group(
+            # Two functions, because TensorFlow warns of one that is traced with a direction as well as without.
+            work = self._look_at_group if sent.direction else self._train_group
+            aggregate, is_usable, of_clients, looked_at, *of_group = work(
                 *group[1:],
                 [tf.constant(np.stack(of_weight)) for of_weight in zip(*normals, strict=True)],
                 sent.weights,
                 learning_rate,
                 aggregate,
                 sent.aggregator,
+                sent.direction,
             )
+            if looked_at:
+                *of_updates, of_direction = looked_at
+                update_sum = [total + more for total, more in zip(update_sum, of_updates, strict=True)]
+                products[group.clients] = of_direction.numpy()
             sums = [total + more.numpy() for total, more in zip(sums, of_group, strict=True)]
             refused += group.clients[~is_usable.numpy()].tolist()
             norms[group.clients] = of_clients.numpy()
@@ -105,7 +114,7 @@ class GroupTrainer:
             seconds[group.clients] = (time.perf_counter() - started) * shown / shown.sum()
             started = time.perf_counter()
         left_out = tuple(clients[place] for place in sorted(refused))
-        return ShardResult(aggregate, sums, num_examples, left_out, seconds, norms)
+        return ShardResult(aggregate, sums, num_examples, left_out, seconds, norms, update_sum, products)
 
     def _groups(self, round_number: int, clients: Sequence[str]) -> Iterator[Group]:
         if not clients:
@@ -156,7 +165,14 @@ class GroupTrainer:
         )
 
     @tf.function(reduce_retracing=True, autograph=False)
-    def _train_group(
+    def _train_group(self, *group: Any) -> list[Any]:
+        return self._work(*group)
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def _look_at_group(self, *group: Any) -> list[Any]:
+        return self._work(*group)
+
+    def _work(
         self,
         inputs: tf.Tensor,
         labels: tf.Tensor,
@@ -167,8 +183,12 @@ class GroupTrainer:
         learning_rate: tf.Tensor,
         aggregate: Sequence[tf.Tensor],
         broadcast: Sequence[tf.Tensor],
+        direction: Sequence[tf.Tensor],
     ) -> list[Any]:
-        """The aggregate with these clients, whose update may be used, its norm, sums of the usable ones' metrics."""
+        """The aggregate with these clients, whose update may be used, its norm, sums of the usable ones' metrics.
+
+        Before those sums, with a direction: the sum of the usable updates, then the product of each with it.
+        """
         num_clients, steps = tf.shape(shown)[0], tf.shape(shown)[1]
         start = [tf.repeat(weight[tf.newaxis], num_clients, axis=0) for weight in global_weights]
         all_logits = tf.TensorArray(tf.float32, steps, element_shape=[None, None, labels.shape[-1]])
@@ -203,6 +223,10 @@ class GroupTrainer:
         examples = tf.cast(tf.reduce_sum(shown, 1), tf.float32) if self._config.weighted else tf.ones_like(square)
         client_weights = tf.where(is_usable, examples, 0.0)
         updates = [tf.where(_of_clients(is_usable, u), u, 0.0) for u in updates]
+        looked_at = [tf.reduce_sum(update, 0) for update in updates] if direction else []
+        if direction:
+            along = zip(updates, direction, strict=True)
+            looked_at.append(tf.add_n([tf.linalg.matvec(_rows(u), tf.reshape(d, [-1])) for u, d in along]))
         updates = [*self._randomizer.apply(updates, tf.where(is_usable, square, 0.0), normals)]
 
         def add(client: tf.Tensor, *summed: tf.Tensor) -> list[tf.Tensor]:
@@ -215,7 +239,7 @@ class GroupTrainer:
         logits = tf.transpose(all_logits.stack(), [1, 0, 2, 3])
         counted = tf.sequence_mask(tf.where(is_usable[:, tf.newaxis], shown, 0), tf.shape(inputs)[2])
         metrics = _metrics(tf.boolean_mask(labels, counted), tf.boolean_mask(logits, counted))
-        return [aggregate, is_usable, tf.sqrt(square), *metrics]
+        return [aggregate, is_usable, tf.sqrt(square), looked_at, *metrics]
 
     def _scales(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """`clipping.clip_scales` of every client: float32 [g] for each weight."""
@@ -245,6 +269,11 @@ def shard_trainer(
 def _squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """The squared L2 norms float32 [g] of each client's slice of tensors [g, ...]."""
     return [tf.reduce_sum(tf.square(one), list(range(1, len(one.shape)))) for one in tensors]
+
+
+def _rows(tensor: tf.Tensor) -> tf.Tensor:
+    """A tensor [g, ...] as a row of numbers per client."""
+    return tf.reshape(tensor, [tf.shape(tensor)[0], -1])
 
 
 def _of_clients(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

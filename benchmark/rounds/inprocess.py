@@ -9,11 +9,13 @@ not depend on the cohort: the model, the server's state, one aggregate and one c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan, ClientData
 from benchmark.privacy.noise_key import NoiseKey
+from benchmark.rounds import drift
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import CanaryConfig, FederatedConfig
 from benchmark.rounds.group import shard_trainer
@@ -47,11 +49,16 @@ class InProcessRuntime(RoundServer):
         self.trainer = LocalTrainer(model, config.client, self.aggregation.spec.step)
         self._cohort = shard_trainer(self.trainer, self.aggregation, data, batch_plan, seed, self.local_key)
 
-    def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
+    def run_round(
+        self, round_number: int, cohort: Sequence[str], looked_at: Sequence[int] | None = None
+    ) -> RoundResult:
         """Sends the global weights, trains each client and adds its update up, takes the server's step."""
         sent = self.broadcast(round_number)
-        result = self._cohort.train(sent, cohort)
-        return self.finish(round_number, [result])
+        if looked_at is None:
+            return self.finish(round_number, [self._cohort.train(sent, cohort)])
+        result = self._cohort.train(drift.watched(sent), cohort)
+        found = drift.measure(self._cohort.train, sent, cohort, result, looked_at)
+        return replace(self.finish(round_number, [result]), drift=found)
 
     def close(self) -> None:
         pass

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from benchmark.privacy.audit import CanaryScores
+from benchmark.rounds.drift import Drift
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class RoundResult:
       refused_clients: clients whose update was not finite or longer than `MAX_UPDATE_NORM`, and therefore left out,
         where the runtime can tell.
       dp_metrics: of a private round, made of clean updates and therefore not private; none of TFF's own runtime.
+      drift: of the clients' updates, where the round was asked for it; not private either.
     """
 
     metrics: dict[str, float]
@@ -31,6 +33,7 @@ class RoundResult:
     noise_multipliers: tuple[float, ...] = ()
     refused_clients: tuple[str, ...] = ()
     dp_metrics: dict[str, float] = field(default_factory=dict)
+    drift: Drift | None = None
 
     @property
     def update_rejected(self) -> bool:
@@ -41,8 +44,14 @@ class RoundResult:
 class Runtime(Protocol):
     """Executes rounds of a federated algorithm."""
 
-    def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
-        """Trains the cohort from the current global weights and updates them."""
+    def run_round(
+        self, round_number: int, cohort: Sequence[str], looked_at: Sequence[int] | None = None
+    ) -> RoundResult:
+        """Trains the cohort from the current global weights and updates them.
+
+        Args:
+          looked_at: places in the cohort of the clients whose cosines `RoundResult.drift` is to have; None: no drift.
+        """
         ...
 
     def weights(self) -> list[np.ndarray]:

@@ -33,6 +33,7 @@ class Broadcast(NamedTuple):
       weights: the global weights.
       aggregator: the aggregator's own (clip norm, ...).
       base_optimizer_state: MimeLite's.
+      direction: what every client's update is held against, a tensor per weight; empty: nothing looks at updates.
     """
 
     round_number: int
@@ -40,6 +41,7 @@ class Broadcast(NamedTuple):
     weights: Sequence[tf.Tensor]
     aggregator: Sequence[tf.Tensor]
     base_optimizer_state: Sequence[tf.Tensor]
+    direction: Sequence[tf.Tensor] = ()
 
     def arrays(self) -> Broadcast:
         """The same with NumPy arrays, to be sent to another process."""
@@ -61,6 +63,8 @@ class ShardResult(NamedTuple):
       refused_clients: clients whose update was not finite or longer than `MAX_UPDATE_NORM`, and therefore left out.
       client_seconds: float64 [clients], how long each client took.
       update_norms: float32 [clients], the L2 norm of each client's update before clipping, of refused ones too.
+      update_sum: of the usable updates before clipping, a tensor or array per weight; empty without a direction.
+      update_products: float64 [clients], of each update with the direction; empty without one.
     """
 
     aggregate: Sequence[tf.Tensor]
@@ -69,26 +73,36 @@ class ShardResult(NamedTuple):
     refused_clients: tuple[str, ...]
     client_seconds: np.ndarray
     update_norms: np.ndarray
+    update_sum: Sequence[tf.Tensor] = ()
+    update_products: np.ndarray = np.zeros(0)
 
 
 class _Added(NamedTuple):
-    """The aggregate with a client's update in it, whether it may be used, and the update's norm before clipping."""
+    """The aggregate with a client's update in it, whether it may be used, and the update's norm before clipping.
+
+    With a direction also the sum of updates with it, and its product with the direction.
+    """
 
     aggregate: list[tf.Tensor]
     is_usable: tf.Tensor
     norm: tf.Tensor
+    update_sum: list[tf.Tensor]
+    product: list[tf.Tensor]
 
 
 class _Sum(NamedTuple):
     """What a client's update is added to: the aggregate of the clients before it, how the update is encoded, its noise.
 
-    `normals` are those of local privacy, empty without.
+    `normals` are those of local privacy, empty without; `update_sum` and `direction` are empty where nothing looks at
+    updates.
     """
 
     aggregate: Sequence[tf.Tensor]
     broadcast: Sequence[tf.Tensor]
     seed: tf.Tensor
     normals: Sequence[tf.Tensor]
+    update_sum: Sequence[tf.Tensor]
+    direction: Sequence[tf.Tensor]
 
 
 class ShardTrainer:
@@ -129,24 +143,31 @@ class ShardTrainer:
         self._trainer.has_moved = True  # whatever the model was used for since the round before
         aggregate = self._aggregation.zero()
         num_examples, refused, seconds, norms = 0, [], [], []
+        update_sum, products = [tf.zeros_like(one) for one in sent.direction], []
         for client_id in clients:
             started = time.perf_counter()
             seed = tf.constant(derive_seed(self._seed, "encoding", sent.round_number, client_id))
             normals = self._randomizer.normals(sent.round_number, client_id, sent.weights)
-            total = _Sum(aggregate, sent.aggregator, seed, [tf.constant(normal) for normal in normals])
-            photos, (aggregate, is_usable, norm) = self._train_client(batches, sent, learning_rate, total)
-            if not is_usable:
+            drawn = [tf.constant(normal) for normal in normals]
+            total = _Sum(aggregate, sent.aggregator, seed, drawn, update_sum, sent.direction)
+            photos, added = self._train_client(batches, sent, learning_rate, total)
+            aggregate = added.aggregate
+            if added.is_usable:
+                update_sum = added.update_sum
+            else:
                 # Only now, because to decide it inside the compiled step would select between two results, another way
                 # through all weights, for every client because of hardly any.
                 aggregate = self._add_nothing(total)
                 refused.append(client_id)
             num_examples += photos
-            norms.append(norm.numpy())
+            norms.append(added.norm.numpy())
+            products += [product.numpy() for product in added.product]
             seconds.append(time.perf_counter() - started)
         metrics = self._metrics
         sums = [variable.numpy() for variable in (metrics.counts, metrics.loss_sum, metrics.num_photos)]
         of_clients = np.array(seconds, np.float64), np.array(norms, np.float32)
-        return ShardResult(aggregate, sums, num_examples, tuple(refused), *of_clients)
+        looked_at = update_sum, np.array(products, np.float64)
+        return ShardResult(aggregate, sums, num_examples, tuple(refused), *of_clients, *looked_at)
 
     def _train_client(
         self, batches: Iterator[ClientBatch], sent: Broadcast, learning_rate: tf.Tensor, total: _Sum
@@ -192,7 +213,10 @@ class ShardTrainer:
         self._metrics.add(self._trainer.metrics, tf.cast(is_usable, tf.int64))
         result = [*self._randomizer.apply(update, square, total.normals), weight, *full_gradient]
         aggregate = self._aggregation.accumulate(total.aggregate, result, total.broadcast, total.seed)
-        return _Added(aggregate, is_usable, tf.sqrt(square))
+        looked_at = zip(total.update_sum, total.direction, update, strict=True) if total.direction else ()
+        parts = [(before + one, tf.reduce_sum(along * one)) for before, along, one in looked_at]
+        product = [tf.add_n([one for _, one in parts])] if parts else []
+        return _Added(aggregate, is_usable, tf.sqrt(square), [summed for summed, _ in parts], product)
 
     def _add_nothing(self, total: _Sum) -> list[tf.Tensor]:
         """The aggregate with a diverged client in it, as TFF counts one: an update of zero, with weight zero.

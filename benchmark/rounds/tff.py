@@ -59,7 +59,11 @@ class TffRuntime:
         _tff_model(model_fn(), batch_plan)
         self._state = self._process.set_model_weights(composed.initialize(), weights)
 
-    def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
+    def run_round(
+        self, round_number: int, cohort: Sequence[str], looked_at: Sequence[int] | None = None
+    ) -> RoundResult:
+        if looked_at is not None:
+            raise ValueError("no update of a client leaves TFF's own runtime")
         clients = [
             collections.OrderedDict(
                 # Objects, because NumPy's own byte strings lose trailing zero bytes.

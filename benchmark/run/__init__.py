@@ -13,6 +13,7 @@ __all__ = [
     "folder",
     "interruption",
     "machine",
+    "members",
     "names",
     "schedules",
     "seeds",

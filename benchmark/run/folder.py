@@ -5,6 +5,7 @@ noise.key      of a private run that is not complete: what its noise and cohorts
 run.json       versions, machine, git revision, data digest, seeds, when it started and continued
 metrics.csv    one row per epoch or round; equal for equal flags, however often the run was interrupted
 times.csv      seconds of training by the end of each row
+clients.csv.gz one row per client that was looked at, a gzip member per round in which some were
 tensorboard/   the same numbers as TensorBoard events
 checkpoints/   what a resumed run starts from
 summary.json   the result; its presence means that the run is complete
@@ -17,11 +18,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.run import names
+from benchmark.run import members, names
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.files import read_flags, read_json, read_seconds, read_table
 from benchmark.run.machine import environment
@@ -33,7 +34,7 @@ from flair.files import atomic, checked_json, lock
 _OUTPUTS = (
     *(names.FLAGS_FILE, names.RUN_FILE, names.METRICS_FILE, names.TIMES_FILE, names.SUMMARY_FILE),
     *("privacy.*", names.AUDIT_FILE, names.KEY_FILE, names.BEST_FILE, names.LAST_FILE, "clients*.csv"),
-    names.EVALUATION_FILE,
+    *(names.CLIENTS_FILE, names.EVALUATION_FILE),
 )
 _DESCRIPTION = {"started": str, "continued?": [str], "data?": {"digest?": str}}
 _METRICS = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "training_seconds": NUMBER}
@@ -172,6 +173,7 @@ class RunFolder:
         self._seconds = {row: seconds for row, seconds in self._seconds.items() if row <= step}
         from benchmark.run import events
 
+        members.cut_back(self.path / names.CLIENTS_FILE, step)
         self._write_csv()
         events.write(self.path / names.TENSORBOARD_DIR, self.rows)
 
@@ -186,6 +188,10 @@ class RunFolder:
             _append(self.path / names.METRICS_FILE, [step, *(_cell(values.get(name)) for name in self._columns)])
             _append(self.path / names.TIMES_FILE, [step, f"{seconds:.3f}"])
         events.append(self.path / names.TENSORBOARD_DIR, step, values)
+
+    def add_clients(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Adds the clients of one step, which begins each row, to clients.csv.gz."""
+        members.append(self.path / names.CLIENTS_FILE, header, rows)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, which marks the run complete."""

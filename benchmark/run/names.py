@@ -11,7 +11,7 @@ FLAGS_FILE, RUN_FILE, SUMMARY_FILE = "flags.txt", "run.json", "summary.json"
 METRICS_FILE, TIMES_FILE = "metrics.csv", "times.csv"
 BEST_FILE, LAST_FILE = "best.h5", "last.h5"
 EVALUATION_FILE, PRIVACY_FILE, KEY_FILE = "evaluation.json", "privacy.json", "noise.key"
-AUDIT_FILE = "audit.json"
+AUDIT_FILE, CLIENTS_FILE = "audit.json", "clients.csv.gz"
 LOCK_FILE, TENSORBOARD_DIR, CHECKPOINTS_DIR = "run.lock", "tensorboard", "checkpoints"
 
 

@@ -87,6 +87,20 @@ def _federated(flag: _Add, count: _Add) -> None:
     flag("--memory_of", choices=FEDERATED_STAGES, help=argparse.SUPPRESS)
 
 
+def _client_eval(flag: _Add, count: _Add) -> None:
+    flag("--tfrecords_dir", type=path_flag, help="records to train on; a synthetic dataset without it")
+    count("--num_users", default=500, help="users of the synthetic dataset (default: 500)")
+    count("--num_images", default=4200, help="its photos (default: 4200)")
+    flag("--model", default="resnet18", help="network (default: resnet18)")
+    count("--image_size", default=224, help="input pixels (default: 224)")
+    flag("--features", action="store_true", help="train the head alone, on cached features")
+    count("--clients", default=200, help="clients a round (default: 200)")
+    count("--looked_at", default=50, help="validation users, and clients of the round, looked at (default: 50)")
+    count("--rounds", default=10, help="rounds between two looks (default: 10)")
+    count("--repeats", default=3, help="repetitions (default: 3)")
+    flag("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
+
+
 def _few_weights(flag: _Add, count: _Add) -> None:
     count("--num_users", default=41_131, help="training users (default: FLAIR's 41131)")
     flag("--features", type=positive_ints, default=[512, 1280], help="features a photo (default: 512,1280)")
@@ -148,6 +162,11 @@ _SUBJECTS: dict[str, tuple[Callable[[_Add, _Add], None], str]] = {
         f"training and evaluation take turns within a repetition, {_SIDE_BY_SIDE}",
     ),
     "federated": (_federated, "Measures federated rounds beside the bare training steps on the same photos."),
+    "client_eval": (
+        _client_eval,
+        "What looking at clients (--rounds_per_client_eval) costs: a round without and with it, and the scores, which "
+        f"take turns within a repetition, {_SIDE_BY_SIDE}",
+    ),
     "few_weights": (_few_weights, "Trains a head on made-up features of FLAIR's size, with privacy, all rounds."),
     "audit": (_audit, "Measures the audit for near duplicates on generated photos, copies planted among them."),
     "ray": (

@@ -26,17 +26,20 @@ class Divergence(NamedTuple):
     shuffled: Floats
 
 
-def divergences(counts: Integers) -> Floats:
-    """Jensen-Shannon divergence, in bits, of each row's distribution from that of the sum of all rows.
+def divergences(counts: Integers, population: Integers | None = None) -> Floats:
+    """Jensen-Shannon divergence, in bits, of each row's distribution from that of a population.
 
     Args:
-      counts: [users, labels], no row and no column all zero.
+      counts: [users, labels], no row all zero.
+      population: [labels], which need not hold the users; None: the sum of all rows.
 
     >>> divergences(np.array([[4, 0], [0, 4]])).round(4).tolist()
     [0.3113, 0.3113]
+    >>> divergences(np.array([[4, 0], [0, 4]]), np.array([7, 0])).tolist()
+    [0.0, 1.0]
     """
     user, label = np.nonzero(counts)
-    return _divergences(UserLabels(user, label, counts[user, label]))
+    return _divergences(UserLabels(user, label, counts[user, label]), population)
 
 
 def shuffle_photos(annotations: Annotations, seed: int) -> Annotations:
@@ -78,13 +81,15 @@ def by_size(divergence: Divergence) -> list[SizeGroup]:
     ]
 
 
-def _divergences(own: UserLabels) -> Floats:
+def _divergences(own: UserLabels, of_label: Integers | None = None) -> Floats:
     """As `divergences`, of nothing but the labels that users have: they may be many, and each user has few."""
     of_user = np.bincount(own.user, own.photos)
-    of_label = np.bincount(own.label, own.photos)
+    of_label = np.bincount(own.label, own.photos) if of_label is None else of_label
     share, population = own.photos / of_user[own.user], (of_label / of_label.sum())[own.label]
     middle = (share + population) / 2
-    terms = share * np.log2(share / middle) + population * np.log2(population / middle)
+    # A label that nobody of the population has adds nothing on its side: 0 log 0.
+    ratio = np.where(population > 0, population, middle) / middle
+    terms = share * np.log2(share / middle) + population * np.log2(ratio)
     # A label that the user does not have gives its share of the population: the middle is half of that, one bit.
     absent = 1 - np.bincount(own.user, population)
     return np.asarray((np.bincount(own.user, terms) + absent) / 2)

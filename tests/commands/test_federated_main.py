@@ -54,6 +54,9 @@ def _assert_same_run(one, other):
         np.testing.assert_array_equal(first[name], second[name])
     for name in ("privacy.json", "privacy.txt"):
         assert (one / name).read_text() == (other / name).read_text()
+    clients = [(run / "clients.csv.gz") for run in (one, other)]
+    assert clients[0].exists() == clients[1].exists()
+    assert not clients[0].exists() or clients[0].read_bytes() == clients[1].read_bytes()
     for name in ("best.h5", "last.h5"):
         assert_equal_weights(one / name, other / name)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
@@ -171,8 +174,8 @@ def test_a_stopped_run_continues_to_the_same_result(tfrecords, repeatable, finis
     ids=["all weights and canaries", "features and banded noise"],
 )
 def test_kills_change_nothing(tfrecords, repeatable, tmp_path, more, kills):
-    """SIGKILL at seeded places of a twelve-round private run, resumed each time."""
-    flags = (*repeatable, "--total_rounds=12", *more)
+    """SIGKILL at seeded places of a twelve-round private run that looks at clients, resumed each time."""
+    flags = (*repeatable, "--total_rounds=12", "--rounds_per_client_eval=1", "--clients_per_client_eval=2", *more)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     _run(*flags, *_places(tfrecords, unbroken))
     for round_number in range(1, kills + 1):

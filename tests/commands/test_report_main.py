@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from benchmark.data.records import Task
 from benchmark.evaluation import result as evaluation_result
 from benchmark.evaluation.sets import EvaluationSet
+from benchmark.federated import client_eval
 from benchmark.privacy.caveats import RunRecord
 from benchmark.privacy.statement import write_statement
 from benchmark.report.runs import SECRET, different_settings, open_runs
+from benchmark.run import members
 from benchmark.run.names import short_names
 from flair.errors import FlairError
 from tests.support.commands import only_line, run
@@ -55,6 +57,24 @@ def _make_run(folder, step, seed, rounds, extra=lambda _round: {}, flags=()):
     (folder / "summary.json").write_text(json.dumps(summary | {"epsilon": 3.5} if "epsilon" in extra(5) else summary))
 
 
+def _look(folder, seed, rounds):
+    """Clients as a training with --rounds_per_client_eval=5 leaves them: large users do better, and the more later."""
+    rng = np.random.default_rng(seed)
+    for number in range(5, rounds + 1, 5):
+        rows = []
+        for user, photos in enumerate([1, 1, 2, 3, 5, 6, 9, 14, 17, 30, 60, 90]):
+            size = np.log2(photos)
+            before = 0.5 - 0.02 * size - 0.002 * number + 0.02 * rng.normal()
+            after, name, distance = before - 0.02 * size, f"{user}@N01", 0.6 / (1 + size)
+            rows.append((number, name, "val", photos, before, 1 - before, None, None, distance))
+            if photos > 1:
+                for kind, loss in (("val_before", before), ("val_after", after)):
+                    rows.append((number, name, kind, photos // 2, loss, 1 - loss, None, None, None))
+            seen = (before, 1 - before, 0.1, 0.2 + 0.1 * size) if user % 3 else (None, None, 0.1, None)
+            rows.append((number, name, "cohort", photos, *seen, distance))
+        members.append(folder / "clients.csv.gz", (*client_eval.COLUMNS, *client_eval.DRIFT_COLUMNS), rows)
+
+
 class _Fixed:
     """Predictions that no model made."""
 
@@ -82,14 +102,20 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     paths = [root / name / "cnn_17" for name in ("central", "federated <i>", "private")]
     _make_run(paths[0], "epoch", 1, 10, flags=("learning_rate=0.1", "run_dir=here"))
-    _make_run(paths[1], "round", 2, 40, flags=("client_learning_rate=0.1", "run_dir=there"))
+
+    def drift(number):
+        return {"gradient_diversity": 0.4 + 0.01 * number, "cosine_to_mean": 0.5 - 0.005 * number, "update_norm": 0.3}
+
+    _make_run(paths[1], "round", 2, 40, drift, flags=("client_learning_rate=0.1", "run_dir=there"))
 
     def noise(number):
         found = {"clip_norm": 0.1 + 0.001 * number, "average_client_norm": 0.5, "server_update_norm": 0.2}
-        found |= {f"not_private/{name}": 0.3 for name in DP_METRICS}
+        found |= {f"not_private/{name}": 0.3 for name in (*DP_METRICS, "gradient_diversity", "cosine_to_mean")}
         return found | {"epsilon": 0.5 + 0.1 * number}
 
     _make_run(paths[2], "round", 3, 40, noise, ("client_learning_rate=0.2", "run_dir=else", "epsilon=4"))
+    for seed, path in enumerate(paths[1:]):
+        _look(path, seed, 40)
     plan = plan_of(num_users=500, cohort=20, total_rounds=40, epsilon=4.0)
     write_statement(paths[2], make_statement_of(plan))
     scored = [_evaluate(path, path.parent.name, seed) for seed, path in enumerate(paths)]
@@ -122,6 +148,8 @@ FIGURES = {
     *(f"{m}_over_{x}" for m in ("loss", "macro_averaged_precision") for x in ("epochs", "rounds", "time")),
     *("macro_averaged_precision_against_epsilon", "clip_norm", "average_client_norm", "server_update_norm"),
     *DP_METRICS,
+    *("gradient_diversity", "cosine_to_mean", "local_training_by_size", "cosine_by_size", "cosine_by_labels"),
+    *("micro_averaged_precision_of_worst_decile", "loss_of_worst_decile"),
     *("by_label_test", "micro_averaged_precision_by_user_test", "macro_averaged_precision_test"),
 }
 
@@ -194,6 +222,8 @@ def test_without_evaluations_and_privacy_figures_are_left_out_with_a_reason(runs
         "no run clips",
         "--debug_measurements",
         "no run has an evaluation.json",
+        "no run looked at updates",
+        "no run looked at any",
     ):
         assert reason in page and reason in done.stdout
     assert "0.500" in page  # the summary's point estimates
@@ -276,6 +306,16 @@ def test_a_damaged_file_of_a_run_is_refused_in_one_line_not_a_traceback(tmp_path
         open_runs([str(tmp_path / "run")])
     assert str(tmp_path / "run" / name) in str(caught.value) and reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [[(1, "a")], [(1, "a", "val", "many", 1, 1, 1, 1, 1)], [("one", "a")]])
+def test_damaged_clients_are_refused_in_one_line(tmp_path, rows):
+    _make_run(tmp_path / "run", "round", 1, 5)
+    header = (*client_eval.COLUMNS, *client_eval.DRIFT_COLUMNS)
+    members.append(tmp_path / "run" / "clients.csv.gz", header, rows)
+    with pytest.raises(FlairError, match="is damaged") as caught:
+        open_runs([str(tmp_path / "run")])
+    assert str(tmp_path / "run" / "clients.csv.gz") in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_numbers_of_a_diverged_model_that_are_null_do_not_stop_the_report(tmp_path):

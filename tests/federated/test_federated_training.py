@@ -24,7 +24,7 @@ class _Runtime:
     def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
         self._shapes, self._rounds = shapes, 0
 
-    def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
+    def run_round(self, round_number: int, cohort: Sequence[str], looked_at: None = None) -> RoundResult:
         self._rounds += 1
         return RoundResult({"loss": 1.0}, {}, len(cohort))
 

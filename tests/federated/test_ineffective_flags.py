@@ -11,6 +11,7 @@ from benchmark.training import flags as model_flags
 from flair.errors import FlairError
 
 LOCAL = "--local_noise_multiplier=3"
+LOOKS = ("--rounds_per_client_eval=10",)
 
 
 def _check(*given):
@@ -66,6 +67,13 @@ def _check(*given):
         (["--server_final_learning_rate=0.01"], "--server_final_learning_rate=0.01"),
         (["--total_rounds=10", "--client_warmup_rounds=11"], "--client_warmup_rounds=11"),
         (["--total_rounds=10", "--server_warmup_rounds=11"], "--server_warmup_rounds=11"),
+        (["--clients_per_client_eval=9"], "--clients_per_client_eval has no effect without --rounds_per_client_eval"),
+        (["--federated_eval_local_training"], "--federated_eval_local_training has no effect without --federated_eval"),
+        ([*LOOKS, "--federated_eval_clients=9"], "--federated_eval_clients has no effect without --federated_eval"),
+        ([*LOOKS, "--total_rounds=9"], "--rounds_per_client_eval=10: no client would be looked at in --total_rounds=9"),
+        ([*LOOKS, "--runtime=tff"], "--rounds_per_client_eval=10: updates of clients are looked at with --runtime=in"),
+        ([*LOOKS, "--runtime=ray"], "--rounds_per_client_eval=10: updates of clients are looked at with --runtime=in"),
+        ([*LOOKS, "--aggregator=secure"], "--rounds_per_client_eval=10 looks at single updates, which --aggregator=s"),
     ],
 )
 def test_a_flag_without_effect_is_refused_in_one_line(given, named):
@@ -94,6 +102,7 @@ def test_a_flag_without_effect_is_refused_in_one_line(given, named):
         ["--server_optimizer=adamw", "--server_weight_decay=0", "--server_beta_2=0.99"],
         ["--total_rounds=10", "--server_warmup_rounds=10", "--server_lr_schedule=linear"],
         ["--client_weighting=uniform"],
+        [*LOOKS, "--clients_per_client_eval=9", "--federated_eval_local_training", "--algorithm=fed_sgd"],
     ],
 )
 def test_what_has_an_effect_passes_and_so_does_its_flags_txt(given):

@@ -85,6 +85,12 @@ def test_a_weak_guarantee_and_artificial_clients_are_named():
     assert [caveat["name"] for caveat in artificial["caveats"]][:2] == ["simulation", "artificial users"]
 
 
+def test_that_clients_were_looked_at_is_said_where_they_were():
+    for looked_at in (False, True):
+        statement = make_local_statement(_plan(20.0), 30, 0.1, KeyState.DELETED, clients_looked_at=looked_at)
+        assert ("clients looked at" in [caveat["name"] for caveat in statement["caveats"]]) == looked_at
+
+
 def test_noise_of_clients_and_rounds_is_unrelated_and_can_be_drawn_again():
     noise, size = LocalNoise(NoiseKey(bytes(32))), 20_000
     drawn = [noise.normals(round_number, client, size) for round_number in (0, 1) for client in ("ann", "bo", "1")]

@@ -169,6 +169,7 @@ def test_a_plain_run_carries_what_no_run_covers_and_nothing_else(plans):
         ("poisson", {"noise_key": KeyState.GIVEN}, "noise key file"),
         ("poisson", {"drawn_by_tff": True}, "noise of TFF's runtime"),
         ("poisson", {"target_unclipped_quantile": 0.01}, "collapsing clip"),
+        ("poisson", {"clients_looked_at": True}, "clients looked at"),
     ],
 )
 def test_caveats_come_where_they_belong(plans, plan, change, name):

@@ -30,6 +30,16 @@ def test_it_is_scipys_jensen_shannon_distance_squared(counts: np.ndarray) -> Non
     np.testing.assert_allclose(divergences(counts), np.nan_to_num(expected), atol=1e-12)
 
 
+@given(
+    arrays.arrays(np.int64, (3, 4), elements=st.integers(0, 9)), arrays.arrays(np.int64, 4, elements=st.integers(0, 99))
+)
+def test_a_population_need_not_hold_the_users(counts: np.ndarray, population: np.ndarray) -> None:
+    counts[:, 0] += 1
+    population[1] += 1
+    expected = [jensenshannon(row / row.sum(), population / population.sum(), base=2) ** 2 for row in counts]
+    np.testing.assert_allclose(divergences(counts, population), np.nan_to_num(expected), atol=1e-12)
+
+
 def test_equal_users_do_not_diverge_and_strangers_do() -> None:
     assert divergences(np.array([[2, 6], [1, 3]])) == pytest.approx([0, 0])
     crowd = np.zeros((1001, 2), np.int64)

@@ -39,6 +39,11 @@ SMALLER = (
     (r" benchmark\.personalize_main ", "--partition=train --num_episodes=4"),
     (r" --episodes=labels ", "--label_set=train"),
     (r" benchmark\.speed_main audit ", "--num_images=120"),
+    (r" --rounds_per_client_eval=", "--rounds_per_client_eval=1"),
+    (
+        r" benchmark\.speed_main client_eval",
+        "--model=cnn --image_size=32 --num_users=40 --num_images=120 --clients=4 --looked_at=2 --repeats=1",
+    ),
     (
         r" benchmark\.speed_main few_weights",
         "--model=cnn --image_size=32 --photos=120 --num_users=200 --rounds=4 --features=8 --clients=8",
