@@ -4,4 +4,4 @@ What enters is logits and labels. What leaves is averaged precision and its comp
 loss and its gradient.
 """
 
-__all__ = ["histogram", "keras", "loss", "spread"]
+__all__ = ["calibration", "histogram", "keras", "loss", "spread"]
