@@ -97,13 +97,14 @@ def test_decisions_and_those_of_resamples_are_scikit_learns():
     np.testing.assert_allclose(thresholds.label_f1(photos, by_label), f1)
     one = photos._replace(scores=photos.scores[:, :1], labels=photos.labels[:, :1])
     bare, _ = thresholds.decisions(one, by_label[:1], bootstrap, is_binary=True)
-    assert bare == pytest.approx({name: values_of(one, decided[:, 0]) for name, values_of in _BARE.items()})
-
-
-_BARE = {
-    name: lambda one, decided, score=getattr(sklearn_metrics, f"{name}_score"): score(one.labels[:, 0], decided)
-    for name in ("precision", "recall", "f1")
-}
+    truth = one.labels[:, 0], decided[:, 0]
+    assert bare == pytest.approx(
+        {
+            "precision": sklearn_metrics.precision_score(*truth),
+            "recall": sklearn_metrics.recall_score(*truth),
+            "f1": sklearn_metrics.f1_score(*truth),
+        }
+    )
 
 
 def _calibration_error(labels, scores):
