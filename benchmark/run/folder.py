@@ -132,7 +132,7 @@ class RunFolder:
                 f"{self.path}: the run was begun with another network than --model builds now: its function, or what "
                 "that reads, was changed; bring it back to continue, or give another --run_dir, or --overwrite"
             )
-        if self._described().get("logit_adjustment") != facts.get("logit_adjustment"):
+        if self.has_begun and self._described().get("logit_adjustment") != facts.get("logit_adjustment"):
             raise FlairError(
                 f"{self.path}: the run was begun with other frequencies than the file of --logit_adjustment holds now; "
                 "give the same file to continue it, another --run_dir, or --overwrite"
