@@ -18,6 +18,7 @@ from benchmark.run.folder import RunFolder, WatchedRunFolder
 from benchmark.run.names import BEST_FILE
 from benchmark.run.schedules import learning_rates
 from benchmark.training import flags as model_flags
+from benchmark.training import loss as loss_flags
 from benchmark.training import start
 from flair.errors import FlairError
 from flair.terminal.counted import counted
@@ -97,6 +98,7 @@ def _train(
         seed=flags.seed,
         restored_model=restored,
         network_sha256=start.network_digest(flags, trainer.network),
+        **loss_flags.facts(flags, trainer.loss.offsets),
     )
     from benchmark.central import loop
     from benchmark.evaluation import passes
@@ -149,9 +151,10 @@ def _build(flags: Flags, records: Records, task: Task) -> _Built:
     from benchmark.training.inputs import prepare
 
     devices = Devices()
+    loss = loss_flags.loss_config(flags, loss_flags.logit_offsets(flags, records, task))
     if devices.num_workers > 1:
         restored = start.facts(flags)
-        facts = [*flags.lines(ALIKE), records.digest(), restored and restored["sha256"]]
+        facts = [*flags.lines(ALIKE), records.digest(), restored and restored["sha256"], loss.offsets]
         with devices.together():
             devices.check_equal(repr(facts), "some flags, data or starting weights")
     microbatch = flags.microbatch_size or (64 if devices.is_cpu else flags.train_batch_size)
@@ -160,7 +163,7 @@ def _build(flags: Flags, records: Records, task: Task) -> _Built:
     start.restore(flags, network)
     prepared = prepare(flags, records, task, network)
     inputs = prepared.inputs
-    trainer = CentralTrainer(prepared.model, task, flags.clipnorm, devices, microbatch, network)
+    trainer = CentralTrainer(prepared.model, task, flags.clipnorm, devices, microbatch, network, loss)
     training = inputs.training(flags.train_batch_size, flags.seed, devices.replicas, devices.num_replicas)
     workers = (devices.worker, devices.num_workers)
     validation, test = (inputs.evaluation(partition, *workers) for partition in ("val", "test"))

@@ -1,8 +1,9 @@
 """Evaluates saved models: every metric with its 95% interval from a bootstrap over users.
 
-For each model and partition: the metrics that training prints, exact average precision, averaged precision of each
-label, the spread over users, and the predictions as .npy with an id file; for several models also paired differences
-(--compare). Partitions may be test sets' manifests. Predictions are made anew and compared with those of the last
+For each model and partition: the metrics that training prints, exact average precision, calibration error, averaged
+precision of each label, the spread over users, and the predictions as .npy with an id file; for several models also
+paired differences (--compare). With val and others among --partitions also decisions by thresholds of each label that
+are chosen on val. Partitions may be test sets' manifests. Predictions are made anew and compared with those of the last
 evaluation in --output_dir; an interrupted evaluation is continued. docs/evaluation.md explains the numbers and files.
 """
 
@@ -30,6 +31,7 @@ from flair.terminal.progress import duration
 if TYPE_CHECKING:
     from benchmark.evaluation.result import Scored
 
+VAL = "val"  # where thresholds are chosen
 FLAGS: Table = (
     path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", Role.DATA, required=True),
     paths(
@@ -154,6 +156,7 @@ def _evaluate(
     task: Task,
 ) -> None:
     from benchmark.evaluation import result as evaluation_result
+    from benchmark.evaluation import thresholds
     from benchmark.evaluation.predictor import Predictor
 
     predictor = Predictor(folder, records, task, flags.eval_batch_size, flags.reuse_predictions, flags.feature_dir)
@@ -163,13 +166,17 @@ def _evaluate(
         size = flags.image_height or model.image_size[0], flags.image_width or model.image_size[1]
         if not (model.is_size_known or (flags.image_height and flags.image_width)):
             print(f"{model.path}: does not say its input size; {size[0]}x{size[1]} is taken", flush=True)
+        reruns = {}
         for one in sets:
-            place = folder / one.name / model.name
-            predictions, rerun = predictor.predict(model, size, one, place)
+            predictions, reruns[one.name] = predictor.predict(model, size, one, folder / one.name / model.name)
             found = evaluation_result.Scored(one, predictions, task, flags.num_resamples, flags.seed)
             scored[model.name, one.name] = found
-            result = evaluation_result.result_of(found, place)
-            results.append({"model": model.name, **result, "rerun": rerun, "predictions": str(place)})
+        val = scored.get((model.name, VAL)) if len(sets) > 1 else None
+        chosen = None if val is None else thresholds.choose(val.photos)
+        for one in sets:
+            place, applied = folder / one.name / model.name, None if one.name == VAL else chosen
+            result = evaluation_result.result_of(scored[model.name, one.name], place, applied)
+            results.append({"model": model.name, **result, "rerun": reruns[one.name], "predictions": str(place)})
     content = {
         "format": evaluation_result.FORMAT_VERSION,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

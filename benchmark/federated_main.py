@@ -25,6 +25,7 @@ from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
 from benchmark.run.names import BEST_FILE, PRIVACY_FILE
 from benchmark.training import flags as model_flags
+from benchmark.training import loss as loss_flags
 from benchmark.training import plan as training_plan
 from benchmark.training import start
 from flair import __version__
@@ -114,6 +115,7 @@ def _train(
         restored_model=restored,
         cohort_seed=None if settings.has_noise(flags) else settings.cohort_seed(flags),
         noise_key_sha256=None if key is None else key.sha256,
+        **loss_flags.facts(flags, setup.config.client.loss.offsets),
     )
     config = loop.LoopConfig(
         total_rounds=flags.total_rounds,
@@ -184,6 +186,7 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None, network: str 
         *(f"{name}={flags[name]}" for name in _NEWER_FLAGS if flags.is_changed(name)),
         *([] if network is None else [network]),
         *([setup.config.noise.column] if setup.config.noise and setup.config.noise.column else []),
+        *([] if setup.config.client.loss.is_cross_entropy else [setup.config.client.loss]),
         # Cohorts follow from a seed under local privacy, not from the key.
         *([] if setup.local_plan is None else [setup.config.client.local_noise, settings.cohort_seed(flags)]),
     ]

@@ -22,34 +22,41 @@ from benchmark.model.saved import SavedModel
 from benchmark.personalization import flags as personalize_flags
 from benchmark.personalization import run_labels, run_users
 from benchmark.personalization.adaptation import Adaptation
-from benchmark.personalization.flags import FLAGS, LABELS, USERS
+from benchmark.personalization.flags import LABELS, USERS
 from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult
 from benchmark.personalization.run_labels import Labels, LabelsConfig
 from benchmark.personalization.run_users import Users, UsersConfig
 from benchmark.personalization.runner import Episodes, RunConfig, run_episodes
 from benchmark.run import command
 from benchmark.run.files import read_json
-from benchmark.run.flags import CHANGEABLE, Flags
+from benchmark.run.flags import CHANGEABLE, Flags, Table
 from benchmark.run.folder import RunFolder
 from benchmark.run.names import FLAGS_FILE, RUN_FILE, TENSORBOARD_DIR
+from benchmark.training import loss as loss_flags
 from flair.dataset.catalog import TAXONOMY_FILE
 from flair.errors import FlairError
 from flair.files.regular_file import file_sha256
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
 
+FLAGS: Table = (*personalize_flags.FLAGS, *loss_flags.LOSS_FLAGS)
 EPISODES_FILE, USERS_FILE, FIGURES_DIR, FEATURES_DIR = "episodes.csv", "users.csv", "figures", "features"
 
 
 def main(flags: Flags) -> None:
     """Checks the flags and the data, then runs the episodes; TensorFlow is imported only after the checks."""
     personalize_flags.check_flags(flags)
+    loss_flags.check_loss_flags(flags)
+    for flag in loss_flags.LOSS_FLAGS:
+        if flags.episodes == LABELS and flags.is_changed(flag.name):
+            raise FlairError(f"--{flag.name}={flags[flag.name]} has no effect on --episodes={LABELS}; leave it out")
     saved = saved_model.describe(Path(flags.model), flags.network)
     records = open_records(flags.tfrecords_dir)
     task = _task(flags, records, saved)
     records.users(flags.partition)
     with RunFolder(
-        personalize_flags.run_dir(flags), flags.lines(), "episode", flags.names(CHANGEABLE), flags.overwrite
+        *(personalize_flags.run_dir(flags), flags.lines(), "episode", flags.names(CHANGEABLE), flags.overwrite),
+        flags.defaults(),
     ) as run:
         with contextlib.suppress(OSError):  # for training runs only
             (run.path / TENSORBOARD_DIR).rmdir()
@@ -77,6 +84,8 @@ def _facts(flags: Flags, records: Records) -> dict[str, Any]:
         files["duplicates"] = flags.duplicates
     if flags.taxonomy is not None:
         files["taxonomy"] = str(personalize_flags.taxonomy_folder(flags) / TAXONOMY_FILE)
+    if flags.logit_adjustment not in (None, loss_flags.TRAIN):
+        files["logit_adjustment"] = flags.logit_adjustment
     facts = {name: {"path": path, "digest": file_sha256(Path(path))} for name, path in files.items()}
     return {"data": {"tfrecords_dir": flags.tfrecords_dir, "digest": records.digest()}, **facts}
 
@@ -118,8 +127,9 @@ def _episodes(flags: Flags, config: RunConfig) -> Episodes:
     steps, learning_rate = personalize_flags.steps_and_learning_rate(flags)
     if flags.episodes == USERS:
         sgd = steps, learning_rate, flags.batch_size, flags.proximal_strength, flags.clipnorm
+        loss = loss_flags.loss_config(flags, loss_flags.logit_offsets(flags, config.records, config.task))
         division = flags.split, flags.num_support, flags.num_query, flags.duplicates
-        return Users(config, UsersConfig(*division, Adaptation(flags.trainable, *sgd), flags.query_size_limit))
+        return Users(config, UsersConfig(*division, Adaptation(flags.trainable, *sgd, loss), flags.query_size_limit))
     taxonomy = None if flags.taxonomy is None else (flags.taxonomy, personalize_flags.taxonomy_folder(flags))
     drawing = (flags.label_set, flags.ways, flags.shots, flags.num_query, taxonomy)
     return Labels(config, LabelsConfig(*drawing, steps, learning_rate, flags.proximal_strength))

@@ -185,7 +185,7 @@ def test_below_a_door_only_modules_about_flags_take_flags(house: House) -> None:
         *(f"benchmark.{room}.flags" for room in ("central", "federated", "personalization", "training")),
         # What flags mean together, which of them are refused, and a plan that shows them.
         *("benchmark.federated.settings", "benchmark.federated.checks"),
-        *("benchmark.training.inputs", "benchmark.training.start"),
+        *("benchmark.training.inputs", "benchmark.training.loss", "benchmark.training.start"),
         *("benchmark.central.dry_run", "benchmark.federated.dry_run"),
         "benchmark.sweep.grid",
     }, "a module below a door takes plain data, not flags"

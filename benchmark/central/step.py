@@ -10,6 +10,8 @@ import tensorflow as tf
 from benchmark.data.records import Task
 from benchmark.metrics.histogram import NUM_BUCKETS, finalize
 from benchmark.metrics.keras import histogram, losses_of, scores_of
+from benchmark.metrics.loss import CROSS_ENTROPY, LossConfig
+from benchmark.metrics.loss import losses_of as losses_to_train
 from benchmark.model.clipping import clip_gradients
 from benchmark.run.devices import Devices, sum_over_replicas
 from flair.errors import FlairError
@@ -28,6 +30,7 @@ class CentralTrainer:
       microbatch_size: photos that a device passes forward and backward at once. A larger share of a batch is split
         and its gradients added up, which gives the same step up to rounding: no layer looks across photos.
       network: what is to be saved, where `model` is the head of it; None: the model.
+      loss: what the steps descend; the losses that are told are binary cross-entropy, whatever it is.
     """
 
     def __init__(
@@ -38,10 +41,11 @@ class CentralTrainer:
         devices: Devices,
         microbatch_size: int = 64,
         network: tf.keras.Model | None = None,
+        loss: LossConfig = CROSS_ENTROPY,
     ) -> None:
         self.task, self.clipnorm, self.devices, self.microbatch_size = task, clipnorm, devices, microbatch_size
         once = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
-        self.model, self.network = model, network or model
+        self.model, self.network, self.loss = model, network or model, loss
         with devices.scope():
             # The new Keras optimizers pass over the weights a dozen times in a step, where this one does it once.
             self.optimizer = tf.keras.optimizers.legacy.Adam()
@@ -160,8 +164,10 @@ class CentralTrainer:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.model.trainable_variables)
             logits = self.model(images, training=False)  # no batch statistics, no dropout
-            loss_sum = tf.reduce_sum(tf.where(is_photo, losses_of(labels, logits), 0.0))
+            loss_sum = tf.reduce_sum(tf.where(is_photo, losses_to_train(self.loss, labels, logits), 0.0))
         gradients = tape.gradient(loss_sum, self.model.trainable_variables)
+        if not self.loss.is_cross_entropy:
+            loss_sum = tf.reduce_sum(tf.where(is_photo, losses_of(labels, logits), 0.0))
         counts = histogram(tf.boolean_mask(scores_of(logits), is_photo), tf.boolean_mask(labels, is_photo))
         local = tf.stack([loss_sum, tf.reduce_sum(tf.cast(is_photo, tf.float32))])
         loss_sum, total = tf.unstack(sum_over_replicas(local))

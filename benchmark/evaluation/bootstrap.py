@@ -62,6 +62,11 @@ class UserBootstrap:
         counts[filled] = events[filled].toarray() @ self.weights
         return counts
 
+    def sums_in_cells(self, values: np.ndarray, cells: np.ndarray, users: np.ndarray, num_cells: int) -> np.ndarray:
+        """The sum of `values` [events] of each cell in every resample: float32 [cells, resamples]; few cells."""
+        flat = np.bincount(cells * self.num_users + users, values, minlength=num_cells * self.num_users)
+        return np.asarray(flat.reshape(num_cells, self.num_users).astype(np.float32) @ self.weights)
+
     def sums(self, values: np.ndarray, users: np.ndarray) -> np.ndarray:
         """The sum of `values` [events] in every resample: float64 [resamples]."""
         by_user = np.bincount(users, np.asarray(values, np.float64), minlength=self.num_users)

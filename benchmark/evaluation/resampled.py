@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmark.evaluation.bootstrap import UserBootstrap
+from benchmark.metrics import calibration
 from benchmark.metrics import histogram as score_histogram
 from flair.terminal.progress import Progress
 
@@ -58,12 +59,18 @@ def histogram(photos: ScoredPhotos) -> np.ndarray:
 
 
 def metrics(photos: ScoredPhotos, is_binary: bool) -> dict[str, float]:
-    """The published metrics, exactly as training computes them; then exact average precision and, binary, accuracy."""
+    """The published metrics, exactly as training computes them; then calibration error, exact precision, accuracy."""
     counts = histogram(photos)
     loss_sum = float(np.sum(photos.losses, dtype=np.float64))
     found = score_histogram.finalize(counts, loss_sum, len(photos.losses), is_binary)
     if is_binary:
         found["accuracy"] = float(_correct(counts[0]) / max(len(photos.losses), 1))
+    excess = np.stack([_excess(scores, labels) for scores, labels in photos.columns()])
+    num_photos = np.array([len(photos.losses)])
+    of_label = np.stack([calibration.error_of(one[:, None], num_photos) for one in excess], axis=1)
+    pooled_error = calibration.error_of(excess.sum(axis=0)[:, None], num_photos * len(excess))
+    errors = calibration.combine(of_label, pooled_error, is_binary)
+    found |= {name: float(value[0]) for name, value in errors.items()}
     if photos.is_exact_feasible:
         found |= score_histogram.exact_metrics(photos.scores, photos.labels, is_binary)
     return found
@@ -81,6 +88,8 @@ def replicate(
     by_label = {name: np.empty((resamples, num_labels)) for name in ("precision", "recall", "averaged_precision")}
     has_photos = np.empty((resamples, num_labels), bool)
     exact = np.empty((resamples, num_labels if photos.is_exact_feasible else 0))
+    num_photos = bootstrap.sums(np.ones(len(photos.users)), photos.users)
+    pooled_excess, errors = np.zeros((calibration.NUM_BINS, resamples)), np.empty((resamples, num_labels))
     pooled = np.zeros((_CELLS, resamples))
     for column, (scores, labels) in enumerate(photos.columns()):
         cells = score_histogram.NUM_BUCKETS * labels.astype(np.int64) + score_histogram.bucket_of(scores)
@@ -90,6 +99,10 @@ def replicate(
         has_photos[:, column] = histograms[:, 1].any(axis=1)
         for name, values in score_histogram.curves(histograms).items():
             by_label[name][:, column] = values
+        cells = calibration.bin_of(scores)
+        excess = bootstrap.sums_in_cells(scores - labels, cells, photos.users, calibration.NUM_BINS)
+        pooled_excess += excess
+        errors[:, column] = calibration.error_of(excess, num_photos)
         if photos.is_exact_feasible:
             exact[:, column] = _exact(scores, labels, photos.users, bootstrap)
         if progress is not None:
@@ -105,6 +118,8 @@ def replicate(
     found = {"loss": loss, **combined}
     if is_binary:
         found["accuracy"] = _correct(np.moveaxis(histograms, 0, -1)) / histograms.sum(axis=(1, 2))
+    pooled_error = calibration.error_of(pooled_excess, num_photos * num_labels)
+    found |= calibration.combine(errors, pooled_error, is_binary)
     if photos.is_exact_feasible:
         exact_in_sample = np.array([score_histogram.pooled_average_precision(*one) for one in photos.columns()])
         found |= _exact_metrics(photos, _imputed(exact, has_photos, exact_in_sample), bootstrap, is_binary)
@@ -119,6 +134,12 @@ def _by_resample(counts: np.ndarray) -> np.ndarray:
 def _imputed(values: np.ndarray, has_photos: np.ndarray, in_sample: np.ndarray) -> np.ndarray:
     """Fills what a resample cannot tell with the value [labels] of the sample."""
     return np.where(has_photos, values, in_sample)
+
+
+def _excess(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Sum of (score - label) of each bin of calibration: float64 [bins]."""
+    difference = scores.astype(np.float64) - labels
+    return np.bincount(calibration.bin_of(scores), difference, minlength=calibration.NUM_BINS)
 
 
 def _correct(counts: np.ndarray) -> np.ndarray:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from benchmark.data.records import Task
-from benchmark.evaluation import resampled
+from benchmark.evaluation import resampled, thresholds
 from benchmark.evaluation.bootstrap import LEVEL, METHOD, UserBootstrap, clopper_pearson, interval
 from benchmark.evaluation.predictions import Predictions
 from benchmark.evaluation.resampled import Replicates, ScoredPhotos
 from benchmark.evaluation.sets import EvaluationSet
+from benchmark.evaluation.thresholds import HALF, LEAST_USERS, Thresholds
 from benchmark.metrics import histogram
 from benchmark.metrics.spread import distribution
 from flair.files import atomic, checked_json
@@ -66,6 +67,11 @@ class Scored:
             "percentiles": np.percentile(each, np.arange(101)).tolist(),
         }
 
+    def decisions(self, by_threshold: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Precision, recall and F1 by a threshold of each label, and the same of every resample."""
+        bootstrap = self._bootstrap(self.photos.num_users)
+        return thresholds.decisions(self.photos, by_threshold, bootstrap, self.task.is_binary)
+
     def _replicate(self, photos: ScoredPhotos) -> Replicates:
         with Progress(photos.scores.shape[1], f"resampling the users of {self.set.name}", "label") as progress:
             bootstrap = self._bootstrap(photos.num_users)
@@ -82,9 +88,12 @@ class Scored:
 _shared_bootstrap = functools.lru_cache(maxsize=2)(UserBootstrap)
 
 
-def result_of(scored: Scored, folder: Path) -> dict[str, Any]:
-    """Metrics, labels and users of one model on one set; the tables are written to `folder`, too."""
-    per_label, per_user = label_table(scored), user_table(scored)
+def result_of(scored: Scored, folder: Path, chosen: Thresholds | None = None) -> dict[str, Any]:
+    """Metrics, labels and users of one model on one set; the tables are written to `folder`, too.
+
+    `chosen` are thresholds of the same model that were chosen on other photos.
+    """
+    per_label, per_user = label_table(scored, chosen), user_table(scored)
     _write_table(folder / PER_LABEL_FILE, per_label)
     _write_table(folder / PER_USER_FILE, per_user)
     replicates = scored.replicates.metrics
@@ -101,11 +110,39 @@ def result_of(scored: Scored, folder: Path) -> dict[str, Any]:
         "per_label": per_label,
         "per_user": {name: scored.spread(name, [row[name] for row in per_user]) for name in user_metrics(scored.task)},
     }
+    if chosen is not None:
+        result["thresholds"] = decision_facts(scored, chosen)
     if scored.task.is_binary:
         right = round(scored.metrics["accuracy"] * count)
         low, high = clopper_pearson(right, count)
         result["clopper_pearson"] = {"right": right, "photos": count, "low": low, "high": high}
     return result
+
+
+def decision_facts(scored: Scored, chosen: Thresholds) -> dict[str, Any]:
+    """Precision, recall and F1 at 0.5, at the global threshold and at those of the labels, and what these gain."""
+    size, num_users = len(chosen.of_label), scored.photos.num_users
+    half, together, own = (
+        scored.decisions(each) for each in (np.full(size, HALF), np.full(size, chosen.together), chosen.of_label)
+    )
+    gain = (
+        {name: value - half[0][name] for name, value in own[0].items()},
+        {name: values - half[1][name] for name, values in own[1].items()},
+    )
+
+    def estimates(of: tuple[dict[str, float], dict[str, np.ndarray]]) -> dict[str, Estimate]:
+        return {name: _estimate(value, of[1][name], num_users) for name, value in of[0].items()}
+
+    return {
+        "chosen_on": "val",
+        "least_users": LEAST_USERS,
+        "own": int(chosen.is_own.sum()),
+        "global": chosen.together,
+        "at_half": estimates(half),
+        "at_global": estimates(together),
+        "at_chosen": estimates(own),
+        "gain": estimates(gain),
+    }
 
 
 def difference(a: Scored, b: Scored) -> dict[str, Estimate]:
@@ -119,10 +156,10 @@ def drop(base: Scored, other: Scored) -> dict[str, Estimate]:
     return _difference(base, other, base.replicates_among(users), other.replicates_among(users), len(users))
 
 
-def label_table(scored: Scored) -> list[dict[str, Any]]:
+def label_table(scored: Scored, chosen: Thresholds | None = None) -> list[dict[str, Any]]:
     """One row per label: its photos, its users, its averaged precision with interval, its exact average precision.
 
-    A label with photos of fewer than two users has no interval.
+    A label with photos of fewer than two users has no interval. With `chosen` thresholds: also F1 at 0.5 and at them.
     """
     counts = resampled.histogram(scored.photos)
     precision = histogram.averaged_precision_by_label(counts)
@@ -143,6 +180,13 @@ def label_table(scored: Scored) -> list[dict[str, Any]]:
         if scored.photos.is_exact_feasible:
             row["exact_average_precision"] = histogram.pooled_average_precision(scores, labels)
         rows.append(row)
+    if chosen is not None:
+        at_half, at_chosen = (
+            thresholds.label_f1(scored.photos, each) for each in (np.full(len(rows), HALF), chosen.of_label)
+        )
+        for column, row in enumerate(rows):
+            row["threshold"], row["is_own_threshold"] = float(chosen.of_label[column]), bool(chosen.is_own[column])
+            row["f1_at_half"], row["f1_at_threshold"] = float(at_half[column]), float(at_chosen[column])
     return rows
 
 

@@ -45,6 +45,9 @@ def print_results(content: Mapping[str, Any]) -> None:
         _print_metrics(result)
     for one in content["partitions"]:
         _print_labels(one["name"], [result for result in content["results"] if result["partition"] == one["name"]])
+    for result in content["results"]:
+        if "thresholds" in result:
+            _print_thresholds(result)
     for comparison in content["comparisons"]:
         title = f"{comparison['a']} - {comparison['b']} on {comparison['partition']}, paired difference"
         _print_estimates(title, comparison["metrics"])
@@ -90,6 +93,21 @@ def _print_estimates(title: str, estimates: Mapping[str, Mapping[str, float | No
     print(f"{title}:")
     for name, estimate in estimates.items():
         print(f"    {name:<32}{estimate_text(estimate)}")
+
+
+def _print_thresholds(result: Mapping[str, Any]) -> None:
+    found = result["thresholds"]
+    others = len(result["per_label"]) - found["own"]
+    print(
+        f"decisions of {result['model']} on {result['partition']} by thresholds chosen on {found['chosen_on']}: "
+        f"{found['own']:,} labels have one of their own; {others:,}, of fewer than {found['least_users']} users there, "
+        f"have the global one, {found['global']:.4f}"
+    )
+    kinds = ("at_half", "at_global", "at_chosen", "gain")
+    columns = Columns("<4", "<20", *["<26"] * len(kinds))
+    print(columns.line("", "", "at 0.5", "at the global one", "at the chosen ones", "chosen - 0.5").rstrip())
+    for name in found["gain"]:
+        print(columns.line("", name, *(estimate_text(found[kind][name], 4) for kind in kinds)).rstrip())
 
 
 def _print_labels(name: str, results: Sequence[Mapping[str, Any]]) -> None:

@@ -28,6 +28,7 @@ from benchmark.privacy.spending import check_can_add, read_spending
 from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE, SECURE
 from benchmark.run.flags import Flags
 from benchmark.training.flags import caches_features
+from benchmark.training.loss import check_frequencies_are_free
 from flair.errors import FlairError
 
 # Flags of privacy that say how updates are clipped where no noise is added.
@@ -85,6 +86,8 @@ def check_federated_flags(flags: Flags) -> None:
         _check_secure_flags(flags)
     if is_local(flags):
         _check_local_flags(flags)
+    if flags.logit_adjustment is not None and (has_noise(flags) or is_local(flags)):
+        check_frequencies_are_free(flags.logit_adjustment, flags.also_spent)
     _refuse_ineffective(flags)
     if is_private(flags):
         _check_privacy_flags(flags)

@@ -24,6 +24,7 @@ from benchmark.rounds.config import (
 from benchmark.run.flags import Flags
 from benchmark.run.schedules import learning_rates
 from benchmark.training.flags import augments, image_size
+from benchmark.training.loss import logit_offsets, loss_config
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Setup:
         epochs, most = flags.client_epochs_per_round, flags.max_elements_per_client
         batch_plan = BatchPlan(task, image_size(flags), flags.client_batch_size, epochs, most, augments(flags))
         plans = privacy_plan, local_plan_of(flags, num_clients)
-        config, spent_before = federated_config(flags, privacy_plan), read_spending(flags.also_spent or (), num_clients)
+        config = federated_config(flags, privacy_plan, logit_offsets(flags, records, task))
+        spent_before = read_spending(flags.also_spent or (), num_clients)
         return cls(flags, records, task, clients, *plans, config, batch_plan, spent_before)
 
 
@@ -154,8 +156,10 @@ def canary_config(setup: Setup) -> CanaryConfig | None:
     return CanaryConfig(count, plan.request.cohort / plan.num_users) if plan is not None and count else None
 
 
-def federated_config(flags: Flags, privacy_plan: PrivacyPlan | None) -> FederatedConfig:
-    """The algorithm of the flags, with the noise of `privacy_plan`."""
+def federated_config(
+    flags: Flags, privacy_plan: PrivacyPlan | None, offsets: tuple[float, ...] = ()
+) -> FederatedConfig:
+    """The algorithm of the flags, with the noise of `privacy_plan` and the offsets of `training.loss.logit_offsets`."""
     client = ClientConfig(
         algorithm=flags.algorithm,
         learning_rates=_rates(flags, "client"),
@@ -164,6 +168,7 @@ def federated_config(flags: Flags, privacy_plan: PrivacyPlan | None) -> Federate
         proximal_strength=flags.proximal_strength,
         weighted=privacy_plan is None and not is_local(flags) and flags.client_weighting != EQUAL,
         local_noise=LocalNoiseConfig(flags.local_noise_multiplier, flags.l2_norm_clip) if is_local(flags) else None,
+        loss=loss_config(flags, offsets),
     )
     server = OptimizerConfig(
         name=flags.server_optimizer,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmark.metrics.loss import CROSS_ENTROPY, LossConfig
 from benchmark.run.seeds import derive_generator
 
 
@@ -18,6 +19,7 @@ class Adaptation:
       batch_size: support photos per step; all where there are fewer.
       proximal_strength: mu of mu / 2 * |w - w_global|^2 added to the loss, as in FedProx.
       clipnorm: bound on the L2 norm of each weight's gradient; 0: no bound.
+      loss: what the steps descend; scores have binary cross-entropy, whatever it is.
     """
 
     trainable: str
@@ -26,6 +28,7 @@ class Adaptation:
     batch_size: int
     proximal_strength: float = 0.0
     clipnorm: float = 0.0
+    loss: LossConfig = CROSS_ENTROPY
 
 
 def batch_positions(num_support: int, steps: int, batch_size: int, seed: int, number: int) -> np.ndarray:

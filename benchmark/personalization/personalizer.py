@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from benchmark.data.clients import Batch, ClientPhotos
 from benchmark.metrics import histogram, keras
+from benchmark.metrics.loss import losses_of
 from benchmark.model import trainable
 from benchmark.model.clipping import clip_gradients
 from benchmark.personalization.adaptation import Adaptation
@@ -130,7 +131,7 @@ class Personalizer:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._variables)
             logits = self._network(tf.gather(inputs, positions), training=False)
-            loss = tf.reduce_mean(keras.losses_of(tf.gather(labels, positions), logits))
+            loss = tf.reduce_mean(losses_of(self.adaptation.loss, tf.gather(labels, positions), logits))
         gradients = tape.gradient(loss, self._variables)
         if self.adaptation.proximal_strength > 0:
             gradients = [

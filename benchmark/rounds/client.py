@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import tensorflow as tf
 
 from benchmark.metrics.keras import ScoreHistogram
+from benchmark.metrics.loss import keras_loss
 from benchmark.model.clipping import clip_scales
 from benchmark.rounds.config import FED_AVG, FED_PROX, FED_SGD, MIME_LITE, ClientConfig
 from benchmark.rounds.graph import GraphFunction, GraphSpec
@@ -46,7 +47,7 @@ class LocalTrainer:
             for variable in ([] if self.descends else self.trainable)
         ]
         self._step = None if step is None else GraphFunction(step)
-        self._loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
+        self._loss = keras_loss(config.loss)
         self.has_moved = True
 
     def start(self, weights: Sequence[tf.Tensor]) -> None:

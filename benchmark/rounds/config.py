@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from benchmark.metrics.loss import CROSS_ENTROPY, LossConfig
 from benchmark.privacy.request import Mechanism
 
 FED_AVG = "fed_avg"
@@ -55,6 +56,7 @@ class ClientConfig:
       proximal_strength: FedProx's mu; the gradient gains mu * (weights - global weights).
       weighted: a client counts by its examples, else each counts once.
       local_noise: of local privacy; None: updates are sent as they are.
+      loss: what the steps descend.
     """
 
     algorithm: str = FED_AVG
@@ -63,8 +65,9 @@ class ClientConfig:
     global_clipnorm: bool = False
     proximal_strength: float = 0.0
     weighted: bool = True
-    # Not in the text of a configuration, from which the key of a run of before it existed follows.
+    # Not in the text of a configuration, from which the key of a run of before they existed follows.
     local_noise: LocalNoiseConfig | None = field(default=None, repr=False)
+    loss: LossConfig = field(default=CROSS_ENTROPY, repr=False)
 
 
 @dataclass(frozen=True)

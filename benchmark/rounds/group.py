@@ -20,6 +20,7 @@ from benchmark.data.features import FeatureClients
 from benchmark.data.group_orders import training_orders
 from benchmark.metrics.histogram import NUM_BUCKETS
 from benchmark.metrics.keras import histogram, losses_of, scores_of
+from benchmark.metrics.loss import gradients_of
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
 from benchmark.rounds.client import LocalTrainer
@@ -197,9 +198,9 @@ class GroupTrainer:
             x, y, count = inputs[:, step], labels[:, step], tf.cast(shown[:, step], tf.float32)
             logits = tf.matmul(x, kernel) + bias[:, tf.newaxis]
             is_photo = tf.sequence_mask(shown[:, step], tf.shape(x)[1], tf.float32)
-            # The mean over photos and labels of the binary cross-entropy, differentiated by the logits.
+            # The mean over photos and labels of the loss, differentiated by the logits.
             share = is_photo / (tf.maximum(count, 1.0) * float(labels.shape[-1]))[:, tf.newaxis]
-            error = (tf.sigmoid(logits) - y) * share[:, :, tf.newaxis]
+            error = gradients_of(self._config.loss, y, logits) * share[:, :, tf.newaxis]
             gradients = [tf.matmul(x, error, transpose_a=True), tf.reduce_sum(error, 1)]
             weights = [kernel, bias]
             if self._config.algorithm == FED_PROX:

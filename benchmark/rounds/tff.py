@@ -21,6 +21,7 @@ from tensorflow_federated.python.core.impl.executor_stacks import executor_facto
 
 from benchmark.data.clients import BatchPlan, ClientData, client_dataset, client_seed
 from benchmark.metrics.keras import ScoreHistogram
+from benchmark.metrics.loss import LossConfig, keras_loss
 from benchmark.model.networks import in_inference_mode
 from benchmark.rounds import tff_worker_guard
 from benchmark.rounds.algorithm import build_learning_process
@@ -46,7 +47,7 @@ class TffRuntime:
         self._data, self._seed = data, seed
         guard_worker()
         weights = tff.learning.models.ModelWeights.from_model(model_fn())
-        self._process = build_learning_process(config, lambda: _tff_model(model_fn(), batch_plan))
+        self._process = build_learning_process(config, lambda: _tff_model(model_fn(), batch_plan, config.client.loss))
 
         @tff.tensorflow.computation(_CLIENT_TYPE)
         def dataset_of(client: Any) -> tf.data.Dataset:
@@ -56,7 +57,7 @@ class TffRuntime:
         self._next = composed.next
         # Keras swaps the base classes of layers built inside TFF's graphs for their TF1 forms, in place; building a
         # model outside swaps them back, without which every model of this process would refuse to run.
-        _tff_model(model_fn(), batch_plan)
+        _tff_model(model_fn(), batch_plan, config.client.loss)
         self._state = self._process.set_model_weights(composed.initialize(), weights)
 
     def run_round(
@@ -110,12 +111,12 @@ class TffRuntime:
         stop_workers()
 
 
-def _tff_model(model: tf.keras.Model, batch_plan: BatchPlan) -> tff.learning.models.VariableModel:
+def _tff_model(model: tf.keras.Model, batch_plan: BatchPlan, loss: LossConfig) -> tff.learning.models.VariableModel:
     task = batch_plan.task
     pixels = tf.TensorSpec([None, *batch_plan.image_size, 3], tf.uint8 if batch_plan.augment else tf.float32)
     return tff.learning.models.from_keras_model(
         in_inference_mode(model),
-        loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
+        loss=keras_loss(loss),
         input_spec=(pixels, tf.TensorSpec([None, task.num_outputs], tf.float32)),
         metrics=[ScoreHistogram(task.num_outputs, task.is_binary)],
     )

@@ -133,6 +133,11 @@ class RunFolder:
                 f"{self.path}: the run was begun with another network than --model builds now: its function, or what "
                 "that reads, was changed; bring it back to continue, or give another --run_dir, or --overwrite"
             )
+        if self.has_begun and self._described().get("logit_adjustment") != facts.get("logit_adjustment"):
+            raise FlairError(
+                f"{self.path}: the run was begun with other frequencies than the file of --logit_adjustment holds now; "
+                "give the same file to continue it, another --run_dir, or --overwrite"
+            )
         self._write_flags()  # of which some may have changed; not before it is known that this is the same run
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         known = self._described() or {"started": now}

@@ -1,6 +1,6 @@
-"""What central and federated training share: model flags, the plan of a dry run, timing of steps.
+"""What central and federated training share: flags of model and loss, the plan of a dry run, timing of steps.
 
 What enters is flags and records. What leaves is a model to train, and an estimate of how long and how large.
 """
 
-__all__ = ["flags", "inputs", "plan", "start", "timing"]
+__all__ = ["flags", "inputs", "loss", "plan", "start", "timing"]

@@ -14,6 +14,8 @@ from benchmark.model.trainable import ALL, HEAD, TRAINABLE
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, one_of, path, text
 from benchmark.training import plan as training_plan
 from benchmark.training import start
+from benchmark.training.loss import LOSS_FLAGS, check_loss_flags
+from benchmark.training.loss import check_best_metric as check_loss_chooses
 from flair.dataset.catalog import IMAGE_SIZE
 from flair.errors import FlairError
 
@@ -111,6 +113,7 @@ MODEL_FLAGS: Table = (
         "Arithmetic of the layers; weights, loss and metrics stay float32.",
         Role.RESULT,
     ),
+    *LOSS_FLAGS,
     integer(
         "seed",
         0,
@@ -162,6 +165,7 @@ def check_model_flags(flags: Flags) -> None:
     if specs.is_function(flags.model):
         specs.check_module(flags.model)
     start.check(flags)
+    check_loss_flags(flags)
     if flags.num_users is not None and not flags.dry_run:
         raise FlairError(f"--num_users={flags.num_users}: only a --dry_run plans for other data than it reads")
     save_dir = Path(flags.save_model_dir)
@@ -208,6 +212,7 @@ def check_best_metric(flags: Flags, task: Task) -> None:
     known = metric_names(task.is_binary)
     if flags.best_metric not in known:
         raise FlairError(f"--best_metric={flags.best_metric}: no such metric; the metrics are {', '.join(known)}")
+    check_loss_chooses(flags)
 
 
 def output_paths(flags: Flags, setting: str, num_outputs: int) -> tuple[Path, Path]:

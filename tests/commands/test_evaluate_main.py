@@ -16,6 +16,7 @@ from sklearn import metrics as sklearn_metrics
 
 from benchmark.evaluation.bootstrap import FEW_USERS_WARNING, RARE_LABEL_USERS, RARE_LABEL_WARNING
 from benchmark.evaluation.predictions import PredictionWriter, compare, open_predictions
+from benchmark.evaluation.thresholds import LEAST_USERS, best_threshold
 from benchmark.model import loading, networks, weights
 from benchmark.model import saved as saved_model
 from flair.dataset.metadata import load_users
@@ -98,6 +99,44 @@ def test_metrics_are_scikit_learns_on_the_saved_predictions(evaluated):
             table = _result(content, model, partition)["per_label"]
             assert [row["exact_average_precision"] for row in table] == pytest.approx(exact, abs=1e-6)
             assert [row["photos"] for row in table] == labels.sum(axis=0).tolist()
+
+
+def test_thresholds_of_val_decide_on_the_other_sets(evaluated):
+    root, content, printed, _, _ = evaluated
+    for model in ("trained", "random"):
+        assert "thresholds" not in _result(content, model, "val")
+        of_val = np.load(root / "out" / "val" / model / "predictions.npy"), np.load(root / "out" / "val" / "labels.npy")
+        owners = np.array([row["user_id"] for row in read_csv(root / "out" / "val" / "ids.csv")])
+        for partition in ("test", "half-0"):
+            result = _result(content, model, partition)
+            found, table = result["thresholds"], result["per_label"]
+            cuts = np.array([row["threshold"] for row in table])
+            for row, scores, labels in zip(table, of_val[0].T, of_val[1].T, strict=True):
+                is_own = len(set(owners[labels > 0])) >= LEAST_USERS
+                assert row["is_own_threshold"] == is_own
+                assert row["threshold"] == (best_threshold(scores, labels) if is_own else found["global"])
+            assert found["own"] == sum(row["is_own_threshold"] for row in table)
+            labels = np.load(root / "out" / partition / "labels.npy")
+            scores = np.load(root / "out" / partition / model / "predictions.npy").astype(np.float64)
+            for kind, at in (("at_half", 0.5), ("at_global", found["global"]), ("at_chosen", cuts)):
+                wanted = sklearn_metrics.f1_score(labels, scores > at, average="macro", zero_division=0)
+                assert found[kind]["mean_label_f1"]["value"] == pytest.approx(wanted)
+            assert found["at_half"]["macro_f1"]["value"] == pytest.approx(result["metrics"]["macro_f1"]["value"])
+            gain = found["at_chosen"]["micro_f1"]["value"] - found["at_half"]["micro_f1"]["value"]
+            assert found["gain"]["micro_f1"]["value"] == pytest.approx(gain)
+            assert f"decisions of {model} on {partition} by thresholds chosen on val: {found['own']} labels" in printed
+
+
+def test_the_table_of_the_long_tail_has_a_line_for_every_setting(evaluated):
+    root, content, _, _, _ = evaluated
+    door = "docs/long_tail_table.py"
+    lines = run(door, root / "out", "random").stdout.splitlines()
+    assert lines[0].split()[:4] == ["setting", "seeds", "AP", "[95%],"]
+    ap = _result(content, "trained", "test")["metrics"]["macro_exact_average_precision"]["value"]
+    assert next(line for line in lines if line.startswith("trained")).split()[1:3] == ["1", f"{ap:.4f}"]
+    less = ap - _result(content, "random", "test")["metrics"]["macro_exact_average_precision"]["value"]
+    assert lines[lines.index("less random:") + 2].split()[:2] == ["trained", f"{less:.4f}"]
+    assert "nobody: no such setting; expected one of" in run(door, root / "out", "nobody", code=1).stderr
 
 
 def test_intervals_of_few_users_and_rare_labels_come_with_how_narrow_they_are(evaluated):

@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 from benchmark.data import augmentation
 from benchmark.data.clients import StoredPhotos
 from benchmark.data.records import Task
+from benchmark.metrics.loss import LossConfig
 from benchmark.model import networks
 from benchmark.model.trainable import TRAINABLE
 from benchmark.personalization import personalizer as personalization
@@ -129,11 +130,13 @@ _PREFIXES = {"all": "", "head": "classifier", "film": ("norm", "classifier")}
 
 @pytest.mark.parametrize(
     ("layers", "mu", "clipnorm"),
-    [("head", 0.0, 0.0), ("film", 0.0, 0.0), ("all", 0.0, 0.0), ("all", 0.5, 0.02)],
+    [("head", 0.0, 0.0), ("film", 0.0, 0.0), ("all", 0.0, 0.0), ("all", 0.5, 0.02), ("head, adjusted", 0.0, 0.0)],
 )
 def test_against_keras(model, users, layers, mu, clipnorm):
     photos, query = users[0], 6
-    adaptation = _adaptation(layers, proximal_strength=mu, clipnorm=clipnorm)
+    layers, _, is_adjusted = layers.partition(", ")
+    offsets = tuple(np.linspace(-3, 1, 17).tolist()) if is_adjusted else ()
+    adaptation = _adaptation(layers, proximal_strength=mu, clipnorm=clipnorm, loss=LossConfig(offsets=offsets))
     support = photos[query:]
     positions = batch_positions(len(support), 4, 4, 0, 0)
     baseline, adapted = _personalizer(model, adaptation).run(
@@ -150,7 +153,8 @@ def test_against_keras(model, users, layers, mu, clipnorm):
     for batch in positions:
         pixels, labels = (np.stack(arrays) for arrays in zip(*(_photo(support[i]) for i in batch), strict=True))
         with tf.GradientTape() as tape:
-            loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)(labels, clone(pixels, training=True))
+            logits = clone(pixels, training=True) + (offsets or 0.0)
+            loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)(labels, logits)
             for weight, begun in zip(clone.trainable_variables, start, strict=True):
                 loss += mu / 2 * tf.reduce_sum((weight - begun) ** 2)
         gradients = tape.gradient(loss, clone.trainable_variables)

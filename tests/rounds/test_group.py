@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from benchmark.data.clients import BatchPlan, training_order
 from benchmark.data.group_orders import training_orders
 from benchmark.data.records import Task
+from benchmark.metrics.loss import LossConfig
 from benchmark.model.trainable import new_head
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
@@ -73,6 +74,7 @@ _CLIENTS = {
     "fed_avg": (WEIGHTED, {}, (4, 2, 512), 1),
     "global clip, batches of one": (WEIGHTED, {"clipnorm": 0.05, "global_clipnorm": True}, (1, 1, 9), 1),
     "fed_prox, private, views": (PRIVATE, {"algorithm": FED_PROX, "proximal_strength": 0.3}, (16, 3, 20), 3),
+    "asymmetric, adjusted": (WEIGHTED, {"loss": LossConfig(2.0, 0.5, 0.1, (-3.0, 0.0, 1.0))}, (4, 2, 512), 1),
     "not clipped, three epochs": (PRIVATE, {"clipnorm": 0.0}, (3, 3, 2), 2),
 }
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan, UserClients, client_batches
 from benchmark.federated.cohort import sample_cohort
+from benchmark.metrics.loss import LossConfig
 from benchmark.model.networks import build_model
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
@@ -38,6 +39,7 @@ SLOW = {
     "fed_avg_unweighted": FederatedConfig(client=UNWEIGHTED),
     "fed_avg_global_clip": FederatedConfig(client=ClientConfig(clipnorm=0.1, global_clipnorm=True)),
     "fed_sgd": FederatedConfig(client=ClientConfig(algorithm=FED_SGD)),
+    "asymmetric": FederatedConfig(client=ClientConfig(loss=LossConfig(4.0, 1.0, 0.05))),
     "mime_lite": MIME_LITE,
     "robust": FederatedConfig(aggregator="robust"),
     "robust_unweighted": FederatedConfig(client=UNWEIGHTED, aggregator="robust"),

@@ -103,6 +103,10 @@ NOT_RUN = (
         "needs a file of weights; tests/model has one in its place",
     ),
     (r".* --(model|network)=my_network:.*", "needs a file of the page; tests/pages/test_networks_page.py trains it"),
+    (
+        r".*/path/to/long_tail/.*",
+        "trains 26 models; test_loss_flags.py in tests/commands has the flags, and test_evaluate_main.py the table",
+    ),
     (r"tfds build .*", "starts only with apache-beam; tests/data/test_flair_tfds.py runs it behind TFDS's front door"),
     (r".*\bray (start|get-auth-token) .*", "starts servers that outlive it, or writes to the reader's home"),
     (r".* --ray_address=.*", "needs a running cluster; tests/commands/test_ray_main.py makes one and trains on it"),
