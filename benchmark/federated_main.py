@@ -23,7 +23,7 @@ from benchmark.privacy.spending import check_same
 from benchmark.run import command
 from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
-from benchmark.run.names import BEST_FILE, PRIVACY_FILE
+from benchmark.run.names import BEST_EMA_FILE, BEST_FILE, PRIVACY_FILE
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
 from benchmark.training import start
@@ -120,6 +120,8 @@ def _train(
         rounds_per_checkpoint=flags.rounds_per_checkpoint,
         best_metric=flags.best_metric,
         initial_clip=None if privacy_plan is None else flags.l2_norm_clip,
+        early_stopping=flags.early_stopping,
+        ema_decay=flags.ema_decay,
     )
 
     def cohort_of(round_number: int) -> list[str]:
@@ -151,6 +153,11 @@ def _train(
             chosen = scoring.sample_clients(records.users("test"), flags.federated_eval_clients, flags.seed)
             local_training = setup.config.client if flags.federated_eval_local_training else None
             scores["clients"] = scoring.evaluate_clients(scorer, chosen, run.path, local_training, flags.seed)
+        average = {}
+        if flags.ema_decay:
+            loading.load_by_name(model, run.path / BEST_EMA_FILE)
+            tested = {partition: scorer.evaluate(partition) for partition in ("val", "test")}
+            average = {"ema": {"best_round": state.ema_best_round, **tested}}
     finally:
         runtime.close()
     summary = {
@@ -161,6 +168,7 @@ def _train(
         "rounds": state.round,
         "best_round": state.best_round,
         **scores,
+        **average,
         "training_seconds": round(state.seconds, 3),
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
@@ -280,6 +288,11 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
         print(f"final {partition} metrics of the best model (round {summary['best_round']}):")
         for name, value in summary[partition].items():
             print(f"    {name:<30} {value:.6f}")
+    if "ema" in summary:
+        for partition in ("val", "test"):
+            print(f"of the best average of weights (round {summary['ema']['best_round']}), {partition}:")
+            for name, value in summary["ema"][partition].items():
+                print(f"    {name:<30} {value:.6f}")
     for name, spread in summary.get("clients", {}).get("test", {}).items():
         shown = ", ".join(f"{part.replace('_', ' ')} {value:.4f}" for part, value in spread.items())
         print(f"{name} over {summary['clients']['count']} test clients: {shown}")

@@ -60,6 +60,8 @@ def check_federated_flags(flags: Flags) -> None:
         raise FlairError(f"--server_beta_2={flags.server_beta_2:g}: expected a number below 1 (say 0.999)")
     if flags.server_epsilon == 0:
         raise FlairError("--server_epsilon=0: expected a number above 0 (say 0.01)")
+    if flags.ema_decay == 1:
+        raise FlairError("--ema_decay=1: expected a number below 1 (say 0.99)")
     if flags.l2_norm_clip <= 0:
         raise FlairError(f"--l2_norm_clip={flags.l2_norm_clip:g}: expected a norm above 0 (say 0.1)")
     scheduled = flags.client_lr_schedule != "constant" or flags.client_warmup_rounds > 0

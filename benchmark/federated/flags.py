@@ -7,7 +7,7 @@ from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.rounds.config import AGGREGATORS, ALGORITHMS, FED_AVG, SERVER_OPTIMIZERS
 from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, paths, text
 from benchmark.run.schedules import SCHEDULES
-from benchmark.training.flags import BEST_METRIC, MODEL_FLAGS, OVERWRITE, RUN_DIR
+from benchmark.training.flags import BEST_METRIC, EARLY_STOPPING, MODEL_FLAGS, OVERWRITE, RUN_DIR
 
 INPROCESS, TFF, RAY = "inprocess", "tff", "ray"
 RUNTIMES = (INPROCESS, TFF, RAY)
@@ -206,6 +206,16 @@ _OTHER_FLAGS: Table = (
         Role.RESULT,
     ),
     BEST_METRIC,
+    EARLY_STOPPING,
+    number(
+        "ema_decay",
+        0.0,
+        "Also average the weights over the rounds, each counting this many times as much as the next one (say 0.99): "
+        "best_ema.h5 and last_ema.h5; 0: no average.",
+        Role.RESULT,
+        least=0,
+        most=1,
+    ),
     boolean("federated_eval", "At the end, score each test client by itself: the spread over clients.", Role.RESULT),
     integer(
         "federated_eval_clients", None, "Clients of --federated_eval, drawn at random; none: all.", Role.RESULT, least=1

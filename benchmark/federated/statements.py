@@ -155,6 +155,7 @@ def _run_record(
         num_weights=num_weights,
         spent_before=setup.spent_before,
         audit=found,
+        may_stop_early=flags.early_stopping > 0,
     )
 
 

@@ -33,7 +33,7 @@ from flair.files import atomic, checked_json, lock
 _OUTPUTS = (
     *(names.FLAGS_FILE, names.RUN_FILE, names.METRICS_FILE, names.TIMES_FILE, names.SUMMARY_FILE),
     *("privacy.*", names.AUDIT_FILE, names.KEY_FILE, names.BEST_FILE, names.LAST_FILE, "clients*.csv"),
-    names.EVALUATION_FILE,
+    *(names.BEST_EMA_FILE, names.LAST_EMA_FILE, names.EVALUATION_FILE),
 )
 _DESCRIPTION = {"started": str, "continued?": [str], "data?": {"digest?": str}}
 _METRICS = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "training_seconds": NUMBER}

@@ -140,6 +140,13 @@ BEST_METRIC = text(
     "Validation metric that chooses the best model; loss is minimized, any other maximized.",
     Role.RESULT,
 )
+EARLY_STOPPING = integer(
+    "early_stopping",
+    0,
+    "Epochs or rounds without a better model after which training stops; 0 never stops early.",
+    Role.RESULT,
+    least=0,
+)
 RUN_DIR = path("run_dir", None, "Folder of this run; none: the saved model's path without .h5.", Role.PLACE)
 OVERWRITE = boolean("overwrite", "Start over, forgetting the run that --run_dir holds.", Role.CALL)
 
