@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmark.data.artificial import visits
 from benchmark.data.records import Records, Task
 from benchmark.federated import checks, settings, statements
 from benchmark.federated.cohort import sample_cohort
@@ -40,7 +41,10 @@ if TYPE_CHECKING:
     from benchmark.training.inputs import Prepared
 
 
-_NEWER_FLAGS = ("trainable", "cache_features", "feature_views", "feature_dtype", "augment", "audit_canaries")
+_NEWER_FLAGS = (
+    *("trainable", "cache_features", "feature_views", "feature_dtype", "augment", "audit_canaries"),
+    *("fresh_photos", "datapoints_per_user_distribution", "minimum_num_datapoints_per_user"),
+)
 
 
 def main(flags: Flags) -> None:
@@ -125,7 +129,7 @@ def _train(
     )
 
     def cohort_of(round_number: int) -> list[str]:
-        return sample_cohort(
+        cohort = sample_cohort(
             client_ids,
             seed=settings.cohort_seed(flags) if key is None or local_plan is not None else key,
             round_number=round_number,
@@ -133,6 +137,7 @@ def _train(
             sampling=settings.sampling(flags),
             groups=1 if privacy_plan is None else privacy_plan.request.groups,
         )
+        return visits(cohort, round_number) if flags.fresh_photos else cohort
 
     runtime, model, scorer, _ = _build(setup, network, key)
     num_weights = trainable.num_weights(model)
@@ -258,7 +263,7 @@ def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[
 
     flags = setup.flags
     place = os.path.abspath(*model_flags.data_place(flags).values())
-    source = ClientSource(place, setup.records.digest(), flags.iid, flags.seed, flags.mean_datapoints_per_user)
+    source = ClientSource(place, setup.records.digest(), settings.artificial(flags))
     arguments = model_flags.model_arguments(flags, setup.task.num_outputs), flags.trainable
     pool = start_workers(flags.ray_address, flags.num_workers, flags.worker_cpus, flags.worker_gpus)
     print(pool.summary(), flush=True)

@@ -16,6 +16,7 @@ WEIGHTINGS = (EXAMPLES, EQUAL)
 # Aggregators whose noise in one round depends on that of others.
 CORRELATED = (Mechanism.BANDED.value, Mechanism.TREE.value)
 AUTO = "auto"
+CONSTANT, POISSON = "constant", "poisson"
 
 RAY_FLAGS: Table = (
     integer(
@@ -116,6 +117,26 @@ _TRAINING_FLAGS: Table = (
         "mean_datapoints_per_user",
         None,
         "With --iid: photos of every artificial client; none: as the users have.",
+        Role.RESULT,
+        least=1,
+    ),
+    boolean(
+        "fresh_photos",
+        "With --iid: an artificial client draws --mean_datapoints_per_user photos anew, with replacement, whenever it "
+        "takes part; off: photos are dealt out once.",
+        Role.RESULT,
+    ),
+    choice(
+        "datapoints_per_user_distribution",
+        CONSTANT,
+        (CONSTANT, POISSON),
+        "With --fresh_photos: how many an artificial client draws; poisson: about --mean_datapoints_per_user.",
+        Role.RESULT,
+    ),
+    integer(
+        "minimum_num_datapoints_per_user",
+        1,
+        "With --datapoints_per_user_distribution=poisson: a smaller number is drawn again.",
         Role.RESULT,
         least=1,
     ),

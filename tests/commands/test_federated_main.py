@@ -338,6 +338,19 @@ def test_records_of_the_published_code_train(miniature, tmp_path):
         (("--algorithm=fed_prox",), "--proximal_strength"),
         (("--proximal_strength=1",), "--proximal_strength"),
         (("--mean_datapoints_per_user=5",), "--mean_datapoints_per_user"),
+        (("--fresh_photos",), "--fresh_photos"),
+        (("--iid", "--datapoints_per_user_distribution=poisson"), "--datapoints_per_user_distribution"),
+        (
+            ("--iid", "--mean_datapoints_per_user=5", "--fresh_photos", "--minimum_num_datapoints_per_user=2"),
+            "--minimum_num_datapoints_per_user",
+        ),
+        (
+            (
+                *("--iid", "--mean_datapoints_per_user=5", "--fresh_photos", "--minimum_num_datapoints_per_user=6"),
+                "--datapoints_per_user_distribution=poisson",
+            ),
+            "--minimum_num_datapoints_per_user",
+        ),
         (("--reuse_clients", "--client_sampling=uniform"), "--reuse_clients"),
         (("--best_metric=accuracy",), "--best_metric"),
         (("--ema_decay=1",), "--ema_decay"),
@@ -409,7 +422,8 @@ def test_the_statement_says_what_the_flags_asked_for(tfrecords, tmp_path):
     done = _run(
         *_places(tfrecords, tmp_path),
         *(*SMALL, "--total_rounds=2", "--rounds_per_eval=1", "--epsilon=8", "--simulated_clients_per_round=10"),
-        *("--delta=0.01", "--accountant=rdp", "--iid"),
+        *("--delta=0.01", "--accountant=rdp", "--iid", "--fresh_photos", "--mean_datapoints_per_user=5"),
+        *("--datapoints_per_user_distribution=poisson", "--minimum_num_datapoints_per_user=2"),
     )
     statement = json.loads((tmp_path / "run" / "privacy.json").read_text())
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
