@@ -21,7 +21,7 @@ from benchmark.federated.flags import FLAGS, RAY, TFF
 from benchmark.federated.settings import Setup
 from benchmark.privacy import noise_key
 from benchmark.privacy.spending import check_same
-from benchmark.run import command
+from benchmark.run import command, loggers
 from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
 from benchmark.run.names import BEST_EMA_FILE, BEST_FILE, PRIVACY_FILE
@@ -52,6 +52,7 @@ def main(flags: Flags) -> None:
     model_flags.check_model_flags(flags)
     checks.check_federated_flags(flags)
     model_flags.check_feature_flags(flags, can_cache=flags.runtime != TFF)
+    chosen = loggers.chosen(flags.loggers)
     records, task = model_flags.open_task(flags)
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
     model_flags.check_best_metric(flags, task)
@@ -61,7 +62,8 @@ def main(flags: Flags) -> None:
     if not flags.iid:
         settings.check_cohort(flags, users["train"])
     saved_model, run_dir = model_flags.output_paths(flags, "federated", task.num_outputs)
-    with RunFolder(run_dir, flags.lines(), "round", flags.names(CHANGEABLE), flags.overwrite, flags.defaults()) as run:
+    facts = flags.lines(), "round", flags.names(CHANGEABLE), flags.overwrite, flags.defaults()
+    with RunFolder(run_dir, *facts, chosen) as run:
         summary = run.summary
         if summary is not None:
             run.check_inputs(model_flags.data_facts(flags, records), start.facts(flags))
@@ -308,7 +310,7 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
     if "audit" in summary:
         print("next:", command_line("python -m benchmark.audit_main", run_dir=run_dir))
     else:
-        print("next:", command_line("tensorboard", logdir=run_dir))
+        print("next:", loggers.command_to_watch(run_dir))
 
 
 if __name__ == "__main__":

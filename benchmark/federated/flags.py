@@ -7,7 +7,7 @@ from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.rounds.config import AGGREGATORS, ALGORITHMS, FED_AVG, SERVER_OPTIMIZERS
 from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, paths, text
 from benchmark.run.schedules import SCHEDULES
-from benchmark.training.flags import BEST_METRIC, EARLY_STOPPING, MODEL_FLAGS, OVERWRITE, RUN_DIR
+from benchmark.training.flags import BEST_METRIC, EARLY_STOPPING, LOGGERS, MODEL_FLAGS, OVERWRITE, RUN_DIR
 
 INPROCESS, TFF, RAY = "inprocess", "tff", "ray"
 RUNTIMES = (INPROCESS, TFF, RAY)
@@ -247,6 +247,7 @@ _OTHER_FLAGS: Table = (
         "after.",
         Role.RESULT,
     ),
+    LOGGERS,
     RUN_DIR,
     OVERWRITE,
 )

@@ -14,6 +14,8 @@ BEST_EMA_FILE, LAST_EMA_FILE = "best_ema.h5", "last_ema.h5"
 EVALUATION_FILE, PRIVACY_FILE, KEY_FILE = "evaluation.json", "privacy.json", "noise.key"
 AUDIT_FILE = "audit.json"
 LOCK_FILE, TENSORBOARD_DIR, CHECKPOINTS_DIR = "run.lock", "tensorboard", "checkpoints"
+# W&B gives its folder this name itself.
+WANDB_DIR, WANDB_ID_FILE, MLFLOW_DIR, MLFLOW_ID_FILE = "wandb", "wandb.id", "mlflow", "mlflow.id"
 
 
 def run_folder_of(path: Path) -> Path | None:
