@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark.central.flags import FLAGS
 from benchmark.data.records import Records, Task
-from benchmark.run import command, tf_config
+from benchmark.run import command, loggers, tf_config
 from benchmark.run.flags import ALIKE, CHANGEABLE, Flags, Role
 from benchmark.run.folder import RunFolder, WatchedRunFolder
 from benchmark.run.names import BEST_FILE
@@ -22,7 +22,6 @@ from benchmark.training import loss as loss_flags
 from benchmark.training import start
 from flair.errors import FlairError
 from flair.terminal.counted import counted
-from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ def main(flags: Flags) -> None:
     """Checks the flags and the data, then trains; TensorFlow is imported only after the checks."""
     model_flags.check_model_flags(flags)
     model_flags.check_feature_flags(flags)
+    chosen = loggers.chosen(flags.loggers)
     records, task = model_flags.open_task(flags)
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
     model_flags.check_best_metric(flags, task)
@@ -61,7 +61,7 @@ def main(flags: Flags) -> None:
     changeable = [role for role in CHANGEABLE if role is not Role.LENGTH or flags.learning_rate_schedule == "constant"]
     is_chief = tf_config.place().worker == 0
     folder = (
-        RunFolder(run_dir, flags.lines(), "epoch", flags.names(changeable), flags.overwrite, flags.defaults())
+        RunFolder(run_dir, flags.lines(), "epoch", flags.names(changeable), flags.overwrite, flags.defaults(), chosen)
         if is_chief
         else WatchedRunFolder(run_dir)
     )
@@ -192,7 +192,7 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
     print(f"best model: {summary.get('saved_model', run_dir / BEST_FILE)}")
     print(f"run folder: {run_dir}")
     print(f"{counted(summary['epochs'], 'epoch')} in {duration(summary['training_seconds'])} of training")
-    print("next:", command_line("tensorboard", logdir=run_dir))
+    print("next:", loggers.command_to_watch(run_dir))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmark.data.artificial import visits
 from benchmark.data.records import Records, Task
 from benchmark.federated import checks, settings, statements
 from benchmark.federated.cohort import sample_cohort
@@ -20,10 +21,10 @@ from benchmark.federated.flags import FLAGS, RAY, TFF
 from benchmark.federated.settings import Setup
 from benchmark.privacy import noise_key
 from benchmark.privacy.spending import check_same
-from benchmark.run import command
+from benchmark.run import command, loggers
 from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
-from benchmark.run.names import BEST_FILE, PRIVACY_FILE
+from benchmark.run.names import BEST_EMA_FILE, BEST_FILE, PRIVACY_FILE
 from benchmark.training import flags as model_flags
 from benchmark.training import loss as loss_flags
 from benchmark.training import plan as training_plan
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
     from benchmark.training.inputs import Prepared
 
 
-_NEWER_FLAGS = ("trainable", "cache_features", "feature_views", "feature_dtype", "augment", "audit_canaries")
+_NEWER_FLAGS = (
+    *("trainable", "cache_features", "feature_views", "feature_dtype", "augment", "audit_canaries"),
+    *("fresh_photos", "datapoints_per_user_distribution", "minimum_num_datapoints_per_user"),
+)
 
 
 def main(flags: Flags) -> None:
@@ -49,6 +53,7 @@ def main(flags: Flags) -> None:
     model_flags.check_model_flags(flags)
     checks.check_federated_flags(flags)
     model_flags.check_feature_flags(flags, can_cache=flags.runtime != TFF)
+    chosen = loggers.chosen(flags.loggers)
     records, task = model_flags.open_task(flags)
     users = {partition: len(records.users(partition)) for partition in ("train", "val", "test")}
     model_flags.check_best_metric(flags, task)
@@ -58,7 +63,8 @@ def main(flags: Flags) -> None:
     if not flags.iid:
         settings.check_cohort(flags, users["train"])
     saved_model, run_dir = model_flags.output_paths(flags, "federated", task.num_outputs)
-    with RunFolder(run_dir, flags.lines(), "round", flags.names(CHANGEABLE), flags.overwrite, flags.defaults()) as run:
+    facts = flags.lines(), "round", flags.names(CHANGEABLE), flags.overwrite, flags.defaults()
+    with RunFolder(run_dir, *facts, chosen) as run:
         summary = run.summary
         if summary is not None:
             run.check_inputs(model_flags.data_facts(flags, records), start.facts(flags))
@@ -123,10 +129,12 @@ def _train(
         rounds_per_checkpoint=flags.rounds_per_checkpoint,
         best_metric=flags.best_metric,
         initial_clip=None if privacy_plan is None else flags.l2_norm_clip,
+        early_stopping=flags.early_stopping,
+        ema_decay=flags.ema_decay,
     )
 
     def cohort_of(round_number: int) -> list[str]:
-        return sample_cohort(
+        cohort = sample_cohort(
             client_ids,
             seed=settings.cohort_seed(flags) if key is None or local_plan is not None else key,
             round_number=round_number,
@@ -134,6 +142,7 @@ def _train(
             sampling=settings.sampling(flags),
             groups=1 if privacy_plan is None else privacy_plan.request.groups,
         )
+        return visits(cohort, round_number) if flags.fresh_photos else cohort
 
     runtime, model, scorer, _ = _build(setup, network, key)
     num_weights = trainable.num_weights(model)
@@ -153,6 +162,11 @@ def _train(
             chosen = scoring.sample_clients(records.users("test"), flags.federated_eval_clients, flags.seed)
             local_training = setup.config.client if flags.federated_eval_local_training else None
             scores["clients"] = scoring.evaluate_clients(scorer, chosen, run.path, local_training, flags.seed)
+        average = {}
+        if flags.ema_decay:
+            loading.load_by_name(model, run.path / BEST_EMA_FILE)
+            tested = {partition: scorer.evaluate(partition) for partition in ("val", "test")}
+            average = {"ema": {"best_round": state.ema_best_round, **tested}}
     finally:
         runtime.close()
     summary = {
@@ -163,6 +177,7 @@ def _train(
         "rounds": state.round,
         "best_round": state.best_round,
         **scores,
+        **average,
         "training_seconds": round(state.seconds, 3),
         "seconds": round(time.monotonic() - started, 3),
         "saved_model": str(saved_model),
@@ -253,7 +268,7 @@ def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[
 
     flags = setup.flags
     place = os.path.abspath(*model_flags.data_place(flags).values())
-    source = ClientSource(place, setup.records.digest(), flags.iid, flags.seed, flags.mean_datapoints_per_user)
+    source = ClientSource(place, setup.records.digest(), settings.artificial(flags))
     arguments = model_flags.model_arguments(flags, setup.task.num_outputs), flags.trainable
     pool = start_workers(flags.ray_address, flags.num_workers, flags.worker_cpus, flags.worker_gpus)
     print(pool.summary(), flush=True)
@@ -283,6 +298,11 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
         print(f"final {partition} metrics of the best model (round {summary['best_round']}):")
         for name, value in summary[partition].items():
             print(f"    {name:<30} {value:.6f}")
+    if "ema" in summary:
+        for partition in ("val", "test"):
+            print(f"of the best average of weights (round {summary['ema']['best_round']}), {partition}:")
+            for name, value in summary["ema"][partition].items():
+                print(f"    {name:<30} {value:.6f}")
     for name, spread in summary.get("clients", {}).get("test", {}).items():
         shown = ", ".join(f"{part.replace('_', ' ')} {value:.4f}" for part, value in spread.items())
         print(f"{name} over {summary['clients']['count']} test clients: {shown}")
@@ -293,7 +313,7 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
     if "audit" in summary:
         print("next:", command_line("python -m benchmark.audit_main", run_dir=run_dir))
     else:
-        print("next:", command_line("tensorboard", logdir=run_dir))
+        print("next:", loggers.command_to_watch(run_dir))
 
 
 if __name__ == "__main__":

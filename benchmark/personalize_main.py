@@ -9,7 +9,6 @@ one. docs/personalization.md says what the numbers mean.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -31,7 +30,7 @@ from benchmark.run import command
 from benchmark.run.files import read_json
 from benchmark.run.flags import CHANGEABLE, Flags, Table
 from benchmark.run.folder import RunFolder
-from benchmark.run.names import FLAGS_FILE, RUN_FILE, TENSORBOARD_DIR
+from benchmark.run.names import FLAGS_FILE, RUN_FILE
 from benchmark.training import loss as loss_flags
 from flair.dataset.catalog import TAXONOMY_FILE
 from flair.errors import FlairError
@@ -58,8 +57,6 @@ def main(flags: Flags) -> None:
         *(personalize_flags.run_dir(flags), flags.lines(), "episode", flags.names(CHANGEABLE), flags.overwrite),
         flags.defaults(),
     ) as run:
-        with contextlib.suppress(OSError):  # for training runs only
-            (run.path / TENSORBOARD_DIR).rmdir()
         if flags.overwrite:
             _remove_results(run.path)
         facts = _facts(flags, records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmark.run.flags import Role, Table, choice, integer, number
 from benchmark.run.schedules import SCHEDULES
-from benchmark.training.flags import BEST_METRIC, MODEL_FLAGS, OVERWRITE, RUN_DIR
+from benchmark.training.flags import BEST_METRIC, EARLY_STOPPING, LOGGERS, MODEL_FLAGS, OVERWRITE, RUN_DIR
 
 _CENTRAL_FLAGS: Table = (
     number("learning_rate", 1e-4, "Learning rate of Adam.", Role.RESULT, least=0),
@@ -30,13 +30,8 @@ _CENTRAL_FLAGS: Table = (
     ),
     number("warmup_epochs", 0.0, "Epochs over which the learning rate rises from zero.", Role.RESULT, least=0),
     BEST_METRIC,
-    integer(
-        "early_stopping",
-        0,
-        "Epochs without a better model after which training stops; 0 never stops early.",
-        Role.RESULT,
-        least=0,
-    ),
+    EARLY_STOPPING,
+    LOGGERS,
     RUN_DIR,
     OVERWRITE,
     number("minutes_per_checkpoint", 10.0, "Minutes between checkpoints inside an epoch.", Role.SAVING, least=0),

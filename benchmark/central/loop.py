@@ -20,6 +20,7 @@ from benchmark.run.devices import Devices
 from benchmark.run.folder import RunFolder
 from benchmark.run.interruption import STOPPING, SafePoints
 from benchmark.run.names import BEST_FILE, LAST_FILE
+from benchmark.training.best import badness, is_over
 from flair.errors import FlairError
 from flair.terminal.progress import Progress
 
@@ -74,8 +75,7 @@ def train(
             f"--num_epochs={config.num_epochs}: {run.path} is past that already, {state.step} steps into epoch "
             f"{state.epoch + 1}; give at least {state.epoch + 1}, another --run_dir, or --overwrite"
         )
-    patience = config.early_stopping or math.inf
-    while state.epoch < config.num_epochs and state.epoch - state.best_epoch < patience:
+    while state.epoch < config.num_epochs and not is_over(state.epoch, state.best_epoch, config.early_stopping):
         _train_epoch(trainer, training, run, config, state, safe_points)
         state.epoch, state.step = state.epoch + 1, 0
         row = {f"train_{name}": value for name, value in trainer.metrics().items()}
@@ -87,7 +87,7 @@ def train(
         _check_finite(metrics["loss"], f"validation after epoch {state.epoch}")
         last_step = state.epoch * training.steps_per_epoch - 1
         row["learning_rate"] = float(config.learning_rates[last_step])
-        value = metrics[config.best_metric] * (1.0 if config.best_metric == "loss" else -1.0)
+        value = badness(metrics, config.best_metric)
         if value < state.best_value:
             state.best_value, state.best_epoch = value, state.epoch
             if run.is_written:

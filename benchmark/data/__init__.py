@@ -5,6 +5,7 @@ or in a fixed order.
 """
 
 __all__ = [
+    "artificial",
     "augmentation",
     "clients",
     "features",

@@ -123,7 +123,7 @@ class UserClients:
 class IidClients:
     """Artificial clients, to whom the partition's photos are dealt out after one shuffle: the IID control.
 
-    Client sizes are the real users' sizes, or `photos_per_client` for all (pfl-research's `flair_iid` has 50).
+    Client sizes are the real users' sizes, or `photos_per_client` for all.
     """
 
     def __init__(self, records: Records, partition: str, seed: int, photos_per_client: int | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from benchmark.data.artificial import Artificial, FreshClients
 from benchmark.data.clients import ClientData, IidClients, UserClients
 from benchmark.data.opening import open_records
 from benchmark.data.records import Records
@@ -29,10 +30,7 @@ class ClientSource(NamedTuple):
 
     place: str  # absolute path of what `open_records` opens, the same on every machine
     digest: str  # `Records.digest()` of the data that is meant
-    # Whether clients are artificial, and how they are made.
-    iid: bool = False
-    seed: int = 0
-    photos_per_client: int | None = None
+    artificial: Artificial | None = None  # None: clients are users
 
     def open(self) -> tuple[Records, Clients]:
         """The records and their training clients.
@@ -45,11 +43,13 @@ class ClientSource(NamedTuple):
             raise FlairError(
                 f"{self.place}: holds other data than on the machine that started the run; copy its files here"
             )
-        return records, training_clients(records, self.iid, self.seed, self.photos_per_client)
+        return records, training_clients(records, self.artificial)
 
 
-def training_clients(records: Records, iid: bool, seed: int, photos_per_client: int | None) -> Clients:
-    """The clients of the train partition: its users, or artificial ones with `iid`."""
-    if iid:
-        return IidClients(records, "train", seed, photos_per_client)
-    return UserClients(records, "train")
+def training_clients(records: Records, artificial: Artificial | None) -> Clients:
+    """The clients of the train partition: its users, or artificial ones."""
+    if artificial is None:
+        return UserClients(records, "train")
+    if artificial.is_fresh:
+        return FreshClients(records, "train", artificial)
+    return IidClients(records, "train", artificial.seed, artificial.photos_per_client)

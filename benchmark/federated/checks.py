@@ -11,7 +11,16 @@ import importlib.util
 import re
 import sys
 
-from benchmark.federated.flags import CORRELATED, EXAMPLES, INPROCESS, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF
+from benchmark.federated.flags import (
+    CORRELATED,
+    EXAMPLES,
+    INPROCESS,
+    POISSON,
+    PRIVACY_FLAGS,
+    RAY,
+    RAY_FLAGS,
+    TFF,
+)
 from benchmark.federated.settings import (
     has_noise,
     is_local,
@@ -43,8 +52,7 @@ def check_federated_flags(flags: Flags) -> None:
         raise FlairError(f"--clients_per_round={flags.clients_per_round}: expected at least 1")
     if flags.reuse_clients and flags.client_sampling is not None:
         raise FlairError("--reuse_clients and --client_sampling are both given: a reused cohort is not sampled")
-    if flags.mean_datapoints_per_user is not None and not flags.iid:
-        raise FlairError("--mean_datapoints_per_user sizes the artificial clients of --iid; add --iid or leave it out")
+    _check_artificial_clients(flags)
     if flags.federated_eval_clients and not flags.federated_eval:
         raise FlairError("--federated_eval_clients has no effect without --federated_eval; add that or leave it out")
     if flags.federated_eval_local_training and not flags.federated_eval and not flags.rounds_per_client_eval:
@@ -66,6 +74,8 @@ def check_federated_flags(flags: Flags) -> None:
         raise FlairError(f"--server_beta_2={flags.server_beta_2:g}: expected a number below 1 (say 0.999)")
     if flags.server_epsilon == 0:
         raise FlairError("--server_epsilon=0: expected a number above 0 (say 0.01)")
+    if flags.ema_decay == 1:
+        raise FlairError("--ema_decay=1: expected a number below 1 (say 0.99)")
     if flags.l2_norm_clip <= 0:
         raise FlairError(f"--l2_norm_clip={flags.l2_norm_clip:g}: expected a norm above 0 (say 0.1)")
     scheduled = flags.client_lr_schedule != "constant" or flags.client_warmup_rounds > 0
@@ -221,6 +231,29 @@ def _check_canaries(flags: Flags) -> None:
         raise FlairError(
             f"{given}: a canary takes part in every round by a coin of its own, under fresh noise, and so must the "
             "users; use --client_sampling=poisson and --aggregator=mean, or leave it out"
+        )
+
+
+def _check_artificial_clients(flags: Flags) -> None:
+    mean, least = flags.mean_datapoints_per_user, flags.minimum_num_datapoints_per_user
+    if mean is not None and not flags.iid:
+        raise FlairError("--mean_datapoints_per_user sizes the artificial clients of --iid; add --iid or leave it out")
+    if flags.fresh_photos and mean is None:
+        raise FlairError(
+            "--fresh_photos draws the photos of the artificial clients of --iid: give --iid and "
+            "--mean_datapoints_per_user (say 50), or leave it out"
+        )
+    is_poisson = flags.datapoints_per_user_distribution == POISSON
+    if is_poisson and not flags.fresh_photos:
+        raise FlairError("--datapoints_per_user_distribution=poisson has no effect without --fresh_photos; add that")
+    if least > 1 and not is_poisson:
+        raise FlairError(
+            f"--minimum_num_datapoints_per_user={least} has no effect without "
+            "--datapoints_per_user_distribution=poisson; leave it out"
+        )
+    if is_poisson and least > mean:
+        raise FlairError(
+            f"--minimum_num_datapoints_per_user={least}: expected at most --mean_datapoints_per_user={mean}"
         )
 
 

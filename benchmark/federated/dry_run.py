@@ -56,8 +56,8 @@ def plan_lines(
     photos = _photos_shown(flags, records, population)
     fixed, per_photo, timed = _round_seconds(flags, runtime, setup.clients)
     cohort, rounds = flags.clients_per_round, flags.total_rounds
-    # One validation more, of the best model at the end.
-    validations = -(-rounds // flags.rounds_per_eval) + 1
+    # One validation more, of the best model at the end; as many of the average of weights.
+    validations = (-(-rounds // flags.rounds_per_eval) + 1) * (2 if flags.ema_decay else 1)
     data = prepared.inputs.evaluation("val")
     scored, scoring = scoring_parts(prepared.model, data, task, flags.eval_batch_size, population, validations)
     extraction = extraction_parts(prepared.body, population, flags.feature_views)

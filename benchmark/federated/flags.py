@@ -7,7 +7,7 @@ from benchmark.privacy.request import AUTO, Mechanism, Sampling
 from benchmark.rounds.config import AGGREGATORS, ALGORITHMS, FED_AVG, SERVER_OPTIMIZERS
 from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, paths, text
 from benchmark.run.schedules import SCHEDULES
-from benchmark.training.flags import BEST_METRIC, MODEL_FLAGS, OVERWRITE, RUN_DIR
+from benchmark.training.flags import BEST_METRIC, EARLY_STOPPING, LOGGERS, MODEL_FLAGS, OVERWRITE, RUN_DIR
 
 INPROCESS, TFF, RAY = "inprocess", "tff", "ray"
 RUNTIMES = (INPROCESS, TFF, RAY)
@@ -15,6 +15,7 @@ EXAMPLES, EQUAL = "examples", "uniform"
 WEIGHTINGS = (EXAMPLES, EQUAL)
 # Aggregators whose noise in one round depends on that of others.
 CORRELATED = (Mechanism.BANDED.value, Mechanism.TREE.value)
+CONSTANT, POISSON = "constant", "poisson"
 
 RAY_FLAGS: Table = (
     integer(
@@ -118,6 +119,26 @@ _TRAINING_FLAGS: Table = (
         Role.RESULT,
         least=1,
     ),
+    boolean(
+        "fresh_photos",
+        "With --iid: an artificial client draws --mean_datapoints_per_user photos anew, with replacement, whenever it "
+        "takes part; off: photos are dealt out once.",
+        Role.RESULT,
+    ),
+    choice(
+        "datapoints_per_user_distribution",
+        CONSTANT,
+        (CONSTANT, POISSON),
+        "With --fresh_photos: how many an artificial client draws; poisson: about --mean_datapoints_per_user.",
+        Role.RESULT,
+    ),
+    integer(
+        "minimum_num_datapoints_per_user",
+        1,
+        "With --datapoints_per_user_distribution=poisson: a smaller number is drawn again.",
+        Role.RESULT,
+        least=1,
+    ),
     integer("total_rounds", 5000, "Rounds of training.", Role.RESULT, least=1),
     integer("rounds_per_eval", 10, "Rounds between evaluations on the val partition.", Role.RESULT, least=1),
     integer("rounds_per_checkpoint", 10, "Rounds between checkpoints.", Role.SAVING, least=1),
@@ -205,6 +226,16 @@ _OTHER_FLAGS: Table = (
         Role.RESULT,
     ),
     BEST_METRIC,
+    EARLY_STOPPING,
+    number(
+        "ema_decay",
+        0.0,
+        "Also average the weights over the rounds, each counting this many times as much as the next one (say 0.99): "
+        "best_ema.h5 and last_ema.h5; 0: no average.",
+        Role.RESULT,
+        least=0,
+        most=1,
+    ),
     boolean("federated_eval", "At the end, score each test client by itself: the spread over clients.", Role.RESULT),
     integer(
         "federated_eval_clients", None, "Clients of --federated_eval, drawn at random; none: all.", Role.RESULT, least=1
@@ -231,6 +262,7 @@ _OTHER_FLAGS: Table = (
         Role.RESULT,
         least=1,
     ),
+    LOGGERS,
     RUN_DIR,
     OVERWRITE,
 )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from benchmark.federated.average import WeightAverage, is_average
 from benchmark.federated.client_eval import ClientEvaluation
 from benchmark.federated.scoring import Evaluator
 from benchmark.model import loading
@@ -21,25 +22,39 @@ from benchmark.rounds.config import MAX_UPDATE_NORM
 from benchmark.rounds.runtime import RoundResult, Runtime, next_clip_norm
 from benchmark.run.folder import RunFolder
 from benchmark.run.interruption import SafePoints
-from benchmark.run.names import BEST_FILE, LAST_FILE
+from benchmark.run.names import BEST_EMA_FILE, BEST_FILE, LAST_EMA_FILE, LAST_FILE
+from benchmark.training.best import badness, is_over
 from flair.errors import FlairError
 from flair.terminal.progress import Progress
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """When to evaluate and to save, and what counts as best."""
+    """When to evaluate, to save and to stop, and what counts as best.
+
+    `early_stopping` is rounds without a better model after which training ends, 0 never; `ema_decay` is that of a
+    moving average of the weights, 0 without one.
+    """
 
     total_rounds: int
     rounds_per_eval: int
     rounds_per_checkpoint: int
     best_metric: str
     initial_clip: float | None
+    early_stopping: int = 0
+    ema_decay: float = 0.0
+
+    def is_evaluated(self, round_number: int) -> bool:
+        """Whether the model is evaluated after so many rounds."""
+        return round_number == self.total_rounds or round_number % self.rounds_per_eval == 0
 
 
 @dataclass
 class TrainingState:
-    """How far a run has come: rounds done, training seconds, the best model so far, the clipping norm of each round."""
+    """How far a run has come: rounds done, training seconds, the best model so far, the clipping norm of each round.
+
+    `ema_best_value` and `ema_best_round` are of the best average of the weights.
+    """
 
     round: int = 0
     seconds: float = 0.0
@@ -47,6 +62,13 @@ class TrainingState:
     best_round: int = 0
     clip_norms: list[float] = field(default_factory=list)
     next_clip: float | None = None
+    ema_best_value: float = math.inf
+    ema_best_round: int = 0
+
+    def is_over(self, config: LoopConfig) -> bool:
+        """Whether there is no further round."""
+        stops = is_over(self.round, self.best_round, config.early_stopping) and config.is_evaluated(self.round)
+        return self.round == config.total_rounds or stops
 
 
 def train(
@@ -61,7 +83,7 @@ def train(
     before_release: Callable[[TrainingState], object] = lambda _state: None,
     client_eval: ClientEvaluation | None = None,
 ) -> TrainingState:
-    """Runs all rounds, from the run folder's newest checkpoint if there is one.
+    """Runs the rounds, from the run folder's newest checkpoint if there is one.
 
     Args:
       model: takes the global weights to be evaluated and saved.
@@ -74,10 +96,11 @@ def train(
     Raises:
       FlairError: training has diverged, or the noise was not what the privacy statement says.
     """
-    state = _resume(runtime, run, config)
+    average = WeightAverage(config.ema_decay) if config.ema_decay else None
+    state = _resume(runtime, average, run, config)
     started, before = time.monotonic(), state.seconds
     with Progress(config.total_rounds, "training", "round", done=state.round) as progress:
-        while state.round < config.total_rounds:
+        while not state.is_over(config):
             cohort = cohort_of(state.round)
             looked_at = None if client_eval is None else client_eval.looked_at(state.round, cohort)
             result = runtime.run_round(state.round, cohort, looked_at)
@@ -85,40 +108,57 @@ def train(
             _note_clip(state, result, config)
             state.round += 1
             row = _row(state, cohort, result)
+            if average is not None:
+                average.add(runtime.weights())
             if client_eval is not None and result.drift is not None:
-                _take_weights(model, runtime, state.round)
+                _take_weights(model, runtime.weights(), state.round)
                 row |= client_eval.evaluate(state.round, cohort, result.drift, run)
-            is_last = state.round == config.total_rounds
-            if is_last or state.round % config.rounds_per_eval == 0:
-                _take_weights(model, runtime, state.round)
+            if config.is_evaluated(state.round):
+                _take_weights(model, runtime.weights(), state.round)
                 metrics = scorer.evaluate("val", f"validating round {state.round}")
                 row |= {f"val_{name}": value for name, value in metrics.items()}
-                value = metrics[config.best_metric] * (1.0 if config.best_metric == "loss" else -1.0)
+                value = badness(metrics, config.best_metric)
                 if value < state.best_value:
                     state.best_value, state.best_round = value, state.round
                     before_release(state)
                     loading.save_weights(model, run.path / BEST_FILE)
+                if average is not None:
+                    _take_weights(model, average.weights, state.round)
+                    metrics = scorer.evaluate("val", f"validating the average after round {state.round}")
+                    row |= {f"ema_val_{name}": value for name, value in metrics.items()}
+                    value = badness(metrics, config.best_metric)
+                    if value < state.ema_best_value:
+                        state.ema_best_value, state.ema_best_round = value, state.round
+                        before_release(state)
+                        loading.save_weights(model, run.path / BEST_EMA_FILE)
                 if privacy_plan is not None and privacy_plan.noise_multiplier > 0:
                     row["epsilon"] = privacy_plan.own_epsilon_at(state.round)
                 print(_line(state, config, row), flush=True)
             state.seconds = before + time.monotonic() - started
             run.add_row(state.round, row, state.seconds)
-            if is_last or safe_points.requested or state.round % config.rounds_per_checkpoint == 0:
+            if state.is_over(config) or safe_points.requested or state.round % config.rounds_per_checkpoint == 0:
                 before_release(state)
                 # Without a name of its own: the copy of the state, three times the weights, goes when it is written.
                 run.checkpoints.save(
-                    state.round, {f"{index:05d}": array for index, array in enumerate(runtime.state())}, asdict(state)
+                    state.round,
+                    {f"{index:05d}": array for index, array in enumerate(runtime.state())}
+                    | ({} if average is None else average.arrays()),
+                    asdict(state),
                 )
             safe_points.stop()
             progress.add(1, _note(row))
-    _take_weights(model, runtime, state.round)
+    if state.round < config.total_rounds:
+        print(f"stopped after round {state.round}: no better model since round {state.best_round}", flush=True)
+    if average is not None:
+        _take_weights(model, average.weights, state.round)
+        loading.save_weights(model, run.path / LAST_EMA_FILE)
+    _take_weights(model, runtime.weights(), state.round)
     loading.save_weights(model, run.path / LAST_FILE)
     return state
 
 
-def _take_weights(model: tf.keras.Model, runtime: Runtime, round_number: int) -> None:
-    """Gives the global weights to the Keras model."""
-    weights = runtime.weights()
+def _take_weights(model: tf.keras.Model, weights: Sequence[np.ndarray], round_number: int) -> None:
+    """Gives global weights, or their average, to the Keras model."""
     if not all(np.isfinite(weight).all() for weight in weights):
         raise FlairError(
             f"round {round_number}: training has diverged, the global weights are no longer finite; lower "
@@ -169,14 +209,16 @@ def _note_clip(state: TrainingState, result: RoundResult, config: LoopConfig) ->
     state.next_clip = next_clip_norm(result.measurements)
 
 
-def _resume(runtime: Runtime, run: RunFolder, config: LoopConfig) -> TrainingState:
+def _resume(runtime: Runtime, average: WeightAverage | None, run: RunFolder, config: LoopConfig) -> TrainingState:
     checkpoint = run.checkpoints.latest()
     if checkpoint is None:
         run.start_at(0)
         print(f"round 1 of {config.total_rounds} begins", flush=True)
         return TrainingState()
-    runtime.restore([checkpoint.arrays[name] for name in sorted(checkpoint.arrays)])
+    runtime.restore([checkpoint.arrays[name] for name in sorted(checkpoint.arrays) if not is_average(name)])
     state = TrainingState(**checkpoint.state)
+    if average is not None:
+        average.restore(checkpoint.arrays, state.round)
     run.start_at(state.round)
     print(f"continuing after round {state.round} of {config.total_rounds}", flush=True)
     return state
@@ -192,6 +234,7 @@ def _line(state: TrainingState, config: LoopConfig, row: dict[str, float]) -> st
     parts = [f"round {state.round} of {config.total_rounds}: train_loss {row['train_loss']:.4f}"]
     parts.append(f"val_loss {row['val_loss']:.4f}")
     parts += [f"{n} {v:.4f}" for n, v in row.items() if n.startswith("val_") and n.endswith("averaged_precision")]
+    parts += [f"ema_val_loss {row['ema_val_loss']:.4f}"] if "ema_val_loss" in row else []
     parts += [f"clip_norm {row['clip_norm']:.4g}"] if "clip_norm" in row else []
     parts += [f"epsilon {rounded_up(row['epsilon'])}"] if "epsilon" in row else []
     return ", ".join(parts) + (" (best so far)" if state.best_round == state.round else "")

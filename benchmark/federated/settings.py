@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmark.data.artificial import Artificial
 from benchmark.data.records import Records, Task
-from benchmark.federated.flags import CORRELATED, EQUAL
+from benchmark.federated.flags import CORRELATED, EQUAL, POISSON
 from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
 from benchmark.privacy.local import LocalPlan, make_local_plan
 from benchmark.privacy.plan import PrivacyPlan, make_plan
@@ -103,6 +104,15 @@ def sampling(flags: Flags) -> Sampling:
     if mechanism(flags) is Mechanism.TREE:
         return Sampling.CYCLIC
     return Sampling.POISSON if is_private(flags) else Sampling.UNIFORM
+
+
+def artificial(flags: Flags) -> Artificial | None:
+    """How the artificial clients of --iid are made; None: clients are users."""
+    if not flags.iid:
+        return None
+    is_poisson = flags.datapoints_per_user_distribution == POISSON
+    sizes = is_poisson, flags.minimum_num_datapoints_per_user
+    return Artificial(flags.seed, flags.mean_datapoints_per_user, flags.fresh_photos, *sizes)
 
 
 def cohort_seed(flags: Flags) -> int:
@@ -216,4 +226,4 @@ def _open_clients(flags: Flags, records: Records) -> Clients:
 
         assert isinstance(records, TFDSRecords)
         return FlairClientData(records)
-    return training_clients(records, flags.iid, flags.seed, flags.mean_datapoints_per_user)
+    return training_clients(records, artificial(flags))

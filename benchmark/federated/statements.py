@@ -177,6 +177,7 @@ def _run_record(
         spent_before=setup.spent_before,
         audit=found,
         clients_looked_at=flags.rounds_per_client_eval > 0,
+        may_stop_early=flags.early_stopping > 0,
     )
 
 

@@ -68,6 +68,7 @@ class RunRecord:
       spent_before: what earlier results about the same users were (--also_spent).
       audit: what `audit.audit` found; None of a run without canaries.
       clients_looked_at: single clients were looked at (--rounds_per_client_eval).
+      may_stop_early: a rule that looks at the models decides after which round training ends (--early_stopping).
     """
 
     rounds_completed: int
@@ -82,6 +83,7 @@ class RunRecord:
     spent_before: Sequence[Release] = ()
     audit: dict[str, Any] | None = None
     clients_looked_at: bool = False
+    may_stop_early: bool = False
 
 
 def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
@@ -164,6 +166,16 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
             f"The epsilon holds because {apart}, and the noise is shared by {request.bands:,} rounds; adjacency is "
             f"{'zeroing out' if plan.is_zero_out else 'adding or removing'} one user's contributions. At this epsilon "
             f"the noise on the sum of all rounds is {price_text(plan)}.",
+        )
+    if run.may_stop_early and rounds < request.total_rounds:
+        yield Caveat(
+            "high",
+            "early stopping",
+            "After which round training ends was decided by a rule that looks at its models, on validation users "
+            "(--early_stopping). The epsilon of the rounds completed is that of a run which was to be so long from the "
+            "start; what holds whatever the rule decides is the epsilon of all planned rounds, "
+            f"{rounded_up(plan.epsilon_at(request.total_rounds))} (https://arxiv.org/abs/1605.08294), and that is what "
+            "another statement adds up.",
         )
     users_times_delta = plan.num_users * plan.delta
     if users_times_delta > SMALL_USERS_TIMES_DELTA:

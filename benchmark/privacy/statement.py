@@ -121,7 +121,9 @@ def _spending(plan: PrivacyPlan, run: RunRecord) -> list[dict[str, Any]] | None:
     is_safe = run.noise_key is KeyState.DELETED and not run.drawn_by_tff and not run.artificial_users
     if not is_safe or not can_add(plan.request):
         return None
-    return as_json([release_of(plan, run.rounds_completed), *run.spent_before])
+    # That of fewer rounds is proved only where nobody looked at the models to choose their number.
+    rounds = plan.request.total_rounds if run.may_stop_early else run.rounds_completed
+    return as_json([release_of(plan, rounds), *run.spent_before])
 
 
 def _total_epsilon(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any] | None:

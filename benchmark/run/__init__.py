@@ -12,6 +12,7 @@ __all__ = [
     "flags",
     "folder",
     "interruption",
+    "loggers",
     "machine",
     "members",
     "names",

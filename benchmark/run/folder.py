@@ -6,7 +6,7 @@ run.json       versions, machine, git revision, data digest, seeds, when it star
 metrics.csv    one row per epoch or round; equal for equal flags, however often the run was interrupted
 times.csv      seconds of training by the end of each row
 clients.csv.gz one row per client that was looked at, a gzip member per round in which some were
-tensorboard/   the same numbers as TensorBoard events
+tensorboard/   the same numbers as TensorBoard events; wandb/ and mlflow/ where they are logged there, too
 checkpoints/   what a resumed run starts from
 summary.json   the result; its presence means that the run is complete
 """
@@ -25,16 +25,18 @@ from typing import Any
 from benchmark.run import members, names
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.files import read_flags, read_json, read_seconds, read_table
+from benchmark.run.loggers import DEFAULT, KNOWN, CsvTable, Logger
 from benchmark.run.machine import environment
 from benchmark.run.shapes import NUMBER
 from flair.errors import FlairError
 from flair.files import atomic, checked_json, lock
 
-# Everything a run leaves beside its folders. A privacy statement, above all, must not outlive the run it is about.
+# Everything a run leaves beside its folders and what loggers write. A privacy statement, above all, must not outlive
+# the run it is about.
 _OUTPUTS = (
-    *(names.FLAGS_FILE, names.RUN_FILE, names.METRICS_FILE, names.TIMES_FILE, names.SUMMARY_FILE),
+    *(names.FLAGS_FILE, names.RUN_FILE, names.TIMES_FILE, names.SUMMARY_FILE),
     *("privacy.*", names.AUDIT_FILE, names.KEY_FILE, names.BEST_FILE, names.LAST_FILE, "clients*.csv"),
-    *(names.CLIENTS_FILE, names.EVALUATION_FILE),
+    *(names.BEST_EMA_FILE, names.LAST_EMA_FILE, names.CLIENTS_FILE, names.EVALUATION_FILE),
 )
 _DESCRIPTION = {"started": str, "continued?": [str], "data?": {"digest?": str}}
 _METRICS = {"val": {"*": NUMBER}, "test": {"*": NUMBER}, "training_seconds": NUMBER}
@@ -59,6 +61,7 @@ class RunFolder:
       changeable: names of flags that a continued run may change.
       overwrite: forget what an earlier run left here.
       defaults: value of each flag, taken for a run of an older version that did not have the flag.
+      loggers: names of `loggers.KNOWN`, where rows go.
 
     Attributes:
       is_written: whether this process writes files.
@@ -74,15 +77,18 @@ class RunFolder:
         changeable: Iterable[str] = (),
         overwrite: bool = False,
         defaults: Mapping[str, str] | None = None,
+        loggers: Iterable[str] = DEFAULT,
     ) -> None:
         self.path = Path(path)
         self.step_name = step_name
         self.checkpoints = Checkpoints(self.path / names.CHECKPOINTS_DIR)
         self.rows: dict[int, dict[str, float]] = {}
         self._seconds: dict[int, float] = {}
-        self._columns: list[str] = []  # of metrics.csv as it was last written whole
         self._flag_lines, self._changeable, self._overwrite = flag_lines, frozenset(changeable), overwrite
         self._defaults = dict(defaults or {})
+        self._times = CsvTable(self.path / names.TIMES_FILE, step_name, "{:.3f}".format)
+        settings = self.path, step_name, _flag_values(flag_lines)
+        self._loggers: list[Logger] = [KNOWN[name](*settings) for name in loggers]
         self._entered = contextlib.ExitStack()
         self._is_new = False
 
@@ -103,7 +109,11 @@ class RunFolder:
         if isinstance(error, FlairError) and self._is_new and not self.has_begun:
             for name in (names.FLAGS_FILE, names.RUN_FILE):
                 (self.path / name).unlink(missing_ok=True)
-        self._entered.close()
+        try:
+            for logger in self._loggers:
+                logger.close(self.summary is not None)
+        finally:
+            self._entered.close()
 
     @property
     def has_begun(self) -> bool:
@@ -176,23 +186,17 @@ class RunFolder:
             )
         self.rows = {row: values for row, values in self.rows.items() if row <= step}
         self._seconds = {row: seconds for row, seconds in self._seconds.items() if row <= step}
-        from benchmark.run import events
-
         members.cut_back(self.path / names.CLIENTS_FILE, step)
-        self._write_csv()
-        events.write(self.path / names.TENSORBOARD_DIR, self.rows)
+        for logger in self._loggers:
+            logger.start(self.rows)
+        self._times.start({step: {"seconds": seconds} for step, seconds in self._seconds.items()})
 
     def add_row(self, step: int, values: Mapping[str, float], seconds: float) -> None:
-        """Adds one row to metrics.csv, times.csv and the TensorBoard events; `seconds` is the run's training time."""
-        from benchmark.run import events  # protobuf would slow every --help down
-
+        """Adds one row to times.csv and to what the loggers keep; `seconds` is the run's training time."""
         self.rows[step], self._seconds[step] = dict(values), seconds
-        if values.keys() - set(self._columns):
-            self._write_csv()
-        else:
-            _append(self.path / names.METRICS_FILE, [step, *(_cell(values.get(name)) for name in self._columns)])
-            _append(self.path / names.TIMES_FILE, [step, f"{seconds:.3f}"])
-        events.append(self.path / names.TENSORBOARD_DIR, step, values)
+        for logger in self._loggers:
+            logger.add(step, self.rows[step])
+        self._times.add(step, {"seconds": seconds})
 
     def add_clients(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Adds the clients of one step, which begins each row, to clients.csv.gz."""
@@ -209,14 +213,11 @@ class RunFolder:
     def _open(self) -> None:
         if self._overwrite:
             self._check_command()
-            for pattern in _OUTPUTS:
-                for path in self.path.glob(pattern):
-                    path.unlink()
-            for name in (names.TENSORBOARD_DIR, names.CHECKPOINTS_DIR):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-        (self.path / names.TENSORBOARD_DIR).mkdir(exist_ok=True)
-        for folder in (self.path, self.path / names.TENSORBOARD_DIR):
-            atomic.remove_leftovers(folder)
+            of_loggers = [name for logger in KNOWN.values() for name in logger.leaves]
+            for path in [found for pattern in (*_OUTPUTS, *of_loggers) for found in self.path.glob(pattern)]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(self.path / names.CHECKPOINTS_DIR, ignore_errors=True)
+        atomic.remove_leftovers(self.path)
         self._check_flags()
         self.rows = read_table(self.path / names.METRICS_FILE, self.step_name)[1]
         self._seconds = read_seconds(self.path / names.TIMES_FILE, self.step_name)
@@ -253,13 +254,6 @@ class RunFolder:
 
     def _write_flags(self) -> None:
         atomic.write_text(self.path / names.FLAGS_FILE, "".join(f"{line}\n" for line in self._flag_lines))
-
-    def _write_csv(self) -> None:
-        self._columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
-        metrics = [[step, *(_cell(row.get(name)) for name in self._columns)] for step, row in self.rows.items()]
-        atomic.write_csv(self.path / names.METRICS_FILE, [[self.step_name, *self._columns], *metrics])
-        times = [[step, f"{seconds:.3f}"] for step, seconds in self._seconds.items()]
-        atomic.write_csv(self.path / names.TIMES_FILE, [[self.step_name, "seconds"], *times])
 
 
 class WatchedRunFolder(RunFolder):
@@ -300,12 +294,3 @@ def _flag_values(lines: Iterable[str]) -> dict[str, str]:
 
 def _printable(value: str | None) -> str | None:
     return value if value is None or value.isprintable() else repr(value)
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else repr(float(value))
-
-
-def _append(path: Path, row: list[Any]) -> None:
-    with open(path, "a", encoding="utf-8", newline="") as file:
-        file.write(atomic.csv_text([row]))

@@ -10,9 +10,12 @@ from pathlib import Path
 FLAGS_FILE, RUN_FILE, SUMMARY_FILE = "flags.txt", "run.json", "summary.json"
 METRICS_FILE, TIMES_FILE = "metrics.csv", "times.csv"
 BEST_FILE, LAST_FILE = "best.h5", "last.h5"
+BEST_EMA_FILE, LAST_EMA_FILE = "best_ema.h5", "last_ema.h5"
 EVALUATION_FILE, PRIVACY_FILE, KEY_FILE = "evaluation.json", "privacy.json", "noise.key"
 AUDIT_FILE, CLIENTS_FILE = "audit.json", "clients.csv.gz"
 LOCK_FILE, TENSORBOARD_DIR, CHECKPOINTS_DIR = "run.lock", "tensorboard", "checkpoints"
+# W&B gives its folder this name itself.
+WANDB_DIR, WANDB_ID_FILE, MLFLOW_DIR, MLFLOW_ID_FILE = "wandb", "wandb.id", "mlflow", "mlflow.id"
 
 
 def run_folder_of(path: Path) -> Path | None:

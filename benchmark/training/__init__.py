@@ -3,4 +3,4 @@
 What enters is flags and records. What leaves is a model to train, and an estimate of how long and how large.
 """
 
-__all__ = ["flags", "inputs", "loss", "plan", "start", "timing"]
+__all__ = ["best", "flags", "inputs", "loss", "plan", "start", "timing"]

@@ -11,6 +11,7 @@ from benchmark.metrics.histogram import metric_names
 from benchmark.model import specs
 from benchmark.model.saved import COMPUTE_DTYPES
 from benchmark.model.trainable import ALL, HEAD, TRAINABLE
+from benchmark.run import loggers
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, one_of, path, text
 from benchmark.training import plan as training_plan
 from benchmark.training import start
@@ -142,6 +143,20 @@ BEST_METRIC = text(
     "loss",
     "Validation metric that chooses the best model; loss is minimized, any other maximized.",
     Role.RESULT,
+)
+EARLY_STOPPING = integer(
+    "early_stopping",
+    0,
+    "Epochs or rounds without a better model after which training stops; 0 never stops early.",
+    Role.RESULT,
+    least=0,
+)
+LOGGERS = text(
+    "loggers",
+    ",".join(loggers.DEFAULT),
+    "Where the rows of metrics.csv go, separated by commas: csv (always), tensorboard, wandb (offline unless "
+    "WANDB_MODE says otherwise), mlflow (into the run folder unless MLFLOW_TRACKING_URI does).",
+    Role.PLACE,
 )
 RUN_DIR = path("run_dir", None, "Folder of this run; none: the saved model's path without .h5.", Role.PLACE)
 OVERWRITE = boolean("overwrite", "Start over, forgetting the run that --run_dir holds.", Role.CALL)

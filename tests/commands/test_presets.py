@@ -126,6 +126,7 @@ def test_every_preset_parses_and_says_its_settings():
         assert flags["rounds_per_eval"] == 20
         assert flags["best_metric"] == "macro_averaged_precision"
         assert flags.get("mean_datapoints_per_user") == (None if "non_iid" in preset else 50)
+        assert flags["fresh_photos"] == ("non_iid" not in preset)
         assert flags.get("simulated_clients_per_round") == (5000 if preset.endswith("dp") else None)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 
+from benchmark.data.artificial import Artificial, visits
 from benchmark.data.clients import (
     BatchPlan,
     IidClients,
@@ -18,6 +21,7 @@ from benchmark.data.clients import (
     prefetched,
     training_order,
 )
+from benchmark.data.source import ClientSource, training_clients
 
 
 def _plan(task, **changes):
@@ -88,6 +92,39 @@ def test_iid_clients_share_out_every_photo_once(records):
 def test_iid_clients_keep_the_sizes_of_the_users(records):
     users, iid = UserClients(records, "train"), IidClients(records, "train", seed=0)
     assert sorted(len(users.read(c)) for c in users.client_ids) == sorted(len(iid.read(c)) for c in iid.client_ids)
+
+
+def test_fresh_clients_draw_their_photos_anew_at_each_visit_and_the_same_on_another_machine(records):
+    artificial = Artificial(seed=3, photos_per_client=7, is_fresh=True)
+    data = training_clients(records, artificial)
+    total = len(records.photo_index("train").offset)
+    assert len(data.client_ids) == -(-total // 7)
+    first, second = ([data.rows(name) for name in visits(data.client_ids, number)] for number in (0, 1))
+    assert all(len(rows) == 7 for rows in [*first, *second])
+    assert not any(np.array_equal(*pair) for pair in zip(first, second, strict=True))
+    drawn = np.concatenate(first)
+    assert drawn.min() >= 0 and drawn.max() < total and len(set(drawn)) < len(drawn), "with replacement"
+
+    (name,) = visits(data.client_ids[-1:], 1)
+    assert data.read(name) == records.read_photos("train", second[-1]) and data.num_photos(name) == 7
+    source = pickle.loads(pickle.dumps(ClientSource(str(records.root), records.digest(), artificial)))
+    assert source.open()[1].read(name) == data.read(name)
+    other = training_clients(records, artificial._replace(seed=4))
+    assert not np.array_equal(other.rows(name), second[-1])
+
+
+def test_fresh_photos_are_uniform_and_poisson_sizes_keep_to_their_minimum(records):
+    artificial = Artificial(seed=0, photos_per_client=3, is_fresh=True, is_poisson=True, least=2)
+    data = training_clients(records, artificial)
+    names = [name for number in range(30) for name in visits(data.client_ids, number)]
+    drawn = [data.rows(name) for name in names]
+    sizes, poisson = np.array([len(rows) for rows in drawn]), scipy.stats.poisson(3)
+    assert sizes.min() == 2 and [data.num_photos(name) for name in names] == sizes.tolist()
+    expected = np.array([poisson.pmf(size) for size in range(2, 7)] + [poisson.sf(6)]) / poisson.sf(1) * len(sizes)
+    found = np.bincount(np.minimum(sizes, 7), minlength=8)[2:]
+    assert scipy.stats.chisquare(found, expected).pvalue > 1e-3
+    counts = np.bincount(np.concatenate(drawn), minlength=len(records.photo_index("train").offset))
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_an_error_while_reading_ahead_reaches_the_consumer():

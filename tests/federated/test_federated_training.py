@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmark.rounds.runtime import RoundResult
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.folder import RunFolder
 from benchmark.run.interruption import SafePoints
+from tests.support.commands import assert_equal_weights, read_csv
 
 
 class _Runtime:
@@ -76,3 +78,112 @@ def test_a_statement_covers_a_round_before_a_model_of_it_is_written(
     with RunFolder(tmp_path / "run", [], "round") as run, SafePoints("round") as safe_points:
         loop.train(*(_Runtime(shapes), model, _Scorer(), lambda _: ["a", "b"], None, run, options, safe_points), state)
     assert written == ["best.h5", "checkpoint", "best.h5", "best.h5", "checkpoint", "best.h5", "checkpoint", "last.h5"]
+
+
+class _Drifting(_Runtime):
+    """Its weights after each round are random numbers of that round's; it can fail before a round."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], fails_at: int = -1) -> None:
+        super().__init__(shapes)
+        self._fails_at = fails_at
+
+    def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
+        if round_number == self._fails_at:
+            raise KeyboardInterrupt
+        return super().run_round(round_number, cohort)
+
+    def weights(self) -> list[np.ndarray]:
+        generator = np.random.default_rng(self._rounds)
+        return [generator.normal(size=shape).astype(np.float32) for shape in self._shapes]
+
+
+class _Measured:
+    """The loss is what `of` makes of the weights that the model has."""
+
+    def __init__(self, model: Any, of: Callable[[np.ndarray], float]) -> None:
+        self._model, self._of = model, of
+
+    def evaluate(self, *_: object) -> dict[str, float]:
+        return {"loss": self._of(_flat(self._model.get_weights()))}
+
+
+def _flat(weights: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.ravel(weight) for weight in weights])
+
+
+def _train(
+    path: Path, config: LoopConfig, fails_at: int = -1, of: Callable[[np.ndarray], float] = lambda x: float(abs(x[0]))
+) -> Any:
+    model = networks.build_model("cnn", (8, 8, 3), 2)
+    runtime = _Drifting([tuple(variable.shape) for variable in model.trainable_variables], fails_at)
+    with RunFolder(path, [], "round") as run, SafePoints("round") as safe_points:
+        return loop.train(runtime, model, _Measured(model, of), lambda _: ["a"], None, run, config, safe_points)
+
+
+def _saved(path: Path) -> np.ndarray:
+    model = networks.build_model("cnn", (8, 8, 3), 2)
+    loading.load_by_name(model, path)
+    return _flat(model.get_weights())
+
+
+def test_the_average_of_weights_is_numpys_is_scored_and_saved_and_survives_a_stop(tmp_path: Path) -> None:
+    decay, rounds = 0.6, 7
+    config = LoopConfig(rounds, 2, 3, "loss", None, ema_decay=decay)
+    state = _train(tmp_path / "unbroken", config)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "broken", config, fails_at=5)
+    continued = _train(tmp_path / "broken", config)
+
+    shapes = [variable.shape for variable in networks.build_model("cnn", (8, 8, 3), 2).trainable_variables]
+    drifting = _Drifting([tuple(shape) for shape in shapes])
+    after = []
+    for number in range(rounds):
+        drifting.run_round(number, ["a"])
+        after.append(_flat(drifting.weights()).astype(np.float64))
+    averages = [np.average(after[:t], axis=0, weights=decay ** np.arange(t)[::-1]) for t in range(1, rounds + 1)]
+    assert np.abs(_saved(tmp_path / "unbroken" / "last_ema.h5") - averages[-1]).max() < 1e-6
+    assert np.abs(_saved(tmp_path / "unbroken" / "last.h5") - after[-1]).max() == 0
+    losses = {t: abs(averages[t - 1][0]) for t in (2, 4, 6, 7)}
+    rows = {int(row["round"]): row for row in read_csv(tmp_path / "unbroken" / "metrics.csv")}
+    for number, row in rows.items():
+        assert (row["ema_val_loss"] and float(row["ema_val_loss"])) == (
+            pytest.approx(losses[number]) if number in losses else ""
+        )
+    best = min(losses, key=losses.__getitem__)
+    assert (state.ema_best_round, state.ema_best_value) == (best, pytest.approx(losses[best]))
+    assert np.abs(_saved(tmp_path / "unbroken" / "best_ema.h5") - averages[best - 1]).max() < 1e-6
+
+    assert replace(continued, seconds=0) == replace(state, seconds=0)
+    assert (tmp_path / "broken" / "metrics.csv").read_text() == (tmp_path / "unbroken" / "metrics.csv").read_text()
+    for name in ("best", "last", "best_ema", "last_ema"):
+        assert_equal_weights(tmp_path / "broken" / f"{name}.h5", tmp_path / "unbroken" / f"{name}.h5")
+
+
+def test_without_an_average_the_others_are_the_same_and_it_leaves_nothing(tmp_path: Path) -> None:
+    _train(tmp_path / "with", LoopConfig(4, 2, 2, "loss", None, ema_decay=0.9))
+    _train(tmp_path / "without", LoopConfig(4, 2, 2, "loss", None))
+    rows = [read_csv(tmp_path / name / "metrics.csv") for name in ("with", "without")]
+    assert [{n: v for n, v in row.items() if not n.startswith("ema_")} for row in rows[0]] == rows[1]
+    assert sorted(path.name for path in (tmp_path / "without").glob("*.h5")) == ["best.h5", "last.h5"]
+    arrays = [Checkpoints(tmp_path / name / "checkpoints").latest().arrays for name in ("with", "without")]
+    assert {name for name in arrays[0] if not name.startswith("ema/")} == arrays[1].keys()
+
+
+@pytest.mark.parametrize(("patience", "last"), [(0, 20), (1, 8), (3, 10), (4, 10), (5, 12), (20, 20)])
+def test_training_stops_after_an_evaluation_that_found_no_better_model_for_so_many_rounds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], patience: int, last: int
+) -> None:
+    """Evaluated every second round, the model of round 6 is the best."""
+    rounds = {float(np.random.default_rng(r).normal(size=(1,)).astype(np.float32)[0]): r for r in range(1, 21)}
+    config = LoopConfig(20, 2, 3, "loss", None, early_stopping=patience)
+
+    def loss(weights: np.ndarray) -> float:
+        return abs(rounds[float(weights[0])] - 6)
+
+    state = _train(tmp_path / "run", config, of=loss)
+    assert (state.round, state.best_round) == (last, 6)
+    assert ("no better model since round 6" in capsys.readouterr().out) == (last < 20)
+    assert len(read_csv(tmp_path / "run" / "metrics.csv")) == last
+    assert Checkpoints(tmp_path / "run" / "checkpoints").latest().step == last
+    # Continued, as after a kill before summary.json, it stays where it stopped.
+    assert replace(_train(tmp_path / "run", config, of=loss), seconds=0) == replace(state, seconds=0)

@@ -7,7 +7,7 @@ import json
 import dp_accounting
 import pytest
 
-from benchmark.privacy.accounting import composed_epsilon, epsilon
+from benchmark.privacy.accounting import composed_epsilon, epsilon, rounded_up
 from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.privacy.spending import Release, as_json, check_can_add, read_spending, total_epsilon
@@ -164,6 +164,18 @@ def test_the_statement_adds_up_and_says_so():
     plain = make_statement(plan, RunRecord(30, [0.1], noise_key=KeyState.DELETED))
     assert plain["total_epsilon"] is None and plain["spent_before"] is None
     assert "spent" not in headline(plain) and "spent before (--also_spent):        -" in statement_text(plain)
+
+
+def test_a_run_that_a_rule_stopped_states_its_rounds_and_hands_on_the_planned_ones():
+    plan = plan_of(**SMALL, noise_multiplier=1.0)
+    facts = {"clip_norms": [0.1], "noise_key": KeyState.DELETED}
+    plain, stopped = (make_statement(plan, RunRecord(30, **facts, may_stop_early=rule)) for rule in (False, True))
+    assert stopped["epsilon"] == plain["epsilon"] and stopped["rounds"] == {"completed": 30, "planned": 40}
+    assert [statement["spending"][0]["compositions"] for statement in (plain, stopped)] == [30, 40]
+    (said,) = [caveat["text"] for caveat in stopped["caveats"] if caveat["name"] == "early stopping"]
+    assert rounded_up(plan.epsilon_at(40)) in said
+    complete = make_statement(plan, RunRecord(40, **facts, may_stop_early=True))
+    assert complete == make_statement(plan, RunRecord(40, **facts))
 
 
 def test_an_older_statement_without_the_fields_still_has_a_text():
