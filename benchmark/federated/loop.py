@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from benchmark.federated.proximal import ProximalConfig, ProximalState
 from benchmark.federated.scoring import Evaluator
 from benchmark.model import loading
 from benchmark.privacy.accounting import rounded_up
@@ -34,11 +35,15 @@ class LoopConfig:
     rounds_per_checkpoint: int
     best_metric: str
     initial_clip: float | None
+    proximal: ProximalConfig | None = None
 
 
 @dataclass
 class TrainingState:
-    """How far a run has come: rounds done, training seconds, the best model so far, the clipping norm of each round."""
+    """How far a run has come: rounds done, training seconds, the best model so far, the clipping norm of each round.
+
+    `proximal` are the fields of a `ProximalState`, empty where mu does not adapt.
+    """
 
     round: int = 0
     seconds: float = 0.0
@@ -46,6 +51,7 @@ class TrainingState:
     best_round: int = 0
     clip_norms: list[float] = field(default_factory=list)
     next_clip: float | None = None
+    proximal: tuple[()] | ProximalState = ()
 
 
 def train(
@@ -76,6 +82,8 @@ def train(
     with Progress(config.total_rounds, "training", "round", done=state.round) as progress:
         while state.round < config.total_rounds:
             cohort = cohort_of(state.round)
+            if state.proximal:
+                runtime.proximal_strength = state.proximal[0]
             result = runtime.run_round(state.round, cohort)
             _check_round(state.round, cohort, result, privacy_plan)
             _note_clip(state, result, config)
@@ -94,6 +102,7 @@ def train(
                 if privacy_plan is not None and privacy_plan.noise_multiplier > 0:
                     row["epsilon"] = privacy_plan.own_epsilon_at(state.round)
                 print(_line(state, config, row), flush=True)
+            _adapt_proximal(state, row, config)
             state.seconds = before + time.monotonic() - started
             run.add_row(state.round, row, state.seconds)
             if is_last or safe_points.requested or state.round % config.rounds_per_checkpoint == 0:
@@ -102,6 +111,7 @@ def train(
                 run.checkpoints.save(
                     state.round, {f"{index:05d}": array for index, array in enumerate(runtime.state())}, asdict(state)
                 )
+                runtime.forget(run.checkpoints.oldest_step())
             safe_points.stop()
             progress.add(1, _note(row))
     _take_weights(model, runtime, state.round)
@@ -160,12 +170,22 @@ def _note_clip(state: TrainingState, result: RoundResult, config: LoopConfig) ->
     state.next_clip = next_clip_norm(result.measurements)
 
 
+def _adapt_proximal(state: TrainingState, row: dict[str, float], config: LoopConfig) -> None:
+    """Notes the round's mu, and what follows from its loss for the next."""
+    if config.proximal is None:
+        return
+    before = ProximalState(*state.proximal)
+    row["proximal_strength"] = before.strength
+    if config.proximal.metric in row:
+        state.proximal = before.after(row[config.proximal.metric], config.proximal)
+
+
 def _resume(runtime: Runtime, run: RunFolder, config: LoopConfig) -> TrainingState:
     checkpoint = run.checkpoints.latest()
     if checkpoint is None:
         run.start_at(0)
         print(f"round 1 of {config.total_rounds} begins", flush=True)
-        return TrainingState()
+        return TrainingState(proximal=() if config.proximal is None else ProximalState(config.proximal.start))
     runtime.restore([checkpoint.arrays[name] for name in sorted(checkpoint.arrays)])
     state = TrainingState(**checkpoint.state)
     run.start_at(state.round)

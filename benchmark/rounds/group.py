@@ -24,6 +24,7 @@ from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import FED_PROX, MAX_UPDATE_NORM, ClientConfig
+from benchmark.rounds.control import States
 from benchmark.rounds.randomizer import Randomizer
 from benchmark.rounds.shard import Broadcast, ShardResult, ShardTrainer
 from benchmark.run.seeds import derive_seed
@@ -73,10 +74,11 @@ class GroupTrainer:
         self._plan, self._seed = batch_plan, seed
         aggregation.load("zero", "work", "accumulate")
 
-    def train(self, sent: Broadcast, clients: Sequence[str]) -> ShardResult:
+    def train(self, sent: Broadcast, clients: Sequence[str], _states: States | None = None) -> ShardResult:
         """Trains each client from the weights that were sent, which no order or grouping of the clients changes."""
         sent = sent.tensors()
         learning_rate = tf.constant(sent.learning_rate, tf.float32)
+        strength = self._config.proximal_strength if sent.proximal_strength is None else sent.proximal_strength
         aggregate = self._aggregation.zero()
         sums: list[Any] = [
             np.zeros((self._plan.task.num_outputs, 2, NUM_BUCKETS), np.int64),
@@ -94,6 +96,7 @@ class GroupTrainer:
                 [tf.constant(np.stack(of_weight)) for of_weight in zip(*normals, strict=True)],
                 sent.weights,
                 learning_rate,
+                tf.constant(strength, tf.float32),
                 aggregate,
                 sent.aggregator,
             )
@@ -165,6 +168,7 @@ class GroupTrainer:
         normals: Sequence[tf.Tensor],
         global_weights: Sequence[tf.Tensor],
         learning_rate: tf.Tensor,
+        strength: tf.Tensor,
         aggregate: Sequence[tf.Tensor],
         broadcast: Sequence[tf.Tensor],
     ) -> list[Any]:
@@ -184,7 +188,7 @@ class GroupTrainer:
             weights = [kernel, bias]
             if self._config.algorithm == FED_PROX:
                 gradients = [
-                    gradient + self._config.proximal_strength * (weight - anchor)
+                    gradient + strength * (weight - anchor)
                     for gradient, weight, anchor in zip(gradients, weights, start, strict=True)
                 ]
             rates = [learning_rate * tf.cast(count > 0, tf.float32) * scale for scale in self._scales(gradients)]

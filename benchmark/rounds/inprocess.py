@@ -19,6 +19,7 @@ from benchmark.rounds.config import CanaryConfig, FederatedConfig
 from benchmark.rounds.group import shard_trainer
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.server import RoundServer
+from benchmark.run.user_states import UserStates
 
 
 class InProcessRuntime(RoundServer):
@@ -31,6 +32,7 @@ class InProcessRuntime(RoundServer):
       batch_plan: how a client goes through its photos.
       seed: of the run; order and augmentation of a round follow from it and the round's number.
       noise_key, canaries: of a private run, see `RoundServer`.
+      user_states: of SCAFFOLD, see `RoundServer`.
     """
 
     def __init__(
@@ -42,16 +44,18 @@ class InProcessRuntime(RoundServer):
         seed: int,
         noise_key: NoiseKey | None = None,
         canaries: CanaryConfig | None = None,
+        user_states: UserStates | None = None,
     ) -> None:
-        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key, canaries)
+        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key, canaries, user_states)
         self.trainer = LocalTrainer(model, config.client, self.aggregation.spec.step)
         self._cohort = shard_trainer(self.trainer, self.aggregation, data, batch_plan, seed, self.local_key)
 
     def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
         """Sends the global weights, trains each client and adds its update up, takes the server's step."""
         sent = self.broadcast(round_number)
-        result = self._cohort.train(sent, cohort)
+        result = self._cohort.train(sent, cohort, self._user_states)
         return self.finish(round_number, [result])
 
     def close(self) -> None:
-        pass
+        if self._user_states is not None:
+            self._user_states.close()

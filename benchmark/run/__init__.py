@@ -18,4 +18,5 @@ __all__ = [
     "seeds",
     "shapes",
     "tf_config",
+    "user_states",
 ]

@@ -7,6 +7,7 @@ metrics.csv    one row per epoch or round; equal for equal flags, however often 
 times.csv      seconds of training by the end of each row
 tensorboard/   the same numbers as TensorBoard events
 checkpoints/   what a resumed run starts from
+user_states/   in SCAFFOLD, what is kept for every user; the checkpoints name its files
 summary.json   the result; its presence means that the run is complete
 """
 
@@ -201,7 +202,7 @@ class RunFolder:
             for pattern in _OUTPUTS:
                 for path in self.path.glob(pattern):
                     path.unlink()
-            for name in (names.TENSORBOARD_DIR, names.CHECKPOINTS_DIR):
+            for name in (names.TENSORBOARD_DIR, names.CHECKPOINTS_DIR, names.USER_STATES_DIR):
                 shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / names.TENSORBOARD_DIR).mkdir(exist_ok=True)
         for folder in (self.path, self.path / names.TENSORBOARD_DIR):

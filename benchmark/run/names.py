@@ -13,6 +13,7 @@ BEST_FILE, LAST_FILE = "best.h5", "last.h5"
 EVALUATION_FILE, PRIVACY_FILE, KEY_FILE = "evaluation.json", "privacy.json", "noise.key"
 AUDIT_FILE = "audit.json"
 LOCK_FILE, TENSORBOARD_DIR, CHECKPOINTS_DIR = "run.lock", "tensorboard", "checkpoints"
+USER_STATES_DIR = "user_states"
 
 
 def run_folder_of(path: Path) -> Path | None:
