@@ -58,8 +58,8 @@ class Checkpoints:
         return path
 
     def oldest_step(self) -> int:
-        """The step of the oldest checkpoint that is kept."""
-        return _step(self._paths()[0])
+        """The step of the oldest checkpoint that is kept, 0 without any."""
+        return next(map(_step, self._paths()), 0)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read; damaged ones are named on stderr, and a FlairError if all are."""
