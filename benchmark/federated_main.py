@@ -8,6 +8,7 @@ the result of an unbroken one.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +22,12 @@ from benchmark.federated.flags import FLAGS, RAY, TFF
 from benchmark.federated.settings import Setup
 from benchmark.privacy import noise_key
 from benchmark.privacy.spending import check_same
+from benchmark.rounds.config import SCAFFOLD
 from benchmark.run import command, loggers
 from benchmark.run.flags import CHANGEABLE, Flags
 from benchmark.run.folder import RunFolder
 from benchmark.run.names import BEST_EMA_FILE, BEST_FILE, PRIVACY_FILE
+from benchmark.run.user_states import UserStates
 from benchmark.training import flags as model_flags
 from benchmark.training import loss as loss_flags
 from benchmark.training import plan as training_plan
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 _NEWER_FLAGS = (
     *("trainable", "cache_features", "feature_views", "feature_dtype", "augment", "audit_canaries"),
     *("fresh_photos", "datapoints_per_user_distribution", "minimum_num_datapoints_per_user"),
+    *("proximal_adapts_to", "proximal_step", "proximal_patience"),
 )
 
 
@@ -78,13 +82,19 @@ def main(flags: Flags) -> None:
 def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     population = training_plan.population_of(records, flags.num_users, flags.clients_per_round)
     from benchmark.federated import dry_run
+    from benchmark.model import trainable
 
     setup = Setup.of(flags, records, task, dry_run.num_clients(flags, population))
-    runtime, model, _, prepared = _build(setup, _network(flags, task))
-    try:
-        lines = dry_run.plan_lines(setup, model, runtime, prepared, population)
-    finally:
-        runtime.close()
+    network = _network(flags, task)
+    with tempfile.TemporaryDirectory() as folder:
+        size = trainable.num_weights(network)
+        of_users = UserStates(Path(folder), Path(folder), setup.clients.client_ids, size)
+        states = of_users if flags.algorithm == SCAFFOLD else None
+        runtime, model, _, prepared = _build(setup, network, states=states)
+        try:
+            lines = dry_run.plan_lines(setup, model, runtime, prepared, population)
+        finally:
+            runtime.close()
     training_plan.print_plan("benchmark.federated_main", lines)
 
 
@@ -131,6 +141,7 @@ def _train(
         initial_clip=None if privacy_plan is None else flags.l2_norm_clip,
         early_stopping=flags.early_stopping,
         ema_decay=flags.ema_decay,
+        proximal=settings.proximal_config(flags),
     )
 
     def cohort_of(round_number: int) -> list[str]:
@@ -144,7 +155,10 @@ def _train(
         )
         return visits(cohort, round_number) if flags.fresh_photos else cohort
 
-    runtime, model, scorer, _ = _build(setup, network, key)
+    # Whoever never takes part would hold the mean of all control variates near zero.
+    users_of_run = cohort_of(0) if flags.reuse_clients else client_ids
+    states = settings.user_states(flags, run.path, users_of_run, trainable.num_weights(network))
+    runtime, model, scorer, _ = _build(setup, network, key, states)
     num_weights = trainable.num_weights(model)
     try:
         stated = statements.Statements(setup, run.path, runtime, num_weights)
@@ -231,7 +245,9 @@ def _network(flags: Flags, task: Task) -> tf.keras.Model:
     return model
 
 
-def _build(setup: Setup, model: tf.keras.Model, key: NoiseKey | None = None) -> _Built:
+def _build(
+    setup: Setup, model: tf.keras.Model, key: NoiseKey | None = None, states: UserStates | None = None
+) -> _Built:
     from benchmark.federated.scoring import LocalScorer
     from benchmark.training.inputs import prepare
 
@@ -240,7 +256,7 @@ def _build(setup: Setup, model: tf.keras.Model, key: NoiseKey | None = None) -> 
     scorer: Scorer
     prepared = prepare(flags, setup.records, setup.task, model, can_cache=flags.runtime != TFF)
     if flags.runtime == RAY:
-        runtime, scorer = _build_ray(setup, prepared, key)
+        runtime, scorer = _build_ray(setup, prepared, key, states)
         return _Built(runtime, model, scorer, prepared)
     clients = prepared.inputs.clients(setup.clients)
     if flags.runtime == TFF:
@@ -256,11 +272,14 @@ def _build(setup: Setup, model: tf.keras.Model, key: NoiseKey | None = None) -> 
         from benchmark.rounds.inprocess import InProcessRuntime
 
         canaries = settings.canary_config(setup)
-        runtime = InProcessRuntime(prepared.model, setup.config, clients, setup.batch_plan, flags.seed, key, canaries)
+        of_run = setup.batch_plan, flags.seed, key, canaries, states
+        runtime = InProcessRuntime(prepared.model, setup.config, clients, *of_run)
     return _Built(runtime, model, LocalScorer(prepared.model, prepared.inputs, setup.batch_plan, clients), prepared)
 
 
-def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[Runtime, Scorer]:
+def _build_ray(
+    setup: Setup, prepared: Prepared, key: NoiseKey | None, states: UserStates | None
+) -> tuple[Runtime, Scorer]:
     from benchmark.cluster.pool import start_workers
     from benchmark.cluster.runtime import RayRuntime
     from benchmark.cluster.scorer import RayScorer
@@ -278,6 +297,7 @@ def _build_ray(setup: Setup, prepared: Prepared, key: NoiseKey | None) -> tuple[
             eval_batch_size=flags.eval_batch_size,
             features=prepared.source,
             canaries=settings.canary_config(setup),
+            user_states=states,
         )
     except BaseException:
         pool.close()

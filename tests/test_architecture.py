@@ -69,7 +69,7 @@ ARROWS = {
     ),
     "benchmark.cluster": (
         "benchmark.data benchmark.evaluation benchmark.features benchmark.federated benchmark.model benchmark.privacy "
-        "benchmark.rounds flair.terminal"
+        "benchmark.rounds benchmark.run flair.terminal"
     ),
     "benchmark.speed": (
         "benchmark.central benchmark.cluster benchmark.data benchmark.evaluation benchmark.features "

@@ -26,6 +26,7 @@ from benchmark.rounds.config import CanaryConfig, FederatedConfig
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.server import RoundServer
 from benchmark.rounds.shard import ShardResult
+from benchmark.run.user_states import UserStates
 
 
 class RoundTiming(NamedTuple):
@@ -67,6 +68,7 @@ class RayRuntime(RoundServer):
       eval_batch_size: photos per batch when workers score.
       features: where the features are that `model`, a head, takes; None: it takes photos.
       canaries: of a private run, see `RoundServer`; the server adds them.
+      user_states: of SCAFFOLD, see `RoundServer`; those of a cohort travel to the workers and back.
 
     Attributes:
       timing: of the last round.
@@ -88,8 +90,9 @@ class RayRuntime(RoundServer):
         eval_batch_size: int = 512,
         features: FeatureSource | None = None,
         canaries: CanaryConfig | None = None,
+        user_states: UserStates | None = None,
     ) -> None:
-        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key, canaries)
+        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key, canaries, user_states)
         self.pool, self._batch_plan, self._data = pool, batch_plan, data
         frozen = [variable.numpy() for variable in model.non_trainable_variables]
         run = (model_arguments, frozen, features, source, batch_plan, config.client, seed, self.local_key)
@@ -107,7 +110,9 @@ class RayRuntime(RoundServer):
         assignment = assign([client_cost(*size) for size in sizes], self.pool.num_workers)
         shards = [shard for shard in assignment.shards if shard]
         sent = self.pool.put(self.broadcast(round_number).arrays())
-        tasks = [(sent, [cohort[position] for position in shard]) for shard in shards]
+        tasks = [
+            (sent, clients, self._states_of(clients)) for clients in ([cohort[n] for n in shard] for shard in shards)
+        ]
         client_seconds: list[np.ndarray] = []
 
         def noted(result: ShardResult) -> ShardResult:
@@ -125,5 +130,13 @@ class RayRuntime(RoundServer):
         place = {client_id: position for position, client_id in enumerate(cohort)}
         return replace(result, refused_clients=tuple(sorted(result.refused_clients, key=place.__getitem__)))
 
+    def _states_of(self, clients: Sequence[str]) -> dict[str, np.ndarray]:
+        if self._user_states is None:
+            return {}
+        found = ((client_id, self._user_states.get(client_id)) for client_id in clients)
+        return {client_id: state for client_id, state in found if state is not None}
+
     def close(self) -> None:
+        if self._user_states is not None:
+            self._user_states.close()
         self.pool.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,10 +89,15 @@ class Tasks:
     def ready(self) -> None:
         """Nothing: the model is built."""
 
-    def train(self, sent: Broadcast, clients: Sequence[str]) -> ShardResult:
-        """Trains these clients in a round."""
-        result = self._shard.train(sent, clients)
-        return result._replace(aggregate=[tensor.numpy() for tensor in result.aggregate])
+    def train(self, sent: Broadcast, clients: Sequence[str], states: Mapping[str, np.ndarray]) -> ShardResult:
+        """Trains these clients in a round, in SCAFFOLD with their control variates."""
+        renewed = dict(states)
+        result = self._shard.train(sent, clients, renewed)
+        return result._replace(
+            aggregate=[tensor.numpy() for tensor in result.aggregate],
+            control_change=[tensor.numpy() for tensor in result.control_change],
+            states=tuple((name, state) for name, state in renewed.items() if state is not states.get(name)),
+        )
 
     def evaluate(self, weights: Sequence[np.ndarray], partition: str, shard: int, num_shards: int) -> Evaluation:
         """The sums behind the metrics over every `num_shards`-th photo of a partition, from `shard` on."""

@@ -20,6 +20,7 @@ from benchmark.federated.flags import (
     RAY,
     RAY_FLAGS,
     TFF,
+    TRAIN_LOSS,
 )
 from benchmark.federated.settings import (
     has_noise,
@@ -34,7 +35,7 @@ from benchmark.privacy.audit import LEAST_CANARIES
 from benchmark.privacy.local import check_local
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.privacy.spending import check_can_add, read_spending
-from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE, SECURE
+from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE, SCAFFOLD, SECURE
 from benchmark.run.flags import Flags
 from benchmark.training.flags import caches_features
 from benchmark.training.loss import check_frequencies_are_free
@@ -63,8 +64,10 @@ def check_federated_flags(flags: Flags) -> None:
     _check_client_eval(flags)
     if flags.proximal_strength > 0 and flags.algorithm != FED_PROX:
         raise FlairError(f"--proximal_strength={flags.proximal_strength:g} has no effect without --algorithm=fed_prox")
-    if flags.algorithm == FED_PROX and flags.proximal_strength == 0:
-        raise FlairError("--algorithm=fed_prox needs --proximal_strength above 0 (say 0.01)")
+    if flags.algorithm == FED_PROX and flags.proximal_strength == 0 and flags.proximal_adapts_to is None:
+        raise FlairError("--algorithm=fed_prox needs --proximal_strength above 0 (say 0.01), or --proximal_adapts_to")
+    if flags.proximal_adapts_to is not None:
+        _check_adapting_flags(flags)
     for name in ("server_momentum", "server_epsilon", "l2_norm_clip", "clipped_count_stddev"):
         if flags[name] is not None and flags[name] < 0:
             raise FlairError(f"--{name}={flags[name]:g}: expected a finite number, 0 or above")
@@ -92,6 +95,8 @@ def check_federated_flags(flags: Flags) -> None:
             "--dry_run: workers of --runtime=ray open features that are there; plan with --runtime=inprocess"
         )
     _check_ray_flags(flags)
+    if flags.algorithm == SCAFFOLD:
+        _check_scaffold_flags(flags)
     if flags.aggregator == SECURE:
         _check_secure_flags(flags)
     if is_local(flags):
@@ -257,6 +262,59 @@ def _check_artificial_clients(flags: Flags) -> None:
         )
 
 
+def _check_adapting_flags(flags: Flags) -> None:
+    given = f"--proximal_adapts_to={flags.proximal_adapts_to}"
+    if flags.algorithm != FED_PROX:
+        raise FlairError(f"{given} has no effect without --algorithm=fed_prox; add that or leave it out")
+    if flags.proximal_strength > 1 or flags.proximal_step == 0:
+        raise FlairError(
+            f"{given}: mu adapts between 0 and 1, by a step above 0; given were --proximal_strength="
+            f"{flags.proximal_strength:g} and --proximal_step={flags.proximal_step:g}"
+        )
+    if flags.runtime == TFF:
+        raise FlairError(
+            f"--runtime=tff: mu is fixed in TFF's own process; use --runtime=inprocess or ray with {given}"
+        )
+    if flags.proximal_adapts_to == TRAIN_LOSS and (is_private(flags) or is_local(flags)):
+        raise FlairError(
+            f"{given}: the loss of the clients has no noise, and would shape a private model; give val_loss"
+        )
+
+
+def _check_scaffold_flags(flags: Flags) -> None:
+    given = f"--algorithm={SCAFFOLD}"
+    if is_private(flags) or is_local(flags):
+        raise FlairError(
+            f"{given}: a user's control variate is kept and shapes every later update, and the server's mean of them "
+            "would need noise and accounting of its own, so no epsilon can be stated; use fed_avg, fed_prox or fed_sgd"
+        )
+    if flags.runtime == TFF:
+        raise FlairError(
+            f"--runtime=tff: TFF's own clients keep nothing from one round to the next; use --runtime=inprocess or ray "
+            f"with {given}"
+        )
+    if flags.aggregator != "mean":
+        raise FlairError(
+            f"--aggregator={flags.aggregator} would act on updates alone, and {given} sends control variates beside "
+            "them; leave --aggregator out"
+        )
+    if flags.client_weighting == EXAMPLES:
+        raise FlairError(
+            f"--client_weighting=examples: the control variates of {given} add up to nothing only where every client "
+            "counts once; leave it out"
+        )
+    if flags.rounds_per_client_eval:
+        raise FlairError(
+            f"--rounds_per_client_eval={flags.rounds_per_client_eval} trains clients of a round a second time, and in "
+            f"{given} their control variates have moved by then; leave it out"
+        )
+    if flags.fresh_photos:
+        raise FlairError(
+            f"--fresh_photos: an artificial client has other photos at every visit, and {given} keeps what it learned "
+            "of them; leave it out"
+        )
+
+
 def _check_ray_flags(flags: Flags) -> None:
     if flags.runtime != RAY:
         for flag in RAY_FLAGS:
@@ -291,6 +349,12 @@ def _refuse_ineffective(flags: Flags) -> None:
             "with --algorithm=fed_sgd, whose clients send plain gradients",
         ),
         (algorithm == MIME_LITE and not trains_locally, clipping, "with --algorithm=mime_lite, which does not clip"),
+        (algorithm != SCAFFOLD, ("user_state_dir",), f"with --algorithm={algorithm}, which keeps nothing of users"),
+        (
+            flags.proximal_adapts_to is None,
+            ("proximal_step", "proximal_patience"),
+            "without --proximal_adapts_to",
+        ),
         (flags.client_clipnorm == 0, ("global_clipnorm",), "with --client_clipnorm=0"),
         (optimizer != "momentum" and algorithm != MIME_LITE, ("server_momentum",), with_optimizer),
         (optimizer not in (*_WITH_SECOND_MOMENT, "adagrad"), ("server_epsilon",), with_optimizer),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,9 +23,10 @@ from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism
 from benchmark.privacy.rounding import rounded_up
 from benchmark.privacy.spending import total_epsilon
-from benchmark.rounds.config import FED_SGD, MIME_LITE, ClientConfig, FederatedConfig
+from benchmark.rounds.config import FED_SGD, MIME_LITE, SCAFFOLD, ClientConfig, FederatedConfig
 from benchmark.rounds.runtime import Runtime
 from benchmark.run.flags import Flags
+from benchmark.run.user_states import bytes_on_disk
 from benchmark.training import flags as model_flags
 from benchmark.training import plan as training_plan
 from benchmark.training.inputs import Prepared
@@ -69,6 +71,7 @@ def plan_lines(
         *entry("cohort", _cohort_row(flags, population, photos)),
         *([] if setup.local_plan is None else entry("privacy", local_announcement(setup.local_plan))),
         *([] if privacy_plan is None else _privacy_lines(setup, privacy_plan, num_weights(model))),
+        *_state_lines(flags, num_clients(flags, population), num_weights(model)),
         *entry("memory", memory_row(), _MEMORY_NOTES[flags.runtime]),
         *training_plan.time_lines(
             [
@@ -146,6 +149,21 @@ def _privacy_lines(setup: Setup, privacy_plan: PrivacyPlan, weights: int) -> lis
     if setup.flags.audit_canaries:
         lines += entry("audit", *audit_cost(setup, privacy_plan, weights))
     return lines
+
+
+def _state_lines(flags: Flags, users: int, weights: int) -> list[str]:
+    """The disk that the users' control variates take."""
+    if flags.algorithm != SCAFFOLD:
+        return []
+    users = flags.clients_per_round if flags.reuse_clients else users
+    folder = settings.user_state_dir(flags, model_flags.output_paths(flags, "federated", 0)[1]).absolute()
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    one, most = bytes_on_disk(weights), settings.states_at_most(flags, users, weights)
+    return entry(
+        "states",
+        f"{one / 1e6:,.3g} MB on disk for every user that has taken part, at most {most / 1e9:,.3g} GB with those that",
+        f"checkpoints keep; {free / 1e9:,.3g} GB are free in {folder}",
+    )
 
 
 def _sigma_by_both(privacy_plan: PrivacyPlan) -> list[str]:

@@ -16,6 +16,8 @@ WEIGHTINGS = (EXAMPLES, EQUAL)
 # Aggregators whose noise in one round depends on that of others.
 CORRELATED = (Mechanism.BANDED.value, Mechanism.TREE.value)
 CONSTANT, POISSON = "constant", "poisson"
+TRAIN_LOSS = "train_loss"
+PROXIMAL_LOSSES = (TRAIN_LOSS, "val_loss")
 
 RAY_FLAGS: Table = (
     integer(
@@ -58,6 +60,24 @@ _TRAINING_FLAGS: Table = (
     integer("client_warmup_rounds", 0, "Rounds over which the clients' learning rate rises.", Role.RESULT, least=0),
     number(
         "proximal_strength", 0.0, "FedProx: strength of the pull towards the global weights (mu).", Role.RESULT, least=0
+    ),
+    choice(
+        "proximal_adapts_to",
+        None,
+        PROXIMAL_LOSSES,
+        "FedProx: mu starts at --proximal_strength, rises where this loss does not fall and falls while it does: the "
+        "clients' in every round, or that of each evaluation; none: mu stays.",
+        Role.RESULT,
+    ),
+    number(
+        "proximal_step", 0.1, "By how much an adapting mu rises and falls, in 0 to 1.", Role.RESULT, least=0, most=1
+    ),
+    integer(
+        "proximal_patience",
+        1,
+        "Times in a row that the loss has to fall before an adapting mu does.",
+        Role.RESULT,
+        least=1,
     ),
     choice("server_optimizer", "adam", SERVER_OPTIMIZERS, "Optimizer of the global weights.", Role.RESULT),
     number("server_learning_rate", 0.1, "Learning rate of the server optimizer.", Role.RESULT, least=0),
@@ -143,6 +163,12 @@ _TRAINING_FLAGS: Table = (
     integer("rounds_per_eval", 10, "Rounds between evaluations on the val partition.", Role.RESULT, least=1),
     integer("rounds_per_checkpoint", 10, "Rounds between checkpoints.", Role.SAVING, least=1),
     integer("max_elements_per_client", 512, "Photos of a client used in a pass, at most.", Role.RESULT, least=1),
+    path(
+        "user_state_dir",
+        None,
+        "With --algorithm=scaffold: folder for what is kept of every user; none: user_states in the run folder.",
+        Role.PLACE,
+    ),
 )
 PRIVACY_FLAGS: Table = (
     number("epsilon", 0.0, "Target epsilon of user-level differential privacy; 0: none.", Role.RESULT),

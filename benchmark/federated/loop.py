@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from benchmark.federated.average import WeightAverage, is_average
 from benchmark.federated.client_eval import ClientEvaluation
+from benchmark.federated.proximal import ProximalConfig, ProximalState
 from benchmark.federated.scoring import Evaluator
 from benchmark.model import loading
 from benchmark.privacy.adaptive import check_noise
@@ -43,6 +44,7 @@ class LoopConfig:
     initial_clip: float | None
     early_stopping: int = 0
     ema_decay: float = 0.0
+    proximal: ProximalConfig | None = None
 
     def is_evaluated(self, round_number: int) -> bool:
         """Whether the model is evaluated after so many rounds."""
@@ -53,7 +55,8 @@ class LoopConfig:
 class TrainingState:
     """How far a run has come: rounds done, training seconds, the best model so far, the clipping norm of each round.
 
-    `ema_best_value` and `ema_best_round` are of the best average of the weights.
+    `ema_best_value` and `ema_best_round` are of the best average of the weights. `proximal` are the fields of a
+    `ProximalState`, empty where mu does not adapt.
     """
 
     round: int = 0
@@ -64,6 +67,7 @@ class TrainingState:
     next_clip: float | None = None
     ema_best_value: float = math.inf
     ema_best_round: int = 0
+    proximal: tuple[()] | ProximalState = ()
 
     def is_over(self, config: LoopConfig) -> bool:
         """Whether there is no further round."""
@@ -102,6 +106,8 @@ def train(
     with Progress(config.total_rounds, "training", "round", done=state.round) as progress:
         while not state.is_over(config):
             cohort = cohort_of(state.round)
+            if state.proximal:
+                runtime.proximal_strength = state.proximal[0]
             looked_at = None if client_eval is None else client_eval.looked_at(state.round, cohort)
             result = runtime.run_round(state.round, cohort, looked_at)
             _check_round(state.round, cohort, result, privacy_plan)
@@ -134,6 +140,7 @@ def train(
                 if privacy_plan is not None and privacy_plan.noise_multiplier > 0:
                     row["epsilon"] = privacy_plan.own_epsilon_at(state.round)
                 print(_line(state, config, row), flush=True)
+            _adapt_proximal(state, row, config)
             state.seconds = before + time.monotonic() - started
             run.add_row(state.round, row, state.seconds)
             if state.is_over(config) or safe_points.requested or state.round % config.rounds_per_checkpoint == 0:
@@ -145,6 +152,7 @@ def train(
                     | ({} if average is None else average.arrays()),
                     asdict(state),
                 )
+                runtime.forget(run.checkpoints.oldest_step())
             safe_points.stop()
             progress.add(1, _note(row))
     if state.round < config.total_rounds:
@@ -209,12 +217,22 @@ def _note_clip(state: TrainingState, result: RoundResult, config: LoopConfig) ->
     state.next_clip = next_clip_norm(result.measurements)
 
 
+def _adapt_proximal(state: TrainingState, row: dict[str, float], config: LoopConfig) -> None:
+    """Notes the round's mu, and what follows from its loss for the next."""
+    if config.proximal is None:
+        return
+    before = ProximalState(*state.proximal)
+    row["proximal_strength"] = before.strength
+    if config.proximal.metric in row:
+        state.proximal = before.after(row[config.proximal.metric], config.proximal)
+
+
 def _resume(runtime: Runtime, average: WeightAverage | None, run: RunFolder, config: LoopConfig) -> TrainingState:
     checkpoint = run.checkpoints.latest()
     if checkpoint is None:
         run.start_at(0)
         print(f"round 1 of {config.total_rounds} begins", flush=True)
-        return TrainingState()
+        return TrainingState(proximal=() if config.proximal is None else ProximalState(config.proximal.start))
     runtime.restore([checkpoint.arrays[name] for name in sorted(checkpoint.arrays) if not is_average(name)])
     state = TrainingState(**checkpoint.state)
     if average is not None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.data.artificial import Artificial
 from benchmark.data.records import Records, Task
 from benchmark.federated.flags import CORRELATED, EQUAL, POISSON
+from benchmark.federated.proximal import ProximalConfig
 from benchmark.privacy.adaptive import clipped_count_stddev, sum_noise_multiplier
 from benchmark.privacy.local import LocalPlan, make_local_plan
 from benchmark.privacy.plan import PrivacyPlan, make_plan
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling, bands_from
 from benchmark.privacy.spending import Release, read_spending
 from benchmark.rounds.config import (
+    SCAFFOLD,
     CanaryConfig,
     ClientConfig,
     FederatedConfig,
@@ -23,7 +26,9 @@ from benchmark.rounds.config import (
     OptimizerConfig,
 )
 from benchmark.run.flags import Flags
+from benchmark.run.names import USER_STATES_DIR
 from benchmark.run.schedules import learning_rates
+from benchmark.run.user_states import UserStates, bytes_on_disk, versions_at_most
 from benchmark.training.flags import augments, image_size
 from benchmark.training.loss import logit_offsets, loss_config
 from flair.errors import FlairError
@@ -160,6 +165,39 @@ def local_plan_of(flags: Flags, num_users: int) -> LocalPlan | None:
     return make_local_plan(num_users, flags.local_noise_multiplier, privacy_request(flags))
 
 
+def proximal_config(flags: Flags) -> ProximalConfig | None:
+    """How FedProx's mu adapts, None where it stays."""
+    if flags.proximal_adapts_to is None:
+        return None
+    return ProximalConfig(
+        flags.proximal_adapts_to, flags.proximal_strength, flags.proximal_step, flags.proximal_patience
+    )
+
+
+def user_state_dir(flags: Flags, run_dir: Path) -> Path:
+    """Where a run of SCAFFOLD keeps the users' control variates."""
+    return run_dir / USER_STATES_DIR if flags.user_state_dir is None else Path(flags.user_state_dir)
+
+
+def user_states(flags: Flags, run_dir: Path, user_ids: Sequence[str], num_weights: int) -> UserStates | None:
+    """The store of the users' control variates, None without SCAFFOLD."""
+    if flags.algorithm != SCAFFOLD:
+        return None
+    return UserStates(
+        user_state_dir(flags, run_dir),
+        run_dir,
+        user_ids,
+        num_weights,
+        states_at_most(flags, len(user_ids), num_weights),
+    )
+
+
+def states_at_most(flags: Flags, num_users: int, num_weights: int) -> int:
+    """Bytes of disk that the control variates of a run take in the end, at most."""
+    rounds = flags.total_rounds, flags.rounds_per_checkpoint
+    return bytes_on_disk(num_weights) * versions_at_most(num_users, flags.clients_per_round, *rounds)
+
+
 def canary_config(setup: Setup) -> CanaryConfig | None:
     """The canaries of an audited run; those that are in take part as probably as a client."""
     plan, count = setup.privacy_plan, setup.flags.audit_canaries
@@ -176,7 +214,10 @@ def federated_config(
         clipnorm=flags.client_clipnorm,
         global_clipnorm=flags.global_clipnorm,
         proximal_strength=flags.proximal_strength,
-        weighted=privacy_plan is None and not is_local(flags) and flags.client_weighting != EQUAL,
+        weighted=privacy_plan is None
+        and not is_local(flags)
+        and flags.client_weighting != EQUAL
+        and flags.algorithm != SCAFFOLD,
         local_noise=LocalNoiseConfig(flags.local_noise_multiplier, flags.l2_norm_clip) if is_local(flags) else None,
         loss=loss_config(flags, offsets),
     )

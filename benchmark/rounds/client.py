@@ -1,9 +1,10 @@
 """What a client does: from global weights to local ones, on one resident model per process.
 
 The steps are the ones `tff.learning.algorithms` defines (FedAvg: McMahan et al. 2017, https://arxiv.org/abs/1602.05629;
-FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127; FedSGD and MimeLite as in TFF 0.87), but each step is a
-compiled function called from Python: a loop over batches inside a graph costs 1.5 to 2.7 times as much, because the
-executor cannot use the intra-op threads of a convolution as well there. Imports TensorFlow only.
+FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127; FedSGD and MimeLite as in TFF 0.87), and SCAFFOLD's
+(Karimireddy et al. 2020, https://arxiv.org/abs/1910.06378), but each step is a compiled function called from Python: a
+loop over batches inside a graph costs 1.5 to 2.7 times as much, because the executor cannot use the intra-op threads of
+a convolution as well there. Imports TensorFlow only.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tensorflow as tf
 from benchmark.metrics.keras import ScoreHistogram
 from benchmark.metrics.loss import keras_loss
 from benchmark.model.clipping import clip_scales
-from benchmark.rounds.config import FED_AVG, FED_PROX, FED_SGD, MIME_LITE, ClientConfig
+from benchmark.rounds.config import FED_AVG, FED_PROX, FED_SGD, MIME_LITE, SCAFFOLD, ClientConfig
 from benchmark.rounds.graph import GraphFunction, GraphSpec
 
 Batch = tuple[tf.Tensor, tf.Tensor]
@@ -33,7 +34,9 @@ class LocalTrainer:
       metrics: of the client at hand, each batch scored before its step.
       descends: whether a client's steps are gradient descent, so that `only_update` can stand for a client's only step.
       trainable: the model's weights that train; the global weights are theirs.
-      gradient_sum: of the other algorithms: gradients of the client's photos, added up.
+      gradient_sum: of the other algorithms: gradients of the client's photos, added up; of SCAFFOLD: what the client's
+        steps went down by, before the learning rate.
+      num_steps: of the client at hand.
       has_moved: whether a step has changed the model's weights since `start`.
     """
 
@@ -49,6 +52,7 @@ class LocalTrainer:
         self._step = None if step is None else GraphFunction(step)
         self._loss = keras_loss(config.loss)
         self.has_moved = True
+        self.num_steps = 0
 
     def start(self, weights: Sequence[tf.Tensor]) -> None:
         """Sets the model to the global weights and forgets the client before."""
@@ -75,6 +79,8 @@ class LocalTrainer:
         learning_rate: tf.Tensor,
         global_weights: Sequence[tf.Tensor],
         optimizer_state: Sequence[tf.Tensor] = (),
+        proximal_strength: float | None = None,
+        correction: Sequence[tf.Tensor] = (),
     ) -> int:
         """Goes through the client's batches once (MimeLite: twice); returns the number of photos shown.
 
@@ -83,20 +89,26 @@ class LocalTrainer:
           learning_rate: float32 scalar.
           global_weights: what the client started from.
           optimizer_state: MimeLite's global optimizer state.
+          proximal_strength: FedProx's mu; None: the configuration's.
+          correction: SCAFFOLD's, which every gradient is changed by.
         """
-        self.has_moved = True
+        self.has_moved, self.num_steps = True, 0
+        strength = self.config.proximal_strength if proximal_strength is None else proximal_strength
         if self.config.algorithm == MIME_LITE:
             for pixels, labels in batches():
                 self._add_gradient(pixels, labels, False)
         num_examples = 0
         for pixels, labels in batches():
             num_examples += int(labels.shape[0])
+            self.num_steps += 1
             if self.config.algorithm == FED_SGD:
                 self._add_gradient(pixels, labels, True)
             elif self.config.algorithm == MIME_LITE:
                 self._optimizer_update(pixels, labels, optimizer_state)
             elif self.config.algorithm == FED_PROX:
-                self._proximal_update(pixels, labels, learning_rate, global_weights)
+                self._proximal_update(pixels, labels, learning_rate, global_weights, tf.constant(strength))
+            elif self.config.algorithm == SCAFFOLD:
+                self._corrected_update(pixels, labels, learning_rate, correction)
             else:
                 self._sgd_update(pixels, labels, learning_rate)
         return num_examples
@@ -124,16 +136,34 @@ class LocalTrainer:
 
     @tf.function(reduce_retracing=True)
     def _proximal_update(
-        self, pixels: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor, anchor: Sequence[tf.Tensor]
+        self,
+        pixels: tf.Tensor,
+        labels: tf.Tensor,
+        learning_rate: tf.Tensor,
+        anchor: Sequence[tf.Tensor],
+        strength: tf.Tensor,
     ) -> None:
         gradients = self._gradients(pixels, labels, True)
         self._descend(
             [
-                gradient + self.config.proximal_strength * (variable - weight)
+                gradient + strength * (variable - weight)
                 for gradient, variable, weight in zip(gradients, self.trainable, anchor, strict=True)
             ],
             learning_rate,
         )
+
+    @tf.function(reduce_retracing=True)
+    def _corrected_update(
+        self, pixels: tf.Tensor, labels: tf.Tensor, learning_rate: tf.Tensor, correction: Sequence[tf.Tensor]
+    ) -> None:
+        gradients = [
+            gradient + change
+            for gradient, change in zip(self._gradients(pixels, labels, True), correction, strict=True)
+        ]
+        scales = self._rates(gradients, tf.constant(1.0))
+        for summed, gradient, scale in zip(self.gradient_sum, gradients, scales, strict=True):
+            summed.assign_add(scale * gradient)
+        self._descend(gradients, learning_rate)
 
     def _rates(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> list[tf.Tensor]:
         """What each gradient is multiplied by. Clipping scales the rate, so that no gradient is written anew."""

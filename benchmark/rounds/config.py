@@ -11,7 +11,8 @@ FED_AVG = "fed_avg"
 FED_PROX = "fed_prox"
 FED_SGD = "fed_sgd"
 MIME_LITE = "mime_lite"
-ALGORITHMS = (FED_AVG, FED_PROX, FED_SGD, MIME_LITE)
+SCAFFOLD = "scaffold"
+ALGORITHMS = (FED_AVG, FED_PROX, FED_SGD, MIME_LITE, SCAFFOLD)
 
 SERVER_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum", "yogi", "adagrad")
 SECURE = "secure"

@@ -25,6 +25,7 @@ from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import FED_PROX, MAX_UPDATE_NORM, ClientConfig
+from benchmark.rounds.control import States
 from benchmark.rounds.randomizer import Randomizer
 from benchmark.rounds.shard import Broadcast, ShardResult, ShardTrainer
 from benchmark.run.seeds import derive_seed
@@ -74,10 +75,11 @@ class GroupTrainer:
         self._plan, self._seed = batch_plan, seed
         aggregation.load("zero", "work", "accumulate")
 
-    def train(self, sent: Broadcast, clients: Sequence[str]) -> ShardResult:
+    def train(self, sent: Broadcast, clients: Sequence[str], _states: States | None = None) -> ShardResult:
         """Trains each client from the weights that were sent, which no order or grouping of the clients changes."""
         sent = sent.tensors()
         learning_rate = tf.constant(sent.learning_rate, tf.float32)
+        strength = self._config.proximal_strength if sent.proximal_strength is None else sent.proximal_strength
         aggregate = self._aggregation.zero()
         sums: list[Any] = [
             np.zeros((self._plan.task.num_outputs, 2, NUM_BUCKETS), np.int64),
@@ -99,6 +101,7 @@ class GroupTrainer:
                 [tf.constant(np.stack(of_weight)) for of_weight in zip(*normals, strict=True)],
                 sent.weights,
                 learning_rate,
+                tf.constant(strength, tf.float32),
                 aggregate,
                 sent.aggregator,
                 sent.direction,
@@ -115,7 +118,8 @@ class GroupTrainer:
             seconds[group.clients] = (time.perf_counter() - started) * shown / shown.sum()
             started = time.perf_counter()
         left_out = tuple(clients[place] for place in sorted(refused))
-        return ShardResult(aggregate, sums, num_examples, left_out, seconds, norms, update_sum, products)
+        looked_at = {"update_sum": update_sum, "update_products": products}
+        return ShardResult(aggregate, sums, num_examples, left_out, seconds, norms, **looked_at)
 
     def _groups(self, round_number: int, clients: Sequence[str]) -> Iterator[Group]:
         if not clients:
@@ -182,6 +186,7 @@ class GroupTrainer:
         normals: Sequence[tf.Tensor],
         global_weights: Sequence[tf.Tensor],
         learning_rate: tf.Tensor,
+        strength: tf.Tensor,
         aggregate: Sequence[tf.Tensor],
         broadcast: Sequence[tf.Tensor],
         direction: Sequence[tf.Tensor],
@@ -205,7 +210,7 @@ class GroupTrainer:
             weights = [kernel, bias]
             if self._config.algorithm == FED_PROX:
                 gradients = [
-                    gradient + self._config.proximal_strength * (weight - anchor)
+                    gradient + strength * (weight - anchor)
                     for gradient, weight, anchor in zip(gradients, weights, start, strict=True)
                 ]
             rates = [learning_rate * tf.cast(count > 0, tf.float32) * scale for scale in self._scales(gradients)]

@@ -21,6 +21,7 @@ from benchmark.rounds.config import CanaryConfig, FederatedConfig
 from benchmark.rounds.group import shard_trainer
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.server import RoundServer
+from benchmark.run.user_states import UserStates
 
 
 class InProcessRuntime(RoundServer):
@@ -33,6 +34,7 @@ class InProcessRuntime(RoundServer):
       batch_plan: how a client goes through its photos.
       seed: of the run; order and augmentation of a round follow from it and the round's number.
       noise_key, canaries: of a private run, see `RoundServer`.
+      user_states: of SCAFFOLD, see `RoundServer`.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class InProcessRuntime(RoundServer):
         seed: int,
         noise_key: NoiseKey | None = None,
         canaries: CanaryConfig | None = None,
+        user_states: UserStates | None = None,
     ) -> None:
-        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key, canaries)
+        super().__init__(model, config, batch_plan.task.is_binary, seed, noise_key, canaries, user_states)
         self.trainer = LocalTrainer(model, config.client, self.aggregation.spec.step)
         self._cohort = shard_trainer(self.trainer, self.aggregation, data, batch_plan, seed, self.local_key)
 
@@ -55,10 +58,11 @@ class InProcessRuntime(RoundServer):
         """Sends the global weights, trains each client and adds its update up, takes the server's step."""
         sent = self.broadcast(round_number)
         if looked_at is None:
-            return self.finish(round_number, [self._cohort.train(sent, cohort)])
+            return self.finish(round_number, [self._cohort.train(sent, cohort, self._user_states)])
         result = self._cohort.train(drift.watched(sent), cohort)
         found = drift.measure(self._cohort.train, sent, cohort, result, looked_at)
         return replace(self.finish(round_number, [result]), drift=found)
 
     def close(self) -> None:
-        pass
+        if self._user_states is not None:
+            self._user_states.close()

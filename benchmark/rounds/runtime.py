@@ -42,7 +42,13 @@ class RoundResult:
 
 
 class Runtime(Protocol):
-    """Executes rounds of a federated algorithm."""
+    """Executes rounds of a federated algorithm.
+
+    Attributes:
+      proximal_strength: FedProx's mu of the next round; TFF's own runtime keeps the configuration's.
+    """
+
+    proximal_strength: float
 
     def run_round(
         self, round_number: int, cohort: Sequence[str], looked_at: Sequence[int] | None = None
@@ -59,11 +65,15 @@ class Runtime(Protocol):
         ...
 
     def state(self) -> list[np.ndarray]:
-        """Everything that the next round depends on besides seed and data."""
+        """Everything that the next round depends on besides seed and data, or what names it where it is on disk."""
         ...
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
         """Continues from `state()` of another process."""
+        ...
+
+    def forget(self, round_number: int) -> None:
+        """Removes what no `state()` after so many rounds, or more, needs; nobody restores earlier ones any more."""
         ...
 
     def canary_scores(self) -> CanaryScores | None:

@@ -18,11 +18,12 @@ from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
 from benchmark.rounds.canaries import Canaries
 from benchmark.rounds.compilation import compile_round
-from benchmark.rounds.config import CanaryConfig, FederatedConfig
+from benchmark.rounds.config import SCAFFOLD, CanaryConfig, FederatedConfig
 from benchmark.rounds.dp_metrics import clipping_metrics, noise_metrics
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.shard import Broadcast, ShardResult
 from benchmark.run.seeds import derive_seed
+from benchmark.run.user_states import UserStates
 from flair.errors import FlairError
 
 
@@ -44,10 +45,12 @@ class RoundServer:
       noise_key: what the noise of a private run follows from, by round. None draws a new one: two runs that differ
         must not share noise, or the difference of their models would show the clients' updates without any.
       canaries: take part in the rounds of a private run beside its users; None: none do.
+      user_states: of SCAFFOLD, the users' control variates; closed with the runtime.
 
     Attributes:
       aggregation: TFF's aggregator and server optimizer.
       local_key: what the clients' noise under local privacy follows from, and nothing else; None without.
+      proximal_strength: FedProx's mu of the next round.
     """
 
     def __init__(
@@ -58,7 +61,12 @@ class RoundServer:
         seed: int,
         noise_key: NoiseKey | None = None,
         canaries: CanaryConfig | None = None,
+        user_states: UserStates | None = None,
     ) -> None:
+        if (user_states is None) == (config.client.algorithm == SCAFFOLD):
+            raise ValueError("SCAFFOLD, and nothing else, needs the users' states")
+        self.proximal_strength = config.client.proximal_strength
+        self._user_states = user_states
         self._rates, self._is_binary, self._seed = config.client.learning_rates, is_binary, seed
         self._noise, self._normals, self._canaries = config.noise, None, None
         if config.noise is not None:
@@ -75,15 +83,20 @@ class RoundServer:
         specs = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
         self.aggregation = Aggregation(_compiled(config, specs))
         self._state = self.aggregation.initialize([v.read_value() for v in model.trainable_variables])
+        self._control = [] if user_states is None else [tf.zeros(spec.shape, spec.dtype) for spec in specs]
 
     def broadcast(self, round_number: int) -> Broadcast:
         """What the clients of this round are sent."""
+        if self._user_states is not None:
+            self._user_states.begin_round(round_number)
         return Broadcast(
             round_number,
             self._rates[min(round_number, len(self._rates) - 1)],
             self.aggregation.weights(self._state),
             self.aggregation.broadcast(self._state, self._round_seed("broadcast", round_number)),
             self.aggregation.part(self._state, "base_optimizer"),
+            self._control,
+            self.proximal_strength,
         )
 
     def finish(self, round_number: int, results: Iterable[ShardResult]) -> RoundResult:
@@ -95,6 +108,7 @@ class RoundServer:
         num_examples = 0
         refused: tuple[str, ...] = ()
         norms = [np.zeros(0, np.float32)]
+        control_change: list[tf.Tensor] = []
         for result in results:
             shard = [tf.convert_to_tensor(array) for array in result.aggregate]
             aggregate = shard if aggregate is None else self.aggregation.merge(aggregate, shard)
@@ -102,6 +116,13 @@ class RoundServer:
             num_examples += result.num_examples
             refused += result.refused_clients
             norms.append(result.update_norms)
+            of_shard = [tf.convert_to_tensor(array) for array in result.control_change]
+            control_change = [
+                one + more for one, more in zip(control_change or [0.0] * len(of_shard), of_shard, strict=True)
+            ]
+            for client_id, state in result.states:
+                assert self._user_states is not None
+                self._user_states[client_id] = state
         if aggregate is None:
             aggregate = self.aggregation.zero()
         normals = None if self._normals is None else functools.partial(self._normals, round_number)
@@ -112,6 +133,10 @@ class RoundServer:
             sent = self.aggregation.broadcast(before, self._round_seed("broadcast", round_number))
             aggregate = self._canaries.add(self.aggregation, aggregate, sent, seed, clip_norm, round_number)
         self._state, measurements, update = self.aggregation.finish(before, aggregate, seed, normals)
+        if self._user_states is not None and control_change:
+            # The mean over all clients moves by the changes of those that took part.
+            users = self._user_states.num_users
+            self._control = [c + change / users for c, change in zip(self._control, control_change, strict=True)]
         unprotected = clipping_metrics(clip_norm, np.concatenate(norms)) if math.isfinite(clip_norm) else {}
         if self._noise is not None:
             unprotected |= noise_metrics(self._noise, clip_norm, of_users, update)
@@ -125,19 +150,30 @@ class RoundServer:
         return [tensor.numpy() for tensor in self.aggregation.weights(self._state)]
 
     def state(self) -> list[np.ndarray]:
+        """The state, the canaries' scores, and of SCAFFOLD c and which states of users belong to it."""
         scores = [] if self._canaries is None else self._canaries.state()
-        return [*(tensor.numpy() for tensor in self._state), *scores]
+        states = [] if self._user_states is None else self._user_states.state()
+        return [*(tensor.numpy() for tensor in [*self._state, *self._control]), *scores, *states]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
-        if len(state) != len(self.state()):
+        own, control = len(self._state), len(self._control)
+        scores = 0 if self._canaries is None else len(self._canaries.state())
+        expected = own + scores + (0 if self._user_states is None else control + 2)
+        if len(state) != expected:
             raise FlairError(
-                f"the checkpoint has {len(state)} arrays, this training {len(self.state())}: an earlier version wrote "
+                f"the checkpoint has {len(state)} arrays, this training {expected}: an earlier version wrote "
                 "it; use --overwrite"
             )
-        own = len(self._state)
         self._state = [tf.constant(array, tensor.dtype) for array, tensor in zip(state[:own], self._state, strict=True)]
         if self._canaries is not None:
             self._canaries.restore(state[own:])
+        if self._user_states is not None:
+            self._control = [tf.constant(array) for array in state[own : own + control]]
+            self._user_states.restore(*state[own + control :])
+
+    def forget(self, round_number: int) -> None:
+        if self._user_states is not None:
+            self._user_states.forget(round_number)
 
     def canary_scores(self) -> CanaryScores | None:
         return None if self._canaries is None else self._canaries.scores()

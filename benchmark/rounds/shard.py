@@ -19,7 +19,8 @@ from benchmark.metrics.keras import ScoreHistogram
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
 from benchmark.rounds.client import Batch, LocalTrainer
-from benchmark.rounds.config import FED_SGD, MAX_UPDATE_NORM, MIME_LITE
+from benchmark.rounds.config import FED_SGD, MAX_UPDATE_NORM, MIME_LITE, SCAFFOLD
+from benchmark.rounds.control import ControlVariates, States
 from benchmark.rounds.randomizer import Randomizer
 from benchmark.run.seeds import derive_seed
 
@@ -33,6 +34,8 @@ class Broadcast(NamedTuple):
       weights: the global weights.
       aggregator: the aggregator's own (clip norm, ...).
       base_optimizer_state: MimeLite's.
+      control: SCAFFOLD's control variate of the server.
+      proximal_strength: FedProx's mu; None: that of the clients' configuration.
       direction: what every client's update is held against, a tensor per weight; empty: nothing looks at updates.
     """
 
@@ -41,6 +44,8 @@ class Broadcast(NamedTuple):
     weights: Sequence[tf.Tensor]
     aggregator: Sequence[tf.Tensor]
     base_optimizer_state: Sequence[tf.Tensor]
+    control: Sequence[tf.Tensor] = ()
+    proximal_strength: float | None = None
     direction: Sequence[tf.Tensor] = ()
 
     def arrays(self) -> Broadcast:
@@ -49,8 +54,11 @@ class Broadcast(NamedTuple):
 
     def tensors(self) -> Broadcast:
         """The same with tensors; the numbers stay what they are, since seeds follow from how one is written."""
-        tensors = tf.nest.map_structure(lambda part: part if tf.is_tensor(part) else tf.constant(part), self[2:])
-        return Broadcast(self.round_number, self.learning_rate, *tensors)
+        numbers = {"round_number", "learning_rate", "proximal_strength"}
+        parts = {name: part for name, part in self._asdict().items() if name not in numbers}
+        return self._replace(
+            **tf.nest.map_structure(lambda part: part if tf.is_tensor(part) else tf.constant(part), parts)
+        )
 
 
 class ShardResult(NamedTuple):
@@ -63,6 +71,8 @@ class ShardResult(NamedTuple):
       refused_clients: clients whose update was not finite or longer than `MAX_UPDATE_NORM`, and therefore left out.
       client_seconds: float64 [clients], how long each client took.
       update_norms: float32 [clients], the L2 norm of each client's update before clipping, of refused ones too.
+      control_change: in SCAFFOLD, the sum over clients of what their control variates changed by.
+      states: in SCAFFOLD on another machine, the clients' new control variates, by client.
       update_sum: of the usable updates before clipping, a tensor or array per weight; empty without a direction.
       update_products: float64 [clients], of each update with the direction; empty without one.
     """
@@ -73,6 +83,8 @@ class ShardResult(NamedTuple):
     refused_clients: tuple[str, ...]
     client_seconds: np.ndarray
     update_norms: np.ndarray
+    control_change: Sequence[tf.Tensor] = ()
+    states: tuple[tuple[str, np.ndarray], ...] = ()
     update_sum: Sequence[tf.Tensor] = ()
     update_products: np.ndarray = np.zeros(0)
 
@@ -125,10 +137,14 @@ class ShardTrainer:
         self._trainer, self._aggregation = trainer, aggregation
         self._data, self._batch_plan, self._seed = data, batch_plan, seed
         self._metrics = ScoreHistogram(trainer.metrics.num_labels)
+        self._control = ControlVariates(trainer) if trainer.config.algorithm == SCAFFOLD else None
         aggregation.load("zero", "work", "accumulate")
 
-    def train(self, sent: Broadcast, clients: Sequence[str]) -> ShardResult:
-        """Trains each client from the weights that were sent, which no order or grouping of the clients changes."""
+    def train(self, sent: Broadcast, clients: Sequence[str], states: States | None = None) -> ShardResult:
+        """Trains each client from the weights that were sent, which no order or grouping of the clients changes.
+
+        `states` has the clients' control variates in SCAFFOLD, and is given the new ones.
+        """
         sent = sent.tensors()
         learning_rate = tf.constant(sent.learning_rate, tf.float32)
         batches = client_batches(
@@ -141,6 +157,11 @@ class ShardTrainer:
         )
         self._metrics.reset_state()
         self._trainer.has_moved = True  # whatever the model was used for since the round before
+        control = self._control
+        if control is not None:
+            if states is None:
+                raise ValueError("SCAFFOLD needs the clients' control variates")
+            control.begin(sent.control, states)
         aggregate = self._aggregation.zero()
         num_examples, refused, seconds, norms = 0, [], [], []
         update_sum, products = [tf.zeros_like(one) for one in sent.direction], []
@@ -150,10 +171,13 @@ class ShardTrainer:
             normals = self._randomizer.normals(sent.round_number, client_id, sent.weights)
             drawn = [tf.constant(normal) for normal in normals]
             total = _Sum(aggregate, sent.aggregator, seed, drawn, update_sum, sent.direction)
-            photos, added = self._train_client(batches, sent, learning_rate, total)
+            correction = [] if control is None else control.correction(client_id)
+            photos, added = self._train_client(batches, sent, learning_rate, total, correction)
             aggregate = added.aggregate
             if added.is_usable:
                 update_sum = added.update_sum
+                if control is not None:
+                    control.renew(client_id)
             else:
                 # Only now, because to decide it inside the compiled step would select between two results, another way
                 # through all weights, for every client because of hardly any.
@@ -165,12 +189,25 @@ class ShardTrainer:
             seconds.append(time.perf_counter() - started)
         metrics = self._metrics
         sums = [variable.numpy() for variable in (metrics.counts, metrics.loss_sum, metrics.num_photos)]
-        of_clients = np.array(seconds, np.float64), np.array(norms, np.float32)
-        looked_at = update_sum, np.array(products, np.float64)
-        return ShardResult(aggregate, sums, num_examples, tuple(refused), *of_clients, *looked_at)
+        return ShardResult(
+            aggregate,
+            sums,
+            num_examples,
+            tuple(refused),
+            np.array(seconds, np.float64),
+            np.array(norms, np.float32),
+            control_change=[] if control is None else control.change(),
+            update_sum=update_sum,
+            update_products=np.array(products, np.float64),
+        )
 
     def _train_client(
-        self, batches: Iterator[ClientBatch], sent: Broadcast, learning_rate: tf.Tensor, total: _Sum
+        self,
+        batches: Iterator[ClientBatch],
+        sent: Broadcast,
+        learning_rate: tf.Tensor,
+        total: _Sum,
+        correction: Sequence[tf.Tensor],
     ) -> tuple[int, _Added]:
         """Trains a client: photos shown, and the aggregate with its update."""
         one_pass: Callable[[], Iterator[Batch]] = functools.partial(_one_pass, batches)
@@ -185,7 +222,8 @@ class ShardTrainer:
                 return int(ahead[0][1].shape[0]), self._add_only_step(ahead[0], learning_rate, total)
             one_pass = functools.partial(itertools.chain, ahead, rest)
         self._trainer.start(sent.weights)
-        photos = self._trainer.run(one_pass, learning_rate, sent.weights, sent.base_optimizer_state)
+        of_algorithm = sent.base_optimizer_state, sent.proximal_strength, correction
+        photos = self._trainer.run(one_pass, learning_rate, sent.weights, *of_algorithm)
         return photos, self._add_difference(sent.weights, tf.constant(photos, tf.float32), total)
 
     @tf.function(reduce_retracing=True)
@@ -211,7 +249,8 @@ class ShardTrainer:
         is_usable = tf.add_n([square, *of_gradient]) <= MAX_UPDATE_NORM**2
         weight = tf.where(is_usable, num_examples if self._trainer.config.weighted else 1.0, 0.0)
         self._metrics.add(self._trainer.metrics, tf.cast(is_usable, tf.int64))
-        result = [*self._randomizer.apply(update, square, total.normals), weight, *full_gradient]
+        sent_gradient = full_gradient if self._trainer.config.algorithm == MIME_LITE else []
+        result = [*self._randomizer.apply(update, square, total.normals), weight, *sent_gradient]
         aggregate = self._aggregation.accumulate(total.aggregate, result, total.broadcast, total.seed)
         looked_at = zip(total.update_sum, total.direction, update, strict=True) if total.direction else ()
         parts = [(before + one, tf.reduce_sum(along * one)) for before, along, one in looked_at]

@@ -45,6 +45,7 @@ class TffRuntime:
         seed: int,
     ) -> None:
         self._data, self._seed = data, seed
+        self.proximal_strength = config.client.proximal_strength
         guard_worker()
         weights = tff.learning.models.ModelWeights.from_model(model_fn())
         self._process = build_learning_process(config, lambda: _tff_model(model_fn(), batch_plan, config.client.loss))
@@ -103,6 +104,9 @@ class TffRuntime:
         event = tff.aggregators.differential_privacy.extract_dp_event_from_state(state)
         events = getattr(event, "events", [event])
         return tuple(float(one.noise_multiplier) for one in events if hasattr(one, "noise_multiplier"))
+
+    def forget(self, round_number: int) -> None:
+        pass
 
     def canary_scores(self) -> None:
         return None

@@ -20,4 +20,5 @@ __all__ = [
     "seeds",
     "shapes",
     "tf_config",
+    "user_states",
 ]

@@ -57,6 +57,10 @@ class Checkpoints:
             old.unlink()
         return path
 
+    def oldest_step(self) -> int:
+        """The step of the oldest checkpoint that is kept, 0 without any."""
+        return next(map(_step, self._paths()), 0)
+
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read; damaged ones are named on stderr, and a FlairError if all are."""
         atomic.remove_leftovers(self.folder, ".checkpoint-*.tmp")
@@ -90,7 +94,11 @@ def _read(path: Path) -> Checkpoint:
         except Exception as error:  # noqa: BLE001
             raise FlairError(" ".join(f"{type(error).__name__}: {error}".split())) from None
     named = {name.removeprefix(_PREFIX).removesuffix(".npy"): array for name, array in arrays.items()}
-    return Checkpoint(int(path.stem.removeprefix("checkpoint-")), named, state)
+    return Checkpoint(_step(path), named, state)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("checkpoint-"))
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, length: int) -> np.ndarray:

@@ -8,6 +8,7 @@ times.csv      seconds of training by the end of each row
 clients.csv.gz one row per client that was looked at, a gzip member per round in which some were
 tensorboard/   the same numbers as TensorBoard events; wandb/ and mlflow/ where they are logged there, too
 checkpoints/   what a resumed run starts from
+user_states/   in SCAFFOLD, what is kept for every user; the checkpoints name its files
 summary.json   the result; its presence means that the run is complete
 """
 
@@ -216,7 +217,8 @@ class RunFolder:
             of_loggers = [name for logger in KNOWN.values() for name in logger.leaves]
             for path in [found for pattern in (*_OUTPUTS, *of_loggers) for found in self.path.glob(pattern)]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            shutil.rmtree(self.path / names.CHECKPOINTS_DIR, ignore_errors=True)
+            for name in (names.CHECKPOINTS_DIR, names.USER_STATES_DIR):
+                shutil.rmtree(self.path / name, ignore_errors=True)
         atomic.remove_leftovers(self.path)
         self._check_flags()
         self.rows = read_table(self.path / names.METRICS_FILE, self.step_name)[1]

@@ -16,6 +16,7 @@ AUDIT_FILE, CLIENTS_FILE = "audit.json", "clients.csv.gz"
 LOCK_FILE, TENSORBOARD_DIR, CHECKPOINTS_DIR = "run.lock", "tensorboard", "checkpoints"
 # W&B gives its folder this name itself.
 WANDB_DIR, WANDB_ID_FILE, MLFLOW_DIR, MLFLOW_ID_FILE = "wandb", "wandb.id", "mlflow", "mlflow.id"
+USER_STATES_DIR = "user_states"
 
 
 def run_folder_of(path: Path) -> Path | None:

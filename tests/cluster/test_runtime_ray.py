@@ -29,10 +29,11 @@ from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.scoring import LocalScorer
 from benchmark.model.identity import network_digest
 from benchmark.model.networks import build_model
-from benchmark.model.trainable import ALL, FILM, HEAD, body_and_head, choose
+from benchmark.model.trainable import ALL, FILM, HEAD, body_and_head, choose, num_weights
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import (
+    SCAFFOLD,
     CanaryConfig,
     ClientConfig,
     FederatedConfig,
@@ -41,6 +42,7 @@ from benchmark.rounds.config import (
     OptimizerConfig,
 )
 from benchmark.rounds.inprocess import InProcessRuntime
+from benchmark.run.user_states import UserStates
 from flair.errors import FlairError
 from tests.support.rounds import MIME_LITE, SEED, SIZE, UNWEIGHTED, assert_equal_rounds, small_batch_plan
 
@@ -142,6 +144,23 @@ def _assert_equal_runs(config, source, plan, pool):
 @pytest.mark.parametrize("name", ["adaptive_dp", pytest.param("fed_avg", marks=pytest.mark.slow)])
 def test_two_workers_equal_inprocess(name, source, plan, pools):
     _assert_equal_runs(CONFIGS[name], source, plan, pools(2))
+
+
+def test_control_variates_travel_to_two_workers_and_back(source, plan, pools, tmp_path):
+    config = FederatedConfig(ClientConfig(SCAFFOLD, weighted=False), OptimizerConfig("sgd", (1.0,)))
+    ids, size = source.open()[1].client_ids, num_weights(build_model(*_model_arguments(plan.task)))
+    stores = [UserStates(tmp_path / name, tmp_path, ids, size) for name in ("ray", "inprocess")]
+    ours = _ray(config, source, plan, pools(2), user_states=stores[0])
+    reference = _inprocess(config, source, plan, user_states=stores[1])
+    cohorts = [ids[:3], ids[2:5], ids[:3]]
+    assert_equal_rounds(ours, reference, cohorts)
+    _assert_close(ours.state()[:-1], reference.state()[:-1])  # but for the names of the stores
+    for client_id in ids[:5]:
+        np.testing.assert_allclose(stores[0].get(client_id), stores[1].get(client_id), atol=1e-5)
+        assert np.abs(stores[0].get(client_id)).max() > 1e-4
+    assert stores[0].get(ids[5]) is None
+    for store in stores:
+        store.close()
 
 
 @pytest.mark.slow  # two workers: test_two_workers_equal_inprocess

@@ -185,6 +185,28 @@ def test_kills_change_nothing(tfrecords, repeatable, tmp_path, more, kills):
     _assert_same_run(broken / "run", unbroken / "run")
 
 
+@pytest.mark.slow
+def test_kills_change_no_state_of_a_user(tfrecords, tmp_path):
+    """SIGKILL in a run of SCAFFOLD whose user states lie elsewhere; at every operation: test_user_states.py."""
+    flags = (*SMALL, "--algorithm=scaffold", "--trainable=head", "--total_rounds=12", "--rounds_per_checkpoint=2")
+    runs, states = [], []
+    for name, kills in (("unbroken", 0), ("broken", 2)):
+        folder = tmp_path / f"{name} states"
+        places = (*_places(tfrecords, tmp_path / name), f"--user_state_dir={folder}")
+        for number in range(1, kills + 1):
+            assert _kill_after((*flags, *places), tmp_path / name / "run", 4 * number, signal.SIGKILL) == -9
+        _run(*flags, *places)
+        runs.append(tmp_path / name / "run")
+        *arrays, newest, _ = [array for _, array in sorted(_final_state(runs[-1]).items())]
+        taken = [(index, number) for index, number in enumerate(newest) if number]
+        states.append([*arrays, *(np.load(folder / f"{user:08d}-{number:010d}.npy") for user, number in taken)])
+    assert len(states[0]) > 20
+    for one, other in zip(*states, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len({(run / "metrics.csv").read_text() for run in runs}) == 1
+    assert_equal_weights(runs[0] / "last.h5", runs[1] / "last.h5")
+
+
 def _key_in(run_dir):
     path = run_dir / "noise.key"
     return NoiseKey.read(path).derive("run", *path.read_text().split()[1:])

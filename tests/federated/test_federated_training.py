@@ -12,6 +12,7 @@ import pytest
 
 from benchmark.federated import loop
 from benchmark.federated.loop import LoopConfig, TrainingState
+from benchmark.federated.proximal import ProximalConfig
 from benchmark.model import loading, networks
 from benchmark.rounds.runtime import RoundResult
 from benchmark.run.checkpoint import Checkpoints
@@ -19,16 +20,22 @@ from benchmark.run.folder import RunFolder
 from benchmark.run.interruption import SafePoints
 from tests.support.commands import assert_equal_weights, read_csv
 
+_LOSSES = (1.0, 0.9, 0.8, 0.7, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+
 
 class _Runtime:
     """Its only weight and state is the number of rounds."""
 
+    proximal_strength = 0.0
+
     def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
         self._shapes, self._rounds = shapes, 0
+        self.strengths: list[float] = []
 
     def run_round(self, round_number: int, cohort: Sequence[str], looked_at: None = None) -> RoundResult:
         self._rounds += 1
-        return RoundResult({"loss": 1.0}, {}, len(cohort))
+        self.strengths.append(self.proximal_strength)
+        return RoundResult({"loss": _LOSSES[round_number % len(_LOSSES)]}, {}, len(cohort))
 
     def weights(self) -> list[np.ndarray]:
         return [np.full(shape, self._rounds, np.float32) for shape in self._shapes]
@@ -38,6 +45,8 @@ class _Runtime:
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
         self._rounds = int(state[0])
+
+    def forget(self, round_number: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -87,7 +96,7 @@ class _Drifting(_Runtime):
         super().__init__(shapes)
         self._fails_at = fails_at
 
-    def run_round(self, round_number: int, cohort: Sequence[str]) -> RoundResult:
+    def run_round(self, round_number: int, cohort: Sequence[str], looked_at: None = None) -> RoundResult:
         if round_number == self._fails_at:
             raise KeyboardInterrupt
         return super().run_round(round_number, cohort)
@@ -187,3 +196,29 @@ def test_training_stops_after_an_evaluation_that_found_no_better_model_for_so_ma
     assert Checkpoints(tmp_path / "run" / "checkpoints").latest().step == last
     # Continued, as after a kill before summary.json, it stays where it stopped.
     assert replace(_train(tmp_path / "run", config, of=loss), seconds=0) == replace(state, seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        # pfl-research's rules by hand: the second fall in a row takes 0.4, and so does every one after it;
+        # 0.7 after 0.7 is none; the first loss counts as a fall.
+        ("train_loss", [0.5, 0.5, 0.1, 0.0, 0.0, 0.4, 0.4, 0.0, 0.0, 0.0]),
+        ("val_loss", [0.5, 0.5, 0.5, 0.5, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_mu_follows_the_loss_and_a_continued_run_goes_on_from_it(
+    tmp_path: Path, metric: str, expected: list[float]
+) -> None:
+    model = networks.build_model("cnn", (8, 8, 3), 2)
+    shapes = [tuple(weight.shape) for weight in model.trainable_variables]
+    proximal, used, scorer = ProximalConfig(metric, 0.5, step=0.4, patience=2), [], _Scorer()
+    for total in (4, 10):
+        options = LoopConfig(total, 2, 3, best_metric="loss", initial_clip=None, proximal=proximal)
+        runtime = _Runtime(shapes)
+        with RunFolder(tmp_path / "run", [], "round") as run, SafePoints("round") as safe_points:
+            loop.train(runtime, model, scorer, lambda _: ["a", "b"], None, run, options, safe_points)
+        used += runtime.strengths
+    assert used == pytest.approx(expected)
+    rows = read_csv(tmp_path / "run" / "metrics.csv")
+    assert [float(row["proximal_strength"]) for row in rows] == used

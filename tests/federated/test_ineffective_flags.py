@@ -12,6 +12,7 @@ from flair.errors import FlairError
 
 LOCAL = "--local_noise_multiplier=3"
 LOOKS = ("--rounds_per_client_eval=10",)
+ADAPTING = ("--algorithm=fed_prox", "--proximal_adapts_to=train_loss")
 
 
 def _check(*given):
@@ -60,6 +61,26 @@ def _check(*given):
         (["--aggregator=secure", "--runtime=tff"], "--runtime=tff: TFF's own runtime has no secure sums"),
         (["--aggregator=secure", "--algorithm=mime_lite"], "--algorithm=mime_lite sends full gradients beside the"),
         (["--aggregator=secure", "--debug_measurements"], "--debug_measurements sends norms of updates beside the"),
+        (["--algorithm=scaffold", "--epsilon=2"], "--algorithm=scaffold: a user's control variate is kept and shapes"),
+        (["--algorithm=scaffold", LOCAL], "--algorithm=scaffold: a user's control variate is kept and shapes"),
+        (["--algorithm=scaffold", "--runtime=tff"], "--runtime=tff: TFF's own clients keep nothing"),
+        (["--algorithm=scaffold", "--aggregator=robust"], "--aggregator=robust would act on updates alone"),
+        (["--algorithm=scaffold", "--aggregator=secure"], "--aggregator=secure would act on updates alone"),
+        (["--algorithm=scaffold", *LOOKS], "--rounds_per_client_eval=10 trains clients of a round a second time"),
+        (
+            ["--algorithm=scaffold", "--iid", "--mean_datapoints_per_user=9", "--fresh_photos"],
+            "--fresh_photos: an artificial client has other photos at every visit",
+        ),
+        (["--algorithm=scaffold", "--client_weighting=examples"], "--client_weighting=examples: the control variates"),
+        (["--user_state_dir=there"], "--user_state_dir=there has no effect with --algorithm=fed_avg"),
+        (["--proximal_adapts_to=val_loss"], "--proximal_adapts_to=val_loss has no effect without --algorithm=fed_prox"),
+        ([*ADAPTING, "--proximal_strength=2"], "--proximal_adapts_to=train_loss: mu adapts between 0 and 1"),
+        ([*ADAPTING, "--proximal_step=0"], "--proximal_adapts_to=train_loss: mu adapts between 0 and 1"),
+        ([*ADAPTING, "--runtime=tff"], "--runtime=tff: mu is fixed in TFF's own process"),
+        ([*ADAPTING, "--epsilon=2"], "--proximal_adapts_to=train_loss: the loss of the clients has no noise"),
+        ([*ADAPTING, LOCAL], "--proximal_adapts_to=train_loss: the loss of the clients has no noise"),
+        (["--proximal_step=0.2"], "--proximal_step=0.2 has no effect without --proximal_adapts_to"),
+        (["--proximal_patience=5"], "--proximal_patience=5 has no effect without --proximal_adapts_to"),
         (["--server_momentum=0.5"], "--server_momentum=0.5"),
         (["--server_optimizer=sgd", "--server_epsilon=0.1"], "--server_epsilon=0.1"),
         (["--server_optimizer=adagrad", "--server_beta_2=0.9"], "--server_beta_2=0.9"),
@@ -103,6 +124,10 @@ def test_a_flag_without_effect_is_refused_in_one_line(given, named):
         ["--total_rounds=10", "--server_warmup_rounds=10", "--server_lr_schedule=linear"],
         ["--client_weighting=uniform"],
         [*LOOKS, "--clients_per_client_eval=9", "--federated_eval_local_training", "--algorithm=fed_sgd"],
+        ["--algorithm=scaffold", "--user_state_dir=there", "--iid", "--client_weighting=uniform"],
+        ["--algorithm=scaffold", "--reuse_clients", "--server_optimizer=momentum", "--debug_measurements"],
+        [*ADAPTING, "--proximal_patience=5", "--proximal_step=0.2"],
+        ["--algorithm=fed_prox", "--proximal_adapts_to=val_loss", "--proximal_strength=1", "--epsilon=2"],
     ],
 )
 def test_what_has_an_effect_passes_and_so_does_its_flags_txt(given):
@@ -124,6 +149,7 @@ def test_every_client_counts_once_under_privacy():
     with pytest.raises(FlairError, match="--client_weighting=examples"):
         _check("--epsilon=2", "--client_weighting=examples")
     assert _check("--client_weighting=uniform")[1].client.weighted is False
+    assert _check("--algorithm=scaffold")[1].client.weighted is False
     assert _check()[1].client.weighted is True
 
 

@@ -25,6 +25,7 @@ from benchmark.rounds.config import (
     OptimizerConfig,
 )
 from benchmark.rounds.inprocess import InProcessRuntime
+from tests.support.linear import NumpyLinear, clip, linear_model
 from tests.support.rounds import MIME_LITE, SEED, SIZE, UNWEIGHTED, assert_equal_rounds, small_batch_plan
 
 # Noise zero, so that both runtimes follow one path. TFF refuses an adaptive clip without noise, so next to none.
@@ -97,33 +98,6 @@ def test_inprocess_equals_tff_for_every_algorithm_and_aggregator(name, task, dat
     _assert_equal_runs(SLOW[name], task, data, plan)
 
 
-class _NumpyLinear:
-    """Logistic regression on the mean colour of a photo: a model whose gradient fits on one line."""
-
-    def __init__(self, kernel, bias):
-        self.kernel, self.bias = kernel.astype(np.float64), bias.astype(np.float64)
-
-    def gradients(self, pixels, labels):
-        features = pixels.astype(np.float64).mean((1, 2)) / 255
-        scores = 1 / (1 + np.exp(-(features @ self.kernel + self.bias)))
-        error = (scores - labels) / labels.size
-        return features.T @ error, error.sum(0)
-
-
-def _linear_model(num_outputs):
-    return tf.keras.Sequential(
-        [
-            tf.keras.layers.Rescaling(1 / 255, input_shape=(*SIZE, 3)),
-            tf.keras.layers.GlobalAveragePooling2D(),
-            tf.keras.layers.Dense(num_outputs, kernel_initializer=tf.keras.initializers.GlorotUniform(5)),
-        ]
-    )
-
-
-def _clip(gradient, norm):
-    return gradient * min(1.0, norm / max(np.linalg.norm(gradient), 1e-30))
-
-
 def test_one_round_of_fed_avg_equals_numpy(task, data, plan):
     """Client SGD with per-weight clipnorm, mean weighted by examples, server Adam with epsilon 0.01: all by hand."""
     rate, clipnorm, server_rate, epsilon = 0.5, 0.02, 0.1, 0.01
@@ -131,17 +105,17 @@ def test_one_round_of_fed_avg_equals_numpy(task, data, plan):
         client=ClientConfig(learning_rates=(rate,), clipnorm=clipnorm),
         server_optimizer=OptimizerConfig("adam", (server_rate,), epsilon=epsilon),
     )
-    runtime = InProcessRuntime(_linear_model(task.num_outputs), config, data, plan, SEED)
+    runtime = InProcessRuntime(linear_model(task.num_outputs), config, data, plan, SEED)
     start = [weight.astype(np.float64) for weight in runtime.weights()]
     cohort = _cohort(data, 0)
     deltas, examples = [], []
     for client_id in cohort:
-        local = _NumpyLinear(*start)
+        local = NumpyLinear(*start)
         count = 0
         for batch in client_batches(data, [client_id], plan=plan, seed=SEED, round_number=0):
             kernel, bias = local.gradients(batch.inputs.numpy(), batch.labels.numpy().astype(np.float64))
-            local.kernel = local.kernel - rate * _clip(kernel, clipnorm)
-            local.bias = local.bias - rate * _clip(bias, clipnorm)
+            local.kernel = local.kernel - rate * clip(kernel, clipnorm)
+            local.bias = local.bias - rate * clip(bias, clipnorm)
             count += len(batch.labels)
         deltas.append((start[0] - local.kernel, start[1] - local.bias))
         examples.append(count)
@@ -270,7 +244,7 @@ def test_a_restored_runtime_continues_bit_for_bit(noise, task, data, plan):
 
 def test_a_diverged_client_is_left_out_and_named(task, data, plan):
     config = FederatedConfig(client=ClientConfig(learning_rates=(float("inf"),)))
-    runtime = InProcessRuntime(_linear_model(task.num_outputs), config, data, plan, SEED)
+    runtime = InProcessRuntime(linear_model(task.num_outputs), config, data, plan, SEED)
     start = runtime.weights()
     cohort = _cohort(data, 0)
     result = runtime.run_round(0, cohort)
@@ -282,7 +256,7 @@ def test_a_diverged_client_is_left_out_and_named(task, data, plan):
 
 def test_an_empty_cohort_changes_nothing_without_noise(task, data, plan):
     config = FederatedConfig(server_optimizer=OptimizerConfig("sgd", (1.0,)))
-    runtime = InProcessRuntime(_linear_model(task.num_outputs), config, data, plan, SEED)
+    runtime = InProcessRuntime(linear_model(task.num_outputs), config, data, plan, SEED)
     start = runtime.weights()
     result = runtime.run_round(0, [])
     assert result.num_examples == 0
@@ -364,7 +338,7 @@ def test_a_client_with_a_huge_update_is_left_out_by_name_and_the_others_train(ta
 
     def moved(client_id):
         plain = config(1.0, server_optimizer=OptimizerConfig("sgd", (1.0,)))
-        runtime = InProcessRuntime(_linear_model(task.num_outputs), plain, data, plan, SEED)
+        runtime = InProcessRuntime(linear_model(task.num_outputs), plain, data, plan, SEED)
         start = runtime.weights()
         runtime.run_round(0, [client_id])
         return np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(runtime.weights(), start, strict=True)))
@@ -374,7 +348,7 @@ def test_a_client_with_a_huge_update_is_left_out_by_name_and_the_others_train(ta
     private = config(1e19 / np.sqrt(first * second), noise=_ADAPTIVE)
 
     def weights(clients):
-        runtime = InProcessRuntime(_linear_model(task.num_outputs), private, data, plan, SEED, key)
+        runtime = InProcessRuntime(linear_model(task.num_outputs), private, data, plan, SEED, key)
         result = runtime.run_round(0, clients)
         return runtime.weights(), result
 
@@ -390,7 +364,7 @@ def test_a_client_with_a_huge_update_is_left_out_by_name_and_the_others_train(ta
 def test_updates_that_are_all_huge_change_nothing(algorithm, task, data, plan):
     strength = 0.5 if algorithm == FED_PROX else 0.0
     client = ClientConfig(algorithm, (1e30,), clipnorm=0.0, proximal_strength=strength)
-    runtime = InProcessRuntime(_linear_model(task.num_outputs), FederatedConfig(client), data, plan, SEED)
+    runtime = InProcessRuntime(linear_model(task.num_outputs), FederatedConfig(client), data, plan, SEED)
     start, cohort = runtime.weights(), _cohort(data, 0)
     result = runtime.run_round(0, cohort)
     if algorithm == FED_SGD:  # its clients send gradients, which no rate makes huge
@@ -408,7 +382,7 @@ def test_tffs_runtime_leaves_out_huge_updates_too(task, data, plan):
 
     client = ClientConfig(learning_rates=(1e25,), clipnorm=0.0, weighted=False)
     config = FederatedConfig(client, noise=_ADAPTIVE)
-    runtime = TffRuntime(lambda: _linear_model(task.num_outputs), config, data, plan, SEED)
+    runtime = TffRuntime(lambda: linear_model(task.num_outputs), config, data, plan, SEED)
     try:
         start = runtime.weights()
         result = runtime.run_round(0, _cohort(data, 0))
