@@ -71,7 +71,7 @@ def plan_lines(
         *entry("cohort", _cohort_row(flags, population, photos)),
         *([] if setup.local_plan is None else entry("privacy", local_announcement(setup.local_plan))),
         *([] if privacy_plan is None else _privacy_lines(setup, privacy_plan, num_weights(model))),
-        *_state_lines(flags, num_clients(flags, population), num_weights(model)),
+        *_state_lines(setup, num_clients(flags, population), num_weights(model)),
         *entry("memory", memory_row(), _MEMORY_NOTES[flags.runtime]),
         *training_plan.time_lines(
             [
@@ -151,12 +151,13 @@ def _privacy_lines(setup: Setup, privacy_plan: PrivacyPlan, weights: int) -> lis
     return lines
 
 
-def _state_lines(flags: Flags, users: int, weights: int) -> list[str]:
+def _state_lines(setup: Setup, users: int, weights: int) -> list[str]:
     """The disk that the users' control variates take."""
+    flags = setup.flags
     if flags.algorithm != SCAFFOLD:
         return []
     users = flags.clients_per_round if flags.reuse_clients else users
-    folder = settings.user_state_dir(flags, model_flags.output_paths(flags, "federated", 0)[1]).absolute()
+    folder = settings.user_state_dir(flags, model_flags.output_paths(flags, "federated", setup.task.num_outputs)[1]).absolute()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     one, most = bytes_on_disk(weights), settings.states_at_most(flags, users, weights)
     return entry(
