@@ -29,9 +29,9 @@ _METRICS = {
 _EVERY_ROUND = "In each round of training."
 _DP_METRICS = {
     "fraction_clipped": "fraction of clients clipped (0 to 1)",
-    "update_norm": "mean norm of the clients' updates before clipping (L2)",
-    "signal_to_noise": "norm of the clean mean over that of its noise",
-    "cosine": "cosine of the noised to the clean mean (-1 to 1)",
+    "update_norm": "update norm before clipping (mean, L2)",
+    "signal_to_noise": "signal to noise (norms of mean and noise)",
+    "cosine": "cosine of noised to clean mean (-1 to 1)",
 }
 _DRIFT = {
     "gradient_diversity": "gradient diversity (1: orthogonal)",
