@@ -27,11 +27,11 @@ test: ## Run the tests, save the slow ones
 
 slow: ## Run the slow tests, those that train
 	@$(environment) $(tools)
-	@$(run) pytest $(parallel) -m "slow and not long" --timeout=1800
+	@$(run) pytest tests $(parallel) -m "slow and not long" --timeout=1800
 
 long: ## Run the tests that take many minutes, which CI leaves out
 	@$(environment) $(tools)
-	@$(run) pytest $(parallel) -m long --timeout=3600
+	@$(run) pytest tests $(parallel) -m long --timeout=3600
 
 check: ## Check style, types, and that the pins agree with pyproject.toml
 	@$(environment) $(tools)

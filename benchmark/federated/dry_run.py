@@ -157,7 +157,9 @@ def _state_lines(setup: Setup, users: int, weights: int) -> list[str]:
     if flags.algorithm != SCAFFOLD:
         return []
     users = flags.clients_per_round if flags.reuse_clients else users
-    folder = settings.user_state_dir(flags, model_flags.output_paths(flags, "federated", setup.task.num_outputs)[1]).absolute()
+    folder = settings.user_state_dir(
+        flags, model_flags.output_paths(flags, "federated", setup.task.num_outputs)[1]
+    ).absolute()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     one, most = bytes_on_disk(weights), settings.states_at_most(flags, users, weights)
     return entry(

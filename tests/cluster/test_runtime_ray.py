@@ -45,6 +45,7 @@ from benchmark.rounds.inprocess import InProcessRuntime
 from benchmark.run.user_states import UserStates
 from flair.errors import FlairError
 from tests.support.rounds import MIME_LITE, SEED, SIZE, UNWEIGHTED, assert_equal_rounds, small_batch_plan
+from tests.support.tiny_network import TINY
 
 KEY = NoiseKey(bytes(range(32)))
 _ADAPTIVE = NoiseConfig(Mechanism.GAUSSIAN, 0.5, 6.0, 0.05, target_unclipped_quantile=0.3, clipped_count_stddev=1.0)
@@ -109,7 +110,7 @@ def pools(cluster):
 
 
 def _model_arguments(task):
-    return "cnn", (*SIZE, 3), task.num_outputs, False, 3, "float32"
+    return TINY, (*SIZE, 3), task.num_outputs, False, 3, "float32"
 
 
 def _ray(config, source, plan, pool, **more):
@@ -209,7 +210,7 @@ def test_few_weights_on_workers_equal_inprocess(which, records, source, plan, po
         if which == FILM:
             return model, PixelInputs(records, plan.task, SIZE, 512), None
         body, head = body_and_head(model)
-        network = Network("cnn", network_digest(body), SIZE, 128, "float32", "float32")
+        network = Network(TINY, network_digest(body), SIZE, 64, "float32", "float32")
         inputs = FeatureCache(tmp_path, records, network, body).inputs(plan.task)
         return head, inputs, FeatureSource(str(tmp_path), network, 0)
 

@@ -13,6 +13,7 @@ from benchmark.privacy.spending import read_spending, total_epsilon
 from flair.dataset.metadata import load_records
 from tests.support.commands import refused, run
 from tests.support.privacy import plan_of
+from tests.support.tiny_network import TINY
 
 ANALYTICS = "benchmark.analytics_main"
 _run, _refused = partial(run, ANALYTICS), partial(refused, ANALYTICS)
@@ -125,7 +126,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(tfrecords, tmp_path, flags,
 def test_a_training_adds_up_what_was_spent_before_and_hands_it_on(released, tfrecords, tmp_path):
     path = tmp_path / "spent.json"
     path.write_bytes(released[0].read_bytes())
-    small = "--model=cnn", "--image_height=32", "--image_width=32", "--clients_per_round=4", "--rounds_per_eval=2"
+    small = f"--model={TINY}", "--image_height=32", "--image_width=32", "--clients_per_round=4", "--rounds_per_eval=2"
     flags = *small, f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", f"--run_dir={tmp_path / 'run'}"
     flags = *flags, "--epsilon=8", "--total_rounds=2", f"--also_spent={path}"
     done = run("benchmark.federated_main", *flags)

@@ -24,12 +24,24 @@ from benchmark.privacy.noise_key import NoiseKey
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.seeds import derive_seed
 from flair.records.tfrecord import example, frames
-from tests.support.commands import ROOT, assert_equal_weights, read_csv, read_weights, refused, run, run_process, start
+from tests.support.commands import (
+    ROOT,
+    assert_equal_weights,
+    newest_checkpoint,
+    read_csv,
+    read_weights,
+    refused,
+    run,
+    run_process,
+    start,
+    wait_for_checkpoint,
+)
 from tests.support.published_records import write_published_records
+from tests.support.tiny_network import TINY
 
 FEDERATED = "benchmark.federated_main"
 _run, _refused = partial(run, FEDERATED), partial(refused, FEDERATED)
-SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--clients_per_round=4", "--client_batch_size=8")
+SMALL = (f"--model={TINY}", "--image_height=32", "--image_width=32", "--clients_per_round=4", "--client_batch_size=8")
 
 
 def _places(tfrecords, out):
@@ -37,7 +49,7 @@ def _places(tfrecords, out):
 
 
 def _saved_model(out):
-    (path,) = out.glob("cnn_federated_*labels.h5")
+    (path,) = out.glob("*_federated_*labels.h5")
     return path
 
 
@@ -65,7 +77,9 @@ def _assert_same_run(one, other):
         assert summaries[0].get(name) == summaries[1].get(name)
 
 
-PRIVATE = (*SMALL, "--total_rounds=4", "--rounds_per_eval=2", "--rounds_per_checkpoint=1", "--epsilon=8")
+ROUNDS = (*SMALL, "--total_rounds=4", "--rounds_per_eval=2", "--rounds_per_checkpoint=1")
+PRIVATE = (*ROUNDS, "--epsilon=8")
+GIVEN_NOISE = (*ROUNDS, "--noise_multiplier=1")  # for processes of their own: to find it for an epsilon takes seconds
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +155,10 @@ def test_other_flags_in_the_same_folder_are_refused(tfrecords, repeatable, finis
 
 
 def _kill_after(flags, run_dir, round_number, number):
-    """Starts a run and signals it when the checkpoint of that round is there."""
+    """Starts a run and signals it when it has made a checkpoint of its own, of that round or a later one."""
+    before = newest_checkpoint(run_dir)
     process = start(FEDERATED, *flags)
-    wanted = run_dir / "checkpoints" / f"checkpoint-{round_number:010d}.npz"
-    while process.poll() is None and not wanted.exists():
-        try:
-            process.wait(0.02)
-        except subprocess.TimeoutExpired:
-            continue
+    wait_for_checkpoint(process, run_dir, max(before + 1, round_number))
     process.send_signal(number)
     process.communicate(timeout=120)
     return process.returncode
@@ -176,7 +186,8 @@ def test_a_stopped_run_continues_to_the_same_result(tfrecords, repeatable, finis
 )
 def test_kills_change_nothing(tfrecords, repeatable, tmp_path, more, kills):
     """SIGKILL at seeded places of a twelve-round private run that looks at clients, resumed each time."""
-    flags = (*repeatable, "--total_rounds=12", "--rounds_per_client_eval=1", "--clients_per_client_eval=2", *more)
+    looks = "--rounds_per_client_eval=1", "--clients_per_client_eval=2"
+    flags = (*GIVEN_NOISE, repeatable[-1], "--total_rounds=12", *looks, *more)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     _run(*flags, *_places(tfrecords, unbroken))
     for round_number in range(1, kills + 1):
@@ -217,7 +228,7 @@ def _every_byte(run_dir):
 
 
 def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(tfrecords, tmp_path):
-    flags, key = (*_places(tfrecords, tmp_path), *PRIVATE), tmp_path / "run" / "noise.key"
+    flags, key = (*_places(tfrecords, tmp_path), *GIVEN_NOISE), tmp_path / "run" / "noise.key"
     assert _kill_after(flags, tmp_path / "run", 1, signal.SIGTERM) == 143
     assert key.stat().st_mode & 0o777 == 0o600
     run_key = _key_in(tmp_path / "run")
@@ -303,7 +314,7 @@ def _processes_with(name, value):
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_no_worker_of_tff_outlives_the_run(tfrecords, tmp_path, monkeypatch, number):
     monkeypatch.setenv("RUN_UNDER_TEST", str(tmp_path))
-    flags = (*_places(tfrecords, tmp_path), *PRIVATE, "--runtime=tff")
+    flags = (*_places(tfrecords, tmp_path), *GIVEN_NOISE, "--runtime=tff")
     _kill_after(flags, tmp_path / "run", 1, number)
     _, alive = psutil.wait_procs(_processes_with("RUN_UNDER_TEST", str(tmp_path)), timeout=20)
     assert not alive
@@ -314,13 +325,14 @@ def test_no_worker_of_tff_outlives_the_run(tfrecords, tmp_path, monkeypatch, num
 def test_the_published_commands_as_written(tfrecords, tmp_path, runtime):
     # TFF's worker lives as long as the process that started it.
     _run = partial(run if runtime == "inprocess" else run_process, FEDERATED)
-    shared = (f"--tfrecords_dir={tfrecords}", "--total_rounds=2", f"--runtime={runtime}", *SMALL)
+    network = "cnn" if runtime == "inprocess" else TINY  # `cnn` on TFF: tests/rounds/test_runtimes.py
+    shared = (f"--tfrecords_dir={tfrecords}", "--total_rounds=2", f"--runtime={runtime}", *SMALL, f"--model={network}")
     _run(*shared, "--epsilon=2.0", "--l2_norm_clip=0.1", f"--save_model_dir={tmp_path / 'private'}")
     model = _saved_model(tmp_path / "private")
     restored = _run(*shared, f"--restore_model_path={model}", f"--save_model_dir={tmp_path / 'restored'}")
     assert "loaded" in restored.stdout
     _run(*shared, "--binary_label=structure", f"--save_model_dir={tmp_path / 'binary'}")
-    summary = json.loads((tmp_path / "binary" / "cnn_federated_1labels" / "summary.json").read_text())
+    summary = json.loads((_saved_model(tmp_path / "binary").with_suffix("") / "summary.json").read_text())
     assert set(summary["test"]) == {"loss", "precision", "recall", "f1", "averaged_precision"}
 
 
@@ -545,7 +557,7 @@ def test_few_weights_train_from_restored_ones_and_the_others_stay_bit_for_bit(tf
     from benchmark.model.trainable import choose, num_weights
 
     start, out = tmp_path / "start.h5", tmp_path / "out"
-    model = networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9)
+    model = networks.build_model(TINY, (32, 32, 3), task.num_outputs, seed=9)
     loading.save_weights(model, start)
     choose(model, which)
     flags = (*_places(tfrecords, out), *PRIVATE, f"--trainable={which}", f"--restore_model_path={start}")
@@ -593,7 +605,7 @@ def test_runs_that_start_from_one_file_in_two_ways_share_no_noise(tfrecords, tas
     from benchmark.model import loading, networks
 
     path = tmp_path / "start.h5"
-    loading.save_weights(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9), path)
+    loading.save_weights(networks.build_model(TINY, (32, 32, 3), task.num_outputs, seed=9), path)
     keys = []
     for name in ("restore_model_path", "backbone_weights"):
         out = tmp_path / name

@@ -20,15 +20,26 @@ import psutil
 import pytest
 
 from benchmark.run.checkpoint import Checkpoints
-from tests.support.commands import ROOT, only_line, read_csv, refused, run_process, run_program, start
+from tests.support.commands import (
+    ROOT,
+    only_line,
+    read_csv,
+    refused,
+    run,
+    run_process,
+    run_program,
+    start,
+    wait_for_checkpoint,
+)
 from tests.support.ports import free_port
+from tests.support.tiny_network import TINY
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")
 FEDERATED = "benchmark.federated_main"
 # Ray's processes end with the process that started them.
 _run = partial(run_process, FEDERATED)
-SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--clients_per_round=6", "--client_batch_size=8")
-PRIVATE = (*SMALL, "--rounds_per_eval=2", "--rounds_per_checkpoint=1", "--epsilon=8")
+SMALL = (f"--model={TINY}", "--image_height=32", "--image_width=32", "--clients_per_round=6", "--client_batch_size=8")
+PRIVATE = (*SMALL, "--rounds_per_eval=2", "--rounds_per_checkpoint=1", "--noise_multiplier=1")
 RAY = ("--runtime=ray", "--num_workers=2")
 
 
@@ -46,9 +57,9 @@ def _places(tfrecords, out):
 
 @pytest.fixture(scope="module")
 def unbroken(tfrecords, private, tmp_path_factory):
-    """The run folder of a run of six rounds that nobody stopped."""
+    """The run folder of a run of twelve rounds that nobody stopped."""
     out = tmp_path_factory.mktemp("unbroken")
-    _run(*private, *RAY, "--total_rounds=6", *_places(tfrecords, out))
+    _run(*private, *RAY, "--total_rounds=12", *_places(tfrecords, out))
     return out / "run"
 
 
@@ -82,7 +93,7 @@ def test_the_command_on_ray_leaves_what_it_leaves_in_process(tfrecords, private,
     flags = (*private, "--total_rounds=3", "--federated_eval", "--federated_eval_local_training")
     ray, local = tmp_path / "ray", tmp_path / "local"
     done = _run(*flags, *RAY, *_places(tfrecords, ray))
-    _run(*flags, *_places(tfrecords, local))
+    run(FEDERATED, *flags, *_places(tfrecords, local))
     assert "Ray workers of 1 CPU each: 2 on" in done.stdout
     _assert_equal_states(ray / "run", local / "run", 1e-5)
     _assert_equal_metrics(ray / "run", local / "run")
@@ -97,9 +108,7 @@ def test_the_command_on_ray_leaves_what_it_leaves_in_process(tfrecords, private,
 def _start(flags, run_dir, round_number, **options):
     """A run that has come as far as that checkpoint."""
     process = start(FEDERATED, *flags, **options)
-    wanted = run_dir / "checkpoints" / f"checkpoint-{round_number:010d}.npz"
-    while process.poll() is None and not wanted.exists():
-        time.sleep(0.02)
+    wait_for_checkpoint(process, run_dir, round_number)
     assert process.poll() is None, process.communicate()
     return process
 
@@ -130,7 +139,7 @@ def _ending(children):
 def test_a_stopped_run_leaves_no_process_and_continues_to_the_same_result(
     tfrecords, private, unbroken, tmp_path, number, code, group
 ):
-    flags = (*private, *RAY, "--total_rounds=6", *_places(tfrecords, tmp_path))
+    flags = (*private, *RAY, "--total_rounds=12", *_places(tfrecords, tmp_path))
     process = _start(flags, tmp_path / "run", 2, start_new_session=True)
     children = _descendants(process)
     assert any("raylet" in " ".join(child.cmdline()) for child in children)

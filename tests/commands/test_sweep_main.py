@@ -7,7 +7,6 @@ import json
 import math
 import signal
 import statistics
-import time
 from functools import partial
 
 import psutil
@@ -17,11 +16,12 @@ from hypothesis import strategies as st
 
 from benchmark.sweep import table as sweep_table
 from benchmark.sweep.grid import Run, make_runs, parse_grid
-from tests.support.commands import ROOT, only_line, read_csv, run, start
+from tests.support.commands import ROOT, only_line, read_csv, run, start, wait_for_checkpoint
+from tests.support.tiny_network import TINY
 
 SWEEP = "benchmark.sweep_main"
 _sweep = partial(run, SWEEP)
-SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--train_batch_size=16", "--num_epochs=2")
+SMALL = (f"--model={TINY}", "--image_height=32", "--image_width=32", "--train_batch_size=16", "--num_epochs=2")
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +96,6 @@ def _start(flagfile, path):
     return start(SWEEP, *_two(flagfile, path))
 
 
-def _wait_for_checkpoint(process, run):
-    while not list((run / "checkpoints").glob("*.npz")):
-        assert process.poll() is None
-        time.sleep(0.02)
-
-
 def _trainings_in(path):
     found = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"]]
     return [process for process in found if any(f"--run_dir={path}" in part for part in process.info["cmdline"])]
@@ -120,7 +114,8 @@ def test_a_stopped_sweep_continues_to_the_same_table(flagfile, unbroken, tmp_pat
     path = tmp_path / "sweep"
     process = _start(flagfile, path)
     run = path / "learning_rate=0.01,seed=1"
-    _wait_for_checkpoint(process, run)
+    wait_for_checkpoint(process, run, 1)
+    assert process.poll() is None
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == code

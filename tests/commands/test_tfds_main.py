@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.support.commands import only_line, read_csv, run, run_process, run_program, start
+from tests.support.tiny_network import TINY
 
 pytest.importorskip("tensorflow_datasets", reason="the extra 'tfds' is not installed")
 
@@ -21,7 +22,7 @@ from flair.miniature.dataset import make_dataset
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")
 SMALL = (
-    *("--model=cnn", "--image_height=32", "--image_width=32", "--clients_per_round=4", "--client_batch_size=8"),
+    *(f"--model={TINY}", "--image_height=32", "--image_width=32", "--clients_per_round=4", "--client_batch_size=8"),
     *("--total_rounds=2", "--rounds_per_eval=1"),
 )
 
@@ -198,7 +199,7 @@ def test_training_on_tffs_runtime_gives_the_metrics_of_tfrecords(data_dir, expec
 
 @pytest.mark.long
 def test_a_dry_run_central_training_and_evaluation_read_it(data_dir, tfrecords, tmp_path):
-    small = ("--model=cnn", "--image_height=32", "--image_width=32")
+    small = (f"--model={TINY}", "--image_height=32", "--image_width=32")
     plan = done("federated_main", f"--tfds_data_dir={data_dir}", *SMALL, "--dry_run")
     assert f"records:    {data_dir}" in plan and "train 32 users, 132 photos" in plan
     results = []

@@ -21,6 +21,7 @@ from benchmark.flair_tfds import Flair
 from flair.errors import FlairError
 from flair.records.tfrecord import example, reader
 from flair.records.tfrecord.writer import write_tfrecords
+from tests.support.tiny_network import TINY
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_training_on_it_gives_the_round_of_tfrecords(found, records):
     results = []
     for data in (FlairClientData(found), UserClients(records, "train")):
         runtime = InProcessRuntime(
-            build_model("cnn", (32, 32, 3), task.num_outputs), FederatedConfig(), data, plan, 1, "noise"
+            build_model(TINY, (32, 32, 3), task.num_outputs), FederatedConfig(), data, plan, 1, "noise"
         )
         results.append(runtime.run_round(1, data.client_ids[:4]))
     assert results[0].metrics == results[1].metrics

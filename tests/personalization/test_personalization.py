@@ -22,6 +22,7 @@ from flair.dataset.images import read_jpeg
 from flair.dataset.metadata import load_users
 from flair.errors import FlairError
 from flair.records.tfrecord import example
+from tests.support.tiny_network import TINY
 
 SIZE = (32, 32)
 
@@ -57,7 +58,7 @@ TASK = Task("labels", tuple(f"label_{i}" for i in range(17)), 17)
 
 @pytest.fixture(scope="module")
 def model():
-    return networks.build_model("cnn", (*SIZE, 3), 17, seed=3)
+    return networks.build_model(TINY, (*SIZE, 3), 17, seed=3)
 
 
 def _adaptation(trainable="all", steps=4, **changes):
@@ -142,7 +143,7 @@ def test_against_keras(model, users, layers, mu, clipnorm):
     baseline, adapted = _personalizer(model, adaptation).run(
         _stored(photos), range(query, len(photos)), range(query), positions
     )
-    clone = networks.build_model("cnn", (*SIZE, 3), 17, seed=9)
+    clone = networks.build_model(TINY, (*SIZE, 3), 17, seed=9)
     clone.set_weights(model.get_weights())
     assert _scores(clone, photos[:query]) == pytest.approx((baseline.loss, baseline.micro_ap), abs=1e-5)
     for layer in clone.layers:
@@ -205,7 +206,7 @@ def test_a_learning_rate_without_reason_is_one_line(model, users):
 
 
 def test_a_model_that_diverged_in_training_is_named_not_the_learning_rate(users):
-    diverged = networks.build_model("cnn", (*SIZE, 3), 17, seed=3)
+    diverged = networks.build_model(TINY, (*SIZE, 3), 17, seed=3)
     weight = diverged.get_layer("classifier").trainable_variables[0]
     weight.assign(tf.fill(weight.shape, np.nan))
     personalizer = Personalizer(diverged, _adaptation())

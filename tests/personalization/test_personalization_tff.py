@@ -17,13 +17,14 @@ from benchmark.personalization.adaptation import Adaptation, batch_positions
 from benchmark.personalization.personalizer import Personalizer
 from benchmark.personalization.users import UserEpisodes, UserPhotos
 from flair.records.tfrecord import example
+from tests.support.tiny_network import TINY
 
 SIZE, STEPS, BATCH, LEARNING_RATE, MU = (32, 32), 6, 4, 0.1, 0.3
 STRATEGIES = {"head": ("head", 0.0), "all": ("all", 0.0), "proximal": ("all", MU)}
 
 
 def _build(num_outputs):
-    return networks.build_model("cnn", (*SIZE, 3), num_outputs, seed=2)
+    return networks.build_model(TINY, (*SIZE, 3), num_outputs, seed=2)
 
 
 def _elements(photos, num_outputs):

@@ -17,14 +17,15 @@ from benchmark.rounds.config import ALGORITHMS, FED_PROX, MIME_LITE, ClientConfi
 from benchmark.rounds.config import OptimizerConfig as Optimizer
 from benchmark.rounds.inprocess import InProcessRuntime
 from tests.support.rounds import SEED, SIZE, assert_equal_rounds, small_batch_plan
+from tests.support.tiny_network import TINY
 
 _CLASSIFIER = {"classifier/kernel:0", "classifier/bias:0"}
 _NORMS = {f"norm{index}/{name}:0" for index in range(1, 5) for name in ("gamma", "beta")}
 _LISTS = {FILM: _CLASSIFIER | _NORMS, HEAD: _CLASSIFIER}
 
 
-def _model(task, which, pretrained_norm=False):
-    return choose(build_model("cnn", (*SIZE, 3), task.num_outputs, pretrained_norm, seed=3), which)
+def _model(task, which, pretrained_norm=False, network="cnn"):
+    return choose(build_model(network, (*SIZE, 3), task.num_outputs, pretrained_norm, seed=3), which)
 
 
 def _values(model):
@@ -65,7 +66,7 @@ def test_every_algorithm_leaves_the_others_alone(records, task, algorithm):
     strength = 0.5 if algorithm == FED_PROX else 0.0
     client = ClientConfig(algorithm=algorithm, proximal_strength=strength)
     optimizer = Optimizer("sgd" if algorithm == MIME_LITE else "adam", (0.1,))
-    model = _model(task, HEAD)
+    model = _model(task, HEAD, network=TINY)
     before = _values(model)
     _run(model, records, task, FederatedConfig(client, optimizer))
     assert {name for name, value in _values(model).items() if not np.array_equal(value, before[name])} == _CLASSIFIER
@@ -107,8 +108,8 @@ def test_few_weights_on_tffs_own_runtime(records, task, which):
     from benchmark.rounds.tff import TffRuntime
 
     data, plan = UserClients(records, "train"), small_batch_plan(task)
-    ours = InProcessRuntime(_model(task, which), FederatedConfig(), data, plan, SEED)
-    theirs = TffRuntime(lambda: _model(task, which), FederatedConfig(), data, plan, SEED)
+    ours = InProcessRuntime(_model(task, which, network=TINY), FederatedConfig(), data, plan, SEED)
+    theirs = TffRuntime(lambda: _model(task, which, network=TINY), FederatedConfig(), data, plan, SEED)
     try:
         assert_equal_rounds(ours, theirs, [data.client_ids[n : n + 3] for n in range(2)])
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import csv
+import importlib
 import os
 import runpy
 import signal
@@ -50,7 +51,7 @@ def run(
     path = str(ROOT / (door if door.endswith(".py") else f"{door.replace('.', '/')}.py"))
     if "keras" in sys.modules:
         sys.modules["keras"].backend.clear_session()  # layers are numbered anew, as in a new process
-    with _streams() as read, _as_before():
+    with _streams() as read, _as_before(), _modules_of(Path(cwd)):
         os.chdir(cwd)
         os.environ.update(env or {})
         sys.argv = [path, *map(str, flags)]
@@ -103,6 +104,20 @@ def only_line(result: Result) -> str:
     assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n"), result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr.rstrip("\n")
+
+
+def newest_checkpoint(run_dir: Path) -> int:
+    """The step of the newest checkpoint in a run's folder; 0 without any."""
+    names = (path.stem for path in (run_dir / "checkpoints").glob("checkpoint-*.npz"))
+    return max((int(name.removeprefix("checkpoint-")) for name in names), default=0)
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path, step: int) -> None:
+    """Waits until a run has a checkpoint of that step or of a later one, or has ended."""
+    while newest_checkpoint(run_dir) < step:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+            return
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -176,6 +191,21 @@ def _as_before() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         atexit.unregister(stopping._end)
+
+
+@contextlib.contextmanager
+def _modules_of(folder: Path) -> Iterator[None]:
+    """`python -m` finds what lies in the folder it is started in; another command finds its own there."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+        for name, module in list(sys.modules.items()):
+            if folder != ROOT and str(getattr(module, "__file__", None)).startswith(f"{folder}{os.sep}"):
+                del sys.modules[name]
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 
 from tests.support.markdown import Command
+from tests.support.tiny_network import TINY
 
 # (pattern, replacement); {work} is the test's folder.
 PLACES = (
@@ -26,7 +27,7 @@ PLACES = (
     (r"(?<==)RUN(?=/|\s|$)", "{work}/federated/cnn_federated_17labels"),
 )
 
-_SMALL_MODEL = "--model=cnn --image_height=32 --image_width=32"
+_SMALL_MODEL = f"--model={TINY} --image_height=32 --image_width=32"
 _SMALL_ROUNDS = "--total_rounds=2 --clients_per_round=4 --rounds_per_eval=2"
 # (pattern anywhere in the command, flags added). {mirror} is a mirror on this machine, in place of Apple's server.
 SMALLER = (
@@ -36,6 +37,8 @@ SMALLER = (
     (r" benchmark\.federated_main ", f"{_SMALL_MODEL} {_SMALL_ROUNDS}"),
     (r" tests/planted_faults\.py", "--runs=1 --canaries=10"),
     (r" benchmark\.sweep_main ", f"--seeds=1 {_SMALL_MODEL} {_SMALL_ROUNDS}"),
+    # What starts from the weights that lie ready, and what another command evaluates without being told of a module.
+    (r" --restore_model_path=| --save_model_dir=/path/to/(federated|models|runs)$", "--model=cnn"),
     (r" benchmark\.personalize_main ", "--partition=train --num_episodes=4"),
     (r" --episodes=labels ", "--label_set=train"),
     (r" benchmark\.speed_main audit ", "--num_images=120"),
@@ -59,12 +62,6 @@ PASSES_ON = {"benchmark.sweep_main": ("benchmark.central_main", "benchmark.feder
 
 # (pattern, replacement, reason): a command that is run in another form.
 REPLACED = (
-    (
-        r"^make demo$",
-        "python3 -m benchmark.demo_main --num_images=240 --num_epochs=1 --total_rounds=2 "
-        "--public_images=500 --public_epochs=1",
-        "the demo at its full size takes minutes",
-    ),
     (r" --expected=flair", "", "a miniature has not FLAIR's numbers"),
     (r"(?<= server_learning_rate=)[\d.]+,[\d.]+", "0.1", "a sweep of two settings shows what one of four does"),
     (r" --worker_cpus=4", " --worker_cpus=1", "the machine of a test may have fewer cores"),
@@ -72,6 +69,7 @@ REPLACED = (
 
 # (pattern of the whole command, reason).
 NOT_RUN = (
+    (r"make demo", "takes minutes; tests/commands/test_demo_main.py runs it at a small size"),
     (r"make (test|slow|long|check|format)", "would run these tests inside themselves"),
     (r"make lock.*", "asks a package index for newer versions; tests/pages/test_packaging.py tests the lock itself"),
     (
