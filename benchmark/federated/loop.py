@@ -26,6 +26,7 @@ from benchmark.run.interruption import SafePoints
 from benchmark.run.names import BEST_EMA_FILE, BEST_FILE, LAST_EMA_FILE, LAST_FILE
 from benchmark.training.best import badness, is_over
 from flair.errors import FlairError
+from flair.terminal.counted import counted
 from flair.terminal.progress import Progress
 
 
@@ -192,7 +193,7 @@ def _check_round(
     # One client by itself may be at fault, as under Poisson sampling it may make up a cohort.
     all_lost = len(cohort) > 1 and len(refused) == len(cohort)
     # Of nobody there is no mean: the server refuses that, and the weights stay.
-    is_rejected = result.update_rejected and len(cohort) > 0
+    is_rejected = result.update_rejected and len(cohort) > len(refused)
     if all_lost or is_rejected or not math.isfinite(result.metrics["loss"]):
         named = f"clients {', '.join(refused[:5])}" if refused else f"cohort {', '.join(cohort[:5])}"
         more = f" and {len(refused or cohort) - 5} more" if len(refused or cohort) > 5 else ""
@@ -203,8 +204,8 @@ def _check_round(
     if refused:
         shown = ", ".join(refused[:5])
         print(
-            f"round {round_number + 1}: left out {len(refused)} clients whose update is not finite or longer than "
-            f"{MAX_UPDATE_NORM:g}: {shown}"
+            f"round {round_number + 1}: left out {counted(len(refused), 'client')} whose update is not finite or "
+            f"longer than {MAX_UPDATE_NORM:g}: {shown}"
         )
     if privacy_plan is not None:
         check_noise(list(result.noise_multipliers), privacy_plan.run_noise_multiplier)

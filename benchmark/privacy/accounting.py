@@ -107,7 +107,8 @@ def composed_epsilon(accountant: str, releases: tuple[tuple[float, float, int], 
         losses = [_composed(_one_round_pld(noise, q, interval), rounds) for noise, q, rounds in single]
     except OverflowError:  # as in `pld_epsilon`
         return by_rdp
-    return float(functools.reduce(lambda one, other: one.compose(other), losses).get_epsilon_for_delta(delta))
+    together = functools.reduce(lambda one, other: one.compose(other), losses)
+    return min(float(together.get_epsilon_for_delta(delta)), by_rdp)
 
 
 def epsilon(accountant: str, noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:

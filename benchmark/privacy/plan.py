@@ -152,10 +152,11 @@ def make_plan(num_users: int, request: PrivacyRequest) -> PrivacyPlan:
     return PrivacyPlan(request, num_users, delta, noise)
 
 
-def _fewest_bands(num_users: int, request: PrivacyRequest) -> int:
+def _fewest_bands(num_users: int, request: PrivacyRequest, accountant: str = "rdp") -> int:
     """The fewest bands whose noise on the running sum is nearly the least; by RDP, a third of the time of PLD.
 
-    Tried are the fewest for a number of releases: 1, 2, 4 ..., then those on both sides of the best.
+    PLD decides where RDP cannot state so low an epsilon. Tried are the fewest for a number of releases: 1, 2, 4 ...,
+    then those on both sides of the best.
     """
     rounds, most = request.total_rounds, request.most_bands(num_users)
     noises: dict[int, float] = {}
@@ -163,13 +164,13 @@ def _fewest_bands(num_users: int, request: PrivacyRequest) -> int:
     def try_bands(candidates: Iterable[int]) -> None:
         for bands in {one for one in candidates if one <= most} - noises.keys():
             with contextlib.suppress(FlairError):  # not even the most noise reaches the epsilon
-                plan = make_plan(num_users, dataclasses.replace(request, bands=bands, accountant="rdp"))
+                plan = make_plan(num_users, dataclasses.replace(request, bands=bands, accountant=accountant))
                 on_sums = banded.rms_on_running_sum(plan.column, rounds, request.server_momentum)
                 noises[bands] = plan.noise_multiplier * on_sums
 
     try_bands([most, *(math.ceil(rounds / 2**power) for power in range(rounds.bit_length() + 1))])
     if not noises:
-        return 1
+        return 1 if accountant == "pld" else _fewest_bands(num_users, request, "pld")
     best = min(noises, key=noises.__getitem__)
     try_bands(math.ceil(best * times) for times in (2**-0.5, 2**0.5))
     least = min(noises.values())

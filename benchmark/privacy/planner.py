@@ -16,6 +16,7 @@ from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
 from benchmark.privacy.rounding import as_text, finite, rounded_up
 from benchmark.privacy.spending import Release, as_json, check_can_add, total_epsilon
 from flair.errors import FlairError
+from flair.terminal.counted import counted
 
 
 def asks_for(request: PrivacyRequest) -> str:
@@ -125,6 +126,7 @@ _ROWS = (
     ("  its norm over all weights", "noise_norm"),
     ("noise on the running sum of means", "noise_on_running_sum"),
     ("epsilon", "epsilon"),
+    ("  spent before", "spent_epsilon"),
     ("  with what was spent before", "total_epsilon"),
     ("the run's own epsilon", "own_epsilon"),
     ("epsilon proved, one user replaced", "replace_one_epsilon"),
@@ -134,7 +136,7 @@ _KEYS = tuple(key for _, key in _ROWS)
 _ANSWERED_BY = {"noise": "noise_multiplier", "epsilon": "epsilon", "rounds": "rounds"}
 # What is claimed, or the noise that a claim needs.
 _ROUNDED_UP = (
-    *("epsilon", "total_epsilon", "own_epsilon", "replace_one_epsilon"),
+    *("epsilon", "spent_epsilon", "total_epsilon", "own_epsilon", "replace_one_epsilon"),
     *("noise_multiplier", "run_noise_multiplier"),
 )
 
@@ -167,6 +169,7 @@ def _by_accountant(
         "noise_norm": noise_norm(on_sum, request.cohort, num_weights) if num_weights and gaussian else None,
         "noise_on_running_sum": plan.noise_on_running_sum,
         "epsilon": finite(plan.epsilon_at(rounds, name)),
+        "spent_epsilon": finite(total_epsilon(plan, 0, spent_before, name)) if spent_before else None,
         "total_epsilon": finite(total_epsilon(plan, rounds, spent_before, name)) if spent_before else None,
         "own_epsilon": finite(plan.own_epsilon_at(rounds, name)) if request.simulated_cohort else None,
         "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)) if name == "rdp" else None,
@@ -192,7 +195,7 @@ def _setting(found: dict[str, Any]) -> str:
     return (
         f"{found['num_users']:,} users, {cohort} ({found['client_sampling']}, q {found['sampling_probability']:.4g}), "
         f"{found['total_rounds']:,} rounds, delta {rounded_up(found['delta'])}, {found['mechanism']} noise"
-        + (f" of {found['bands']:,} bands" if found["bands"] else "")
+        + (f" of {counted(found['bands'], 'band')}" if found["bands"] else "")
     )
 
 
@@ -220,6 +223,11 @@ def _remarks(found: dict[str, Any]) -> list[str]:
     is_too_little = found["asks_for"] == "rounds" and not found["by"]["pld"]["rounds"]
     if is_too_little:
         remarks.append("Not even one round is affordable.")
+    spent = found["by"]["pld"]["spent_epsilon"]
+    if found["epsilon_asked"] and found["spent_before"] and (spent is None or spent > found["epsilon_asked"]):
+        return [*remarks, "More was spent before.", "next: the same question with a larger --epsilon"]
+    if found["spent_before"] and found["simulated_clients_per_round"]:
+        remarks.append("With what was spent before, the run's own epsilon is added up and not the simulated one.")
     if found["by"]["rdp"]["noise_multiplier"] is None:
         remarks.append("RDP cannot state an epsilon that low; PLD can.")
     if is_too_little:

@@ -165,6 +165,38 @@ def test_scores_that_do_not_fit_together_are_refused_in_one_line(tmp_path, place
         audit.read(path)
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "values"),
+    [
+        ("claim", "delta", [0, -1, 2, math.nan]),
+        ("claim", "sampling_probability", [0, 2, math.inf]),
+        ("claim", "noise_multiplier", [-1, math.nan]),
+        ("claim", "clipped_count_stddev", [1e-300]),
+        ("claim", "rounds", [0]),
+        ("claim", "clients_per_round", [0]),
+        ("claim", "epsilon", [-1, math.nan]),
+        ("scores", "final", [[1e308] * 100]),
+        ("influence", "total", [1e308]),
+        ("influence", "canaries", [-1]),
+    ],
+)
+def test_numbers_that_no_run_has_are_refused_in_one_line(tmp_path, place, name, values):
+    path = tmp_path / "audit.json"
+    audit.write(path, CLAIM, _scores(0.0))
+    content = {key: value for key, value in checked_json.read(path).items() if key != "crc32c"}
+    for value in values:
+        content[place][name] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(FlairError, match="numbers that a run can have"):
+            audit.read(path)
+
+
+def test_another_file_with_a_checksum_is_no_audit(tmp_path):
+    checked_json.write(tmp_path / "audit.json", {"setting": "federated"})
+    with pytest.raises(FlairError, match=r"audit.json: is no audit"):
+        audit.read(tmp_path / "audit.json")
+
+
 @pytest.mark.parametrize(("canaries", "delta"), [(10, 1e-6), (100, 1e-4), (100, 1e-3)])
 def test_the_most_that_can_be_proved_is_what_perfect_guesses_prove(canaries, delta):
     included = np.arange(canaries) % 2 == 0

@@ -145,6 +145,12 @@ def test_chosen_bands_have_hardly_more_noise_than_any_other_number(rounds, epsil
     assert noise(plan_of(**asked)) <= 1.02 * least
 
 
+def test_bands_are_chosen_where_rdp_states_no_epsilon():
+    """One band was taken there, with ten times the noise."""
+    asked = {**FLAIR, "cohort": 4000, "epsilon": 0.003, "mechanism": Mechanism.BANDED, "sampling": Sampling.CYCLIC}
+    assert plan_of(**asked).request.bands == 11
+
+
 @pytest.mark.parametrize(("bands", "rounds", "momentum"), [(2, 10, 0.0), (3, 30, 0.0), (4, 50, 0.9)])
 def test_no_other_column_has_less_noise(bands, rounds, momentum):
     """Against a search without gradient that may take any column."""

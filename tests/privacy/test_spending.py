@@ -7,9 +7,11 @@ import json
 import dp_accounting
 import pytest
 
-from benchmark.privacy.accounting import composed_epsilon, epsilon, rounded_up
+from benchmark.privacy import planner
+from benchmark.privacy.accounting import composed_epsilon, epsilon
 from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.request import Mechanism, Sampling
+from benchmark.privacy.rounding import rounded_up
 from benchmark.privacy.spending import Release, as_json, check_can_add, read_spending, total_epsilon
 from benchmark.privacy.statement import announcement, headline, make_statement, statement_text
 from flair.errors import FlairError
@@ -87,6 +89,14 @@ def test_many_different_mechanisms_are_refused_and_many_equal_ones_are_one(tmp_p
     path = _write(tmp_path / "different.json", users=500, spending=as_json(different))
     with pytest.raises(FlairError, match="51 different mechanisms were spent; expected at most 50"):
         read_spending([path], 500)
+
+
+def test_more_noise_is_no_advice_where_the_past_alone_is_too_much():
+    asked = {"num_users": 500, "cohort": 20, "total_rounds": 1, "epsilon": 0.1, "noise_multiplier": 2.0}
+    found = answer_to(**asked, spent_before=[BEFORE])
+    assert found["by"]["rdp"]["spent_epsilon"] == composed_epsilon("rdp", (BEFORE[:3],), DELTA)
+    advice = "More was spent before.\nnext: the same question with a larger --epsilon"
+    assert planner.answer_text(found).endswith(advice)
 
 
 def test_affordable_rounds_are_those_that_what_was_spent_before_leaves():
