@@ -184,7 +184,7 @@ def test_below_a_door_only_modules_about_flags_take_flags(house: House) -> None:
         "benchmark.run.command",
         *(f"benchmark.{room}.flags" for room in ("central", "federated", "personalization", "training")),
         # What flags mean together, which of them are refused, and a plan that shows them.
-        *("benchmark.federated.settings", "benchmark.federated.checks"),
+        *(f"benchmark.federated.{name}" for name in ("settings", "checks", "privacy_checks")),
         *("benchmark.training.inputs", "benchmark.training.loss", "benchmark.training.start"),
         *("benchmark.central.dry_run", "benchmark.federated.dry_run"),
         "benchmark.sweep.grid",

@@ -68,7 +68,7 @@ class TrainingState:
     next_clip: float | None = None
     ema_best_value: float = math.inf
     ema_best_round: int = 0
-    proximal: tuple[()] | ProximalState = ()
+    proximal: list[float] = field(default_factory=list)
 
     def is_over(self, config: LoopConfig) -> bool:
         """Whether there is no further round."""
@@ -222,10 +222,11 @@ def _adapt_proximal(state: TrainingState, row: dict[str, float], config: LoopCon
     """Notes the round's mu, and what follows from its loss for the next."""
     if config.proximal is None:
         return
-    before = ProximalState(*state.proximal)
+    strength, loss, falls = state.proximal
+    before = ProximalState(strength, loss, int(falls))
     row["proximal_strength"] = before.strength
     if config.proximal.metric in row:
-        state.proximal = before.after(row[config.proximal.metric], config.proximal)
+        state.proximal = [*before.after(row[config.proximal.metric], config.proximal)]
 
 
 def _resume(runtime: Runtime, average: WeightAverage | None, run: RunFolder, config: LoopConfig) -> TrainingState:
@@ -233,7 +234,7 @@ def _resume(runtime: Runtime, average: WeightAverage | None, run: RunFolder, con
     if checkpoint is None:
         run.start_at(0)
         print(f"round 1 of {config.total_rounds} begins", flush=True)
-        return TrainingState(proximal=() if config.proximal is None else ProximalState(config.proximal.start))
+        return TrainingState(proximal=[] if config.proximal is None else [*ProximalState(config.proximal.start)])
     runtime.restore([checkpoint.arrays[name] for name in sorted(checkpoint.arrays) if not is_average(name)])
     state = TrainingState(**checkpoint.state)
     if average is not None:
