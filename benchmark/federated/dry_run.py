@@ -157,9 +157,8 @@ def _state_lines(setup: Setup, users: int, weights: int) -> list[str]:
     if flags.algorithm != SCAFFOLD:
         return []
     users = flags.clients_per_round if flags.reuse_clients else users
-    folder = settings.user_state_dir(
-        flags, model_flags.output_paths(flags, "federated", setup.task.num_outputs)[1]
-    ).absolute()
+    _, run_dir = model_flags.output_paths(flags, "federated", setup.task.num_outputs)
+    folder = settings.user_state_dir(flags, run_dir).absolute()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     one, most = bytes_on_disk(weights), settings.states_at_most(flags, users, weights)
     return entry(

@@ -95,6 +95,10 @@ NOT_RUN = (
     ),
     (r".* benchmark\.privacy_main .*--also_spent=.*", "needs a result about all of FLAIR's users"),
     (r".* --worker_gpus=1 .*", "needs a GPU"),
+    (
+        r".* --grid algorithm=fed_avg,scaffold .*",
+        "six runs; tests/commands/test_federated_main.py trains by SCAFFOLD, test_sweep_main.py sweeps",
+    ),
     (r".* --model=keras:.*", "fetches ImageNet weights; tests/commands/test_central_main.py trains without"),
     (
         r".* --model=benchmark\.model\.(efficientnet_lite|vision_transformer):.*",
