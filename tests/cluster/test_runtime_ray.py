@@ -147,6 +147,7 @@ def test_two_workers_equal_inprocess(name, source, plan, pools):
     _assert_equal_runs(CONFIGS[name], source, plan, pools(2))
 
 
+@pytest.mark.slow
 def test_control_variates_travel_to_two_workers_and_back(source, plan, pools, tmp_path):
     config = FederatedConfig(ClientConfig(SCAFFOLD, weighted=False), OptimizerConfig("sgd", (1.0,)))
     ids, size = source.open()[1].client_ids, num_weights(build_model(*_model_arguments(plan.task)))
