@@ -112,7 +112,7 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
         try:
             for logger in self._loggers:
-                logger.close(self.summary is not None)
+                logger.close((self.path / names.SUMMARY_FILE).is_file())
         finally:
             self._entered.close()
 
@@ -216,7 +216,7 @@ class RunFolder:
             self._check_command()
             of_loggers = [name for logger in KNOWN.values() for name in logger.leaves]
             for path in [found for pattern in (*_OUTPUTS, *of_loggers) for found in self.path.glob(pattern)]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             for name in (names.CHECKPOINTS_DIR, names.USER_STATES_DIR):
                 shutil.rmtree(self.path / name, ignore_errors=True)
         atomic.remove_leftovers(self.path)

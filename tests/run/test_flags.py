@@ -71,7 +71,7 @@ def test_what_a_continued_run_may_change():
     federated = Flags(federated_main.FLAGS, ["--tfrecords_dir=a"])
     assert set(federated.names(CHANGEABLE)) == {
         *("overwrite", "dry_run", "num_users", "run_dir", "save_model_dir", "restore_model_path", "backbone_weights"),
-        *("rounds_per_checkpoint", "clients_per_thread", "eval_batch_size", "feature_dir"),
+        *("rounds_per_checkpoint", "clients_per_thread", "eval_batch_size", "feature_dir", "loggers"),
         *("num_workers", "ray_address", "worker_cpus", "worker_gpus"),
     }
     central = Flags(central_main.FLAGS, ["--tfrecords_dir=a"])
@@ -97,7 +97,7 @@ def test_what_a_run_records_and_what_machines_share():
     assert set(flags.names(Role)) - set(flags.names(RECORDED)) == {"overwrite", "dry_run", "num_users"}
     assert set(flags.names(RECORDED)) - set(flags.names(ALIKE)) == {
         *("tfrecords_dir", "tfds_data_dir", "restore_model_path", "backbone_weights"),
-        *("save_model_dir", "run_dir", "minutes_per_checkpoint", "feature_dir"),
+        *("save_model_dir", "run_dir", "minutes_per_checkpoint", "feature_dir", "loggers"),
     }
 
 
