@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from benchmark.run import names
 from flair.errors import FlairError
@@ -56,7 +56,7 @@ class WandbLogger:
                 name=self._folder.name,
                 dir=str(self._folder),
                 config=self._flags,
-                mode=mode,
+                mode=cast(Any, mode),  # wandb refuses others itself
                 resume=None if mode == _OFFLINE else "allow",
                 settings=settings,
             )
