@@ -218,9 +218,10 @@ def test_few_weights_on_workers_equal_inprocess(which, records, source, plan, po
     model, inputs, features = prepared()
     run = config, clients, source, plan, SEED, KEY, pools(2)
     ours = RayRuntime(model, (arguments, which), *run, features=features)
-    reference = InProcessRuntime(prepared()[0], config, inputs.clients(clients), plan, SEED, KEY)
+    read = inputs.clients(clients)
+    reference = InProcessRuntime(prepared()[0], config, read, plan, SEED, KEY)
     assert_equal_rounds(ours, reference, [_cohort(source, round_number) for round_number in range(3)])
-    remote, local = RayScorer(model, records, plan.task, ours.pool), LocalScorer(model, inputs, plan)
+    remote, local = RayScorer(model, records, plan.task, ours.pool), LocalScorer(model, inputs, plan, read)
     assert remote.evaluate("val") == pytest.approx(local.evaluate("val"), abs=1e-6)
     chosen = records.users("test")[:3]
     for mine, theirs in zip(remote.score_clients("test", chosen), local.score_clients("test", chosen), strict=True):
@@ -281,7 +282,7 @@ def test_scores_of_the_workers_are_those_of_this_process(records, source, plan, 
     pool = pools(2)
     runtime = _ray(CONFIGS["fed_avg"], source, plan, pool)
     model = build_model(*_model_arguments(plan.task)[:4], 9, "float32")
-    local = LocalScorer(model, PixelInputs(records, plan.task, plan.image_size, 512), plan)
+    local = LocalScorer(model, PixelInputs(records, plan.task, plan.image_size, 512), plan, source.open()[1])
     remote = RayScorer(model, records, plan.task, pool)
     for partition in ("val", "train"):
         assert remote.evaluate(partition) == pytest.approx(local.evaluate(partition), abs=1e-6)

@@ -149,7 +149,7 @@ def test_against_keras(model, users, layers, mu, clipnorm):
     for layer in clone.layers:
         layer.trainable = layer.name.startswith(_PREFIXES[layers])
     start = [tf.identity(weight) for weight in clone.trainable_variables]
-    assert len(start) == {"all": 14, "head": 2, "film": 10}[layers]
+    assert len(start) == {"all": 6, "head": 2, "film": 4}[layers]
     optimizer = tf.keras.optimizers.SGD(0.1, clipnorm=clipnorm or None)
     for batch in positions:
         pixels, labels = (np.stack(arrays) for arrays in zip(*(_photo(support[i]) for i in batch), strict=True))

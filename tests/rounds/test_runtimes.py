@@ -12,6 +12,7 @@ from benchmark.data.clients import BatchPlan, UserClients, client_batches
 from benchmark.federated.cohort import sample_cohort
 from benchmark.metrics.loss import LossConfig
 from benchmark.model.networks import build_model
+from benchmark.model.trainable import num_weights
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.client import LocalTrainer
@@ -19,12 +20,14 @@ from benchmark.rounds.config import (
     ALGORITHMS,
     FED_PROX,
     FED_SGD,
+    SCAFFOLD,
     ClientConfig,
     FederatedConfig,
     NoiseConfig,
     OptimizerConfig,
 )
 from benchmark.rounds.inprocess import InProcessRuntime
+from benchmark.run.user_states import UserStates
 from tests.support.linear import NumpyLinear, clip, linear_model
 from tests.support.rounds import MIME_LITE, SEED, SIZE, UNWEIGHTED, assert_equal_rounds, small_batch_plan
 from tests.support.tiny_network import TINY
@@ -363,16 +366,20 @@ def test_a_client_with_a_huge_update_is_left_out_by_name_and_the_others_train(ta
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_updates_that_are_all_huge_change_nothing(algorithm, task, data, plan):
+def test_updates_that_are_all_huge_change_nothing(algorithm, task, data, plan, tmp_path):
     strength = 0.5 if algorithm == FED_PROX else 0.0
-    client = ClientConfig(algorithm, (1e30,), clipnorm=0.0, proximal_strength=strength)
-    runtime = InProcessRuntime(linear_model(task.num_outputs), FederatedConfig(client), data, plan, SEED)
+    config = FederatedConfig(ClientConfig(algorithm, (1e30,), clipnorm=0.0, proximal_strength=strength))
+    model = linear_model(task.num_outputs)
+    states = UserStates(tmp_path / "states", tmp_path, data.client_ids, num_weights(model))
+    kept = {"user_states": states} if algorithm == SCAFFOLD else {}
+    runtime = InProcessRuntime(model, config, data, plan, SEED, **kept)
     start, cohort = runtime.weights(), _cohort(data, 0)
     result = runtime.run_round(0, cohort)
     if algorithm == FED_SGD:  # its clients send gradients, which no rate makes huge
         assert result.refused_clients == ()
         return
     assert result.refused_clients == tuple(cohort)
+    assert all(states.get(client_id) is None for client_id in cohort)
     assert all(np.isfinite(array).all() for array in runtime.state())
     for one, other in zip(runtime.weights(), start, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -71,7 +71,7 @@ def test_what_a_continued_run_may_change():
     federated = Flags(federated_main.FLAGS, ["--tfrecords_dir=a"])
     assert set(federated.names(CHANGEABLE)) == {
         *("overwrite", "dry_run", "num_users", "run_dir", "save_model_dir", "restore_model_path", "backbone_weights"),
-        *("rounds_per_checkpoint", "clients_per_thread", "eval_batch_size", "feature_dir", "loggers"),
+        *("rounds_per_checkpoint", "clients_per_thread", "eval_batch_size", "feature_dir", "loggers", "user_state_dir"),
         *("num_workers", "ray_address", "worker_cpus", "worker_gpus"),
     }
     central = Flags(central_main.FLAGS, ["--tfrecords_dir=a"])

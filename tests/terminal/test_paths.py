@@ -23,6 +23,7 @@ HELP_OF_PATHS = re.compile(r"\b([Ff]older|[Ff]ile|FILE)\b|\.h5\b")
 NO_PATHS = {
     **dict.fromkeys([("flags", "model"), *((of, "model") for of in ("step", "central"))], "a network"),
     **dict.fromkeys([("flags", "binary_label"), ("evaluate_main", "binary_label")], "a label"),
+    ("flags", "loggers"): "names of loggers",
     ("sweep_main", "flagfile"): "absl, which reads it, expands it",
 }
 
