@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmark.data.records import Records
 from benchmark.run.seeds import derive_generator
+
+_READ_AT_ONCE = 256
 
 
 class Artificial(NamedTuple):
@@ -50,6 +52,12 @@ class FreshClients:
     def read(self, client_id: str) -> list[bytes]:
         """The serialized examples of a visit."""
         return self._records.read_photos(self._partition, self.rows(client_id))
+
+    def all_photos(self) -> Iterator[bytes]:
+        """Every serialized example that a visit may draw, once."""
+        for first in range(0, self._num_photos, _READ_AT_ONCE):
+            rows = range(first, min(first + _READ_AT_ONCE, self._num_photos))
+            yield from self._records.read_photos(self._partition, rows)
 
     def num_photos(self, client_id: str) -> int:
         """How many examples a visit has."""

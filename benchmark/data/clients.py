@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import tensorflow as tf
 
+from benchmark.data.artificial import FreshClients
 from benchmark.data.augmentation import decode_batch
 from benchmark.data.records import Records, Task
 from benchmark.run.seeds import derive_generator, derive_seed
@@ -158,6 +159,9 @@ def content_digest(data: ClientData) -> str:
     for client_id in data.client_ids:
         sha.update(repr(client_id).encode())
         for serialized in data.read(client_id):
+            sha.update(hashlib.sha256(serialized).digest())
+    if isinstance(data, FreshClients):  # who may draw any photo later
+        for serialized in data.all_photos():
             sha.update(hashlib.sha256(serialized).digest())
     return sha.hexdigest()
 

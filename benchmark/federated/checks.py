@@ -57,6 +57,11 @@ def check_federated_flags(flags: Flags) -> None:
             "one of them or leave it out"
         )
     _check_client_eval(flags)
+    if flags.early_stopping >= flags.total_rounds:
+        raise FlairError(
+            f"--early_stopping={flags.early_stopping}: nothing would stop --total_rounds={flags.total_rounds} before "
+            "they are over; give less, or leave it out"
+        )
     if flags.proximal_strength > 0 and flags.algorithm != FED_PROX:
         raise FlairError(f"--proximal_strength={flags.proximal_strength:g} has no effect without --algorithm=fed_prox")
     if flags.algorithm == FED_PROX and flags.proximal_strength == 0 and flags.proximal_adapts_to is None:
@@ -174,6 +179,11 @@ def _check_adapting_flags(flags: Flags) -> None:
         raise FlairError(
             f"{given}: mu adapts between 0 and 1, by a step above 0; given were --proximal_strength="
             f"{flags.proximal_strength:g} and --proximal_step={flags.proximal_step:g}"
+        )
+    if flags.proximal_adapts_to != TRAIN_LOSS and flags.rounds_per_eval >= flags.total_rounds:
+        raise FlairError(
+            f"{given}: mu would not adapt before the last round; give a --rounds_per_eval below --total_rounds="
+            f"{flags.total_rounds}"
         )
     if flags.runtime == TFF:
         raise FlairError(

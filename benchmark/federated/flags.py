@@ -110,7 +110,7 @@ _TRAINING_FLAGS: Table = (
         None,
         WEIGHTINGS,
         "How updates are averaged: by a client's examples, or every client once (uniform); none: examples without "
-        "privacy, uniform with.",
+        "privacy, uniform with and in SCAFFOLD.",
         Role.RESULT,
     ),
     integer("client_epochs_per_round", 2, "Passes of a client over its photos a round.", Role.RESULT, least=1),

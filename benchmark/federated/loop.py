@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from benchmark.federated.average import WeightAverage, is_average
 from benchmark.federated.client_eval import ClientEvaluation
+from benchmark.federated.flags import TRAIN_LOSS
 from benchmark.federated.proximal import ProximalConfig, ProximalState
 from benchmark.federated.scoring import Evaluator
 from benchmark.model import loading
@@ -141,7 +142,7 @@ def train(
                 if privacy_plan is not None and privacy_plan.noise_multiplier > 0:
                     row["epsilon"] = privacy_plan.own_epsilon_at(state.round)
                 print(_line(state, config, row), flush=True)
-            _adapt_proximal(state, row, config)
+            _adapt_proximal(state, row, config, len(cohort))
             state.seconds = before + time.monotonic() - started
             run.add_row(state.round, row, state.seconds)
             if state.is_over(config) or safe_points.requested or state.round % config.rounds_per_checkpoint == 0:
@@ -218,14 +219,14 @@ def _note_clip(state: TrainingState, result: RoundResult, config: LoopConfig) ->
     state.next_clip = next_clip_norm(result.measurements)
 
 
-def _adapt_proximal(state: TrainingState, row: dict[str, float], config: LoopConfig) -> None:
-    """Notes the round's mu, and what follows from its loss for the next."""
+def _adapt_proximal(state: TrainingState, row: dict[str, float], config: LoopConfig, clients: int) -> None:
+    """Notes the round's mu, and what follows from its loss for the next; nobody has no training loss."""
     if config.proximal is None:
         return
     strength, loss, falls = state.proximal
     before = ProximalState(strength, loss, int(falls))
     row["proximal_strength"] = before.strength
-    if config.proximal.metric in row:
+    if config.proximal.metric in row and (clients or config.proximal.metric != TRAIN_LOSS):
         state.proximal = [*before.after(row[config.proximal.metric], config.proximal)]
 
 

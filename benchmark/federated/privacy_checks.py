@@ -41,6 +41,11 @@ def check_privacy_flags(flags: Flags) -> None:
             f"--noise_key_file={flags.noise_key_file}: TFF's own runtime draws noise that cannot be repeated; use "
             "--runtime=inprocess or ray, or leave it out"
         )
+    if flags.proximal_adapts_to is not None and flags.noise_key_file is not None:
+        raise FlairError(
+            f"--noise_key_file={flags.noise_key_file}: mu follows the validation loss (--proximal_adapts_to), so two "
+            "runs of one key could share their noise and differ in their updates; leave one of them out"
+        )
     if flags.aggregator not in ("mean", *CORRELATED):
         raise FlairError(
             f"--aggregator={flags.aggregator}: with differential privacy the noise clips already; "

@@ -69,6 +69,7 @@ class Statements:
             statement = make_local_statement(
                 *(setup.local_plan, state.round, flags.l2_norm_clip, of_key, flags.iid),
                 clients_looked_at=flags.rounds_per_client_eval > 0,
+                may_stop_early=flags.early_stopping > 0,
             )
             write_statement(self._run_dir, statement)
         if plan is not None:

@@ -86,6 +86,19 @@ class RunRecord:
     may_stop_early: bool = False
 
 
+def stopped_early(planned_epsilon: float, of_local: bool = False) -> Caveat:
+    """Of a run that --early_stopping ended; nothing adds up the epsilon of local privacy."""
+    added_up = "" if of_local else ", and that is what another statement adds up"
+    return Caveat(
+        "high",
+        "early stopping",
+        "After which round training ends was decided by a rule that looks at its models, on validation users "
+        "(--early_stopping). The epsilon of the rounds completed is that of a run which was to be so long from the "
+        "start; what holds whatever the rule decides is the epsilon of all planned rounds, "
+        f"{rounded_up(planned_epsilon)} (https://arxiv.org/abs/1605.08294){added_up}.",
+    )
+
+
 def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
     """The limits of what `plan` promises about `run`, the gravest first."""
     if plan.noise_multiplier == 0:
@@ -168,15 +181,7 @@ def _about_accounting(plan: PrivacyPlan, run: RunRecord) -> Iterator[Caveat]:
             f"the noise on the sum of all rounds is {price_text(plan)}.",
         )
     if run.may_stop_early and rounds < request.total_rounds:
-        yield Caveat(
-            "high",
-            "early stopping",
-            "After which round training ends was decided by a rule that looks at its models, on validation users "
-            "(--early_stopping). The epsilon of the rounds completed is that of a run which was to be so long from the "
-            "start; what holds whatever the rule decides is the epsilon of all planned rounds, "
-            f"{rounded_up(plan.epsilon_at(request.total_rounds))} (https://arxiv.org/abs/1605.08294), and that is what "
-            "another statement adds up.",
-        )
+        yield stopped_early(plan.epsilon_at(request.total_rounds))
     users_times_delta = plan.num_users * plan.delta
     if users_times_delta > SMALL_USERS_TIMES_DELTA:
         severity, outcome = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmark.privacy.accounting import ACCOUNTANTS, described
-from benchmark.privacy.caveats import CLIENTS_LOOKED_AT, FLOATING_POINT, WEAK_EPSILON, Caveat, KeyState
+from benchmark.privacy.caveats import CLIENTS_LOOKED_AT, FLOATING_POINT, WEAK_EPSILON, Caveat, KeyState, stopped_early
 from benchmark.privacy.local import LocalPlan
 from benchmark.privacy.rounding import as_text, epsilon_text, finite, rounded_up
 
@@ -19,11 +19,13 @@ def make_local_statement(
     key: KeyState,
     artificial_users: bool = False,
     clients_looked_at: bool = False,
+    may_stop_early: bool = False,
 ) -> dict[str, Any]:
     """The statement after `rounds` rounds as plain JSON values; its keys are documented in docs/privacy.md.
 
     `artificial_users`: clients were drawn across the split (--iid), so that a client is not a person's.
     `clients_looked_at`: single clients were looked at (--rounds_per_client_eval).
+    `may_stop_early`: a rule that looks at the models decides after which round training ends (--early_stopping).
     """
     request = plan.request
     planned = request.total_rounds
@@ -46,7 +48,11 @@ def make_local_statement(
             "completed": {name: finite(plan.epsilon_at(rounds, name)) for name in ACCOUNTANTS},
             "planned": {name: finite(plan.epsilon_at(planned, name)) for name in ACCOUNTANTS},
         },
-        "caveats": [one._asdict() for one in _caveats(plan, rounds, key, artificial_users, clients_looked_at)],
+        "caveats": [one._asdict() for one in _caveats(plan, rounds, key, artificial_users, clients_looked_at)]
+        + [
+            stopped_early(plan.epsilon_at(planned), of_local=True)._asdict()
+            for _ in range(may_stop_early and rounds < planned)
+        ],
     }
 
 

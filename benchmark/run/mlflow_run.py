@@ -38,7 +38,7 @@ class MlflowLogger:
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or str((self._folder / names.MLFLOW_DIR).absolute())
         path = self._folder / names.MLFLOW_ID_FILE
-        with _refusals(f"with the store {uri} and the run of {path}"):
+        with _refusals(f"with the store {uri} and the run of {path}; put the store back, or remove that file"):
             client = MlflowClient(uri)
             if path.exists():
                 self._run_id = regular_file.read_bytes(path).decode().strip()

@@ -13,13 +13,14 @@ from benchmark.run import names
 from flair.errors import FlairError
 from flair.files import atomic, regular_file
 
-_OFFLINE = "offline"
+_OFFLINE = ("offline", "dryrun")  # two names of one mode
 
 
 class WandbLogger:
     """Offline unless WANDB_MODE says otherwise: files in the run folder, which `wandb sync` sends.
 
-    WANDB_PROJECT and its other variables hold. It is told rows and flags, and nothing of console, code or machine.
+    WANDB_PROJECT and its other variables hold. It is told rows and flags, and nothing of console, code or machine; and
+    it reports no errors to its makers, unless WANDB_ERROR_REPORTING asks for that.
     """
 
     package: str | None = "wandb"
@@ -31,13 +32,14 @@ class WandbLogger:
 
     def start(self, rows: Mapping[int, Mapping[str, float]]) -> None:
         """Continues the run of the id that the folder keeps; a FlairError where W&B refuses."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read once, when it is imported
         import wandb
 
         path = self._folder / names.WANDB_ID_FILE
         if not path.exists():
             atomic.write_text(path, secrets.token_hex(8) + "\n")
-        run_id, mode = regular_file.read_bytes(path).decode().strip(), os.environ.get("WANDB_MODE", _OFFLINE)
-        if mode == _OFFLINE:
+        run_id, mode = regular_file.read_bytes(path).decode().strip(), os.environ.get("WANDB_MODE", _OFFLINE[0])
+        if mode in _OFFLINE:
             # Offline, each process writes a file of its own: one with all rows takes the place of those before it.
             for earlier in (self._folder / names.WANDB_DIR).glob(f"offline-run-*-{run_id}"):
                 shutil.rmtree(earlier)
@@ -57,7 +59,7 @@ class WandbLogger:
                 dir=str(self._folder),
                 config=self._flags,
                 mode=cast(Any, mode),  # wandb refuses others itself
-                resume=None if mode == _OFFLINE else "allow",
+                resume=None if mode in _OFFLINE else "allow",
                 settings=settings,
             )
         except (wandb.Error, ValueError) as error:

@@ -77,6 +77,9 @@ def check_loss_flags(flags: Flags) -> None:
                 f"--{name}={flags[name]:g} has no effect with --loss={flags.loss}; leave it out, or give "
                 f"--loss={' or '.join(losses)}"
             )
+    if flags.loss != BCE and loss_config(flags, ()).is_cross_entropy:
+        zeros = "a gamma of 0" if flags.loss == FOCAL else "gammas and a margin of 0"
+        raise FlairError(f"--loss={flags.loss} with {zeros} is --loss=bce; give that, or larger ones")
     if flags.logit_adjustment not in (None, TRAIN):
         _read(flags.logit_adjustment)
 

@@ -67,6 +67,8 @@ def test_flags_are_the_losses_of_the_papers(given, expected):
         (["--loss_gamma=1"], "--loss_gamma=1 has no effect with --loss=bce"),
         (["--loss=focal", "--loss_margin=0.1"], "--loss_margin=0.1 has no effect with --loss=focal"),
         (["--loss=focal", "--loss_gamma_positive=1"], "--loss_gamma_positive=1 has no effect with --loss=focal"),
+        (["--loss=focal", "--loss_gamma=0"], "--loss=focal with a gamma of 0 is --loss=bce"),
+        (["--loss=asl", "--loss_gamma=0", "--loss_margin=0"], "--loss=asl with gammas and a margin of 0 is --loss=bce"),
         (["--logit_adjustment=/nowhere.json"], "--logit_adjustment=/nowhere.json: no such file; expected {label: "),
         (["--logit_adjustment=train", *PRIVATE], "--logit_adjustment=train: counts the labels of the training users"),
         (["--logit_adjustment=train", "--local_noise_multiplier=3"], "--logit_adjustment=train: counts the labels"),

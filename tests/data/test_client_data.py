@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from benchmark.data.artificial import Artificial, visits
+from benchmark.data.artificial import Artificial, FreshClients, visits
 from benchmark.data.clients import (
     BatchPlan,
     IidClients,
@@ -18,6 +18,7 @@ from benchmark.data.clients import (
     client_batches,
     client_dataset,
     client_seed,
+    content_digest,
     prefetched,
     training_order,
 )
@@ -111,6 +112,23 @@ def test_fresh_clients_draw_their_photos_anew_at_each_visit_and_the_same_on_anot
     assert source.open()[1].read(name) == data.read(name)
     other = training_clients(records, artificial._replace(seed=4))
     assert not np.array_equal(other.rows(name), second[-1])
+
+
+def test_the_digest_behind_a_noise_key_covers_photos_that_no_client_has_drawn_yet(records):
+    """It once covered what clients would draw under their bare names, which is no visit's draw."""
+    data = training_clients(records, Artificial(seed=3, photos_per_client=7, is_fresh=True))
+    total = len(records.photo_index("train").offset)
+    assert list(data.all_photos()) == records.read_photos("train", range(total))
+    before = content_digest(data)
+    undrawn = set(range(total)) - set(np.concatenate([data.rows(name) for name in data.client_ids]))
+    other = records.read_photos("train", [min(undrawn)])[0]
+
+    class Changed(FreshClients):
+        def all_photos(self):
+            return (photo + b"." if photo == other else photo for photo in super().all_photos())
+
+    changed = Changed(records, "train", Artificial(seed=3, photos_per_client=7, is_fresh=True))
+    assert content_digest(changed) != before == content_digest(data)
 
 
 def test_fresh_photos_are_uniform_and_poisson_sizes_keep_to_their_minimum(records):

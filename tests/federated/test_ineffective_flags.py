@@ -71,6 +71,15 @@ def _check(*given):
             ["--algorithm=scaffold", "--iid", "--mean_datapoints_per_user=9", "--fresh_photos"],
             "--fresh_photos: an artificial client has other photos at every visit",
         ),
+        (
+            ["--algorithm=fed_prox", "--proximal_adapts_to=val_loss", "--epsilon=2", "--noise_key_file=key"],
+            "--noise_key_file=key: mu follows the validation loss",
+        ),
+        (
+            ["--algorithm=fed_prox", "--proximal_adapts_to=val_loss", "--total_rounds=9", "--rounds_per_eval=9"],
+            "--proximal_adapts_to=val_loss: mu would not adapt before the last round",
+        ),
+        (["--early_stopping=9", "--total_rounds=9"], "--early_stopping=9: nothing would stop --total_rounds=9"),
         (["--algorithm=scaffold", "--client_weighting=examples"], "--client_weighting=examples: the control variates"),
         (["--user_state_dir=there"], "--user_state_dir=there has no effect with --algorithm=fed_avg"),
         (["--proximal_adapts_to=val_loss"], "--proximal_adapts_to=val_loss has no effect without --algorithm=fed_prox"),

@@ -80,6 +80,11 @@ def test_a_weak_guarantee_and_artificial_clients_are_named():
     strong, weak = (make_local_statement(_plan(noise), 30, 0.1, KeyState.DELETED) for noise in (20.0, 0.5))
     names = [[caveat["name"] for caveat in statement["caveats"]] for statement in (strong, weak)]
     assert ["weak guarantee" in one for one in names] == [False, True]
+    stopped, complete = (
+        make_local_statement(_plan(20.0), rounds, 0.1, KeyState.DELETED, may_stop_early=True) for rounds in (30, 40)
+    )
+    names = [[caveat["name"] for caveat in statement["caveats"]] for statement in (stopped, complete)]
+    assert "early stopping" in names[0] and "early stopping" not in names[1]
     artificial = make_local_statement(_plan(20.0), 30, 0.1, KeyState.DELETED, artificial_users=True)
     assert artificial["unit"] == "what an artificial client sends"
     assert [caveat["name"] for caveat in artificial["caveats"]][:2] == ["simulation", "artificial users"]
