@@ -228,8 +228,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
 def run_in(folder: Path, line: str) -> Result | subprocess.CompletedProcess[str]:
     """Runs a command line as a reader with an activated environment would, in a folder that looks like the checkout."""
     words = shlex.split(line)
-    # Ray, and TFF's runtime, stay with the process that started them; what needs a shell gets one.
-    if words[:2] == ["python3", "-m"] and not set("&|;<>$`*~") & set(line) and not re.search("ray|runtime", line):
+    # Ray, TFF's runtime and W&B stay with the process that started them; what needs a shell gets one.
+    if words[:2] == ["python3", "-m"] and not set("&|;<>$`*~") & set(line) and not re.search("ray|runtime|wandb", line):
         return run(*words[2:], code=None, cwd=folder)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(

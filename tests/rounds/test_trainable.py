@@ -13,9 +13,18 @@ from benchmark.model.trainable import ALL, FILM, HEAD, TRAINABLE, choose, num_we
 from benchmark.privacy.adaptive import noise_norm
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
-from benchmark.rounds.config import ALGORITHMS, FED_PROX, MIME_LITE, ClientConfig, FederatedConfig, NoiseConfig
+from benchmark.rounds.config import (
+    ALGORITHMS,
+    FED_PROX,
+    MIME_LITE,
+    SCAFFOLD,
+    ClientConfig,
+    FederatedConfig,
+    NoiseConfig,
+)
 from benchmark.rounds.config import OptimizerConfig as Optimizer
 from benchmark.rounds.inprocess import InProcessRuntime
+from benchmark.run.user_states import UserStates
 from tests.support.rounds import SEED, SIZE, assert_equal_rounds, small_batch_plan
 from tests.support.tiny_network import TINY
 
@@ -32,9 +41,9 @@ def _values(model):
     return {variable.name: variable.numpy() for variable in model.variables}
 
 
-def _run(model, records, task, config, rounds=2, key=None):
+def _run(model, records, task, config, rounds=2, key=None, user_states=None):
     data = UserClients(records, "train")
-    runtime = InProcessRuntime(model, config, data, small_batch_plan(task), SEED, key)
+    runtime = InProcessRuntime(model, config, data, small_batch_plan(task), SEED, key, user_states=user_states)
     for round_number in range(rounds):
         runtime.run_round(round_number, data.client_ids[round_number : round_number + 3])
     for variable, weight in zip(model.trainable_variables, runtime.weights(), strict=True):
@@ -62,13 +71,15 @@ def test_the_chosen_weights_move_and_no_other(records, task, which, pretrained_n
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"fed_avg"}))
-def test_every_algorithm_leaves_the_others_alone(records, task, algorithm):
+def test_every_algorithm_leaves_the_others_alone(records, task, algorithm, tmp_path):
     strength = 0.5 if algorithm == FED_PROX else 0.0
     client = ClientConfig(algorithm=algorithm, proximal_strength=strength)
     optimizer = Optimizer("sgd" if algorithm == MIME_LITE else "adam", (0.1,))
     model = _model(task, HEAD, network=TINY)
     before = _values(model)
-    _run(model, records, task, FederatedConfig(client, optimizer))
+    users = UserClients(records, "train").client_ids
+    states = UserStates(tmp_path / "states", tmp_path, users, num_weights(model)) if algorithm == SCAFFOLD else None
+    _run(model, records, task, FederatedConfig(client, optimizer), user_states=states)
     assert {name for name, value in _values(model).items() if not np.array_equal(value, before[name])} == _CLASSIFIER
 
 

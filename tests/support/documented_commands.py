@@ -40,6 +40,7 @@ SMALLER = (
     (r" benchmark\.sweep_main ", f"--seeds=1 {_SMALL_MODEL} {_SMALL_ROUNDS}"),
     # What starts from the weights that lie ready, and what another command evaluates without being told of a module.
     (r" --restore_model_path=| --save_model_dir=/path/to/(federated|models|runs)$", "--model=cnn"),
+    (r" --flagfile=benchmark/configs/", "--model=cnn"),  # presets name a normalization, which a module has itself
     (r" benchmark\.personalize_main ", "--partition=train --num_episodes=4"),
     (r" --episodes=labels ", "--label_set=train"),
     (r" benchmark\.speed_main audit ", "--num_images=120"),
