@@ -44,8 +44,9 @@ def retry_after(value: str, now: float) -> float:
     >>> retry_after("0 Jan 2020 99999999999999999999:00:00", now=0.0)
     0.0
     """
-    if re.fullmatch(r"[0-9]+", value.strip()):
-        return min(float(value), _A_MONTH)
+    seconds = value.strip()
+    if re.fullmatch(r"[0-9]+", seconds):
+        return min(float(seconds), _A_MONTH)
     try:
         date = email.utils.parsedate_to_datetime(value)
         if date.tzinfo is None:
