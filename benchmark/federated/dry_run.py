@@ -23,7 +23,7 @@ from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism
 from benchmark.privacy.rounding import rounded_up
 from benchmark.privacy.spending import total_epsilon
-from benchmark.rounds.config import FED_SGD, MIME_LITE, SCAFFOLD, ClientConfig, FederatedConfig
+from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE, SCAFFOLD, ClientConfig, FederatedConfig
 from benchmark.rounds.runtime import Runtime
 from benchmark.run.flags import Flags
 from benchmark.run.user_states import bytes_on_disk
@@ -59,15 +59,16 @@ def plan_lines(
     fixed, per_photo, timed = _round_seconds(flags, runtime, setup.clients)
     cohort, rounds = flags.clients_per_round, flags.total_rounds
     # One validation more, of the best model at the end; as many of the average of weights.
-    validations = (-(-rounds // flags.rounds_per_eval) + 1) * (2 if flags.ema_decay else 1)
+    models = 2 if flags.ema_decay else 1
+    validations = models * (-(-rounds // flags.rounds_per_eval) + 1)
     data = prepared.inputs.evaluation("val")
-    scored, scoring = scoring_parts(prepared.model, data, task, flags.eval_batch_size, population, validations)
+    scored, scoring = scoring_parts(prepared.model, data, task, flags.eval_batch_size, population, validations, models)
     extraction = extraction_parts(prepared.body, population, flags.feature_views)
     return [
         *training_plan.data_lines(population, str(records.root)),
         *model_flags.model_lines(flags, task, model),
         *_algorithm_lines(flags, setup.config),
-        *entry("rounds", f"{rounds:,}, an evaluation every {flags.rounds_per_eval:,}{_looks_row(flags)}"),
+        *entry("rounds", *_rounds_rows(flags)),
         *entry("cohort", _cohort_row(flags, population, photos)),
         *([] if setup.local_plan is None else entry("privacy", local_announcement(setup.local_plan))),
         *([] if privacy_plan is None else _privacy_lines(setup, privacy_plan, num_weights(model))),
@@ -85,8 +86,14 @@ def plan_lines(
     ]
 
 
-def _looks_row(flags: Flags) -> str:
-    return f", a look at clients every {flags.rounds_per_client_eval:,}" if flags.rounds_per_client_eval else ""
+def _rounds_rows(flags: Flags) -> list[str]:
+    looks = f", a look at clients every {flags.rounds_per_client_eval:,}" if flags.rounds_per_client_eval else ""
+    rows = [f"{flags.total_rounds:,}, an evaluation every {flags.rounds_per_eval:,}{looks}"]
+    if flags.ema_decay:
+        rows.append(f"an average of the weights, of decay {flags.ema_decay:g}, is evaluated beside the model")
+    if flags.early_stopping:
+        rows.append(f"fewer where no model of {flags.early_stopping:,} rounds is better")
+    return rows
 
 
 def _looks(flags: Flags, training: float, scoring: float) -> list[Part]:
@@ -184,8 +191,12 @@ def _sigma_by_both(privacy_plan: PrivacyPlan) -> list[str]:
 def _algorithm_lines(flags: Flags, config: FederatedConfig) -> list[str]:
     client, server = config.client, config.server_optimizer
     weighting = "by examples" if client.weighted else "every client once"
+    mu = f", mu {client.proximal_strength:g}" if client.algorithm == FED_PROX else ""
+    mu += f" at first, then by {flags.proximal_adapts_to}" if flags.proximal_adapts_to else ""
+    loss = "" if client.loss.is_cross_entropy else f", {flags.loss} loss"
+    loss += ", logits adjusted by label frequencies" if flags.logit_adjustment else ""
     return [
-        *entry("algorithm", f"{client.algorithm}, {flags.aggregator}, {weighting}"),
+        *entry("algorithm", f"{client.algorithm}{mu}, {flags.aggregator}, {weighting}{loss}"),
         *entry("client", _client_row(flags, client)),
         *entry("server", f"{server.name} {_rates(server.learning_rates)}"),
     ]

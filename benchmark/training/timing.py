@@ -28,9 +28,15 @@ class Speed(NamedTuple):
 
 
 def scoring_parts(
-    model: tf.keras.Model, data: Evaluation, task: Task, batch_size: int, population: Population, validations: int
+    model: tf.keras.Model,
+    data: Evaluation,
+    task: Task,
+    batch_size: int,
+    population: Population,
+    validations: int,
+    tests: int = 1,
 ) -> tuple[list[Part], Speed]:
-    """The validations and the test of a training; their speed is timed on a batch as large as evaluation makes them."""
+    """Validations and tests of a training; their speed is timed on a batch as large as evaluation makes them."""
     photos = batch_size if tf.config.list_physical_devices("GPU") else min(batch_size, _CPU_BATCH)
     batch = tiled(next(iter(data)), photos)
     passes.accumulate(model, [batch], task)  # compiles
@@ -38,7 +44,7 @@ def scoring_parts(
     validated, tested = population.photos["val"], population.photos["test"]
     return [
         Part(f"validations of {validated:,} photos", validations, validated / speed.photos_per_second),
-        Part(f"test of {tested:,} photos", 1, tested / speed.photos_per_second),
+        Part(f"test of {tested:,} photos", tests, tested / speed.photos_per_second),
     ], speed
 
 

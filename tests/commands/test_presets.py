@@ -151,12 +151,16 @@ def _value(printed, name):
 
 @pytest.mark.slow
 def test_a_private_dry_run_plans_for_flair_with_a_miniature(tfrecords, tmp_path):
+    more = "--ema_decay=0.99", "--early_stopping=200"
     done = _dry_run(
-        "federated", tfrecords, tmp_path / "out", f"--flagfile={_path('federated_dp_coarse_scratch')}", *SMALL
+        "federated", tfrecords, tmp_path / "out", f"--flagfile={_path('federated_dp_coarse_scratch')}", *SMALL, *more
     )
     assert _value(done.stdout, "data").startswith("train 41,131 users, 345,879 photos;")
     assert "the records hold 32 training users, fewer than --clients_per_round=200" in done.stdout
     assert _value(done.stdout, "rounds") == "5,000, an evaluation every 10"
+    assert "an average of the weights, of decay 0.99, is evaluated beside the model" in done.stdout
+    assert "fewer where no model of 200 rounds is better" in done.stdout
+    assert re.search(r"\+ 1,002 validations of [\d,]+ photos .*\n *\+ 2 test of ", done.stdout)
     assert _value(done.stdout, "cohort").startswith("200 of 41,131 users a round, poisson (q = 0.004863)")
     assert "at delta 8.403e-06 after 5,000 rounds" in _value(done.stdout, "privacy")
     assert float(_value(done.stdout, "sigma").split()[0]) == pytest.approx(SIGMA_200, rel=2e-3)
