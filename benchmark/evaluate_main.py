@@ -25,6 +25,7 @@ from flair.curation.exclusion import read_exclusion
 from flair.errors import FlairError
 from flair.files import lock
 from flair.files.regular_file import file_sha256
+from flair.terminal.counted import counted
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
 
@@ -100,7 +101,7 @@ def main(flags: Flags) -> None:
             print(f"--exclude={flags.exclude}: takes no photo away; is it of this dataset?", flush=True)
         _evaluate(flags, folder, models, pairs, sets, records, task)
     seconds = duration(time.monotonic() - started)
-    print(f"evaluated {len(models)} {'model' if len(models) == 1 else 'models'} in {seconds}")
+    print(f"evaluated {counted(len(models), 'model')} in {seconds}")
     runs = list(dict.fromkeys(str(model.run_dir) for model in models if _is_result_of_run(model)))
     if runs:
         print("next:", command_line("python -m benchmark.report_main", *runs))
@@ -279,7 +280,7 @@ def _model_called(name: str, text: str, models: list[SavedModel]) -> str:
 
 
 def _outputs(model: SavedModel) -> str:
-    outputs = "1 output" if model.num_outputs == 1 else f"{model.num_outputs:,} outputs"
+    outputs = counted(model.num_outputs, "output")
     return f"{outputs} ({model.binary_label})" if model.binary_label else outputs
 
 

@@ -87,9 +87,10 @@ def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     setup = Setup.of(flags, records, task, dry_run.num_clients(flags, population))
     network = _network(flags, task)
     with tempfile.TemporaryDirectory() as folder:
-        size = trainable.num_weights(network)
-        of_users = UserStates(Path(folder), Path(folder), setup.clients.client_ids, size)
-        states = of_users if flags.algorithm == SCAFFOLD else None
+        states = None
+        if flags.algorithm == SCAFFOLD:
+            size = trainable.num_weights(network)
+            states = UserStates(Path(folder), Path(folder), setup.clients.client_ids, size)
         runtime, model, _, prepared = _build(setup, network, states=states)
         try:
             lines = dry_run.plan_lines(setup, model, runtime, prepared, population)

@@ -137,6 +137,5 @@ class RayRuntime(RoundServer):
         return {client_id: state for client_id, state in found if state is not None}
 
     def close(self) -> None:
-        if self._user_states is not None:
-            self._user_states.close()
+        super().close()
         self.pool.close()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmark.evaluation.bootstrap import FEW_USERS, FEW_USERS_WARNING, RARE_LABEL_USERS, RARE_LABEL_WARNING
+from flair.terminal.counted import counted
 from flair.terminal.table import Columns
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def print_sets(sets: Sequence[EvaluationSet]) -> None:
         facts = set_facts(photos)
         manifest = f", the test set {photos.manifest} of {photos.partition}" if photos.manifest else ""
         excluded = f"; {facts['excluded']:,} photos are excluded" if facts["excluded"] else ""
-        users = f"{facts['users']:,} {'user' if facts['users'] == 1 else 'users'}"
+        users = counted(facts["users"], "user")
         print(f"{photos.name}: {facts['photos']:,} photos of {users}{manifest}{excluded}", flush=True)
 
 

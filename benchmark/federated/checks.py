@@ -23,12 +23,7 @@ from benchmark.federated.flags import (
     TRAIN_LOSS,
 )
 from benchmark.federated.privacy_checks import check_local_flags, check_privacy_flags
-from benchmark.federated.settings import (
-    has_noise,
-    is_local,
-    is_private,
-    target_quantile,
-)
+from benchmark.federated.settings import has_noise, is_local, is_private, target_quantile
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.rounds.config import FED_PROX, FED_SGD, MIME_LITE, SCAFFOLD, SECURE
 from benchmark.run.flags import Flags

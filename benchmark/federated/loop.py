@@ -105,6 +105,19 @@ def train(
     average = WeightAverage(config.ema_decay) if config.ema_decay else None
     state = _resume(runtime, average, run, config)
     started, before = time.monotonic(), state.seconds
+
+    def validate(weights: Sequence[np.ndarray], prefix: str, title: str, file: str) -> dict[str, float]:
+        """Scores a model and saves it where it is the best of its kind, whose fields of `state` have the prefix."""
+        _take_weights(model, weights, state.round)
+        metrics = scorer.evaluate("val", title)
+        value = badness(metrics, config.best_metric)
+        if value < getattr(state, f"{prefix}best_value"):
+            setattr(state, f"{prefix}best_value", value)
+            setattr(state, f"{prefix}best_round", state.round)
+            before_release(state)
+            loading.save_weights(model, run.path / file)
+        return {f"{prefix}val_{name}": value for name, value in metrics.items()}
+
     with Progress(config.total_rounds, "training", "round", done=state.round) as progress:
         while not state.is_over(config):
             cohort = cohort_of(state.round)
@@ -122,23 +135,10 @@ def train(
                 _take_weights(model, runtime.weights(), state.round)
                 row |= client_eval.evaluate(state.round, cohort, result.drift, run)
             if config.is_evaluated(state.round):
-                _take_weights(model, runtime.weights(), state.round)
-                metrics = scorer.evaluate("val", f"validating round {state.round}")
-                row |= {f"val_{name}": value for name, value in metrics.items()}
-                value = badness(metrics, config.best_metric)
-                if value < state.best_value:
-                    state.best_value, state.best_round = value, state.round
-                    before_release(state)
-                    loading.save_weights(model, run.path / BEST_FILE)
+                row |= validate(runtime.weights(), "", f"validating round {state.round}", BEST_FILE)
                 if average is not None:
-                    _take_weights(model, average.weights, state.round)
-                    metrics = scorer.evaluate("val", f"validating the average after round {state.round}")
-                    row |= {f"ema_val_{name}": value for name, value in metrics.items()}
-                    value = badness(metrics, config.best_metric)
-                    if value < state.ema_best_value:
-                        state.ema_best_value, state.ema_best_round = value, state.round
-                        before_release(state)
-                        loading.save_weights(model, run.path / BEST_EMA_FILE)
+                    title = f"validating the average after round {state.round}"
+                    row |= validate(average.weights, "ema_", title, BEST_EMA_FILE)
                 if privacy_plan is not None and privacy_plan.noise_multiplier > 0:
                     row["epsilon"] = privacy_plan.own_epsilon_at(state.round)
                 print(_line(state, config, row), flush=True)

@@ -14,6 +14,7 @@ from benchmark.personalization.log import LabelResult
 from benchmark.personalization.summary import UserScore, by_divergence, by_size, interval
 from flair.files import atomic
 from flair.statistics.figures import BLUE, GREEN, ORANGE, new_figure, save
+from flair.terminal.counted import counted
 
 CAPTIONS_FILE = "captions.json"
 _GREY = "#777777"
@@ -118,10 +119,7 @@ def _draw_intervals(axes: Axes, names: Sequence[str], groups: Sequence[dict[str,
         if found["low"] is not None:
             axes.plot([place, place], [found["low"], found["high"]], color=colour, linewidth=2)
     axes.axhline(0, color=_GREY, linestyle="--", linewidth=1)
-    labels = [
-        f"{name}\n{group['users']:,} user{'s' * (group['users'] != 1)}"
-        for name, group in zip(names, groups, strict=True)
-    ]
+    labels = [f"{name}\n{counted(group['users'], 'user')}" for name, group in zip(names, groups, strict=True)]
     axes.set_xticks(range(len(groups)), labels, fontsize=7)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set(ylabel=_METRICS[0][2])

@@ -48,10 +48,8 @@ def make_local_statement(
             "completed": {name: finite(plan.epsilon_at(rounds, name)) for name in ACCOUNTANTS},
             "planned": {name: finite(plan.epsilon_at(planned, name)) for name in ACCOUNTANTS},
         },
-        "caveats": [one._asdict() for one in _caveats(plan, rounds, key, artificial_users, clients_looked_at)]
-        + [
-            stopped_early(plan.epsilon_at(planned), of_local=True)._asdict()
-            for _ in range(may_stop_early and rounds < planned)
+        "caveats": [
+            one._asdict() for one in _caveats(plan, rounds, key, artificial_users, clients_looked_at, may_stop_early)
         ],
     }
 
@@ -116,7 +114,12 @@ def spent_text(epsilon: float | None) -> str:
 
 
 def _caveats(
-    plan: LocalPlan, rounds: int, key: KeyState, artificial_users: bool, clients_looked_at: bool
+    plan: LocalPlan,
+    rounds: int,
+    key: KeyState,
+    artificial_users: bool,
+    clients_looked_at: bool,
+    may_stop_early: bool,
 ) -> list[Caveat]:
     found = [
         Caveat(
@@ -156,4 +159,7 @@ def _caveats(
     if key is not KeyState.DELETED:
         text = "Every client's noise follows from a key that still exists: whoever reads it can take the noise away."
         found.insert(1, Caveat("critical", "noise key", text))
+    planned = plan.request.total_rounds
+    if may_stop_early and rounds < planned:
+        found.append(stopped_early(plan.epsilon_at(planned), of_local=True))
     return found

@@ -20,6 +20,7 @@ from benchmark.privacy.running_sum import rms_noise
 from benchmark.privacy.spending import Release, as_json, can_add, release_of, total_epsilon
 from benchmark.run.names import PRIVACY_FILE
 from flair.files import atomic
+from flair.terminal.counted import counted
 
 FORMAT_VERSION = 2
 TEXT_WIDTH = 100
@@ -330,7 +331,7 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("epsilon, rounds completed, RDP", spent_text(epsilon["completed"]["rdp"])),
         ("epsilon, rounds planned, PLD", spent_text(epsilon["planned"]["pld"])),
         ("epsilon, rounds planned, RDP", spent_text(epsilon["planned"]["rdp"])),
-        ("spent before (--also_spent)", f"{len(before)} mechanism{'s' * (len(before) > 1)}" if before else "-"),
+        ("spent before (--also_spent)", counted(len(before), "mechanism") if before else "-"),
         ("  with it, rounds completed, PLD", spent_text(total["completed"]["pld"]) if total else "-"),
         ("  with it, rounds completed, RDP", spent_text(total["completed"]["rdp"]) if total else "-"),
         ("  with it, rounds planned, PLD", spent_text(total["planned"]["pld"]) if total else "-"),

@@ -62,7 +62,3 @@ class InProcessRuntime(RoundServer):
         result = self._cohort.train(drift.watched(sent), cohort)
         found = drift.measure(self._cohort.train, sent, cohort, result, looked_at)
         return replace(self.finish(round_number, [result]), drift=found)
-
-    def close(self) -> None:
-        if self._user_states is not None:
-            self._user_states.close()

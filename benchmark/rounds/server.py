@@ -117,9 +117,8 @@ class RoundServer:
             refused += result.refused_clients
             norms.append(result.update_norms)
             of_shard = [tf.convert_to_tensor(array) for array in result.control_change]
-            control_change = [
-                one + more for one, more in zip(control_change or [0.0] * len(of_shard), of_shard, strict=True)
-            ]
+            summed = zip(control_change, of_shard, strict=True)
+            control_change = [one + more for one, more in summed] if control_change else of_shard
             for client_id, state in result.states:
                 assert self._user_states is not None
                 self._user_states[client_id] = state
@@ -170,6 +169,11 @@ class RoundServer:
         if self._user_states is not None:
             self._control = [tf.constant(array) for array in state[own : own + control]]
             self._user_states.restore(*state[own + control :])
+
+    def close(self) -> None:
+        """Lets go of the users' states."""
+        if self._user_states is not None:
+            self._user_states.close()
 
     def forget(self, round_number: int) -> None:
         if self._user_states is not None:

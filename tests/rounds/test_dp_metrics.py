@@ -10,19 +10,14 @@ import pytest
 
 from benchmark.data.clients import BatchPlan
 from benchmark.data.records import Task
-from benchmark.model.trainable import new_head
 from benchmark.privacy.adaptive import sum_noise_multiplier
-from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import ClientConfig, FederatedConfig, NoiseConfig, OptimizerConfig
 from benchmark.rounds.dp_metrics import PREFIX
-from benchmark.rounds.inprocess import InProcessRuntime
-from benchmark.rounds.shard import ShardTrainer
-from tests.support.features import feature_clients
+from tests.support.features import feature_clients, head_runtime
 
 TASK = Task("labels", ("a", "b", "c"), 3)
 PLAN = BatchPlan(TASK, (1, 1), 512, 1, 512)
-KEY = NoiseKey(bytes(range(32)))
 RATE, COHORT, SIGMA, CLIP = 0.5, 4.0, 0.8, 0.2
 FIXED = NoiseConfig(Mechanism.GAUSSIAN, SIGMA, COHORT, CLIP)
 NOISES = {
@@ -34,18 +29,13 @@ NAMES = ["fraction_clipped", "update_norm", "signal_to_noise", "cosine"]
 
 
 def _runtime(noise, data, one_by_one=False, debug=False):
-    head = new_head(6, 3)
-    head.set_weights([np.random.default_rng(3).normal(size=one.shape).astype(np.float32) for one in head.get_weights()])
     config = FederatedConfig(
         ClientConfig(weighted=False, learning_rates=(RATE,), clipnorm=0.0),
         OptimizerConfig("sgd", (1.0,)),
         noise=noise,
         debug_measurements=debug,
     )
-    runtime = InProcessRuntime(head, config, data, PLAN, 5, KEY)
-    if one_by_one:
-        runtime._cohort = ShardTrainer(runtime.trainer, runtime.aggregation, data, PLAN, 5)
-    return runtime
+    return head_runtime(config, data, PLAN, one_by_one)
 
 
 def _update(weights, data, client_id):

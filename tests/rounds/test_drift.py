@@ -10,8 +10,6 @@ import pytest
 
 from benchmark.data.clients import BatchPlan
 from benchmark.data.records import Task
-from benchmark.model.trainable import new_head
-from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import Mechanism
 from benchmark.rounds.config import (
     FED_AVG,
@@ -22,13 +20,10 @@ from benchmark.rounds.config import (
     NoiseConfig,
     OptimizerConfig,
 )
-from benchmark.rounds.inprocess import InProcessRuntime
-from benchmark.rounds.shard import ShardTrainer
-from tests.support.features import feature_clients
+from tests.support.features import feature_clients, head_runtime
 
 TASK = Task("labels", ("a", "b", "c"), 3)
 PLAN = BatchPlan(TASK, (1, 1), 4, 2, 8)
-KEY = NoiseKey(bytes(range(32)))
 SIZES = (1, 2, 3, 5, 7, 11, 16, 17)
 PLAIN = FederatedConfig(ClientConfig(learning_rates=(0.5,)), OptimizerConfig("sgd", (1.0,)))
 PRIVATE = dataclasses.replace(
@@ -43,12 +38,7 @@ LOCALLY_PRIVATE = dataclasses.replace(
 
 
 def _runtime(config, data, one_by_one=False):
-    head = new_head(6, 3)
-    head.set_weights([np.random.default_rng(3).normal(size=one.shape).astype(np.float32) for one in head.get_weights()])
-    runtime = InProcessRuntime(head, config, data, PLAN, 5, KEY)
-    if one_by_one:
-        runtime._cohort = ShardTrainer(runtime.trainer, runtime.aggregation, data, PLAN, 5, runtime.local_key)
-    return runtime
+    return head_runtime(config, data, PLAN, one_by_one)
 
 
 @functools.cache

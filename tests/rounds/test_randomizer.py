@@ -10,19 +10,14 @@ import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan
 from benchmark.data.records import Task
-from benchmark.model.trainable import new_head
 from benchmark.privacy.local import LocalNoise
-from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.config import ClientConfig, FederatedConfig, LocalNoiseConfig, OptimizerConfig
 from benchmark.rounds.dp_metrics import PREFIX
-from benchmark.rounds.inprocess import InProcessRuntime
 from benchmark.rounds.randomizer import Randomizer
-from benchmark.rounds.shard import ShardTrainer
-from tests.support.features import feature_clients
+from tests.support.features import KEY, feature_clients, head_runtime
 
 TASK = Task("labels", ("a", "b", "c"), 3)
 PLAN = BatchPlan(TASK, (1, 1), 4, 2, 512)
-KEY = NoiseKey(bytes(range(32)))
 SIZES = (1, 2, 3, 5, 7, 11)
 SIGMA, CLIP = 0.7, 0.45
 NOISE = LocalNoiseConfig(SIGMA, CLIP)
@@ -31,12 +26,7 @@ LOCAL = dataclasses.replace(PLAIN, client=dataclasses.replace(PLAIN.client, loca
 
 
 def _runtime(config, data, one_by_one=False):
-    head = new_head(6, 3)
-    head.set_weights([np.random.default_rng(3).normal(size=one.shape).astype(np.float32) for one in head.get_weights()])
-    runtime = InProcessRuntime(head, config, data, PLAN, 5, KEY)
-    if one_by_one:
-        runtime._cohort = ShardTrainer(runtime.trainer, runtime.aggregation, data, PLAN, 5, runtime.local_key)
-    return runtime
+    return head_runtime(config, data, PLAN, one_by_one)
 
 
 def _moved(runtime, round_number, cohort):
