@@ -159,6 +159,8 @@ def _train(
     # Whoever never takes part would hold the mean of all control variates near zero.
     users_of_run = cohort_of(0) if flags.reuse_clients else client_ids
     states = settings.user_states(flags, run.path, users_of_run, trainable.num_weights(network))
+    if states is not None and not run.has_begun:
+        states.claim()  # before features are computed
     runtime, model, scorer, _ = _build(setup, network, key, states)
     num_weights = trainable.num_weights(model)
     try:

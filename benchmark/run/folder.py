@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.run import members, names
+from benchmark.run import members, names, user_states
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.files import read_flags, read_json, read_seconds, read_table
 from benchmark.run.loggers import DEFAULT, KNOWN, CsvTable, Logger
@@ -214,15 +214,25 @@ class RunFolder:
     def _open(self) -> None:
         if self._overwrite:
             self._check_command()
+            self._forget_user_states()
             of_loggers = [name for logger in KNOWN.values() for name in logger.leaves]
             for path in [found for pattern in (*_OUTPUTS, *of_loggers) for found in self.path.glob(pattern)]:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            for name in (names.CHECKPOINTS_DIR, names.USER_STATES_DIR):
-                shutil.rmtree(self.path / name, ignore_errors=True)
+            shutil.rmtree(self.path / names.CHECKPOINTS_DIR, ignore_errors=True)
         atomic.remove_leftovers(self.path)
         self._check_flags()
         self.rows = read_table(self.path / names.METRICS_FILE, self.step_name)[1]
         self._seconds = read_seconds(self.path / names.TIMES_FILE, self.step_name)
+
+    def _forget_user_states(self) -> None:
+        """Of the run that was here, wherever it kept them."""
+        shutil.rmtree(self.path / names.USER_STATES_DIR, ignore_errors=True)
+        try:
+            outside = (read_flags(self.path / names.FLAGS_FILE) or {}).get("user_state_dir")
+        except FlairError:
+            return  # A damaged run: nobody knows where.
+        if outside:
+            user_states.remove(Path(outside), self.path)
 
     def _check_command(self) -> None:
         """Refuses to start over in the folder of another command, whose run nobody meant to lose."""

@@ -50,7 +50,7 @@ class UserStates:
         self._index = {user: index for index, user in enumerate(user_ids)}
         digest = hashlib.sha256("\n".join(user_ids).encode("utf-8", "surrogateescape")).hexdigest()
         self._facts = {"format": _FORMAT, "users": len(user_ids), "users_sha256": digest, "size": size}
-        self._run = os.path.relpath(os.path.realpath(run_dir), os.path.realpath(folder))
+        self._run = _name_of(run_dir, folder)
         self._header = _header(size)
         # Of each user the round that wrote its newest vector, counted from 1; 0: none has.
         self._newest = np.zeros(len(user_ids), np.int32)
@@ -59,12 +59,35 @@ class UserStates:
         self._superseded: list[tuple[int, Path]] = []  # versions that a checkpoint may mean, and the next one's round
         self._unsynced: set[Path] = set()
         self._token = b""
+        self._is_claimed = False
         self._locked = contextlib.ExitStack()
 
     @property
     def num_users(self) -> int:
         """Users that can take part."""
         return len(self._newest)
+
+    def claim(self) -> None:
+        """Makes and locks the folder for a run that has not begun; `begin_round` does it where nobody did before.
+
+        Raises:
+          FlairError: the folder is in use, holds something else, or its disk is too small.
+        """
+        if self._is_claimed:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        names = {entry.name for entry in os.scandir(self._folder)} - {_LOCK_FILE}
+        if names and _read_facts(self._folder).get("run") != self._run:
+            raise FlairError(f"{self._folder}: is not empty, and its files are not of this run; {_START_OVER}")
+        _remove_vectors(self._folder)
+        free = shutil.disk_usage(self._folder).free
+        if free < self._bytes_needed:
+            raise FlairError(
+                f"{self._folder}: user states may need {self._bytes_needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are "
+                "free; give a --user_state_dir on a larger disk, or train fewer weights (--trainable=film)"
+            )
+        self._is_claimed = True
 
     def begin_round(self, round_number: int) -> None:
         """What is set from now on was written by this round, counted from 0; round 0 begins with nobody's vector.
@@ -75,7 +98,10 @@ class UserStates:
         if not self._token:
             if round_number:
                 raise ValueError(f"round {round_number} needs the vectors of the rounds before: restore them")
-            self._begin()
+            self.claim()
+            self._token = secrets.token_bytes(16)
+            facts = {**self._facts, "run": self._run, "store": self._token.hex()}
+            checked_json.write(self._folder / STORE_FILE, facts)
         self._round = round_number + 1
 
     def get(self, user: str) -> np.ndarray | None:
@@ -133,13 +159,13 @@ class UserStates:
           FlairError: the folder holds another run's vectors, or does not hold all that the state means.
         """
         self._lock()
-        facts = self._read_facts()
+        facts = _read_facts(self._folder)
         expected = {**self._facts, "store": token.tobytes().hex()}
         if {name: facts.get(name) for name in expected} != expected:
             raise FlairError(f"{self._folder}: holds the user states of another run, model or users; {_START_OVER}")
         self._token, self._newest = token.tobytes(), np.array(newest, np.int32)
         self._saved = self._round = int(newest.max(initial=0))
-        versions = self._versions()
+        versions = _versions(self._folder)
         for index in np.flatnonzero(self._newest):
             if self._newest[index] not in versions.get(int(index), ()):
                 path = self._path(int(index), int(self._newest[index]))
@@ -163,48 +189,12 @@ class UserStates:
         """Lets another process use the folder."""
         self._locked.close()
 
-    def _begin(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock()
-        names = {entry.name for entry in os.scandir(self._folder)} - {_LOCK_FILE}
-        if names and self._read_facts().get("run") != self._run:
-            raise FlairError(f"{self._folder}: is not empty, and its files are not of this run; {_START_OVER}")
-        for index, rounds in self._versions().items():
-            for version in rounds:
-                self._path(index, version).unlink()
-        free = shutil.disk_usage(self._folder).free
-        if free < self._bytes_needed:
-            raise FlairError(
-                f"{self._folder}: user states may need {self._bytes_needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are "
-                "free; give a --user_state_dir on a larger disk, or train fewer weights (--trainable=film)"
-            )
-        self._token = secrets.token_bytes(16)
-        facts = {**self._facts, "run": self._run, "store": self._token.hex()}
-        checked_json.write(self._folder / STORE_FILE, facts)
-
     def _lock(self) -> None:
         busy = f"{self._folder}: another run keeps its user states there; give another --user_state_dir"
         if not self._folder.is_dir():
             raise FlairError(f"{self._folder}: is missing, and the checkpoint needs its user states; {_START_OVER}")
         self._locked.enter_context(lock.exclusive(self._folder / _LOCK_FILE, busy))
         atomic.remove_leftovers(self._folder)
-
-    def _read_facts(self) -> dict[str, object]:
-        try:
-            return checked_json.read(self._folder / STORE_FILE)
-        except FileNotFoundError:
-            return {}
-        except checked_json.DamagedIndex:
-            raise FlairError(f"{self._folder / STORE_FILE}: is damaged; restore it, or add --overwrite") from None
-
-    def _versions(self) -> dict[int, list[int]]:
-        """The rounds of each user's vectors that are there, in order."""
-        found: dict[int, list[int]] = {}
-        for entry in os.scandir(self._folder):
-            match = _NAME.fullmatch(entry.name)
-            if match is not None:
-                found.setdefault(int(match[1]), []).append(int(match[2]))
-        return {index: sorted(rounds) for index, rounds in found.items()}
 
     def _read(self, path: Path) -> np.ndarray:
         try:
@@ -221,7 +211,18 @@ class UserStates:
         return int(google_crc32c.extend(google_crc32c.value(data), self._token + path.name.encode()))
 
     def _path(self, index: int, round_number: int) -> Path:
-        return self._folder / f"{index:08d}-{round_number:010d}.npy"
+        return _path(self._folder, index, round_number)
+
+
+def remove(folder: Path, run_dir: Path) -> None:
+    """Removes what a run that starts over kept in this folder; one that is not this run's stays as it is."""
+    try:
+        if _read_facts(folder).get("run") != _name_of(run_dir, folder):
+            return
+    except FlairError:
+        return  # nobody knows whose it is
+    _remove_vectors(folder)
+    (folder / STORE_FILE).unlink()
 
 
 def bytes_on_disk(size: int) -> int:
@@ -242,6 +243,40 @@ def versions_at_most(num_users: int, cohort: int, rounds: int, rounds_per_checkp
     """
     users = min(num_users, rounds * cohort)
     return users + min(2 * users, 2 * min(rounds_per_checkpoint, rounds) * cohort)
+
+
+def _name_of(run_dir: Path, folder: Path) -> str:
+    """By which a folder knows its run, wherever both are moved together."""
+    return os.path.relpath(os.path.realpath(run_dir), os.path.realpath(folder))
+
+
+def _path(folder: Path, index: int, round_number: int) -> Path:
+    return folder / f"{index:08d}-{round_number:010d}.npy"
+
+
+def _versions(folder: Path) -> dict[int, list[int]]:
+    """The rounds of each user's vectors that are there, in order."""
+    found: dict[int, list[int]] = {}
+    for entry in os.scandir(folder):
+        match = _NAME.fullmatch(entry.name)
+        if match is not None:
+            found.setdefault(int(match[1]), []).append(int(match[2]))
+    return {index: sorted(rounds) for index, rounds in found.items()}
+
+
+def _remove_vectors(folder: Path) -> None:
+    for index, rounds in _versions(folder).items():
+        for version in rounds:
+            _path(folder, index, version).unlink()
+
+
+def _read_facts(folder: Path) -> dict[str, object]:
+    try:
+        return checked_json.read(folder / STORE_FILE)
+    except FileNotFoundError:
+        return {}
+    except checked_json.DamagedIndex:
+        raise FlairError(f"{folder / STORE_FILE}: is damaged; restore it, or add --overwrite") from None
 
 
 def _header(size: int) -> bytes:

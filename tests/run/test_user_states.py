@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmark.run.folder import RunFolder
 from benchmark.run.user_states import UserStates, bytes_on_disk, versions_at_most
 from flair.errors import FlairError
 from flair.files import atomic
@@ -196,8 +197,22 @@ def test_damaged_exchanged_and_missing_vectors_are_refused(unbroken):
 def test_a_disk_that_is_too_small_is_refused_before_the_first_round(tmp_path):
     store = UserStates(tmp_path / "states", tmp_path, USERS, SIZE, 10**18)
     with pytest.raises(FlairError, match=r"user states may need 1e\+09 GB"):
-        store.begin_round(0)
+        store.claim()
     store.close()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_run_that_starts_over_leaves_no_states_elsewhere(unbroken, is_ours):
+    """With another algorithm nobody would open their folder again."""
+    folder, _, store = unbroken
+    store.close()
+    run_dir = folder.parent if is_ours else folder.parent / "another"
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "flags.txt").write_text(f"--algorithm=scaffold\n--user_state_dir={folder}\n")
+    with RunFolder(run_dir, ["--algorithm=fed_avg"], "round", overwrite=True):
+        pass
+    left = {path.suffix for path in folder.iterdir()}
+    assert left == ({".lock"} if is_ours else {".lock", ".json", ".npy"})
 
 
 def test_the_predicted_size_is_what_a_file_takes(unbroken):
