@@ -25,6 +25,7 @@ from flair.terminal.progress import Progress
 FORMAT_VERSION = 1
 PER_LABEL_FILE, PER_USER_FILE = "per_label.csv", "per_user.csv"
 Estimate = dict[str, float | None]
+_SHARE = (0.0, 1.0)
 
 
 class Scored:
@@ -97,9 +98,7 @@ def result_of(scored: Scored, folder: Path, chosen: Thresholds | None = None) ->
     _write_table(folder / PER_LABEL_FILE, per_label)
     _write_table(folder / PER_USER_FILE, per_user)
     replicates = scored.replicates.metrics
-    estimates = {
-        name: _estimate(value, replicates[name], scored.photos.num_users) for name, value in scored.metrics.items()
-    }
+    estimates = _estimates(scored.metrics, replicates, scored.photos.num_users)
     by_label, count = scored.set.labels.sum(axis=0, dtype=np.int64), len(scored.set.rows)
     result = {
         "partition": scored.set.name,
@@ -125,23 +124,19 @@ def decision_facts(scored: Scored, chosen: Thresholds) -> dict[str, Any]:
     half, together, own = (
         scored.decisions(each) for each in (np.full(size, HALF), np.full(size, chosen.together), chosen.of_label)
     )
-    gain = (
-        {name: value - half[0][name] for name, value in own[0].items()},
-        {name: values - half[1][name] for name, values in own[1].items()},
-    )
-
-    def estimates(of: tuple[dict[str, float], dict[str, np.ndarray]]) -> dict[str, Estimate]:
-        return {name: _estimate(value, of[1][name], num_users) for name, value in of[0].items()}
-
+    gain = {
+        name: _estimate(value - half[0][name], own[1][name] - half[1][name], num_users)
+        for name, value in own[0].items()
+    }
     return {
         "chosen_on": "val",
         "least_users": LEAST_USERS,
         "own": int(chosen.is_own.sum()),
         "global": chosen.together,
-        "at_half": estimates(half),
-        "at_global": estimates(together),
-        "at_chosen": estimates(own),
-        "gain": estimates(gain),
+        "at_half": _estimates(*half, num_users),
+        "at_global": _estimates(*together, num_users),
+        "at_chosen": _estimates(*own, num_users),
+        "gain": gain,
     }
 
 
@@ -167,15 +162,14 @@ def label_table(scored: Scored, chosen: Thresholds | None = None) -> list[dict[s
     for column, (scores, labels) in enumerate(scored.photos.columns()):
         users = len(np.unique(scored.photos.users[labels > 0]))
         samples = scored.replicates.averaged_precision[:, column]
-        found = interval(samples, scored.photos.num_users, float(precision[column])) if users > 1 else None
-        low, high = found or (None, None)
+        found = _estimate(float(precision[column]), samples, scored.photos.num_users if users > 1 else 1, _SHARE)
         row = {
             "label": scored.task.label_names[column],
             "photos": int(labels.sum(dtype=np.int64)),
             "users": users,
-            "averaged_precision": float(precision[column]),
-            "low": low,
-            "high": high,
+            "averaged_precision": found["value"],
+            "low": found["low"],
+            "high": found["high"],
         }
         if scored.photos.is_exact_feasible:
             row["exact_average_precision"] = histogram.pooled_average_precision(scores, labels)
@@ -231,8 +225,20 @@ def _difference(a: Scored, b: Scored, of_a: Replicates, of_b: Replicates, num_us
     }
 
 
-def _estimate(value: float, replicates: np.ndarray, num_users: int) -> Estimate:
-    low, high = interval(replicates, num_users, value) or (None, None)
+def _estimates(
+    values: Mapping[str, float], replicates: Mapping[str, np.ndarray], num_users: int
+) -> dict[str, Estimate]:
+    """Of metrics, none of which is above 1 but the loss."""
+    limits = {"loss": (0.0, math.inf)}
+    return {
+        name: _estimate(value, replicates[name], num_users, limits.get(name, _SHARE)) for name, value in values.items()
+    }
+
+
+def _estimate(
+    value: float, replicates: np.ndarray, num_users: int, limits: tuple[float, float] = (-math.inf, math.inf)
+) -> Estimate:
+    low, high = interval(replicates, num_users, value, limits) or (None, None)
     return {"value": float(value), "low": low, "high": high}
 
 
