@@ -277,7 +277,8 @@ def _build(
         canaries = settings.canary_config(setup)
         of_run = setup.batch_plan, flags.seed, key, canaries, states
         runtime = InProcessRuntime(prepared.model, setup.config, clients, *of_run)
-    return _Built(runtime, model, LocalScorer(prepared.model, prepared.inputs, setup.batch_plan, clients), prepared)
+    scorer = LocalScorer(prepared.model, setup.records, prepared.inputs, setup.batch_plan, clients)
+    return _Built(runtime, model, scorer, prepared)
 
 
 def _build_ray(

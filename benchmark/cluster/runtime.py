@@ -8,24 +8,25 @@ order in which updates are added up.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from benchmark.cluster.assignment import assign, client_cost
+from benchmark.cluster.assignment import CLIENT_OVERHEAD, Assignment, assign, client_cost
 from benchmark.cluster.pool import WorkerPool
 from benchmark.cluster.tasks import Job
 from benchmark.data.clients import BatchPlan
 from benchmark.data.source import Clients, ClientSource
 from benchmark.features.cache import FeatureSource
 from benchmark.privacy.noise_key import NoiseKey
+from benchmark.rounds import drift
 from benchmark.rounds.config import CanaryConfig, FederatedConfig
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.server import RoundServer
-from benchmark.rounds.shard import ShardResult
+from benchmark.rounds.shard import Broadcast, ShardResult
 from benchmark.run.user_states import UserStates
 
 
@@ -102,33 +103,51 @@ class RayRuntime(RoundServer):
         self, round_number: int, cohort: Sequence[str], looked_at: Sequence[int] | None = None
     ) -> RoundResult:
         """Sends the global weights, has each worker train its clients, merges their sums, takes the server's step."""
-        if looked_at is not None:
-            raise ValueError("workers do not look at updates")
         started = time.perf_counter()
-        plan = self._batch_plan
-        sizes = [(self._data.num_photos(client_id), plan.epochs, plan.max_elements) for client_id in cohort]
-        assignment = assign([client_cost(*size) for size in sizes], self.pool.num_workers)
-        shards = [shard for shard in assignment.shards if shard]
-        sent = self.pool.put(self.broadcast(round_number).arrays())
-        tasks = [
-            (sent, clients, self._states_of(clients)) for clients in ([cohort[n] for n in shard] for shard in shards)
-        ]
+        sent = self.broadcast(round_number)
+        sent = sent if looked_at is None else drift.watched(sent)
+        assignment, results = self._train(sent, cohort)
         client_seconds: list[np.ndarray] = []
+        norms, update_sum = [np.zeros(0, np.float32)], list(sent.direction)
 
         def noted(result: ShardResult) -> ShardResult:
             client_seconds.append(result.client_seconds)
+            norms.append(result.update_norms)
+            update_sum[:] = [total + more for total, more in zip(update_sum, result.update_sum, strict=True)]
             return result
 
-        result = self.finish(round_number, map(noted, self.pool.run("train", tasks)))
+        result = self.finish(round_number, map(noted, results))
         self.timing = RoundTiming(
             assignment.imbalance,
             tuple(float(seconds.sum()) for seconds in client_seconds),
             time.perf_counter() - started,
-            np.array([client_cost(*sizes[position], overhead=0) for shard in shards for position in shard]),
+            np.array(self._costs([cohort[place] for place in _places(assignment)], overhead=0)),
             np.concatenate([*client_seconds, np.zeros(0)]),
         )
+        found = None
+        if looked_at is not None:
+            update_norms = np.concatenate(norms)[np.argsort(_places(assignment))]
+            found = drift.measure(self._products, sent, cohort, update_norms, update_sum, looked_at)
         place = {client_id: position for position, client_id in enumerate(cohort)}
-        return replace(result, refused_clients=tuple(sorted(result.refused_clients, key=place.__getitem__)))
+        return replace(
+            result, refused_clients=tuple(sorted(result.refused_clients, key=place.__getitem__)), drift=found
+        )
+
+    def _train(self, sent: Broadcast, cohort: Sequence[str]) -> tuple[Assignment, Iterator[ShardResult]]:
+        """Who trains whom, and what each worker's shard comes to."""
+        assignment = assign(self._costs(cohort), self.pool.num_workers)
+        shards = [[cohort[place] for place in shard] for shard in assignment.shards if shard]
+        reference = self.pool.put(sent.arrays())
+        return assignment, self.pool.run("train", [(reference, shard, self._states_of(shard)) for shard in shards])
+
+    def _products(self, sent: Broadcast, clients: Sequence[str]) -> np.ndarray:
+        assignment, results = self._train(sent, clients)
+        found = np.concatenate([np.zeros(0), *(result.update_products for result in results)])
+        return found[np.argsort(_places(assignment))]
+
+    def _costs(self, cohort: Sequence[str], overhead: float = CLIENT_OVERHEAD) -> list[float]:
+        plan = self._batch_plan
+        return [client_cost(self._data.num_photos(one), plan.epochs, plan.max_elements, overhead) for one in cohort]
 
     def _states_of(self, clients: Sequence[str]) -> dict[str, np.ndarray]:
         if self._user_states is None:
@@ -139,3 +158,8 @@ class RayRuntime(RoundServer):
     def close(self) -> None:
         super().close()
         self.pool.close()
+
+
+def _places(assignment: Assignment) -> list[int]:
+    """Places in the cohort of all clients, shard after shard."""
+    return [place for shard in assignment.shards for place in shard]

@@ -84,7 +84,7 @@ class Tasks:
         self._trainer = LocalTrainer(self._model, job.client, job.round.step)
         training = inputs.clients(clients)
         self._shard = shard_trainer(self._trainer, Aggregation(job.round), training, plan, job.seed, job.local_key)
-        self._scorer = LocalScorer(self._model, inputs, plan, training)
+        self._scorer = LocalScorer(self._model, self._records, inputs, plan, training)
 
     def ready(self) -> None:
         """Nothing: the model is built."""
@@ -96,13 +96,13 @@ class Tasks:
         return result._replace(
             aggregate=[tensor.numpy() for tensor in result.aggregate],
             control_change=[tensor.numpy() for tensor in result.control_change],
+            update_sum=[tensor.numpy() for tensor in result.update_sum],
             states=tuple((name, state) for name, state in renewed.items() if state is not states.get(name)),
         )
 
     def evaluate(self, weights: Sequence[np.ndarray], partition: str, shard: int, num_shards: int) -> Evaluation:
         """The sums behind the metrics over every `num_shards`-th photo of a partition, from `shard` on."""
-        data = self._scorer.data(partition)
-        data.select(range(shard, self._records.num_photos(partition), num_shards))
+        data = self._scorer.data(partition, range(shard, self._records.num_photos(partition), num_shards))
         self._set(weights)
         return accumulate(self._model, data, self._task)
 

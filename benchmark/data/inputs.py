@@ -95,20 +95,20 @@ class FeatureInputs:
     """Features of photos, by partition; those of train are the ones to train on."""
 
     def __init__(self, records: Records, features: Mapping[str, Features]) -> None:
-        self._records, self._features = records, features
+        self._records, self.features = records, features
 
     def training(
         self, batch_size: int, seed: int, replicas: Sequence[int] = (0,), num_replicas: int = 1
     ) -> FeatureTraining:
-        features = self._features["train"]
+        features = self.features["train"]
         return FeatureTraining(features, EpochOrder(len(features), batch_size, seed, replicas, num_replicas))
 
     def evaluation(self, partition: str, replica: int = 0, num_replicas: int = 1) -> Evaluation:
-        features = self._features[partition]
+        features = self.features[partition]
         return FeatureEvaluation(features, range(replica, len(features), num_replicas))
 
     def user(self, partition: str, user_id: str) -> ClientPhotos:
-        return PhotosOfClient(self._features[partition], self._records.rows_of(partition, user_id))
+        return PhotosOfClient(self.features[partition], self._records.rows_of(partition, user_id))
 
     def clients(self, clients: Clients) -> Clients:
-        return FeatureClients(clients, self._features["train"])
+        return FeatureClients(clients, self.features["train"])

@@ -73,11 +73,17 @@ def accumulate(
     return Evaluation(sums[0], float(sums[1]), int(sums[2]))
 
 
+def predicted(model: tf.keras.Model, dataset: Iterable[Batch]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each batch scores float32 [photos, num_outputs], labels of the same shape and losses [photos]."""
+    step = predict_step(model)
+    for images, labels in dataset:
+        scores, losses = step([(images, labels)])[0]
+        yield scores.numpy(), labels.numpy(), losses.numpy()
+
+
 def predict(model: tf.keras.Model, dataset: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
     """Scores float32 [photos, num_outputs] and labels of the same shape, in the dataset's order."""
-    step = predict_step(model)
-    batches = [(step([(images, labels)])[0][0].numpy(), labels.numpy()) for images, labels in dataset]
-    scores, labels = zip(*batches, strict=True)
+    scores, labels, _ = zip(*predicted(model, dataset), strict=True)
     return np.concatenate(scores), np.concatenate(labels)
 
 

@@ -14,7 +14,6 @@ import sys
 from benchmark.federated.flags import (
     CORRELATED,
     EXAMPLES,
-    INPROCESS,
     POISSON,
     PRIVACY_FLAGS,
     RAY,
@@ -113,8 +112,8 @@ def _check_client_eval(flags: Flags) -> None:
                 "--clients_per_client_eval has no effect without --rounds_per_client_eval; add that or leave it out"
             )
         return
-    if flags.runtime != INPROCESS:
-        raise FlairError(f"{given}: updates of clients are looked at with --runtime=inprocess only; use that")
+    if flags.runtime == TFF:
+        raise FlairError(f"{given}: --runtime=tff shows no client's update; use --runtime=inprocess or ray")
     if flags.rounds_per_client_eval > flags.total_rounds:
         raise FlairError(f"{given}: no client would be looked at in --total_rounds={flags.total_rounds}; give less")
     if flags.aggregator == SECURE:

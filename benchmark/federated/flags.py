@@ -276,7 +276,7 @@ _OTHER_FLAGS: Table = (
         "rounds_per_client_eval",
         0,
         "Rounds between looks at single clients, which clients.csv.gz keeps: scores of validation users and of clients "
-        "of the round, and how far the updates of the round lie apart. Not private; 0: none.",
+        "of the round, and how far the updates of the round lie apart. Not private; not with --runtime=tff; 0: none.",
         Role.RESULT,
         least=0,
     ),

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
-from benchmark.data.clients import Batch, BatchPlan, ClientData, ClientPhotos, photos_of, training_order
-from benchmark.data.inputs import Evaluation, Inputs
+from benchmark.data.clients import Batch, BatchPlan, photos_of, prefetched
+from benchmark.data.group_orders import training_orders
+from benchmark.data.inputs import Evaluation, FeatureInputs, Inputs
+from benchmark.data.records import Records
+from benchmark.data.source import Clients
 from benchmark.evaluation import passes
-from benchmark.metrics import histogram
+from benchmark.metrics import histogram, keras
 from benchmark.metrics.spread import distribution
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import FED_AVG, ClientConfig
+from benchmark.rounds.group import LocalGroups
 from benchmark.run.seeds import derive_generator, derive_seed
+from flair.errors import FlairError
 from flair.files import atomic
 from flair.terminal.progress import Progress
 
-_PHOTOS_AT_ONCE = 64  # of small clients together: alone, each would cost a call
+_AT_ONCE = 64  # photos of one client that are scored
+_CLIENTS_AT_ONCE = 200  # that train on features, each with weights of its own
+_Item = TypeVar("_Item")
 
 
 class ClientScore(NamedTuple):
@@ -75,18 +82,25 @@ class LocalScorer:
 
     Args:
       model: whose weights are scored.
-      inputs: the photos, as the model takes them.
+      records: the photos; `inputs` has them as the model takes them.
       batch_plan: the task, and how a client trains.
       clients: that train, with the photos as the model takes them.
-
-    Attributes:
-      data: opens the photos of a partition, once.
     """
 
-    def __init__(self, model: tf.keras.Model, inputs: Inputs, batch_plan: BatchPlan, clients: ClientData) -> None:
-        self._model, self._inputs, self._batch_plan, self._clients = model, inputs, batch_plan, clients
-        self.data: Callable[[str], Evaluation] = functools.cache(inputs.evaluation)
+    def __init__(
+        self, model: tf.keras.Model, records: Records, inputs: Inputs, batch_plan: BatchPlan, clients: Clients
+    ) -> None:
+        self._model, self._records, self._inputs = model, records, inputs
+        self._batch_plan, self._clients = batch_plan, clients
+        self._opened = functools.cache(inputs.evaluation)
         self._trainer = functools.cache(lambda config: LocalTrainer(model, replace(config, algorithm=FED_AVG)))
+        self._groups = functools.cache(lambda config: LocalGroups(config, batch_plan))
+
+    def data(self, partition: str, rows: Sequence[int] | np.ndarray | None = None) -> Evaluation:
+        """These photos of a partition (None: all), until somebody asks for others of it."""
+        data = self._opened(partition)
+        data.select(np.arange(len(self._records.photo_index(partition).offset)) if rows is None else rows)
+        return data
 
     def evaluate(self, partition: str, title: str | None = None) -> dict[str, float]:
         data = self.data(partition)
@@ -94,89 +108,105 @@ class LocalScorer:
             return passes.evaluate(self._model, data, self._batch_plan.task, progress)
 
     def score_clients(self, partition: str, clients: Sequence[str]) -> list[ClientScore]:
+        rows = [self._rows(partition, client_id) for client_id in clients]
         with Progress(len(clients), f"scoring {partition} clients", "client") as progress:
-            scores = []
-            for score in self._scores((client_id, self._photos(partition, client_id)) for client_id in clients):
-                scores.append(score)
-                progress.add()
-            return scores
+            return list(_counted(self._scores(partition, clients, rows), progress))
 
     def compare_local_training(
         self, partition: str, clients: Sequence[str], config: ClientConfig, seed: int
     ) -> list[LocalComparison]:
+        clients = [client_id for client_id in clients if len(self._rows(partition, client_id)) > 1]
+        compare = self._compare_groups if isinstance(self._inputs, FeatureInputs) else self._compare_each
+        with Progress(len(clients), f"training {partition} clients locally", "client") as progress:
+            return list(_counted(compare(partition, clients, config, seed), progress))
+
+    def _rows(self, partition: str, client_id: str) -> np.ndarray:
+        rows = self._clients.rows(client_id) if partition == "train" else self._records.rows_of(partition, client_id)
+        if not len(rows):
+            raise FlairError(f"client {client_id}: has no photo; prepare the records again")
+        return rows
+
+    def _scores(self, partition: str, clients: Sequence[str], rows: Sequence[np.ndarray]) -> Iterator[ClientScore]:
+        """The scores of these rows of each client."""
+        # Batches run across the borders of clients: of most the photos are so few that a call would cost more.
+        photos = self._predicted(self.data(partition, np.concatenate([np.zeros(0, np.int64), *rows])))
+        for client_id, own in zip(clients, rows, strict=True):
+            yield _score(client_id, itertools.islice(photos, len(own)))
+
+    def _predicted(self, batches: Iterable[Batch]) -> Iterator[tuple[np.ndarray, ...]]:
+        """Scores and labels [outputs] and loss of one photo after the other."""
+        for batch in passes.predicted(self._model, batches):
+            yield from zip(*batch, strict=True)
+
+    def _compare_each(
+        self, partition: str, clients: Sequence[str], config: ClientConfig, seed: int
+    ) -> Iterator[LocalComparison]:
+        """One client after the other, photos decoded ahead."""
         trainer, weights = self._trainer(config), [tf.constant(weight) for weight in weights_of(self._model)]
         rate = tf.constant(config.learning_rates[-1], tf.float32)
-        comparisons = []
-        with Progress(len(clients), f"training {partition} clients locally", "client") as progress:
-            for client_id in clients:
-                progress.add()
-                photos = self._photos(partition, client_id)
-                if photos.count < 2:
-                    continue
-                order = derive_generator(seed, "local split", client_id).permutation(photos.count)
-                train, held_out = np.array_split(order, 2)
-                tested = photos.whole(held_out)
-                trainer.start(weights)
-                before = self._score(client_id, tested)
-                trainer.run(self._batches(photos, train, seed, client_id).copy, rate, weights)
-                comparisons.append(LocalComparison(before, self._score(client_id, tested)))
-        trainer.start(weights)
-        return comparisons
+        for client_id, shown, held_out in prefetched(self._batches(partition, clients, seed), 1):
+            before = _score(client_id, self._predicted(held_out))
+            trainer.run(shown.copy, rate, weights)
+            after = _score(client_id, self._predicted(held_out))
+            trainer.start(weights)
+            yield LocalComparison(before, after)
 
-    def _photos(self, partition: str, client_id: str) -> ClientPhotos:
-        if partition == "train":
-            return photos_of(self._clients, client_id, self._batch_plan)
-        return self._inputs.user(partition, client_id)
+    def _batches(
+        self, partition: str, clients: Sequence[str], seed: int
+    ) -> Iterator[tuple[str, list[Batch], list[Batch]]]:
+        """Of each client the batches that it trains on, and those of the photos that it does not."""
+        plan = self._batch_plan
+        for client_id in clients:
+            if partition == "train":
+                photos = photos_of(self._clients, client_id, plan)
+            else:
+                photos = self._inputs.user(partition, client_id)
+            (train, held_out), own = _halves(client_id, photos.count, seed)
+            order, draws, _ = training_orders([len(train)], own[np.newaxis], plan)
+            shown, seeds = tf.constant(train[order], tf.int32), tf.stack([draws, tf.fill(draws.shape, own[1])], axis=1)
+            size = plan.batch_size
+            yield (
+                client_id,
+                [photos.training(shown[at : at + size], seeds[at : at + size]) for at in range(0, len(order), size)],
+                [photos.whole(held_out[at : at + _AT_ONCE]) for at in range(0, len(held_out), _AT_ONCE)],
+            )
 
-    def _scores(self, clients: Iterable[tuple[str, ClientPhotos]]) -> Iterator[ClientScore]:
-        pieces = (
-            (client_id, photos.whole(range(start, min(start + _PHOTOS_AT_ONCE, photos.count))))
-            for client_id, photos in clients
-            for start in range(0, photos.count, _PHOTOS_AT_ONCE)
-        )
-        for client_id, own in itertools.groupby(self._predicted(pieces), key=lambda piece: piece.client_id):
-            yield _score(client_id, *map(np.concatenate, zip(*(piece[1:] for piece in own), strict=True)))
-
-    def _predicted(self, pieces: Iterable[tuple[str, Batch]]) -> Iterator[_Predicted]:
-        """The predictions of each piece, of which several go through the model together."""
-        together: list[tuple[str, Batch]] = []
-        for piece in pieces:
-            if sum(len(labels) for _, (_, labels) in (*together, piece)) > _PHOTOS_AT_ONCE:
-                yield from self._predict(together)
-                together = []
-            together.append(piece)
-        if together:
-            yield from self._predict(together)
-
-    def _predict(self, pieces: Sequence[tuple[str, Batch]]) -> Iterator[_Predicted]:
-        inputs, labels = (tf.concat(parts, 0) for parts in zip(*(batch for _, batch in pieces), strict=True))
-        scores, losses = passes.predict_step(self._model)([(inputs, labels)])[0]
-        borders = np.cumsum([len(own) for _, (_, own) in pieces])[:-1]
-        arrays = (np.split(array.numpy(), borders) for array in (scores, labels, losses))
-        for (client_id, _), *of_piece in zip(pieces, *arrays, strict=True):
-            yield _Predicted(client_id, *of_piece)
-
-    def _score(self, client_id: str, photos: Batch) -> ClientScore:
-        scores, losses = passes.predict_step(self._model)([photos])[0]
-        return _score(client_id, scores.numpy(), photos[1].numpy(), losses.numpy())
-
-    def _batches(self, photos: ClientPhotos, train: np.ndarray, seed: int, client_id: str) -> list[Batch]:
-        plan, count = self._batch_plan, tf.constant(len(train))
-        order, seeds = training_order(count, derive_seed(seed, "local training", client_id), plan)
-        shown, starts = tf.gather(tf.constant(train, tf.int32), order), range(0, int(order.shape[0]), plan.batch_size)
-        return [photos.training(shown[i : i + plan.batch_size], seeds[i : i + plan.batch_size]) for i in starts]
+    def _compare_groups(
+        self, partition: str, clients: Sequence[str], config: ClientConfig, seed: int
+    ) -> Iterator[LocalComparison]:
+        """Groups of clients at once, on features."""
+        assert isinstance(self._inputs, FeatureInputs)
+        features, weights = self._inputs.features[partition], weights_of(self._model)
+        for at in range(0, len(clients), _CLIENTS_AT_ONCE):
+            some = clients[at : at + _CLIENTS_AT_ONCE]
+            rows = [self._rows(partition, client_id) for client_id in some]
+            halves, seeds = zip(*map(_halves, some, map(len, rows), itertools.repeat(seed)), strict=True)
+            train, held_out = ([own[half[part]] for own, half in zip(rows, halves, strict=True)] for part in (0, 1))
+            logits = [np.zeros(0)] * len(some)
+            for place, (kernel, bias) in self._groups(config).train(features, train, np.stack(seeds), weights):
+                whole = features.inputs(held_out[place], np.zeros(len(held_out[place]), np.int64))
+                logits[place] = whole @ kernel + bias
+            outputs, labels = np.concatenate(logits), features.labels(np.concatenate(held_out))
+            losses = keras.losses_of(labels, outputs).numpy()
+            photos = zip(keras.scores_of(outputs).numpy(), labels, losses, strict=True)
+            for before, own in zip(self._scores(partition, some, held_out), held_out, strict=True):
+                yield LocalComparison(before, _score(before.client_id, itertools.islice(photos, len(own))))
 
 
-class _Predicted(NamedTuple):
-    """Photos of one client: scores and labels [photos, outputs], losses [photos]."""
-
-    client_id: str
-    scores: np.ndarray
-    labels: np.ndarray
-    losses: np.ndarray
+def _halves(client_id: str, photos: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """The photos that a client trains on and those that it does not, and the seed of the order in which it does."""
+    halves = np.array_split(derive_generator(seed, "local split", client_id).permutation(photos), 2)
+    return halves, derive_seed(seed, "local training", client_id)
 
 
-def _score(client_id: str, scores: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> ClientScore:
+def _counted(items: Iterable[_Item], progress: Progress) -> Iterator[_Item]:
+    for item in items:
+        yield item
+        progress.add()
+
+
+def _score(client_id: str, photos: Iterable[tuple[np.ndarray, ...]]) -> ClientScore:
+    scores, labels, losses = map(np.array, zip(*photos, strict=True))
     exact = histogram.pooled_average_precision(scores, labels)
     return ClientScore(client_id, len(losses), float(np.mean(losses)), exact)
 

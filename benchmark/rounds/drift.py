@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.rounds.config import MAX_UPDATE_NORM
-from benchmark.rounds.shard import Broadcast, ShardResult
+from benchmark.rounds.shard import Broadcast
 
 
 class Drift(NamedTuple):
@@ -46,29 +46,30 @@ def watched(sent: Broadcast) -> Broadcast:
 
 
 def measure(
-    train: Callable[[Broadcast, Sequence[str]], ShardResult],
+    products: Callable[[Broadcast, Sequence[str]], np.ndarray],
     sent: Broadcast,
     cohort: Sequence[str],
-    result: ShardResult,
+    update_norms: np.ndarray,
+    update_sum: Sequence[tf.Tensor],
     looked_at: Sequence[int],
 ) -> Drift:
     """The drift of a round that was trained with `watched(sent)`.
 
     Args:
-      train: gives a shard of clients that are trained again.
-      result: what the round came to.
+      products: trains clients again; gives `ShardResult.update_products` in their order.
+      update_norms, update_sum: `ShardResult`'s, of the whole cohort in its order.
       looked_at: places in the cohort of the clients whose cosines are wanted.
     """
     places = np.asarray(looked_at, np.int64)
-    norms = result.update_norms.astype(np.float64)
+    norms = update_norms.astype(np.float64)
     norms[~(norms <= MAX_UPDATE_NORM)] = np.nan
-    length = float(tf.linalg.global_norm(result.update_sum))
-    again = train(sent._replace(direction=result.update_sum), [cohort[place] for place in places])
+    length = float(tf.linalg.global_norm(update_sum))
+    again = products(sent._replace(direction=update_sum), [cohort[place] for place in places])
     squares = np.square(norms[np.isfinite(norms)])
     with np.errstate(divide="ignore", invalid="ignore"):
         return Drift(
             norms,
             places,
-            again.update_products / (norms[places] * length),
+            again / (norms[places] * length),
             float(np.float64(squares.sum()) / length**2),
         )

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan, ClientData, client_seed, prefetched
-from benchmark.data.features import FeatureClients
+from benchmark.data.features import FeatureClients, Features
 from benchmark.data.group_orders import training_orders
 from benchmark.metrics.histogram import NUM_BUCKETS
 from benchmark.metrics.keras import histogram, losses_of, scores_of
@@ -24,7 +25,7 @@ from benchmark.metrics.loss import gradients_of
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
 from benchmark.rounds.client import LocalTrainer
-from benchmark.rounds.config import FED_PROX, MAX_UPDATE_NORM, ClientConfig
+from benchmark.rounds.config import FED_AVG, FED_PROX, MAX_UPDATE_NORM, ClientConfig
 from benchmark.rounds.control import States
 from benchmark.rounds.randomizer import Randomizer
 from benchmark.rounds.shard import Broadcast, ShardResult, ShardTrainer
@@ -43,14 +44,12 @@ class Group(NamedTuple):
       inputs: float32 [g, steps, batch, d], whatever where there is no photo.
       labels: float32 [g, steps, batch, outputs].
       shown: int32 [g, steps], photos of each step.
-      seeds: int64 [g, 2], of encoding the update.
     """
 
     clients: np.ndarray
     inputs: tf.Tensor
     labels: tf.Tensor
     shown: tf.Tensor
-    seeds: tf.Tensor
 
 
 class GroupTrainer:
@@ -91,13 +90,14 @@ class GroupTrainer:
         update_sum = [tf.zeros_like(one) for one in sent.direction]
         products = np.zeros(len(clients) if update_sum else 0)
         started = time.perf_counter()
-        for group in prefetched(self._groups(sent.round_number, clients), _GROUPS_AHEAD):
+        for group, encoding in prefetched(self._groups(sent.round_number, clients), _GROUPS_AHEAD):
             names = (clients[place] for place in group.clients)
             normals = [self._randomizer.normals(sent.round_number, name, sent.weights) for name in names]
             # Two functions, because TensorFlow warns of one that is traced with a direction as well as without.
             work = self._look_at_group if sent.direction else self._train_group
             aggregate, is_usable, of_clients, looked_at, *of_group = work(
                 *group[1:],
+                encoding,
                 [tf.constant(np.stack(of_weight)) for of_weight in zip(*normals, strict=True)],
                 sent.weights,
                 learning_rate,
@@ -121,7 +121,8 @@ class GroupTrainer:
         looked_at = {"update_sum": update_sum, "update_products": products}
         return ShardResult(aggregate, sums, num_examples, left_out, seconds, norms, **looked_at)
 
-    def _groups(self, round_number: int, clients: Sequence[str]) -> Iterator[Group]:
+    def _groups(self, round_number: int, clients: Sequence[str]) -> Iterator[tuple[Group, tf.Tensor]]:
+        """Groups, and the seeds int64 [g, 2] of encoding their clients' updates."""
         if not clients:
             return
         rows = [self._data.rows(client_id) for client_id in clients]
@@ -129,45 +130,10 @@ class GroupTrainer:
             if not len(own):
                 raise FlairError(f"client {client_id}: has no photo; prepare the records again")
         seeds = np.stack([client_seed(self._seed, round_number, client_id) for client_id in clients])
-        orders = training_orders([len(own) for own in rows], seeds, self._plan)
-        first = np.cumsum([0, *orders.counts])
-        photos = np.concatenate(rows)[orders.photos + np.repeat(np.cumsum([0, *map(len, rows)])[:-1], orders.counts)]
-        steps, batch = _padded(orders.counts, self._plan.batch_size)
-        by_size = np.lexsort((batch, steps))
-        borders = np.flatnonzero((np.diff(steps[by_size]) != 0) | (np.diff(batch[by_size]) != 0)) + 1
-        for alike in np.split(by_size, borders):
-            size = int(steps[alike[0]]), int(batch[alike[0]])
-            for chosen in np.array_split(alike, -(-len(alike) * size[0] * size[1] // _PHOTOS_PER_GROUP)):
-                if len(chosen):
-                    yield self._group(round_number, clients, chosen, first, photos, orders.draws, size)
-
-    def _group(
-        self,
-        round_number: int,
-        clients: Sequence[str],
-        chosen: np.ndarray,
-        first: np.ndarray,
-        photos: np.ndarray,
-        draws: np.ndarray,
-        size: tuple[int, int],
-    ) -> Group:
-        steps, batch = size
-        places = first[chosen][:, np.newaxis] + np.arange(steps * batch)
-        is_photo = places < first[chosen + 1][:, np.newaxis]
-        places = np.where(
-            is_photo, places, first[chosen][:, np.newaxis]
-        ).ravel()  # padded with the client's first photo
-        features = self._data.features
-        inputs, labels = features.inputs(photos[places], draws[places]), features.labels(photos[places])
-        names = (clients[place] for place in chosen)
-        encoding = [derive_seed(self._seed, "encoding", round_number, client_id) for client_id in names]
-        return Group(
-            chosen,
-            tf.constant(inputs.reshape(len(chosen), steps, batch, -1)),
-            tf.constant(labels.reshape(len(chosen), steps, batch, -1)),
-            tf.constant(is_photo.reshape(len(chosen), steps, batch).sum(2), tf.int32),
-            tf.constant(np.stack(encoding)),
-        )
+        for group in groups_of(self._data.features, rows, seeds, self._plan):
+            names = (clients[place] for place in group.clients)
+            encoding = [derive_seed(self._seed, "encoding", round_number, client_id) for client_id in names]
+            yield group, tf.constant(np.stack(encoding))
 
     @tf.function(reduce_retracing=True, autograph=False)
     def _train_group(self, *group: Any) -> list[Any]:
@@ -195,35 +161,10 @@ class GroupTrainer:
 
         Before those sums, with a direction: the sum of the usable updates, then the product of each with it.
         """
-        num_clients, steps = tf.shape(shown)[0], tf.shape(shown)[1]
+        num_clients = tf.shape(shown)[0]
         start = [tf.repeat(weight[tf.newaxis], num_clients, axis=0) for weight in global_weights]
-        all_logits = tf.TensorArray(tf.float32, steps, element_shape=[None, None, labels.shape[-1]])
-
-        def one_step(step: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, logits_of: tf.TensorArray) -> list[tf.Tensor]:
-            x, y, count = inputs[:, step], labels[:, step], tf.cast(shown[:, step], tf.float32)
-            logits = tf.matmul(x, kernel) + bias[:, tf.newaxis]
-            is_photo = tf.sequence_mask(shown[:, step], tf.shape(x)[1], tf.float32)
-            # The mean over photos and labels of the loss, differentiated by the logits.
-            share = is_photo / (tf.maximum(count, 1.0) * float(labels.shape[-1]))[:, tf.newaxis]
-            error = gradients_of(self._config.loss, y, logits) * share[:, :, tf.newaxis]
-            gradients = [tf.matmul(x, error, transpose_a=True), tf.reduce_sum(error, 1)]
-            weights = [kernel, bias]
-            if self._config.algorithm == FED_PROX:
-                gradients = [
-                    gradient + strength * (weight - anchor)
-                    for gradient, weight, anchor in zip(gradients, weights, start, strict=True)
-                ]
-            rates = [learning_rate * tf.cast(count > 0, tf.float32) * scale for scale in self._scales(gradients)]
-            moved = [
-                weight - _of_clients(rate, weight) * gradient
-                for weight, rate, gradient in zip(weights, rates, gradients, strict=True)
-            ]
-            return [step + 1, *moved, logits_of.write(step, logits)]
-
-        _, kernel, bias, all_logits = tf.while_loop(
-            lambda step, *_: step < steps, one_step, [tf.constant(0), *start, all_logits], parallel_iterations=1
-        )
-        updates = [before - after for before, after in zip(start, [kernel, bias], strict=True)]
+        ended, logits = _descend(self._config, inputs, labels, shown, start, learning_rate, strength)
+        updates = [before - after for before, after in zip(start, ended, strict=True)]
         square = tf.add_n(_squares(updates))
         is_usable = square <= MAX_UPDATE_NORM**2  # false for NaN
         examples = tf.cast(tf.reduce_sum(shown, 1), tf.float32) if self._config.weighted else tf.ones_like(square)
@@ -242,20 +183,38 @@ class GroupTrainer:
         _, *aggregate = tf.while_loop(
             lambda client, *_: client < num_clients, add, [tf.constant(0), *aggregate], parallel_iterations=1
         )
-        logits = tf.transpose(all_logits.stack(), [1, 0, 2, 3])
         counted = tf.sequence_mask(tf.where(is_usable[:, tf.newaxis], shown, 0), tf.shape(inputs)[2])
         metrics = _metrics(tf.boolean_mask(labels, counted), tf.boolean_mask(logits, counted))
         return [aggregate, is_usable, tf.sqrt(square), looked_at, *metrics]
 
-    def _scales(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """`clipping.clip_scales` of every client: float32 [g] for each weight."""
-        bound = self._config.clipnorm
-        if bound <= 0:
-            return [tf.ones(tf.shape(gradient)[:1]) for gradient in gradients]
-        squares = _squares(gradients)
-        if self._config.global_clipnorm:
-            squares = [tf.add_n(squares)] * len(squares)
-        return [bound / tf.maximum(tf.sqrt(square), bound) for square in squares]
+
+class LocalGroups:
+    """Clients that each train the head by themselves, by plain gradient descent at the last learning rate."""
+
+    def __init__(self, config: ClientConfig, batch_plan: BatchPlan) -> None:
+        self._config, self._plan = replace(config, algorithm=FED_AVG), batch_plan
+
+    def train(
+        self, features: Features, rows: Sequence[np.ndarray], seeds: np.ndarray, weights: Sequence[np.ndarray]
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Group by group each client, by its place, and the weights that it ends with.
+
+        Args:
+          rows: of `features`, that each client trains on.
+          seeds: int64 [clients, 2], of the order in which it does.
+          weights: where all start.
+        """
+        for group in groups_of(features, rows, seeds, self._plan):
+            ended = self._train_group(*group[1:], weights)
+            yield from zip(group.clients.tolist(), zip(*(one.numpy() for one in ended), strict=True), strict=True)
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def _train_group(
+        self, inputs: tf.Tensor, labels: tf.Tensor, shown: tf.Tensor, weights: Sequence[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        start = [tf.repeat(weight[tf.newaxis], tf.shape(shown)[0], axis=0) for weight in weights]
+        rate = tf.constant(self._config.learning_rates[-1], tf.float32)
+        return _descend(self._config, inputs, labels, shown, start, rate, tf.constant(0.0))[0]
 
 
 def shard_trainer(
@@ -270,6 +229,93 @@ def shard_trainer(
     if isinstance(data, FeatureClients) and trainer.descends:
         return GroupTrainer(trainer.config, aggregation, data, batch_plan, seed, local_key)
     return ShardTrainer(trainer, aggregation, data, batch_plan, seed, local_key)
+
+
+def groups_of(features: Features, rows: Sequence[np.ndarray], seeds: np.ndarray, plan: BatchPlan) -> Iterator[Group]:
+    """Clients, each of these rows of features and with a seed int64 [2] for their order, in groups of one size."""
+    orders = training_orders([len(own) for own in rows], seeds, plan)
+    first = np.cumsum([0, *orders.counts])
+    photos = np.concatenate(rows)[orders.photos + np.repeat(np.cumsum([0, *map(len, rows)])[:-1], orders.counts)]
+    steps, batch = _padded(orders.counts, plan.batch_size)
+    by_size = np.lexsort((batch, steps))
+    borders = np.flatnonzero((np.diff(steps[by_size]) != 0) | (np.diff(batch[by_size]) != 0)) + 1
+    for alike in np.split(by_size, borders):
+        size = int(steps[alike[0]]), int(batch[alike[0]])
+        for chosen in np.array_split(alike, -(-len(alike) * size[0] * size[1] // _PHOTOS_PER_GROUP)):
+            if len(chosen):
+                yield _group(features, chosen, first, photos, orders.draws, size)
+
+
+def _group(
+    features: Features,
+    chosen: np.ndarray,
+    first: np.ndarray,
+    photos: np.ndarray,
+    draws: np.ndarray,
+    size: tuple[int, int],
+) -> Group:
+    steps, batch = size
+    places = first[chosen][:, np.newaxis] + np.arange(steps * batch)
+    is_photo = places < first[chosen + 1][:, np.newaxis]
+    places = np.where(is_photo, places, first[chosen][:, np.newaxis]).ravel()  # padded with the client's first photo
+    inputs, labels = features.inputs(photos[places], draws[places]), features.labels(photos[places])
+    return Group(
+        chosen,
+        tf.constant(inputs.reshape(len(chosen), steps, batch, -1)),
+        tf.constant(labels.reshape(len(chosen), steps, batch, -1)),
+        tf.constant(is_photo.reshape(len(chosen), steps, batch).sum(2), tf.int32),
+    )
+
+
+def _descend(
+    config: ClientConfig,
+    inputs: tf.Tensor,
+    labels: tf.Tensor,
+    shown: tf.Tensor,
+    start: Sequence[tf.Tensor],
+    learning_rate: tf.Tensor,
+    strength: tf.Tensor,
+) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """The weights [g, ...] with which the clients of a group end, and logits [g, steps, batch, outputs] on the way."""
+    steps = tf.shape(shown)[1]
+    all_logits = tf.TensorArray(tf.float32, steps, element_shape=[None, None, labels.shape[-1]])
+
+    def one_step(step: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, logits_of: tf.TensorArray) -> list[tf.Tensor]:
+        x, y, count = inputs[:, step], labels[:, step], tf.cast(shown[:, step], tf.float32)
+        logits = tf.matmul(x, kernel) + bias[:, tf.newaxis]
+        is_photo = tf.sequence_mask(shown[:, step], tf.shape(x)[1], tf.float32)
+        # The mean over photos and labels of the loss, differentiated by the logits.
+        share = is_photo / (tf.maximum(count, 1.0) * float(labels.shape[-1]))[:, tf.newaxis]
+        error = gradients_of(config.loss, y, logits) * share[:, :, tf.newaxis]
+        gradients = [tf.matmul(x, error, transpose_a=True), tf.reduce_sum(error, 1)]
+        weights = [kernel, bias]
+        if config.algorithm == FED_PROX:
+            gradients = [
+                gradient + strength * (weight - anchor)
+                for gradient, weight, anchor in zip(gradients, weights, start, strict=True)
+            ]
+        rates = [learning_rate * tf.cast(count > 0, tf.float32) * scale for scale in _scales(config, gradients)]
+        moved = [
+            weight - _of_clients(rate, weight) * gradient
+            for weight, rate, gradient in zip(weights, rates, gradients, strict=True)
+        ]
+        return [step + 1, *moved, logits_of.write(step, logits)]
+
+    _, kernel, bias, all_logits = tf.while_loop(
+        lambda step, *_: step < steps, one_step, [tf.constant(0), *start, all_logits], parallel_iterations=1
+    )
+    return [kernel, bias], tf.transpose(all_logits.stack(), [1, 0, 2, 3])
+
+
+def _scales(config: ClientConfig, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """`clipping.clip_scales` of every client: float32 [g] for each weight."""
+    bound = config.clipnorm
+    if bound <= 0:
+        return [tf.ones(tf.shape(gradient)[:1]) for gradient in gradients]
+    squares = _squares(gradients)
+    if config.global_clipnorm:
+        squares = [tf.add_n(squares)] * len(squares)
+    return [bound / tf.maximum(tf.sqrt(square), bound) for square in squares]
 
 
 def _squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan, ClientData
@@ -21,6 +22,7 @@ from benchmark.rounds.config import CanaryConfig, FederatedConfig
 from benchmark.rounds.group import shard_trainer
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.server import RoundServer
+from benchmark.rounds.shard import Broadcast
 from benchmark.run.user_states import UserStates
 
 
@@ -60,5 +62,8 @@ class InProcessRuntime(RoundServer):
         if looked_at is None:
             return self.finish(round_number, [self._cohort.train(sent, cohort, self._user_states)])
         result = self._cohort.train(drift.watched(sent), cohort)
-        found = drift.measure(self._cohort.train, sent, cohort, result, looked_at)
+        found = drift.measure(self._products, sent, cohort, result.update_norms, result.update_sum, looked_at)
         return replace(self.finish(round_number, [result]), drift=found)
+
+    def _products(self, sent: Broadcast, clients: Sequence[str]) -> np.ndarray:
+        return self._cohort.train(sent, clients).update_products

@@ -89,7 +89,7 @@ def _seconds(flags: argparse.Namespace, records: Records, folder: Path) -> dict[
     model, inputs = _model(flags, records, task, folder)
     data, config = inputs.clients(users), FederatedConfig(ClientConfig(learning_rates=(1e-3,)))
     runtime = InProcessRuntime(model, config, data, plan, 0)
-    scorer = LocalScorer(model, inputs, plan, data)
+    scorer = LocalScorer(model, records, inputs, plan, data)
     how = ClientEvalConfig(1, flags.looked_at, None, 0, is_private=False)
     plain = ClientEvaluation(how, scorer, records, users)
     trained = ClientEvaluation(replace(how, local_training=config.client), scorer, records, users)

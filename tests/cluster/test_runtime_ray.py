@@ -200,6 +200,13 @@ def test_canaries_beside_workers_have_the_scores_of_those_in_process(source, pla
     assert ours.influence.canaries == reference.influence.canaries > 0
 
 
+def _assert_equal_drifts(ours, reference, round_number, cohort, looked_at):
+    drifts = [runtime.run_round(round_number, cohort, looked_at).drift for runtime in (ours, reference)]
+    for mine, theirs in zip(*drifts, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    assert len(drifts[0].norms) == len(cohort)
+
+
 @pytest.mark.parametrize("which", [HEAD, pytest.param(FILM, marks=pytest.mark.slow)])
 def test_few_weights_on_workers_equal_inprocess(which, records, source, plan, pools, tmp_path):
     """Features for the head, groups of clients; photos for FiLM, with weights that are frozen."""
@@ -221,7 +228,8 @@ def test_few_weights_on_workers_equal_inprocess(which, records, source, plan, po
     read = inputs.clients(clients)
     reference = InProcessRuntime(prepared()[0], config, read, plan, SEED, KEY)
     assert_equal_rounds(ours, reference, [_cohort(source, round_number) for round_number in range(3)])
-    remote, local = RayScorer(model, records, plan.task, ours.pool), LocalScorer(model, inputs, plan, read)
+    _assert_equal_drifts(ours, reference, 3, _cohort(source, 3), [4, 0, 3])
+    remote, local = RayScorer(model, records, plan.task, ours.pool), LocalScorer(model, records, inputs, plan, read)
     assert remote.evaluate("val") == pytest.approx(local.evaluate("val"), abs=1e-6)
     chosen = records.users("test")[:3]
     for mine, theirs in zip(remote.score_clients("test", chosen), local.score_clients("test", chosen), strict=True):
@@ -248,6 +256,7 @@ def test_fewer_clients_than_workers_and_none_at_all(source, plan, pools):
         mine, expected = (runtime.run_round(round_number, cohort) for runtime in (ours, reference))
         assert mine.num_examples == expected.num_examples
         assert mine.metrics == pytest.approx(expected.metrics, abs=1e-5)
+        _assert_equal_drifts(ours, reference, 2 + round_number, cohort, [*range(size)])
     _assert_close(ours.state(), reference.state())
 
 
@@ -282,7 +291,8 @@ def test_scores_of_the_workers_are_those_of_this_process(records, source, plan, 
     pool = pools(2)
     runtime = _ray(CONFIGS["fed_avg"], source, plan, pool)
     model = build_model(*_model_arguments(plan.task)[:4], 9, "float32")
-    local = LocalScorer(model, PixelInputs(records, plan.task, plan.image_size, 512), plan, source.open()[1])
+    pixels = PixelInputs(records, plan.task, plan.image_size, 512)
+    local = LocalScorer(model, records, pixels, plan, source.open()[1])
     remote = RayScorer(model, records, plan.task, pool)
     for partition in ("val", "train"):
         assert remote.evaluate(partition) == pytest.approx(local.evaluate(partition), abs=1e-6)

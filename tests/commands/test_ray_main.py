@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import gzip
 import importlib.util
 import json
 import os
@@ -40,6 +42,7 @@ FEDERATED = "benchmark.federated_main"
 _run = partial(run_process, FEDERATED)
 SMALL = (f"--model={TINY}", "--image_height=32", "--image_width=32", "--clients_per_round=6", "--client_batch_size=8")
 PRIVATE = (*SMALL, "--rounds_per_eval=2", "--rounds_per_checkpoint=1", "--noise_multiplier=1")
+LOOKS = ("--rounds_per_client_eval=2", "--clients_per_client_eval=4")
 RAY = ("--runtime=ray", "--num_workers=2")
 
 
@@ -87,10 +90,17 @@ def _assert_equal_metrics(one, other):
         assert mine == pytest.approx(expected, abs=1e-5)
 
 
+def _looks(run_dir):
+    """Round, client and kind -> the numbers of the row, NaN where there is none."""
+    with gzip.open(run_dir / "clients.csv.gz", "rt") as file:
+        _, *rows = csv.reader(file)
+    return {tuple(row[:3]): [float(cell or "nan") for cell in row[3:]] for row in rows}
+
+
 @needs_ray
 @pytest.mark.slow
 def test_the_command_on_ray_leaves_what_it_leaves_in_process(tfrecords, private, tmp_path):
-    flags = (*private, "--total_rounds=3", "--federated_eval", "--federated_eval_local_training")
+    flags = (*private, "--total_rounds=3", "--federated_eval", "--federated_eval_local_training", *LOOKS)
     ray, local = tmp_path / "ray", tmp_path / "local"
     done = _run(*flags, *RAY, *_places(tfrecords, ray))
     run(FEDERATED, *flags, *_places(tfrecords, local))
@@ -103,6 +113,11 @@ def test_the_command_on_ray_leaves_what_it_leaves_in_process(tfrecords, private,
     for name in ("clients.csv", "clients_after_local_training.csv"):
         scores = [np.genfromtxt(out / "run" / name, delimiter=",", skip_header=1)[:, 1:] for out in (ray, local)]
         np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+    rows = [_looks(out / "run") for out in (ray, local)]
+    assert rows[0].keys() == rows[1].keys()
+    assert {kind for _, _, kind in rows[0]} == {"val", "val_before", "val_after", "cohort"}
+    for row, numbers in rows[0].items():
+        np.testing.assert_allclose(numbers, rows[1][row], atol=1e-5, err_msg=str(row))
 
 
 def _start(flags, run_dir, round_number, **options):

@@ -101,8 +101,7 @@ def _check(*given):
         (["--federated_eval_local_training"], "--federated_eval_local_training has no effect without --federated_eval"),
         ([*LOOKS, "--federated_eval_clients=9"], "--federated_eval_clients has no effect without --federated_eval"),
         ([*LOOKS, "--total_rounds=9"], "--rounds_per_client_eval=10: no client would be looked at in --total_rounds=9"),
-        ([*LOOKS, "--runtime=tff"], "--rounds_per_client_eval=10: updates of clients are looked at with --runtime=in"),
-        ([*LOOKS, "--runtime=ray"], "--rounds_per_client_eval=10: updates of clients are looked at with --runtime=in"),
+        ([*LOOKS, "--runtime=tff"], "--rounds_per_client_eval=10: --runtime=tff shows no client's update; use --run"),
         ([*LOOKS, "--aggregator=secure"], "--rounds_per_client_eval=10 looks at single updates, which --aggregator=s"),
     ],
 )
