@@ -16,7 +16,7 @@ import tensorflow as tf
 from benchmark import flair_model
 for seed, path in enumerate(sys.argv[1:]):
     tf.keras.utils.set_random_seed(seed)
-    flair_model.save_weights(flair_model.build_model("cnn", (32, 32, 3), 17), path)
+    flair_model.save_model(flair_model.build_model("cnn", (32, 32, 3), 17), path)
 """
 
 

@@ -134,7 +134,7 @@ def test_models_are_saved_and_read_without_locks(tmp_path: Path, without_locks: 
         "import sys\nfrom flair.terminal import command\ndef main(argv):\n"
         "    from benchmark import flair_model\n"
         "    from benchmark.model import saved\n"
-        "    flair_model.save_weights(flair_model.build_model('cnn', (32, 32, 3), 17), argv[0])\n"
+        "    flair_model.save_model(flair_model.build_model('cnn', (32, 32, 3), 17), argv[0])\n"
         "    print(saved.describe(__import__('pathlib').Path(argv[0])).num_outputs)\n"
         "command.run(main)\n"
     )
