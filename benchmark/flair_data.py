@@ -8,18 +8,18 @@ from benchmark.data.pipeline import EvaluationData, TrainingData, evaluation_dat
 from benchmark.data.records import PhotoIndex, Records, Task
 from benchmark.personalization.dataset import Episode, episode_dataset
 from benchmark.personalization.dump import DumpedEpisodes
-from benchmark.personalization.episodes import EpisodesOfLabels, EpisodesOfUsers
+from benchmark.personalization.sources import LabelEpisodeSource, UserEpisodeSource
 
 __all__ = [
     "DumpedEpisodes",
     "Episode",
-    "EpisodesOfLabels",
-    "EpisodesOfUsers",
     "EvaluationData",
+    "LabelEpisodeSource",
     "PhotoIndex",
     "Records",
     "Task",
     "TrainingData",
+    "UserEpisodeSource",
     "decode_batch",
     "episode_dataset",
     "evaluation_dataset",

@@ -21,13 +21,13 @@ from benchmark.model.saved import SavedModel
 from benchmark.personalization import flags as personalize_flags
 from benchmark.personalization import run_labels, run_users
 from benchmark.personalization.adaptation import Adaptation
-from benchmark.personalization.episodes import EpisodesOfLabels, EpisodesOfUsers, taxonomy_folder
 from benchmark.personalization.flags import LABELS, USERS
 from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult
 from benchmark.personalization.prototypical import TrainingConfig
 from benchmark.personalization.run_labels import EMBEDDING_FILE, HeadConfig, Labels
 from benchmark.personalization.run_users import Users
 from benchmark.personalization.runner import RunConfig, Scoring, run_episodes
+from benchmark.personalization.sources import LabelEpisodeSource, UserEpisodeSource, taxonomy_folder
 from benchmark.run import command
 from benchmark.run.files import read_json
 from benchmark.run.flags import CHANGEABLE, Flags, Table
@@ -129,15 +129,15 @@ def _scoring(flags: Flags, config: RunConfig) -> Scoring:
         division = flags.split, flags.num_support, flags.num_query, flags.duplicates
         sgd = steps, learning_rate, flags.batch_size, flags.proximal_strength, flags.clipnorm
         loss = loss_flags.loss_config(flags, loss_flags.logit_offsets(flags, records, config.task))
-        of_users = EpisodesOfUsers(records, flags.partition, seed, *division)
+        of_users = UserEpisodeSource(records, flags.partition, seed, *division)
         return Users(config, of_users, Adaptation(flags.trainable, *sgd, loss), flags.query_size_limit)
     drawing = flags.ways, flags.shots, flags.num_query, flags.taxonomy
-    of_labels = EpisodesOfLabels(records, flags.partition, seed, flags.label_set, *drawing)
+    of_labels = LabelEpisodeSource(records, flags.partition, seed, flags.label_set, *drawing)
     head = HeadConfig(steps, learning_rate, flags.proximal_strength)
     if not flags.training_episodes:
         return Labels(config, of_labels, head)
     training = TrainingConfig(flags.training_episodes, flags.training_learning_rate)
-    return Labels(config, of_labels, head, (EpisodesOfLabels(records, "train", seed, "train", *drawing), training))
+    return Labels(config, of_labels, head, (LabelEpisodeSource(records, "train", seed, "train", *drawing), training))
 
 
 def _task(flags: Flags, records: Records, saved: SavedModel) -> Task:

@@ -3,9 +3,8 @@
 Splits are the partitions. Within one, photos lie user after user, users in the order of their ids and photos of a user
 in that of the metadata, so that one user, one partition or everything is a slice (`train[3:8]`, `train`, `all`);
 `info.metadata["users"][partition][user_id]` is the slice [start, stop). A photo has several labels, so that a label is
-no slice of the photos: it is one of `label_rows-<partition>.npy`, which holds the places of its photos. A photo is the
-JPEG that prepare_tfrecords.py stores, byte for byte. Nothing is downloaded. The API is that of
-https://www.tensorflow.org/datasets/add_dataset.
+no slice of the photos; `label_rows` has the places of its photos. A photo is the JPEG that prepare_tfrecords.py stores,
+byte for byte. Nothing is downloaded. The API is that of https://www.tensorflow.org/datasets/add_dataset.
 
 Needs the optional package tensorflow-datasets; nothing else imports this module before it is known to be there.
 """
@@ -21,10 +20,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from benchmark.data import label_rows
 from benchmark.data.records import photo_places
 from benchmark.data.slices import LABEL_FEATURES, Shard, StreamTable, equal_streams, interleaved
 from flair.curation.heldout import hold_out
@@ -32,13 +31,13 @@ from flair.dataset import images
 from flair.dataset.catalog import HELDOUT, IMAGE_SIZE, METADATA_FILE, PARTITIONS, TAXONOMY_FILE
 from flair.dataset.metadata import User, label_index, load_taxonomy, load_users, records_of
 from flair.errors import FlairError
-from flair.files import npy_file
 from flair.files.regular_file import file_sha256
 from flair.records.tfrecord.frames import read_payloads
 from flair.records.tfrecord.reader import Span
 from flair.terminal.progress import Progress
 
 if TYPE_CHECKING:
+    import numpy as np
     import tensorflow as tf
 
 COMMAND = "tfds build benchmark/flair_tfds.py --manual_dir=DATASET_DIR --data_dir=TFDS_DATA_DIR"
@@ -63,7 +62,6 @@ of a split is whose.
 # TFDS sorts what it writes through files on disk, of which it fills a thousand, each read as a whole: keys spread over
 # 200 of them take a 200th of a partition into memory at once, and are few enough to be open together.
 _KEY_SPACE, _NUM_BUCKETS = 1 << 128, 200
-_ROW = np.dtype(np.int64)  # of label_rows-<partition>.npy
 
 
 class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -115,7 +113,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             )
         super()._download_and_prepare(dl_manager, download_config, **options)
         files = [Path(path) for split in self.info.splits.values() for path in split.filepaths]
-        files += [self._label_rows_path(partition) for partition in self.info.splits]
+        files += [label_rows.path_of(self.data_dir, partition) for partition in self.info.splits]
         self.info.metadata["shard_sha256"] = {path.name: file_sha256(path) for path in files}
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
@@ -134,7 +132,10 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         present = [name for name in (METADATA_FILE, TAXONOMY_FILE) if (dataset_dir / name).is_file()]
         self.info.metadata.update(
             users={name: _slices(members) for name, members in by_partition.items()},
-            label_slices={name: self._write_label_rows(name, members) for name, members in by_partition.items()},
+            label_slices={
+                name: label_rows.write(label_rows.path_of(self.data_dir, name), records_of(members))
+                for name, members in by_partition.items()
+            },
             heldout=dict(self.heldout),
             label_names={feature: self.info.features[feature].feature.names for feature in LABEL_FEATURES},
             source_sha256={name: file_sha256(dataset_dir / name) for name in present},
@@ -163,25 +164,6 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         if not split.heldout:
             raise FlairError(f"--heldout_fraction={self.heldout['fraction']}: no train user has enough photos for that")
         return {"train": split.users, HELDOUT: split.heldout}
-
-    def _write_label_rows(self, partition: str, users: Sequence[User]) -> dict[str, dict[str, tuple[int, int]]]:
-        """Writes the places of each label's photos; returns where each label's are in the file."""
-        rows: dict[tuple[str, str], list[int]] = {}
-        for row, record in enumerate(records_of(users)):
-            for feature in LABEL_FEATURES:
-                for name in getattr(record, feature):
-                    rows.setdefault((feature, name), []).append(row)
-        npy_file.write_rows(
-            self._label_rows_path(partition), np.array([row for label in rows.values() for row in label], _ROW)
-        )
-        borders = itertools.accumulate(map(len, rows.values()), initial=0)
-        slices: dict[str, dict[str, tuple[int, int]]] = {feature: {} for feature in LABEL_FEATURES}
-        for (feature, name), slice_ in zip(rows, itertools.pairwise(borders), strict=True):
-            slices[feature][name] = slice_
-        return slices
-
-    def _label_rows_path(self, partition: str) -> Path:
-        return Path(self.data_dir) / f"label_rows-{partition}.npy"
 
     def users(self, partition: str) -> Mapping[str, Sequence[int]]:
         """User id -> [start, stop) of the partition's photos, in order.
@@ -230,17 +212,10 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         """
         num_photos = max(stop for _, stop in self.users(partition).values())
         try:
-            start, stop = self.info.metadata["label_slices"][partition][feature][label]
+            slice_ = self.info.metadata["label_slices"][partition][feature][label]
         except KeyError:
             raise FlairError(f"{self.data_dir}: no photo of {partition!r} has {label!r} among its {feature}") from None
-        path = self._label_rows_path(partition)
-        try:
-            rows = npy_file.read_rows(path, _ROW)[start:stop]
-        except FileNotFoundError:
-            raise FlairError(f"{path}: is missing; build it again with `{COMMAND} --overwrite`") from None
-        if len(rows) != stop - start or rows.min() < 0 or rows.max() >= num_photos:
-            raise FlairError(f"{path}: is not what was built; build it again with `{COMMAND} --overwrite`")
-        return rows
+        return label_rows.read(label_rows.path_of(self.data_dir, partition), slice_, num_photos)
 
     def as_label_dataset(
         self, partition: str, label: str, feature: str = "labels", decoders: Any = None

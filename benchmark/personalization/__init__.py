@@ -8,11 +8,11 @@ __all__ = [
     "adaptation",
     "dataset",
     "dump",
-    "episodes",
     "flags",
     "log",
     "prototypical",
     "run_labels",
     "run_users",
     "runner",
+    "sources",
 ]

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from benchmark.data.augmentation import decode_batch
 from benchmark.data.records import Task
-from benchmark.personalization.episodes import EpisodeSource
+from benchmark.personalization.sources import EpisodeSource
+from flair.errors import FlairError
 from flair.records.tfrecord import example
 
 _EPISODES_AHEAD = 1  # decoded; the largest has a thousand photos
@@ -39,8 +40,8 @@ def episode_dataset(
     """The episodes `first`, `first` + 1, ... without an end, or to that of a dump; read and decoded one ahead.
 
     Args:
-      episodes: `EpisodesOfUsers`, `EpisodesOfLabels` or `DumpedEpisodes`. An episode is a function of its number, and
-        none before `first` is computed.
+      episodes: `UserEpisodeSource`, `LabelEpisodeSource` or `DumpedEpisodes`.
+      first: number of the first episode, from 0; none before it is computed.
       image_size: (height, width) of the photos. An episode of labels has up to 1,000, 0.6 GB at 224 x 224.
       use_fine_grained_labels: of users' photos; of label episodes every label is one.
 
@@ -50,6 +51,8 @@ def episode_dataset(
       classes among all fine-grained labels. A user's photos have no one class: `labels` are float32 [n, columns], 0 or
       1, and `ids` string [n], the photos' ids (empty where the records have none).
     """
+    if first < 0:
+        raise FlairError(f"first={first}: episodes are numbered from 0")
     feature = "fine_grained_labels" if use_fine_grained_labels else "labels"
     names = tuple(getattr(episodes, feature))
     task = Task(feature, names, len(names), image_format=episodes.image_format)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from benchmark.personalization.episodes import EpisodesOfLabels, EpisodesOfUsers, SerializedEpisode
+from benchmark.personalization.sources import LabelEpisodeSource, SerializedEpisode, UserEpisodeSource
 from benchmark.run.files import read_json
 from flair.errors import FlairError
 from flair.files import atomic, json_text
@@ -36,7 +36,7 @@ _EPISODES: dict[str, Any] = {"settings": {"episodes": str}, "episodes": [_EPISOD
 _LABELS: dict[str, Any] = {"labels": {"*": int}, "fine_grained_labels": {"*": int}}
 
 
-def dump_episodes(folder: str | Path, count: int, episodes: EpisodesOfUsers | EpisodesOfLabels) -> None:
+def dump_episodes(folder: str | Path, count: int, episodes: UserEpisodeSource | LabelEpisodeSource) -> None:
     """Writes the episodes 0 .. count - 1; those that an interrupted dump of the same settings wrote are kept.
 
     Raises:

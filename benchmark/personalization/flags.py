@@ -6,8 +6,8 @@ from pathlib import Path
 
 from benchmark.model.saved import NETWORK_HELP
 from benchmark.model.trainable import HEAD, TRAINABLE
-from benchmark.personalization.episodes import taxonomy_folder
 from benchmark.personalization.labels import LABEL_SETS
+from benchmark.personalization.sources import taxonomy_folder
 from benchmark.personalization.users import DUPLICATE_AWARE, RANDOM, SPLITS
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path, text
 from flair.dataset.catalog import IMAGE_SIZE, PARTITIONS, TAXONOMY_FILE

@@ -15,11 +15,11 @@ import numpy as np
 from benchmark.model import saved as saved_model
 from benchmark.personalization import few_shot, prototypical
 from benchmark.personalization import summary as personalization_summary
-from benchmark.personalization.episodes import EpisodesOfLabels
 from benchmark.personalization.log import EpisodeResult, LabelResult
 from benchmark.personalization.prototypical import FeatureEpisode, TrainingConfig
 from benchmark.personalization.run_users import span
 from benchmark.personalization.runner import RunConfig
+from benchmark.personalization.sources import LabelEpisodeSource
 from benchmark.personalization.summary import LEARNERS
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.names import CHECKPOINTS_DIR
@@ -60,9 +60,9 @@ class Labels:
     def __init__(
         self,
         config: RunConfig,
-        episodes: EpisodesOfLabels,
+        episodes: LabelEpisodeSource,
         head: HeadConfig,
-        training: tuple[EpisodesOfLabels, TrainingConfig] | None = None,
+        training: tuple[LabelEpisodeSource, TrainingConfig] | None = None,
     ) -> None:
         self.episodes = episodes
         self._config, self._head, self._training = config, head, training
@@ -98,7 +98,7 @@ class Labels:
         return run_episode
 
     def _train(
-        self, model: tf.keras.Model, folder: Path, episodes: EpisodesOfLabels, training: TrainingConfig
+        self, model: tf.keras.Model, folder: Path, episodes: LabelEpisodeSource, training: TrainingConfig
     ) -> few_shot.Floats:
         """The embedding, which is also written to the run's folder."""
         draw = _feature_episodes(self._config, model, episodes, folder / "features" / "training.npy")
@@ -147,7 +147,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
 
 
 def _feature_episodes(
-    config: RunConfig, model: tf.keras.Model, episodes: EpisodesOfLabels, path: Path
+    config: RunConfig, model: tf.keras.Model, episodes: LabelEpisodeSource, path: Path
 ) -> Callable[[int], FeatureEpisode]:
     """Episodes as standardized features, which are kept at `path`."""
     rows = np.unique(np.concatenate([c.photos for one in episodes.drawn.alphabets for c in one.classes]))

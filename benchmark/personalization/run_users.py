@@ -12,9 +12,9 @@ from benchmark.data.labels import PhotoTable
 from benchmark.model import saved as saved_model
 from benchmark.personalization import summary as personalization_summary
 from benchmark.personalization.adaptation import Adaptation, batch_positions
-from benchmark.personalization.episodes import EpisodesOfUsers
 from benchmark.personalization.log import EpisodeResult, UserResult
 from benchmark.personalization.runner import RunConfig
+from benchmark.personalization.sources import UserEpisodeSource
 from benchmark.personalization.users import CHRONOLOGICAL
 from flair.files import atomic
 from flair.statistics.divergence import divergences
@@ -30,7 +30,7 @@ class Users:
     """
 
     def __init__(
-        self, config: RunConfig, episodes: EpisodesOfUsers, adaptation: Adaptation, query_size_limit: int
+        self, config: RunConfig, episodes: UserEpisodeSource, adaptation: Adaptation, query_size_limit: int
     ) -> None:
         self.episodes = episodes
         self._config, self._adaptation, self._query_size_limit = config, adaptation, query_size_limit

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from benchmark.data.records import Records, Task
 from benchmark.model.saved import SavedModel
 from benchmark.personalization.dump import dump_episodes
-from benchmark.personalization.episodes import EpisodesOfLabels, EpisodesOfUsers
 from benchmark.personalization.log import EpisodeLog, EpisodeResult
+from benchmark.personalization.sources import LabelEpisodeSource, UserEpisodeSource
 from benchmark.run.interruption import SafePoints
 from flair.terminal.progress import Progress
 
@@ -53,7 +53,7 @@ class Scoring(Protocol):
     """What is done with the episodes: with users (`run_users.Users`), or few-shot tasks (`run_labels.Labels`)."""
 
     @property
-    def episodes(self) -> EpisodesOfUsers | EpisodesOfLabels:
+    def episodes(self) -> UserEpisodeSource | LabelEpisodeSource:
         """Which photos they are."""
         ...
 

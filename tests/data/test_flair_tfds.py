@@ -176,7 +176,7 @@ def test_damaged_places_of_labels_are_named(built, tmp_path):
     with pytest.raises(FlairError, match=r"label_rows-val\.npy: is damaged"):
         copy.label_rows("val", label)
     path.unlink()
-    with pytest.raises(FlairError, match=r"label_rows-val\.npy: is missing; build it again"):
+    with pytest.raises(FlairError, match=r"label_rows-val\.npy: is missing; build the data set again"):
         copy.label_rows("val", label)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.personalization.dump import DumpedEpisodes, dump_episodes
-from benchmark.personalization.episodes import EpisodesOfLabels, EpisodesOfUsers
+from benchmark.personalization.sources import LabelEpisodeSource, UserEpisodeSource
 from flair.errors import FlairError
 from flair.records.tfrecord import example
 from flair.records.tfrecord.frames import frame, read_payloads
@@ -30,10 +30,10 @@ META_DATASET_FEATURES = {
 def dumped(request, records, miniature, tmp_path_factory):
     """A source of episodes, and the folder of its first ones."""
     if request.param == "users":
-        episodes = EpisodesOfUsers(records, "train", seed=3)
+        episodes = UserEpisodeSource(records, "train", seed=3)
     else:
         fixed = {"ways": 3, "shots": 1, "num_query": 1}
-        episodes = EpisodesOfLabels(records, "train", seed=3, label_set="train", taxonomy=str(miniature), **fixed)
+        episodes = LabelEpisodeSource(records, "train", seed=3, label_set="train", taxonomy=str(miniature), **fixed)
     folder = tmp_path_factory.mktemp("dump") / "episodes"
     dump_episodes(folder, COUNT, episodes)
     return episodes, folder

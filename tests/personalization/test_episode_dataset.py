@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark.flair_data import DumpedEpisodes, EpisodesOfLabels, EpisodesOfUsers, episode_dataset
+from benchmark.flair_data import DumpedEpisodes, LabelEpisodeSource, UserEpisodeSource, episode_dataset
 from benchmark.personalization.dump import dump_episodes
+from flair.errors import FlairError
 from flair.records.tfrecord import example
 
 SIZE = (32, 48)
@@ -16,9 +17,9 @@ SIZE = (32, 48)
 @pytest.fixture(scope="module", params=["users", "labels"])
 def episodes(request, records, miniature):
     if request.param == "users":
-        return EpisodesOfUsers(records, "train", seed=2)
+        return UserEpisodeSource(records, "train", seed=2)
     fixed = {"ways": 3, "shots": 1, "num_query": 1}
-    return EpisodesOfLabels(records, "train", seed=2, label_set="train", taxonomy=str(miniature), **fixed)
+    return LabelEpisodeSource(records, "train", seed=2, label_set="train", taxonomy=str(miniature), **fixed)
 
 
 def _equal(one, other):
@@ -76,8 +77,32 @@ def test_without_an_end_from_records_and_with_one_from_a_dump(episodes, tmp_path
     ]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            lambda records: UserEpisodeSource(records, "train", split="newest"),
+            "split='newest': expected one of random, ",
+        ),
+        (lambda records: UserEpisodeSource(records, "train", split="duplicate_aware"), "and a file belong together"),
+        (
+            lambda records: LabelEpisodeSource(records, "train", label_set="dev"),
+            "label_set='dev': expected one of train, ",
+        ),
+        (lambda records: LabelEpisodeSource(records, "train", ways=400), "no coarse label has 400 fine-grained ones"),
+        (
+            lambda records: episode_dataset(UserEpisodeSource(records, "train"), first=-1),
+            "first=-1: episodes are numbered",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(records, wrong, message):
+    with pytest.raises(FlairError, match=message):
+        wrong(records)
+
+
 def test_users_have_fine_grained_labels_on_request(records):
-    users = EpisodesOfUsers(records, "train", num_support=2, num_query=2)
+    users = UserEpisodeSource(records, "train", num_support=2, num_query=2)
     one = next(iter(episode_dataset(users, SIZE, use_fine_grained_labels=True)))
     assert one.support_labels.shape == (2, len(records.fine_grained_labels))
     expected = [set(example.decode(photo).fine_grained_labels) for photo in users.serialized(0).support]

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from benchmark.data.labels import read_photo_table
 from benchmark.data.records import Records
-from benchmark.personalization.labels import LabelEpisodes, make_alphabets, one_alphabet
-from benchmark.personalization.users import RANDOM, UserEpisodes, UserPhotos
+from benchmark.personalization.labels import LABEL_SETS, LabelEpisodes, make_alphabets, one_alphabet
+from benchmark.personalization.users import DUPLICATE_AWARE, RANDOM, SPLITS, UserEpisodes, UserPhotos
 from flair.curation.exclusion import Exclusion, read_exclusion
 from flair.dataset.catalog import TAXONOMY_FILE
 from flair.dataset.metadata import load_taxonomy
@@ -63,7 +63,7 @@ class _OfRecords:
         return {"partition": self.partition, "seed": self._seed, "data": self.records.digest()}
 
 
-class EpisodesOfUsers(_OfRecords):
+class UserEpisodeSource(_OfRecords):
     """The users of a partition as episodes, without an end; an episode is a function of (seed, number).
 
     Args:
@@ -91,6 +91,11 @@ class EpisodesOfUsers(_OfRecords):
         num_query: int | None = None,
         duplicates: str | None = None,
     ) -> None:
+        _check("split", split, SPLITS)
+        if (split == DUPLICATE_AWARE) != (duplicates is not None):
+            raise FlairError(
+                f"split={split!r}, duplicates={duplicates!r}: {DUPLICATE_AWARE} and a file belong together"
+            )
         self.duplicates = _read_duplicates(duplicates)
         super().__init__(records, partition, seed)
         self.split = split
@@ -113,7 +118,7 @@ class EpisodesOfUsers(_OfRecords):
         return SerializedEpisode(support, query, episode.user_id)
 
 
-class EpisodesOfLabels(_OfRecords):
+class LabelEpisodeSource(_OfRecords):
     """Few-shot tasks over fine-grained labels of a partition, without an end; a function of (seed, number), too.
 
     Args:
@@ -141,6 +146,7 @@ class EpisodesOfLabels(_OfRecords):
         num_query: int | None = None,
         taxonomy: str | None = None,
     ) -> None:
+        _check("label_set", label_set, LABEL_SETS)
         super().__init__(records, partition, seed)
         self.label_set, self.taxonomy = label_set, taxonomy
         self._drawing = {"label_set": label_set, "ways": ways, "shots": shots, "num_query": num_query}
@@ -169,6 +175,11 @@ def taxonomy_folder(given: str | os.PathLike[str]) -> Path:
     """The folder of the file that `given` names, or that it is."""
     path = Path(given)
     return path.parent if path.name == TAXONOMY_FILE else path
+
+
+def _check(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise FlairError(f"{name}={value!r}: expected one of {', '.join(choices)}")
 
 
 def _read_duplicates(path: str | None) -> Exclusion | None:
