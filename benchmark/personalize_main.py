@@ -23,9 +23,11 @@ from benchmark.personalization import run_labels, run_users
 from benchmark.personalization.adaptation import Adaptation
 from benchmark.personalization.flags import LABELS, USERS
 from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult
-from benchmark.personalization.run_labels import Labels, LabelsConfig
-from benchmark.personalization.run_users import Users, UsersConfig
-from benchmark.personalization.runner import Episodes, RunConfig, run_episodes
+from benchmark.personalization.prototypical import TrainingConfig
+from benchmark.personalization.run_labels import EMBEDDING_FILE, HeadConfig, Labels
+from benchmark.personalization.run_users import Users
+from benchmark.personalization.runner import RunConfig, Scoring, run_episodes
+from benchmark.personalization.sources import LabelEpisodeSource, UserEpisodeSource, taxonomy_folder
 from benchmark.run import command
 from benchmark.run.files import read_json
 from benchmark.run.flags import CHANGEABLE, Flags, Table
@@ -69,7 +71,7 @@ def main(flags: Flags) -> None:
             try:
                 summary = _run(flags, records, task, saved, run, facts)
             except FlairError:
-                _forget_unless_begun(run.path)
+                _forget_unless_begun(run)
                 raise
     _report(summary, run.path)
 
@@ -80,7 +82,7 @@ def _facts(flags: Flags, records: Records) -> dict[str, Any]:
     if flags.duplicates is not None and Path(flags.duplicates).is_file():
         files["duplicates"] = flags.duplicates
     if flags.taxonomy is not None:
-        files["taxonomy"] = str(personalize_flags.taxonomy_folder(flags) / TAXONOMY_FILE)
+        files["taxonomy"] = str(taxonomy_folder(flags.taxonomy) / TAXONOMY_FILE)
     if flags.logit_adjustment not in (None, loss_flags.TRAIN):
         files["logit_adjustment"] = flags.logit_adjustment
     facts = {name: {"path": path, "digest": file_sha256(Path(path))} for name, path in files.items()}
@@ -103,7 +105,7 @@ def _run(
     places = flags.dump_dir, flags.feature_dir
     config = RunConfig(records, flags.partition, task, saved, size, flags.num_episodes, flags.seed, *places)
     steps, learning_rate = personalize_flags.steps_and_learning_rate(flags)
-    result = run_episodes(config, _episodes(flags, config), log, run.path)
+    result = run_episodes(config, _scoring(flags, config), log, run.path)
     summary = {
         "episodes": flags.num_episodes,
         "kind": flags.episodes,
@@ -120,16 +122,22 @@ def _run(
     return summary
 
 
-def _episodes(flags: Flags, config: RunConfig) -> Episodes:
+def _scoring(flags: Flags, config: RunConfig) -> Scoring:
     steps, learning_rate = personalize_flags.steps_and_learning_rate(flags)
+    records, seed = config.records, flags.seed
     if flags.episodes == USERS:
-        sgd = steps, learning_rate, flags.batch_size, flags.proximal_strength, flags.clipnorm
-        loss = loss_flags.loss_config(flags, loss_flags.logit_offsets(flags, config.records, config.task))
         division = flags.split, flags.num_support, flags.num_query, flags.duplicates
-        return Users(config, UsersConfig(*division, Adaptation(flags.trainable, *sgd, loss), flags.query_size_limit))
-    taxonomy = None if flags.taxonomy is None else (flags.taxonomy, personalize_flags.taxonomy_folder(flags))
-    drawing = (flags.label_set, flags.ways, flags.shots, flags.num_query, taxonomy)
-    return Labels(config, LabelsConfig(*drawing, steps, learning_rate, flags.proximal_strength))
+        sgd = steps, learning_rate, flags.batch_size, flags.proximal_strength, flags.clipnorm
+        loss = loss_flags.loss_config(flags, loss_flags.logit_offsets(flags, records, config.task))
+        of_users = UserEpisodeSource(records, flags.partition, seed, *division)
+        return Users(config, of_users, Adaptation(flags.trainable, *sgd, loss), flags.query_size_limit)
+    drawing = flags.ways, flags.shots, flags.num_query, flags.taxonomy
+    of_labels = LabelEpisodeSource(records, flags.partition, seed, flags.label_set, *drawing)
+    head = HeadConfig(steps, learning_rate, flags.proximal_strength)
+    if not flags.training_episodes:
+        return Labels(config, of_labels, head)
+    training = TrainingConfig(flags.training_episodes, flags.training_learning_rate)
+    return Labels(config, of_labels, head, (LabelEpisodeSource(records, "train", seed, "train", *drawing), training))
 
 
 def _task(flags: Flags, records: Records, saved: SavedModel) -> Task:
@@ -163,16 +171,16 @@ def _check_same(folder: Path, facts: dict[str, Any]) -> None:
             )
 
 
-def _forget_unless_begun(folder: Path) -> None:
+def _forget_unless_begun(run: RunFolder) -> None:
     # Or the same command with its flags mended would be refused, as another run's.
-    path = folder / EPISODES_FILE
-    if not path.is_file() or path.read_bytes().count(b"\n") <= 1:
-        _remove_results(folder)
-        (folder / FLAGS_FILE).unlink(missing_ok=True)
+    path = run.path / EPISODES_FILE
+    if not run.has_begun and (not path.is_file() or path.read_bytes().count(b"\n") <= 1):
+        _remove_results(run.path)
+        (run.path / FLAGS_FILE).unlink(missing_ok=True)
 
 
 def _remove_results(folder: Path) -> None:
-    for name in (EPISODES_FILE, USERS_FILE):
+    for name in (EPISODES_FILE, USERS_FILE, EMBEDDING_FILE):
         (folder / name).unlink(missing_ok=True)
     for name in (FIGURES_DIR, FEATURES_DIR):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -181,7 +189,8 @@ def _remove_results(folder: Path) -> None:
 def _report(summary: dict[str, Any], folder: Path) -> None:
     describe = run_users.describe if summary["kind"] == USERS else run_labels.describe
     print("\n".join(describe(summary)))
-    files = [EPISODES_FILE, *([USERS_FILE] if summary["kind"] == USERS else []), "summary.json", f"{FIGURES_DIR}/"]
+    of_kind = [USERS_FILE] if summary["kind"] == USERS else [EMBEDDING_FILE] if "training_episodes" in summary else []
+    files = [EPISODES_FILE, *of_kind, "summary.json", f"{FIGURES_DIR}/"]
     print(f"{folder}: {', '.join(files)}")
     print(f"{summary['episodes']:,} episodes in {duration(summary['seconds'])}")
     report = command_line("python -m benchmark.report_main", folder)

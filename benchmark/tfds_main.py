@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.run import command
-from benchmark.run.flags import Flags, Role, Table, boolean, integer, path
+from benchmark.run.flags import Flags, Role, Table, boolean, integer, number, path
 from flair.errors import FlairError
 from flair.files import lock
 from flair.terminal.paths import command_line
@@ -30,6 +30,15 @@ FLAGS: Table = (
     path("dataset_dir", None, "Folder that download_dataset.py wrote.", Role.RESULT, required=True),
     path("tfds_data_dir", None, "Folder of TFDS data sets, to which FLAIR is added.", Role.DATA, required=True),
     integer("num_shards", None, "Files a partition; none: as TFDS chooses, 64 MB or more each.", Role.SPEED, least=1),
+    number(
+        "heldout_fraction",
+        0.0,
+        "Put this fraction of each train user's photos aside, in the split heldout, as prepare_tfrecords.py does.",
+        Role.RESULT,
+        least=0,
+        most=0.99,
+    ),
+    integer("seed", 0, "Of which photos --heldout_fraction takes.", Role.RESULT),
     boolean("overwrite", "Build it again where it is built already.", Role.CALL),
 )
 
@@ -51,6 +60,10 @@ def main(flags: Flags) -> None:
 
     if is_tfds_data_dir(data_dir) and not flags.overwrite:
         builder = TFDSRecords(data_dir).builder
+        if builder.info.metadata.get("heldout", {}) != _heldout(flags):
+            raise FlairError(
+                f"{builder.data_dir}: is built with another --heldout_fraction or --seed; give the same, or --overwrite"
+            )
         print(f"{builder.data_dir} is built already. To build it again, add --overwrite.")
     else:
         _build(flags, data_dir)
@@ -77,7 +90,7 @@ def _build(flags: Flags, data_dir: Path) -> None:
         stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
         unfinished.mkdir()
         builder = FlairBuilder(data_dir=str(unfinished))
-        builder.shows_progress = True
+        builder.shows_progress, builder.heldout = True, _heldout(flags)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would tell where the unfinished one is
             builder.download_and_prepare(download_config=config)
         final = data_dir / Path(builder.data_dir).relative_to(unfinished)
@@ -85,6 +98,10 @@ def _build(flags: Flags, data_dir: Path) -> None:
         if final.exists():
             shutil.rmtree(final)
         os.replace(builder.data_dir, final)
+
+
+def _heldout(flags: Flags) -> dict[str, str | int]:
+    return {"fraction": str(flags.heldout_fraction), "seed": flags.seed} if flags.heldout_fraction else {}
 
 
 def _report(flags: Flags, builder: FlairBuilder, seconds: float) -> None:

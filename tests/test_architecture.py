@@ -37,7 +37,8 @@ ARROWS = {
     "benchmark.privacy": "benchmark.run flair.files flair.statistics flair.terminal",
     "benchmark.model": "benchmark.run flair.dataset flair.files flair.records.hdf5",
     "benchmark.data": (
-        "benchmark.run flair.dataset flair.files flair.records.hdf5 flair.records.tfrecord flair.terminal"
+        "benchmark.run flair.curation flair.dataset flair.files flair.records.hdf5 flair.records.tfrecord "
+        "flair.terminal"
     ),
     "benchmark.sweep": "benchmark.privacy benchmark.run flair.files flair.parallel flair.terminal",
     "benchmark.rounds": "benchmark.data benchmark.metrics benchmark.model benchmark.privacy benchmark.run",

@@ -90,9 +90,8 @@ class TFDSRecords(Records[tuple[int, int]]):
 
     def _find_users(self, partition: str) -> dict[str, tuple[int, int]]:
         with _naming_damage(self.root):
-            shards = self.builder.shards(partition)
             slices = {user: (start, stop) for user, (start, stop) in self.builder.users(partition).items()}
-            _check(slices, sum(shard.num_records for shard in shards))
+            _check(slices, sum(shard.num_records for shard in self.builder.shards(partition)))
         return slices
 
     def _find_photos(self, partition: str) -> PhotoIndex:

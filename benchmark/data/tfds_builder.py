@@ -2,8 +2,9 @@
 
 Splits are the partitions. Within one, photos lie user after user, users in the order of their ids and photos of a user
 in that of the metadata, so that one user, one partition or everything is a slice (`train[3:8]`, `train`, `all`);
-`info.metadata["users"][partition][user_id]` is the slice [start, stop). A photo is the JPEG that prepare_tfrecords.py
-stores, byte for byte. Nothing is downloaded. The API is that of https://www.tensorflow.org/datasets/add_dataset.
+`info.metadata["users"][partition][user_id]` is the slice [start, stop). A photo has several labels, so that a label is
+no slice of the photos; `label_rows` has the places of its photos. A photo is the JPEG that prepare_tfrecords.py stores,
+byte for byte. Nothing is downloaded. The API is that of https://www.tensorflow.org/datasets/add_dataset.
 
 Needs the optional package tensorflow-datasets; nothing else imports this module before it is known to be there.
 """
@@ -13,22 +14,30 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import types
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tensorflow_datasets as tfds
 from absl import logging
 
+from benchmark.data import label_rows
+from benchmark.data.records import photo_places
 from benchmark.data.slices import LABEL_FEATURES, Shard, StreamTable, equal_streams, interleaved
+from flair.curation.heldout import hold_out
 from flair.dataset import images
-from flair.dataset.catalog import IMAGE_SIZE, METADATA_FILE, PARTITIONS, TAXONOMY_FILE
+from flair.dataset.catalog import HELDOUT, IMAGE_SIZE, METADATA_FILE, PARTITIONS, TAXONOMY_FILE
 from flair.dataset.metadata import User, label_index, load_taxonomy, load_users, records_of
 from flair.errors import FlairError
 from flair.files.regular_file import file_sha256
+from flair.records.tfrecord.frames import read_payloads
+from flair.records.tfrecord.reader import Span
 from flair.terminal.progress import Progress
 
 if TYPE_CHECKING:
+    import numpy as np
     import tensorflow as tf
 
 COMMAND = "tfds build benchmark/flair_tfds.py --manual_dir=DATASET_DIR --data_dir=TFDS_DATA_DIR"
@@ -65,6 +74,8 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
     name = "flair"
     shows_progress = False  # in lines of our own, for a command that has turned TFDS's bars off
+    # Decimal text and seed, `fraction` and `seed`, of photos that `flair.curation.heldout` puts aside; empty: none.
+    heldout: Mapping[str, str | int] = types.MappingProxyType({})
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012  TFDS declares it so
@@ -101,8 +112,9 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
                 "(python -m flair.synthetic)"
             )
         super()._download_and_prepare(dl_manager, download_config, **options)
-        shards = [path for split in self.info.splits.values() for path in split.filepaths]
-        self.info.metadata["shard_sha256"] = {path.name: file_sha256(path) for path in shards}
+        files = [Path(path) for split in self.info.splits.values() for path in split.filepaths]
+        files += [label_rows.path_of(self.data_dir, partition) for partition in self.info.splits]
+        self.info.metadata["shard_sha256"] = {path.name: file_sha256(path) for path in files}
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         dataset_dir = Path(dl_manager.manual_dir)
@@ -115,9 +127,16 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             names = (name for record in records_of(users) for name in getattr(record, feature))
             self.info.features[feature].feature.names = [_checked_name(name) for name in label_index(names)]
         by_partition = {name: [user for user in users if user.partition == name] for name in PARTITIONS}
+        if self.heldout:
+            by_partition |= self._hold_out(by_partition["train"])
         present = [name for name in (METADATA_FILE, TAXONOMY_FILE) if (dataset_dir / name).is_file()]
         self.info.metadata.update(
             users={name: _slices(members) for name, members in by_partition.items()},
+            label_slices={
+                name: label_rows.write(label_rows.path_of(self.data_dir, name), records_of(members))
+                for name, members in by_partition.items()
+            },
+            heldout=dict(self.heldout),
             label_names={feature: self.info.features[feature].feature.names for feature in LABEL_FEATURES},
             source_sha256={name: file_sha256(dataset_dir / name) for name in present},
         )
@@ -140,6 +159,12 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
                 if shown:
                     shown.add()
 
+    def _hold_out(self, users: Sequence[User]) -> dict[str, list[User]]:
+        split = hold_out(users, Fraction(self.heldout["fraction"]), int(self.heldout["seed"]))
+        if not split.heldout:
+            raise FlairError(f"--heldout_fraction={self.heldout['fraction']}: no train user has enough photos for that")
+        return {"train": split.users, HELDOUT: split.heldout}
+
     def users(self, partition: str) -> Mapping[str, Sequence[int]]:
         """User id -> [start, stop) of the partition's photos, in order.
 
@@ -148,10 +173,11 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         """
         if not self.is_prepared():
             raise FlairError(f"{self.data_dir}: FLAIR is not built there; build it with `{COMMAND}`")
-        if partition not in PARTITIONS:
-            raise FlairError(f"partition {partition!r}: expected one of {', '.join(PARTITIONS)}")
-        found: Mapping[str, Sequence[int]] = self.info.metadata["users"][partition]
-        return found
+        users: Mapping[str, Mapping[str, Sequence[int]]] = self.info.metadata["users"]
+        if partition not in users:
+            hint = "; build it again with --heldout_fraction" if partition == HELDOUT else ""
+            raise FlairError(f"partition {partition!r}: expected one of {', '.join(users)}{hint}")
+        return users[partition]
 
     def as_user_dataset(self, partition: str, user_id: str, **options: Any) -> tf.data.Dataset:
         """One user's photos, in order.
@@ -172,6 +198,50 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         except KeyError:
             raise FlairError(f"{self.data_dir}: partition {partition!r} has no user {user_id!r}") from None
         return self.as_dataset(split=f"{partition}[{start}:{stop}]", **options)
+
+    def label_rows(self, partition: str, label: str, feature: str = "labels") -> np.ndarray:
+        """Places int64 [photos] of the photos with a label, ascending: the one at `row` is the slice `[row:row + 1]`.
+
+        Args:
+          partition: as of `users`.
+          label: its name.
+          feature: `labels` or `fine_grained_labels`.
+
+        Raises:
+          FlairError: no photo of the partition has such a label, or the file of places is damaged.
+        """
+        num_photos = max(stop for _, stop in self.users(partition).values())
+        try:
+            slice_ = self.info.metadata["label_slices"][partition][feature][label]
+        except KeyError:
+            raise FlairError(f"{self.data_dir}: no photo of {partition!r} has {label!r} among its {feature}") from None
+        return label_rows.read(label_rows.path_of(self.data_dir, partition), slice_, num_photos)
+
+    def as_label_dataset(
+        self, partition: str, label: str, feature: str = "labels", decoders: Any = None
+    ) -> tf.data.Dataset:
+        """The photos with a label, in order, each read at its place: none of the others is read.
+
+        Args:
+          partition, label, feature: as of `label_rows`, which says what is refused, too.
+          decoders: as of TFDS's `as_dataset`.
+
+        Returns:
+          A dataset of dictionaries of the features.
+        """
+        import tensorflow as tf
+
+        rows = self.label_rows(partition, label, feature).tolist()
+        places = _photo_places(tuple(self.shards(partition)))
+
+        def read() -> Iterator[bytes]:
+            for path, offset, length in (places[row] for row in rows):
+                yield from read_payloads(path, offset, length)
+
+        serialized = tf.data.Dataset.from_generator(read, output_signature=tf.TensorSpec([], tf.string))
+        decode = functools.partial(self.info.features.deserialize_example, decoders=decoders)
+        photos = serialized.map(decode, tf.data.AUTOTUNE, deterministic=True)
+        return photos.apply(tf.data.experimental.assert_cardinality(len(rows))).prefetch(tf.data.AUTOTUNE)
 
     def as_partition_dataset(
         self,
@@ -240,6 +310,12 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             path = Path(self.data_dir) / Path(name).name
             if not path.is_file() or file_sha256(path) != sha256:
                 raise FlairError(f"{path}: is not what was built; build it again with `{COMMAND} --overwrite`")
+
+
+@functools.lru_cache(maxsize=4)
+def _photo_places(shards: tuple[Shard, ...]) -> list[tuple[Path, int, int]]:
+    """File, offset and length in bytes of every record, from their headers."""
+    return [(shard.path, *place) for shard in shards for place in photo_places(Span(shard.path, None))]
 
 
 def _slices(users: Sequence[User]) -> dict[str, tuple[int, int]]:

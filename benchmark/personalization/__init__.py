@@ -4,4 +4,15 @@ What enters is a saved model and records. What leaves is episodes, their scores 
 intervals.
 """
 
-__all__ = ["adaptation", "flags", "log", "run_labels", "run_users", "runner"]
+__all__ = [
+    "adaptation",
+    "dataset",
+    "dump",
+    "flags",
+    "log",
+    "prototypical",
+    "run_labels",
+    "run_users",
+    "runner",
+    "sources",
+]

@@ -49,8 +49,8 @@ def draw_labels(folder: Path, results: Sequence[LabelResult]) -> None:
     captions = {
         "few_shot_accuracy.png": (
             f"Query accuracy of {len(results):,} episodes over fine-grained labels by their number of classes, one "
-            "point an episode: nearest centroid and a fine-tuned linear head on the same pooled features. "
-            "The line is chance."
+            "point an episode: nearest centroid, fine-tuned linear head and, if trained, prototypical networks, on the "
+            "same pooled features. The line is chance."
         )
     }
     figure, (axes,) = new_figure("Label episodes")
@@ -58,8 +58,11 @@ def draw_labels(folder: Path, results: Sequence[LabelResult]) -> None:
     for field, colour, marker, name, shift in (
         ("nearest_centroid_accuracy", BLUE, "o", "nearest centroid", -0.15),
         ("fine_tuning_accuracy", ORANGE, "^", "fine-tuned head", 0.15),
+        ("prototypical_networks_accuracy", GREEN, "s", "prototypical networks", 0.0),
     ):
         accuracy = [getattr(result, field) for result in results]
+        if np.isnan(accuracy).any():
+            continue
         axes.scatter(ways + shift, accuracy, s=12, alpha=0.6, color=colour, marker=marker, label=name, linewidths=0)
     line = np.arange(max(2, ways.min()), ways.max() + 1)
     axes.plot(line, 1 / line, color=_GREY, linestyle="--", label="chance")

@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmark.model.saved import NETWORK_HELP
 from benchmark.model.trainable import HEAD, TRAINABLE
 from benchmark.personalization.labels import LABEL_SETS
+from benchmark.personalization.sources import taxonomy_folder
 from benchmark.personalization.users import DUPLICATE_AWARE, RANDOM, SPLITS
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path, text
 from flair.dataset.catalog import IMAGE_SIZE, PARTITIONS, TAXONOMY_FILE
@@ -18,7 +19,7 @@ _FOR_USERS = (
     *("split", "duplicates", "num_support", "trainable", "batch_size", "clipnorm"),
     *("use_fine_grained_labels", "binary_label"),
 )
-_FOR_LABELS = ("ways", "shots", "label_set", "taxonomy")
+_FOR_LABELS = ("ways", "shots", "label_set", "taxonomy", "training_episodes", "training_learning_rate")
 
 FLAGS: Table = (
     path(
@@ -118,6 +119,21 @@ FLAGS: Table = (
         "all labels.",
         Role.RESULT,
     ),
+    integer(
+        "training_episodes",
+        0,
+        "With --episodes=labels: also train prototypical networks on so many episodes of the train labels and the "
+        "train partition; 0: none.",
+        Role.RESULT,
+        least=0,
+    ),
+    number(
+        "training_learning_rate",
+        0.001,
+        "Learning rate of Adam in that training, one step per episode.",
+        Role.RESULT,
+        least=0,
+    ),
     path(
         "feature_dir",
         None,
@@ -148,7 +164,7 @@ def check_flags(flags: Flags) -> None:
     """
     if not Path(flags.model).is_file():
         raise FlairError(f"--model={flags.model}: no such file; expected a saved model (.h5)")
-    if flags.taxonomy is not None and not (taxonomy_folder(flags) / TAXONOMY_FILE).is_file():
+    if flags.taxonomy is not None and not (taxonomy_folder(flags.taxonomy) / TAXONOMY_FILE).is_file():
         raise FlairError(f"--taxonomy={flags.taxonomy}: expected the dataset's {TAXONOMY_FILE}, or the folder it is in")
     for name in ("image_height", "image_width"):
         if (flags[name] or 0) > 4 * IMAGE_SIZE:
@@ -159,6 +175,13 @@ def check_flags(flags: Flags) -> None:
     for name in _FOR_USERS if flags.episodes == LABELS else _FOR_LABELS:
         if flags.is_changed(name):
             raise FlairError(f"--{name}={flags[name]} has no effect on --episodes={flags.episodes}; leave it out")
+    if flags.training_episodes and flags.label_set == "train":
+        raise FlairError(
+            f"--training_episodes={flags.training_episodes}: trains on the train labels, on which a test shows nothing "
+            "about new ones; give --label_set=test or val"
+        )
+    if flags.is_changed("training_learning_rate") and not flags.training_episodes:
+        raise FlairError("--training_learning_rate has no effect without --training_episodes; leave it out")
     if flags.feature_dir is not None and flags.trainable != HEAD:
         raise FlairError(
             f"--feature_dir={flags.feature_dir}: features do not change with the head alone; leave it out, or give "
@@ -177,12 +200,6 @@ def steps_and_learning_rate(flags: Flags) -> tuple[int, float]:
         steps if flags.steps is None else flags.steps,
         learning_rate if flags.learning_rate is None else flags.learning_rate,
     )
-
-
-def taxonomy_folder(flags: Flags) -> Path:
-    """Folder of the file that `--taxonomy` names."""
-    path = Path(flags.taxonomy)
-    return path.parent if path.name == TAXONOMY_FILE else path
 
 
 def run_dir(flags: Flags) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
@@ -31,7 +32,10 @@ class UserResult(NamedTuple):
 
 
 class LabelResult(NamedTuple):
-    """One episode of labels: its composition, and the accuracy of both baselines on the query photos."""
+    """One episode of labels: its composition, and the accuracy of each learner on the query photos.
+
+    `prototypical_networks_accuracy` is NaN where none were trained.
+    """
 
     episode: int
     alphabet: str
@@ -40,6 +44,7 @@ class LabelResult(NamedTuple):
     query: int
     nearest_centroid_accuracy: float
     fine_tuning_accuracy: float
+    prototypical_networks_accuracy: float = math.nan
 
 
 EpisodeResult = UserResult | LabelResult

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmark.data.labels import PhotoTable, read_photo_table
+from benchmark.data.labels import PhotoTable
 from benchmark.model import saved as saved_model
 from benchmark.personalization import summary as personalization_summary
 from benchmark.personalization.adaptation import Adaptation, batch_positions
-from benchmark.personalization.dump import DumpedEpisode
 from benchmark.personalization.log import EpisodeResult, UserResult
 from benchmark.personalization.runner import RunConfig
-from benchmark.personalization.users import CHRONOLOGICAL, UserEpisode, UserEpisodes, UserPhotos
-from flair.curation.exclusion import Exclusion, read_exclusion
-from flair.errors import FlairError
+from benchmark.personalization.sources import UserEpisodeSource
+from benchmark.personalization.users import CHRONOLOGICAL
 from flair.files import atomic
 from flair.statistics.divergence import divergences
 from flair.terminal.table import Columns
@@ -26,77 +23,41 @@ from flair.terminal.table import Columns
 ASSUMPTION = "photos are in the order of their Flickr ids, assuming that Flickr numbers them as they arrive"
 
 
-@dataclass(frozen=True)
-class UsersConfig:
-    """How users are divided (see `UserEpisodes`; `duplicates` is a file), and how the model adapts to them."""
-
-    split: str
-    num_support: int | None
-    num_query: int | None
-    duplicates: str | None
-    adaptation: Adaptation
-    query_size_limit: int
-
-
 class Users:
-    """The users of a partition as episodes; says how many can be."""
+    """The users of a partition as episodes, and how the model adapts to them; says how many can be.
 
-    def __init__(self, config: RunConfig, of_users: UsersConfig) -> None:
-        self._config, self._of_users = config, of_users
-        self._duplicates = _read_duplicates(of_users.duplicates)
-        self._table = table = read_photo_table(config.records, config.partition)
-        users = [
-            UserPhotos(user_id, [table.image_ids[row] for row in rows])
-            for user_id, rows in zip(table.users, table.rows_by_user(), strict=True)
-        ]
-        self._episodes = UserEpisodes(
-            users,
-            of_users.split,
-            config.seed,
-            of_users.num_support,
-            of_users.num_query,
-            None if self._duplicates is None else self._duplicates.component_of,
-        )
+    `query_size_limit` is as in `Personalizer`.
+    """
+
+    def __init__(
+        self, config: RunConfig, episodes: UserEpisodeSource, adaptation: Adaptation, query_size_limit: int
+    ) -> None:
+        self.episodes = episodes
+        self._config, self._adaptation, self._query_size_limit = config, adaptation, query_size_limit
         print(
-            f"{len(self._episodes.eligible):,} of {len(table.users):,} users of {config.partition} can be episodes"
-            + (f"; {ASSUMPTION}" if of_users.split == CHRONOLOGICAL else ""),
+            f"{len(episodes.drawn.eligible):,} of {len(episodes.table.users):,} users of {episodes.partition} can be "
+            "episodes" + (f"; {ASSUMPTION}" if episodes.split == CHRONOLOGICAL else ""),
             flush=True,
         )
-        if self._duplicates is not None:
-            known, total = sum(image_id in self._duplicates.ids for image_id in table.image_ids), len(table.image_ids)
-            print(f"{known:,} of {total:,} photos have near duplicates in {of_users.duplicates}", flush=True)
-
-    def dump_settings(self) -> dict[str, Any]:
-        return {
-            "episodes": "users",
-            "partition": self._config.partition,
-            "split": self._of_users.split,
-            "seed": self._config.seed,
-            "num_support": self._of_users.num_support,
-            "num_query": self._of_users.num_query,
-            "num_episodes": self._config.num_episodes,
-            "data": self._config.records.digest(),
-            "duplicates": None if self._duplicates is None else self._duplicates.digest,
-        }
-
-    def dumped(self, number: int) -> DumpedEpisode:
-        episode = self._episodes.episode(number)
-        return DumpedEpisode({"user_id": episode.user_id}, *self._photos_of(episode))
+        if episodes.duplicates is not None:
+            ids = episodes.table.image_ids
+            known = sum(image_id in episodes.duplicates.ids for image_id in ids)
+            print(f"{known:,} of {len(ids):,} photos have near duplicates in the file of --duplicates", flush=True)
 
     def prepare(self, folder: Path) -> Callable[[int], EpisodeResult]:
         """Loads the model; returns what adapts it to the user of an episode and scores both on the same photos."""
         # TensorFlow takes seconds to load; a run whose episodes are all in the log goes without.
         from benchmark.personalization.personalizer import Personalizer
 
-        config, adaptation, table = self._config, self._of_users.adaptation, self._table
+        config, adaptation, table = self._config, self._adaptation, self.episodes.table
         model = saved_model.load(config.model, config.image_size)
-        inputs, has_features = config.inputs(model), config.feature_dir is not None
-        personalizer = Personalizer(model, adaptation, has_features, self._of_users.query_size_limit)
+        inputs, has_features = config.inputs(model, config.partition), config.feature_dir is not None
+        personalizer = Personalizer(model, adaptation, has_features, self._query_size_limit)
         divergence = dict(zip(table.users, user_divergences(table, len(config.records.labels)).tolist(), strict=True))
-        photos = {user.user_id: len(user.image_ids) for user in self._episodes.eligible}
+        photos = {user.user_id: len(user.image_ids) for user in self.episodes.drawn.eligible}
 
         def run_episode(number: int) -> UserResult:
-            episode = self._episodes.episode(number)
+            episode = self.episodes.drawn.episode(number)
             user, sizes = episode.user_id, (len(episode.support), len(episode.query))
             positions = batch_positions(sizes[0], adaptation.steps, adaptation.batch_size, config.seed, number)
             baseline, adapted = personalizer.run(
@@ -111,27 +72,22 @@ class Users:
         """Writes users.csv and the figures; returns means over users, differences, and for whom adaptation helps."""
         from benchmark.personalization.figures import draw_users  # Matplotlib, which only the end needs
 
-        of_users = self._of_users
+        episodes = self.episodes
         scores = personalization_summary.score_users([one for one in results if isinstance(one, UserResult)])
         atomic.write_csv(folder / "users.csv", [personalization_summary.UserScore._fields, *scores])
         draw_users(folder / "figures", scores)
         return {
-            "split": of_users.split,
-            **({"assumption": ASSUMPTION} if of_users.split == CHRONOLOGICAL else {}),
-            "trainable": of_users.adaptation.trainable,
-            "proximal_strength": of_users.adaptation.proximal_strength,
+            "split": episodes.split,
+            **({"assumption": ASSUMPTION} if episodes.split == CHRONOLOGICAL else {}),
+            "trainable": self._adaptation.trainable,
+            "proximal_strength": self._adaptation.proximal_strength,
             "users": {
-                "partition": len(self._table.users),
-                "eligible": len(self._episodes.eligible),
+                "partition": len(episodes.table.users),
+                "eligible": len(episodes.drawn.eligible),
                 "used": len(scores),
             },
             **personalization_summary.summarize_users(scores),
         }
-
-    def _photos_of(self, episode: UserEpisode) -> tuple[list[bytes], list[bytes]]:
-        """Serialized examples of support and query."""
-        serialized = self._config.records.read_user(self._config.partition, episode.user_id)
-        return [serialized[row] for row in episode.support], [serialized[row] for row in episode.query]
 
 
 def describe(summary: dict[str, Any]) -> list[str]:
@@ -173,18 +129,6 @@ def user_divergences(table: PhotoTable, num_labels: int) -> np.ndarray:
     found = np.full(len(counts), np.nan)
     found[labelled] = divergences(counts[labelled][:, counts.sum(axis=0) > 0])
     return found
-
-
-def _read_duplicates(path: str | None) -> Exclusion | None:
-    if path is None:
-        return None
-    duplicates = read_exclusion(path)
-    if duplicates.listed:
-        raise FlairError(
-            f"--duplicates={path}: is a list of ids; expected {{image_id: [its near duplicates]}}, as "
-            "flair.near_duplicates writes it"
-        )
-    return duplicates
 
 
 def _group_lines(groups: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:

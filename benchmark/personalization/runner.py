@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmark.data.records import Records, Task
 from benchmark.model.saved import SavedModel
-from benchmark.personalization.dump import DumpedEpisode, dump_episodes
+from benchmark.personalization.dump import dump_episodes
 from benchmark.personalization.log import EpisodeLog, EpisodeResult
+from benchmark.personalization.sources import LabelEpisodeSource, UserEpisodeSource
 from benchmark.run.interruption import SafePoints
 from flair.terminal.progress import Progress
 
@@ -40,23 +41,20 @@ class RunConfig:
     dump_dir: str | None
     feature_dir: str | None = None
 
-    def inputs(self, model: tf.keras.Model) -> Inputs:
-        """The photos of the partition as this model takes them, or features of them."""
+    def inputs(self, model: tf.keras.Model, partition: str) -> Inputs:
+        """The photos of a partition as this model takes them, or features of them."""
         from benchmark.features.cache import inputs_of
 
-        of_partition = self.records, self.task, self.partition, _PHOTOS_PER_BATCH
+        of_partition = self.records, self.task, partition, _PHOTOS_PER_BATCH
         return inputs_of(model, self.model, self.image_size, self.feature_dir, *of_partition)
 
 
-class Episodes(Protocol):
-    """What the episodes of a run are: users (`run_users.Users`), or few-shot tasks (`run_labels.Labels`)."""
+class Scoring(Protocol):
+    """What is done with the episodes: with users (`run_users.Users`), or few-shot tasks (`run_labels.Labels`)."""
 
-    def dump_settings(self) -> Mapping[str, Any]:
-        """All that decides which episodes they are."""
-        ...
-
-    def dumped(self, number: int) -> DumpedEpisode:
-        """The photos of an episode, for its files."""
+    @property
+    def episodes(self) -> UserEpisodeSource | LabelEpisodeSource:
+        """Which photos they are."""
         ...
 
     def prepare(self, folder: Path) -> Callable[[int], EpisodeResult]:
@@ -68,15 +66,14 @@ class Episodes(Protocol):
         ...
 
 
-def run_episodes(config: RunConfig, episodes: Episodes, log: EpisodeLog, folder: Path) -> dict[str, Any]:
-    """Runs the episodes that are missing in `log`; returns what `episodes` has to say of all of them."""
+def run_episodes(config: RunConfig, scoring: Scoring, log: EpisodeLog, folder: Path) -> dict[str, Any]:
+    """Runs the episodes that are missing in `log`; returns what `scoring` has to say of all of them."""
     if config.dump_dir is not None:
-        count, feature, settings = config.num_episodes, config.task.feature, episodes.dump_settings()
-        dump_episodes(config.dump_dir, count, episodes.dumped, config.records, feature, settings)
+        dump_episodes(config.dump_dir, config.num_episodes, scoring.episodes)
         print(f"{config.dump_dir}: {config.num_episodes:,} episodes as TFRecords", flush=True)
     done = len(log.results)
     if done < config.num_episodes:
-        run_episode = episodes.prepare(folder)
+        run_episode = scoring.prepare(folder)
         with (
             SafePoints("episode") as safe_points,
             Progress(config.num_episodes, "episodes", "episode", done=done) as progress,
@@ -86,4 +83,4 @@ def run_episodes(config: RunConfig, episodes: Episodes, log: EpisodeLog, folder:
                 progress.add()
                 if safe_points.requested is not None:
                     safe_points.stop()
-    return episodes.summarize(log.results[: config.num_episodes], folder)
+    return scoring.summarize(log.results[: config.num_episodes], folder)

@@ -16,6 +16,7 @@ from benchmark.personalization.log import LabelResult, UserResult
 
 SIZE_EDGES = (4, 8, 16, 32, 64)  # photos of a user; the last group is open
 DIVERGENCE_GROUPS = 4
+LEARNERS = ("nearest_centroid", "fine_tuning", "prototypical_networks")  # of label episodes
 WAYS_EDGES = (2, 5, 10, 20, 35)  # classes of an episode; the last group is open
 _PERCENTILES = (10, 50, 90)
 _NORMAL_QUANTILE = 1.96
@@ -71,13 +72,21 @@ def by_divergence(scores: Sequence[UserScore]) -> list[dict[str, Any]]:
 
 
 def summarize_labels(results: Sequence[LabelResult]) -> dict[str, Any]:
-    """Accuracy of both baselines over episodes, their paired difference, and by ways."""
-    difference = [one.fine_tuning_accuracy - one.nearest_centroid_accuracy for one in results]
+    """Accuracy of each learner over episodes, paired differences, and by ways.
+
+    `difference` is that of fine tuning over the nearest centroid; the others, of prototypical networks over both, are
+    there if some were trained.
+    """
     groups = _grouped([result.ways for result in results], WAYS_EDGES)
+    of = {name: np.array([getattr(one, f"{name}_accuracy") for one in results]) for name in LEARNERS}
+    centroid, tuning, networks = of.values()
+    difference = tuning - centroid
+    others = {"networks_centroid_difference": networks - centroid, "networks_tuning_difference": networks - tuning}
     return {
         **_accuracies(results),
-        "difference": interval(difference),
-        "share_improved": float(np.mean(np.array(difference) > 0)),
+        "difference": interval(difference.tolist()),
+        **{name: interval(found.tolist()) for name, found in others.items() if not np.isnan(found).any()},
+        "share_improved": float(np.mean(difference > 0)),
         "mean_ways": float(np.mean([result.ways for result in results])),
         "mean_support": float(np.mean([result.support for result in results])),
         "mean_query": float(np.mean([result.query for result in results])),
@@ -113,10 +122,10 @@ def _grouped(values: Sequence[int], edges: Sequence[int]) -> list[tuple[str, lis
 
 
 def _accuracies(results: Sequence[LabelResult]) -> dict[str, Any]:
+    of = {name: [float(getattr(one, f"{name}_accuracy")) for one in results] for name in LEARNERS}
     return {
         "chance": float(np.mean([1 / result.ways for result in results])),
-        "nearest_centroid": interval([result.nearest_centroid_accuracy for result in results]),
-        "fine_tuning": interval([result.fine_tuning_accuracy for result in results]),
+        **{name: interval(found) for name, found in of.items() if not np.isnan(found).any()},
     }
 
 

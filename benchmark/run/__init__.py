@@ -5,6 +5,7 @@ continues, with the result of an unbroken run.
 """
 
 __all__ = [
+    "checkpoint",
     "command",
     "devices",
     "files",

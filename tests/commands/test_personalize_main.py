@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import signal
 import time
@@ -11,10 +12,12 @@ import time
 import numpy as np
 import pytest
 
+from benchmark.personalization import prototypical
+from benchmark.personalization.dump import DumpedEpisodes
 from flair.dataset.metadata import load_users
 from flair.records.tfrecord import example
 from flair.records.tfrecord.frames import read_payloads
-from tests.support.commands import read_csv, refused, run, start
+from tests.support.commands import newest_checkpoint, read_csv, refused, run, start
 
 PERSONALIZE = "benchmark.personalize_main"
 
@@ -83,35 +86,20 @@ def test_the_report_is_that_of_the_rows(miniature, finished):
     assert all((run / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in captions)
 
 
-def test_another_framework_reads_the_dump(finished, tfrecords):
-    import tensorflow as tf
-
+def test_the_dump_has_the_episodes_of_the_rows(finished, tfrecords):
     run, dump, _ = finished
-    counts = json.loads((dump / "images_per_class.json").read_text())
-    labels = json.loads((dump / "label_index.json").read_text())["labels"]
-    listed = json.loads((dump / "episodes.json").read_text())["episodes"]
-    rows = read_csv(run / "episodes.csv")
-    assert len(listed) == len(rows) == 30
-    assert len(counts) == len(list(dump.glob("episode-*.tfrecords"))) == 60
-    spec = {"labels": tf.io.VarLenFeature(tf.int64), "image_id": tf.io.FixedLenFeature([], tf.string)}
-    for row, facts in zip(rows, listed, strict=True):
-        assert facts["user_id"] == row["user_id"]
-        assert not set(facts["train"]) & set(facts["test"])
-        stored = {
-            example.decode(p).image_id for p in read_payloads(tfrecords / "train" / f"{row['user_id']}.tfrecords")
-        }
-        for side, column in (("train", "support"), ("test", "query")):
-            path = dump / f"episode-{int(row['episode']):04d}-{side}.tfrecords"
-            parsed = [tf.io.parse_single_example(raw, spec) for raw in tf.data.TFRecordDataset(str(path))]
-            assert len(parsed) == int(row[column])
-            ids = [one["image_id"].numpy().decode() for one in parsed]
-            assert ids == facts[side]
-            assert set(ids) <= stored
-            expected = {}
-            for one in parsed:
-                for index in one["labels"].values.numpy():
-                    expected[index] = expected.get(index, 0) + 1
-            assert counts[path.name] == {name: expected[labels[name]] for name in labels if labels[name] in expected}
+    episodes, rows = DumpedEpisodes(dump), read_csv(run / "episodes.csv")
+    assert episodes.num_episodes == len(rows) == 30
+    for number, row in enumerate(rows):
+        one = episodes.serialized(number)
+        stored = set(read_payloads(tfrecords / "train" / f"{row['user_id']}.tfrecords"))
+        assert (one.user_id, len(one.support), len(one.query)) == (
+            row["user_id"],
+            int(row["support"]),
+            int(row["query"]),
+        )
+        assert len({*one.support, *one.query}) == len(one.support) + len(one.query)
+        assert {*one.support, *one.query} <= stored
 
 
 @pytest.mark.slow
@@ -158,19 +146,70 @@ def test_labels(tfrecords, model, miniature, tmp_path):
     assert "nearest centroid" in done.stdout
     rows = read_csv(tmp_path / "run" / "episodes.csv")
     assert [(row["ways"], row["support"], row["query"]) for row in rows] == [("3", "3", "3")] * 20
-    index = json.loads((tmp_path / "dump" / "label_index.json").read_text())["fine_grained_labels"]
-    counts = json.loads((tmp_path / "dump" / "images_per_class.json").read_text())
-    for facts in json.loads((tmp_path / "dump" / "episodes.json").read_text())["episodes"]:
-        for side in ("train", "test"):
-            path = tmp_path / "dump" / f"episode-{facts['episode']:04d}-{side}.tfrecords"
-            photos = [example.decode(payload) for payload in read_payloads(path)]
-            assert counts[path.name] == dict.fromkeys(sorted(facts["classes"]), 1)
-            for photo, name in zip(photos, facts["classes"], strict=True):
-                assert index[name] in photo.fine_grained_labels
-                assert len({index[c] for c in facts["classes"]} & set(photo.fine_grained_labels)) == 1
+    episodes = DumpedEpisodes(tmp_path / "dump")
+    index = episodes.fine_grained_labels
+    for number in range(20):
+        one = episodes.serialized(number)
+        for side, classes in ((one.support, one.support_class), (one.query, one.query_class)):
+            for photo, place in zip(map(example.decode, side), classes, strict=True):
+                assert index[one.classes[place]] in photo.fine_grained_labels
+                assert len({index[name] for name in one.classes} & set(photo.fine_grained_labels)) == 1
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     accuracy = [float(row["fine_tuning_accuracy"]) for row in rows]
     assert summary["fine_tuning"]["mean"] == pytest.approx(np.mean(accuracy))
+    assert "prototypical_networks" not in summary and "prototypical" not in done.stdout
+
+
+def _training_flags(miniature, run_dir):
+    return (
+        *("--partition=train", "--episodes=labels", "--ways=3", "--shots=1", "--num_query=1", "--num_episodes=20"),
+        *(f"--taxonomy={miniature}", "--training_episodes=40", f"--run_dir={run_dir}"),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tfrecords, model, miniature, tmp_path_factory):
+    """A run that has trained prototypical networks, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return folder, _run(tfrecords, model, *_training_flags(miniature, folder)).stdout
+
+
+def test_prototypical_networks_are_tested_on_the_same_episodes(trained):
+    folder, printed = trained
+    rows = read_csv(folder / "episodes.csv")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["training_episodes"] == 40
+    gains = [float(row["prototypical_networks_accuracy"]) - float(row["fine_tuning_accuracy"]) for row in rows]
+    assert summary["networks_tuning_difference"]["mean"] == pytest.approx(np.mean(gains))
+    assert f"{np.mean(gains):.4f}" in next(line for line in printed.splitlines() if "networks - fine tuning" in line)
+    assert "classes of the train labels in train" in printed and "classes of the test labels in train" in printed
+    embedding = np.load(folder / "embedding.npy", allow_pickle=False)
+    assert embedding.shape == embedding.T.shape and embedding.dtype == np.float64
+    assert np.abs(embedding - np.eye(len(embedding))).max() > 1e-3
+
+
+def test_a_training_stopped_by_ctrl_c_goes_on_to_the_result_of_an_unbroken_one(
+    tfrecords, model, miniature, trained, tmp_path, monkeypatch
+):
+    unbroken, broken = trained[0], tmp_path / "run"
+    episode_loss, calls = prototypical.episode_loss, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 11:
+            os.kill(os.getpid(), signal.SIGINT)
+        return episode_loss(*arguments)
+
+    monkeypatch.setattr(prototypical, "episode_loss", interrupted)
+    flags = _flags(tfrecords, model, *_training_flags(miniature, broken))
+    stopped = run(PERSONALIZE, *flags, code=130)
+    assert stopped.stderr.endswith("interrupted; the same command continues where it stopped\n")
+    assert newest_checkpoint(broken) == 11
+    run(PERSONALIZE, *flags)
+    assert len(calls) == 40
+    for name in ("episodes.csv", "embedding.npy"):
+        assert (broken / name).read_bytes() == (unbroken / name).read_bytes()
+    assert "other flags" in _refused(tfrecords, model, *_training_flags(miniature, broken), "--training_episodes=41")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +221,9 @@ def test_labels(tfrecords, model, miniature, tmp_path):
         (("--ways=5",), "--ways=5 has no effect on --episodes=users"),
         (("--episodes=labels", "--num_support=5"), "--num_support=5 has no effect on --episodes=labels"),
         (("--episodes=labels", "--taxonomy=nowhere"), "label_relationship.txt"),
+        (("--training_episodes=5",), "--training_episodes=5 has no effect on --episodes=users"),
+        (("--episodes=labels", "--training_learning_rate=1"), "has no effect without --training_episodes"),
+        (("--episodes=labels", "--training_episodes=5", "--label_set=train"), "give --label_set=test or val"),
         (("--num_support=4000",), "none of 4 users"),
         (("--model=nothing.h5",), "--model=nothing.h5: no such file"),
         (("--use_fine_grained_labels",), "outputs, the records have"),

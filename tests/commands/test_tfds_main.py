@@ -18,6 +18,8 @@ from tests.support.tiny_network import TINY
 
 pytest.importorskip("tensorflow_datasets", reason="the extra 'tfds' is not installed")
 
+from benchmark.data.opening import open_records
+from flair.errors import FlairError
 from flair.miniature.dataset import make_dataset
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed")
@@ -56,6 +58,27 @@ def test_building_says_what_was_made_and_what_comes_next(printed_and_data_dir, m
     assert [path.name for path in data_dir.iterdir()] == ["flair"]
     again = done("tfds_main", f"--dataset_dir={miniature}", f"--tfds_data_dir={data_dir}")
     assert "is built already. To build it again, add --overwrite." in again
+
+
+def test_photos_put_aside_are_those_of_prepare_tfrecords(miniature, tmp_path):
+    flags = (f"--dataset_dir={miniature}", f"--tfds_data_dir={tmp_path / 'tfds'}")
+    assert "no train user has enough photos" in refused("tfds_main", *flags, "--heldout_fraction=0.001")
+    aside = ("--heldout_fraction=0.2", "--seed=3")
+    done("tfds_main", *flags, *aside)
+    run("prepare_tfrecords.py", flags[0], f"--tfrecords_dir={tmp_path / 'records'}", *aside)
+    built, prepared = open_records(tmp_path / "tfds"), open_records(tmp_path / "records")
+    for partition in ("train", "val", "test", "heldout"):
+        assert built.users(partition) == prepared.users(partition)
+        for user in built.users(partition):
+            assert built.read_user(partition, user) == prepared.read_user(partition, user)
+    assert built.builder.info.splits["heldout"].num_examples == built.num_photos("heldout") > 0
+    assert "is built with another --heldout_fraction or --seed" in refused("tfds_main", *flags)
+    assert "is built already" in done("tfds_main", *flags, *aside)
+
+
+def test_without_photos_put_aside_there_is_no_such_split(data_dir):
+    with pytest.raises(FlairError, match="expected one of train, val, test; build it again with --heldout_fraction"):
+        open_records(data_dir).users("heldout")
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from benchmark.flair_tfds import Flair
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import load_taxonomy, load_users
 from flair.errors import FlairError
+from flair.files import npy_file
 from flair.records.tfrecord import example
 from flair.records.tfrecord.reader import TFRecords
 from flair.records.tfrecord.writer import write_tfrecords
@@ -135,6 +136,48 @@ def test_tfds_reads_it_without_this_toolkit(built):
     assert plain.info.splits["train"].num_shards == 3
     start, stop = next(iter(plain.info.metadata["users"]["train"].values()))
     assert plain.as_dataset(split=f"train[{start}:{stop}]").cardinality().numpy() == stop - start
+
+
+@pytest.mark.parametrize("feature", ["labels", "fine_grained_labels"])
+def test_the_photos_of_a_label_are_those_that_carry_it_in_order(built, feature):
+    names = built.info.features[feature].feature.names
+    stored = photos(built.as_dataset(split="train", decoders=JPEG))
+    counts = collections.Counter(column for photo in stored for column in getattr(photo, feature))
+    assert set(built.info.metadata["label_slices"]["train"][feature]) == {names[column] for column in counts}
+    for column in (counts.most_common()[0][0], counts.most_common()[-1][0]):
+        expected = [row for row, photo in enumerate(stored) if column in getattr(photo, feature)]
+        assert built.label_rows("train", names[column], feature).tolist() == expected
+        dataset = built.as_label_dataset("train", names[column], feature, decoders=JPEG)
+        assert photos(dataset) == [stored[row] for row in expected]
+        assert dataset.cardinality().numpy() == len(expected)
+        # Without this toolkit: the rows by NumPy, a photo as TFDS's slice.
+        start, stop = built.info.metadata["label_slices"]["train"][feature][names[column]]
+        rows = np.load(Path(built.data_dir) / "label_rows-train.npy")[start:stop]
+        assert photos(built.as_dataset(split=f"train[{rows[-1]}:{rows[-1] + 1}]", decoders=JPEG)) == [stored[rows[-1]]]
+
+
+def test_damaged_places_of_labels_are_named(built, tmp_path):
+    shutil.copytree(built.data_dir, tmp_path / "flair" / "1.0.0")
+    copy = Flair(data_dir=str(tmp_path))
+    label = next(iter(copy.info.metadata["label_slices"]["val"]["labels"]))
+    with pytest.raises(FlairError, match="no photo of 'val' has 'nothing' among its labels"):
+        copy.label_rows("val", "nothing")
+    path = Path(copy.data_dir) / "label_rows-val.npy"
+    for damaged, message in (
+        (np.full(len(np.load(path)), 10**6), "is not what was built"),
+        (np.arange(0), "is not what was built"),
+    ):
+        npy_file.write_rows(path, damaged)
+        with pytest.raises(FlairError, match=message):
+            copy.label_rows("val", label)
+        with pytest.raises(FlairError, match=message):
+            copy.verify_checksums()
+    path.write_bytes(b"nonsense")
+    with pytest.raises(FlairError, match=r"label_rows-val\.npy: is damaged"):
+        copy.label_rows("val", label)
+    path.unlink()
+    with pytest.raises(FlairError, match=r"label_rows-val\.npy: is missing; build the data set again"):
+        copy.label_rows("val", label)
 
 
 def users_of_batches(dataset, size=32):

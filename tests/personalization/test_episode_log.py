@@ -43,7 +43,7 @@ def test_whatever_was_cut_off_whole_rows_come_back(tmp_path_factory, cut):
 
 
 def test_results_of_labels_come_back(tmp_path):
-    result = LabelResult(0, "animal", 5, 30, 10, 0.5, 1 / 7)
+    result = LabelResult(0, "animal", 5, 30, 10, 0.5, 1 / 7, 2 / 7)
     EpisodeLog(tmp_path / "episodes.csv", LabelResult).add(result)
     assert EpisodeLog(tmp_path / "episodes.csv", LabelResult).results == [result]
 

@@ -112,3 +112,13 @@ def test_labels_are_compared_episode_by_episode():
     assert summary["difference"]["mean"] == pytest.approx(-0.1)
     assert summary["share_improved"] == 0.5
     assert [(g["ways"], g["episodes"]) for g in summary["by_ways"]] == [("5 to 9", 1), ("10 to 19", 1)]
+    assert not [name for name in summary if "networks" in name]
+
+
+def test_prototypical_networks_are_compared_with_both_where_they_were_trained():
+    results = [LabelResult(i, "a", 5, 20, 50, 0.5, 0.6, 0.6 + gain) for i, gain in enumerate([0.1, 0.2, 0.3])]
+    summary = summarize_labels(results)
+    assert summary["prototypical_networks"] == pytest.approx(interval([0.7, 0.8, 0.9]))
+    assert summary["networks_tuning_difference"] == pytest.approx(interval([0.1, 0.2, 0.3]))
+    assert summary["networks_centroid_difference"] == pytest.approx(interval([0.2, 0.3, 0.4]))
+    assert summary["by_ways"][0]["prototypical_networks"]["mean"] == pytest.approx(0.8)

@@ -108,6 +108,10 @@ NOT_RUN = (
     ),
     (r".* --(model|network)=my_network:.*", "needs a file of the page; tests/pages/test_networks_page.py trains it"),
     (
+        r".*/path/to/few_shot/.*",
+        "trains on 2,000 episodes, twice; tests/commands/test_personalize_main.py has the flags",
+    ),
+    (
         r".*/path/to/long_tail/.*",
         "trains 26 models; test_loss_flags.py in tests/commands has the flags, and test_evaluate_main.py the table",
     ),

@@ -6,6 +6,8 @@ TensorFlow takes seconds to import. Our features, in the order written (sorted, 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from google.protobuf import descriptor_pool, message_factory, text_format
@@ -23,6 +25,9 @@ USER_ID_KEY = "user_id"
 TFF_KEYS = {"image": IMAGE_KEY, "label": LABELS_KEY, "fine_grained_label": FINE_LABELS_KEY}
 # Of the image, the coarse and the fine-grained labels.
 FEATURE_NAMES = {"flair": (IMAGE_KEY, LABELS_KEY, FINE_LABELS_KEY), "tff": tuple(TFF_KEYS)}
+# What Meta-Dataset's decoder reads, and all that it reads (meta_dataset/data/decoder.py, read_single_example).
+EPISODE_IMAGE_KEY, CLASS_KEY = "image", "label"
+NO_CLASS = -1  # Meta-Dataset's PLACEHOLDER_CLASS_ID
 
 
 class MalformedExample(FlairError):
@@ -47,14 +52,19 @@ def encode(example: Example, feature_names: str = "flair") -> bytes:
     >>> decode(encode(Example(b"jpeg", (3,), (200, 1), "15", "9@N00"), "tff")).fine_grained_labels
     (200, 1)
     """
-    image_key, labels_key, fine_labels_key = FEATURE_NAMES[feature_names]
-    ids = ((IMAGE_ID_KEY, example.image_id), (USER_ID_KEY, example.user_id))
-    values: dict[str, Any] = {image_key: {"bytes_list": {"value": [example.image]}}}
-    values |= {key: {"bytes_list": {"value": [value.encode()]}} for key, value in ids if value is not None}
-    values[labels_key] = {"int64_list": {"value": example.labels}}
-    values[fine_labels_key] = {"int64_list": {"value": example.fine_grained_labels}}
-    entries = [{"key": key, "value": values[key]} for key in sorted(values)]
-    return bytes(_EXAMPLE(features={"feature": entries}).SerializeToString())
+    return _serialize(_values(example, *FEATURE_NAMES[feature_names]))
+
+
+def encode_in_episode(example: Example, label: int) -> bytes:
+    """Serializes a photo of an episode: Meta-Dataset's `image` and `label`, and beside them our labels and ids.
+
+    `label` is the place of the photo's class in the episode, NO_CLASS where it has none.
+
+    >>> decode_in_episode(encode_in_episode(Example(b"jpeg", (3,), (200, 1), "15", "9@N00"), 4))[1]
+    4
+    """
+    values = _values(example, EPISODE_IMAGE_KEY, LABELS_KEY, FINE_LABELS_KEY)
+    return _serialize({**values, CLASS_KEY: {"int64_list": {"value": [label]}}})
 
 
 def decode(payload: bytes) -> Example:
@@ -62,14 +72,49 @@ def decode(payload: bytes) -> Example:
 
     Raises MalformedExample.
     """
+    with _naming_what_is_wrong():
+        return _photo({TFF_KEYS.get(key, key): value for key, value in _features(payload).items()})
+
+
+def decode_in_episode(payload: bytes) -> tuple[Example, int]:
+    """Reads what `encode_in_episode` wrote: a photo and its class. Raises MalformedExample."""
+    with _naming_what_is_wrong():
+        features = _features(payload)
+        (label,) = _int64s(features[CLASS_KEY], CLASS_KEY)
+        return _photo({**features, IMAGE_KEY: features[EPISODE_IMAGE_KEY]}), label
+
+
+def _values(example: Example, image_key: str, labels_key: str, fine_labels_key: str) -> dict[str, Any]:
+    ids = ((IMAGE_ID_KEY, example.image_id), (USER_ID_KEY, example.user_id))
+    return {
+        image_key: {"bytes_list": {"value": [example.image]}},
+        **{key: {"bytes_list": {"value": [value.encode()]}} for key, value in ids if value is not None},
+        labels_key: {"int64_list": {"value": example.labels}},
+        fine_labels_key: {"int64_list": {"value": example.fine_grained_labels}},
+    }
+
+
+def _serialize(values: dict[str, Any]) -> bytes:
+    entries = [{"key": key, "value": values[key]} for key in sorted(values)]
+    return bytes(_EXAMPLE(features={"feature": entries}).SerializeToString())
+
+
+def _features(payload: bytes) -> dict[str, Any]:
+    return {entry.key: entry.value for entry in _EXAMPLE.FromString(payload).features.feature}
+
+
+def _photo(features: dict[str, Any]) -> Example:
+    image = _one(features[IMAGE_KEY], IMAGE_KEY)
+    labels, fine_labels = (_int64s(features[key], key) for key in (LABELS_KEY, FINE_LABELS_KEY))
+    ids = [_one(features[key], key) if key in features else b"" for key in (IMAGE_ID_KEY, USER_ID_KEY)]
+    image_id, user_id = (value.decode() or None for value in ids)
+    return Example(image, labels, fine_labels, image_id, user_id)
+
+
+@contextlib.contextmanager
+def _naming_what_is_wrong() -> Iterator[None]:
     try:
-        entries = _EXAMPLE.FromString(payload).features.feature
-        features = {TFF_KEYS.get(entry.key, entry.key): entry.value for entry in entries}
-        image = _one(features[IMAGE_KEY], IMAGE_KEY)
-        labels, fine_labels = (_int64s(features[key], key) for key in (LABELS_KEY, FINE_LABELS_KEY))
-        ids = [_one(features[key], key) if key in features else b"" for key in (IMAGE_ID_KEY, USER_ID_KEY)]
-        image_id, user_id = (value.decode() or None for value in ids)
-        return Example(image, labels, fine_labels, image_id, user_id)
+        yield
     except KeyError as error:
         raise MalformedExample(f"the record is no FLAIR photo: feature {error} is missing") from None
     except (ValueError, DecodeError) as error:
