@@ -30,6 +30,10 @@ ARROWS = {
         "flair.records.tfrecord flair.terminal"
     ),
     "flair.duplicates": "flair.curation flair.dataset flair.files flair.parallel flair.terminal",
+    "flair.publishing": (
+        "flair.curation flair.dataset flair.files flair.parallel flair.records flair.records.hdf5 "
+        "flair.records.tfrecord flair.terminal"
+    ),
     "flair.reviewing": "flair.curation flair.dataset flair.files flair.terminal",
     "flair.testsets": "flair.curation flair.dataset flair.files flair.records.tfrecord flair.terminal",
     "benchmark.metrics": "",

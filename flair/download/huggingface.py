@@ -98,11 +98,11 @@ class HuggingFaceSource:
         shutil.rmtree(folder)
 
 
-def check_pyarrow() -> None:
-    """Says how to install pyarrow when it is missing."""
+def check_pyarrow(flag: str) -> None:
+    """Says how to install pyarrow, which `flag` needs, when it is missing."""
     if importlib.util.find_spec("pyarrow") is None:
         raise FlairError(
-            "--source=huggingface needs pyarrow, which is not installed; install it with "
+            f"{flag} needs pyarrow, which is not installed; install it with "
             "`python3 -m pip install --no-deps -r requirements/huggingface.txt`"
         )
 
