@@ -23,7 +23,7 @@ ARROWS = {
     "flair.download": "flair.dataset flair.files flair.parallel flair.terminal",
     "flair.miniature": "flair.dataset flair.files flair.parallel flair.terminal",
     "flair.records": "flair.curation flair.dataset flair.files flair.terminal",
-    "flair.records.tfrecord": "flair.curation flair.dataset flair.files flair.parallel flair.records flair.terminal",
+    "flair.records.tfrecord": "flair.dataset flair.files flair.parallel flair.records flair.terminal",
     "flair.records.hdf5": "flair.dataset flair.files flair.parallel flair.records flair.terminal",
     "flair.checks": (
         "flair.curation flair.dataset flair.files flair.parallel flair.records flair.records.hdf5 "

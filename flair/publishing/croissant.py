@@ -39,13 +39,14 @@ _CONTEXT = {
     **{term: f"cr:{term}" for term in _TERMS.split()},
 }
 _SPLIT_TYPES = {"train": "cr:TrainingSplit", "val": "cr:ValidationSplit", "test": "cr:TestSplit"}
-_FIELDS = {
-    "image_id": "number of the photo",
-    "user_id": "Flickr user who took the photo, and whose federated client it belongs to",
-    "labels": "coarse labels of the photo",
-    "fine_grained_labels": "fine-grained labels of the photo",
-    "partition": "part of the split by user",
-    "image": "the photo, a JPEG of 256x256 pixels",
+_LIST = {"isArray": True, "arrayShape": "-1"}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "image_id": {"data_type": "sc:Text", "description": "number of the photo"},
+    "user_id": {"data_type": "sc:Text", "description": "user whose photo it is: the client in federated learning"},
+    "labels": {"data_type": "sc:Text", "description": "coarse labels of the photo", **_LIST},
+    "fine_grained_labels": {"data_type": "sc:Text", "description": "fine-grained labels of the photo", **_LIST},
+    "partition": {"data_type": "sc:Text", "description": "part of the split by user"},
+    "image": {"data_type": "sc:ImageObject", "description": "the photo, 256x256 pixels"},
 }
 
 
@@ -167,22 +168,9 @@ def splits(counts: Mapping[str, Count]) -> dict[str, Any]:
 
 
 def photos(
-    name: str,
-    num_photos: int,
-    sources: Mapping[str, Mapping[str, Any]],
-    description: str = "A record a photo.",
-    references: Mapping[str, str] | None = None,
+    name: str, num_photos: int, fields: Mapping[str, Mapping[str, Any]], description: str = "A record a photo."
 ) -> dict[str, Any]:
-    """A record set of photos; `sources` says for each of its fields where the values are."""
-    fields = [
-        _field(name, field, _data_type(field), source=source, description=_FIELDS[field])
-        for field, source in sources.items()
-    ]
-    for field in fields:
-        if target := (references or {}).get(field["name"]):
-            field["references"] = {"field": {"@id": target}}
-        if field["name"].endswith("labels"):
-            field |= {"isArray": True, "arrayShape": "-1"}
+    """A record set of photos; `fields` says of each field where its values are, by `source` or else by `value`."""
     return {
         "@type": "cr:RecordSet",
         "@id": name,
@@ -190,12 +178,13 @@ def photos(
         "description": description,
         "key": {"@id": f"{name}/image_id"},
         "annotation": _field(name, "count", "sc:Integer", value=num_photos, description="number of photos"),
-        "field": fields,
+        "field": [_field(name, field, **{**_FIELDS[field], **properties}) for field, properties in fields.items()],
     }
 
 
-def _data_type(field: str) -> str:
-    return "sc:ImageObject" if field == "image" else "sc:Text"
+def reference(field: str) -> dict[str, Any]:
+    """What a field of photos refers to: the field that has the same values, by its `@id`."""
+    return {"references": {"field": {"@id": field}}}
 
 
 def _field(record_set: str, name: str, data_type: str | list[str], **more: Any) -> dict[str, Any]:

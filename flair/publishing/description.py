@@ -23,12 +23,14 @@ from flair.publishing.croissant import Count, Distributed
 from flair.records.hdf5.reader import HDF5File
 from flair.records.preparation import PARAMETERS_FILE
 from flair.records.tfrecord import layout
+from flair.records.tfrecord.example import FEATURE_NAMES
 from flair.records.tfrecord.frames import read_payloads
 from flair.records.tfrecord.reader import TFRecords
 from flair.terminal.progress import Progress
 
 CHECKSUMS_FILE = "SHA256SUMS"
 _FILES_PER_TASK = 256
+_RECORD_FIELDS = ("image_id", "user_id", "labels", "fine_grained_labels", "partition")
 _LABEL_FILES = {
     catalog.METADATA_FILE: croissant.JSON,
     catalog.TAXONOMY_FILE: croissant.TEXT,
@@ -67,37 +69,23 @@ def describe_dataset(dataset_dir: str | Path, num_workers: int) -> Described:
         croissant.file_object(_write_checksums(folder, looked)),
         croissant.file_set(catalog.SMALL_IMAGES_DIR, f"{catalog.SMALL_IMAGES_DIR}/*.jpg", croissant.JPEG),
     ]
+    metadata = {"fileObject": {"@id": catalog.METADATA_FILE}}
+    records = {name: {"source": {**metadata, "extract": {"jsonPath": f"[*].{name}"}}} for name in _RECORD_FIELDS}
     photo_files = {"fileSet": {"@id": catalog.SMALL_IMAGES_DIR}}
     file_name = {"extract": {"fileProperty": "filename"}, "transform": {"regex": r"^(.+)\.jpg$"}}
-    columns = ("image_id", "user_id", "labels", "fine_grained_labels", "partition")
-    metadata = {"fileObject": {"@id": catalog.METADATA_FILE}}
-    total = len(names)
-    # mlcroissant joins record sets, and not a file of JSON with a folder of photos.
+    files = {
+        "image_id": {"source": {**photo_files, **file_name}},
+        "image": {"source": {**photo_files, "extract": {"fileProperty": "content"}}},
+    }
+    # mlcroissant joins two record sets, but not a file of JSON and a folder of photos.
+    joined: dict[str, dict[str, Any]] = {name: {"source": {"field": {"@id": f"records/{name}"}}} for name in records}
+    joined["image_id"] |= croissant.reference("files/image_id")
+    joined["image"] = {"source": {"field": {"@id": "files/image"}}}
     record_sets = [
         croissant.splits(counts),
-        croissant.photos(
-            "records",
-            total,
-            {name: {**metadata, "extract": {"jsonPath": f"[*].{name}"}} for name in columns},
-            "What labels_and_metadata.json says of a photo.",
-        ),
-        croissant.photos(
-            "files",
-            total,
-            {
-                "image_id": {**photo_files, **file_name},
-                "image": {**photo_files, "extract": {"fileProperty": "content"}},
-            },
-            "A photo.",
-        ),
-        croissant.photos(
-            "photos",
-            total,
-            {name: {"field": {"@id": f"records/{name}"}} for name in columns}
-            | {"image": {"field": {"@id": "files/image"}}},
-            "A photo and what is said of it.",
-            {"image_id": "files/image_id"},
-        ),
+        croissant.photos("records", len(names), records, f"What {catalog.METADATA_FILE} says of a photo."),
+        croissant.photos("files", len(names), files, "A photo."),
+        croissant.photos("photos", len(names), joined, "A photo and what is said of it."),
     ]
     return _write(folder / croissant.FILE, counts, distribution, record_sets, looked)
 
@@ -125,23 +113,24 @@ def describe_tfrecords(tfrecords_dir: str | Path, num_workers: int) -> Described
     ]
     distribution.append(croissant.file_object(_write_checksums(folder, looked)))
     record_sets = [croissant.splits(counts)]
-    features = {
-        "image": "image/encoded_jpeg",
-        **{name: name for name in ("image_id", "user_id", "labels", "fine_grained_labels")},
-    }
-    if records.parameters.get("feature_names") == "tff":
-        features |= {"image": "image", "labels": "label"}
+    keys = FEATURE_NAMES[records.parameters.get("feature_names", "flair")]
+    features = dict(zip(("image", "labels", "fine_grained_labels"), keys, strict=True))
+    features |= {"image_id": "image_id", "user_id": "user_id"}
     for partition in partitions:
         name = records.partition_folder(partition).name
         distribution.append(croissant.file_set(name, f"{name}/*{layout.SUFFIX}", croissant.TFRECORD))
-        sources: dict[str, dict[str, Any]] = {
-            field: {"fileSet": {"@id": name}, "extract": {"column": feature}} for field, feature in features.items()
+        fields: dict[str, dict[str, Any]] = {
+            field: {"source": {"fileSet": {"@id": name}, "extract": {"column": feature}}}
+            for field, feature in features.items()
         }
+        fields["partition"] = {"value": partition}
+        for labels in ("labels", "fine_grained_labels"):
+            fields[labels]["data_type"] = "sc:Integer"
         description = (
             f"The partition {partition}: a tf.train.Example a photo, whose features these are. Labels are columns of "
             f"{layout.LABEL_INDEX_FILE}."
         )
-        record_sets.append(croissant.photos(f"photos-{partition}", counts[partition].photos, sources, description))
+        record_sets.append(croissant.photos(f"photos-{partition}", counts[partition].photos, fields, description))
     return _write(folder / croissant.FILE, counts, distribution, record_sets, looked)
 
 
@@ -161,13 +150,12 @@ def describe_hdf5(hdf5_file: str | Path) -> Described:
     counts = {partition: Count(len(users[partition]), photos[partition]) for partition in users}
     looked = _look(path.parent, [path.name], 1, _look_at_file)
     distribution = [croissant.file_object(_distributed(path.name, looked[path.name], croissant.HDF5))]
-    sources: dict[str, dict[str, Any]] = {
-        field: {"fileObject": {"@id": path.name}, "extract": {"column": column}} for field, column in columns.items()
-    }
+    stored = {"fileObject": {"@id": path.name}}
+    fields = {field: {"source": {**stored, "extract": {"column": column}}} for field, column in columns.items()}
     description = "A record a photo; columns are the paths of HDF5 data sets and groups, as docs/formats.md has them."
     record_sets = [
         croissant.splits(counts),
-        croissant.photos("photos", photos.total(), sources, description),
+        croissant.photos("photos", photos.total(), fields, description),
     ]
     return _write(path.with_suffix(f".{croissant.FILE}"), counts, distribution, record_sets, looked)
 
@@ -186,7 +174,7 @@ def describe_testset(testset_file: str | Path) -> Described:
         testset.name,
         f"{description} It names {number:,} photos of FLAIR and holds none.",
         [croissant.file_object(_distributed(path.name, looked[path.name], croissant.JSON))],
-        [croissant.photos("photos", number, {"image_id": manifest}, description)],
+        [croissant.photos("photos", number, {"image_id": {"source": manifest}}, description)],
     )
     target = path.with_suffix(f".{croissant.FILE}")
     atomic.write_json(target, document)

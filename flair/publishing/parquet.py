@@ -304,11 +304,12 @@ def _write_beside(
 
 
 def _record_set(name: str, files: str, num_photos: int) -> dict[str, Any]:
-    sources: dict[str, dict[str, Any]] = {
-        column: {"fileSet": {"@id": files}, "extract": {"column": column}} for column in _COLUMNS
+    fields: dict[str, dict[str, Any]] = {
+        column: {"source": {"fileSet": {"@id": files}, "extract": {"column": column}}} for column in _COLUMNS
     }
-    sources["image"]["transform"] = {"jsonPath": "bytes"}
-    return croissant.photos(name, num_photos, sources, references={"partition": "splits/name"})
+    fields["image"]["source"]["transform"] = {"jsonPath": "bytes"}
+    fields["partition"] |= croissant.reference("splits/name")
+    return croissant.photos(name, num_photos, fields)
 
 
 def _publish(unfinished: Path, output_dir: Path) -> None:
