@@ -1,7 +1,7 @@
 # Every target makes the environment it needs in .venv first (requirements/environment.sh); nothing needs root or an
 # activated environment. PYTHON=/path/to/python3.11 chooses the interpreter; else a 3.11 or 3.10 is searched for.
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow long check format lock environment clean
+.PHONY: help demo test slow long check format lock environment interop clean
 # With bytecode kept, the many processes that tests start need not compile every module anew.
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
 export PYTHON
@@ -31,6 +31,7 @@ slow: ## Run the slow tests, those that train
 
 long: ## Run the tests that take many minutes, which CI leaves out
 	@$(environment) $(tools)
+	@$(environment) interop
 	@$(run) pytest tests $(parallel) -m long --timeout=3600
 
 check: ## Check style, types, and that the pins agree with pyproject.toml
@@ -52,6 +53,9 @@ lock: ## Pin what pyproject.toml asks for; UPGRADE=--upgrade takes the newest of
 environment: ## Make .venv; EXTRAS="huggingface ray" adds what these optional parts need
 	@$(environment) $(EXTRAS)
 
-clean: ## Remove .venv, the demo and all caches
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+interop: ## Make .venv-interop: other people's tools, for the long tests of flair.export
+	@$(environment) interop
+
+clean: ## Remove .venv, .venv-interop, the demo and all caches
+	rm -rf .venv .venv-interop demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find flair benchmark tests requirements -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
     source: Source
     if flags.source == "huggingface":
-        huggingface.check_pyarrow()
+        huggingface.check_pyarrow("--source=huggingface")
         try:
             endpoint = checked_address(os.environ.get("HF_ENDPOINT") or catalog.HUGGINGFACE_ENDPOINT)
         except ValueError as error:

@@ -42,15 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="flair: as ml-flair names the features. tff: as tff.simulation.datasets.flair.load_data reads them, which "
         "this toolkit reads, too (default: flair)",
     )
-    parser.add_argument(
-        "--heldout_fraction",
-        type=preparation_flags.fraction,
-        default="0",
-        metavar="F",
-        help="put this fraction of each train user's photos aside, in the partition heldout that training does not "
-        "read: photos of seen users (default: 0, none; of users with fewer than 1/F photos none)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of which photos --heldout_fraction takes (default: 0)")
+    preparation_flags.add_heldout_flags(parser)
     preparation_flags.add_shared_flags(parser)
     flags = parser.parse_args(argv)
 

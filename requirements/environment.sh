@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes .venv hold what requirements.txt and the pins of the extras named as arguments say, e.g. `environment.sh dev`.
+# `environment.sh interop` makes .venv-interop hold what requirements/interop.txt says, which fits beside nothing else.
 #
 # Finds a working CPython 3.11 or 3.10 itself (or takes $PYTHON), installs with uv where uv is on the PATH, else with
 # pip. A copy of each pinned file is left in .venv/pinned/ once all of it is installed: a second run ends at once, and
@@ -8,6 +9,16 @@
 set -eu
 cd "$(dirname "$0")/.."
 venv=.venv
+files=requirements.txt
+size="2.6 GB"
+for extra in "$@"; do
+    files="$files requirements/$extra.txt"
+done
+if [ "$*" = interop ]; then
+    venv=.venv-interop
+    files=requirements/interop.txt
+    size="0.6 GB"
+fi
 cut_off=$venv/installing
 
 fail() {
@@ -96,8 +107,8 @@ exec 9<requirements.txt
 ! command -v flock >/dev/null 2>&1 || flock 9
 
 for extra in "$@"; do
-    [ -f "requirements/$extra.txt" ] ||
-        fail "no extra is named '$extra'; there are: $(cd requirements && echo *.txt | sed 's/\.txt//g')"
+    [ -f "requirements/$extra.txt" ] && [ "$extra" != interop ] || [ "$*" = interop ] ||
+        fail "no extra is named '$extra'; there are: $(cd requirements && echo *.txt | sed 's/interop\.txt //; s/\.txt//g')"
 done
 
 if ! venv_works; then
@@ -108,13 +119,12 @@ if ! venv_works; then
 fi
 
 wanted=
-for extra in "" "$@"; do
-    file=requirements${extra:+/$extra}.txt
+for file in $files; do
     cmp -s "$file" "$venv/pinned/${file##*/}" || wanted="$wanted -r $file"
 done
 [ -n "$wanted" ] || exit 0
 
-echo "environment: installing$(echo "$wanted" | sed 's/ -r / /g') into $venv (about 2.6 GB in all)"
+echo "environment: installing$(echo "$wanted" | sed 's/ -r / /g') into $venv (about $size in all)"
 touch "$cut_off"
 tries=3
 # shellcheck disable=SC2086  # The names of the pinned files hold no spaces.

@@ -4,7 +4,8 @@ The toolkit and all its extras are resolved together, so that any of them fit be
 holds what the toolkit itself needs, `requirements/<extra>.txt` only what that extra adds to it. Each pin is exact and
 carries the hashes of its files, so that `pip install --no-deps` installs the same bytes from whichever index it is set
 up to use; the files name no index. Only wheels are taken, save for the few packages in `SOURCE_ONLY`, so that nobody
-needs a compiler.
+needs a compiler. A dependency group is an environment of its own, which fits beside nothing: `requirements/<group>.txt`
+is all that it holds.
 
     python requirements/lock.py              pins; keeps each present pin that still fits
     python requirements/lock.py --upgrade    pins the newest of everything
@@ -32,7 +33,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "requirements.txt"
-SOURCE_ONLY = ("promise",)
+SOURCE_ONLY = ("jsonpath-rw", "promise")
 """Packages that were never published as a wheel and are plain Python."""
 
 ENVIRONMENTS = tuple(
@@ -72,16 +73,23 @@ class Project(NamedTuple):
 
     base: list[str]
     extras: dict[str, list[str]]
-    digest: str
+    groups: dict[str, list[str]]
+    digests: dict[str | None, str]  # of everything that the pins of an extra or a group depend on; None: the toolkit
 
 
 def read_project(root: Path) -> Project:
-    """The dependencies `pyproject.toml` asks for, and a digest of everything in it that a resolution depends on."""
+    """The dependencies `pyproject.toml` asks for, and digests of everything in it that a resolution depends on."""
     document: dict[str, Any] = tomli.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     project, uv = document["project"], document.get("tool", {}).get("uv", {})
     base, extras = project.get("dependencies", []), project.get("optional-dependencies", {})
-    decisive = json.dumps([project.get("requires-python"), base, extras, uv], sort_keys=True)
-    return Project(base, extras, hashlib.sha256(decisive.encode()).hexdigest())
+    groups, python = document.get("dependency-groups", {}), project.get("requires-python")
+    digests: dict[str | None, str] = dict.fromkeys((None, *extras), _digest(python, base, extras, uv))
+    digests |= {group: _digest(python, wanted, uv) for group, wanted in groups.items()}
+    return Project(base, extras, groups, digests)
+
+
+def _digest(*decisive: Any) -> str:
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def parse_pins(text: str, where: str) -> list[Pin]:
@@ -125,9 +133,11 @@ def pinned_path(root: Path, extra: str | None) -> Path:
     return root / BASE if extra is None else root / "requirements" / f"{extra}.txt"
 
 
-def compose(extra: str | None, pins: Iterable[Pin], digest: str) -> str:
-    """The text of one pinned file."""
-    if extra is None:
+def compose(extra: str | None, pins: Iterable[Pin], digest: str, *, alone: bool = False) -> str:
+    """The text of one pinned file; `alone` where `extra` is a dependency group."""
+    if alone:
+        subject, command = f"All of the environment `{extra}`", f"-r requirements/{extra}.txt"
+    elif extra is None:
         subject, command = "What the toolkit itself needs", f"-r {BASE}"
     else:
         subject = f"What the extra `{extra}` adds to {BASE}"
@@ -149,15 +159,17 @@ def lock(root: Path, *, upgrade: bool) -> dict[Path, str]:
         if not upgrade:
             present = [pinned_path(root, extra) for extra in (None, *project.extras)]
             everything.write_text("".join(path.read_text() for path in present if path.exists()), encoding="utf-8")
-        _compile(root, everything, "--all-extras", "--generate-hashes")
+        _compile(root, everything, "pyproject.toml", "--all-extras", "--generate-hashes")
         pins = {pin.name: pin for pin in parse_pins(everything.read_text(encoding="utf-8"), "uv's answer")}
         part = Path(folder, "part.txt")
         names: dict[str | None, set[str]] = {}
         for extra in (None, *project.extras):
             part.unlink(missing_ok=True)
-            _compile(root, part, "--constraints", str(everything), *(() if extra is None else ("--extra", extra)))
+            of_extra = () if extra is None else ("--extra", extra)
+            _compile(root, part, "pyproject.toml", "--constraints", str(everything), *of_extra)
             names[extra] = {pin.name for pin in parse_pins(part.read_text(encoding="utf-8"), "uv's answer")}
-    return {
+        texts = {pinned_path(root, group): _lock_group(root, project, group, upgrade) for group in project.groups}
+    return texts | {
         pinned_path(root, extra): compose(
             extra,
             [
@@ -165,15 +177,26 @@ def lock(root: Path, *, upgrade: bool) -> dict[Path, str]:
                 for name, pin in sorted(pins.items())
                 if name in wanted and (extra is None or name not in names[None])
             ],
-            project.digest,
+            project.digests[extra],
         )
         for extra, wanted in names.items()
     }
 
 
+def _lock_group(root: Path, project: Project, group: str, upgrade: bool) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        output, present = Path(folder, f"{group}.txt"), pinned_path(root, group)
+        if present.exists() and not upgrade:
+            output.write_text(present.read_text(encoding="utf-8"), encoding="utf-8")
+        _compile(root, output, "--group", f"pyproject.toml:{group}", "--generate-hashes")
+        pins = parse_pins(output.read_text(encoding="utf-8"), "uv's answer")
+    simple = [pin._replace(marker=simplify(pin.marker)) for pin in sorted(pins)]
+    return compose(group, simple, project.digests[group], alone=True)
+
+
 def _compile(root: Path, output: Path, *arguments: str) -> None:
     """Runs `uv pip compile` for every supported environment at once."""
-    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--quiet", "--output-file", str(output)]
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--output-file", str(output)]
     command += ["--universal", "--fork-strategy", "fewest", "--python-version", "3.10", "--no-header", "--no-annotate"]
     command += ["--only-binary", ":all:", *(f"--no-binary={name}" for name in SOURCE_ONLY), *arguments]
     patience = {"UV_HTTP_TIMEOUT": "300", "UV_HTTP_RETRIES": "10", "UV_PYTHON_DOWNLOADS": "never"}
@@ -185,7 +208,7 @@ def problems(root: Path) -> list[str]:
     project = read_project(root)
     found: list[str] = []
     files: dict[str | None, list[Pin]] = {}
-    for extra in (None, *project.extras):
+    for extra in (None, *project.extras, *project.groups):
         path = pinned_path(root, extra)
         where = path.relative_to(root).as_posix()
         if not path.exists():
@@ -197,13 +220,16 @@ def problems(root: Path) -> list[str]:
         except ValueError as error:
             found.append(str(error))
             continue
-        if f"# pyproject.toml sha256:{project.digest}\n" not in text:
+        if f"# pyproject.toml sha256:{project.digests[extra]}\n" not in text:
             found.append(f"{where} was pinned from other dependencies than pyproject.toml lists now")
         if "://" in text:
             found.append(f"{where} names a host: {re.findall('.*://.*', text)[0].strip()}")
         found += [f"{where}: {pin.name} has no hash" for pin in files[extra] if not pin.hashes]
-    stray = {path.stem for path in (root / "requirements").glob("*.txt")} - set(project.extras)
+    stray = {path.stem for path in (root / "requirements").glob("*.txt")} - {*project.extras, *project.groups}
     found += [f"requirements/{name}.txt belongs to no extra of pyproject.toml" for name in sorted(stray)]
+    for group, wanted in project.groups.items():
+        pins = files.pop(group, [])
+        found += [f"requirements/{group}.txt: {line}" for line in _unmet(wanted, pins)] + _clashes([pins])
     base = files.get(None, [])
     for extra, pins in files.items():
         where = pinned_path(root, extra).relative_to(root).as_posix()

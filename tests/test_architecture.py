@@ -23,13 +23,17 @@ ARROWS = {
     "flair.download": "flair.dataset flair.files flair.parallel flair.terminal",
     "flair.miniature": "flair.dataset flair.files flair.parallel flair.terminal",
     "flair.records": "flair.curation flair.dataset flair.files flair.terminal",
-    "flair.records.tfrecord": "flair.curation flair.dataset flair.files flair.parallel flair.records flair.terminal",
+    "flair.records.tfrecord": "flair.dataset flair.files flair.parallel flair.records flair.terminal",
     "flair.records.hdf5": "flair.dataset flair.files flair.parallel flair.records flair.terminal",
     "flair.checks": (
         "flair.curation flair.dataset flair.files flair.parallel flair.records flair.records.hdf5 "
         "flair.records.tfrecord flair.terminal"
     ),
     "flair.duplicates": "flair.curation flair.dataset flair.files flair.parallel flair.terminal",
+    "flair.publishing": (
+        "flair.curation flair.dataset flair.files flair.parallel flair.records flair.records.hdf5 "
+        "flair.records.tfrecord flair.terminal"
+    ),
     "flair.reviewing": "flair.curation flair.dataset flair.files flair.terminal",
     "flair.testsets": "flair.curation flair.dataset flair.files flair.records.tfrecord flair.terminal",
     "benchmark.metrics": "",

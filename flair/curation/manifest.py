@@ -162,7 +162,8 @@ def _read_bytes(path: Path) -> bytes:
             raise FlairError(f"{path}: has {path.stat().st_size:,} bytes, far more than a test set")
         return regular_file.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
-        others = sorted(file.stem for file in path.parent.glob("*.json")) if path.parent.is_dir() else []
+        found = path.parent.glob("*.json") if path.parent.is_dir() else ()
+        others = sorted(file.stem for file in found if _NAME.fullmatch(file.stem))  # descriptions lie there, too
         known = f"{path.parent} has {', '.join(others[:20])}" if others else "flair.sample_testset makes one"
         raise FlairError(f"{path}: no such test set; {known}") from None
 

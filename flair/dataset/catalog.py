@@ -36,6 +36,16 @@ MANIFEST_FILE: Final = "manifest.json"  # not published: checksums that a mirror
 SMALL_ARCHIVES_BYTES: Final = 6_000_000_000  # [ml-flair] "~6GB"
 RAW_IMAGES_BYTES: Final = 1_200_000_000_000  # [ml-flair] "~1.2TB"
 
+# [paper], [ml-flair] README, "License"
+HOMEPAGE: Final = "https://github.com/apple/ml-flair"
+LICENSE_URL: Final = "https://creativecommons.org/licenses/by-nc/4.0/"  # of the annotations
+DATE_PUBLISHED: Final = "2022-07-18"  # of the paper's first version
+CITATION: Final = (
+    "@inproceedings{song2022flair, title={FLAIR: Federated Learning Annotated Image Repository}, "
+    "author={Song, Congzheng and Granqvist, Filip and Talwar, Kunal}, booktitle={NeurIPS Datasets and Benchmarks}, "
+    "year={2022}}"
+)
+
 # [hub]
 HUGGINGFACE_ENDPOINT: Final = "https://huggingface.co"
 HUGGINGFACE_DATASET: Final = "apple/flair"

@@ -33,6 +33,7 @@ _PHOTOS_PER_BATCH = 1  # of which several, packed, could be any size
 _RECORDS_PER_BATCH = 4096
 _GAP_BYTES = 8192  # between two columns that are read in one piece
 _MOST_BYTES_OF_A_READ = 64 << 20  # of a footer, or of the few small columns of a row group
+_MAX_EXPANSION = 4  # of more than that; JPEGs do not get smaller
 
 
 class HuggingFaceSource:
@@ -41,14 +42,15 @@ class HuggingFaceSource:
     def __init__(
         self, endpoint: str = catalog.HUGGINGFACE_ENDPOINT, revision: str = catalog.HUGGINGFACE_REVISION
     ) -> None:
+        self._is_hub = endpoint.rstrip("/") == catalog.HUGGINGFACE_ENDPOINT
         self.place = f"{endpoint.rstrip('/')}/datasets/{catalog.HUGGINGFACE_DATASET}/resolve/{revision}"
 
     def label_files(self) -> list[LabelFile]:
-        """The taxonomy and the photos' licences, and the metadata, which is made out of the shards."""
+        """The taxonomy, the photos' licences (a mirror may lack them), and the metadata, made out of the shards."""
         taxonomy, attribution = (f"{self.place}/{name}" for name in (catalog.TAXONOMY_FILE, catalog.ATTRIBUTION_FILE))
         return [
             LabelFile(catalog.TAXONOMY_FILE, taxonomy, most=MAX_TAXONOMY_BYTES),
-            LabelFile(catalog.ATTRIBUTION_FILE, attribution),
+            LabelFile(catalog.ATTRIBUTION_FILE, attribution, optional=not self._is_hub),
             LabelFile(catalog.METADATA_FILE, self.place, make=self._write_metadata),
         ]
 
@@ -98,11 +100,11 @@ class HuggingFaceSource:
         shutil.rmtree(folder)
 
 
-def check_pyarrow() -> None:
-    """Says how to install pyarrow when it is missing."""
+def check_pyarrow(flag: str) -> None:
+    """Says how to install pyarrow, which `flag` needs, when it is missing."""
     if importlib.util.find_spec("pyarrow") is None:
         raise FlairError(
-            "--source=huggingface needs pyarrow, which is not installed; install it with "
+            f"{flag} needs pyarrow, which is not installed; install it with "
             "`python3 -m pip install --no-deps -r requirements/huggingface.txt`"
         )
 
@@ -191,6 +193,7 @@ def _rows(
         dictionaries = [path for path in texts if path.partition(".")[0] in set(columns) - {"image"}]
         shard = pyarrow.parquet.ParquetFile(file, metadata=shard.metadata, read_dictionary=dictionaries, **options)
         for group in range(shard.num_row_groups):
+            _refuse_expansion(shard.metadata.row_group(group), columns, name)
             if isinstance(file, _RangeFile):
                 file.read_ahead(_extents(shard.metadata.row_group(group), columns))
             for batch in shard.iter_batches(batch_size, row_groups=[group], columns=columns, use_threads=False):
@@ -204,12 +207,26 @@ def _rows(
         raise UnpackError(reason, corrupt=True) from None
 
 
+def _refuse_expansion(row_group: Any, columns: list[str], name: str) -> None:
+    """Raises a FlairError where the columns unpack to much more than they are: pyarrow unpacks a page at once."""
+    for chunk in _chunks(row_group, columns):
+        most = max(_MOST_BYTES_OF_A_READ, _MAX_EXPANSION * chunk.total_compressed_size)
+        if chunk.total_uncompressed_size > most:
+            raise FlairError(
+                f"{name}: {chunk.total_compressed_size:,} bytes of column {chunk.path_in_schema!r:.60} would unpack to "
+                f"{chunk.total_uncompressed_size:,}, which no photos or labels do; refused"
+            )
+
+
+def _chunks(row_group: Any, columns: list[str]) -> list[Any]:
+    chunks = [row_group.column(number) for number in range(row_group.num_columns)]
+    return [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+
+
 def _extents(row_group: Any, columns: list[str]) -> list[tuple[int, int]]:
     """Where some columns of a row group lie, first byte and end; neighbours as one."""
-    chunks = [row_group.column(number) for number in range(row_group.num_columns)]
-    wanted = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
     extents: list[tuple[int, int]] = []
-    for chunk in sorted(wanted, key=_first_byte):
+    for chunk in sorted(_chunks(row_group, columns), key=_first_byte):
         start, end = _first_byte(chunk), _first_byte(chunk) + chunk.total_compressed_size
         if extents and start - extents[-1][1] <= _GAP_BYTES:
             start = extents.pop()[0]

@@ -12,10 +12,12 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flair.curation.exclusion import Exclusion, read_exclusion, remaining_users
+from flair.curation.heldout import HeldOut, hold_out
 from flair.dataset.metadata import User, limit_users, load_users, metadata_path, records_of
 from flair.errors import FlairError
 from flair.files import checked_json, lock
@@ -88,6 +90,16 @@ def select(dataset_dir: Path, limit: int | None, exclude: str | Path | None) -> 
     if exclusion is not None:  # without it the parameters are those of outputs made before the flag existed
         parameters |= {"exclude_sha256": exclusion.digest, "excluded_images": excluded.total()}
     return Selection(users, all_users, parameters, exclusion, excluded)
+
+
+def put_aside(selection: Selection, fraction: Fraction, seed: int) -> tuple[HeldOut, dict[str, Any]]:
+    """The selected users, photos put aside as `--heldout_fraction` and `--seed` say, and the parameters for that."""
+    if not fraction:
+        return HeldOut(selection.users, []), {}
+    split = hold_out(selection.users, fraction, seed, selection.exclusion)
+    if not split.heldout:
+        raise FlairError(f"--heldout_fraction={float(fraction):g}: no train user has enough photos for that")
+    return split, {"heldout_fraction": f"{float(fraction):.9g}", "heldout_seed": seed}
 
 
 def subset(users: Sequence[User], limit: int | None, exclusion: Exclusion | None = None) -> list[User]:

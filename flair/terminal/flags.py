@@ -43,6 +43,19 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_heldout_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --heldout_fraction and --seed."""
+    parser.add_argument(
+        "--heldout_fraction",
+        type=fraction,
+        default="0",
+        metavar="F",
+        help="put this fraction of each train user's photos aside, in the partition heldout that training does not "
+        "read: photos of seen users (default: 0, none; of users with fewer than 1/F photos none)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of which photos --heldout_fraction takes (default: 0)")
+
+
 def add_exclude_flag(parser: argparse.ArgumentParser, what: str) -> None:
     """Adds --exclude; `what` is done with the photos."""
     parser.add_argument(

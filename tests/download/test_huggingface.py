@@ -27,6 +27,7 @@ from flair.download.source import AppleSource
 from flair.download.staging import UnpackError
 from flair.errors import FlairError
 from tests.support import fault_server
+from tests.support.bounded_memory import bounded_memory
 from tests.support.commands import Result, run_interrupted
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.tiny_flair import make_photos, publish, tree
@@ -359,6 +360,37 @@ def test_a_value_that_is_said_of_many_rows_is_not_made_many_times(tmp_path: Path
         cwd=Path(download_dataset.__file__).parent,
     )  # fmt: skip
     assert int(output.stdout.splitlines()[-1]) < 200_000_000, output.stdout
+
+
+@pytest.mark.parametrize("rows", ["records", "photos"])
+def test_a_page_that_unpacks_to_much_more_is_refused(tmp_path: Path, rows: str) -> None:
+    part = "x" * (1 << 20)
+    row = make_row("1", part.encode(), "train") if rows == "photos" else make_row("1", b"x", "train")
+    many = [row | {"image_id": number, **({"user_id": part} if rows == "records" else {})} for number in range(1, 201)]
+    table = pa.Table.from_pylist(many, schema=SCHEMA)
+    pq.write_table(table, tmp_path / "s", compression="zstd", use_dictionary=False, data_page_size=1 << 30)
+    assert (tmp_path / "s").stat().st_size < 200_000
+    read: dict[str, Callable[[], object]] = {
+        "photos": lambda: unpack(tmp_path, (tmp_path / "s").read_bytes()),
+        "records": lambda: list(huggingface.read_records((tmp_path / "s").open("rb"), "s")),
+    }
+    with bounded_memory(50_000_000), pytest.raises(FlairError, match=r"would unpack to 2\d\d,\d{3},\d{3}, which no"):
+        read[rows]()
+
+
+def test_a_path_in_place_of_an_id_or_a_user_is_refused(hub: Hub, tmp_path: Path) -> None:
+    rows = [{**row, "image_id": "../../../etc/passwd"} for row in hub.rows[:2]]
+    schema = SCHEMA.set(SCHEMA.get_field_index("image_id"), pa.field("image_id", pa.string()))
+    with pytest.raises(UnpackError, match=r"row 0: column 'image_id' must be a whole number, found '\.\./\.\./"):
+        unpack(tmp_path, to_parquet(rows, schema))
+    hub.rows[0]["user_id"] = "../../home"
+    hub.put(hub.paths[0], to_parquet(hub.rows[:10]))
+    with pytest.raises(FlairError, match=r"user_id '\.\./\.\./home' is not an id .*; refused"):
+        bring(hub, tmp_path / "dataset")
+    assert not (tmp_path / "dataset" / "labels_and_metadata.json").exists()
+    photo = make_row("17", b"jpeg", "train") | {"image": {"bytes": b"jpeg", "path": "../../../escaped.jpg"}}
+    unpack(tmp_path, to_parquet([photo]))
+    assert [path.name for path in (tmp_path / "small_images").iterdir()] == ["17.jpg"]
 
 
 @pytest.mark.parametrize(

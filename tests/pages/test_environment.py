@@ -132,6 +132,18 @@ def test_an_unknown_extra_is_refused(machine: Machine) -> None:
     assert f"no extra is named 'nope'; there are: {' '.join(EXTRAS)}" in machine.complaint(EXTRAS="nope")
 
 
+def test_interop_is_an_environment_of_its_own(machine: Machine) -> None:
+    machine.add_python("python3")
+    machine.add_uv()
+    (machine.root / "requirements" / "interop.txt").write_text("# nothing\n")
+    assert machine.make("interop").returncode == 0
+    (line,) = machine.installed()
+    assert line.endswith("--python .venv-interop/bin/python --no-deps --require-hashes -r requirements/interop.txt")
+    assert not (machine.root / ".venv").exists()
+    assert machine.make("interop").stdout == ""
+    assert "no extra is named 'interop'" in machine.complaint(EXTRAS="dev interop")
+
+
 def test_a_second_run_installs_nothing_and_changed_pins_are_installed(machine: Machine) -> None:
     machine.add_python("python3")
     machine.add_uv()

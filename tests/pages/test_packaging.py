@@ -60,8 +60,9 @@ def edit(path: Path, old: str, new: str) -> None:
 
 def renew_digest(root: Path) -> None:
     """Makes every pinned file claim to come from the present pyproject.toml, as a careless hand would."""
-    digest = lock.read_project(root).digest
+    digests = lock.read_project(root).digests
     for path in (root / "requirements.txt", *(root / "requirements").glob("*.txt")):
+        digest = digests.get(None if path.stem == "requirements" else path.stem)
         lines = path.read_text().splitlines(keepends=True)
         marked = (f"# pyproject.toml sha256:{digest}\n" if "pyproject.toml sha256" in line else line for line in lines)
         path.write_text("".join(marked))
@@ -88,6 +89,14 @@ def test_any_change_of_the_dependencies_is_noticed(pins_copy: Path, old: str, ne
     assert ended.returncode == 1
     assert "requirements.txt was pinned from other dependencies" in ended.stderr
     assert "run `make lock`" in ended.stdout
+
+
+def test_a_group_is_pinned_apart(pins_copy: Path) -> None:
+    edit(pins_copy / "pyproject.toml", '"grain>=0.2.13"', '"grain>=99"')
+    lines = check_pins(pins_copy).stderr.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == "requirements/interop.txt was pinned from other dependencies than pyproject.toml lists now"
+    assert lines[1].startswith("requirements/interop.txt: pyproject.toml asks for `grain>=99`, pinned is ")
 
 
 def test_a_change_of_anything_else_is_not(pins_copy: Path) -> None:
@@ -127,6 +136,7 @@ def test_direct_requirements_are_held_against_the_pins_themselves(
         ("requirements/ray.txt", f"numpy==1.25.2 --hash=sha256:{'0' * 64}\n", "numpy is in requirements.txt already"),
         ("requirements/ray.txt", f"numpy==1.25.1 --hash=sha256:{'0' * 64}\n", "numpy is pinned to 1.25.1 and 1.25.2"),
         ("requirements.txt", f"numpy==1.25.2 --hash=sha256:{'0' * 64}\n", "numpy is pinned twice"),
+        ("requirements/interop.txt", f"pyarrow==1.0 --hash=sha256:{'0' * 64}\n", "pyarrow is pinned twice"),
     ],
 )
 def test_an_edit_of_the_pins_by_hand_is_noticed(pins_copy: Path, file: str, added: str, line: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
-from flair.curation.heldout import HeldOut, hold_out
 from flair.dataset import images
 from flair.dataset.metadata import count_labels, label_index, records_of
 from flair.errors import FlairError
@@ -94,15 +93,8 @@ def write_tfrecords(
         if layout != "per_user":
             raise FlairError(f"--feature_names={feature_names}: TFF reads one file a user; leave --layout={layout} out")
         parameters["feature_names"] = feature_names
-    parameters |= selection.parameters
-    split = HeldOut(selection.users, [])
-    if heldout_fraction:
-        split = hold_out(selection.users, heldout_fraction, seed, selection.exclusion)
-        parameters |= {"heldout_fraction": f"{float(heldout_fraction):.9g}", "heldout_seed": seed}
-        if not split.heldout:
-            raise FlairError(
-                f"--heldout_fraction={float(heldout_fraction):g}: no train user has enough photos for that"
-            )
+    split, aside = preparation.put_aside(selection, heldout_fraction, seed)
+    parameters |= {**selection.parameters, **aside}
     num_heldout = sum(1 for _ in records_of(split.heldout))
     output = TFRecordOutput(Path(tfrecords_dir), with_heldout=bool(split.heldout))
     if not overwrite and output.is_complete(parameters):
