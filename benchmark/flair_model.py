@@ -6,8 +6,9 @@ Importing it also makes known to Keras what layers a saved model may have beside
 
 from __future__ import annotations
 
+import importlib
+
 import tensorflow as tf
-from keras.src.applications import convnext, inception_resnet_v2
 
 from benchmark.model import vision_transformer  # noqa: F401 registers its layers
 from benchmark.model.loading import LoadReport, load_by_name, save_model, wants_batch_normalization
@@ -15,5 +16,11 @@ from benchmark.model.networks import build_model
 
 __all__ = ["LoadReport", "build_model", "load_by_name", "save_model", "wants_batch_normalization"]
 
-for _layer in (convnext.LayerScale, convnext.StochasticDepth, inception_resnet_v2.CustomScaleLayer):
-    tf.keras.utils.get_custom_objects()[_layer.__name__] = _layer
+_APPLICATIONS = "keras.src.applications"
+for _module, _names in (
+    ("convnext", ("LayerScale", "StochasticDepth")),
+    ("inception_resnet_v2", ("CustomScaleLayer",)),
+):
+    for _name in _names:
+        _layer = getattr(importlib.import_module(f"{_APPLICATIONS}.{_module}"), _name)
+        tf.keras.utils.get_custom_objects()[_name] = _layer

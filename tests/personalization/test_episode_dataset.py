@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark.flair_data import DumpedEpisodes, LabelEpisodeSource, UserEpisodeSource, episode_dataset
+from benchmark.flair_data import DumpedEpisodes, LabelEpisodeSource, UserEpisodeSource, episode_dataset, open_records
 from benchmark.personalization.dump import dump_episodes
 from flair.errors import FlairError
+from flair.records.hdf5.writer import write_hdf5
 from flair.records.tfrecord import example
 
 SIZE = (32, 48)
@@ -107,3 +108,15 @@ def test_users_have_fine_grained_labels_on_request(records):
     assert one.support_labels.shape == (2, len(records.fine_grained_labels))
     expected = [set(example.decode(photo).fine_grained_labels) for photo in users.serialized(0).support]
     assert [set(np.flatnonzero(row)) for row in one.support_labels.numpy()] == expected
+
+
+def test_an_hdf5_file_of_pixels_has_the_same_episodes(records, miniature, tmp_path):
+    write_hdf5(miniature, tmp_path / "flair.h5", num_workers=1)
+    found, expected = (
+        next(iter(episode_dataset(UserEpisodeSource(source, "val", num_support=1, num_query=2), SIZE)))
+        for source in (open_records(tmp_path / "flair.h5"), records)
+    )
+    for name in ("support_labels", "support_ids", "query_labels", "query_ids"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    # Two JPEG decoders differ by a few grey levels.
+    np.testing.assert_allclose(found.query_photos, expected.query_photos, atol=8)
