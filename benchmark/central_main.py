@@ -123,7 +123,8 @@ def _train(
         devices.barrier()
         loading.load_by_name(trainer.network, run.path / BEST_FILE)
         if run.is_written:
-            loading.save_weights(trainer.network, saved_model)
+            loading.save_model(trainer.network, saved_model)
+            loading.save_archive(trainer.network, saved_model.with_suffix(".keras"))
         results = {
             name: passes.accumulate(trainer.model, data, task, devices=devices)
             for name, data in (("val", validation), ("test", test))

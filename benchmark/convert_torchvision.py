@@ -10,16 +10,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 
 from benchmark.model import safetensors
 from benchmark.model.tensors import float_array
-from benchmark.model.weights import check_values, seal
+from benchmark.model.weights import check_values, write
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, path
 from flair.errors import FlairError
-from flair.files import atomic
 from flair.records.hdf5.objects import printable
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
@@ -36,7 +34,10 @@ def main(flags: Flags) -> None:
     """Reads, converts, writes, and says what to do next."""
     started = time.monotonic()
     layers = convert(safetensors.read(flags.weights), flags.weights)
-    write_keras_weights(layers, flags.output)
+    named = {
+        name: {f"{name}/{weight}:0": array for weight, array in weights.items()} for name, weights in layers.items()
+    }
+    write(flags.output, named, {})
     count = sum(array.size for weights in layers.values() for array in weights.values())
     print(
         f"{flags.output}: {len(layers)} layers, {count:,} weights of {flags.weights}, "
@@ -70,20 +71,6 @@ def convert(tensors: dict[str, np.ndarray], path: str | Path = "weights") -> dic
     kernel = source.take("fc.weight", (classes, inputs)).T
     layers["classifier"] = {"kernel": kernel, "bias": source.take("fc.bias", (classes,))}
     return layers
-
-
-def write_keras_weights(layers: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
-    """Writes layers as Keras's .h5 weights format, whole or not at all."""
-    with atomic.replacing(path) as temporary:
-        with h5py.File(temporary, "w", locking=False) as file:
-            file.attrs["layer_names"] = [name.encode() for name in layers]
-            file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.14.0"
-            for name, weights in layers.items():
-                group = file.create_group(name)
-                group.attrs["weight_names"] = [f"{name}/{weight}:0".encode() for weight in weights]
-                for weight, array in weights.items():
-                    group.create_dataset(f"{name}/{weight}:0", data=array)
-        seal(temporary, {})
 
 
 class _Source(NamedTuple):

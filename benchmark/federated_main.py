@@ -171,7 +171,8 @@ def _train(
             runtime.close()  # TFF's worker holds gigabytes; those of Ray are needed still
         loading.load_by_name(model, run.path / BEST_FILE)
         saved_model.parent.mkdir(parents=True, exist_ok=True)
-        loading.save_weights(model, saved_model)
+        loading.save_model(model, saved_model)
+        loading.save_archive(model, saved_model.with_suffix(".keras"))
         scores: dict[str, Any] = {partition: scorer.evaluate(partition) for partition in ("val", "test")}
         if flags.federated_eval:
             chosen = scoring.sample_clients(records.users("test"), flags.federated_eval_clients, flags.seed)

@@ -4,6 +4,9 @@ Differences, each of which leaves weights, their names and outputs as they were:
 themselves, without a layer `..._padding`; `initial_relu` comes behind `initial_pooling`; pixels are standardized by one
 layer. Group normalization is this toolkit's, which is faster than that of TensorFlow Addons. Initial weights: where
 ml-flair gives each layer the same seed, so that layers of equal shape begin equal, each layer draws its own here.
+
+Importing it also makes known to Keras what layers a saved model may have beside Keras's public ones, so that
+`tf.keras.models.load_model` loads every model of this toolkit.
 """
 
 from __future__ import annotations
@@ -13,14 +16,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from keras.src.applications import convnext, inception_resnet_v2
 
-from benchmark.model import networks
+from benchmark.model import (
+    networks,
+    vision_transformer,  # noqa: F401 registers its layers
+)
 from benchmark.model.normalization import PixelStandardization
 
 IMAGENET_MEAN = list(PixelStandardization.MEAN)
 IMAGENET_VARIANCE = [std**2 for std in PixelStandardization.STD]
 _CROP = 224  # pixels, both sides, whatever the input
 _SEEDS_PER_MODEL = 1000
+
+for _layer in (convnext.LayerScale, convnext.StochasticDepth, inception_resnet_v2.CustomScaleLayer):
+    tf.keras.utils.get_custom_objects()[_layer.__name__] = _layer
 
 
 @tf.keras.saving.register_keras_serializable("ml-flair")

@@ -91,7 +91,7 @@ def train(
         if value < state.best_value:
             state.best_value, state.best_epoch = value, state.epoch
             if run.is_written:
-                loading.save_weights(trainer.network, run.path / BEST_FILE)
+                loading.save_model(trainer.network, run.path / BEST_FILE)
         trainer.reset_metrics()
         run.add_row(state.epoch, row, state.seconds)
         _save(trainer, run, state)
@@ -99,7 +99,7 @@ def train(
             print(_epoch_line(state, config, row), flush=True)
         _stop_together(safe_points, trainer.devices)
     if run.is_written:
-        loading.save_weights(trainer.network, run.path / LAST_FILE)
+        loading.save_model(trainer.network, run.path / LAST_FILE)
     return state
 
 

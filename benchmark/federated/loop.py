@@ -115,7 +115,7 @@ def train(
             setattr(state, f"{prefix}best_value", value)
             setattr(state, f"{prefix}best_round", state.round)
             before_release(state)
-            loading.save_weights(model, run.path / file)
+            loading.save_model(model, run.path / file)
         return {f"{prefix}val_{name}": value for name, value in metrics.items()}
 
     with Progress(config.total_rounds, "training", "round", done=state.round) as progress:
@@ -161,9 +161,9 @@ def train(
         print(f"stopped after round {state.round}: no better model since round {state.best_round}", flush=True)
     if average is not None:
         _take_weights(model, average.weights, state.round)
-        loading.save_weights(model, run.path / LAST_EMA_FILE)
+        loading.save_model(model, run.path / LAST_EMA_FILE)
     _take_weights(model, runtime.weights(), state.round)
-    loading.save_weights(model, run.path / LAST_FILE)
+    loading.save_model(model, run.path / LAST_FILE)
     return state
 
 

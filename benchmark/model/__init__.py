@@ -15,5 +15,6 @@ __all__ = [
     "specs",
     "tensors",
     "trainable",
+    "vision_transformer",
     "weights",
 ]

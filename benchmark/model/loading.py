@@ -1,21 +1,20 @@
-"""Loads weights into a network by layer name, and saves them."""
+"""Loads weights into a network by layer name, and saves networks."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from benchmark.model import specs
+from benchmark.model import archive, plain, specs
 from benchmark.model.tensors import TensorsFile
 from benchmark.model.trainable import CLASSIFIER
-from benchmark.model.weights import WeightsFile, seal, weight_name
+from benchmark.model.weights import WeightsFile, weight_name, write
 from flair.errors import FlairError
-from flair.files import atomic
 from flair.records.hdf5.objects import printable
 
 _LAYERS_SHOWN = 50
@@ -73,14 +72,14 @@ def imagenet_file(network: str) -> Path:
 
 
 def _opened(path: str | Path) -> WeightsFile | TensorsFile:
-    return TensorsFile(path) if Path(path).suffix == ".safetensors" else WeightsFile(path)
+    return TensorsFile(path) if Path(path).suffix == ".safetensors" else archive.open_model(path)
 
 
 def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = False) -> LoadReport:
     """Loads a file into the layers of equal name, weights of equal name and shapes.
 
     Args:
-      path: of Keras's .h5 (weights or whole model), or of a .safetensors file (`benchmark.model.tensors`).
+      path: of Keras's .h5 (weights or whole model) or .keras, or of a .safetensors file (`benchmark.model.tensors`).
       is_backbone: leave the classifier as it is, and refuse a file in which one of the others has other shapes.
 
     Raises:
@@ -91,6 +90,10 @@ def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = Fa
     loaded, skipped, by_position = [], {}, {}
     with _opened(path) as file:
         file.verify()
+        if isinstance(file, WeightsFile):
+            own = plain.classes(model)
+            names = {*own, *(kind.__name__ for kind in own.values())}
+            file.check_config(names, {kind.__module__ for kind in own.values()})
         for layer in model.layers:
             variables = {weight_name(v.name): v for v in layer.trainable_weights + layer.non_trainable_weights}
             if not variables:
@@ -122,13 +125,25 @@ def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = Fa
     return LoadReport(loaded, skipped, by_position)
 
 
-def save_weights(model: tf.keras.Model, path: str | Path) -> None:
-    """Writes the model's weights as Keras .h5, whole or not at all; `saved` reads what else the file says."""
+def save_model(model: tf.keras.Model, path: str | Path) -> None:
+    """Writes the model as Keras .h5, whole or not at all; `saved` reads what else the file says.
+
+    `tf.keras.models.load_model` loads it, unless somebody's layer has no configuration: then it holds weights alone.
+    """
+    found = plain.description(model)
+    write(path, plain.weights(model), _facts(model), None if found is None else plain.legacy(found))
+
+
+def save_archive(model: tf.keras.Model, path: str | Path) -> bool:
+    """Writes the model as .keras, whole or not at all; False where `save_model` can save weights alone."""
+    found = plain.description(model)
+    if found is not None:
+        archive.write(path, found, plain.weights(model), _facts(model))
+    return found is not None
+
+
+def _facts(model: tf.keras.Model) -> dict[str, Any]:
     weighted = next(layer for layer in model.layers if layer.weights)
     facts = {"name": model.name, "input_shape": model.input_shape[1:], "compute_dtype": weighted.compute_dtype}
     network = getattr(model, "network", model.name)
-    if network != model.name:
-        facts["network"] = network
-    with atomic.replacing(path) as temporary:
-        model.save_weights(str(temporary), save_format="h5")
-        seal(temporary, facts)
+    return facts if network == model.name else {**facts, "network": network}

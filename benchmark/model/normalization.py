@@ -13,6 +13,7 @@ _LARGE_MAP = 50_000  # numbers per photo, from which on compiled passes save mor
 _Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
 
+@tf.keras.saving.register_keras_serializable("flair")
 class GroupNormalization(tf.keras.layers.Layer):
     """Group normalization (Wu and He, 2018, https://arxiv.org/abs/1803.08494) of `[batch, height, width, channels]`.
 
@@ -108,6 +109,7 @@ def _mean_in_groups(values: tf.Tensor, groups: int) -> tf.Tensor:
     return tf.reshape(tf.tile(means, [1, 1, values.shape[-1] // groups]), tf.shape(values))
 
 
+@tf.keras.saving.register_keras_serializable("flair")
 class FrozenBatchNormalization(tf.keras.layers.Layer):
     """Batch normalization by fixed statistics: `gamma` and `beta` train, the moving mean and variance never change.
 
@@ -145,6 +147,7 @@ class FrozenBatchNormalization(tf.keras.layers.Layer):
         return {**super().get_config(), "epsilon": self.epsilon}
 
 
+@tf.keras.saving.register_keras_serializable("flair")
 class PixelStandardization(tf.keras.layers.Layer):
     """Pixels 0 to 255 to (pixel / 255 - mean) / std, as one scale and one shift; computes in float32.
 

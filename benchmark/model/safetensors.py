@@ -1,4 +1,4 @@
-"""Reads a .safetensors file with NumPy alone.
+"""Reads and writes .safetensors files with NumPy alone.
 
 The format (https://github.com/huggingface/safetensors#format): eight bytes with the length of a JSON header, the header
 {name: {dtype, shape, data_offsets}}, then the tensors' bytes, little-endian.
@@ -9,6 +9,7 @@ AttributeError or TypeError where a file holds other types, and its refusals lac
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flair.errors import FlairError
-from flair.files import json_text
+from flair.files import atomic, json_text
 
 _MAX_HEADER_BYTES = 100_000_000  # as the format's own readers
+_ALIGNMENT = 8  # of the tensors, as the format asks of writers
 _MOST_DIMENSIONS = 32  # as NumPy
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
 
@@ -47,6 +49,21 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         return {name: _tensor(data[8 + length :], entry) for name, entry in entries.items()}
     except ValueError as error:
         raise FlairError(f"{path}: is not a .safetensors file, or is damaged: {error}") from None
+
+
+def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes float32 tensors, by name, as a file, whole or not at all."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, array in tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with atomic.replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array, "<f4").data)
 
 
 class _Entry(NamedTuple):

@@ -92,14 +92,16 @@ def describe(path: Path, network: str | None = None) -> SavedModel:
 
 
 def _describe(path: Path, name: str, network: str | None) -> SavedModel:
-    from benchmark.model.weights import WeightsFile
+    from benchmark.model.archive import open_model
     from flair.records.hdf5.objects import printable
 
     run_dir = run_folder_of(path)
     flags, labels = ({}, None) if run_dir is None else (read_flags(run_dir / FLAGS_FILE) or {}, _labels(run_dir))
-    with WeightsFile(path) as file:
+    with open_model(path) as file:
         layers = [name for name, weights in file.layers.items() if weights]
         facts, has_batch_statistics = file.facts(), file.has_batch_statistics
+        if not specs.is_function(str(facts.get("network"))):  # whose classes are known when it has been imported
+            file.check_config()
         size = (
             _keras_size(file.keras_config(), path) or _flag_size(flags, run_dir)
             if facts.get("input_shape") is None
@@ -189,7 +191,14 @@ def _files(name: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise FlairError(f"--models={name}: no such file or folder; expected a .h5 file, a run folder or a folder")
+        raise FlairError(
+            f"--models={name}: no such file or folder; expected a .h5 or .keras file, a run folder or a folder"
+        )
+    if (path / "saved_model.pb").is_file():
+        raise FlairError(
+            f"--models={name}: is a SavedModel, a program that could do anything when it is loaded; give a .h5 or "
+            ".keras file"
+        )
     if (path / FLAGS_FILE).is_file():
         if not (path / BEST_FILE).is_file():
             raise FlairError(f"--models={name}: this run has no {BEST_FILE} yet; let it evaluate at least once")

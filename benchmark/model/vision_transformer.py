@@ -38,6 +38,7 @@ def vision_transformer(
     return tf.keras.Model(pixels, FirstToken(name="first_token")(x))
 
 
+@tf.keras.saving.register_keras_serializable("flair")
 class ClassToken(tf.keras.layers.Layer):
     """Tokens `[b, n, d]` to `[b, n + 1, d]`, with a learned one in front."""
 
@@ -52,6 +53,7 @@ class ClassToken(tf.keras.layers.Layer):
         return tf.concat([tf.tile(token, [tf.shape(tokens)[0], 1, 1]), tokens], axis=1)
 
 
+@tf.keras.saving.register_keras_serializable("flair")
 class PositionEmbedding(tf.keras.layers.Layer):
     """Adds a learned vector to each of the tokens `[b, n, d]`."""
 
@@ -65,6 +67,7 @@ class PositionEmbedding(tf.keras.layers.Layer):
         return tokens + tf.cast(self.pos_embed, tokens.dtype)
 
 
+@tf.keras.saving.register_keras_serializable("flair")
 class SelfAttention(tf.keras.layers.Layer):
     """Queries, keys and values `[b, n, 3 d]` of all heads to `[b, n, d]`: scaled dot products."""
 
@@ -86,6 +89,7 @@ class SelfAttention(tf.keras.layers.Layer):
         return {**super().get_config(), "heads": self.heads}
 
 
+@tf.keras.saving.register_keras_serializable("flair")
 class FirstToken(tf.keras.layers.Layer):
     """Tokens `[b, n, d]` to the first one, `[b, d]`."""
 

@@ -1,8 +1,8 @@
-"""Weights in Keras's .h5 format, as this toolkit, Keras and others write them; h5py and NumPy alone.
+"""Weights and models in Keras's .h5 format, as this toolkit, Keras and others write them; h5py and NumPy alone.
 
 Layout: the attribute `layer_names` lists groups, the attribute `weight_names` of each lists its datasets, whose last
 part (`norm1/gamma:0` -> `gamma`) says which weight it is. In a whole saved model this lies below `model_weights`.
-A file of ours also says its network and a checksum over everything, as JSON in the attribute `networks`.
+A file of ours also says its network and a checksum over everything, as JSON in the attribute `flair_model`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +20,17 @@ import google_crc32c
 import h5py
 import numpy as np
 
+from benchmark.model import vetting
 from flair.errors import FlairError
-from flair.files import json_text
+from flair.files import atomic, json_text
 from flair.records.hdf5 import global_heap, objects
 from flair.records.hdf5.objects import BadObject, printable
 
 FACTS_ATTRIBUTE = "flair_model"
 CHECKSUM = "crc32c"  # among the facts
+KERAS_VERSION = "2.14.0"  # whose format a file has
+_CONFIG_ATTRIBUTE, _MODEL_GROUP = "model_config", "model_weights"
+_MOST_LIST_BYTES = 60_000  # of an attribute; the HDF5 library has room for 64 kB
 # What Keras calls the weights of layers such as ours: a weight of such a name is never taken for another one.
 _KERAS_NAMES = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
 _NAMES_SHOWN = 6
@@ -50,26 +54,38 @@ class WeightsFile(contextlib.AbstractContextManager["WeightsFile"]):
       FlairError: the file is missing, damaged, or not of the format; one line that names it.
     """
 
+    form = ".h5"
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with self._guarded():
+        with contextlib.ExitStack() as self._after, self._guarded():
             try:
-                global_heap.check_collections(self.path, global_heap.BYTES_OF_ATTRIBUTES)
+                self._file, self._root, self.layers = self._open()
             except FileNotFoundError:
-                raise FlairError(f"{path}: no such file; expected a Keras .h5 file") from None
-            # A file appears whole, so that a lock adds nothing; some file systems have none.
-            self._file = h5py.File(path, "r", locking=False)
+                raise FlairError(f"{path}: no such file; expected a Keras {self.form} file") from None
+            self._after = self._after.pop_all()
+
+    def _open(self) -> tuple[h5py.File, h5py.Group, dict[str, list[str]]]:
+        """The HDF5 file, the group in which the layers are, and `layers`."""
+        file = self._opened(self.path)
+        root = objects.group(file, _MODEL_GROUP) if objects.has(file, _MODEL_GROUP) else file
+        names = _listed(root, "layer_names")
+        if not names:
+            raise BadObject("it holds no Keras weights (no attribute layer_names)")
+        return file, root, {name: _listed(objects.group(root, name), "weight_names") for name in names}
+
+    def _opened(self, path: Path) -> h5py.File:
+        """Opens an HDF5 file until this one is closed."""
+        global_heap.check_collections(path, global_heap.BYTES_OF_ATTRIBUTES)
+        # A file appears whole, so that a lock adds nothing; some file systems have none.
+        return self._after.enter_context(h5py.File(path, "r", locking=False))
+
+    def check_config(self, own: Collection[str] = (), modules: Collection[str] = ()) -> None:
+        """Refuses a file whose description could make whoever loads it as a model run code; see `vetting.check`."""
         try:
-            with self._guarded():
-                is_model = objects.has(self._file, "model_weights")
-                self._root = objects.group(self._file, "model_weights") if is_model else self._file
-                names = _listed(self._root, "layer_names")
-                if not names:
-                    raise BadObject("it holds no Keras weights (no attribute layer_names)")
-                self.layers = {name: _listed(self._group(name), "weight_names") for name in names}
-        except FlairError:
-            self._file.close()
-            raise
+            vetting.check(self.keras_config(), own, modules)
+        except BadObject as error:
+            raise FlairError(f"{self.path}: {error}") from None
 
     def facts(self) -> dict[str, Any]:
         """What a file of ours says of its network; empty for others."""
@@ -79,7 +95,7 @@ class WeightsFile(contextlib.AbstractContextManager["WeightsFile"]):
     def keras_config(self) -> Any:
         """Keras's own description of a whole saved model; empty in a file of weights alone."""
         with self._guarded():
-            return json_text.parse(objects.text(self._file, "model_config") or "{}")
+            return json_text.parse(objects.text(self._file, _CONFIG_ATTRIBUTE) or "{}")
 
     @property
     def has_batch_statistics(self) -> bool:
@@ -100,7 +116,7 @@ class WeightsFile(contextlib.AbstractContextManager["WeightsFile"]):
         Weights under names that are not Keras's take, in their order, the places that no name has taken.
         """
         with self._guarded():
-            paths = self._paths(layer) if layer in self.layers else {}
+            paths = self._paths(layer, wanted) if layer in self.layers else {}
             pairs = _match(list(paths), list(wanted))
             if isinstance(pairs, str):
                 return pairs
@@ -122,16 +138,16 @@ class WeightsFile(contextlib.AbstractContextManager["WeightsFile"]):
                 raise BadObject("it does not have the checksum that it was saved with")
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._after.close()
 
     def _guarded(self) -> contextlib.AbstractContextManager[None]:
-        damaged = f"{self.path}: is not a Keras .h5 file, or is damaged"
+        damaged = f"{self.path}: is not a Keras {self.form} file, or is damaged"
         return objects.guarded(lambda reason, kind: FlairError(f"{damaged}: {reason or kind}"))
 
     def _group(self, layer: str) -> h5py.Group:
         return objects.group(self._root, layer)
 
-    def _paths(self, layer: str) -> dict[str, str]:
+    def _paths(self, layer: str, _wanted: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, str]:
         paths: dict[str, str] = {}
         for path in self.layers[layer]:
             name = weight_name(path)
@@ -150,13 +166,47 @@ def weight_name(path: str) -> str:
     return path.rpartition("/")[2].partition(":")[0]
 
 
-def seal(path: str | Path, facts: Mapping[str, Any]) -> None:
-    """Writes facts of the network, and a checksum over them and all weights, into a finished weights file."""
-    with h5py.File(path, "r+") as file:
-        layers = {name: _listed(objects.group(file, name), "weight_names") for name in _listed(file, "layer_names")}
-        checksum = _checksum(file, file, layers, facts)
-        # A text of fixed length lies with its object, one of any length in a heap, which may be damaged by itself.
-        file.attrs[FACTS_ATTRIBUTE] = np.bytes_(json.dumps({**facts, CHECKSUM: checksum}).encode())
+def write(
+    path: str | Path,
+    layers: Mapping[str, Mapping[str, np.ndarray]],
+    facts: Mapping[str, Any],
+    keras_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a file of Keras's .h5 format, whole or not at all; the same bytes for the same content.
+
+    Args:
+      layers: layer name -> name of a weight, such as `norm1/gamma:0` -> array, in the order of the network.
+      facts: of the network; they and a checksum over everything are added.
+      keras_config: Keras's description of the network, with which Keras loads the file as a model; None: weights alone.
+    """
+    with atomic.replacing(path) as temporary:
+        with h5py.File(temporary, "w", locking=False) as file:
+            root = file
+            if keras_config is not None:
+                file.attrs[_CONFIG_ATTRIBUTE] = json.dumps(keras_config)
+                root = file.create_group(_MODEL_GROUP)
+            for item in (file,) if root is file else (file, root):
+                item.attrs["backend"], item.attrs["keras_version"] = np.bytes_("tensorflow"), np.bytes_(KERAS_VERSION)
+            _write_names(root, "layer_names", layers)
+            for layer in sorted(layers):  # as Keras does, so that the group `a/b` comes after the group `a`
+                group = root.create_group(layer)
+                _write_names(group, "weight_names", layers[layer])
+                for name, array in layers[layer].items():
+                    group.create_dataset(name, data=array)
+        with h5py.File(temporary, "r+") as file:
+            root = file if keras_config is None else file[_MODEL_GROUP]
+            names = {layer: list(weights) for layer, weights in layers.items()}
+            checksum = _checksum(file, root, names, facts)
+            # A text of fixed length lies with its object, one of any length in a heap, which may be damaged by itself.
+            file.attrs[FACTS_ATTRIBUTE] = np.bytes_(json.dumps({**facts, CHECKSUM: checksum}).encode())
+
+
+def _write_names(item: h5py.HLObject, key: str, names: Iterable[str]) -> None:
+    """An attribute that lists names, in numbered chunks where it is too large for one, as Keras does."""
+    encoded = np.array([name.encode() for name in names] or [], "S")
+    chunks = max(1, -(-encoded.nbytes // _MOST_LIST_BYTES))
+    for number, chunk in enumerate(np.array_split(encoded, chunks)):
+        item.attrs[key if chunks == 1 else f"{key}{number}"] = chunk
 
 
 def _match(stored: Sequence[str], wanted: Sequence[str]) -> dict[str, str] | str:
@@ -207,6 +257,7 @@ def _checksum(file: h5py.File, root: h5py.Group, layers: Mapping[str, Sequence[s
     """CRC-32C over the facts and every weight with its names, type and shape."""
     left = Path(file.filename).stat().st_size  # several names may lead to one array
     crc: int = google_crc32c.value(json.dumps(facts, sort_keys=True).encode())
+    crc = google_crc32c.extend(crc, (objects.text(file, _CONFIG_ATTRIBUTE) or "").encode())
     for layer, paths in layers.items():
         for path in paths:
             dataset = objects.stored(objects.group(root, layer), path, left)

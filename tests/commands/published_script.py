@@ -88,7 +88,15 @@ training_process.get_model_weights(state).assign_weights_to(eval_model)
 metrics = flair_metrics.flatten_metrics(eval_model.evaluate(val_data, return_dict=True, verbose=0))
 flair_metrics.print_metrics({"federated val " + name: value for name, value in metrics.items()})
 
-# Weights that federated_main has saved, in the model that it was trained as
+# What federated_main has saved: its weights in the model that takes whole photos, and all of it as it is
 eval_model.load_weights(saved_path, by_name=True)
 metrics = flair_metrics.flatten_metrics(eval_model.evaluate(val_data, return_dict=True, verbose=0))
-flair_metrics.print_metrics({"saved val " + name: value for name, value in metrics.items()})
+flair_metrics.print_metrics({"weights val " + name: value for name, value in metrics.items()})
+
+saved_model = tf.keras.models.load_model(
+    saved_path, custom_objects={"FrozenBatchNormalization": flair_model.FrozenBatchNormalization}
+)
+saved_model.compile(loss=tf.keras.losses.BinaryCrossentropy(from_logits=True), metrics=metrics_builder())
+val_data = val_data.map(lambda images, labels: (tf.image.resize(images, saved_model.input_shape[1:3]), labels))
+metrics = flair_metrics.flatten_metrics(saved_model.evaluate(val_data, return_dict=True, verbose=0))
+flair_metrics.print_metrics({"model val " + name: value for name, value in metrics.items()})

@@ -16,7 +16,7 @@ import tensorflow as tf
 from benchmark.model import loading, networks
 for seed, path in enumerate(sys.argv[1:]):
     tf.keras.utils.set_random_seed(seed)
-    loading.save_weights(networks.build_model("cnn", (32, 32, 3), 17), path)
+    loading.save_model(networks.build_model("cnn", (32, 32, 3), 17), path)
 """
 
 

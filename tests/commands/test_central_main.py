@@ -68,7 +68,7 @@ def test_a_run_leaves_a_model_and_a_complete_run_folder(finished, tfrecords, rec
     out, done = finished
     name = f"{specs.file_name(TINY)}_central_{task.num_outputs}labels"
     run = out / name
-    assert sorted(path.name for path in out.iterdir()) == [name, f"{name}.h5"]
+    assert sorted(path.name for path in out.iterdir()) == [name, f"{name}.h5", f"{name}.keras"]
     rows = read_csv(run / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert {"train_loss", "val_loss", "val_macro_averaged_precision", "learning_rate"} <= set(rows[0])

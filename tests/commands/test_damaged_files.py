@@ -142,7 +142,7 @@ def _sweep_table(folder: Path) -> Any:
 
 def _make_weights(folder: Path) -> None:
     for seed, name in enumerate(("best.h5", "last.h5")):
-        loading.save_weights(networks.build_model("cnn", (32, 48, 3), 3, seed=seed), folder / name)
+        loading.save_model(networks.build_model("cnn", (32, 48, 3), 3, seed=seed), folder / name)
 
 
 def _weights(folder: Path) -> Any:

@@ -31,7 +31,7 @@ _evaluate, _refused = partial(run, EVALUATE), partial(refused, EVALUATE)
 
 
 def _save(path, num_outputs, seed=0, size=SIZE):
-    loading.save_weights(networks.build_model("cnn", (*size, 3), num_outputs, seed=seed), path)
+    loading.save_model(networks.build_model("cnn", (*size, 3), num_outputs, seed=seed), path)
     return path
 
 
@@ -267,7 +267,7 @@ def test_a_model_that_diverged_is_refused_in_one_line_not_a_traceback(tfrecords,
     model, path = networks.build_model("cnn", (*SIZE, 3), num_labels), tmp_path / "diverged.h5"
     kernel = model.get_layer("classifier").kernel
     kernel.assign(tf.fill(kernel.shape, np.nan))
-    loading.save_weights(model, path)
+    loading.save_model(model, path)
     flags = (f"--tfrecords_dir={tfrecords}", f"--models={path}", "--partitions=val", f"--output_dir={tmp_path / 'out'}")
     done = _evaluate(*flags, code=1)
     assert "its training has diverged" in done.stderr.splitlines()[-1]

@@ -38,7 +38,7 @@ _refused = partial(refused, FEDERATED)
 def start(task, tmp_path_factory):
     """Weights to start from."""
     path = tmp_path_factory.mktemp("start") / "start.h5"
-    loading.save_weights(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9), path)
+    loading.save_model(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9), path)
     return path
 
 

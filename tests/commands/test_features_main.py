@@ -22,7 +22,7 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from benchmark.model import loading, networks
 
     path = tmp_path_factory.mktemp("model") / "cnn_17labels.h5"
-    loading.save_weights(networks.build_model("cnn", (48, 64, 3), 17, seed=3), path)
+    loading.save_model(networks.build_model("cnn", (48, 64, 3), 17, seed=3), path)
     return path
 
 

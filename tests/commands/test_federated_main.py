@@ -558,7 +558,7 @@ def test_few_weights_train_from_restored_ones_and_the_others_stay_bit_for_bit(tf
 
     start, out = tmp_path / "start.h5", tmp_path / "out"
     model = networks.build_model(TINY, (32, 32, 3), task.num_outputs, seed=9)
-    loading.save_weights(model, start)
+    loading.save_model(model, start)
     choose(model, which)
     flags = (*_places(tfrecords, out), *PRIVATE, f"--trainable={which}", f"--restore_model_path={start}")
     done = _run(*flags)
@@ -605,7 +605,7 @@ def test_runs_that_start_from_one_file_in_two_ways_share_no_noise(tfrecords, tas
     from benchmark.model import loading, networks
 
     path = tmp_path / "start.h5"
-    loading.save_weights(networks.build_model(TINY, (32, 32, 3), task.num_outputs, seed=9), path)
+    loading.save_model(networks.build_model(TINY, (32, 32, 3), task.num_outputs, seed=9), path)
     keys = []
     for name in ("restore_model_path", "backbone_weights"):
         out = tmp_path / name

@@ -25,7 +25,7 @@ def model(tfrecords, tmp_path_factory):
 
     outputs = len(json.loads((tfrecords / "label_index.json").read_text())["labels"])
     path = tmp_path_factory.mktemp("model") / "model.h5"
-    loading.save_weights(networks.build_model("cnn", (32, 32, 3), outputs, seed=1), path)
+    loading.save_model(networks.build_model("cnn", (32, 32, 3), outputs, seed=1), path)
     return path
 
 

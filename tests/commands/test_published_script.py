@@ -23,7 +23,7 @@ SCRIPT = ROOT / "tests/commands/published_script.py"
 @pytest.mark.slow
 def test_a_script_written_for_ml_flair_runs_unchanged(tfrecords: Path, tmp_path: Path) -> None:
     pretrained = networks.build_model("resnet18", (224, 224, 3), 1000, pretrained_norm=True)
-    loading.save_weights(pretrained, tmp_path / "resnet18.h5")
+    loading.save_model(pretrained, tmp_path / "resnet18.h5")
     run(
         "benchmark.federated_main",
         *(f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", f"--run_dir={tmp_path / 'run'}"),
@@ -32,13 +32,14 @@ def test_a_script_written_for_ml_flair_runs_unchanged(tfrecords: Path, tmp_path:
     (saved,) = tmp_path.glob("resnet18_federated_*labels.h5")
     printed = _run(tfrecords, tmp_path / "resnet18.h5", saved, tmp_path)
     found = {name: float(value) for name, value in re.findall(r"^    (\S.*?) *: ([0-9.e-]+)$", printed, re.MULTILINE)}
-    for setting in ("central test", "train", "federated val", "saved val"):
+    for setting in ("central test", "train", "federated val", "weights val", "model val"):
         assert {f"{setting} {name}" for name in metric_names(is_binary=False)} <= found.keys()
     assert (tmp_path / saved.name.replace("federated", "central")).exists()
     # Its photos, labels, network and metrics are those of the command.
     of_command = json.loads((tmp_path / "run" / "summary.json").read_text())["val"]
     for name in metric_names(is_binary=False):
-        assert found[f"saved val {name}"] == pytest.approx(of_command[name], abs=2e-3), name
+        for way in ("weights", "model"):
+            assert found[f"{way} val {name}"] == pytest.approx(of_command[name], abs=2e-3), name
 
 
 def _run(*arguments: Path) -> str:

@@ -74,10 +74,10 @@ def test_a_statement_covers_a_round_before_a_model_of_it_is_written(
         written.append(name)
         assert stated[-1] >= round_number, f"{name} of round {round_number} is written, {stated[-1]} are stated"
 
-    def save_weights(model: Any, path: Path) -> None:
+    def save_model(model: Any, path: Path) -> None:
         write(path.name, int(model.get_weights()[0].flat[0]))
 
-    monkeypatch.setattr(loading, "save_weights", save_weights)
+    monkeypatch.setattr(loading, "save_model", save_model)
     monkeypatch.setattr(Checkpoints, "save", lambda _self, step, *_: write("checkpoint", step))
     options = LoopConfig(7, rounds_per_eval=2, rounds_per_checkpoint=3, best_metric="loss", initial_clip=None)
 

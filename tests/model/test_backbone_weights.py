@@ -126,7 +126,7 @@ def test_a_file_of_which_nothing_fits_is_refused(model, tmp_path):
 
 
 def test_a_saved_model_is_a_backbone_but_for_its_classifier(model, tmp_path):
-    loading.save_weights(model, tmp_path / "a.h5")
+    loading.save_model(model, tmp_path / "a.h5")
     other = networks.build_model("network_with_all_kinds:tiny", SHAPE, 3, seed=9)
     head = other.get_layer("classifier").get_weights()[0]
     report = loading.load_backbone(other, str(tmp_path / "a.h5"))

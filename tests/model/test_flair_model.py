@@ -174,7 +174,7 @@ def test_saved_weights_restore_exactly(tmp_path, pretrained_norm):
     source = networks.build_model("cnn", SHAPE, 3, pretrained_norm, seed=1)
     rng = np.random.default_rng(0)
     source.set_weights([rng.uniform(0.5, 1, w.shape).astype(np.float32) for w in source.get_weights()])
-    loading.save_weights(source, tmp_path / "model.h5")
+    loading.save_model(source, tmp_path / "model.h5")
     assert loading.wants_batch_normalization(tmp_path / "model.h5") is pretrained_norm
     model = networks.build_model("cnn", SHAPE, 3, pretrained_norm, seed=2)
     report = loading.load_by_name(model, tmp_path / "model.h5")

@@ -100,7 +100,7 @@ def test_a_model_in_inference_mode_does_not_hear_training():
 
 def test_a_saved_network_is_built_again_from_its_file(tmp_path):
     model = networks.build_model(SMALL, SHAPE, 3, seed=5, compute_dtype="bfloat16")
-    loading.save_weights(model, tmp_path / "a.h5")
+    loading.save_model(model, tmp_path / "a.h5")
     found = saved.describe(tmp_path / "a.h5")
     assert (found.network, found.image_size, found.compute_dtype) == (SMALL, (32, 32), "bfloat16")
     np.testing.assert_array_equal(saved.load(found)(PHOTOS[:, :32, :32]), model(PHOTOS[:, :32, :32]))
@@ -190,7 +190,7 @@ def test_anybodys_network_is_seeded_saved_and_built_again_when_it_is_named(modul
     assert tf.keras.mixed_precision.global_policy().name == "float32"
 
     path = tmp_path / "a.h5"
-    loading.save_weights(one, path)
+    loading.save_model(one, path)
     sys.modules.pop(spec.partition(":")[0])
     with pytest.raises(FlairError, match=rf"if you trust that module, add --network={spec}$"):
         saved.describe(path)
@@ -231,7 +231,7 @@ def test_a_module_or_function_that_is_not_there_is_refused(module):
 def test_a_file_that_says_another_network_imports_nothing(tmp_path, said):
     model = networks.build_model("cnn", SHAPE, 3)
     model.network = said
-    loading.save_weights(model, tmp_path / "a.h5")
+    loading.save_model(model, tmp_path / "a.h5")
     with pytest.raises(FlairError, match="the network"):
         saved.describe(tmp_path / "a.h5")
 

@@ -23,7 +23,7 @@ def test_resnet18_is_the_toolkits_network_behind_the_published_layers(tmp_path, 
     ours = networks.build_model("resnet18", (224, 224, 3), 17, pretrained_norm=pretrained, seed=1)
     rng = np.random.default_rng(1)
     ours.set_weights([rng.uniform(0.5, 1, w.shape) * w + 0.01 for w in ours.get_weights()])
-    loading.save_weights(ours, tmp_path / "ours.h5")
+    loading.save_model(ours, tmp_path / "ours.h5")
     model = flair_model.resnet18(input_shape=(256, 256, 3), num_classes=17, pretrained=pretrained)
     model.load_weights(str(tmp_path / "ours.h5"), by_name=True)
     expected = ours(resize(PHOTOS, (224, 224)))
@@ -33,7 +33,7 @@ def test_resnet18_is_the_toolkits_network_behind_the_published_layers(tmp_path, 
     model.save_weights(str(tmp_path / "theirs.h5"))
     again = networks.build_model("resnet18", (224, 224, 3), 17, pretrained_norm=pretrained, seed=2)
     assert not loading.load_by_name(again, tmp_path / "theirs.h5").skipped
-    loading.save_weights(again, tmp_path / "again.h5")
+    loading.save_model(again, tmp_path / "again.h5")
     assert_equal_weights(tmp_path / "ours.h5", tmp_path / "again.h5")
 
 

@@ -437,7 +437,7 @@ def test_a_classifier_of_impossibly_many_outputs_is_refused(tmp_path: Path) -> N
 
 def test_a_changed_byte_of_a_saved_model_is_seen(model: tf.keras.Model, tmp_path: Path) -> None:
     """In the weights, where nothing else would tell, and in what the file says of its network."""
-    loading.save_weights(model, tmp_path / "a.h5")
+    loading.save_model(model, tmp_path / "a.h5")
     good = (tmp_path / "a.h5").read_bytes()
     number = struct.pack("<f", float(model.get_layer("conv1").kernel.numpy().flat[5]))
     for old, new in ((number, bytes([number[0] ^ 1]) + number[1:]), (b'"input_shape": [8', b'"input_shape": [9')):
@@ -453,7 +453,7 @@ def saved(model: tf.keras.Model, tmp_path_factory: pytest.TempPathFactory) -> tu
     folder, layers = tmp_path_factory.mktemp("saved"), layers_of(3)
     foreign = write(folder / "foreign.h5", layers)
     loading.load_by_name(model, foreign)
-    loading.save_weights(model, folder / "ours.h5")
+    loading.save_model(model, folder / "ours.h5")
     return (folder / "ours.h5").read_bytes(), foreign.read_bytes(), layers
 
 
@@ -589,7 +589,7 @@ def test_a_small_file_takes_neither_hours_nor_all_memory(
 def test_no_flipped_bit_of_a_heap_holds_the_reader_of_a_file_of_ours_for_ever(tmp_path: Path) -> None:
     """Keras keeps its version as a text of any length; 20 of 80 such flips could only be ended by SIGKILL."""
     model = networks.build_model("cnn", (32, 32, 3), 5)
-    loading.save_weights(model, tmp_path / "a.h5")
+    loading.save_model(model, tmp_path / "a.h5")
     data, whole = (tmp_path / "a.h5").read_bytes(), weights_of(model)
     start = data.index(b"GCOL")
     places, place = [*range(start, start + 16)], start + 16

@@ -211,7 +211,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     from benchmark.model import loading, networks
 
     pretrained = networks.build_model("cnn", (32, 32, 3), 17, pretrained_norm=True)
-    loading.save_weights(pretrained, ready / "resnet18.h5")
+    loading.save_model(pretrained, ready / "resnet18.h5")
     shown = f"--dataset_dir={ready / 'data'}"
     train = Command("", 0, f"python3 -m benchmark.federated_main --tfrecords_dir={ready / 'tfrecords'}")
     _, _, *train_small = documented_commands.as_run(train, str(ready), "").split()

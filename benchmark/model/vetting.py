@@ -1,0 +1,97 @@
+"""Refuses what a model file says of its layers where that could make a reader run code, before anybody builds anything.
+
+A Keras configuration names classes. Keras imports the module of one that it does not know (`"module": "os"`), which its
+`safe_mode` does not hinder; a Lambda layer has Python bytecode, an operation layer the name of any function of
+TensorFlow, such as one that writes files, and a lookup layer the path of a file to read. So there is a list of what may
+be named. Our readers hold every configuration against it, though they build no layer from one and take weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from flair.records.hdf5.objects import BadObject, printable
+
+_OURS = (
+    *("GroupNormalization", "FrozenBatchNormalization", "PixelStandardization"),
+    *("ClassToken", "PositionEmbedding", "SelfAttention", "FirstToken"),
+)
+_OPERATIONS = ("TFOpLambda", "SlicingOpLambda")
+# Of Keras, save for Lambda, wrappers of somebody's layers, and layers that read vocabularies or models from files.
+_KERAS = """
+    Activation ActivityRegularization Add AdditiveAttention AlphaDropout Attention Average AveragePooling1D
+    AveragePooling2D AveragePooling3D BatchNormalization Bidirectional CategoryEncoding CenterCrop Concatenate Conv1D
+    Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Cropping1D Cropping2D
+    Cropping3D CustomScaleLayer Dense DepthwiseConv1D DepthwiseConv2D Discretization Dot Dropout ELU EinsumDense
+    Embedding Flatten Functional GRU GRUCell GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
+    GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization Identity
+    InputLayer LSTM LSTMCell LayerNormalization LayerScale LeakyReLU LocallyConnected1D LocallyConnected2D Masking
+    MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum Model MultiHeadAttention Multiply Normalization PReLU Permute
+    RandomBrightness RandomContrast RandomCrop RandomFlip RandomHeight RandomRotation RandomTranslation RandomWidth
+    RandomZoom ReLU RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D Sequential SimpleRNN
+    SimpleRNNCell Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D StackedRNNCells StochasticDepth Subtract
+    SyncBatchNormalization ThresholdedReLU TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D
+    ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    Constant GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal LecunUniform Ones Orthogonal RandomNormal
+    RandomUniform TruncatedNormal VarianceScaling Zeros
+    L1 L1L2 L2 OrthogonalRegularizer MaxNorm MinMaxNorm NonNeg RadialConstraint UnitNorm
+    Policy TensorShape __tuple__ __numpy__ __tensor__
+"""
+_CLASSES = {*_KERAS.split(), *_OPERATIONS, *_OURS, *(f"flair>{name}" for name in _OURS)}
+_FUNCTIONS = """
+    math.add math.subtract math.multiply math.divide math.truediv math.maximum math.minimum math.square math.sqrt
+    math.rsqrt math.exp math.log math.abs math.pow math.sigmoid math.tanh math.reduce_mean math.reduce_sum
+    math.reduce_max math.reduce_min nn.relu nn.relu6 nn.gelu nn.silu nn.swish nn.sigmoid nn.softmax nn.softplus nn.tanh
+    __operators__.add __operators__.getitem cast concat expand_dims reshape split squeeze stack transpose unstack
+    clip_by_value linalg.matmul
+"""
+_OF_OPERATIONS = set(_FUNCTIONS.split())
+_UNREAD = ("compile_config",)  # the optimizer, loss and metrics of a training
+
+
+def check(config: Any, own: Collection[str] = (), modules: Collection[str] = ()) -> None:
+    """Raises BadObject at the first object of a Keras configuration that is not on the list.
+
+    Args:
+      own, modules: classes and modules that may be named, too: those of a network that the user has imported.
+
+    >>> check({"class_name": "Lambda", "config": {}})
+    Traceback (most recent call last):
+    flair.records.hdf5.objects.BadObject: it has an object of the class Lambda, which is refused: ...
+    """
+    left = [config]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if "class_name" in value:
+                _check_object(value, own, modules)
+            left += [item for key, item in value.items() if key not in _UNREAD]
+        elif isinstance(value, list):
+            left += value
+
+
+def _check_object(value: Mapping[str, Any], own: Collection[str], modules: Collection[str]) -> None:
+    name, module = value["class_name"], value.get("module")
+    registered = value.get("registered_name")
+    for said in (name, name if registered is None else registered):
+        if not isinstance(said, str) or (said not in _CLASSES and said not in own):
+            _refuse(f"an object of the class {said}")
+    if not (module is None or _is_of(module, "keras") or _is_of(module, "benchmark.model") or module in modules):
+        _refuse(f"an object of the module {module}")
+    if name in _OPERATIONS:
+        config = value.get("config")
+        function = config.get("function") if isinstance(config, dict) else None
+        if not isinstance(function, str) or function not in _OF_OPERATIONS:
+            _refuse(f"an operation {function}")
+
+
+def _is_of(module: Any, package: str) -> bool:
+    return isinstance(module, str) and (module == package or module.startswith(f"{package}."))
+
+
+def _refuse(what: str) -> None:
+    raise BadObject(
+        f"it has {printable(what)}, which is refused: whoever loads it as a model could run somebody's code; if you "
+        "trust it, save its weights alone"
+    )

@@ -1,0 +1,147 @@
+"""Saved models are Keras models: others load them without this toolkit, and see the same logits."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmark.model import loading, networks, plain, trainable
+from benchmark.model import saved as saved_model
+from tests.support.commands import assert_equal_weights, read_weights, run_program
+
+SIZE = (48, 40, 3)
+PHOTOS = np.random.default_rng(0).integers(0, 256, (3, *SIZE)).astype(np.float32)
+# Name -> network, whether batch normalization is frozen, arithmetic, which weights train.
+MODELS = {
+    "frozen": ("cnn", True, "float32", "all"),
+    "group": ("cnn", False, "float32", "film"),
+    "half": ("cnn", True, "bfloat16", "head"),
+    "keras": ("keras:MobileNetV3Small", False, "float32", "all"),
+}
+SAID = ("module", "class_name", "registered_name", "inbound_nodes")
+LOAD = """
+import sys
+import numpy as np
+import tensorflow as tf
+photos = np.load("photos.npy")
+for file in sys.argv[1:]:
+    model = tf.keras.models.load_model(file)
+    np.save(f"{file}.npy", model.predict(photos, verbose=0))
+    print(model.name, len(model.layers), np.array_equal(model(photos, training=True), model(photos)))
+assert not [name for name in sys.modules if name.partition(".")[0] in ("benchmark", "flair")]
+"""
+
+
+def build(name: str, seed: int = 3) -> tf.keras.Model:
+    """A network of `MODELS` in which every number is different."""
+    network, is_frozen, dtype, which = MODELS[name]
+    model = networks.build_model(network, SIZE, 5, is_frozen, seed, dtype)
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        if variable.shape.rank == 1:
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+    return trainable.choose(model, which)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every model, saved, and the photos."""
+    folder = tmp_path_factory.mktemp("models")
+    np.save(folder / "photos.npy", PHOTOS)
+    for name in MODELS:
+        model = build(name)
+        loading.save_model(model, folder / f"{name}.h5")
+        assert loading.save_archive(model, folder / f"{name}.keras")
+    return folder
+
+
+def test_keras_loads_them_without_our_code_and_gives_the_same_logits(folder: Path) -> None:
+    files = sorted(path.name for path in folder.glob("*") if path.suffix in (".h5", ".keras"))
+    done = run_program(LOAD, *files, cwd=folder)
+    for file, line in zip(files, done.stdout.splitlines(), strict=True):
+        model = build(file.partition(".")[0])
+        wanted = model(PHOTOS, training=False).numpy()
+        assert line.split()[:2] == [model.name, str(len(model.layers))]
+        np.testing.assert_allclose(np.load(folder / f"{file}.npy"), wanted, atol=1e-5 * np.abs(wanted).max())
+        # Batch normalization in the file is frozen: training mode computes the same.
+        assert line.split()[2] == "True" or MODELS[file.partition(".")[0]][0] != "cnn"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_file_is_what_keras_itself_writes_of_its_own_layers(folder: Path, tmp_path: Path, name: str) -> None:
+    again = plain.rebuilt(build(name))
+    again.save(folder / "keras_own.h5.tmp", save_format="h5", include_optimizer=False)
+    again.save(tmp_path / "own.keras")
+    with zipfile.ZipFile(tmp_path / "own.keras") as keras, zipfile.ZipFile(folder / f"{name}.keras") as ours:
+        assert keras.namelist() == ours.namelist()
+        descriptions = [json.loads(archive.read("config.json"))["config"]["layers"] for archive in (keras, ours)]
+        for one, other in zip(*descriptions, strict=True):
+            assert {key: one[key] for key in SAID} == {key: other[key] for key in SAID}
+            assert other["config"].items() <= one["config"].items()
+        keras.extract("model.weights.h5", tmp_path / "keras")
+        ours.extract("model.weights.h5", tmp_path / "ours")
+    assert_equal_weights(tmp_path / "keras" / "model.weights.h5", tmp_path / "ours" / "model.weights.h5")
+    with h5py.File(folder / f"{name}.h5") as ours, h5py.File(folder / "keras_own.h5.tmp") as keras:
+        for key in ("layer_names", "backend", "keras_version"):
+            assert np.array_equal(*(np.array(file["model_weights"].attrs[key], "S") for file in (ours, keras)))
+    # Keras calls a weight by its layer twice, or once, depending on how the layer was made; a reader goes by the order.
+    found = [
+        {(path.split("/")[1:-1][0], path.rpartition("/")[2]): array for path, array in read_weights(file).items()}
+        for file in (folder / f"{name}.h5", folder / "keras_own.h5.tmp")
+    ]
+    assert found[0].keys() == found[1].keys()
+    assert all(np.array_equal(array, found[1][key]) for key, array in found[0].items())
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("name", MODELS)
+def test_we_read_both_formats(folder: Path, name: str, suffix: str) -> None:
+    found = saved_model.describe(folder / f"{name}{suffix}")
+    network, is_frozen, dtype, _ = MODELS[name]
+    assert (found.network, found.image_size, found.compute_dtype) == (network, SIZE[:2], dtype)
+    assert found.has_batch_statistics == is_frozen or network != "cnn"
+    wanted = build(name)(PHOTOS, training=False).numpy()
+    np.testing.assert_array_equal(saved_model.load(found)(PHOTOS, training=False).numpy(), wanted)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_model_is_the_same_bytes(folder: Path, tmp_path: Path, name: str) -> None:
+    loading.save_model(build(name), tmp_path / "again.h5")
+    loading.save_archive(build(name), tmp_path / "again.keras")
+    for suffix in (".h5", ".keras"):
+        assert (tmp_path / f"again{suffix}").read_bytes() == (folder / f"{name}{suffix}").read_bytes()
+
+
+def test_old_files_of_weights_alone_are_read(tmp_path: Path) -> None:
+    model = build("frozen")
+    model.save_weights(tmp_path / "old.h5", save_format="h5")
+    again = build("frozen", seed=4)
+    assert not loading.load_by_name(again, tmp_path / "old.h5").skipped
+    np.testing.assert_array_equal(again(PHOTOS), model(PHOTOS))
+
+
+class Mute(tf.keras.layers.Layer):
+    """A layer that cannot say how it was made."""
+
+    def __init__(self, made_of: object, **options: Any) -> None:
+        super().__init__(**options)
+        self.made_of = made_of
+
+
+def test_a_network_that_cannot_be_described_is_saved_as_weights(tmp_path: Path) -> None:
+    pixels = tf.keras.Input(SIZE)
+    x = tf.keras.layers.Conv2D(4, 3, name="conv")(Mute(object())(pixels))
+    model = tf.keras.Model(pixels, tf.keras.layers.GlobalAveragePooling2D()(x), name="mute")
+    loading.save_model(model, tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert "model_config" not in file.attrs and "layer_names" in file.attrs
+    assert loading.load_by_name(model, tmp_path / "a.h5").loaded == ["conv"]
+    assert not loading.save_archive(model, tmp_path / "a.keras")
+    assert not (tmp_path / "a.keras").exists()
