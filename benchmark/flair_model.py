@@ -11,12 +11,12 @@ Importing it also makes known to Keras what layers a saved model may have beside
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from keras.src.applications import convnext, inception_resnet_v2
 
 from benchmark.model import (
     networks,
@@ -28,12 +28,9 @@ IMAGENET_MEAN = list(PixelStandardization.MEAN)
 IMAGENET_VARIANCE = [std**2 for std in PixelStandardization.STD]
 _CROP = 224  # pixels, both sides, whatever the input
 _SEEDS_PER_MODEL = 1000
-
-for _layer in (convnext.LayerScale, convnext.StochasticDepth, inception_resnet_v2.CustomScaleLayer):
-    tf.keras.utils.get_custom_objects()[_layer.__name__] = _layer
+_APPLICATIONS = "keras.src.applications"
 
 
-@tf.keras.saving.register_keras_serializable("ml-flair")
 class FrozenBatchNormalization(tf.keras.layers.BatchNormalization):
     """Keras's batch normalization, whose moving mean and variance normalize in training, too, and never change.
 
@@ -43,6 +40,17 @@ class FrozenBatchNormalization(tf.keras.layers.BatchNormalization):
     def call(self, inputs: tf.Tensor, training: Any = None) -> tf.Tensor:
         """`inputs` of any shape to the same shape, whatever `training` says."""
         return super().call(inputs, training=False)
+
+
+for _module, _names in (
+    ("convnext", ("LayerScale", "StochasticDepth")),
+    ("inception_resnet_v2", ("CustomScaleLayer",)),
+):
+    for _name in _names:
+        _layer = getattr(importlib.import_module(f"{_APPLICATIONS}.{_module}"), _name)
+        tf.keras.utils.get_custom_objects()[_name] = _layer
+# By this name, without a package before it, as in the models that ml-flair has saved.
+tf.keras.utils.get_custom_objects()[FrozenBatchNormalization.__name__] = FrozenBatchNormalization
 
 
 def resnet18(

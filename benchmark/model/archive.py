@@ -54,7 +54,11 @@ def write(
             for number, array in enumerate(layers[layer].values()):
                 group.create_dataset(str(number), data=array)
     metadata = {"keras_version": KERAS_VERSION, FACTS_ATTRIBUTE: facts}
-    contents = {_METADATA: json.dumps(metadata), _CONFIG: json.dumps(config), _WEIGHTS: weights.getvalue()}
+    contents: dict[str, str | bytes] = {
+        _METADATA: json.dumps(metadata),
+        _CONFIG: json.dumps(config),
+        _WEIGHTS: weights.getvalue(),
+    }
     with atomic.replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, content in contents.items():
             archive.writestr(zipfile.ZipInfo(name), content)

@@ -92,8 +92,8 @@ def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = Fa
         file.verify()
         if isinstance(file, WeightsFile):
             own = plain.classes(model)
-            names = {*own, *(kind.__name__ for kind in own.values())}
-            file.check_config(names, {kind.__module__ for kind in own.values()})
+            classes = {*own, *(kind.__name__ for kind in own.values())}
+            file.check_config(classes, {kind.__module__ for kind in own.values()})
         for layer in model.layers:
             variables = {weight_name(v.name): v for v in layer.trainable_weights + layer.non_trainable_weights}
             if not variables:

@@ -1,9 +1,9 @@
 """Refuses what a model file says of its layers where that could make a reader run code, before anybody builds anything.
 
-A Keras configuration names classes. Keras imports the module of one that it does not know (`"module": "os"`), which its
-`safe_mode` does not hinder; a Lambda layer has Python bytecode, an operation layer the name of any function of
-TensorFlow, such as one that writes files, and a lookup layer the path of a file to read. So there is a list of what may
-be named. Our readers hold every configuration against it, though they build no layer from one and take weights alone.
+A Keras configuration names classes. Keras 2.14 imports the module of a model that it does not know (`"module": "os"`),
+also in its `safe_mode`; a Lambda layer has Python bytecode, an operation layer the name of any function of TensorFlow,
+such as one that writes files, and a lookup layer the path of a file to read. So there is a list of what may be named.
+Our readers hold every configuration against it, though they build no layer from one and take weights alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _KERAS = """
     L1 L1L2 L2 OrthogonalRegularizer MaxNorm MinMaxNorm NonNeg RadialConstraint UnitNorm
     Policy TensorShape __tuple__ __numpy__ __tensor__
 """
-_CLASSES = {*_KERAS.split(), *_OPERATIONS, *_OURS, *(f"flair>{name}" for name in _OURS)}
+_OF_ML_FLAIR = "Addons>GroupNormalization"  # of TensorFlow Addons, in the models that ml-flair saves
+_CLASSES = {*_KERAS.split(), *_OPERATIONS, *_OURS, *(f"flair>{name}" for name in _OURS), _OF_ML_FLAIR}
 _FUNCTIONS = """
     math.add math.subtract math.multiply math.divide math.truediv math.maximum math.minimum math.square math.sqrt
     math.rsqrt math.exp math.log math.abs math.pow math.sigmoid math.tanh math.reduce_mean math.reduce_sum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -35,6 +36,20 @@ def test_resnet18_is_the_toolkits_network_behind_the_published_layers(tmp_path, 
     assert not loading.load_by_name(again, tmp_path / "theirs.h5").skipped
     loading.save_model(again, tmp_path / "again.h5")
     assert_equal_weights(tmp_path / "ours.h5", tmp_path / "again.h5")
+
+
+@pytest.mark.parametrize("use_batch_norm", [False, True])
+def test_a_whole_model_that_a_script_saves_is_read_by_keras_and_by_the_commands(tmp_path, use_batch_norm):
+    path = tmp_path / "script.h5"
+    model = flair_model.create_resnet((256, 256, 3), 5, use_batch_norm, [1, 1, 1, 1], initial_filters=32)
+    model.save(path)
+    again = tf.keras.models.load_model(path)
+    np.testing.assert_array_equal(again(PHOTOS, training=False), model(PHOTOS, training=False))
+    assert [type(layer) for layer in again.layers] == [type(layer) for layer in model.layers]
+    with h5py.File(path, "r+") as file:  # ml-flair's models name the layer of TensorFlow Addons
+        file.attrs["model_config"] = file.attrs["model_config"].replace("flair>GroupN", "Addons>GroupN")
+    ours = networks.build_model("resnet18", (224, 224, 3), 5, pretrained_norm=use_batch_norm)
+    assert "layer4_block1_norm2" in loading.load_by_name(ours, path).loaded
 
 
 def test_layers_have_the_published_names_and_kinds():

@@ -1,0 +1,225 @@
+"""Model files that somebody made to run code, or to fill memory: refused in one line, and nothing of them runs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmark.model import loading, networks
+from benchmark.model import saved as saved_model
+from flair.errors import FlairError
+from tests.support.bounded_memory import bounded_memory
+from tests.support.commands import run
+
+SIZE = (16, 16, 3)
+CONFIG, WEIGHTS = "config.json", "model.weights.h5"
+Config = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`good.h5` and `good.keras`, a model of ours."""
+    folder = tmp_path_factory.mktemp("good")
+    model = networks.build_model("cnn", SIZE, 3)
+    loading.save_model(model, folder / "good.h5")
+    loading.save_archive(model, folder / "good.keras")
+    return folder
+
+
+def tampered(good: Path, path: Path, change: Callable[[Config], None]) -> Path:
+    """The good model of `path`'s format, with another description, and otherwise whole."""
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(good / "good.keras") as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                data = old.read(name)
+                new.writestr(name, json.dumps(_changed(json.loads(data), change)) if name == CONFIG else data)
+        return path
+    path.write_bytes((good / "good.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = json.dumps(_changed(json.loads(file.attrs["model_config"]), change))
+        del file.attrs["flair_model"]  # with its checksum, which anybody can make anew
+    return path
+
+
+def _changed(config: Config, change: Callable[[Config], None]) -> Config:
+    change(config)
+    return config
+
+
+def relu1(config: Config) -> Config:
+    """A layer of the description."""
+    (layer,) = (layer for layer in config["config"]["layers"] if layer["name"] == "relu1")
+    return layer
+
+
+def _lambda(config: Config) -> None:
+    made = tf.keras.saving.serialize_keras_object(tf.keras.layers.Lambda(lambda x: x, name="relu1"))
+    relu1(config).update({key: made[key] for key in ("class_name", "config")})
+
+
+def _unknown(config: Config) -> None:
+    relu1(config)["class_name"] = "Surprise"
+
+
+def _module(config: Config) -> None:
+    relu1(config).update({"module": "planted_module", "class_name": "ReLU", "registered_name": "ReLU"})
+
+
+def _module_of_a_model(config: Config) -> None:
+    config.update({"module": "planted_module", "class_name": "Surprise", "registered_name": "Surprise"})
+
+
+def _function(config: Config) -> None:
+    function = {"module": "planted_module", "class_name": "function", "config": "relu", "registered_name": "function"}
+    relu1(config).update({"class_name": "Activation", "config": {"name": "relu1", "activation": function}})
+
+
+def _module_of_an_initializer(config: Config) -> None:
+    relu1(config)["config"]["kernel_initializer"] = {"module": "planted_module", "class_name": "Zeros", "config": {}}
+
+
+def _file_operation(config: Config) -> None:
+    relu1(config).update({"class_name": "TFOpLambda", "config": {"name": "relu1", "function": "io.write_file"}})
+
+
+def _lookup(config: Config) -> None:
+    relu1(config).update({"class_name": "StringLookup", "config": {"name": "relu1", "vocabulary": "/etc/passwd"}})
+
+
+def _registered(config: Config) -> None:
+    relu1(config).update({"class_name": "ReLU", "registered_name": "Package>Surprise", "module": "keras.layers"})
+
+
+ATTACKS = {
+    _lambda: "Lambda",
+    _unknown: "Surprise",
+    _module: "planted_module",
+    _module_of_a_model: "Surprise",
+    _function: "function",
+    _module_of_an_initializer: "planted_module",
+    _file_operation: "io.write_file",
+    _lookup: "StringLookup",
+    _registered: "Package>Surprise",
+}
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What appears as soon as somebody imports `planted_module`."""
+    (tmp_path / "planted_module.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "canary"
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_description_that_could_run_code_is_refused(
+    good: Path, tmp_path: Path, canary: Path, attack: Callable[[Config], None], suffix: str
+) -> None:
+    path = tampered(good, tmp_path / f"sent{suffix}", attack)
+    model = networks.build_model("cnn", SIZE, 3)
+    before = [array.copy() for array in model.get_weights()]
+    for read in (lambda: saved_model.describe(path), lambda: loading.load_by_name(model, path)):
+        with pytest.raises(FlairError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{path}: it has an ")
+        assert ATTACKS[attack] in str(caught.value) and str(caught.value).isprintable()
+    assert all(np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True))
+    assert not canary.exists()
+
+
+def test_keras_itself_imports_what_a_file_names(good: Path, tmp_path: Path, canary: Path) -> None:
+    """Also in its safe mode: what is refused here is no theory."""
+    path = tampered(good, tmp_path / "sent.keras", _module_of_a_model)
+    with pytest.raises(TypeError):  # once it has been imported
+        tf.keras.models.load_model(path, safe_mode=True)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_a_command_refuses_it_in_one_line(good: Path, tmp_path: Path, canary: Path, suffix: str) -> None:
+    path = tampered(good, tmp_path / f"sent{suffix}", _module)
+    out = tmp_path / "out.keras"
+    done = run("benchmark.export_main", f"--model={path}", f"--output_file={out}", code=1)
+    (line,) = done.stderr.splitlines()
+    assert "an object of the module planted_module, which is refused" in line
+    assert not out.exists() and not canary.exists()
+
+
+def test_the_same_model_untampered_is_read(good: Path, tmp_path: Path) -> None:
+    for suffix in (".h5", ".keras"):
+        path = tampered(good, tmp_path / f"same{suffix}", lambda _config: None)
+        saved_model.load(saved_model.describe(path))
+
+
+def _deflated(good: Path, path: Path) -> None:
+    with zipfile.ZipFile(good / "good.keras") as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, bytes(300_000_000) if name == WEIGHTS else old.read(name))
+
+
+def _without(name: str) -> Callable[[Path, Path], None]:
+    def make(good: Path, path: Path) -> None:
+        with zipfile.ZipFile(good / "good.keras") as old, zipfile.ZipFile(path, "w") as new:
+            for other in set(old.namelist()) - {name}:
+                new.writestr(other, old.read(other))
+
+    return make
+
+
+def _large_text(good: Path, path: Path) -> None:
+    with zipfile.ZipFile(good / "good.keras") as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b" " * 20_000_000 if name == CONFIG else old.read(name))
+
+
+def _cut(good: Path, path: Path) -> None:
+    path.write_bytes((good / "good.keras").read_bytes()[:-5000])
+
+
+def _flipped(good: Path, path: Path) -> None:
+    data = bytearray((good / "good.keras").read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _pickle(_good: Path, path: Path) -> None:
+    path.write_bytes(pickle.dumps({"model": 1}))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_deflated, "is packed or encrypted"),
+        (_without(CONFIG), "it has no config.json"),
+        (_without(WEIGHTS), "it has no model.weights.h5"),
+        (_large_text, "its config.json has more than"),
+        (_cut, "is not a Keras .keras file, or is damaged"),
+        (_flipped, "Bad CRC-32"),
+        (_pickle, "is not a Keras .keras file, or is damaged"),
+    ],
+)
+def test_an_archive_that_is_damaged_or_a_bomb_is_refused(
+    good: Path, tmp_path: Path, make: Callable[[Path, Path], None], words: str
+) -> None:
+    path = tmp_path / "sent.keras"
+    make(good, path)
+    with bounded_memory(400_000_000), pytest.raises(FlairError, match=words) as caught:
+        saved_model.describe(path)
+    assert str(caught.value).startswith(f"{path}: ") and str(caught.value).isprintable()
+
+
+def test_a_savedmodel_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(FlairError, match="is a SavedModel, a program"):
+        saved_model.find_models([str(tmp_path / "model")])
