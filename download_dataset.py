@@ -31,6 +31,14 @@ environment:
 The annotations are licensed CC-BY-NC 4.0 by Apple; every photo belongs to its owner.
 """
 
+# Of ml-flair's module of this name, as the last two functions.
+DATA_URL = f"{catalog.APPLE_BASE_URL}/"
+NUM_IMAGE_BATCHES = catalog.NUM_ARCHIVES
+SMALL_IMAGE_URLS = [DATA_URL + catalog.small_archive_url_path(index) for index in range(NUM_IMAGE_BATCHES)]
+RAW_IMAGE_URLS = [DATA_URL + catalog.raw_archive_url_path(index) for index in range(NUM_IMAGE_BATCHES)]
+LABELS_AND_METADATA_URL = DATA_URL + catalog.METADATA_URL_PATH
+LABEL_RELATIONSHIP_URL = DATA_URL + catalog.TAXONOMY_URL_PATH
+
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, downloads, and tells what came of it."""
@@ -163,6 +171,25 @@ def _http_url(text: str) -> str:
         return checked_address(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def extract_tar(compressed_path: str, dataset_dir: str, keep_archive_after_decompress: bool) -> None:
+    """Unpacks an archive of photos into `small_images` of a dataset folder, or `raw_images` if it is `images-*.tar.gz`.
+
+    All of its photos appear or none; what is not a photo is left out. The archive is then deleted unless it is kept.
+
+    Raises:
+      FlairError: the archive is damaged, or holds what no archive of photos does, such as a path that leads elsewhere.
+    """
+    from flair.download import published
+
+    published.extract(Path(compressed_path), Path(dataset_dir), keep_archive_after_decompress)
+
+
+def decompress_images(dataset_dir: str, keep_archive_after_decompress: bool) -> None:
+    """`extract_tar` of every `*.tar.gz` in a dataset folder, one after the other."""
+    for path in sorted(Path(dataset_dir).glob("*.tar.gz")):
+        extract_tar(str(path), dataset_dir, keep_archive_after_decompress)
 
 
 if __name__ == "__main__":

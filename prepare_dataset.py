@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from flair.terminal import command
 from flair.terminal import flags as preparation_flags
@@ -14,6 +15,8 @@ Turns the folder that download_dataset.py wrote into one HDF5 file.
 
 Photos are grouped by partition and user (for federated learning), or by partition only. The file appears when all of it
 is there; a run that was stopped starts over when the same command is given again."""
+
+LABEL_DELIMITER = "|"  # of ml-flair's module of this name, as the three functions below
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +56,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = {"dataset_dir": flags.dataset_dir, "hdf5_file": flags.output_file, "exclude": flags.exclude}
     print("Next:", command_line("python -m flair.verify", **made))
     return command.EXIT_OK
+
+
+def load_user_metadata(labels_file: str) -> dict[str, list[dict[str, Any]]]:
+    """User id -> their records as labels_and_metadata.json has them, in its order.
+
+    Raises:
+      FlairError: a record is not as published; one line names it.
+    """
+    from flair.records import published
+
+    return published.user_metadata(labels_file)
+
+
+def preprocess_federated_dataset(image_dir: str, labels_file: str, output_file: str) -> None:
+    """Writes photos of a folder and their labels to one HDF5 file by user, in this process; replaces `output_file`.
+
+    Raises:
+      FlairError: bad metadata, a bad photo, a partition without photos, too little disk space.
+    """
+    _preprocess(image_dir, labels_file, output_file, by_user=True)
+
+
+def preprocess_central_dataset(image_dir: str, labels_file: str, output_file: str) -> None:
+    """As `preprocess_federated_dataset`, not grouped by user."""
+    _preprocess(image_dir, labels_file, output_file, by_user=False)
+
+
+def _preprocess(image_dir: str, labels_file: str, output_file: str, by_user: bool) -> None:
+    from flair.records import published
+    from flair.records.hdf5.writer import write_hdf5
+
+    with published.dataset_dir(image_dir, labels_file) as folder:
+        write_hdf5(folder, output_file, by_user=by_user, num_workers=published.NUM_WORKERS, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from flair.terminal import command
 from flair.terminal import flags as preparation_flags
 from flair.terminal.paths import command_line, path_flag
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 DESCRIPTION = """\
 Turns the folder that download_dataset.py wrote into TFRecords for training.
@@ -15,6 +20,10 @@ Turns the folder that download_dataset.py wrote into TFRecords for training.
 The result has label_index.json and the folders train, dev and test, and the symlinks label_to_index.json and val for
 code that expects those names. It appears in --tfrecords_dir when all of it is there; a run that was stopped continues
 when the same command is given again."""
+
+# Of ml-flair's module of this name, as the three functions below; `flair.records.tfrecord.example` has them, too.
+KEY_IMAGE_BYTES, KEY_LABELS, KEY_FINE_GRAINED_LABELS = "image/encoded_jpeg", "labels", "fine_grained_labels"
+KEY_IMAGE_DECODED = "image/decoded"  # of no file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +64,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = {"dataset_dir": flags.dataset_dir, "tfrecords_dir": flags.tfrecords_dir, "exclude": flags.exclude}
     print("  or:", command_line("python -m flair.verify", **made))
     return command.EXIT_OK
+
+
+def load_user_metadata_and_label_counters(
+    labels_file: str,
+) -> tuple[dict[str, list[dict[str, Any]]], Counter[str], Counter[str]]:
+    """User id -> their records in the order of the file, and how many photos carry each coarse and each fine label.
+
+    Raises:
+      FlairError: a record is not as published; one line names it.
+    """
+    from flair.records import published
+
+    users = published.user_metadata(labels_file)
+    records = [record for of_user in users.values() for record in of_user]
+    coarse, fine = (
+        Counter(label for record in records for label in record[kind]) for kind in (KEY_LABELS, KEY_FINE_GRAINED_LABELS)
+    )
+    return users, coarse, fine
+
+
+def create_example(image_bytes: bytes, labels: list[int], fine_grained_labels: list[int]) -> tf.train.Example:
+    """A JPEG and the columns of its labels as a `tf.train.Example`, without the ids that this command adds."""
+    import tensorflow as tf
+
+    from flair.records.tfrecord.example import Example, encode
+
+    return tf.train.Example.FromString(encode(Example(image_bytes, tuple(labels), tuple(fine_grained_labels))))
+
+
+def preprocess_federated_dataset(image_dir: str, labels_file: str, tfrecords_dir: str) -> None:
+    """Writes photos of a folder and their labels as TFRecords, a file a user, in this process; replaces what is there.
+
+    Raises:
+      FlairError: bad metadata, a bad photo, a partition without photos, another kind of folder, too little disk space.
+    """
+    from flair.records import published
+    from flair.records.tfrecord.writer import write_tfrecords
+
+    with published.dataset_dir(image_dir, labels_file) as folder:
+        write_tfrecords(folder, tfrecords_dir, num_workers=published.NUM_WORKERS, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -54,24 +54,16 @@ def build_model(
     policy = tf.keras.mixed_precision.Policy("float32" if compute_dtype == "float32" else f"mixed_{compute_dtype}")
     specs.check(name)
     if name in _BUILDERS:
-        parts = _Parts(itertools.count(seed * 1000), policy, norm or (_frozen_batch if pretrained_norm else _group))
+        parts = Parts(itertools.count(seed * 1000), policy, norm or (_frozen_batch if pretrained_norm else group_norm))
         pixels = tf.keras.Input(input_shape, name="pixels")
         features = _BUILDERS[name](PixelStandardization(name="standardization", dtype=policy)(pixels), parts)
-        pooled = _layers.GlobalAveragePooling2D(name="global_pooling", dtype=policy)(features)
-        head_seed = next(parts.seeds)
+        pooled, head_seed = parts.pool(features), next(parts.seeds)
     else:
         build = applications.build if specs.is_keras(name) else custom.build
         body = build(name, input_shape, seed, policy.name)
         pixels, pooled = body.input, body.output
         head_seed = int(derive_generator(seed, "weights", CLASSIFIER).integers(2**31))
-    # A float32 head: logits in bfloat16 would give the loss and the metrics only eight bits.
-    logits = _layers.Dense(
-        num_outputs,
-        name=CLASSIFIER,
-        dtype="float32",
-        kernel_initializer=tf.keras.initializers.GlorotUniform(head_seed),
-    )(pooled)
-    model = tf.keras.Model(pixels, logits, name=specs.file_name(name))
+    model = tf.keras.Model(pixels, classify(pooled, num_outputs, head_seed), name=specs.file_name(name))
     model.network = name
     return model
 
@@ -86,7 +78,15 @@ def in_inference_mode(model: tf.keras.Model) -> tf.keras.Model:
     return tf.keras.Model(pixels, model(pixels, training=False), name=model.name)
 
 
-def _group(name: str, groups: int, policy: tf.keras.mixed_precision.Policy) -> tf.keras.layers.Layer:
+def classify(pooled: tf.Tensor, num_outputs: int, seed: int) -> tf.Tensor:
+    """The classifier on top of `[b, features]`: logits float32 `[b, num_outputs]`."""
+    # A float32 head: logits in bfloat16 would give the loss and the metrics only eight bits.
+    initializer = tf.keras.initializers.GlorotUniform(seed)
+    return _layers.Dense(num_outputs, name=CLASSIFIER, dtype="float32", kernel_initializer=initializer)(pooled)
+
+
+def group_norm(name: str, groups: int, policy: tf.keras.mixed_precision.Policy) -> tf.keras.layers.Layer:
+    """The normalization of a network that trains from random weights."""
     return GroupNormalization(groups, EPSILON, name=name, dtype=policy)
 
 
@@ -94,15 +94,27 @@ def _frozen_batch(name: str, _groups: int, policy: tf.keras.mixed_precision.Poli
     return FrozenBatchNormalization(EPSILON, name=name, dtype=policy)
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
+    """Makes the layers of a network; each convolution takes the next of `seeds`."""
+
     seeds: Iterator[int]
     policy: tf.keras.mixed_precision.Policy
     make_norm: NormFactory
 
-    def conv(self, x: tf.Tensor, name: str, filters: int, size: int, stride: int = 1, padding: int = 0) -> tf.Tensor:
+    def conv(
+        self,
+        x: tf.Tensor,
+        name: str,
+        filters: int,
+        size: int,
+        stride: int = 1,
+        padding: int = 0,
+        **options: int,
+    ) -> tf.Tensor:
+        """A convolution without bias; `options` are Keras's `groups` and `dilation_rate`."""
         # Keras's "same" is this padding only without a stride. Then it saves a copy of the whole tensor, and another
         # one of its gradient; with a stride a layer of its own pads, as in the published model.
-        is_same = stride == 1 and padding == size // 2
+        is_same = stride == 1 and padding == size // 2 * options.get("dilation_rate", 1)
         if padding and not is_same:
             name_of_padding = f"{name.removesuffix('_3x3').removesuffix('_conv')}_padding"
             x = _layers.ZeroPadding2D(padding, name=name_of_padding, dtype=self.policy)(x)
@@ -115,46 +127,79 @@ class _Parts(NamedTuple):
             name=name,
             dtype=self.policy,
             kernel_initializer=tf.keras.initializers.HeNormal(next(self.seeds)),
+            **options,
         )(x)
 
-    def norm(self, x: tf.Tensor, name: str, groups: int) -> tf.Tensor:
+    def norm(self, x: tf.Tensor, name: str, groups: int = RESNET_GROUPS) -> tf.Tensor:
+        """Group normalization, or what `make_norm` makes of it."""
         return self.make_norm(name, groups, self.policy)(x)
 
     def relu(self, x: tf.Tensor, name: str) -> tf.Tensor:
+        """The activation of both networks."""
         return _layers.ReLU(name=name, dtype=self.policy)(x)
 
+    def pool(self, x: tf.Tensor) -> tf.Tensor:
+        """`[b, h, w, c]` to `[b, c]`, for the classifier."""
+        return _layers.GlobalAveragePooling2D(name="global_pooling", dtype=self.policy)(x)
 
-def _resnet18(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
-    x = parts.conv(x, "initial_conv", 64, 7, 2, padding=3)
-    x = parts.norm(x, "initial_norm", RESNET_GROUPS)
+
+def resnet(
+    x: tf.Tensor, parts: Parts, repetitions: Sequence[int] = (2, 2, 2, 2), initial_filters: int = 64
+) -> tf.Tensor:
+    """A ResNet of basic blocks below its pooling: standardized `[b, h, w, 3]` to `[b, h / 32, w / 32, 512]`.
+
+    Args:
+      repetitions: blocks of each of the four stages; ResNet-18 has two.
+    """
+    x = parts.conv(x, "initial_conv", initial_filters, 7, 2, padding=3)
+    x = parts.norm(x, "initial_norm")
     # The published order is relu, padding with zeros, pooling. Maximum and relu commute, and behind the pooling there
     # are four times fewer numbers.
     x = _layers.ZeroPadding2D(1, name="pooling_padding", dtype=parts.policy)(x)
     x = _layers.MaxPooling2D(3, 2, name="initial_pooling", dtype=parts.policy)(x)
     x = parts.relu(x, "initial_relu")
-    for stage, filters in enumerate((64, 128, 256, 512), start=1):
-        x = _block(x, f"layer{stage}_block1", filters, 1 if stage == 1 else 2, parts)
-        x = _block(x, f"layer{stage}_block2", filters, 1, parts)
+    for stage, (filters, blocks) in enumerate(zip((64, 128, 256, 512), repetitions, strict=True), start=1):
+        x = resnet_stage(x, f"layer{stage}", filters, blocks, 1 if stage == 1 else 2, parts)
     return x
 
 
-def _block(x: tf.Tensor, name: str, filters: int, stride: int, parts: _Parts) -> tf.Tensor:
+def resnet_stage(x: tf.Tensor, name: str, filters: int, blocks: int, stride: int, parts: Parts) -> tf.Tensor:
+    """Basic blocks one after the other, the first with the stride, and with a convolution where `x` changes shape."""
+
+    def downsample(x: tf.Tensor) -> tf.Tensor:
+        x = parts.conv(x, f"{name}_downsample_conv_1x1", filters, 1, stride)
+        return parts.norm(x, f"{name}_downsample_norm")
+
+    keeps_shape = stride == 1 and x.shape[-1] == filters
+    x = resnet_block(x, f"{name}_block1", filters, stride, parts, None if keeps_shape else downsample)
+    for number in range(2, blocks + 1):
+        x = resnet_block(x, f"{name}_block{number}", filters, 1, parts)
+    return x
+
+
+def resnet_block(
+    x: tf.Tensor,
+    name: str,
+    filters: int,
+    stride: int,
+    parts: Parts,
+    downsample: Callable[[tf.Tensor], tf.Tensor] | None = None,
+) -> tf.Tensor:
+    """Two convolutions around which `x`, or what `downsample` makes of it, is added."""
     out = parts.conv(x, f"{name}_conv1_3x3", filters, 3, stride, padding=1)
-    out = parts.relu(parts.norm(out, f"{name}_norm1", RESNET_GROUPS), f"{name}_relu1")
+    out = parts.relu(parts.norm(out, f"{name}_norm1"), f"{name}_relu1")
     out = parts.conv(out, f"{name}_conv2_3x3", filters, 3, padding=1)
-    out = parts.norm(out, f"{name}_norm2", RESNET_GROUPS)
-    if stride != 1:
-        downsample = name.replace("block1", "downsample")
-        x = parts.conv(x, f"{downsample}_conv_1x1", filters, 1, stride)
-        x = parts.norm(x, f"{downsample}_norm", RESNET_GROUPS)
+    out = parts.norm(out, f"{name}_norm2")
+    if downsample is not None:
+        x = downsample(x)
     return parts.relu(_layers.Add(name=f"{name}_add", dtype=parts.policy)([out, x]), f"{name}_relu2")
 
 
-def _cnn(x: tf.Tensor, parts: _Parts) -> tf.Tensor:
+def _cnn(x: tf.Tensor, parts: Parts) -> tf.Tensor:
     for index, filters in enumerate(CNN_FILTERS, start=1):
         x = parts.conv(x, f"conv{index}", filters, 3, 2, padding=1)
         x = parts.relu(parts.norm(x, f"norm{index}", CNN_GROUPS), f"relu{index}")
     return x
 
 
-_BUILDERS = {"resnet18": _resnet18, "cnn": _cnn}
+_BUILDERS: dict[str, Callable[[tf.Tensor, Parts], tf.Tensor]] = {"resnet18": resnet, "cnn": _cnn}

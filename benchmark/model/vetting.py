@@ -38,7 +38,8 @@ _KERAS = """
     L1 L1L2 L2 OrthogonalRegularizer MaxNorm MinMaxNorm NonNeg RadialConstraint UnitNorm
     Policy TensorShape __tuple__ __numpy__ __tensor__
 """
-_CLASSES = {*_KERAS.split(), *_OPERATIONS, *_OURS, *(f"flair>{name}" for name in _OURS)}
+_OF_ML_FLAIR = "Addons>GroupNormalization"  # of TensorFlow Addons, in the models that ml-flair saves
+_CLASSES = {*_KERAS.split(), *_OPERATIONS, *_OURS, *(f"flair>{name}" for name in _OURS), _OF_ML_FLAIR}
 _FUNCTIONS = """
     math.add math.subtract math.multiply math.divide math.truediv math.maximum math.minimum math.square math.sqrt
     math.rsqrt math.exp math.log math.abs math.pow math.sigmoid math.tanh math.reduce_mean math.reduce_sum

@@ -36,7 +36,7 @@ def check_records(dataset_dir: Path) -> tuple[list[Check], Metadata | None]:
     torn: set[str] = set()
     try:
         path = metadata_path(dataset_dir)
-        for index, item in enumerate(read_items(dataset_dir)):
+        for index, item in enumerate(read_items(path)):
             well_formed.checked += 1
             if isinstance(item, dict) and isinstance(item.get("image_id"), str):
                 mentioned.add(item["image_id"])

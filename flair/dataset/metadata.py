@@ -77,12 +77,16 @@ def load_records(dataset_dir: str | Path) -> list[Record]:
       FlairError: the folder or file is missing, the file is not a JSON list, a record lacks a field or has one of the
         wrong type or form, an image id occurs twice, or a user occurs in two partitions.
     """
-    path = metadata_path(dataset_dir)
+    return read_records(metadata_path(dataset_dir))
+
+
+def read_records(path: Path) -> list[Record]:
+    """As `load_records`, of a metadata file anywhere."""
     # Millions of small objects that all stay: looking for cycles among them doubles the time and finds none.
     collects = gc.isenabled()
     gc.disable()
     try:
-        records = [parse_record(item, index, path) for index, item in enumerate(read_items(dataset_dir))]
+        records = [parse_record(item, index, path) for index, item in enumerate(read_items(path))]
         if not records:
             raise FlairError(f"{path}: the list of records is empty; expected one record a photo")
         _check_consistency(records, path)
@@ -204,9 +208,8 @@ def check_id(value: str, what: str, where: str) -> str:
     return value
 
 
-def read_items(dataset_dir: str | Path) -> Iterator[Any]:
-    """Yields the items of `labels_and_metadata.json`, unchecked, one by one; FlairError where it is not a JSON list."""
-    path = metadata_path(dataset_dir)
+def read_items(path: Path) -> Iterator[Any]:
+    """Yields the items of a metadata file, unchecked, one by one; FlairError where it is not a JSON list."""
     try:
         with _naming_unreadable(path), open(path, encoding=text_file.ENCODING) as file:
             yield from JsonList(file)

@@ -13,10 +13,10 @@ AGREEMENT = "benchmark.agreement_main"
 MAKE_MODELS = """
 import sys
 import tensorflow as tf
-from benchmark import flair_model
+from benchmark.model import loading, networks
 for seed, path in enumerate(sys.argv[1:]):
     tf.keras.utils.set_random_seed(seed)
-    flair_model.save_model(flair_model.build_model("cnn", (32, 32, 3), 17), path)
+    loading.save_model(networks.build_model("cnn", (32, 32, 3), 17), path)
 """
 
 

@@ -132,9 +132,9 @@ def test_hdf5_is_written_and_read_without_locks(
 def test_models_are_saved_and_read_without_locks(tmp_path: Path, without_locks: dict[str, str]) -> None:
     program = (
         "import sys\nfrom flair.terminal import command\ndef main(argv):\n"
-        "    from benchmark import flair_model\n"
+        "    from benchmark.model import loading, networks\n"
         "    from benchmark.model import saved\n"
-        "    flair_model.save_model(flair_model.build_model('cnn', (32, 32, 3), 17), argv[0])\n"
+        "    loading.save_model(networks.build_model('cnn', (32, 32, 3), 17), argv[0])\n"
         "    print(saved.describe(__import__('pathlib').Path(argv[0])).num_outputs)\n"
         "command.run(main)\n"
     )

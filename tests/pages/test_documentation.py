@@ -208,10 +208,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     make_dataset(ready / "data", num_users=60, num_images=400, seed=3)
     pack(ready / "data", ready / "server", 3)
     # What a reader restores: weights with the statistics of batch normalization, of a model that tests make small.
-    from benchmark import flair_model
+    from benchmark.model import loading, networks
 
-    pretrained = flair_model.build_model("cnn", (32, 32, 3), 17, pretrained_norm=True)
-    flair_model.save_model(pretrained, ready / "resnet18.h5")
+    pretrained = networks.build_model("cnn", (32, 32, 3), 17, pretrained_norm=True)
+    loading.save_model(pretrained, ready / "resnet18.h5")
     shown = f"--dataset_dir={ready / 'data'}"
     train = Command("", 0, f"python3 -m benchmark.federated_main --tfrecords_dir={ready / 'tfrecords'}")
     _, _, *train_small = documented_commands.as_run(train, str(ready), "").split()

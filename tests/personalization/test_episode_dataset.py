@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark.flair_data import DumpedEpisodes, LabelEpisodeSource, UserEpisodeSource, episode_dataset, open_records
+from benchmark.data.opening import open_records
+from benchmark.personalization.dataset import episode_dataset
+from benchmark.personalization.dump import DumpedEpisodes
+from benchmark.personalization.sources import LabelEpisodeSource, UserEpisodeSource
 from benchmark.personalization.dump import dump_episodes
 from flair.errors import FlairError
 from flair.records.hdf5.writer import write_hdf5
