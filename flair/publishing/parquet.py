@@ -77,7 +77,7 @@ def export_parquet(
       FlairError: bad metadata, a bad photo (named with its user), an id that is no number, a test set of other photos,
         other output in the way, too little disk space.
     """
-    dataset_dir, output_dir = Path(dataset_dir), Path(output_dir)
+    dataset_dir, output_dir = Path(dataset_dir), _own_folder(Path(output_dir))
     selection = preparation.select(dataset_dir, limit_users, exclude)
     split, aside = preparation.put_aside(selection, heldout_fraction, seed)
     users = [*split.users, *split.heldout]
@@ -164,6 +164,15 @@ def _check_image_ids(users: Sequence[User]) -> None:
                 f"image {image_id} of user {record.user_id}: its id is no whole number, as the column image_id has "
                 "to hold; prepare_dataset.py takes such a data set"
             )
+
+
+def _own_folder(output_dir: Path) -> Path:
+    """The folder itself where a link is given; FlairError where it has no name that could be given to another."""
+    if output_dir.name in ("", ".."):
+        raise FlairError(
+            f"--output_dir={output_dir}: expected the name of a new folder, which appears when it is complete"
+        )
+    return output_dir.resolve() if output_dir.is_symlink() else output_dir
 
 
 def _is_complete(output_dir: Path, parameters: Mapping[str, Any]) -> bool:
