@@ -127,4 +127,4 @@ def _check(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, stopped=command.CONTINUES)
+    command.run(main, stopped=f"{command.CONTINUES}, where it wrote parquet files")

@@ -182,7 +182,7 @@ def _rows(
         # For photos, a small buffer in place of whole column chunks: one row group may be half a gigabyte. A file
         # behind HTTP is read ahead by us: pyarrow would do it in threads of its own, which outlive Ctrl-C and abort.
         remote = isinstance(file, _RangeFile)
-        options = {"pre_buffer": False, "buffer_size": 0 if remote else 1 << 20}
+        options = {"pre_buffer": False, "buffer_size": 0 if remote else 1 << 20, "page_checksum_verification": True}
         shard = pyarrow.parquet.ParquetFile(file, **options)
         missing = set(columns) - set(shard.schema_arrow.names)
         if missing:

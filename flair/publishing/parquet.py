@@ -77,7 +77,7 @@ def export_parquet(
       FlairError: bad metadata, a bad photo (named with its user), an id that is no number, a test set of other photos,
         other output in the way, too little disk space.
     """
-    dataset_dir, output_dir = Path(dataset_dir), Path(output_dir)
+    dataset_dir, output_dir = Path(dataset_dir), _own_folder(Path(output_dir))
     selection = preparation.select(dataset_dir, limit_users, exclude)
     split, aside = preparation.put_aside(selection, heldout_fraction, seed)
     users = [*split.users, *split.heldout]
@@ -97,16 +97,12 @@ def export_parquet(
         if not continued:
             num_photos = sum(len(shard.records) for shard in shards)
             preparation.require_free_space(unfinished, num_bytes + _OVERHEAD_BYTES * num_photos)
-        kept = _write_shards(dataset_dir, unfinished, shards, num_workers or default_num_workers())
-        files = [_finished(unfinished, shard) for shard in shards]
-        _write_beside(
-            dataset_dir, unfinished, sets, croissant.count(users), [file for file in files if file is not None]
-        )
-        preparation.discard(unfinished / _FINISHED_FOLDER)
+        files, kept = _write_shards(dataset_dir, unfinished, shards, num_workers or default_num_workers())
+        _write_beside(dataset_dir, unfinished, sets, croissant.count(users), files)
         _publish(unfinished, output_dir)
     return preparation.Outcome(
         selection,
-        sum(file.size for file in files if file is not None),
+        sum(file.size for file in files),
         skipped_images=kept,
         heldout_images=num_heldout,
     )
@@ -170,6 +166,15 @@ def _check_image_ids(users: Sequence[User]) -> None:
             )
 
 
+def _own_folder(output_dir: Path) -> Path:
+    """The folder itself where a link is given; FlairError where it has no name that could be given to another."""
+    if output_dir.name in ("", ".."):
+        raise FlairError(
+            f"--output_dir={output_dir}: expected the name of a new folder, which appears when it is complete"
+        )
+    return output_dir.resolve() if output_dir.is_symlink() else output_dir
+
+
 def _is_complete(output_dir: Path, parameters: Mapping[str, Any]) -> bool:
     """Whether the output is there already, made with these parameters; FlairError if anything else is there."""
     if not output_dir.is_dir():
@@ -181,7 +186,8 @@ def _is_complete(output_dir: Path, parameters: Mapping[str, Any]) -> bool:
     _require_export(output_dir)
     found = checked_json.read(output_dir / preparation.PARAMETERS_FILE)
     preparation.check_same(parameters, found, f"--output_dir={output_dir}: the output there")
-    preparation.discard(atomic.beside(output_dir, "unfinished"))
+    for left in (output_dir / _FINISHED_FOLDER, *(atomic.beside(output_dir, mark) for mark in ("unfinished", "old"))):
+        preparation.discard(left)
     return True
 
 
@@ -192,24 +198,21 @@ def _require_export(output_dir: Path) -> None:
         )
 
 
-def _write_shards(dataset_dir: Path, folder: Path, shards: Sequence[Shard], num_workers: int) -> int:
-    """Writes the files that are not there, or not as they were finished; returns the photos of the others."""
+def _write_shards(
+    dataset_dir: Path, folder: Path, shards: Sequence[Shard], num_workers: int
+) -> tuple[list[Distributed], int]:
+    """Writes the files that are not there, or not as they were finished; returns all, and the photos of the others."""
     for place in {path.parent for shard in shards for path in (folder / shard.name, _note(folder, shard))}:
         place.mkdir(exist_ok=True)
         atomic.remove_leftovers(place)
     with Progress(sum(len(shard.records) for shard in shards), "parquet", "photo") as progress:
-        missing = []
-        for shard in shards:
-            if _finished(folder, shard) is None:
-                missing.append(shard)
-            else:
-                progress.add(len(shard.records))
-        kept = progress.done
-        groups = [group for shard in missing for group in shard.row_groups()]
+        there = {shard.name: _finished(folder, shard) for shard in shards}
+        kept = sum(len(shard.records) for shard in shards if there[shard.name])
+        progress.add(kept)
+        groups = [group for shard in shards if not there[shard.name] for group in shard.row_groups()]
         photos = map_in_order(_read_photos, dataset_dir, groups, min(num_workers, len(groups)))
-        for shard in missing:
-            _write_shard(folder, shard, photos, progress)
-    return kept
+        files = [there[shard.name] or _write_shard(folder, shard, photos, progress) for shard in shards]
+    return files, kept
 
 
 def _read_photos(dataset_dir: Path, records: Sequence[Record]) -> list[bytes]:
@@ -221,7 +224,7 @@ def _read_photos(dataset_dir: Path, records: Sequence[Record]) -> list[bytes]:
     return photos
 
 
-def _write_shard(folder: Path, shard: Shard, photos: Iterator[list[bytes]], progress: Progress) -> None:
+def _write_shard(folder: Path, shard: Shard, photos: Iterator[list[bytes]], progress: Progress) -> Distributed:
     import pyarrow
     import pyarrow.parquet
 
@@ -239,6 +242,7 @@ def _write_shard(folder: Path, shard: Shard, photos: Iterator[list[bytes]], prog
         "compression": {**dict.fromkeys(leaves, "snappy"), "image.bytes": "none"},  # a JPEG does not get smaller
         "use_dictionary": [name for name in leaves if name not in ("image_id", "image.path")],
         "write_statistics": ["user_id", "image_id", "partition"],
+        "write_page_checksum": True,
     }
     path = folder / shard.name
     with (
@@ -251,7 +255,9 @@ def _write_shard(folder: Path, shard: Shard, photos: Iterator[list[bytes]], prog
             rows = [_row(record, data) for record, data in zip(records, next(photos), strict=True)]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))
             progress.add(len(records))
-    checked_json.write(_note(folder, shard), {"size": path.stat().st_size, "sha256": file_sha256(path)})
+    written = Distributed(shard.name, path.stat().st_size, file_sha256(path), croissant.PARQUET)
+    checked_json.write(_note(folder, shard), written._asdict())
+    return written
 
 
 def _row(record: Record, data: bytes) -> dict[str, Any]:
@@ -262,9 +268,9 @@ def _row(record: Record, data: bytes) -> dict[str, Any]:
 def _finished(folder: Path, shard: Shard) -> Distributed | None:
     """The file as it was finished; None where it is missing, or has changed since."""
     try:
-        note = checked_json.read(_note(folder, shard))
-        if file_sha256(folder / shard.name) == note["sha256"]:
-            return Distributed(shard.name, note["size"], note["sha256"], croissant.PARQUET)
+        file = Distributed(**checked_json.read(_note(folder, shard)))
+        if file_sha256(folder / shard.name) == file.sha256:
+            return file
     except (FileNotFoundError, checked_json.DamagedIndex):
         pass
     return None
@@ -320,4 +326,5 @@ def _publish(unfinished: Path, output_dir: Path) -> None:
         atomic.remove(old)
         os.rename(output_dir, old)
     os.rename(unfinished, output_dir)  # takes the place of an empty folder
+    preparation.discard(output_dir / _FINISHED_FOLDER)
     atomic.remove(old)

@@ -285,9 +285,17 @@ def test_what_is_no_export_is_never_replaced(miniature: Path, tmp_path: Path) ->
         "flair.export", f"--dataset_dir={miniature}", f"--output_dir={tmp_path / 'mine'}"
     )
     assert (tmp_path / "mine").read_text() == "a letter"
+    for place in (".", "/", "a/.."):
+        line = refused("flair.export", f"--dataset_dir={miniature}", f"--output_dir={place}")
+        assert f"--output_dir={place}: expected the name of a new folder" in line
+
+
+def test_an_empty_folder_and_a_link_to_one_are_filled(miniature: Path, exported: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    export(miniature, tmp_path / "empty")
-    assert (tmp_path / "empty" / "README.md").exists()
+    (tmp_path / "link").symlink_to("empty")
+    export(miniature, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and tree(tmp_path / "empty") == tree(exported)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link"]
 
 
 def _cut(path: Path) -> None:
