@@ -4,4 +4,4 @@ What enters is models and records. What leaves is metrics per set, per label and
 resampling users gives.
 """
 
-__all__ = ["given", "passes", "predictor", "result", "sets", "text", "thresholds"]
+__all__ = ["discriminator", "given", "passes", "predictor", "result", "sets", "text", "thresholds"]
