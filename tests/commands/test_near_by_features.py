@@ -14,7 +14,9 @@ from PIL import Image
 
 from flair.dataset.metadata import load_records
 from flair.duplicate_calibration import main as calibrate
+from flair.duplicates import by_features, compare, search
 from flair.duplicates.distance import mirror
+from flair.duplicates.features import FeatureTable
 from flair.duplicates.planted import KINDS, cropped, jpeg, recoloured
 from flair.miniature.dataset import make_dataset
 from flair.reviewing.groups import read_groups
@@ -83,6 +85,34 @@ def test_edits_are_listed_for_review_and_strangers_are_not(
     assert not _aligned(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["nearest", "compare_alignment"])
+def test_a_stopped_search_continues_to_the_same_result(
+    planted: tuple[Path, list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder, _ = planted
+    flags = (f"--dataset_dir={folder}", f"--features={folder / 'features.npy'}", "--feature_neighbors=2", LEAST)
+    flags = (*flags, "--num_workers=1")
+    audit(*flags, f"--output_dir={tmp_path / 'whole'}")
+    monkeypatch.setattr(by_features, "PHOTOS_AT_ONCE", 4)
+    monkeypatch.setattr(search, "_PAIRS_PER_TASK", 5)
+    where = (FeatureTable, place) if place == "nearest" else (compare, place)
+    original, calls = getattr(*where), 0
+
+    def stopping(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(*where, stopping)
+    audit(*flags, f"--output_dir={tmp_path / 'stopped'}", code=130)
+    audit(*flags, f"--output_dir={tmp_path / 'stopped'}")
+    if place == "nearest":
+        assert calls == 3 + 8 - 2  # eight blocks of four photos, two of which were done
+    assert _aligned(tmp_path / "stopped") == _aligned(tmp_path / "whole") != {}
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
@@ -111,8 +141,8 @@ def test_the_calibration_says_which_copies_features_find(
     values[[row for row, record in enumerate(records) if record.image_id.endswith("-1")]] = np.eye(3)[[1, 2, 0]]
     names = [record.image_id for record in records]
     write_features(tmp_path / "f.npy", values.astype(np.float32), names, {"model": "none"})
-    by_features = [f"--features={tmp_path / 'f.npy'}", "--feature_neighbors=1", f"--output={tmp_path / 'found.json'}"]
-    assert calibrate([*flags, *by_features]) == 0
+    further = [f"--features={tmp_path / 'f.npy'}", "--feature_neighbors=1", f"--output={tmp_path / 'found.json'}"]
+    assert calibrate([*flags, *further]) == 0
     found = json.loads((tmp_path / "found.json").read_text())["by_features"]["recall"]
     assert list(found) == list(KINDS)
     cropped_by_half, first = found["cropped by 64 pixels a side"], found[next(iter(KINDS))]
