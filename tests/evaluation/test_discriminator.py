@@ -59,9 +59,10 @@ def test_the_auc_is_that_of_pairs_within_folds() -> None:
 
 
 def test_without_a_difference_intervals_hold_one_half_although_users_differ() -> None:
-    # Of 30 honest 95% intervals fewer than 23 hold the truth with a probability of 2e-4, and the seeds are fixed.
-    found = [discriminate(_sets(seed), 100, seed) for seed in range(30)]
-    assert sum(one.low <= 0.5 <= one.high for one in found) >= 23
+    # Of 60 honest 95% intervals fewer than 53 hold the truth with a probability of 1%; the seeds are fixed. Without the
+    # widening for what folds have in common 50 do.
+    found = [discriminate(_sets(seed, users=150, own=1.0), 100, seed) for seed in range(60)]
+    assert sum(one.low <= 0.5 <= one.high for one in found) >= 53
     # Folds of photos instead of users would find what is not there.
     sets = _sets(0, users=10)
     leaking = cross_fitted(sets, np.arange(len(sets.users)) % NUM_FOLDS)
