@@ -83,13 +83,13 @@ class GivenPredictions:
         surplus = [image_id for image_id in self.row_of if image_id not in known]
         if surplus:
             raise FlairError(
-                f"{self.ids_path}: {len(surplus):,} of its {len(self.row_of):,} photos, such as {surplus[0]:.60}, are "
-                f"not of {names}; leave them out, or name their partition in --partitions"
+                f"{self.ids_path}: {len(surplus):,} of its {len(self.row_of):,} photos, such as {surplus[0]!r:.60}, "
+                f"are not of {names}; leave them out, or name their partition in --partitions"
             )
         for one in sets:
             for start in range(0, len(one.image_ids), _ROWS_AT_ONCE):
                 image_ids = one.image_ids[start : start + _ROWS_AT_ONCE]
-                check_scores(self._scores_of(image_ids), f"{self.path}: photo {{}}", image_ids)
+                check_scores(self._scores_of(image_ids), str(self.path), image_ids)
 
     def batches(self, photos: EvaluationSet, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Scores and losses of the photos of a set from `start` on."""
@@ -185,11 +185,11 @@ def losses_of(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def check_scores(scores: np.ndarray, place: str, image_ids: Sequence[str] = ()) -> None:
-    """Raises a FlairError where a score is not a number from 0 to 1; `place` may have a field for the photo's id."""
+    """Raises a FlairError where a score is not a number from 0 to 1; it names `place`, and the photo where known."""
     bad = ~((scores >= 0) & (scores <= 1))  # so that NaN is bad, too
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        where = place.format(image_ids[row]) if len(image_ids) else place
+        where = f"{place}: photo {image_ids[row]}" if image_ids else place
         raise FlairError(f"{where} has the number {scores[row, column]:.6g} for output {column}; {_SCORES}")
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
+from benchmark.evaluation.given import GivenPredictions, find_models
 from benchmark.model import loading, networks
+from flair.errors import FlairError
 from tests.support.commands import read_csv, refused, run
 from tests.support.given_functions import GIVEN
 
@@ -51,12 +55,12 @@ def test_predictions_in_a_file_count_as_those_of_the_model_that_made_them(made: 
     flags = (f"--models={made / 'ours.h5'},{theirs}", "--compare=torch,ours", "--num_resamples=100")
     _evaluate(f"--tfrecords_dir={tfrecords}", *flags, f"--output_dir={out}")
     for partition in ("val", "test"):
-        ours, given = (out / partition / name for name in ("ours", "torch"))
-        np.testing.assert_array_equal(np.load(ours / "predictions.npy"), np.load(given / "predictions.npy"))
-        np.testing.assert_allclose(np.load(ours / "losses.npy"), np.load(given / "losses.npy"), atol=1e-6)
+        ours, torch = (out / partition / name for name in ("ours", "torch"))
+        np.testing.assert_array_equal(np.load(ours / "predictions.npy"), np.load(torch / "predictions.npy"))
+        np.testing.assert_allclose(np.load(ours / "losses.npy"), np.load(torch / "losses.npy"), atol=1e-6)
         labels = np.load(out / partition / "labels.npy")
         found = _result(out, "torch", partition)["metrics"]["micro_exact_average_precision"]
-        wanted = sklearn_metrics.average_precision_score(labels, np.load(given / "predictions.npy"), average="micro")
+        wanted = sklearn_metrics.average_precision_score(labels, np.load(torch / "predictions.npy"), average="micro")
         assert found["value"] == pytest.approx(wanted, abs=1e-6)
         assert found["low"] < found["value"] < found["high"]
     for comparison in json.loads((out / "evaluation.json").read_text())["comparisons"]:
@@ -104,7 +108,11 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line(made: Path, tfrecor
     rows = [position for position, name in enumerate(ids) if name in of_test]
     cases: dict[str, tuple[np.ndarray, list[str], str]] = {
         "missing": (theirs[without], [ids[p] for p in without], f"lacks 1 of the {len(ids) - len(rows)} photos of val"),
-        "surplus": (np.vstack([theirs, theirs[:2]]), [*ids, "x1", "x2"], "2 of its"),
+        "surplus": (
+            np.vstack([theirs, theirs[:2]]),
+            [*ids, "\x1b[31m", "x2"],
+            r"photos, such as '\x1b[31m', are not of val, test",
+        ),
         "twice": (np.vstack([theirs, theirs[:1]]), [*ids, ids[4]], f"names 1 photo twice, such as {ids[4]!r}"),
         "nan": (bad, ids, f"photo {first} has the number nan for output 2"),
         "logits": (logits, ids, f"photo {first} has the number 4.5 for output 1; expected scores, the sigmoid"),
@@ -116,7 +124,7 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line(made: Path, tfrecor
         "flat": (theirs[:, 0].copy(), ids, "is no file of predictions"),
     }
     for name, (scores, names, words) in cases.items():
-        path = _write(tmp_path / name, scores, names)
+        path = _write(tmp_path / f"{{{name}}}", scores, names)  # braces mean nothing in a path
         flags = (f"--models={path}", f"--output_dir={tmp_path / 'out'}")
         assert words in _refused(f"--tfrecords_dir={tfrecords}", *flags), name
         assert not list((tmp_path / "out").glob("*/*")), name
@@ -146,6 +154,26 @@ def test_ids_that_name_no_photos_are_refused(tmp_path: Path, text: bytes | None,
     if text is not None:
         (folder / "ids.csv").write_bytes(text)
     assert words in _refused("--tfrecords_dir=/nowhere", f"--models={folder / 'a.npy'}")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode), st.binary(max_size=200), st.integers(0, 200))
+def test_whatever_the_files_hold_they_are_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, ids: bytes, damage: bytes, place: int
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "a.npy"
+    np.save(path, np.zeros((2, 3), np.float32))
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + damage + data[place + len(damage) :])
+    path.with_name("ids.csv").write_bytes(b"image_id\n" + ids)
+    refusal = ""
+    try:
+        (found,) = find_models([str(path)], None, None, None)
+    except FlairError as error:
+        refusal = str(error)
+    else:
+        assert isinstance(found, GivenPredictions) and len(found.row_of) == len(found.scores)
+    assert refusal.isprintable()
 
 
 @pytest.mark.parametrize(
