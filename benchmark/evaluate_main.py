@@ -1,4 +1,4 @@
-"""Evaluates saved models: every metric with its 95% interval from a bootstrap over users.
+"""Evaluates saved models and others' predictions: every metric with its 95% interval from a bootstrap over users.
 
 For each model and partition: the metrics that training prints, exact average precision, calibration error, averaged
 precision of each label, the spread over users, and the predictions as .npy with an id file; for several models also
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
 from benchmark.evaluation import text as evaluation_report
+from benchmark.evaluation.given import GivenPredictions, Model, find_models
 from benchmark.evaluation.sets import EvaluationSet, choose_sets, load_sets, prepared_with
-from benchmark.model.saved import NETWORK_HELP, SavedModel, find_models
+from benchmark.model.saved import NETWORK_HELP
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, boolean, integer, multi_paths, path, paths, text
 from benchmark.run.names import BEST_FILE, EVALUATION_FILE
@@ -38,7 +39,8 @@ FLAGS: Table = (
     paths(
         "models",
         None,
-        "Saved models: .h5 files, run folders (their best.h5), folders of .h5 files or of run folders.",
+        "Saved models: .h5 files, run folders (their best.h5), folders of .h5 files or of run folders. Or what others "
+        "predict: .npy files of scores with ids.csv beside them, or MODULE:FUNCTION, which is imported.",
         Role.RESULT,
         required=True,
     ),
@@ -81,7 +83,7 @@ FLAGS: Table = (
 def main(flags: Flags) -> None:
     """Checks flags, models and data; predicts; computes; writes and prints."""
     started = time.monotonic()
-    models = find_models(flags.models, flags.network)
+    models = find_models(flags.models, flags.network, flags.image_height, flags.image_width)
     pairs = [_pair(text, models) for text in flags.compare]
     records = open_records(flags.tfrecords_dir)
     task = choose_task(flags, records, models)
@@ -90,10 +92,16 @@ def main(flags: Flags) -> None:
     folder = Path(flags.output_dir)
     if folder.exists() and not folder.is_dir():
         raise FlairError(f"--output_dir={folder}: is a file; expected a folder")
+    given = [model for model in models if isinstance(model, GivenPredictions)]
+    for model in given:
+        if folder.resolve() in model.path.resolve().parents:
+            raise FlairError(f"--models={model.path}: lies in --output_dir={folder}, which is written; choose another")
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder}: another evaluation is writing there; choose another --output_dir"
     with lock.exclusive(folder / "evaluation.lock", busy):
         sets = load_sets(records, task, chosen, exclusion)
+        for model in given:
+            model.check(sets)
         evaluation_report.print_sets(sets)
         if prepared_with(records, exclusion):
             print(f"--exclude={flags.exclude}: {records.root} was prepared with it; no more photos leave", flush=True)
@@ -109,7 +117,7 @@ def main(flags: Flags) -> None:
         print(f"next: the predictions are in {folder}; docs/evaluation.md says how to read them")
 
 
-def choose_task(flags: Flags, records: Records, models: list[SavedModel]) -> Task:
+def choose_task(flags: Flags, records: Records, models: list[Model]) -> Task:
     """What the models predict, as their number of outputs, the flags and their run folders tell.
 
     Raises:
@@ -150,7 +158,7 @@ def choose_task(flags: Flags, records: Records, models: list[SavedModel]) -> Tas
 def _evaluate(
     flags: Flags,
     folder: Path,
-    models: list[SavedModel],
+    models: list[Model],
     pairs: list[tuple[str, str]],
     sets: list[EvaluationSet],
     records: Records,
@@ -215,9 +223,7 @@ def _evaluate(
     print(f"result: {path}; predictions, per_label.csv and per_user.csv: {folder}/PARTITION/MODEL/", flush=True)
 
 
-def _drops(
-    models: list[SavedModel], testsets: list[str], scored: dict[tuple[str, str], Scored]
-) -> list[dict[str, Any]]:
+def _drops(models: list[Model], testsets: list[str], scored: dict[tuple[str, str], Scored]) -> list[dict[str, Any]]:
     from benchmark.evaluation import result as evaluation_result
 
     if (models[0].name, "test") not in scored:
@@ -234,7 +240,7 @@ def _drops(
     ]
 
 
-def _model_facts(model: SavedModel, sha256: str) -> dict[str, Any]:
+def _model_facts(model: Model, sha256: str) -> dict[str, Any]:
     return {
         "name": model.name,
         "path": str(model.path),
@@ -245,15 +251,16 @@ def _model_facts(model: SavedModel, sha256: str) -> dict[str, Any]:
     }
 
 
-def _is_result_of_run(model: SavedModel) -> bool:
+def _is_result_of_run(model: Model) -> bool:
     # last.h5 and other files of a run are not what it was trained for.
     run = model.run_dir
     if run is None or not (run / BEST_FILE).is_file():
         return False
-    return model.path == run / BEST_FILE or model.path.with_suffix("") == run
+    path = Path(model.path)
+    return path == run / BEST_FILE or path.with_suffix("") == run
 
 
-def _pair(text: str, models: list[SavedModel]) -> tuple[str, str]:
+def _pair(text: str, models: list[Model]) -> tuple[str, str]:
     parts = text.split(",")
     halves = [(",".join(parts[:end]).strip(), ",".join(parts[end:]).strip()) for end in range(1, len(parts))]
     if len(halves) > 1:  # names may have commas of their own
@@ -266,12 +273,12 @@ def _pair(text: str, models: list[SavedModel]) -> tuple[str, str]:
     return a, b
 
 
-def _models_called(name: str, models: list[SavedModel]) -> list[str]:
+def _models_called(name: str, models: list[Model]) -> list[str]:
     exact = [model.name for model in models if name in (model.name, str(model.path), str(model.run_dir))]
-    return exact or [model.name for model in models if name in (*model.path.parts, model.path.stem)]
+    return exact or [model.name for model in models if name in (*Path(model.path).parts, Path(model.path).stem)]
 
 
-def _model_called(name: str, text: str, models: list[SavedModel]) -> str:
+def _model_called(name: str, text: str, models: list[Model]) -> str:
     found = _models_called(name, models)
     if len(found) != 1:
         known = ", ".join(model.name for model in models)
@@ -279,7 +286,7 @@ def _model_called(name: str, text: str, models: list[SavedModel]) -> str:
     return found[0]
 
 
-def _outputs(model: SavedModel) -> str:
+def _outputs(model: Model) -> str:
     outputs = counted(model.num_outputs, "output")
     return f"{outputs} ({model.binary_label})" if model.binary_label else outputs
 

@@ -16,7 +16,10 @@ DESCRIPTION = """\
 Plants copies of a dataset's photos, of even skies and of photos of the night (re-encoded, resized, noised, slightly
 cropped, mirrored), and prints for each kind the share that is reviewed and the share that is called a duplicate; then
 how many pairs of different photos, of each of the three, are reviewed and called duplicates. Skies and nights are drawn
-from the seed. The thresholds are those of python -m flair.near_duplicates."""
+from the seed. The thresholds are those of python -m flair.near_duplicates.
+
+--output_dir keeps the photos and their copies as a dataset directory, of which benchmark.features_main makes features;
+with --features the same command then says which copies they find that pixels do not."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,18 +27,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = _parse(argv)
 
     from flair.duplicates.calibration import calibrate, table
+    from flair.duplicates.feature_calibration import ByFeatures
     from flair.files import atomic
     from flair.terminal.progress import duration
 
     start = time.monotonic()
     if flags.output:
         atomic.destination(flags.output)  # refused before the work, not after it
-    found = calibrate(Path(flags.dataset_dir), flags.num_photos, flags.seed, thresholds_of(flags))
+    by_features = ByFeatures(Path(flags.features), flags.feature_neighbors) if flags.features else None
+    planted = Path(flags.output_dir) if flags.output_dir else None
+    found = calibrate(Path(flags.dataset_dir), flags.num_photos, flags.seed, thresholds_of(flags), planted, by_features)
     print(table(found))
     if flags.output:
         atomic.write_json(flags.output, found)
         print(f"Wrote {flags.output}.")
     print(f"Measured in {duration(time.monotonic() - start)}.")
+    if planted is not None:
+        print(f"Wrote the photos and their copies to {planted}.")
+        made = {"model": "MODEL.h5", "dataset_dir": flags.output_dir, "output": "planted.npy"}
+        print("Next:", command_line("python -m benchmark.features_main", **made))
+        return command.EXIT_OK
     made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates"}
     print("Next:", command_line("python -m flair.near_duplicates", **made))
     return command.EXIT_OK
@@ -46,6 +57,25 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--num_photos", type=positive_int, default=200, metavar="N", help="photos of each set (default: 200)")
     add("--seed", type=int, default=0, metavar="N", help="of the choice, the drawing and the noise (default: 0)")
+    add(
+        "--output_dir",
+        type=path_flag,
+        metavar="DIR",
+        help="also write the dataset's photos and their copies there, as a dataset directory (default: none)",
+    )
+    add(
+        "--features",
+        type=path_flag,
+        metavar="FILE.npy",
+        help="features of all that --output_dir wrote, by benchmark.features_main (default: none)",
+    )
+    add(
+        "--feature_neighbors",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="with --features: photos looked at by them, as in near_duplicates (default: 3)",
+    )
     add_threshold_flags(parser)
     add(
         "--output", type=path_flag, metavar="FILE.json", help="also write the measurements to this file (default: none)"

@@ -60,6 +60,7 @@ def _settings(flags: argparse.Namespace) -> Settings:
         top_k=flags.top_k,
         thresholds=thresholds_of(flags),
         features=Path(flags.features) if flags.features else None,
+        feature_neighbors=flags.feature_neighbors or 0,
         mirrored=not flags.no_mirrored,
         brute_force=flags.brute_force,
         chunk_size=flags.chunk_size,
@@ -99,7 +100,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE.npy",
         help="features of a saved model, made by benchmark.features_main",
     )
+    add(
+        "--feature_neighbors",
+        type=positive_int,
+        metavar="N",
+        help="also lay each photo over its N nearest by --features, whatever their pixels, to find crops down to half "
+        "the width, and edits; they are listed for review (default: none)",
+    )
     add_threshold_flags(parser)
+    add(
+        "--review_alignment",
+        type=finite_number,
+        metavar="X",
+        help="least correlation of aligned detail to review, -1 to 1, of the nearest by features (default: "
+        f"{Thresholds().review_alignment})",
+    )
     add(
         "--review_dssim",
         type=finite_number,
@@ -135,6 +150,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--features is given, but features is not among --metrics; add it or leave the file out")
     if flags.duplicate_features is not None and not flags.features:
         parser.error("--duplicate_features needs --features=FILE.npy")
+    if flags.feature_neighbors and not flags.features:
+        parser.error("--feature_neighbors needs --features=FILE.npy")
+    if flags.review_alignment is not None and not flags.feature_neighbors:
+        parser.error("--review_alignment needs --feature_neighbors=N")
     usual = Thresholds()
     review_l2 = flags.review_l2 or usual.review_l2
     if (flags.duplicate_l2 or 0) > review_l2:

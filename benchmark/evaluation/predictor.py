@@ -7,12 +7,14 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmark.data.records import Records, Task
+from benchmark.evaluation.given import GivenFunction, GivenPredictions, Model, losses_of
 from benchmark.evaluation.predictions import Predictions, PredictionWriter, compare, open_predictions
 from benchmark.evaluation.sets import EvaluationSet
 from benchmark.model import saved
@@ -44,7 +46,7 @@ class Predictor:
       feature_dir: folder of features that trainings of the models left; None: photos are decoded.
 
     Attributes:
-      digest_of: SHA-256 of the file of a `SavedModel`.
+      digest_of: SHA-256 of the file of a model, or what stands for it.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Predictor:
         self._batch_size, self._reuse, self._feature_dir = batch_size, reuse, feature_dir
         self._records_digest = records.digest()
         self._load = functools.lru_cache(maxsize=1)(saved.load)
-        self.digest_of = functools.cache(lambda model: file_sha256(model.path))
+        self.digest_of = functools.cache(_digest)
         marker = folder / UNFINISHED_FILE
         self._evaluation = _read_marker(marker)
         if self._evaluation:
@@ -64,7 +66,7 @@ class Predictor:
             atomic.write_text(marker, self._evaluation + "\n")
 
     def predict(
-        self, model: SavedModel, image_size: tuple[int, int], photos: EvaluationSet, place: Path
+        self, model: Model, image_size: tuple[int, int], photos: EvaluationSet, place: Path
     ) -> tuple[Predictions, str]:
         """The predictions, and one line on how they compare with the last ones in `place`."""
         self._write_set(photos, self._folder / photos.name)
@@ -95,29 +97,52 @@ class Predictor:
         """The evaluation is complete: the next one predicts anew."""
         (self._folder / UNFINISHED_FILE).unlink(missing_ok=True)
 
-    def _fill(
-        self, writer: PredictionWriter, model: SavedModel, image_size: tuple[int, int], photos: EvaluationSet
-    ) -> None:
-        from benchmark.evaluation import passes
-
-        keras_model, data = self._open(model, image_size, photos.partition)
-        data.select(photos.rows[writer.num_done :])
-        step = passes.predict_step(keras_model)
+    def _fill(self, writer: PredictionWriter, model: Model, image_size: tuple[int, int], photos: EvaluationSet) -> None:
         description = f"{model.name} on {photos.name}"
         with Progress(len(photos.rows), description, "photo", done=writer.num_done) as progress:
             try:
-                for batch in data:
-                    scores, losses = step([batch])[0]
-                    if not (np.isfinite(scores).all() and np.isfinite(losses).all()):
-                        raise FlairError(
-                            f"{model.path}: gives scores or losses that are no finite numbers, its training has "
-                            "diverged; leave it out of --models"
-                        )
-                    writer.add(scores.numpy(), losses.numpy())
+                for scores, losses in self._batches(model, image_size, photos, writer.num_done):
+                    writer.add(scores, losses)
                     progress.add(len(losses))
             except (KeyboardInterrupt, Terminated):
                 writer.save()
                 raise
+
+    def _batches(
+        self, model: Model, image_size: tuple[int, int], photos: EvaluationSet, start: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Scores and losses of the photos of a set from `start` on."""
+        if isinstance(model, GivenPredictions):
+            yield from model.batches(photos, start)
+        elif isinstance(model, GivenFunction):
+            from benchmark.data.inputs import PixelInputs
+
+            data: Evaluation = PixelInputs(self._records, self._task, image_size, self._batch_size).evaluation(
+                photos.partition
+            )
+            data.select(photos.rows[start:])
+            for pixels, labels in data:
+                scores = model.scores_of(np.asarray(pixels))
+                yield scores, losses_of(np.asarray(labels), scores)
+        else:
+            yield from self._predicted(model, image_size, photos, start)
+
+    def _predicted(
+        self, model: SavedModel, image_size: tuple[int, int], photos: EvaluationSet, start: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        from benchmark.evaluation import passes
+
+        keras_model, data = self._open(model, image_size, photos.partition)
+        data.select(photos.rows[start:])
+        step = passes.predict_step(keras_model)
+        for batch in data:
+            scores, losses = step([batch])[0]
+            if not (np.isfinite(scores).all() and np.isfinite(losses).all()):
+                raise FlairError(
+                    f"{model.path}: gives scores or losses that are no finite numbers, its training has "
+                    "diverged; leave it out of --models"
+                )
+            yield scores.numpy(), losses.numpy()
 
     def _open(
         self, model: SavedModel, image_size: tuple[int, int], partition: str
@@ -135,6 +160,10 @@ class Predictor:
         atomic.write_text(folder / IDS_FILE, photos.ids_text())
         with atomic.replacing(folder / LABELS_FILE) as temporary, open(temporary, "wb") as file:
             np.save(file, photos.labels, allow_pickle=False)
+
+
+def _digest(model: Model) -> str:
+    return file_sha256(model.path) if isinstance(model, SavedModel) else model.digest
 
 
 def _read_marker(path: Path) -> str:

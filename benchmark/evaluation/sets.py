@@ -31,6 +31,7 @@ class EvaluationSet:
       name: as in `--partitions`, or the name in the manifest.
       rows: of `records.photo_index(partition)`, ascending.
       labels: uint8 [photos, outputs], 0 or 1.
+      of_partition: the image ids of the whole partition.
       num_excluded: photos that --exclude took away.
       manifest: the test set's file, None for a whole partition.
     """
@@ -41,6 +42,7 @@ class EvaluationSet:
     image_ids: tuple[str, ...]
     user_ids: tuple[str, ...]
     labels: np.ndarray
+    of_partition: tuple[str, ...]
     num_excluded: int = 0
     manifest: Path | None = None
 
@@ -150,7 +152,7 @@ def _read(records: Records, partition: str, task: Task) -> EvaluationSet:
             progress.add(len(rows))
     known = all(image_id is not None for image_id in image_ids)
     ids = tuple(map(str, image_ids)) if known else tuple(f"#{row}" for row in range(count))
-    return EvaluationSet(partition, partition, np.arange(count), ids, user_ids, labels)
+    return EvaluationSet(partition, partition, np.arange(count), ids, user_ids, labels, ids)
 
 
 def _decode(serialized: bytes, path: Path) -> example.Example:
@@ -190,6 +192,7 @@ def _take(whole: EvaluationSet, chosen: ChosenSet, exclusion: Exclusion | None, 
         tuple(whole.image_ids[row] for row in rows),
         tuple(whole.user_ids[row] for row in rows),
         whole.labels if len(rows) == len(whole.rows) else whole.labels[rows],
+        whole.image_ids,
         len(leaving),
         chosen.manifest,
     )

@@ -6,6 +6,7 @@ model, or such a file.
 
 __all__ = [
     "clipping",
+    "custom",
     "exporting",
     "identity",
     "loading",

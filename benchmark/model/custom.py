@@ -28,13 +28,10 @@ def build(spec: str, input_shape: tuple[int, int, int], seed: int, policy: str) 
     Raises:
       FlairError: the function is not there, raises, or returns a model that breaks the contract.
     """
-    function = _function(spec)
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
-        model = function(input_shape)
-    except (Exception, SystemExit) as error:  # somebody else's code
-        raise FlairError(f"--model={spec}: it raised {specs.one_line(error)}") from error
+        model = call(spec, input_shape)
     finally:
         tf.keras.mixed_precision.set_global_policy(before)
     reason = _breach(model, input_shape)
@@ -45,19 +42,23 @@ def build(spec: str, input_shape: tuple[int, int, int], seed: int, policy: str) 
     return model
 
 
-def _function(spec: str) -> Any:
-    specs.check(spec)
-    specs.check_module(spec)
+def call(spec: str, input_shape: tuple[int, int, int], flag: str = "--model") -> Any:
+    """What the function of `MODULE:FUNCTION`, which is imported, returns; a FlairError where that fails."""
+    specs.check(spec, flag)
+    specs.check_module(spec, flag)
     module_name, _, name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # somebody else's code
-        raise FlairError(f"--model={spec}: cannot import {module_name}: {specs.one_line(error)}") from error
+        raise FlairError(f"{flag}={spec}: cannot import {module_name}: {specs.one_line(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         what = "is no function" if hasattr(module, name) else "is not there"
-        raise FlairError(f"--model={spec}: {name} {what} in {module.__file__}; give the name of a function there")
-    return function
+        raise FlairError(f"{flag}={spec}: {name} {what} in {module.__file__}; give the name of a function there")
+    try:
+        return function(input_shape)
+    except (Exception, SystemExit) as error:  # somebody else's code
+        raise FlairError(f"{flag}={spec}: it raised {specs.one_line(error)}") from error
 
 
 def _breach(model: Any, input_shape: tuple[int, int, int]) -> str | None:

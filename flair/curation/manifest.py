@@ -42,7 +42,7 @@ class Testset:
       rule, parameters, seed, time: what was asked, when (ISO 8601, UTC).
       revision: 0, 1, ...; `starting_from` is the name of the set whose photos were kept first, or None.
       refusals: photo -> the reason it was not eligible.
-      histogram: for rules that match one, class -> reference, wanted and chosen photos in five bins.
+      histogram: for rules that match one, class -> candidates, reference, wanted and chosen photos in five bins.
       metadata_sha256: of the labels_and_metadata.json that was read, or None.
     """
 

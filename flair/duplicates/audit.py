@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from flair.curation.exclusion import NEAR_DUPLICATES_FILE, NEIGHBORS_FILE
 from flair.dataset.metadata import load_records
+from flair.duplicates.by_features import aligned_pairs
 from flair.duplicates.features import read_features
 from flair.duplicates.report import (
     Found,
@@ -51,6 +52,7 @@ class Settings(NamedTuple):
     top_k: int
     thresholds: Thresholds
     features: Path | None
+    feature_neighbors: int
     mirrored: bool
     brute_force: bool
     chunk_size: int
@@ -58,13 +60,14 @@ class Settings(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The summary as text, and the work it took: photos, pairs searched, and pairs compared in full."""
+    """The summary as text, and the work it took: photos, pairs searched, compared in full and so on."""
 
     text: str
     photos: Work
     searched: Work
     compared: Work
     structured: Work
+    aligned: Work
 
     def work_lines(self, seconds: float) -> list[str]:
         """How much was computed, how much an earlier run had done, and how fast it went."""
@@ -74,6 +77,8 @@ class Outcome(NamedTuple):
             "pairs compared in full": self.compared,
             "pairs compared by structure": self.structured,
         }
+        if any(self.aligned):
+            named["pairs aligned"] = self.aligned
         lines = [f"{name}: {work.computed:,} computed, {work.reused:,} reused" for name, work in named.items()]
         if self.searched.computed:
             lines.append(f"Rate: {self.searched.computed / max(seconds, 1e-9):,.0f} pairs/s, decoding included")
@@ -130,7 +135,7 @@ def _audit(settings: Settings) -> Outcome:
     image_ids = [record.image_id for record in scope.records]
     features = read_features(settings.features, image_ids) if settings.features else None
     signatures = read_signatures(settings.dataset_dir, scope.records, settings.cache_dir, settings.num_workers)
-    work = [Work(), Work(), Work()]
+    work, aligned = [Work(), Work(), Work(), Work()], None
     if {"l2", "dssim", "features"} & set(settings.metrics):
         search = NearPairs(
             settings.dataset_dir,
@@ -146,13 +151,17 @@ def _audit(settings: Settings) -> Outcome:
         if "dssim" in settings.metrics:
             needed = nearest(pairs, scope, settings.top_k).any(axis=0) | may_be_duplicate(pairs, settings.thresholds)
             search.add_structure(pairs, needed, cached=not settings.brute_force)
-        work = [search.searched, search.compared, search.structured]
+        if features is not None and settings.feature_neighbors:
+            aligned = aligned_pairs(search, features, settings.feature_neighbors)
+        work = [search.searched, search.compared, search.structured, search.aligned]
     else:
         pairs = exact_pairs(signatures.pixel_sha256, scope)
     distances = np.full(len(pairs), np.nan)
     if features is not None:
         distances = features.squared_distances(pairs["first"], pairs["second"])
     found = Found(scope, pairs, distances, _kinds(pairs, distances, signatures, settings))
+    if aligned is not None:
+        found = found._replace(aligned=_to_review(aligned, found.duplicates, settings.thresholds.review_alignment))
     text = _write(found, settings)
     return Outcome(text, Work(signatures.num_computed, len(records) - signatures.num_computed), *work)
 
@@ -168,6 +177,14 @@ def _kinds(
     return kind
 
 
+def _to_review(aligned: NDArray[Any], duplicates: NDArray[Any], least: float) -> NDArray[Any]:
+    """Those of aligned pairs whose detail agrees and that are not called duplicates anyhow."""
+    aligned = aligned[aligned["correlation"] >= least]
+    called = set(zip(duplicates["first"].tolist(), duplicates["second"].tolist(), strict=True))
+    both = zip(aligned["first"].tolist(), aligned["second"].tolist(), strict=True)
+    return np.asarray(aligned[np.array([key not in called for key in both], bool)])
+
+
 def _write(found: Found, settings: Settings) -> str:
     """Writes all files; returns the summary as text."""
     listed = nearest(found.pairs, found.scope, settings.top_k)
@@ -177,6 +194,7 @@ def _write(found: Found, settings: Settings) -> str:
         "partitions": list(settings.partitions),
         "metrics": list(settings.metrics),
         "top_k": settings.top_k,
+        "feature_neighbors": settings.feature_neighbors,
         "mirrored": settings.mirrored,
         "thresholds": settings.thresholds._asdict(),
     }

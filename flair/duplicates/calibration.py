@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flair.dataset.images import decode, read_pixels
+from flair.dataset.images import decode, read_jpeg
 from flair.dataset.metadata import load_records
 from flair.duplicates.blocks import block_sums
 from flair.duplicates.compare import least_distance
 from flair.duplicates.distance import detail_correlation, energy, mirror
 from flair.duplicates.dssim import dssim
+from flair.duplicates.feature_calibration import ByFeatures, Planted, feature_lines
 from flair.duplicates.planted import KINDS, even_sky, jpeg, night
 from flair.duplicates.rule import Thresholds, is_near_duplicate, may_be_duplicate
 from flair.duplicates.search import NEAR_PAIR
@@ -22,13 +23,32 @@ from flair.terminal.progress import Progress
 from flair.terminal.table import Columns
 
 
-def calibrate(dataset_dir: Path, num_photos: int, seed: int, thresholds: Thresholds) -> dict[str, Any]:
-    """Measures with `num_photos` photos of each of three sets; returns thresholds, recall and false pairs by set."""
+def calibrate(
+    dataset_dir: Path,
+    num_photos: int,
+    seed: int,
+    thresholds: Thresholds,
+    output_dir: Path | None = None,
+    by_features: ByFeatures | None = None,
+) -> dict[str, Any]:
+    """Measures with `num_photos` photos of each of three sets; returns thresholds, recall and false pairs by set.
+
+    Args:
+      output_dir: folder for the dataset's photos and their copies, as a dataset directory of its own.
+      by_features: features of what an earlier call wrote to `output_dir`; the copies are the same.
+
+    Raises:
+      FlairError: a photo cannot be read, or features of a photo are missing.
+    """
     rng = np.random.default_rng(seed)
     records = load_records(dataset_dir)
-    chosen = rng.choice(len(records), min(num_photos, len(records)), replace=False)
+    indices = rng.choice(len(records), min(num_photos, len(records)), replace=False)
+    chosen = Planted(
+        {records[index]: read_jpeg(dataset_dir, records[index]).data for index in sorted(indices.tolist())}
+    )
+    of_features = None if by_features is None else by_features.open(chosen)
     photos = {
-        "photos": [read_pixels(dataset_dir, records[index]).data for index in sorted(chosen.tolist())],
+        "photos": chosen.pixels(),
         "even skies": [decode(jpeg(even_sky(rng)), "sky").data for _ in range(num_photos)],
         "nights": [decode(jpeg(night(rng)), "night").data for _ in range(num_photos)],
     }
@@ -38,20 +58,27 @@ def calibrate(dataset_dir: Path, num_photos: int, seed: int, thresholds: Thresho
     with Progress(total, "calibration", "pair") as progress:
         for name, some in photos.items():
             for kind, copy in KINDS.items():
-                copies = [decode(copy(photo, rng), kind).data for photo in some]
+                encoded = [copy(photo, rng) for photo in some]
+                copies = [decode(data, kind).data for data in encoded]
                 measured = measure(list(zip(some, copies, strict=True)), thresholds, all_dssim=True)
                 recall[kind][name] = _shares(measured, thresholds)
+                if name == "photos":
+                    chosen.copies[kind] = encoded
                 progress.add(len(some))
             strangers = [(one, other) for row, one in enumerate(some) for other in some[:row]]
             measured = measure(strangers, thresholds, all_dssim=False)
             false_pairs[name] = {"pairs": len(strangers), **_counts(measured, thresholds)}
             progress.add(len(strangers))
+    if output_dir is not None:
+        chosen.write(output_dir)
+    reviewed = {kind: by_set["photos"]["reviewed"] for kind, by_set in recall.items()}
     return {
         "num_photos": {name: len(some) for name, some in photos.items()},
         "seed": seed,
         "thresholds": thresholds._asdict(),
         "recall": recall,
         "false_pairs": false_pairs,
+        **({} if of_features is None else {"by_features": of_features.measure(chosen, thresholds, reviewed)}),
     }
 
 
@@ -88,6 +115,8 @@ def table(found: dict[str, Any]) -> str:
     lines += ["", columns.line("pairs of different photos", *sets)]
     for what in ("pairs", "reviewed", "duplicates"):
         lines.append(columns.line(what, *(found["false_pairs"][name][what] for name in sets)))
+    if "by_features" in found:
+        lines += ["", *feature_lines(found["by_features"])]
     return "\n".join(lines)
 
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from flair.dataset import images
 from flair.dataset.metadata import Record
-from flair.duplicates import dssim
+from flair.duplicates import alignment, dssim
 from flair.duplicates.distance import mirror, squared_distance
 
 DISTANCE = np.dtype([("l2", "<i8"), ("mirrored", "?")])
 _MAX_PHOTOS = 1024  # kept decoded by each worker, 200 MB
 _MAX_MOMENTS = 64  # kept by each worker, 150 MB
+_MAX_DETAILS = 128  # kept by each worker, 85 MB
 
 
 class ComparedPair(NamedTuple):
@@ -55,6 +56,12 @@ def compare_structure(context: Context, pairs: list[ComparedPair]) -> NDArray[np
     return found
 
 
+def compare_alignment(context: Context, pairs: list[ComparedPair]) -> NDArray[np.float64]:
+    """The correlation of the detail of each pair where they are laid over each other, float64 [k]."""
+    details = ((_detail_of(context, pair.first), _detail_of(context, pair.second)) for pair in pairs)
+    return np.array([alignment.align(one, other, context.both_orientations) for one, other in details])
+
+
 def least_distance(one: NDArray[np.uint8], other: NDArray[np.uint8], both_orientations: bool) -> tuple[int, bool]:
     """l2 in the nearer orientation, and whether that is the mirrored one."""
     direct = squared_distance(one, other)
@@ -68,6 +75,7 @@ def forget_photos() -> None:
     """Frees what this process keeps decoded; for the process that compares without workers."""
     _pixels.cache_clear()
     _moments_of.cache_clear()
+    _detail_of.cache_clear()
 
 
 @functools.lru_cache(_MAX_PHOTOS)
@@ -78,3 +86,8 @@ def _pixels(context: Context, record: Record) -> NDArray[np.uint8]:
 @functools.lru_cache(_MAX_MOMENTS)
 def _moments_of(context: Context, record: Record) -> dssim.Moments:
     return dssim.moments(_pixels(context, record))
+
+
+@functools.lru_cache(_MAX_DETAILS)
+def _detail_of(context: Context, record: Record) -> alignment.Detail:
+    return alignment.detail_of(_pixels(context, record))

@@ -25,8 +25,7 @@ def jpeg(pixels: Pixels, quality: int = _QUALITY) -> bytes:
 
 def resized(pixels: Pixels, side: int) -> Pixels:
     """Scaled to `side` pixels and back."""
-    small = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(small.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+    return _to_size(np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)))
 
 
 def noised(pixels: Pixels, deviation: float, rng: np.random.Generator) -> Pixels:
@@ -35,10 +34,32 @@ def noised(pixels: Pixels, deviation: float, rng: np.random.Generator) -> Pixels
     return np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
 
 
+def recoloured(pixels: Pixels, gains: tuple[float, float, float], gamma: float = 1.0) -> Pixels:
+    """With every channel multiplied by its gain, then made darker (gamma above 1) or brighter."""
+    scaled = np.clip(pixels / 255 * np.array(gains), 0, 1) ** gamma
+    return np.rint(255 * scaled).astype(np.uint8)
+
+
+def grey(pixels: Pixels) -> Pixels:
+    """In black and white."""
+    return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
+
+
+def corner(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """A square of 128 to 252 pixels a side from anywhere in the photo, scaled back to its size."""
+    side = int(rng.integers(IMAGE_SIZE // 2, IMAGE_SIZE - 3))
+    row, column = rng.integers(0, IMAGE_SIZE - side + 1, 2)
+    return _to_size(pixels[row : row + side, column : column + side])
+
+
 def cropped(pixels: Pixels, border: int) -> Pixels:
     """Without `border` pixels on each side, scaled back to its size."""
     inner = pixels[border : IMAGE_SIZE - border, border : IMAGE_SIZE - border]
-    return np.asarray(Image.fromarray(inner).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+    return _to_size(inner)
+
+
+def _to_size(pixels: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
 
 
 KINDS: dict[str, Callable[[Pixels, np.random.Generator], bytes]] = {
@@ -52,6 +73,15 @@ KINDS: dict[str, Callable[[Pixels, np.random.Generator], bytes]] = {
     "cropped by 1 pixel a side": lambda pixels, _rng: jpeg(cropped(pixels, 1)),
     "cropped by 2 pixels a side": lambda pixels, _rng: jpeg(cropped(pixels, 2)),
     "cropped by 4 pixels a side": lambda pixels, _rng: jpeg(cropped(pixels, 4)),
+    "cropped by 8 pixels a side": lambda pixels, _rng: jpeg(cropped(pixels, 8)),
+    "cropped by 16 pixels a side": lambda pixels, _rng: jpeg(cropped(pixels, 16)),
+    "cropped by 32 pixels a side": lambda pixels, _rng: jpeg(cropped(pixels, 32)),
+    "cropped by 64 pixels a side": lambda pixels, _rng: jpeg(cropped(pixels, 64)),
+    "cropped anywhere, to half or more": lambda pixels, rng: jpeg(corner(pixels, rng)),
+    "mirrored, cropped by 16": lambda pixels, _rng: jpeg(cropped(mirror(pixels), 16)),
+    "warmer": lambda pixels, _rng: jpeg(recoloured(pixels, (1.2, 1.0, 0.7))),
+    "darker": lambda pixels, _rng: jpeg(recoloured(pixels, (1.0, 1.0, 1.0), 2.0)),
+    "black and white": lambda pixels, _rng: jpeg(grey(pixels)),
     "mirrored": lambda pixels, _rng: jpeg(mirror(pixels)),
     "mirrored, resized, noise of 3": lambda pixels, rng: jpeg(noised(resized(mirror(pixels), 192), 3, rng)),
 }

@@ -15,6 +15,7 @@ from flair.duplicates.rule import METRICS
 from flair.duplicates.scope import COMPARED, RELATIONS, Scope
 from flair.terminal.table import Columns
 
+ALIGNMENT = "alignment"  # among the metrics of neighbors.json: 1 - the correlation of aligned detail
 KINDS = ("same file", "same pixels", "near")
 RULE = (
     "A component of near duplicates that has photos in several partitions leaves val and test; train keeps its photos.",
@@ -25,12 +26,17 @@ RULE = (
 
 class Found(NamedTuple):
     """The pairs of an audit, NEAR_PAIR [k], their squared feature distances float64 [k] (NaN: unknown), and for each
-    pair which of KINDS of duplicate it is: int8 [k], -1 for none."""
+    pair which of KINDS of duplicate it is: int8 [k], -1 for none.
+
+    `aligned` are pairs to review, ALIGNED_PAIR [m]: near by features, with detail that agrees, and no duplicates yet;
+    None where none were looked for.
+    """
 
     scope: Scope
     pairs: NDArray[Any]
     features: NDArray[np.float64]
     kind: NDArray[np.int8]
+    aligned: NDArray[Any] | None = None
 
     @property
     def duplicates(self) -> NDArray[Any]:
@@ -71,6 +77,9 @@ def neighbors(
         "features": found.features,
     }
     entries = {name: _sorted_entries(found.pairs, values[name], listed, rank) for name in METRICS if name in metrics}
+    if found.aligned is not None:
+        every = np.ones((2, len(found.aligned)), bool)
+        entries[ALIGNMENT] = _sorted_entries(found.aligned, np.subtract(1.0, found.aligned["correlation"]), every, rank)
     starts = {name: np.searchsorted(rank[photo], np.arange(len(names) + 1)) for name, (photo, _, _) in entries.items()}
     for place, row in enumerate(np.argsort(rank).tolist()):
         lists = {}
@@ -158,6 +167,7 @@ def summarize(found: Found, groups: Sequence[frozenset[str]], review_dssim: floa
             "by relation": {name: int((relation == code).sum()) for code, name in enumerate(RELATIONS)},
             "of these within the dssim threshold, where it was computed": int((pairs["dssim"] <= review_dssim).sum()),
         },
+        **_aligned_counts(found),
         "duplicate_pairs": {
             "total": int((kinds >= 0).sum()),
             "mirrored": int(pairs["mirrored"][kinds >= 0].sum()),
@@ -189,6 +199,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines = [
         f"Photos: {photos}. Pairs compared: {summary['pairs_in_scope']:,} ({settings['pairs']}).",
         f"Pairs to review (l2 <= {settings['thresholds']['review_l2']:,}): {review['total']:,}.",
+        *_aligned_lines(summary),
         f"Pairs called duplicates: {pairs['total']:,}, {pairs['mirrored']:,} of them mirrored.",
         f"  {columns.line('', *KINDS, 'total')}",
     ]
@@ -213,6 +224,33 @@ def summary_text(summary: dict[str, Any]) -> str:
     leaving = ", ".join(f"{name} {count:,}" for name, count in summary["resolution"]["leaving"].items())
     rules = (f"  {sentence}" for sentence in summary["resolution"]["rule"])
     return "\n".join([*lines, "Rule:", *rules, f"  So these leave: {leaving}.", ""])
+
+
+def _aligned_counts(found: Found) -> dict[str, Any]:
+    if found.aligned is None:
+        return {}
+    near = _codes(found.aligned)
+    return {
+        "aligned_pairs": {
+            "total": len(near),
+            "not within review_l2": len(near) - int(np.isin(near, _codes(found.pairs)).sum()),
+        }
+    }
+
+
+def _codes(pairs: NDArray[Any]) -> NDArray[np.int64]:
+    return np.asarray(pairs["first"].astype(np.int64) << 32 | pairs["second"])
+
+
+def _aligned_lines(summary: dict[str, Any]) -> list[str]:
+    if "aligned_pairs" not in summary:
+        return []
+    counts, settings = summary["aligned_pairs"], summary["settings"]
+    return [
+        f"Pairs to review by alignment (of the {settings['feature_neighbors']} nearest by features, correlation >= "
+        f"{settings['thresholds']['review_alignment']:g}): {counts['total']:,}, {counts['not within review_l2']:,} of "
+        "them not within review_l2."
+    ]
 
 
 def _between_partitions(found: Found) -> dict[str, int]:

@@ -34,6 +34,7 @@ class Thresholds(NamedTuple):
     duplicate_dssim: float = 0.15
     duplicate_correlation: float = 0.6
     duplicate_features: float | None = None
+    review_alignment: float = 0.5
 
 
 def add_threshold_flags(parser: argparse.ArgumentParser) -> None:

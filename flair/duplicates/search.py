@@ -70,10 +70,10 @@ class NearPairs:
         chunk_size: int,
     ) -> None:
         self._context = Context(dataset_dir, both_orientations)
-        self._scope, self._signatures, self._limit = scope, signatures, limit
+        self.scope, self._signatures, self._limit = scope, signatures, limit
         self._num_workers, self._chunk_size = num_workers, chunk_size
-        self._folder = cache_dir / f"search-{self._key()[:24]}"
-        self.searched = self.compared = self.structured = Work()
+        self.folder = cache_dir / f"search-{self._key()[:24]}"
+        self.searched = self.compared = self.structured = self.aligned = Work()
 
     def find(self) -> NDArray[Any]:
         """All pairs that count and are within the limit, NEAR_PAIR [k] sorted by rows, `dssim` not yet known (NaN).
@@ -82,15 +82,15 @@ class NearPairs:
           FlairError: there are more than MAX_PAIRS of them, a photo cannot be read any more, or a file of the cache is
             damaged.
         """
-        path = self._folder / "pairs.npy"
+        path = self.folder / "pairs.npy"
         if path.exists():
             pairs = read_rows(path, NEAR_PAIR)
-            self.searched = Work(0, self._scope.num_pairs())
+            self.searched = Work(0, self.scope.num_pairs())
             self.compared = Work(0, len(pairs))
         else:
             pairs = self._compare(self._candidates())
             write_rows(path, pairs)
-        self._tidy("candidates.npy", "tiles-*", "distances")
+        self.tidy("candidates.npy", "tiles-*", "distances")
         return pairs
 
     def brute_force(self) -> NDArray[Any]:
@@ -99,7 +99,7 @@ class NearPairs:
         Raises:
           FlairError: there are more than MAX_BRUTE_FORCE_PHOTOS photos.
         """
-        records = self._scope.records
+        records = self.scope.records
         if len(records) > MAX_BRUTE_FORCE_PHOTOS:
             raise FlairError(
                 f"--brute_force with {len(records):,} photos: expected at most {MAX_BRUTE_FORCE_PHOTOS:,}; "
@@ -107,9 +107,9 @@ class NearPairs:
             )
         photos = [read_pixels(self._context.dataset_dir, record).data for record in records]
         rows, distances = [], []
-        with Progress(self._scope.num_pairs(), "every pair in full", "pair") as progress:
+        with Progress(self.scope.num_pairs(), "every pair in full", "pair") as progress:
             for first, second in itertools.combinations(range(len(photos)), 2):
-                if not self._scope.has(np.array([first]), np.array([second]))[0]:
+                if not self.scope.has(np.array([first]), np.array([second]))[0]:
                     continue
                 # Sums of whole numbers below 2^53, which float64 adds without an error.
                 one, other = photos[first].astype(np.float64), photos[second]
@@ -120,7 +120,7 @@ class NearPairs:
                     rows.append((first, second))
                     distances.append((min(direct, turned), turned < direct))
                 progress.add()
-        self.compared = Work(self._scope.num_pairs())
+        self.compared = Work(self.scope.num_pairs())
         pairs = np.array(rows, _CANDIDATE)
         return near_pairs(pairs, np.array(distances, compare.DISTANCE), self._signatures.table)
 
@@ -131,7 +131,7 @@ class NearPairs:
             found = [compare.compare_structure(self._context, task) for task in self._tasks(pairs[needed])]
             pairs["dssim"][needed] = np.concatenate([np.empty(0), *found])
             return
-        path = self._folder / "structure.npy"
+        path = self.folder / "structure.npy"
         known = read_rows(path, _STRUCTURE) if path.exists() else np.empty(0, _STRUCTURE)
         pairs["dssim"][np.searchsorted(_order(pairs), _order(known))] = known["dssim"]
         pairs["dssim"][needed & (pairs["l2"] == 0)] = 0.0
@@ -140,15 +140,15 @@ class NearPairs:
         if missing.any():
             todo = pairs[missing]
             # Which pairs are to be done depends on what is known, so the unfinished work is named after them.
-            store = PartStore(self._folder / f"structure-{_digest(todo.tobytes())}", np.dtype("<f8"))
-            pairs["dssim"][missing] = self._measured(compare.compare_structure, todo, store, "dssim")
+            store = PartStore(self.folder / f"structure-{_digest(todo.tobytes())}", np.dtype("<f8"))
+            pairs["dssim"][missing] = self.measured(compare.compare_structure, todo, store, "dssim")
             done = pairs[~np.isnan(pairs["dssim"])]
             write_rows(path, done[list(_STRUCTURE.names or ())].astype(_STRUCTURE))
-        self._tidy("structure-*")
+        self.tidy("structure-*")
         # Other runs may have asked for more; the result is the same without them.
         pairs["dssim"][~needed] = np.nan
 
-    def _measured(self, measure: _Measure, pairs: NDArray[Any], store: PartStore, what: str) -> NDArray[Any]:
+    def measured(self, measure: _Measure, pairs: NDArray[Any], store: PartStore, what: str) -> NDArray[Any]:
         """What `measure` gives for the pairs, in their order; `store` keeps what is done, and has what was done."""
         done = min(store.done * _PAIRS_PER_TASK, len(pairs))
         with Progress(len(pairs), what, "pair", done=done) as progress:
@@ -164,14 +164,14 @@ class NearPairs:
 
     def _candidates(self) -> NDArray[Any]:
         """Pairs whose bound is within the limit, in the order in which they are compared."""
-        path = self._folder / "candidates.npy"
+        path = self.folder / "candidates.npy"
         if path.exists():
-            self.searched = Work(0, self._scope.num_pairs())
+            self.searched = Work(0, self.scope.num_pairs())
             return read_rows(path, _CANDIDATE)
-        tiles = list(_tiles(self._scope, self._chunk_size))
-        store = PartStore(self._folder / f"tiles-{self._chunk_size}", _CANDIDATE)
+        tiles = list(_tiles(self.scope, self._chunk_size))
+        store = PartStore(self.folder / f"tiles-{self._chunk_size}", _CANDIDATE)
         context = _TileContext(
-            self._scope._replace(records=()), self._signatures.table, self._limit, self._context.both_orientations
+            self.scope._replace(records=()), self._signatures.table, self._limit, self._context.both_orientations
         )
         num_pairs = [len(rows) * len(columns) for rows, columns in tiles]
         done = sum(num_pairs[: store.done])
@@ -195,32 +195,32 @@ class NearPairs:
         ]
         write_rows(path, found)
         # Pairs of the tiles that an earlier run had searched are the share of the tiles' pairs.
-        reused = round(self._scope.num_pairs() * done / max(sum(num_pairs), 1))
-        self.searched = Work(self._scope.num_pairs() - reused, reused)
+        reused = round(self.scope.num_pairs() * done / max(sum(num_pairs), 1))
+        self.searched = Work(self.scope.num_pairs() - reused, reused)
         return found
 
     def _compare(self, candidates: NDArray[Any]) -> NDArray[Any]:
         same = equal(self._signatures.pixel_sha256, candidates)
         todo = candidates[~same]
-        store = PartStore(self._folder / "distances", compare.DISTANCE)
+        store = PartStore(self.folder / "distances", compare.DISTANCE)
         done = min(store.done * _PAIRS_PER_TASK, len(todo))
         self.compared = Work(len(todo) - done, done)
         distances = np.zeros(len(candidates), compare.DISTANCE)
-        distances[~same] = self._measured(compare.compare, todo, store, "l2")
+        distances[~same] = self.measured(compare.compare, todo, store, "l2")
         near = distances["l2"] <= self._limit
         return near_pairs(candidates[near], distances[near], self._signatures.table)
 
-    def _tidy(self, *patterns: str) -> None:
+    def tidy(self, *patterns: str) -> None:
         """Removes unfinished work that is finished now, and what a killed run left."""
-        remove_leftovers(self._folder)
-        for path in (path for pattern in patterns for path in self._folder.glob(pattern)):
+        remove_leftovers(self.folder)
+        for path in (path for pattern in patterns for path in self.folder.glob(pattern)):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
     def _tasks(self, pairs: NDArray[Any]) -> Iterator[list[ComparedPair]]:
-        records = [record._replace(labels=(), fine_grained_labels=()) for record in self._scope.records]
+        records = [record._replace(labels=(), fine_grained_labels=()) for record in self.scope.records]
         mirrored = pairs["mirrored"] if "mirrored" in (pairs.dtype.names or ()) else np.zeros(len(pairs), bool)
         for start in range(0, len(pairs), _PAIRS_PER_TASK):
             part = slice(start, start + _PAIRS_PER_TASK)
@@ -230,8 +230,8 @@ class NearPairs:
             ]
 
     def _key(self) -> str:
-        names = [[record.image_id, record.user_id, record.partition] for record in self._scope.records]
-        what = [_VERSION, self._scope.name, self._limit, self._context.both_orientations, names]
+        names = [[record.image_id, record.user_id, record.partition] for record in self.scope.records]
+        what = [_VERSION, self.scope.name, self._limit, self._context.both_orientations, names]
         return _digest(json.dumps(what).encode(), self._signatures.pixel_sha256.tobytes())
 
 

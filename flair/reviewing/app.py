@@ -21,6 +21,7 @@ from flair.dataset.metadata import Record, photo_path
 from flair.errors import FlairError
 from flair.reviewing.groups import NO_GROUPS, Group, Groups, anchor, decide, decisions, is_decided
 from flair.reviewing.guard import Guard
+from flair.reviewing.histograms import SERIES, histograms
 from flair.reviewing.index import MARK_FILTERS, Filters, PhotoIndex
 from flair.reviewing.photo import open_photo
 from flair.reviewing.view import (
@@ -39,6 +40,7 @@ PAGE_SIZES = (50, 100, 200)
 DEFAULT_PAGE_SIZE = 100
 GROUPS_PER_PAGE = 10
 USERS_PER_PAGE = 120
+HISTOGRAMS_PER_PAGE = 100
 MAX_PHOTOS_MARKED = 1000
 MAX_GROUP_MEMBERS = 100_000
 IN_SET, NEAR_DUPLICATES = "test set", "near duplicates"
@@ -64,6 +66,7 @@ class Review:
     ) -> None:
         self.dataset_dir, self.index, self.reviews = Path(dataset_dir).absolute(), index, reviews
         self.groups, self.testset, self.reviewer = groups, testset, reviewer
+        self.histograms = histograms(testset)
         if testset is not None:
             index.add_subset(IN_SET, testset.image_ids)
         if groups.groups:
@@ -90,6 +93,7 @@ def create_app(review: Review, port: int) -> Flask:
             "reviews_path": str(review.reviews.path),
             "testset": review.testset,
             "has_groups": bool(review.groups.groups),
+            "has_histograms": bool(review.histograms),
             "link": _link,
         }
 
@@ -108,6 +112,7 @@ def create_app(review: Review, port: int) -> Flask:
         "/": _photos,
         "/users": _users,
         "/photo/<image_id>": _photo,
+        "/histograms": _histograms,
         "/groups": _groups,
         "/groups/<int:number>": _group,
         "/image/<image_id>.jpg": _image,
@@ -182,6 +187,15 @@ def _photo(review: Review, image_id: str) -> str:
         neighbors=neighbors,
         group=None if group is None else review.groups.groups.index(group),
         photo_marks=PHOTO_MARKS,
+    )
+
+
+def _histograms(review: Review) -> str:
+    if not review.histograms:
+        abort(404, "the test set has no histograms; --testset names one that the rule matched drew")
+    page = page_of(len(review.histograms), HISTOGRAMS_PER_PAGE, request.args.get("page", ""))
+    return render_template(
+        "histograms.html", page=page, series=SERIES, shown=review.histograms[page.first - 1 : page.last]
     )
 
 

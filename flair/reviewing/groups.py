@@ -16,7 +16,8 @@ from flair.files import json_text
 from flair.reviewing.index import PhotoIndex
 
 # ImageNetV2's thresholds below which a pair is to be looked at (https://arxiv.org/abs/1902.10811, appendix).
-REVIEW_THRESHOLDS = {"l2": 1.2e8, "dssim": 0.2205}
+# Of alignment the audit lists only what is to be looked at.
+REVIEW_THRESHOLDS = {"l2": 1.2e8, "dssim": 0.2205, "alignment": 2.0}
 
 Distances = Mapping[Pair, Mapping[str, float]]
 

@@ -108,5 +108,7 @@ def distances(values: Mapping[str, float]) -> list[tuple[str, str, str]]:
             meaning = f"RMS {(max(value, 0.0) / PIXELS_BYTES) ** 0.5:.1f} of 255"
         elif metric == "dssim":
             meaning = f"SSIM {1 - 2 * value:.3f}"
+        elif metric == "alignment":
+            meaning = f"as a crop, detail correlates {1 - value:.3f}"
         rows.append((metric, f"{value:.3g}", meaning))
     return rows

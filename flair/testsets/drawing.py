@@ -216,8 +216,14 @@ def _draw_matched(
     balance = samplers.LabelBalance(lambda name: inputs.order.labels(records[name]), groups)
     draw = samplers.draw_matched(of_photo, wanted, balance, plan.seed, previous, plan.borrow)
     chosen = strata.histogram(of_photo[image_id] for image_id in draw.image_ids)
+    candidates, none = strata.histogram(of_photo.values()), [0] * strata.NUM_BINS
     table = {
-        label: {"reference": reference[label], "wanted": wanted[label], "chosen": chosen.get(label, [0] * 5)}
+        label: {
+            "candidates": candidates.get(label, none),
+            "reference": reference[label],
+            "wanted": wanted[label],
+            "chosen": chosen.get(label, none),
+        }
         for label in classes
     }
     parameters = {

@@ -87,7 +87,7 @@ def _evaluate(folder, name, seed):
     users = [f"{user}@N01" for user in range(15) for _ in range(user % 4 + 1)]
     labels = (rng.random((len(users), len(LABELS))) < [0.5, 0.4, 0.3, 0.2, 0.01]).astype(np.uint8)
     ids = tuple(str(number) for number in range(len(users)))
-    photos = EvaluationSet("test", "test", np.arange(len(users)), ids, tuple(users), labels)
+    photos = EvaluationSet("test", "test", np.arange(len(users)), ids, tuple(users), labels, ids)
     rng = np.random.default_rng(seed)
     scores = np.float32(1 / (1 + np.exp(-rng.normal(size=labels.shape) - 1.5 * labels)))
     scored = evaluation_result.Scored(photos, _Fixed(scores), TASK, 200, 0)

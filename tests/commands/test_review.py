@@ -519,3 +519,36 @@ def test_what_reviewers_decided_is_exported_for_the_other_commands(dataset: Path
     run(*command, f"--duplicates={dataset / 'audit'}", f"--reviews={tmp_path / 'reviews.json'}")
     assert read_exclusion(tmp_path / "out.json").components == tuple(c for c in found.components if len(c) > 2)
     run(*command, code=2)
+
+
+def test_histograms_of_a_test_set_are_drawn_and_their_labels_are_text(
+    browser: Browser, dataset: Path, tmp_path: Path
+) -> None:
+    drawn = {"candidates": [4, 0, 0, 12, 0], "reference": [0, 0, 0, 8, 0], "wanted": [1, 0, 0, 3, 0]}
+    histogram = {HOSTILE: drawn, "broken": {"wanted": [1, 2]}, "worse": {"wanted": ["1", True, -1, 0, 0]}, "no": 3}
+    photo = metadata(dataset)[0]
+    manifest = {"name": "b-0", "partition": photo["partition"], "image_ids": [photo["image_id"]]}
+    (tmp_path / "b-0.json").write_text(json.dumps({**manifest, "histogram": histogram}))
+    (tmp_path / "plain-0.json").write_text(json.dumps({**manifest, "name": "plain-0"}))
+    (tmp_path / "dataset").symlink_to(dataset / "dataset")
+    server = Server(tmp_path, f"--testset={tmp_path / 'b-0.json'}")
+    window = browser.new_page()
+    try:
+        window.goto(server.url)
+        window.get_by_role("link", name="Histograms").click()
+        rows = window.locator(".histograms tbody tr")
+        assert rows.count() == 1 and rows.locator("th").inner_text() == HOSTILE
+        assert window.title() == "Histograms · FLAIR review"
+        heights = [float(one.get_attribute("height") or "nan") for one in rows.locator("rect").all()]
+        assert heights == [25, 0, 0, 75, 0, 0, 0, 0, 100, 0, 25, 0, 0, 75, 0]
+        box = rows.locator("rect").nth(3).bounding_box()
+        assert box is not None and box["height"] == pytest.approx(45, abs=1)  # three quarters of 60 pixels
+        assert "12" in rows.inner_text()
+    finally:
+        window.close()
+        server.stop()
+    plain = Server(tmp_path, f"--testset={tmp_path / 'plain-0.json'}")
+    try:
+        assert plain.get("/histograms").code == 404 and "/histograms" not in plain.get("/").body
+    finally:
+        plain.stop()

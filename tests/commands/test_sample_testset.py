@@ -151,6 +151,8 @@ def test_matched_histograms_equal_the_reference_after_rounding(
     written = workshop.manifest()["histogram"]
     assert {label: row["chosen"] for label, row in written.items()} == wanted
     assert {label: row["reference"] for label, row in written.items()} == {x: of_reference[x] for x in classes}
+    eligible = table(workshop.photos())
+    assert {label: row["candidates"] for label, row in written.items()} == {x: eligible[x] for x in classes}
 
 
 @pytest.mark.parametrize("seed", range(3))

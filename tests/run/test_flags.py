@@ -36,6 +36,7 @@ DOORS = [
             "central_main",
             "convert_torchvision",
             "demo_main",
+            "discriminator_main",
             "evaluate_main",
             "federated_main",
         ),

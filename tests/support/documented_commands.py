@@ -43,6 +43,7 @@ SMALLER = (
     (r" --flagfile=benchmark/configs/", "--model=cnn"),  # presets name a normalization, which a module has itself
     (r" benchmark\.personalize_main ", "--partition=train --num_episodes=4"),
     (r" --episodes=labels ", "--label_set=train"),
+    (r" flair\.duplicate_calibration ", "--num_photos=4"),
     (r" benchmark\.speed_main audit ", "--num_images=120"),
     (r" --rounds_per_client_eval=", "--rounds_per_client_eval=1"),
     (
@@ -64,6 +65,7 @@ PASSES_ON = {"benchmark.sweep_main": ("benchmark.central_main", "benchmark.feder
 
 # (pattern, replacement, reason): a command that is run in another form.
 REPLACED = (
+    (r"(?<= )--sets=\S+", "--sets=train,train", "a miniature has too few users in test and val for a classifier"),
     (r" --expected=flair", "", "a miniature has not FLAIR's numbers"),
     (r"(?<= server_learning_rate=)[\d.]+,[\d.]+", "0.1", "a sweep of two settings shows what one of four does"),
     (r" --worker_cpus=4", " --worker_cpus=1", "the machine of a test may have fewer cores"),
