@@ -6,6 +6,20 @@ carries the hashes of its files, so that `pip install --no-deps` installs the sa
 up to use; the files name no index. Only wheels are taken, save for the few packages in `SOURCE_ONLY`, so that nobody
 needs a compiler.
 
+Without --no-deps pip resolves the pins once more, and refuses them: google-vizier 0.1.11, which TensorFlow Federated
+0.87 asks for, wants sqlalchemy<=1.4.20, and TensorFlow Federated itself jaxlib==0.4.14, which is gone. What was tried so
+that `pip install -r requirements.txt` would do, with pip 23.2 and 26.3:
+
+    --no-deps in the file, on a line of its own or behind a pin    "no such option: --no-deps"
+    constraints, or `pip install .` with pyproject.toml alone      they can only narrow what packages ask for
+    --use-deprecated=legacy-resolver                               works; has to be typed, too, and will be removed
+    PIP_NO_DEPS=1, or no-deps in the environment's pip.conf        works; and then holds for every other package
+    a pylock.toml, which pip 26 reads without resolving            names the place of every file; older pips cannot read it
+    wheels of our own with other metadata                          72 MB each, or packages that are not what they say
+    uv pip install -r requirements.txt, in this folder             works: uv reads the overrides in pyproject.toml
+
+So the files begin with what to type, and the pins on which pip gives up are marked.
+
     python requirements/lock.py              pins; keeps each present pin that still fits
     python requirements/lock.py --upgrade    pins the newest of everything
     python requirements/lock.py --check      lists what has drifted; needs no network
@@ -72,6 +86,7 @@ class Project(NamedTuple):
 
     base: list[str]
     extras: dict[str, list[str]]
+    overridden: set[str]
     digest: str
 
 
@@ -81,7 +96,8 @@ def read_project(root: Path) -> Project:
     project, uv = document["project"], document.get("tool", {}).get("uv", {})
     base, extras = project.get("dependencies", []), project.get("optional-dependencies", {})
     decisive = json.dumps([project.get("requires-python"), base, extras, uv], sort_keys=True)
-    return Project(base, extras, hashlib.sha256(decisive.encode()).hexdigest())
+    overridden = {canonicalize_name(Requirement(each).name) for each in uv.get("override-dependencies", [])}
+    return Project(base, extras, overridden, hashlib.sha256(decisive.encode()).hexdigest())
 
 
 def parse_pins(text: str, where: str) -> list[Pin]:
@@ -125,7 +141,7 @@ def pinned_path(root: Path, extra: str | None) -> Path:
     return root / BASE if extra is None else root / "requirements" / f"{extra}.txt"
 
 
-def compose(extra: str | None, pins: Iterable[Pin], digest: str) -> str:
+def compose(extra: str | None, pins: Iterable[Pin], project: Project) -> str:
     """The text of one pinned file."""
     if extra is None:
         subject, command = "What the toolkit itself needs", f"-r {BASE}"
@@ -133,12 +149,15 @@ def compose(extra: str | None, pins: Iterable[Pin], digest: str) -> str:
         subject = f"What the extra `{extra}` adds to {BASE}"
         command = f"-r {BASE} -r requirements/{extra}.txt"
     header = (
+        f"# python3 -m pip install --no-deps {command}\n"
+        "# is what to type. Without --no-deps pip ends with ResolutionImpossible: TensorFlow Federated asks for packages\n"
+        "# that are gone, and pip takes --no-deps on the command line only. These pins are complete.\n"
+        f"# {subject}, for CPython 3.10 and 3.11 on Linux x86-64.\n"
         "# Pinned by `make lock` from pyproject.toml: change that file, never this one.\n"
-        f"# {subject}, for CPython 3.10 and 3.11 on Linux x86-64. Install it with\n"
-        f"#     python3 -m pip install --no-deps {command}\n"
-        f"# pyproject.toml sha256:{digest}\n"
+        f"# pyproject.toml sha256:{project.digest}\n"
     )
-    return header + "".join(f"{pin}\n" for pin in pins)
+    mark = "# Overridden in pyproject.toml, hence --no-deps: see the first line.\n"
+    return header + "".join(f"{mark if pin.name in project.overridden else ''}{pin}\n" for pin in pins)
 
 
 def lock(root: Path, *, upgrade: bool) -> dict[Path, str]:
@@ -165,7 +184,7 @@ def lock(root: Path, *, upgrade: bool) -> dict[Path, str]:
                 for name, pin in sorted(pins.items())
                 if name in wanted and (extra is None or name not in names[None])
             ],
-            project.digest,
+            project,
         )
         for extra, wanted in names.items()
     }
