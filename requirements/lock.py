@@ -7,14 +7,14 @@ up to use; the files name no index. Only wheels are taken, save for the few pack
 needs a compiler.
 
 Without --no-deps pip resolves the pins once more, and refuses them: google-vizier 0.1.11, which TensorFlow Federated
-0.87 asks for, wants sqlalchemy<=1.4.20, and TensorFlow Federated itself jaxlib==0.4.14, which is gone. What was tried so
-that `pip install -r requirements.txt` would do, with pip 23.2 and 26.3:
+0.87 asks for, wants sqlalchemy<=1.4.20, and TensorFlow Federated itself jaxlib==0.4.14, which is gone. What was tried,
+with pip 23.2 and 26.3, so that `pip install -r requirements.txt` would do:
 
     --no-deps in the file, on a line of its own or behind a pin    "no such option: --no-deps"
     constraints, or `pip install .` with pyproject.toml alone      they can only narrow what packages ask for
     --use-deprecated=legacy-resolver                               works; has to be typed, too, and will be removed
     PIP_NO_DEPS=1, or no-deps in the environment's pip.conf        works; and then holds for every other package
-    a pylock.toml, which pip 26 reads without resolving            names the place of every file; older pips cannot read it
+    a pylock.toml, which pip 26 reads without resolving            names the place of every file; older pips fail
     wheels of our own with other metadata                          72 MB each, or packages that are not what they say
     uv pip install -r requirements.txt, in this folder             works: uv reads the overrides in pyproject.toml
 
@@ -150,8 +150,8 @@ def compose(extra: str | None, pins: Iterable[Pin], project: Project) -> str:
         command = f"-r {BASE} -r requirements/{extra}.txt"
     header = (
         f"# python3 -m pip install --no-deps {command}\n"
-        "# is what to type. Without --no-deps pip ends with ResolutionImpossible: TensorFlow Federated asks for packages\n"
-        "# that are gone, and pip takes --no-deps on the command line only. These pins are complete.\n"
+        "# is what to type. Without --no-deps pip ends with ResolutionImpossible: TensorFlow Federated asks for\n"
+        "# packages that are gone, and pip takes --no-deps on the command line only. These pins are complete.\n"
         f"# {subject}, for CPython 3.10 and 3.11 on Linux x86-64.\n"
         "# Pinned by `make lock` from pyproject.toml: change that file, never this one.\n"
         f"# pyproject.toml sha256:{project.digest}\n"
