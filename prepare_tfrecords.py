@@ -50,7 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="put this fraction of each train user's photos aside, in the partition heldout that training does not "
         "read: photos of seen users (default: 0, none; of users with fewer than 1/F photos none)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of which photos --heldout_fraction takes (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=preparation_flags.seed_number,
+        default=0,
+        help="of which photos --heldout_fraction takes (default: 0)",
+    )
     preparation_flags.add_shared_flags(parser)
     flags = parser.parse_args(argv)
 

@@ -26,7 +26,7 @@ from flair.terminal.progress import duration
 
 FLAGS: Table = (
     path("weights", None, "The .safetensors file to convert.", Role.RESULT, required=True),
-    path("output", None, "The .h5 file to write.", Role.PLACE, required=True),
+    path("output_file", None, "The .h5 file to write.", Role.PLACE, required=True, was="output"),
 )
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _FILTERS = (64, 128, 256, 512)
@@ -36,13 +36,13 @@ def main(flags: Flags) -> None:
     """Reads, converts, writes, and says what to do next."""
     started = time.monotonic()
     layers = convert(safetensors.read(flags.weights), flags.weights)
-    write_keras_weights(layers, flags.output)
+    write_keras_weights(layers, flags.output_file)
     count = sum(array.size for weights in layers.values() for array in weights.values())
     print(
-        f"{flags.output}: {len(layers)} layers, {count:,} weights of {flags.weights}, "
+        f"{flags.output_file}: {len(layers)} layers, {count:,} weights of {flags.weights}, "
         f"in {duration(time.monotonic() - started)}"
     )
-    train = command_line("python -m benchmark.central_main", restore_model_path=flags.output)
+    train = command_line("python -m benchmark.central_main", restore_model_path=flags.output_file)
     print(f"next: {train} --tfrecords_dir=DIR")
 
 

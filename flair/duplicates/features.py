@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flair.errors import FlairError
 from flair.files import feature_file
 
-_HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output=features.npy makes it"
+_HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output_file=features.npy makes it"
 
 
 class FeatureTable(NamedTuple):
