@@ -35,7 +35,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ class Project(NamedTuple):
 
     base: list[str]
     extras: dict[str, list[str]]
-    overridden: set[str]
+    overridden: Collection[str]
     digest: str
 
 
