@@ -93,7 +93,9 @@ def refusal(door: str, flags: list[str], name: str, folder: Path) -> str | None:
     found = re.search(rf"--{name}(=\S+)?: (.*)", said)
     if found is None or not re.search(r"expected|invalid|at (least|most) [\d]|above|below", found[2]):
         return None
-    depends = re.search(r"--\w+|\d users", found[2].partition("; leave")[0])  # on another flag, or on the data
+    depends = re.search(
+        r"--\w+|\d users|banded noise is", found[2].partition("; leave")[0]
+    )  # on another flag, or on the data
     return None if depends else found[2]
 
 
