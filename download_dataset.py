@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from flair.dataset import catalog
 from flair.download.headers import checked_address
 from flair.errors import FlairError
 from flair.terminal import command
+from flair.terminal.flags import Number, Parser, Whole, positive_int
 from flair.terminal.paths import path_flag
 
 EPILOG = """\
@@ -76,13 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="download_dataset.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("download_dataset.py", __doc__, epilog=EPILOG, allow_abbrev=False)
     add = parser.add_argument
     add(
         "--dataset_dir",
@@ -112,26 +106,26 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         type=_http_url,
         help=f"address of a mirror of Apple's server (default: {catalog.APPLE_BASE_URL})",
     )
-    add("--num_workers", default=4, type=_at_least(1), help="archives at a time (default: 4)")
+    add("--num_workers", default=4, type=positive_int, help="archives at a time (default: 4)")
     add("--only", choices=("metadata",), default=None, help="labels and metadata, no photos (default: everything)")
     add(
         "--limit_archives",
         default=None,
-        type=_at_least(1),
+        type=positive_int,
         metavar="N",
         help="only the first N archives, for a first taste (default: all)",
     )
     add(
         "--retries",
         default=6,
-        type=_at_least(0),
+        type=Whole(least=0),
         help="tries in a row that bring nothing new before a file is given up; waits double from 1 s to 60 s "
         "(default: 6)",
     )
     add(
         "--timeout",
         default=60.0,
-        type=_seconds,
+        type=Number(above=0, below=86_400),
         help="seconds without a byte, or with less than 1 kB/s, after which a connection is given up (default: 60)",
     )
     flags = parser.parse_args(argv)
@@ -144,26 +138,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--only=metadata fetches no photos, so --limit_archives and --download_raw mean nothing with it")
     flags.base_url = flags.base_url or catalog.APPLE_BASE_URL
     return flags
-
-
-def _at_least(least: int):  # type: ignore[no-untyped-def]
-    def whole_number(text: str) -> int:
-        value = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
-        return value
-
-    return whole_number
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text) if text.isascii() else 0.0
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 86_400:
-        raise argparse.ArgumentTypeError(f"expected seconds, more than 0 and less than a day, got {text!r}")
-    return value
 
 
 def _http_url(text: str) -> str:

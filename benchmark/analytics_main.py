@@ -37,8 +37,8 @@ LEAST_EPSILON = 0.01
 FLAGS: Table = (
     *DATA_FLAGS,
     path("output_file", None, "JSON file to write.", Role.PLACE, required=True),
-    number("epsilon", None, "Epsilon of all answers together.", Role.RESULT),
-    number("delta", None, "Delta of all answers together, a probability; none: users^-1.1.", Role.RESULT),
+    number("epsilon", None, "Epsilon of all answers together; has to be given.", Role.RESULT, least=LEAST_EPSILON),
+    number("delta", None, "Delta of all answers together; none: users^-1.1.", Role.RESULT, above=0, below=1),
     choice("accountant", "pld", ACCOUNTANTS, "Accountant that turns --epsilon into noise.", Role.RESULT),
     text(
         "questions",
@@ -64,7 +64,12 @@ FLAGS: Table = (
         least=2,
         most=10**9,
     ),
-    text("quantiles", "0.1,0.25,0.5,0.75,0.9,0.99", "Quantiles of photos per user, by commas.", Role.RESULT),
+    text(
+        "quantiles",
+        "0.1,0.25,0.5,0.75,0.9,0.99",
+        "Quantiles of photos per user, by commas (above 0 and below 1).",
+        Role.RESULT,
+    ),
     boolean("compare_exact", "Show the exact values, too. The result is NOT private then.", Role.RESULT),
     boolean("overwrite", "Replace --output_file. What it spent is spent all the same.", Role.CALL),
 )
@@ -101,9 +106,8 @@ def _check(flags: Flags, names: Sequence[str]) -> None:
             f"--output_file={flags.output_file}: exists; another release spends epsilon once more: give another name, "
             "or --overwrite"
         )
-    if flags.epsilon is None or flags.epsilon < LEAST_EPSILON:
-        given = ": is missing;" if flags.epsilon is None else f"={flags.epsilon:g}:"
-        raise FlairError(f"--epsilon{given} expected a number, {LEAST_EPSILON:g} or above (say 1.0)")
+    if flags.epsilon is None:
+        raise FlairError(f"--epsilon: is missing; expected a number, {LEAST_EPSILON:g} or above (say 1.0)")
     _request(flags, 2).check()
     effects = {"max_labels": LABELS, "max_fine_labels": FINE_LABELS, "max_photos": PHOTOS, "quantiles": PHOTOS}
     for name, question in effects.items():

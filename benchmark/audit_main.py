@@ -21,7 +21,12 @@ CONTRADICTED = 3
 FLAGS: Table = (
     path("run_dir", None, "Run folder of federated_main --audit_canaries.", Role.PLACE, required=True),
     number(
-        "confidence", audit.CONFIDENCE, "With which all that is proved holds together, above 0.5.", Role.RESULT, most=1
+        "confidence",
+        audit.CONFIDENCE,
+        "With which all that is proved holds together.",
+        Role.RESULT,
+        above=0.5,
+        below=1,
     ),
 )
 
@@ -29,8 +34,6 @@ FLAGS: Table = (
 def main(flags: Flags) -> int:
     """Answers on stdout."""
     run_dir = Path(flags.run_dir)
-    if not 0.5 < flags.confidence < 1:
-        raise FlairError(f"--confidence={flags.confidence:g}: expected a probability between 0.5 and 1 (say 0.95)")
     found = audit.read(run_dir / AUDIT_FILE)
     if found is None:
         raise FlairError(

@@ -24,7 +24,7 @@ from flair.terminal.progress import duration
 
 FLAGS: Table = (
     path("weights", None, "The .safetensors file to convert.", Role.RESULT, required=True),
-    path("output", None, "The .h5 file to write.", Role.PLACE, required=True),
+    path("output_file", None, "The .h5 file to write.", Role.PLACE, required=True, was="output"),
 )
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _FILTERS = (64, 128, 256, 512)
@@ -37,13 +37,13 @@ def main(flags: Flags) -> None:
     named = {
         name: {f"{name}/{weight}:0": array for weight, array in weights.items()} for name, weights in layers.items()
     }
-    write(flags.output, named, {})
+    write(flags.output_file, named, {})
     count = sum(array.size for weights in layers.values() for array in weights.values())
     print(
-        f"{flags.output}: {len(layers)} layers, {count:,} weights of {flags.weights}, "
+        f"{flags.output_file}: {len(layers)} layers, {count:,} weights of {flags.weights}, "
         f"in {duration(time.monotonic() - started)}"
     )
-    train = command_line("python -m benchmark.central_main", restore_model_path=flags.output)
+    train = command_line("python -m benchmark.central_main", restore_model_path=flags.output_file)
     print(f"next: {train} --tfrecords_dir=DIR")
 
 

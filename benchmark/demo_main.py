@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmark.model.saved import MOST_PIXELS
 from benchmark.run import command
 from benchmark.run.files import read_json
 from benchmark.run.flags import Flags, Role, Table, integer, number, path
@@ -30,15 +31,17 @@ from flair.errors import FlairError
 from flair.terminal.progress import duration
 
 FLAGS: Table = (
-    path("demo_dir", "demo", "Folder for everything that the demo makes.", Role.PLACE),
+    path("output_dir", "demo", "Folder for everything that the demo makes.", Role.PLACE, was="demo_dir"),
     integer("num_images", 2000, "Photos of the miniature data set.", Role.RESULT, least=100),
     integer("public_images", 4000, "Photos of the public miniature.", Role.RESULT, least=100),
     integer("public_epochs", 12, "Epochs of the pretraining on it.", Role.LENGTH, least=1),
     integer("num_epochs", 12, "Epochs of central training.", Role.LENGTH, least=1),
     integer("total_rounds", 40, "Rounds of federated training, with and without privacy.", Role.RESULT, least=1),
     number("epsilon", 8.0, "Epsilon of the private training.", Role.RESULT, least=0),
-    integer("image_size", 64, "Height and width of the model's input, in pixels.", Role.RESULT, least=16),
-    integer("seed", 0, "Seed of the data set and of the trainings.", Role.RESULT),
+    integer(
+        "image_size", 64, "Height and width of the model's input, in pixels.", Role.RESULT, least=16, most=MOST_PIXELS
+    ),
+    integer("seed", 0, "Seed of the data set and of the trainings.", Role.RESULT, least=0, most=2**48),
 )
 
 _PUBLIC = "public_model"
@@ -107,7 +110,7 @@ _STAGES = (
 def main(flags: Flags) -> None:
     """Runs all stages, then prints the table."""
     started = time.monotonic()
-    folder = Path(flags.demo_dir)
+    folder = Path(flags.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     shared = ("original", "server", "dataset", "tfrecords", "public", "public_tfrecords")
     folders = (*shared, _PUBLIC, *_RUNS, "evaluation", "report")

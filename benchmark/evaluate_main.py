@@ -18,7 +18,7 @@ from benchmark.data.records import Records, Task
 from benchmark.evaluation import text as evaluation_report
 from benchmark.evaluation.given import GivenPredictions, Model, find_models
 from benchmark.evaluation.sets import EvaluationSet, choose_sets, load_sets, prepared_with
-from benchmark.model.saved import NETWORK_HELP
+from benchmark.model.saved import MOST_PIXELS, NETWORK_HELP
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, boolean, integer, multi_paths, path, paths, text
 from benchmark.run.names import BEST_FILE, EVALUATION_FILE
@@ -72,8 +72,22 @@ FLAGS: Table = (
         default=None,
     ),
     text("binary_label", None, "The models predict this one label; none: as their run folder tells.", Role.RESULT),
-    integer("image_height", None, "Height of the input, in pixels; none: the model's.", Role.RESULT, least=16),
-    integer("image_width", None, "Width of the input, in pixels; none: the model's.", Role.RESULT, least=16),
+    integer(
+        "image_height",
+        None,
+        "Height of the input, in pixels; none: the model's.",
+        Role.RESULT,
+        least=16,
+        most=MOST_PIXELS,
+    ),
+    integer(
+        "image_width",
+        None,
+        "Width of the input, in pixels; none: the model's.",
+        Role.RESULT,
+        least=16,
+        most=MOST_PIXELS,
+    ),
     integer("eval_batch_size", 512, "Photos a batch; changes speed, never a number.", Role.SPEED, least=1),
     integer("num_resamples", 1000, "Resamples of the bootstrap.", Role.RESULT, least=100),
     integer("seed", 0, "Seed of the bootstrap.", Role.RESULT, least=0, most=2**48),

@@ -39,14 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     records = [record for record in load_records(flags.dataset_dir) if record.partition in flags.partitions]
     num_photos, num_features = write_model_features(
-        Path(flags.model), Path(flags.dataset_dir), records, Path(flags.output), flags.batch_size, flags.network
+        Path(flags.model),
+        Path(flags.dataset_dir),
+        records,
+        Path(flags.output_file),
+        flags.eval_batch_size,
+        flags.network,
     )
     seconds = time.monotonic() - start
     print(
-        f"Wrote {num_features:,} features of each of {num_photos:,} photos to {flags.output} in {duration(seconds)} "
-        f"({num_photos / max(seconds, 1e-9):,.0f} photos/s)."
+        f"Wrote {num_features:,} features of each of {num_photos:,} photos to {flags.output_file} in "
+        f"{duration(seconds)} ({num_photos / max(seconds, 1e-9):,.0f} photos/s)."
     )
-    made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates", "features": flags.output}
+    made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates", "features": flags.output_file}
     print("Next:", command_line("python -m flair.near_duplicates", **made))
     return command.EXIT_OK
 
@@ -106,7 +111,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model", type=path_flag, required=True, metavar="FILE.h5", help="a saved model of this toolkit"
     )
     parser.add_argument("--network", metavar="MODULE:FUNCTION", help=NETWORK_HELP)
-    parser.add_argument("--output", type=path_flag, required=True, metavar="FILE.npy", help="file to write")
+    parser.add_argument(
+        "--output_file", was="output", type=path_flag, required=True, metavar="FILE.npy", help="file to write"
+    )
     parser.add_argument(
         "--partitions",
         nargs="+",
@@ -114,10 +121,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=PARTITIONS,
         help="photos of these partitions only (default: all)",
     )
-    parser.add_argument("--batch_size", type=positive_int, default=64, metavar="N", help="photos at once (default: 64)")
+    parser.add_argument(
+        "--eval_batch_size",
+        was="batch_size",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="photos a batch; changes speed, never a number (default: 64)",
+    )
     flags = parser.parse_args(argv)
-    if not flags.output.endswith(".npy"):
-        parser.error(f"--output={flags.output}: expected a name that ends in .npy")
+    if not flags.output_file.endswith(".npy"):
+        parser.error(f"--output_file={flags.output_file}: expected a name that ends in .npy")
     if not Path(flags.model).is_file():
         raise FlairError(f"--model={flags.model}: no such file; expected a .h5 file that training saved")
     return flags

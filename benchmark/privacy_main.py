@@ -12,7 +12,19 @@ import sys
 from pathlib import Path
 
 from benchmark.privacy import comparison, planner
-from benchmark.privacy.request import AUTO, Mechanism, PrivacyRequest, Sampling, bands_from
+from benchmark.privacy.accounting import MAX_ROUNDS
+from benchmark.privacy.banded import MAX_BANDS
+from benchmark.privacy.banded import MAX_ROUNDS as BANDED_ROUNDS
+from benchmark.privacy.request import (
+    AUTO,
+    LEAST_NOISE,
+    MOST_NOISE,
+    MOST_USERS,
+    Mechanism,
+    PrivacyRequest,
+    Sampling,
+    bands_from,
+)
 from benchmark.privacy.spending import read_spending
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path, paths, text
@@ -22,15 +34,33 @@ from flair.files import atomic
 from flair.terminal.progress import Progress
 
 FLAGS: Table = (
-    integer("num_users", NUM_USERS["train"], "users of the training split", Role.RESULT),
-    integer("clients_per_round", 200, "clients of a round (expected, with Poisson sampling)", Role.RESULT),
-    integer("total_rounds", 5000, "rounds of training", Role.RESULT),
-    number("epsilon", None, "epsilon to spend", Role.RESULT),
-    number(
-        "noise_multiplier", None, "standard deviation of the noise on the sum of updates, in clip norms", Role.RESULT
+    integer("num_users", NUM_USERS["train"], "users of the training split", Role.RESULT, least=2, most=MOST_USERS),
+    integer("clients_per_round", 200, "clients of a round (expected, with Poisson sampling)", Role.RESULT, least=1),
+    integer(
+        "total_rounds",
+        5000,
+        f"rounds of training; with banded noise at most {BANDED_ROUNDS:,}",
+        Role.RESULT,
+        least=1,
+        most=MAX_ROUNDS,
     ),
-    number("delta", None, "delta, a probability; none means users^-1.1", Role.RESULT),
-    integer("simulated_clients_per_round", None, "clients of the larger cohort whose noise is simulated", Role.RESULT),
+    number("epsilon", None, "epsilon to spend", Role.RESULT, above=0),
+    number(
+        "noise_multiplier",
+        None,
+        "standard deviation of the noise on the sum of updates, in clip norms",
+        Role.RESULT,
+        least=LEAST_NOISE,
+        most=MOST_NOISE,
+    ),
+    number("delta", None, "delta; none means users^-1.1", Role.RESULT, above=0, below=1),
+    integer(
+        "simulated_clients_per_round",
+        None,
+        "clients of the cohort whose noise is simulated, --clients_per_round or more",
+        Role.RESULT,
+        least=1,
+    ),
     choice("client_sampling", Sampling.POISSON, Sampling, "how cohorts are drawn", Role.RESULT),
     choice(
         "mechanism",
@@ -40,7 +70,12 @@ FLAGS: Table = (
         "needs cyclic cohorts",
         Role.RESULT,
     ),
-    text("bands", AUTO, "bands of --mechanism=banded; auto: those with the least noise", Role.RESULT),
+    text(
+        "bands",
+        AUTO,
+        f"bands of --mechanism=banded (at least 1 and at most {MAX_BANDS:,}); auto: those with the least noise",
+        Role.RESULT,
+    ),
     boolean("published_noise", "the noise ml-flair would use for --epsilon: far too much", Role.RESULT),
     integer(
         "num_weights", None, "weights that train: prints how long the noise on all of them is", Role.RESULT, least=1
@@ -58,7 +93,7 @@ FLAGS: Table = (
         "--clients_per_round on",
         Role.RESULT,
     ),
-    path("figure", None, "with --compare: also draw it, as a PNG file", Role.PLACE),
+    path("output_file", None, "with --compare: also draw it, as a PNG file", Role.PLACE, was="figure"),
     boolean("json", "print JSON", Role.RESULT),
 )
 
@@ -82,8 +117,8 @@ def main(flags: Flags) -> None:
     if flags.compare:
         _compare(flags, request)
         return
-    if flags.figure is not None:
-        raise FlairError(f"--figure={flags.figure} has no effect without --compare; add that or leave it out")
+    if flags.output_file is not None:
+        raise FlairError(f"--output_file={flags.output_file} has no effect without --compare; add that or leave it out")
     planner.check(flags.num_users, request)
     if flags.table:
         if request.simulated_cohort is not None:
@@ -100,10 +135,10 @@ def _compare(flags: Flags, request: PrivacyRequest) -> None:
     for name in (*varied, "published_noise"):
         if flags.is_changed(name):
             raise FlairError(f"--{name} has no effect with --compare, which sets it itself; leave it out")
-    if flags.figure is not None:
-        if not flags.figure.endswith(".png"):
-            raise FlairError(f"--figure={flags.figure}: expected the name of a file that ends in .png")
-        atomic.destination(flags.figure)
+    if flags.output_file is not None:
+        if not flags.output_file.endswith(".png"):
+            raise FlairError(f"--output_file={flags.output_file}: expected the name of a file that ends in .png")
+        atomic.destination(flags.output_file)
     epsilons = comparison.EPSILONS if request.epsilon is None else (request.epsilon,)
     planner.check(flags.num_users, dataclasses.replace(request, epsilon=epsilons[0]))
     cohorts = comparison.cohorts_from(request.cohort, flags.num_users) if flags.table else [request.cohort]
@@ -118,8 +153,8 @@ def _compare(flags: Flags, request: PrivacyRequest) -> None:
         print(json.dumps(comparison.as_json(found), indent=2))
     else:
         print(comparison.comparison_text(flags.num_users, request, found, flags.num_weights))
-    if flags.figure is not None:
-        print(f"figure: {comparison.draw(found, Path(flags.figure))}", file=sys.stderr)
+    if flags.output_file is not None:
+        print(f"figure: {comparison.draw(found, Path(flags.output_file))}", file=sys.stderr)
 
 
 def _print_table(num_users: int, request: PrivacyRequest, num_weights: int | None, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from benchmark.speed.flags import positive_ints
 from benchmark.speed.sizing import Parts, size, table
 from flair.errors import FlairError
 from flair.terminal import command
-from flair.terminal.flags import positive_int
+from flair.terminal.flags import Number, Parser, positive_int
 from flair.terminal.paths import path_flag
 
 # ResNet-18 at 224 pixels, float32, 17 labels, on one core of an AMD EPYC (Zen 5), as `speed_main ray --repeats=2`
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 def _read(path: Path) -> Parts:
     content = read_json(path, {"parts": _PARTS})
     if content is None:
-        raise FlairError(f"--parts={path}: no such file; expected what `benchmark.speed_main ray --json` wrote")
+        raise FlairError(f"--parts={path}: no such file; expected what `benchmark.speed_main ray --output_file` wrote")
     parts = Parts(**{name: content["parts"][name] for name in Parts._fields})
     wrong = next((name for name, value in parts._asdict().items() if not 0 <= value < math.inf), None)
     if wrong is not None or parts.photo_seconds == 0:
@@ -69,17 +69,9 @@ def _read(path: Path) -> Parts:
     return parts
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
-    return value
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark.scale_main",
-        description="Computes rounds of FLAIR on clusters of any size from measured parts.",
+    parser = Parser(
+        "python -m benchmark.scale_main", "Computes rounds of FLAIR on clusters of any size from measured parts."
     )
     parser.add_argument(
         "--parts", type=path_flag, metavar="FILE", help="JSON of `speed_main ray` (default: ResNet-18 on Zen 5 cores)"
@@ -89,7 +81,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers_per_machine", type=positive_int, default=2, help="default: 2")
     parser.add_argument("--epochs", type=positive_int, default=2, help="passes of a client (default: 2)")
     parser.add_argument("--max_elements_per_client", type=positive_int, default=512, help="photos (default: 512)")
-    parser.add_argument("--link_gbit", type=_positive, default=10.0, help="the driver's link, Gbit/s (default: 10)")
+    parser.add_argument(
+        "--link_gbit", type=Number(above=0), default=10.0, help="the driver's link, Gbit/s (default: 10)"
+    )
     return parser.parse_args(argv)
 
 

@@ -26,7 +26,7 @@ SUBJECTS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures the subject and prints what its module says, with --json into a file, too."""
+    """Measures the subject and prints what its module says, with --output_file into a file, too."""
     if not argv or argv[0] in ("-h", "--help"):
         print(
             "usage: python -m benchmark.speed_main SUBJECT [flags]\n\nMeasures a part of the toolkit. SUBJECT is one of"
@@ -46,9 +46,9 @@ def main(argv: Sequence[str]) -> int:
         return command.EXIT_OK
     print(header(), flush=True)
     report = measuring.measure(flags)
-    if flags.json:
-        atomic.write_json(flags.json, {**machine(), "flags": vars(flags), **report})
-        print(f"JSON: {flags.json}")
+    if flags.output_file:
+        atomic.write_json(flags.output_file, {**machine(), "flags": vars(flags), **report})
+        print(f"JSON: {flags.output_file}")
     return command.EXIT_OK
 
 

@@ -23,14 +23,14 @@ from benchmark.sweep.runs import LOG_FILE, Outcome, Runner
 from flair.errors import FlairError
 from flair.files import lock
 from flair.terminal.counted import counted
-from flair.terminal.flags import positive_int
+from flair.terminal.flags import Parser, positive_int
 from flair.terminal.paths import path_flag, word
 from flair.terminal.progress import Progress, duration
 
 LOCK_FILE = "sweep.lock"
 TABLES = {"central": central_flags.FLAGS, "federated": federated_flags.FLAGS}
 _NOT_TAKEN = {
-    Role.PLACE: "the sweep gives every run a folder of its own below --sweep_dir",
+    Role.PLACE: "the sweep gives every run a folder of its own below --output_dir",
     Role.CALL: "plan one run with the training command itself",
 }
 _OVERWRITE = "delete the folder of a run to start it over"
@@ -46,9 +46,9 @@ def main(argv: Sequence[str]) -> int:
     _check(given, _names_in(training_flags), grid)
     setting = _choose_setting(flags.setting, [*given, *grid])
     runs = make_runs(grid, _first_seed(arguments), flags.seeds)
-    folder = Path(flags.sweep_dir)
+    folder = Path(flags.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with lock.exclusive(folder / LOCK_FILE, f"{folder}: another sweep is running here; choose another --sweep_dir"):
+    with lock.exclusive(folder / LOCK_FILE, f"{folder}: another sweep is running here; choose another --output_dir"):
         print(
             f"{counted(len(runs), 'run')} of benchmark.{setting}_main in {folder}, {flags.jobs} at a time", flush=True
         )
@@ -148,20 +148,27 @@ def _report(folder: Path, rows: Sequence[table.Row], outcomes: Sequence[Outcome]
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark.sweep_main",
+    parser = Parser(
+        "python -m benchmark.sweep_main",
+        __doc__,
         usage="%(prog)s --flagfile=FILE --grid FLAG=VALUE,VALUE ... --seeds=N [--training_flag=value ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--flagfile", action="append", default=[], help="flags that all runs share, one a line")
     parser.add_argument(
         "--grid", action="append", nargs="+", default=[], metavar="FLAG=VALUE,VALUE", help="flags to vary"
     )
-    parser.add_argument("--seeds", type=positive_int, default=1, help="seeds of each setting, from --seed on (1)")
-    parser.add_argument("--jobs", type=positive_int, default=1, help="runs at once (1)")
-    parser.add_argument("--sweep_dir", type=path_flag, default="sweep", help="folder of the sweep (sweep)")
+    parser.add_argument(
+        "--seeds", type=positive_int, default=1, help="seeds of each setting, from --seed on (default: 1)"
+    )
+    parser.add_argument("--jobs", type=positive_int, default=1, help="runs at once (default: 1)")
+    parser.add_argument(
+        "--output_dir",
+        was="sweep_dir",
+        type=path_flag,
+        default="sweep",
+        help="folder of the sweep (default: sweep)",
+    )
     parser.add_argument("--setting", choices=TABLES, help="training command; found from the flags where not given")
     flags, rest = parser.parse_known_args(argv)
     stray = next((argument for argument in rest if not argument.startswith("-")), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flair.duplicates.rule import add_threshold_flags, thresholds_of
 from flair.terminal import command
-from flair.terminal.flags import make_parser, positive_int
+from flair.terminal.flags import make_parser, positive_int, seed_number
 from flair.terminal.paths import command_line, path_flag
 
 DESCRIPTION = """\
@@ -32,19 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from flair.terminal.progress import duration
 
     start = time.monotonic()
-    if flags.output:
-        atomic.destination(flags.output)  # refused before the work, not after it
+    if flags.output_file:
+        atomic.destination(flags.output_file)  # refused before the work, not after it
     by_features = ByFeatures(Path(flags.features), flags.feature_neighbors) if flags.features else None
     planted = Path(flags.output_dir) if flags.output_dir else None
     found = calibrate(Path(flags.dataset_dir), flags.num_photos, flags.seed, thresholds_of(flags), planted, by_features)
     print(table(found))
-    if flags.output:
-        atomic.write_json(flags.output, found)
-        print(f"Wrote {flags.output}.")
+    if flags.output_file:
+        atomic.write_json(flags.output_file, found)
+        print(f"Wrote {flags.output_file}.")
     print(f"Measured in {duration(time.monotonic() - start)}.")
     if planted is not None:
         print(f"Wrote the photos and their copies to {planted}.")
-        made = {"model": "MODEL.h5", "dataset_dir": flags.output_dir, "output": "planted.npy"}
+        made = {"model": "MODEL.h5", "dataset_dir": flags.output_dir, "output_file": "planted.npy"}
         print("Next:", command_line("python -m benchmark.features_main", **made))
         return command.EXIT_OK
     made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates"}
@@ -56,7 +56,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("python -m flair.duplicate_calibration", DESCRIPTION)
     add = parser.add_argument
     add("--num_photos", type=positive_int, default=200, metavar="N", help="photos of each set (default: 200)")
-    add("--seed", type=int, default=0, metavar="N", help="of the choice, the drawing and the noise (default: 0)")
+    add(
+        "--seed", type=seed_number, default=0, metavar="N", help="of the choice, the drawing and the noise (default: 0)"
+    )
     add(
         "--output_dir",
         type=path_flag,
@@ -78,7 +80,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_threshold_flags(parser)
     add(
-        "--output", type=path_flag, metavar="FILE.json", help="also write the measurements to this file (default: none)"
+        "--output_file",
+        was="output",
+        type=path_flag,
+        metavar="FILE.json",
+        help="also write the measurements to this file (default: none)",
     )
     return parser.parse_args(argv)
 

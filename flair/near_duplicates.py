@@ -144,7 +144,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if "features" in flags.metrics and not flags.features:
         parser.error(
             "--metrics=features needs --features=FILE.npy; make it with python -m benchmark.features_main "
-            f"--model=MODEL.h5 --dataset_dir={flags.dataset_dir} --output=features.npy"
+            f"--model=MODEL.h5 --dataset_dir={flags.dataset_dir} --output_file=features.npy"
         )
     if flags.features and "features" not in flags.metrics:
         parser.error("--features is given, but features is not among --metrics; add it or leave the file out")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import re
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flair.terminal import command
-from flair.terminal.flags import make_parser
+from flair.terminal.flags import make_parser, port_number
 from flair.terminal.paths import command_line, path_flag
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ belong to photos and pairs, so they stay valid when a set or the list of near du
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the flags and serves the page until Ctrl-C; returns the exit code of that."""
     flags = _parse(argv)
-    if flags.export:
+    if flags.output_file:
         return _export(flags)
 
     start = time.monotonic()
@@ -76,12 +75,12 @@ def _export(flags: argparse.Namespace) -> int:
     found = read_exclusion(Path(flags.duplicates) / NEAR_DUPLICATES_FILE)
     reviewed = read_reviews(flags.reviews).applied_to(found)
     others = {name: sorted(group - {name}) for group in reviewed.components for name in sorted(group)}
-    atomic.write_json(flags.export, others)
+    atomic.write_json(flags.output_file, others)
     print(
-        f"Wrote {flags.export}: {len(others):,} photos in {len(reviewed.components):,} components "
+        f"Wrote {flags.output_file}: {len(others):,} photos in {len(reviewed.components):,} components "
         f"({len(found.components):,} before the marks of {flags.reviews})"
     )
-    print(command_line("Next:", exclude=flags.export), "in preparation, sampling and evaluation")
+    print(command_line("Next:", exclude=flags.output_file), "in preparation, sampling and evaluation")
     return command.EXIT_OK
 
 
@@ -179,24 +178,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="where marks are kept (default: reviews.json)",
     )
     add("--reviewer", metavar="NAME", help="name written beside marks; the page can change it (default: your login)")
-    add("--port", type=_port, default=DEFAULT_PORT, help=f"0: any that is free (default: {DEFAULT_PORT})")
+    add("--port", type=port_number, default=DEFAULT_PORT, help=f"0: any that is free (default: {DEFAULT_PORT})")
     add(
-        "--export",
+        "--output_file",
+        was="export",
         type=path_flag,
         metavar="FILE.json",
         help="serve nothing: write the near duplicates, corrected by the marks of --reviews, in the form "
         "that --exclude reads (default: serve the page)",
     )
     flags = parser.parse_args(argv)
-    if flags.export and not flags.duplicates:
-        parser.error("--export needs --duplicates=DIR")
+    if flags.output_file and not flags.duplicates:
+        parser.error("--output_file needs --duplicates=DIR")
     return flags
-
-
-def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flair.terminal import command
-from flair.terminal.flags import finite_number, positive_int
+from flair.terminal.flags import Parser, Whole, finite_number, positive_int, seed_number
 from flair.terminal.paths import command_line, path_flag
 from flair.terminal.table import Columns
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     start = time.monotonic()
     result = resample(Plan(**{name: value for name, value in vars(flags).items() if name in Plan._fields}))
-    path = write_testset(result.testset, flags.output_dir)
+    path = write_testset(result.testset, flags.testsets_dir)
     print(*_summary(result), sep="\n")
     testset = result.testset
     what = f"{len(testset.image_ids):,} photos of {result.num_users:,} users"
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.EXIT_FAILED
     print(f"Wrote {path}: {what}, in {duration(time.monotonic() - start)}.")
     records = flags.tfrecords_dir or "TFRECORDS"
-    partitions = f"test,{path if Path(flags.output_dir) != Path('testsets') else testset.name}"
+    partitions = f"test,{path if Path(flags.testsets_dir) != Path('testsets') else testset.name}"
     evaluate = {"tfrecords_dir": records, "models": "MODEL.h5", "partitions": partitions}
     print("Next:", command_line("python -m benchmark.evaluate_main", **evaluate))
     print("  or:", command_line("python -m flair.review", dataset_dir=flags.dataset_dir, testset=path))
@@ -74,24 +73,31 @@ def _summary(result: Resampled) -> list[str]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m flair.sample_testset",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m flair.sample_testset", DESCRIPTION)
     add = parser.add_argument
     add("rule", choices=RULES, help="how photos are drawn")
     add("--dataset_dir", type=path_flag, required=True, help="folder with labels_and_metadata.json")
     add("--name", required=True, help="name of the set, as flair-b; its revision is added")
-    add("--output_dir", type=path_flag, default="testsets", help="folder of the manifests (default: testsets)")
+    add(
+        "--testsets_dir",
+        was="output_dir",
+        type=path_flag,
+        default="testsets",
+        help="folder of the manifests (default: testsets)",
+    )
     add(
         "--starting_from",
         type=path_flag,
         metavar="SET",
         help="name or file of the revision whose photos are kept where still eligible",
     )
-    add("--revision", type=_whole, metavar="N", help="number of this revision (default: 0, or the next one)")
-    add("--seed", type=int, default=0, help="of everything random (default: 0)")
+    add(
+        "--revision",
+        type=Whole(least=0, most=999_999_999),
+        metavar="N",
+        help="number of this revision (default: 0, or the next one)",
+    )
+    add("--seed", type=seed_number, default=0, help="of everything random (default: 0)")
     add(
         "--partition",
         choices=("train", "val", "test", "heldout"),
@@ -200,12 +206,6 @@ def _check(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
     flags.min_positives = flags.min_positives or 5
     flags.reference = flags.reference or "test"
     flags.match = flags.match or "labels"
-
-
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from flair.dataset.catalog import TAXONOMY_FILE
 from flair.errors import FlairError
 from flair.files import atomic
 from flair.terminal import command
+from flair.terminal.flags import Parser, seed_number
 from flair.terminal.paths import path_flag, word
 from flair.terminal.progress import duration
 
@@ -82,9 +83,9 @@ def _write_figures(
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m flair.stats",
-        description="Statistics of photos, users and labels beside the published ones: a table, figures and JSON.",
+    parser = Parser(
+        "python -m flair.stats",
+        "Statistics of photos, users and labels beside the published ones: a table, figures and JSON.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -102,7 +103,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default="flair_stats",
         help="folder for the figures (default: flair_stats)",
     )
-    add("--seed", metavar="N", type=int, default=0, help="of the shuffled control (default: 0)")
+    add("--seed", metavar="N", type=seed_number, default=0, help="of the shuffled control (default: 0)")
     return parser.parse_args(argv)
 
 

@@ -10,6 +10,7 @@ from flair.errors import FlairError
 from flair.miniature.dataset import make_dataset
 from flair.miniature.taxonomy import DEFAULT_NUM_FINE_LABELS
 from flair.terminal import command
+from flair.terminal.flags import Number, Parser, Whole, positive_int, seed_number
 from flair.terminal.paths import command_line, path_flag
 from flair.terminal.progress import duration, size
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         num_bytes = sum(path.stat().st_size for path in pack(made.dataset_dir, archives_dir, num_archives))
         took = duration(time.monotonic() - start)
         print(f"{archives_dir}: {num_archives} archives and the labels, {size(num_bytes)}, packed in {took}")
-        print("next:", command_line("python -m flair.mirror", folder=archives_dir, port="8000"))
+        print("next:", command_line("python -m flair.mirror", archives_dir=archives_dir, port="8000"))
     elif not flags["metadata_only"]:
         folder = made.dataset_dir
         print("next:", command_line("python prepare_dataset.py", dataset_dir=folder, output_file="flair.hdf5"))
@@ -52,54 +53,59 @@ def _check_archives(archives_dir: str | None, num_archives: int | None, flags: d
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m flair.synthetic",
-        description="Makes a miniature FLAIR: the same layout and statistics, photos drawn from a seed.",
+    parser = Parser(
+        "python -m flair.synthetic",
+        "Makes a miniature FLAIR: the same layout and statistics, photos drawn from a seed.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("--dataset_dir", type=path_flag, metavar="DIR", required=True, help="new or empty folder for the dataset")
-    add("--num_users", metavar="N", type=int, help="users, at least 3; FLAIR: 51414 (default: to fit --num_images)")
-    add("--num_images", metavar="N", type=int, help="photos, at least 3; FLAIR: 429078 (default: to fit --num_users)")
-    add("--seed", metavar="N", type=int, default=0, help="from 0; the same seed gives the same files (default: 0)")
+    add("--num_users", metavar="N", type=Whole(least=3), help="users; FLAIR: 51414 (default: to fit --num_images)")
+    add("--num_images", metavar="N", type=Whole(least=3), help="photos; FLAIR: 429078 (default: to fit --num_users)")
+    add("--seed", metavar="N", type=seed_number, default=0, help="the same seed gives the same files (default: 0)")
     add(
         "--num_fine_labels",
         metavar="N",
-        type=int,
+        type=Whole(least=17),
         default=DEFAULT_NUM_FINE_LABELS,
-        help=f"fine-grained labels, at least 17; FLAIR: 1628 (default: {DEFAULT_NUM_FINE_LABELS})",
+        help=f"fine-grained labels; FLAIR: 1628 (default: {DEFAULT_NUM_FINE_LABELS})",
     )
     add(
         "--taste_concentration",
         metavar="X",
-        type=float,
+        type=Number(above=0),
         default=3.0,
-        help="Dirichlet concentration of users' tastes in labels, above 0; 1e6: all the same (default: 3)",
+        help="Dirichlet concentration of users' tastes in labels; 1e6: all the same (default: 3)",
     )
     add(
         "--style_strength",
         metavar="X",
-        type=float,
+        type=Number(least=0),
         default=1.0,
-        help="how far users' styles differ, from 0 (not at all); above 1 colours mislead (default: 1)",
+        help="how far users' styles differ; 0: not at all, beyond 1 colours mislead (default: 1)",
     )
     add(
         "--dialect",
         metavar="P",
-        type=float,
+        type=Number(least=0, most=1),
         default=0.0,
         help="probability that a user swaps the motifs of two labels, in each of five pairs (default: 0)",
     )
     add("--metadata_only", action="store_true", help="draw no photos (default: draw them)")
-    add("--distinct_photos", metavar="N", type=int, help="draw N photos, hard-link the others (default: draw all)")
+    add(
+        "--distinct_photos",
+        metavar="N",
+        type=positive_int,
+        help="draw N photos, hard-link the others (default: draw all)",
+    )
     add(
         "--archives_dir",
         type=path_flag,
         metavar="DIR",
         help="also pack it as Apple's server has it, into this folder (default: do not)",
     )
-    add("--num_archives", metavar="N", type=int, help="archives to pack, at most one a photo; FLAIR: 43")
-    add("--num_workers", metavar="N", type=int, help="processes that draw (default: one a core)")
+    add("--num_archives", metavar="N", type=positive_int, help="archives to pack, at most one a photo; FLAIR: 43")
+    add("--num_workers", metavar="N", type=positive_int, help="processes that draw (default: one a core)")
     return parser.parse_args(argv)
 
 

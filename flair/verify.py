@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from flair.terminal.progress import duration
 
     start = time.monotonic()
-    if flags.report:
-        atomic.destination(flags.report)  # refused before the work, not after it
+    if flags.output_file:
+        atomic.destination(flags.output_file)  # refused before the work, not after it
     checks = []
     for check in run_checks(
         Path(flags.dataset_dir),
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(check.line(), flush=True)
         checks.append(check)
     failed = sum(not check.ok for check in checks)
-    if flags.report:
+    if flags.output_file:
         report = {
             "dataset_dir": flags.dataset_dir,
             "tfrecords_dir": flags.tfrecords_dir,
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "failed_checks": failed,
             "checks": [check.to_json() for check in checks],
         }
-        atomic.write_json(flags.report, report)
-        print(f"Report: {flags.report}")
+        atomic.write_json(flags.output_file, report)
+        print(f"Report: {flags.output_file}")
     print(f"{failed} failed checks of {len(checks)}, in {duration(time.monotonic() - start)}")
     print(_next_command(flags, failed))
     return command.EXIT_FAILED if failed else command.EXIT_OK
@@ -142,7 +142,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_exclude_flag(parser, "record files are expected to lack")
     parser.add_argument(
-        "--report", type=path_flag, metavar="FILE.json", help="also write the checks to this file (default: none)"
+        "--output_file",
+        was="report",
+        type=path_flag,
+        metavar="FILE.json",
+        help="also write the checks to this file (default: none)",
     )
     parser.add_argument(
         "--num_workers",

@@ -7,6 +7,20 @@ up to use; the files name no index. Only wheels are taken, save for the few pack
 needs a compiler. A dependency group is an environment of its own, which fits beside nothing: `requirements/<group>.txt`
 is all that it holds.
 
+Without --no-deps pip resolves the pins once more, and refuses them: google-vizier 0.1.11, which TensorFlow Federated
+0.87 asks for, wants sqlalchemy<=1.4.20, and TensorFlow Federated itself jaxlib==0.4.14, which is gone. What was tried,
+with pip 23.2 and 26.3, so that `pip install -r requirements.txt` would do:
+
+    --no-deps in the file, on a line of its own or behind a pin    "no such option: --no-deps"
+    constraints, or `pip install .` with pyproject.toml alone      they can only narrow what packages ask for
+    --use-deprecated=legacy-resolver                               works; has to be typed, too, and will be removed
+    PIP_NO_DEPS=1, or no-deps in the environment's pip.conf        works; and then holds for every other package
+    a pylock.toml, which pip 26 reads without resolving            names the place of every file; older pips fail
+    wheels of our own with other metadata                          72 MB each, or packages that are not what they say
+    uv pip install -r requirements.txt, in this folder             works: uv reads the overrides in pyproject.toml
+
+So the files begin with what to type, and the pins on which pip gives up are marked.
+
     python requirements/lock.py              pins; keeps each present pin that still fits
     python requirements/lock.py --upgrade    pins the newest of everything
     python requirements/lock.py --check      lists what has drifted; needs no network
@@ -22,7 +36,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +88,7 @@ class Project(NamedTuple):
     base: list[str]
     extras: dict[str, list[str]]
     groups: dict[str, list[str]]
+    overridden: Collection[str]
     digests: dict[str | None, str]  # of everything that the pins of an extra or a group depend on; None: the toolkit
 
 
@@ -82,10 +97,11 @@ def read_project(root: Path) -> Project:
     document: dict[str, Any] = tomli.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     project, uv = document["project"], document.get("tool", {}).get("uv", {})
     base, extras = project.get("dependencies", []), project.get("optional-dependencies", {})
+    overridden = {canonicalize_name(Requirement(each).name) for each in uv.get("override-dependencies", [])}
     groups, python = document.get("dependency-groups", {}), project.get("requires-python")
     digests: dict[str | None, str] = dict.fromkeys((None, *extras), _digest(python, base, extras, uv))
     digests |= {group: _digest(python, wanted, uv) for group, wanted in groups.items()}
-    return Project(base, extras, groups, digests)
+    return Project(base, extras, groups, overridden, digests)
 
 
 def _digest(*decisive: Any) -> str:
@@ -133,22 +149,29 @@ def pinned_path(root: Path, extra: str | None) -> Path:
     return root / BASE if extra is None else root / "requirements" / f"{extra}.txt"
 
 
-def compose(extra: str | None, pins: Iterable[Pin], digest: str, *, alone: bool = False) -> str:
-    """The text of one pinned file; `alone` where `extra` is a dependency group."""
-    if alone:
+def compose(extra: str | None, pins: Iterable[Pin], project: Project) -> str:
+    """The text of one pinned file, of an extra or of a dependency group."""
+    if extra in project.groups:
         subject, command = f"All of the environment `{extra}`", f"-r requirements/{extra}.txt"
     elif extra is None:
         subject, command = "What the toolkit itself needs", f"-r {BASE}"
     else:
         subject = f"What the extra `{extra}` adds to {BASE}"
         command = f"-r {BASE} -r requirements/{extra}.txt"
-    header = (
-        "# Pinned by `make lock` from pyproject.toml: change that file, never this one.\n"
-        f"# {subject}, for CPython 3.10 and 3.11 on Linux x86-64. Install it with\n"
-        f"#     python3 -m pip install --no-deps {command}\n"
-        f"# pyproject.toml sha256:{digest}\n"
+    overridden = () if extra in project.groups else project.overridden
+    reason = (
+        "Without --no-deps pip ends with ResolutionImpossible: TensorFlow Federated asks for\n"
+        "# packages that are gone, and pip takes --no-deps on the command line only. "
     )
-    return header + "".join(f"{pin}\n" for pin in pins)
+    header = (
+        f"# python3 -m pip install --no-deps {command}\n"
+        f"# is what to type. {reason if overridden else ''}These pins are complete.\n"
+        f"# {subject}, for CPython 3.10 and 3.11 on Linux x86-64.\n"
+        "# Pinned by `make lock` from pyproject.toml: change that file, never this one.\n"
+        f"# pyproject.toml sha256:{project.digests[extra]}\n"
+    )
+    mark = "# Overridden in pyproject.toml, hence --no-deps: see the first line.\n"
+    return header + "".join(f"{mark if pin.name in overridden else ''}{pin}\n" for pin in pins)
 
 
 def lock(root: Path, *, upgrade: bool) -> dict[Path, str]:
@@ -177,7 +200,7 @@ def lock(root: Path, *, upgrade: bool) -> dict[Path, str]:
                 for name, pin in sorted(pins.items())
                 if name in wanted and (extra is None or name not in names[None])
             ],
-            project.digests[extra],
+            project,
         )
         for extra, wanted in names.items()
     }
@@ -191,7 +214,7 @@ def _lock_group(root: Path, project: Project, group: str, upgrade: bool) -> str:
         _compile(root, output, "--group", f"pyproject.toml:{group}", "--generate-hashes")
         pins = parse_pins(output.read_text(encoding="utf-8"), "uv's answer")
     simple = [pin._replace(marker=simplify(pin.marker)) for pin in sorted(pins)]
-    return compose(group, simple, project.digests[group], alone=True)
+    return compose(group, simple, project)
 
 
 def _compile(root: Path, output: Path, *arguments: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from benchmark.privacy.accounting import ACCOUNTANTS
-from benchmark.privacy.request import AUTO, Mechanism, Sampling
+from benchmark.privacy.audit import LEAST_CANARIES
+from benchmark.privacy.banded import MAX_BANDS, MAX_ROUNDS
+from benchmark.privacy.request import AUTO, LEAST_NOISE, MOST_NOISE, Mechanism, Sampling
 from benchmark.rounds.config import AGGREGATORS, ALGORITHMS, FED_AVG, SERVER_OPTIMIZERS
 from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, paths, text
 from benchmark.run.schedules import SCHEDULES
@@ -36,7 +38,11 @@ RAY_FLAGS: Table = (
     ),
     integer("worker_cpus", 1, "With --runtime=ray: processor cores, and threads, of a worker.", Role.SPEED, least=1),
     number(
-        "worker_gpus", 0.0, "With --runtime=ray: GPUs of a worker; 0.5 lets two workers share one.", Role.SPEED, least=0
+        "worker_gpus",
+        0.0,
+        "With --runtime=ray: GPUs of a worker, whole ones or below 1; 0.5 lets two workers share one.",
+        Role.SPEED,
+        least=0,
     ),
 )
 _TRAINING_FLAGS: Table = (
@@ -69,9 +75,7 @@ _TRAINING_FLAGS: Table = (
         "clients' in every round, or that of each evaluation; none: mu stays.",
         Role.RESULT,
     ),
-    number(
-        "proximal_step", 0.1, "By how much an adapting mu rises and falls, in 0 to 1.", Role.RESULT, least=0, most=1
-    ),
+    number("proximal_step", 0.1, "By how much an adapting mu rises and falls.", Role.RESULT, least=0, most=1),
     integer(
         "proximal_patience",
         1,
@@ -81,9 +85,20 @@ _TRAINING_FLAGS: Table = (
     ),
     choice("server_optimizer", "adam", SERVER_OPTIMIZERS, "Optimizer of the global weights.", Role.RESULT),
     number("server_learning_rate", 0.1, "Learning rate of the server optimizer.", Role.RESULT, least=0),
-    number("server_momentum", 0.9, "Momentum of --server_optimizer=momentum and of MimeLite's clients.", Role.RESULT),
-    number("server_epsilon", 0.01, "Epsilon in the denominator of adam, adamw, yogi and adagrad.", Role.RESULT),
-    number("server_beta_2", 0.999, "Decay of the second moment of adam, adamw and yogi.", Role.RESULT, least=0, most=1),
+    number(
+        "server_momentum",
+        0.9,
+        "Momentum of --server_optimizer=momentum and of MimeLite's clients.",
+        Role.RESULT,
+        least=0,
+        below=1,
+    ),
+    number(
+        "server_epsilon", 0.01, "Epsilon in the denominator of adam, adamw, yogi and adagrad.", Role.RESULT, above=0
+    ),
+    number(
+        "server_beta_2", 0.999, "Decay of the second moment of adam, adamw and yogi.", Role.RESULT, least=0, below=1
+    ),
     number("server_weight_decay", 0.004, "Decoupled weight decay of --server_optimizer=adamw.", Role.RESULT, least=0),
     choice(
         "server_lr_schedule",
@@ -115,7 +130,13 @@ _TRAINING_FLAGS: Table = (
     ),
     integer("client_epochs_per_round", 2, "Passes of a client over its photos a round.", Role.RESULT, least=1),
     integer("client_batch_size", 16, "Photos a step on a client.", Role.RESULT, least=1),
-    integer("clients_per_round", 200, "Clients in a round: exactly, or expected under Poisson sampling.", Role.RESULT),
+    integer(
+        "clients_per_round",
+        200,
+        "Clients in a round: exactly, or expected under Poisson sampling.",
+        Role.RESULT,
+        least=1,
+    ),
     integer(
         "clients_per_thread",
         50,
@@ -159,7 +180,9 @@ _TRAINING_FLAGS: Table = (
         Role.RESULT,
         least=1,
     ),
-    integer("total_rounds", 5000, "Rounds of training.", Role.RESULT, least=1),
+    integer(
+        "total_rounds", 5000, f"Rounds of training; with banded noise at most {MAX_ROUNDS:,}.", Role.RESULT, least=1
+    ),
     integer("rounds_per_eval", 10, "Rounds between evaluations on the val partition.", Role.RESULT, least=1),
     integer("rounds_per_checkpoint", 10, "Rounds between checkpoints.", Role.SAVING, least=1),
     integer("max_elements_per_client", 512, "Photos of a client used in a pass, at most.", Role.RESULT, least=1),
@@ -171,12 +194,15 @@ _TRAINING_FLAGS: Table = (
     ),
 )
 PRIVACY_FLAGS: Table = (
-    number("epsilon", 0.0, "Target epsilon of user-level differential privacy; 0: none.", Role.RESULT),
+    number("epsilon", 0.0, "Target epsilon of user-level differential privacy; 0: none.", Role.RESULT, least=0),
     number(
         "noise_multiplier",
         None,
-        "Noise relative to the clipping norm, instead of --epsilon; 0 only clips, for ablations.",
+        f"Noise relative to the clipping norm, instead of --epsilon: from {LEAST_NOISE:g}, or 0, which only clips, for "
+        "ablations.",
         Role.RESULT,
+        least=0,
+        most=MOST_NOISE,
     ),
     number(
         "local_noise_multiplier",
@@ -184,11 +210,17 @@ PRIVACY_FLAGS: Table = (
         "Local privacy: each client clips its update to --l2_norm_clip and adds noise of this many clipping norms "
         "itself; instead of --epsilon and --noise_multiplier.",
         Role.RESULT,
+        least=LEAST_NOISE,
+        most=MOST_NOISE,
     ),
-    number("delta", None, "Delta of differential privacy, a probability; none: users^-1.1.", Role.RESULT),
+    number("delta", None, "Delta of differential privacy; none: users^-1.1.", Role.RESULT, above=0, below=1),
     choice("accountant", "pld", ACCOUNTANTS, "Accountant that turns --epsilon into noise.", Role.RESULT),
     number(
-        "l2_norm_clip", 0.1, "Bound on the L2 norm of a client's update, or where the adaptive one starts.", Role.RESULT
+        "l2_norm_clip",
+        0.1,
+        "Bound on the L2 norm of a client's update, or where the adaptive one starts.",
+        Role.RESULT,
+        above=0,
     ),
     number(
         "target_unclipped_quantile",
@@ -198,18 +230,26 @@ PRIVACY_FLAGS: Table = (
         least=0,
         most=1,
     ),
-    number("clipped_count_stddev", None, "Noise of the adaptive norm's count, in clients; none: chosen.", Role.RESULT),
+    number(
+        "clipped_count_stddev",
+        None,
+        "Noise of the adaptive norm's count, in clients; none: chosen.",
+        Role.RESULT,
+        least=0,
+    ),
     integer(
         "simulated_clients_per_round",
         None,
-        "Scale the noise as if so many clients took part. The run itself does not have the stated epsilon.",
+        "Scale the noise as if so many clients took part, --clients_per_round or more. The run itself does not have "
+        "the stated epsilon.",
         Role.RESULT,
+        least=1,
     ),
     text(
         "bands",
         AUTO,
-        "Rounds over which --aggregator=banded takes noise back, and groups that users are dealt into; auto: the "
-        "number with the least noise for --epsilon.",
+        f"Rounds over which --aggregator=banded takes noise back (at least 1 and at most {MAX_BANDS:,}), and groups "
+        "that users are dealt into; auto: the number with the least noise for --epsilon.",
         Role.RESULT,
     ),
     boolean("published_noise", "The noise of ml-flair's formula, which counts rounds wrongly.", Role.RESULT),
@@ -229,7 +269,7 @@ PRIVACY_FLAGS: Table = (
         "audit_canaries",
         0,
         "Clients that are nobody, about half of which take part beside the users: measures what the run gives away, at "
-        "some cost for the model; 0: none.",
+        f"some cost for the model; from {LEAST_CANARIES}, or 0: none.",
         Role.RESULT,
         least=0,
     ),
@@ -260,7 +300,7 @@ _OTHER_FLAGS: Table = (
         "best_ema.h5 and last_ema.h5; 0: no average.",
         Role.RESULT,
         least=0,
-        most=1,
+        below=1,
     ),
     boolean("federated_eval", "At the end, score each test client by itself: the spread over clients.", Role.RESULT),
     integer(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COMPUTE_DTYPES = ("float32", "bfloat16")
 NETWORK_HELP = "MODULE:FUNCTION that a saved model's network comes from, which is imported; for such models only."
 PUBLISHED_SIZE = (224, 224)
-_LARGEST_SIDE = 4 * IMAGE_SIZE  # pixels, as of the flags of training; more would exhaust memory
+MOST_PIXELS = 4 * IMAGE_SIZE  # pixels, as of the flags of training; more would exhaust memory
 _MOST_OUTPUTS = 1 << 15
 _WHOLE_NUMBER = re.compile("[0-9]{1,9}")
 _FIRST_LAYERS = {"initial_conv": "resnet18", "conv1": "cnn"}
@@ -213,11 +213,11 @@ def _files(name: str) -> list[Path]:
 def _checked_size(size: Any, source: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width), as plain positive numbers for which a network can be built."""
     sides = list(size[:2]) if isinstance(size, list | tuple) else [size]
-    if len(sides) != 2 or not all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in sides):
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= MOST_PIXELS for side in sides):
         given = json_text.shown(str(size))
         raise FlairError(
             f"{source}: the model cannot have an input of {given} pixels; expected a height and a width from 1 to "
-            f"{_LARGEST_SIDE}"
+            f"{MOST_PIXELS}"
         )
     return sides[0], sides[1]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmark.model.saved import NETWORK_HELP
+from benchmark.model.saved import MOST_PIXELS, NETWORK_HELP
 from benchmark.model.trainable import HEAD, TRAINABLE
 from benchmark.personalization.labels import LABEL_SETS
 from benchmark.personalization.sources import taxonomy_folder
 from benchmark.personalization.users import DUPLICATE_AWARE, RANDOM, SPLITS
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, number, path, text
-from flair.dataset.catalog import IMAGE_SIZE, PARTITIONS, TAXONOMY_FILE
+from flair.dataset.catalog import PARTITIONS, TAXONOMY_FILE
 from flair.errors import FlairError
 
 USERS, LABELS = EPISODES = ("users", "labels")
@@ -148,8 +148,22 @@ FLAGS: Table = (
     ),
     boolean("use_fine_grained_labels", "The model predicts the fine-grained labels.", Role.RESULT),
     text("binary_label", None, "The model predicts this one label; none: the one its run folder names.", Role.RESULT),
-    integer("image_height", None, "Height of the model's input; none: as it was trained.", Role.RESULT, least=16),
-    integer("image_width", None, "Width of the model's input; none: as it was trained.", Role.RESULT, least=16),
+    integer(
+        "image_height",
+        None,
+        "Height of the model's input; none: as it was trained.",
+        Role.RESULT,
+        least=16,
+        most=MOST_PIXELS,
+    ),
+    integer(
+        "image_width",
+        None,
+        "Width of the model's input; none: as it was trained.",
+        Role.RESULT,
+        least=16,
+        most=MOST_PIXELS,
+    ),
     integer("seed", 0, "Seed of users, splits, sizes and batches.", Role.RESULT, least=0, most=2**48),
     path("run_dir", None, "Folder for the results; none: <model>_personalization beside the model.", Role.PLACE),
     boolean("overwrite", "Forget what an earlier run left in the folder.", Role.CALL),
@@ -166,12 +180,6 @@ def check_flags(flags: Flags) -> None:
         raise FlairError(f"--model={flags.model}: no such file; expected a saved model (.h5)")
     if flags.taxonomy is not None and not (taxonomy_folder(flags.taxonomy) / TAXONOMY_FILE).is_file():
         raise FlairError(f"--taxonomy={flags.taxonomy}: expected the dataset's {TAXONOMY_FILE}, or the folder it is in")
-    for name in ("image_height", "image_width"):
-        if (flags[name] or 0) > 4 * IMAGE_SIZE:
-            raise FlairError(
-                f"--{name}={flags[name]}: FLAIR's photos are {IMAGE_SIZE} pixels wide and high; "
-                f"give at most {4 * IMAGE_SIZE}"
-            )
     for name in _FOR_USERS if flags.episodes == LABELS else _FOR_LABELS:
         if flags.is_changed(name):
             raise FlairError(f"--{name}={flags[name]} has no effect on --episodes={flags.episodes}; leave it out")

@@ -11,7 +11,7 @@ from flair.errors import FlairError
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
 AUTO = "auto"  # of --bands
-_MOST_USERS = 10**9
+MOST_USERS = 10**9
 
 
 class _Word(str, enum.Enum):
@@ -241,8 +241,8 @@ class PrivacyRequest:
             )
 
     def _check_users(self, num_users: int) -> None:
-        if num_users > _MOST_USERS:
-            raise FlairError(f"--num_users={num_users}: expected at most {_MOST_USERS:,}")
+        if num_users > MOST_USERS:
+            raise FlairError(f"--num_users={num_users}: expected at most {MOST_USERS:,}")
         if num_users < 2:
             raise FlairError(f"--num_users={num_users}: differential privacy needs at least 2 users to hide one among")
         if self.cohort > num_users:

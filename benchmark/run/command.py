@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import re
 import sys
@@ -20,6 +19,7 @@ from benchmark.run.flags import Flags, Table, define
 from flair.errors import FlairError
 from flair.terminal import standard_streams
 from flair.terminal.command import CONTINUES, STARTS_OVER
+from flair.terminal.flags import in_new_spelling
 from flair.terminal.paths import expand
 
 _ENUM_PREFIX = re.compile(r"^<[^>]*>: ")  # absl begins a help text with the choices, which `_flag_lines` has already
@@ -69,12 +69,10 @@ def run(
 
 def parse(table: Table, arguments: Sequence[str]) -> Flags:
     """The flags as given; raises FlairError for a --flagfile that cannot be read, absl.flags.Error for a flag."""
-    typed = {argument.lstrip("-").partition("=")[0] for argument in _before_separator(arguments)}
-    flags = Flags(table, flag_file.expand(arguments), typed)
-    for name in (flag.name for flag in table):
-        if isinstance(flags[name], float) and not math.isfinite(flags[name]):
-            raise absl_flags.Error(f"--{name}={flags[name]}: expected a finite number")
-    return flags
+    new_names = {flag.was: flag.name for flag in table if flag.was is not None}
+    typed = (argument.lstrip("-").partition("=")[0] for argument in _before_separator(arguments))
+    expanded = in_new_spelling(flag_file.expand(arguments), new_names)
+    return Flags(table, expanded, (new_names.get(name, name) for name in typed))
 
 
 def program_name(main: Callable[..., Any]) -> str:
@@ -111,5 +109,6 @@ def _flag_lines(flag: absl_flags.Flag) -> Sequence[str]:
     choices = getattr(flag.parser, "enum_values", None)
     value = "" if flag.boolean else f"={{{','.join(choices)}}}" if choices else f"={flag.flag_type()}"
     default = "none" if flag.default is None else flag.default_as_str.strip("'")
-    text = f"{_ENUM_PREFIX.sub('', flag.help)} (default: {default})"
+    bounds = str(getattr(flag.parser, "bounds", ""))
+    text = f"{_ENUM_PREFIX.sub('', flag.help)} ({bounds}{'; ' if bounds else ''}default: {default})"
     return [f"  {name}{value}", textwrap.fill(text, 110, initial_indent="      ", subsequent_indent="      ")]

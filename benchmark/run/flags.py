@@ -6,7 +6,9 @@ change, what a run records, what has to agree between machines, and what a sweep
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +16,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from flair.terminal.flags import Bounds
 from flair.terminal.paths import expand
 
 
@@ -40,28 +43,25 @@ SETTINGS = (*SWEPT, Role.SPEED)  # a report shows as settings of a run
 
 @dataclass(frozen=True)
 class Flag:
-    """One line of a table; `define(flag_values=...)` adds the flag to absl's values."""
+    """One line of a table; `define(flag_values=...)` adds the flag to absl's values, `was` is its name before."""
 
     name: str
     role: Role
     define: Callable[..., Any]
+    was: str | None = None
 
 
 Table = Sequence[Flag]
 
 
-def integer(
-    name: str, default: int | None, help: str, role: Role, least: int | None = None, most: int | None = None
-) -> Flag:
-    """A flag that is a whole number."""
-    return Flag(name, role, partial(absl_flags.DEFINE_integer, name, default, help, least, most))
+def integer(name: str, default: int | None, help: str, role: Role, **bounds: float) -> Flag:
+    """A flag that is a whole number within `Bounds(**bounds)`, which --help tells."""
+    return _defined(_Whole(Bounds(**bounds)), name, default, help, role)
 
 
-def number(
-    name: str, default: float | None, help: str, role: Role, least: float | None = None, most: float | None = None
-) -> Flag:
-    """A flag that is a number; one that is not finite is refused when the table is parsed."""
-    return Flag(name, role, partial(absl_flags.DEFINE_float, name, default, help, least, most))
+def number(name: str, default: float | None, help: str, role: Role, **bounds: float) -> Flag:
+    """A flag that is a finite number within `Bounds(**bounds)`, which --help tells."""
+    return _defined(_Number(Bounds(**bounds)), name, default, help, role)
 
 
 def text(name: str, default: str | None, help: str, role: Role) -> Flag:
@@ -79,18 +79,15 @@ def choice(name: str, default: str | None, choices: Iterable[str], help: str, ro
     return Flag(name, role, partial(absl_flags.DEFINE_enum, name, default, list(choices), help))
 
 
-def path(name: str, default: str | None, help: str, role: Role, required: bool = False) -> Flag:
+def path(name: str, default: str | None, help: str, role: Role, required: bool = False, was: str | None = None) -> Flag:
     """A flag that is one path; `~` and `~user` at its beginning stand for home folders."""
-    serializer = absl_flags.ArgumentSerializer()
-    define = partial(absl_flags.DEFINE, _Path(), name, default, help, serializer=serializer, required=required)
-    return Flag(name, role, define)
+    return dataclasses.replace(_defined(_Path(), name, default, help, role, required=required), was=was)
 
 
 def paths(name: str, default: list[str] | None, help: str, role: Role, required: bool = False) -> Flag:
     """A flag that is a list of paths, separated by commas; names that do not begin with `~` stay as they are."""
     serializer = absl_flags.CsvListSerializer(",")
-    define = partial(absl_flags.DEFINE, _Paths(), name, default, help, serializer=serializer, required=required)
-    return Flag(name, role, define)
+    return _defined(_Paths(), name, default, help, role, serializer, required=required)
 
 
 def multi_paths(name: str, default: list[str], help: str, role: Role) -> Flag:
@@ -181,8 +178,46 @@ def define(table: Table) -> absl_flags.FlagValues:
     return values
 
 
+def _defined(
+    parser: absl_flags.ArgumentParser,
+    name: str,
+    default: Any,
+    help: str,
+    role: Role,
+    serializer: absl_flags.ArgumentSerializer | None = None,
+    **options: bool,
+) -> Flag:
+    serializer = serializer or absl_flags.ArgumentSerializer()
+    return Flag(name, role, partial(absl_flags.DEFINE, parser, name, default, help, serializer=serializer, **options))
+
+
 def _text(flag: absl_flags.Flag, value: Any) -> str:
     return str(value).lower() if flag.boolean else str(flag.serializer.serialize(value))
+
+
+class _Bounded:
+    what = "a number"
+
+    def __init__(self, bounds: Bounds) -> None:
+        super().__init__()
+        self.bounds = bounds
+
+    def parse(self, argument: Any) -> Any:
+        try:
+            value = self.convert(argument)  # type: ignore[attr-defined]
+        except ValueError:
+            value = math.nan
+        if not self.bounds.hold(value):
+            raise ValueError(self.bounds.refusal(self.what))
+        return value
+
+
+class _Number(_Bounded, absl_flags.FloatParser):
+    pass
+
+
+class _Whole(_Bounded, absl_flags.IntegerParser):
+    what = "a whole number"
 
 
 class _Path(absl_flags.ArgumentParser):

@@ -65,7 +65,7 @@ def at(address: str, steps: Sequence[Step]) -> list[Step]:
 def serving(archives: Path) -> Iterator[str]:
     """Serves the folder in a process of its own; yields the address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "flair.mirror", f"--folder={archives}", "--port=0"],
+        [sys.executable, "-m", "flair.mirror", f"--archives_dir={archives}", "--port=0"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flair.terminal.flags import positive_int
+from flair.terminal.flags import Number, Parser, TellsBounds, Whole, positive_int, seed_number
 from flair.terminal.paths import path_flag
 
 _Add = Callable[..., Any]
@@ -17,17 +17,34 @@ _SIDE_BY_SIDE = "so that a busy machine slows them alike; medians are over repet
 STEP_VARIANTS, FEDERATED_STAGES = 8, ("bare", "loaded", "inprocess")
 
 
+class _Defaults(TellsBounds, argparse.ArgumentDefaultsHelpFormatter):
+    """Help that tells bounds and defaults."""
+
+
+class _Wholes(Whole):
+    what = "whole numbers, separated by commas,"
+
+    def __call__(self, text: str) -> list[int]:
+        return [super(_Wholes, self).__call__(part) for part in text.split(",")]
+
+
+positive_ints = _Wholes(least=1)
+
+
 def parse(subject: str, argv: Sequence[str]) -> argparse.Namespace:
     """The flags of a subject; ends the process with usage and reason if they are wrong."""
     add_flags, description = _SUBJECTS[subject]
     shows_defaults = subject in ("step", "central")
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmark.speed_main {subject}",
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter if shows_defaults else argparse.HelpFormatter,
+    parser = Parser(
+        f"python -m benchmark.speed_main {subject}",
+        description,
+        formatter_class=_Defaults if shows_defaults else TellsBounds,
     )
     # The second one adds a flag that is a whole number of at least 1.
     add_flags(parser.add_argument, functools.partial(parser.add_argument, type=positive_int))
+    parser.add_argument(
+        "--output_file", was="json", type=path_flag, metavar="FILE.json", help="also write the numbers to this file"
+    )
     return parser.parse_args(argv)
 
 
@@ -35,11 +52,10 @@ def _data(flag: _Add, count: _Add) -> None:
     flag("--work_dir", type=path_flag, required=True, help="folder for the dataset, which stays, and for output")
     count("--num_images", default=20_000, help="photos (default: 20000)")
     count("--distinct_photos", help="draw so many photos, hard-link the others (default: draw all)")
-    flag("--seed", type=int, default=0, help="seed of the dataset (default: 0)")
+    flag("--seed", type=seed_number, default=0, help="seed of the dataset (default: 0)")
     count("--repeats", default=3, help="repetitions (default: 3)")
     count("--num_workers", default=os.cpu_count() or 1, help="processes of a step (default: all cores)")
     flag("--steps", help="only steps whose names contain one of these words, comma-separated")
-    flag("--json", type=path_flag, metavar="FILE", help="also write the table as JSON")
 
 
 def _step(flag: _Add, count: _Add) -> None:
@@ -50,7 +66,6 @@ def _step(flag: _Add, count: _Add) -> None:
     flag(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: seconds of all cores, steadier on a busy machine"
     )
-    flag("--json", type=path_flag, help="write the numbers to this file too")
     flag("--memory_of", type=int, choices=range(STEP_VARIANTS), help=argparse.SUPPRESS)
 
 
@@ -66,7 +81,6 @@ def _central(flag: _Add, count: _Add) -> None:
     count("--image_size", default=224, help="height and width of the input, in pixels")
     count("--steps", default=10, help="training steps a repetition")
     count("--repeats", default=5, help="repetitions, of which medians are taken")
-    flag("--json", type=path_flag, help="write the numbers to this file too")
     flag("--memory_of", choices=("pipeline",), help=argparse.SUPPRESS)
 
 
@@ -83,7 +97,6 @@ def _federated(flag: _Add, count: _Add) -> None:
     count("--repeats", default=5, help="repetitions (default: 5)")
     reads = "also measure opening these records, reading a cohort of 200, and the start of a run"
     flag("--tfrecords_dir", type=path_flag, help=reads)
-    flag("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
     flag("--memory_of", choices=FEDERATED_STAGES, help=argparse.SUPPRESS)
 
 
@@ -98,7 +111,6 @@ def _client_eval(flag: _Add, count: _Add) -> None:
     count("--looked_at", default=50, help="validation users, and clients of the round, looked at (default: 50)")
     count("--rounds", default=10, help="rounds between two looks (default: 10)")
     count("--repeats", default=3, help="repetitions (default: 3)")
-    flag("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
 
 
 def _few_weights(flag: _Add, count: _Add) -> None:
@@ -111,18 +123,16 @@ def _few_weights(flag: _Add, count: _Add) -> None:
     count("--image_size", default=224, help="input of that network, in pixels (default: 224)")
     count("--photos", default=1200, help="photos to compute features of (default: 1200)")
     count("--repeats", default=3, help="repetitions of that (default: 3)")
-    flag("--epsilon", type=float, default=2.0, help="epsilon of all rounds (default: 2)")
+    flag("--epsilon", type=Number(above=0), default=2.0, help="epsilon of all rounds (default: 2)")
     flag("--work_dir", type=path_flag, help="folder for features while it runs, 2 GB (default: the temporary one)")
-    flag("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
 
 
 def _audit(flag: _Add, count: _Add) -> None:
     flag("--work_dir", type=path_flag, required=True, help="folder for the photos, which stay, and for output")
     count("--num_images", default=20_000, help="photos; FLAIR: 429078 (default: 20000)")
     flag("--partitions", default="train,test", help="compared with each other (default: train,test)")
-    flag("--seed", type=int, default=0, help="seed of the photos (default: 0)")
+    flag("--seed", type=seed_number, default=0, help="seed of the photos (default: 0)")
     count("--num_workers", default=os.cpu_count() or 1, help="processes (default: all cores)")
-    flag("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
 
 
 def _ray(flag: _Add, count: _Add) -> None:
@@ -133,12 +143,6 @@ def _ray(flag: _Add, count: _Add) -> None:
     count("--batch_size", default=16, help="photos a step (default: 16)")
     count("--epochs", default=1, help="passes a client a round (default: 1)")
     count("--repeats", default=3, help="repetitions (default: 3)")
-    flag("--json", type=path_flag, metavar="FILE", help="also write the numbers as JSON")
-
-
-def positive_ints(text: str) -> list[int]:
-    """The value of a flag that is whole numbers of at least 1, separated by commas."""
-    return [positive_int(part) for part in text.split(",")]
 
 
 def _runtimes(text: str) -> list[str]:

@@ -53,7 +53,7 @@ def ratio(seconds: Sequence[float], baseline: Sequence[float]) -> float:
 
 def memory_of(subject: str, flags: argparse.Namespace, part: object) -> int:
     """Bytes that a part of a subject takes in a process of its own, which is given the flags of this one."""
-    given = {**vars(flags), "memory_of": part, "json": None}
+    given = {**vars(flags), "memory_of": part, "output_file": None}
     words = [
         f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in given.items()

@@ -9,7 +9,7 @@ from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
 from benchmark.metrics.histogram import metric_names
 from benchmark.model import specs
-from benchmark.model.saved import COMPUTE_DTYPES
+from benchmark.model.saved import COMPUTE_DTYPES, MOST_PIXELS
 from benchmark.model.trainable import ALL, HEAD, TRAINABLE
 from benchmark.run import loggers
 from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, one_of, path, text
@@ -17,7 +17,6 @@ from benchmark.training import plan as training_plan
 from benchmark.training import start
 from benchmark.training.loss import LOSS_FLAGS, check_loss_flags
 from benchmark.training.loss import check_best_metric as check_loss_chooses
-from flair.dataset.catalog import IMAGE_SIZE
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ DATA_FLAGS: Table = one_of(
 )
 MODEL_FLAGS: Table = (
     *DATA_FLAGS,
-    integer("image_height", 224, "Height of the model's input, in pixels.", Role.RESULT, least=16),
-    integer("image_width", 224, "Width of the model's input, in pixels.", Role.RESULT, least=16),
+    integer("image_height", 224, "Height of the model's input, in pixels.", Role.RESULT, least=16, most=MOST_PIXELS),
+    integer("image_width", 224, "Width of the model's input, in pixels.", Role.RESULT, least=16, most=MOST_PIXELS),
     boolean("use_fine_grained_labels", "Predict the fine-grained labels, not the 17 coarse ones.", Role.RESULT),
     text("binary_label", None, "Predict this one label only, as a yes or no; none: all labels.", Role.RESULT),
     path(
@@ -169,12 +168,6 @@ def image_size(flags: Flags) -> tuple[int, int]:
 
 def check_model_flags(flags: Flags) -> None:
     """Refuses what cannot work by a FlairError that names the flag, what was given and what is possible."""
-    for name in ("image_height", "image_width"):
-        if flags[name] > 4 * IMAGE_SIZE:
-            raise FlairError(
-                f"--{name}={flags[name]}: FLAIR's photos are {IMAGE_SIZE} pixels wide and high; "
-                f"give at most {4 * IMAGE_SIZE}"
-            )
     specs.check(flags.model)
     specs.check_size(flags.model, *image_size(flags))
     if specs.is_function(flags.model):

@@ -43,7 +43,9 @@ class Mirror(http.server.ThreadingHTTPServer):
     def __init__(self, folder: str | Path, port: int = 0) -> None:
         self.folder = Path(folder).resolve()
         if not self.folder.is_dir():
-            raise FlairError(f"--folder={folder}: no such directory; expected one made by `flair.miniature.archives`")
+            raise FlairError(
+                f"--archives_dir={folder}: no such directory; expected one made by `flair.miniature.archives`"
+            )
         self.requests: list[Request] = []
         try:
             super().__init__(("127.0.0.1", port), _Handler)

@@ -15,7 +15,7 @@ from flair.duplicates.scope import Scope
 from flair.errors import FlairError
 from flair.files import feature_file, npy_file
 
-_HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output=features.npy makes it"
+_HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output_file=features.npy makes it"
 
 
 PHOTOS_AT_ONCE, _COLUMNS_AT_ONCE = 4096, 2048

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flair.terminal.flags import finite_number, positive_int
+from flair.terminal.flags import Number, finite_number, positive_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,9 +55,9 @@ def add_threshold_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--duplicate_correlation",
-        type=finite_number,
+        type=Number(least=-1, most=1),
         metavar="X",
-        help="a near duplicate's least correlation of detail finer than 16 pixels, from -1 to 1 (default: "
+        help="a near duplicate's least correlation of detail finer than 16 pixels (default: "
         f"{usual.duplicate_correlation})",
     )
 

@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     rule: str
     dataset_dir: str
     name: str
-    output_dir: str = "testsets"
+    testsets_dir: str = "testsets"
     starting_from: str | None = None
     revision: int | None = None
     seed: int = 0
@@ -96,10 +96,10 @@ def resample(plan: Plan) -> Resampled:
     """
     previous = None
     if plan.starting_from is not None:
-        previous = read_testset(manifest_path(plan.starting_from, plan.output_dir))
+        previous = read_testset(manifest_path(plan.starting_from, plan.testsets_dir))
     revision = plan.revision if plan.revision is not None else 0 if previous is None else previous.revision + 1
     name = check_set_name(f"{plan.name}-{revision}")
-    check_absent(manifest_path(name, plan.output_dir))
+    check_absent(manifest_path(name, plan.testsets_dir))
     inputs = _read(plan, previous)
     # Half of the partition (or reference), whoever is refused: so that a refusal changes one photo, not the size.
     total = plan.num_images or (None if plan.rule == "seen_users" else -(-len(inputs.reference) // 2))

@@ -43,7 +43,7 @@ def test_a_top_set_has_the_photos_that_models_agree_on(miniature: Path, tfrecord
         for label in labels:
             mean = (scores["a"][image_id][label] + scores["b"][image_id][label]) / 2
             assert scores["both"][image_id][label] == pytest.approx(mean, abs=1e-6)
-    places = (f"--dataset_dir={miniature}", f"--output_dir={tmp_path / 'sets'}", f"--scores={tmp_path / 'both.json'}")
+    places = (f"--dataset_dir={miniature}", f"--testsets_dir={tmp_path / 'sets'}", f"--scores={tmp_path / 'both.json'}")
     drawn = run("flair.sample_testset", "top", *places, "--name=f")
     assert "both.json: the set favours models that made these scores" in drawn.stdout
     testset = json.loads((tmp_path / "sets" / "f-0.json").read_text())

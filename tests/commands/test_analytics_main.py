@@ -98,10 +98,10 @@ def test_fewer_questions_have_less_noise(released, tfrecords, tmp_path):
     ("flags", "code", "message"),
     [
         ([], 1, "--epsilon: is missing; expected a number"),
-        (["--epsilon=0"], 1, "--epsilon=0: expected a number, 0.01 or above"),
-        (["--epsilon=-1"], 1, "--epsilon=-1: expected a number, 0.01 or above"),
-        (["--epsilon=nan"], 2, "--epsilon=nan: expected a finite number"),
-        (["--epsilon=1", "--delta=1"], 1, "--delta=1: expected a probability"),
+        (["--epsilon=0"], 2, "--epsilon=0: expected a number of at least 0.01"),
+        (["--epsilon=-1"], 2, "--epsilon=-1: expected a number of at least 0.01"),
+        (["--epsilon=nan"], 2, "--epsilon=nan: expected a number of at least 0.01"),
+        (["--epsilon=1", "--delta=1"], 2, "--delta=1: expected a number above 0 and below 1"),
         (
             ["--epsilon=1", "--questions=labels,colors"],
             1,

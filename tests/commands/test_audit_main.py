@@ -91,8 +91,8 @@ def test_canaries_where_they_prove_nothing_are_refused_in_one_line(tfrecords, tm
 
 def test_what_cannot_be_audited_is_refused_in_one_line(tmp_path):
     assert "has no audit.json; scores are taken in training" in refused(AUDIT, f"--run_dir={tmp_path}")
-    line = refused(AUDIT, f"--run_dir={tmp_path}", "--confidence=0.3")
-    assert "--confidence=0.3: expected a probability between 0.5 and 1" in line
+    line = refused(AUDIT, f"--run_dir={tmp_path}", "--confidence=0.3", code=2)
+    assert "--confidence=0.3: expected a number above 0.5 and below 1" in line
 
 
 @pytest.mark.long

@@ -85,7 +85,7 @@ def _forward(t, x):
 def converted(tensors, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted")
     write_safetensors(folder / "model.safetensors", tensors, "F32")
-    flags = (f"--weights={folder / 'model.safetensors'}", f"--output={folder / 'resnet18.h5'}")
+    flags = (f"--weights={folder / 'model.safetensors'}", f"--output_file={folder / 'resnet18.h5'}")
     done = run("benchmark.convert_torchvision", *flags)
     assert "41 layers" in done.stdout
     return folder / "resnet18.h5"
@@ -208,6 +208,6 @@ def test_damaged_files_are_refused_or_read_but_never_crash(tmp_path_factory, dat
 
 
 def test_a_missing_file_is_one_line(tmp_path):
-    done = run("benchmark.convert_torchvision", "--weights=/none", f"--output={tmp_path}/a.h5", code=1)
+    done = run("benchmark.convert_torchvision", "--weights=/none", f"--output_file={tmp_path}/a.h5", code=1)
     assert "/none: no such file" in done.stderr
     assert not (tmp_path / "a.h5").exists()

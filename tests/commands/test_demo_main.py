@@ -31,7 +31,7 @@ def _row(output, title):
 
 def test_miniatures_of_different_labels_end_in_one_line(tmp_path):
     flags = ("--num_images=100", "--public_images=100", "--seed=2")
-    refused = run_process("benchmark.demo_main", f"--demo_dir={tmp_path}", *flags, code=1)
+    refused = run_process("benchmark.demo_main", f"--output_dir={tmp_path}", *flags, code=1)
     assert "show labels that the other's do not (" in only_line(refused)
 
 
@@ -41,7 +41,7 @@ def test_the_demo_ends_with_a_report_of_its_four_runs(tmp_path, browser):
         *("--num_images=200", "--num_epochs=1", "--total_rounds=4", "--image_size=32"),
         *("--public_images=500", "--public_epochs=1"),
     )
-    done = run_process("benchmark.demo_main", f"--demo_dir={tmp_path / 'demo'}", *flags, timeout=900)
+    done = run_process("benchmark.demo_main", f"--output_dir={tmp_path / 'demo'}", *flags, timeout=900)
     (path,) = re.findall(r"^report: (.*/demo/report/index\.html)$", done.stdout.partition("The demo took")[2], re.M)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     complaints = []

@@ -34,8 +34,8 @@ def test_features_are_those_of_the_pooling_layer(saved_model: Path, miniature: P
     from benchmark.model import loading, networks
 
     output = tmp_path / "features.npy"
-    flags = [f"--model={saved_model}", f"--dataset_dir={miniature}", f"--output={output}"]
-    assert features_main.main([*flags, "--partitions", "val", "test", "--batch_size=3"]) == 0
+    flags = [f"--model={saved_model}", f"--dataset_dir={miniature}", f"--output_file={output}"]
+    assert features_main.main([*flags, "--partitions", "val", "test", "--eval_batch_size=3"]) == 0
     records = [record for record in load_records(miniature) if record.partition != "train"]
     ids = json.loads(ids_path(output).read_text())["image_ids"]
     assert ids == [record.image_id for record in records]
@@ -79,8 +79,8 @@ def test_a_stopped_run_continues(
 
 def test_mistakes_end_in_one_line(tmp_path: Path, miniature: Path) -> None:
     for flags, code, message in (
-        (["--model=none.h5", "--output=f.npy"], 1, "--model=none.h5: no such file"),
-        (["--model=none.h5", "--output=f.txt"], 2, "expected a name that ends in .npy"),
+        (["--model=none.h5", "--output_file=f.npy"], 1, "--model=none.h5: no such file"),
+        (["--model=none.h5", "--output_file=f.txt"], 2, "expected a name that ends in .npy"),
     ):
         result = run("benchmark.features_main", f"--dataset_dir={miniature}", *flags, code=code)
         assert message in result.stderr.splitlines()[-1]

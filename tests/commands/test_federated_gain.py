@@ -14,7 +14,7 @@ MACRO = "test_macro_averaged_precision_mean"
 
 
 def _sweep(preset, folder, sweep_dir, *grid):
-    flags = [f"--flagfile=benchmark/configs/{preset}.flags", f"--tfrecords_dir={folder}", f"--sweep_dir={sweep_dir}"]
+    flags = [f"--flagfile=benchmark/configs/{preset}.flags", f"--tfrecords_dir={folder}", f"--output_dir={sweep_dir}"]
     run_process("benchmark.sweep_main", *flags, "--seeds=3", "--jobs=2", *grid, timeout=None)
     return read_csv(sweep_dir / "results.csv")
 

@@ -201,7 +201,7 @@ def test_a_missing_folder_and_a_taken_port_are_one_line(server: mirror_server.Mi
 
 def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
-    running = start("flair.mirror", f"--folder={tmp_path}", "--port=0", stderr=None)
+    running = start("flair.mirror", f"--archives_dir={tmp_path}", "--port=0", stderr=None)
     assert running.stdout is not None
     url = re.search(r"http://127\.0\.0\.1:\d+", running.stdout.readline())
     assert url is not None

@@ -524,7 +524,7 @@ def test_a_limit_keeps_whole_users_and_every_partition(miniature: Path, tmp_path
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
-        ("tfrecords", ["--limit_users=0"], "expected a whole number of at least 1, found '0'"),
+        ("tfrecords", ["--limit_users=0"], "expected a whole number of at least 3, found '0'"),
         ("tfrecords", ["--images_per_shard=two"], "expected a whole number of at least 1, found 'two'"),
         ("tfrecords", ["--layout=flat"], "invalid choice: 'flat'"),
         ("raw", ["--label_format=indices", "--not_group_data_by_user"], "is a layout by user"),

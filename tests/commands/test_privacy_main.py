@@ -53,28 +53,23 @@ def test_help_exits_0_and_names_the_flags():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epsilon=0"], "--epsilon=0: "),
-        (["--epsilon=2", "--delta=1"], "--delta=1: "),
         (
             ["--epsilon=2", "--num_users=10", "--clients_per_round=11"],
             "--clients_per_round=11: there are only 10 users",
         ),
-        (["--epsilon=2", "--total_rounds=0"], "--total_rounds=0: "),
-        (["--epsilon=2", "--noise_multiplier=-1"], "--noise_multiplier=-1: "),
         (["--epsilon=2", "--mechanism=tree"], "--client_sampling=cyclic"),
         (["--epsilon=2", "--simulated_clients_per_round=900", "--table"], "--table varies the cohort"),
         ([], "needs --epsilon"),
         (["--compare", "--mechanism=tree"], "--mechanism has no effect with --compare"),
         (["--compare", "--noise_multiplier=1"], "--noise_multiplier has no effect with --compare"),
-        (["--compare", "--clients_per_round=0"], "--clients_per_round=0: "),
         (["--compare", "--table", "--num_users=100"], "--clients_per_round=200: there are only 100 users"),
         (["--epsilon=2", "--mechanism=banded", "--bands=1_0"], "--bands=1_0: expected a whole number, or auto"),
         (["--compare", "--epsilon=8", "--published_noise"], "--published_noise has no effect with --compare"),
         (
-            ["--compare", "--figure=results.json"],
-            "--figure=results.json: expected the name of a file that ends in .png",
+            ["--compare", "--output_file=results.json"],
+            "--output_file=results.json: expected the name of a file that ends in .png",
         ),
-        (["--epsilon=2", "--figure=noise.png"], "--figure=noise.png has no effect without --compare"),
+        (["--epsilon=2", "--output_file=noise.png"], "--output_file=noise.png has no effect without --compare"),
     ],
 )
 def test_refusals_are_one_line_and_exit_1(arguments, message):
@@ -83,11 +78,17 @@ def test_refusals_are_one_line_and_exit_1(arguments, message):
     assert message in only_line(done)
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_numbers_that_are_none_are_wrong_usage(value):
-    done = _run(f"--noise_multiplier={value}", code=2)
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--epsilon=0", "--delta=1", "--total_rounds=0", "--clients_per_round=0", "--noise_multiplier=-1"),
+        *(f"--noise_multiplier={value}" for value in ("nan", "inf", "-inf")),
+    ],
+)
+def test_a_number_out_of_bounds_is_wrong_usage(flag):
+    done = _run(flag, code=2)
     assert done.stdout == ""
-    assert f"--noise_multiplier={value}: expected a finite number" in only_line(done)
+    assert re.search(f"{flag}: expected a (whole )?number (of at least|above) ", only_line(done))
 
 
 def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
@@ -200,7 +201,7 @@ def test_the_norm_of_the_noise_over_all_weights_that_train():
 
 def test_compare_has_every_mechanism_and_draws_it(tmp_path):
     small = ("--num_users=200", "--clients_per_round=40", "--total_rounds=10", "--epsilon=4")
-    done = _run("--compare", "--json", f"--figure={tmp_path / 'noise.png'}", *small)
+    done = _run("--compare", "--json", f"--output_file={tmp_path / 'noise.png'}", *small)
     found = json.loads(done.stdout)
     assert (tmp_path / "noise.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [(one["mechanism"], one["bands"]) for one in found] == [

@@ -283,7 +283,7 @@ def test_an_address_without_a_cluster_is_refused_in_one_line(tfrecords, tmp_path
 @pytest.mark.long
 def test_speed_main_prints_rates_and_imbalance(tmp_path):
     path = tmp_path / "ray.json"
-    flags = ["--model=cnn", "--image_size=32", "--clients=8", "--repeats=2", f"--json={path}"]
+    flags = ["--model=cnn", "--image_size=32", "--clients=8", "--repeats=2", f"--output_file={path}"]
     done = run_process("benchmark.speed_main", "ray", *flags)
     report = json.loads(path.read_text())
     assert [row["name"] for row in report["rounds"]] == ["inprocess", "ray, 1", "ray, 2"]

@@ -515,7 +515,7 @@ def test_what_reviewers_decided_is_exported_for_the_other_commands(dataset: Path
     found = read_exclusion(dataset / "audit" / "near_duplicates.json")
     one, other = next(sorted(group) for group in found.components if len(group) == 2)
     ReviewFile(tmp_path / "reviews.json").update(lambda _: [PairChange(pair(one, other), "not")], "Ann", "now")
-    command = ("flair.review", f"--dataset_dir={dataset / 'dataset'}", f"--export={tmp_path / 'out.json'}")
+    command = ("flair.review", f"--dataset_dir={dataset / 'dataset'}", f"--output_file={tmp_path / 'out.json'}")
     run(*command, f"--duplicates={dataset / 'audit'}", f"--reviews={tmp_path / 'reviews.json'}")
     assert read_exclusion(tmp_path / "out.json").components == tuple(c for c in found.components if len(c) > 2)
     run(*command, code=2)

@@ -31,7 +31,7 @@ class Workshop:
 
     def run(self, rule: str, *flags: str, name: str = "flair-b") -> int:
         """Exit code of the command."""
-        arguments = [rule, f"--dataset_dir={self.dataset}", f"--name={name}", f"--output_dir={self.folder / 'sets'}"]
+        arguments = [rule, f"--dataset_dir={self.dataset}", f"--name={name}", f"--testsets_dir={self.folder / 'sets'}"]
         if rule == "top":
             arguments.append(f"--scores={self.folder / 'scores.json'}")
         ended = run("flair.sample_testset", *arguments, *flags, code=None)

@@ -36,7 +36,7 @@ def _results(sweep_dir):
 
 
 def test_a_failed_run_is_listed_and_the_rest_goes_on(flagfile, tmp_path):
-    flags = (f"--flagfile={flagfile}", "--grid", "best_metric=accuracy,loss", f"--sweep_dir={tmp_path / 's'}")
+    flags = (f"--flagfile={flagfile}", "--grid", "best_metric=accuracy,loss", f"--output_dir={tmp_path / 's'}")
     done = _sweep(*flags, code=1)
     bad, good = tmp_path / "s" / "best_metric=accuracy,seed=0", tmp_path / "s" / "best_metric=loss,seed=0"
     assert f"log: {bad / 'sweep.log'}" in done.stderr
@@ -71,7 +71,7 @@ def unbroken(flagfile, tmp_path_factory):
 
 def _two(flagfile, path):
     grid = ("--grid", "learning_rate=0.01", "--seeds=2")
-    return f"--flagfile={flagfile}", "--num_epochs=8", *grid, f"--sweep_dir={path}"
+    return f"--flagfile={flagfile}", "--num_epochs=8", *grid, f"--output_dir={path}"
 
 
 def _table(printed):
@@ -135,8 +135,8 @@ def test_a_stopped_sweep_continues_to_the_same_table(flagfile, unbroken, tmp_pat
 def test_a_folder_in_use_is_refused(flagfile, tmp_path):
     with open(tmp_path / "sweep.lock", "a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        line = only_line(_sweep(f"--flagfile={flagfile}", f"--sweep_dir={tmp_path}", code=1))
-    assert line == f"benchmark.sweep_main: {tmp_path}: another sweep is running here; choose another --sweep_dir"
+        line = only_line(_sweep(f"--flagfile={flagfile}", f"--output_dir={tmp_path}", code=1))
+    assert line == f"benchmark.sweep_main: {tmp_path}: another sweep is running here; choose another --output_dir"
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_refusals_are_one_line_and_start_nothing(flagfile, tmp_path, flags, code
 
 def test_the_training_is_found_from_the_flags(tmp_path):
     for flag, module in (("--num_epochs=1", "central"), ("--clients_per_round=0", "federated")):
-        done = _sweep("--tfrecords_dir=/none", flag, f"--sweep_dir={tmp_path / module}", code=1)
+        done = _sweep("--tfrecords_dir=/none", flag, f"--output_dir={tmp_path / module}", code=1)
         assert f"1 run of benchmark.{module}_main" in done.stdout
-    done = _sweep("--tfrecords_dir=/none", f"--sweep_dir={tmp_path / 'both'}", code=None)
+    done = _sweep("--tfrecords_dir=/none", f"--output_dir={tmp_path / 'both'}", code=None)
     assert "give --setting=central or --setting=federated" in done.stderr
 
 

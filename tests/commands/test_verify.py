@@ -114,7 +114,7 @@ def test_a_damaged_dataset_is_told_count_by_count(copied: Path, tmp_path: Path) 
     items.append(dict(items[14]))
     items.append({"image_id": "1000", "user_id": "1@N00"})
     replace_items(copied, items)
-    result = run("flair.verify", f"--dataset_dir={copied}", f"--report={tmp_path / 'report.json'}", code=1)
+    result = run("flair.verify", f"--dataset_dir={copied}", f"--output_file={tmp_path / 'report.json'}", code=1)
     expected = {
         "records are well-formed": 1,
         "image ids are unique": 1,

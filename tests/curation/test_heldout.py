@@ -111,7 +111,7 @@ def test_a_set_of_seen_users_has_the_photos_put_aside(miniature: Path, tmp_path:
     from flair.curation.manifest import read_testset
     from flair.sample_testset import main
 
-    flags = [f"--dataset_dir={miniature}", f"--tfrecords_dir={tmp_path / 'records'}", f"--output_dir={tmp_path}"]
+    flags = [f"--dataset_dir={miniature}", f"--tfrecords_dir={tmp_path / 'records'}", f"--testsets_dir={tmp_path}"]
     assert main(["seen_users", "--name=seen", *flags]) == 0
     testset = read_testset(tmp_path / "seen-0.json")
     heldout = photos(tmp_path / "records", "heldout")

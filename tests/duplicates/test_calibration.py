@@ -19,7 +19,7 @@ from flair.duplicates.rule import Thresholds
 def test_the_command_counts_copies_and_strangers(
     miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [f"--dataset_dir={miniature}", "--num_photos=4", f"--output={tmp_path / 'found.json'}"]
+    flags = [f"--dataset_dir={miniature}", "--num_photos=4", f"--output_file={tmp_path / 'found.json'}"]
     assert main(flags) == 0
     output = capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())

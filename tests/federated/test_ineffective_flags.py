@@ -46,8 +46,6 @@ def _check(*given):
         (["--noise_multiplier=0", "--target_unclipped_quantile=0.5"], "--target_unclipped_quantile=0.5: with --noise_"),
         ([LOCAL, "--epsilon=2"], f"{LOCAL} and --epsilon=2 are both given"),
         ([LOCAL, "--noise_multiplier=0"], f"{LOCAL} and --noise_multiplier=0 are both given"),
-        (["--local_noise_multiplier=0"], "--local_noise_multiplier=0: expected 1e-06 to 1e+06"),
-        ([LOCAL, "--delta=2"], "--delta=2: expected a probability"),
         ([LOCAL, "--target_unclipped_quantile=0.5"], "--target_unclipped_quantile=0.5 has no effect with --local_"),
         ([LOCAL, "--simulated_clients_per_round=500"], "--simulated_clients_per_round=500 has no effect with --local_"),
         ([LOCAL, "--client_weighting=examples"], f"--client_weighting=examples: with {LOCAL}"),

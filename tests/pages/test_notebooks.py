@@ -7,17 +7,16 @@ import importlib
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from flair.dataset import catalog
 from flair.dataset.metadata import load_records
 from flair.dataset.notebooks import NoData, check_dataset_dir
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, run
 
 if TYPE_CHECKING:  # nbformat takes seconds to import, which every run of any test would wait for
     import nbformat
@@ -157,10 +156,23 @@ def test_exploration_of_real_photos(
 
 REPORT = """
 import json
+
+def loss_alone(user):
+    alone = by_hand.set_model_weights(by_hand.initialize(), initial_weights)
+    output = by_hand.next(alone, [train_batches.create_tf_dataset_for_client(user)])
+    return output.metrics["client_work"]["train"]["loss"]
+
 print(json.dumps({
     "fixed": fixed_losses, "by_hand": hand_losses, "sampled": [float(train["loss"]) for train in history],
     "seen": float(seen["loss"]), "unseen": float(unseen["loss"]), "fast": float(result.metrics["loss"]),
-    "epsilon": privacy_plan.epsilon, "log_dir": log_dir, "users": [len(seen_users), len(unseen_users)],
+    "heldout": float(heldout["loss"]), "put_aside": [int(seen["num_examples"]), int(heldout["num_examples"])],
+    "photos": {
+        partition: sum(len(records.read_user(partition, user)) for user in fixed_clients if user in users)
+        for partition, users in (("train", seen_users), ("heldout", heldout_users))
+    },
+    "spread": [float(spread_losses[name]) for name in ("client_mean", "client_largest")],
+    "of_clients": [float(loss_alone(user)) for user in fixed_clients],
+    "epsilon": privacy_plan.epsilon, "log_dir": str(log_dir), "users": [len(seen_users), len(unseen_users)],
     "final": [float(value) for value in weights[-1]],
 }))
 """
@@ -173,11 +185,16 @@ def check_tutorial(notebook: nbformat.NotebookNode) -> dict:
     assert abs(report["by_hand"][1] - report["fixed"][1]) < 1e-3
     assert report["fixed"][0] != report["fixed"][1]
     assert report["fixed"][-1] < report["fixed"][0]
-    assert all(0 < report[name] < 2 for name in ("seen", "unseen", "fast"))
+    assert all(0 < report[name] < 2 for name in ("seen", "heldout", "unseen", "fast"))
+    assert report["put_aside"] == [report["photos"]["train"], report["photos"]["heldout"]]
+    assert min(report["put_aside"]) > 0
+    # Clients that are alone in a round report the losses that the aggregator of one's own takes the mean of.
+    assert report["spread"] == pytest.approx([np.mean(report["of_clients"]), max(report["of_clients"])], rel=1e-4)
     assert report["epsilon"] == pytest.approx(8, rel=0.01)
     assert "PRIVACY STATEMENT" in printed(notebook, "statement")
-    events = list(Path(report["log_dir"]).glob("events.out.tfevents.*"))
-    assert len(events) == 1 and b"train/loss" in events[0].read_bytes()
+    for folder in ("train", "eval"):  # by one name, so that TensorBoard draws them into one chart
+        (events,) = Path(report["log_dir"], folder).glob("events.out.tfevents.*")
+        assert b"micro_averaged_precision" in events.read_bytes() and b"train/" not in events.read_bytes()
     return report
 
 
@@ -189,8 +206,8 @@ def test_the_tutorial_on_its_own_miniature(monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.mark.long
 def test_the_tutorial_on_real_photos(flair_sample: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     records = tmp_path / "tfrecords"
-    command = [sys.executable, "prepare_tfrecords.py", f"--dataset_dir={flair_sample}", f"--tfrecords_dir={records}"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    places = f"--dataset_dir={flair_sample}", f"--tfrecords_dir={records}"
+    run("prepare_tfrecords.py", *places, "--heldout_fraction=0.2")
     report = check_tutorial(execute(TUTORIAL, monkeypatch, tmp_path, REPORT, FLAIR_TFRECORDS_DIR=records))
     assert report["users"] == [11, 2]
 

@@ -159,7 +159,18 @@ pins = st.builds(
 
 @given(st.lists(pins, max_size=5), st.sampled_from([None, "dev"]))
 def test_pinned_files_read_back_as_written(written: list, extra: str | None) -> None:
-    assert lock.parse_pins(lock.compose(extra, written, "0" * 64), "text") == written
+    project = lock.Project([], {}, {pin.name for pin in written[:1]}, "0" * 64)
+    assert lock.parse_pins(lock.compose(extra, written, project), "text") == written
+
+
+def test_a_pinned_file_begins_with_what_to_type() -> None:
+    for path in (ROOT / "requirements.txt", *sorted((ROOT / "requirements").glob("*.txt"))):
+        extra = "" if path.parent == ROOT else f" -r requirements/{path.name}"
+        assert path.open().readline() == f"# python3 -m pip install --no-deps -r requirements.txt{extra}\n"
+    assert "\npython3 -m pip install --no-deps -r requirements.txt\n" in (ROOT / "README.md").read_text()
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = next(number for number, line in enumerate(lines) if line.startswith("sqlalchemy=="))  # which pip names
+    assert "--no-deps" in lines[pinned - 1]
 
 
 def test_a_marker_keeps_only_what_tells_the_supported_environments_apart() -> None:

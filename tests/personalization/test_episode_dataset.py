@@ -8,9 +8,8 @@ import tensorflow as tf
 
 from benchmark.data.opening import open_records
 from benchmark.personalization.dataset import episode_dataset
-from benchmark.personalization.dump import DumpedEpisodes
+from benchmark.personalization.dump import DumpedEpisodes, dump_episodes
 from benchmark.personalization.sources import LabelEpisodeSource, UserEpisodeSource
-from benchmark.personalization.dump import dump_episodes
 from flair.errors import FlairError
 from flair.records.hdf5.writer import write_hdf5
 from flair.records.tfrecord import example

@@ -17,7 +17,7 @@ def test_planted_copies_are_found_among_photos_of_real_contrast(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work, report = tmp_path / "work", tmp_path / "audit.json"
-    flags = [f"--work_dir={work}", "--num_images=150", "--num_workers=1", f"--json={report}"]
+    flags = [f"--work_dir={work}", "--num_images=150", "--num_workers=1", f"--output_file={report}"]
     assert main(["audit", *flags]) == 0
     found = json.loads(report.read_text())
     records = load_records(work / "photos-150-0")

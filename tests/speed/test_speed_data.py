@@ -62,7 +62,7 @@ def test_a_step_that_fails_is_told() -> None:
 
 def test_every_step_runs_and_cleans_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--work_dir={tmp_path}", "--num_images=60", "--repeats=1", "--num_workers=1"]
-    assert main(["data", *flags, f"--json={tmp_path / 'speed.json'}"]) == 0
+    assert main(["data", *flags, f"--output_file={tmp_path / 'speed.json'}"]) == 0
     output = capsys.readouterr().out
     report = json.loads((tmp_path / "speed.json").read_text())
     names = [row["step"] for row in report["steps"]]

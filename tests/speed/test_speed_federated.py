@@ -14,7 +14,7 @@ from tests.support.commands import run_process
 def test_rounds_memory_and_the_start_of_a_run_are_measured(tfrecords: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     sizes = ["--model=cnn", "--image_size=32", "--photos=2", "--clients=2", "--fit_clients=1,2", "--repeats=1"]
-    flags = (*sizes, f"--json={report}", f"--tfrecords_dir={tfrecords}")
+    flags = (*sizes, f"--output_file={report}", f"--tfrecords_dir={tfrecords}")
     result = run_process("benchmark.speed_main", "federated", *flags)
     assert "the first round of benchmark.federated_main begins" in result.stdout
     measured = json.loads(report.read_text())
@@ -48,7 +48,7 @@ def test_few_weights_trains_on_made_up_features(tmp_path):
         "--clients=20",
         "--rounds_per_eval=3",
     ]
-    done = run_process("benchmark.speed_main", "few_weights", *flags, f"--work_dir={tmp_path}", f"--json={path}")
+    done = run_process("benchmark.speed_main", "few_weights", *flags, f"--work_dir={tmp_path}", f"--output_file={path}")
     report = json.loads(path.read_text())
     assert 0 < report["extraction"]["of_bare"] < 2
     found = report["few_weights"]

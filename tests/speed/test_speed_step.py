@@ -17,7 +17,7 @@ _run = partial(run_process, "benchmark.speed_main")
 @pytest.mark.long
 def test_step_measures_every_variant(tmp_path):
     path = tmp_path / "step.json"
-    flags = ["--model=cnn", "--image_size=32", "--batch_size=4", "--repeats=2", f"--json={path}"]
+    flags = ["--model=cnn", "--image_size=32", "--batch_size=4", "--repeats=2", f"--output_file={path}"]
     done = _run("step", *flags)
     report = json.loads(path.read_text())
     assert len(report["steps"]) == 8
@@ -33,7 +33,7 @@ def test_step_measures_every_variant(tmp_path):
 def test_central_measures_training_and_evaluation(tfrecords, tmp_path):
     path = tmp_path / "central.json"
     flags = [f"--tfrecords_dir={tfrecords}", "--model=cnn", "--image_size=32", "--batch_size=8"]
-    done = _run("central", *flags, "--steps=3", "--repeats=2", f"--json={path}")
+    done = _run("central", *flags, "--steps=3", "--repeats=2", f"--output_file={path}")
     report = json.loads(path.read_text())["central"]
     assert set(report["images_per_second"]) >= {"bare", "training", "pipeline", "evaluation 17", "evaluation 1628"}
     assert 0 < report["metrics 17 share"] < 1

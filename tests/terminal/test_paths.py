@@ -115,7 +115,7 @@ def test_argparse_and_absl_find_the_home_folder(home: Path, tmp_path: Path) -> N
     assert prepared.returncode == 0, prepared.stderr
     *module, dataset, hdf5 = shlex.split(prepared.stdout.splitlines()[-1].removeprefix("Next: python "))
     assert run(*module, dataset, hdf5, folder=tmp_path).returncode == 0
-    (home / "flags").write_text("--weights=~/w.safetensors\n--output=~/o.h5\n")
+    (home / "flags").write_text("--weights=~/w.safetensors\n--output_file=~/o.h5\n")
     ended = run("-m", "benchmark.convert_torchvision", "--flagfile=~/flags", folder=tmp_path)
     assert ended.returncode == 1 and f"{home}/w.safetensors: " in ended.stderr
     refused = run("-m", "benchmark.agreement_main", "--models=a,~no-such-user/b", folder=tmp_path)
