@@ -16,11 +16,6 @@ from benchmark.model.networks import build_model
 
 __all__ = ["LoadReport", "build_model", "load_by_name", "save_model", "wants_batch_normalization"]
 
-_APPLICATIONS = "keras.src.applications"
-for _module, _names in (
-    ("convnext", ("LayerScale", "StochasticDepth")),
-    ("inception_resnet_v2", ("CustomScaleLayer",)),
-):
-    for _name in _names:
-        _layer = getattr(importlib.import_module(f"{_APPLICATIONS}.{_module}"), _name)
-        tf.keras.utils.get_custom_objects()[_name] = _layer
+_convnext = importlib.import_module("keras.src.applications.convnext")
+for _name in ("LayerScale", "StochasticDepth"):
+    tf.keras.utils.get_custom_objects()[_name] = getattr(_convnext, _name)
