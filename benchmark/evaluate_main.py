@@ -38,7 +38,7 @@ FLAGS: Table = (
     paths(
         "models",
         None,
-        "Saved models: .h5 files, run folders (their best.h5), folders of .h5 files or of run folders.",
+        "Saved models: .h5 or .keras files, run folders (their best.h5), folders of .h5 files or of run folders.",
         Role.RESULT,
         required=True,
     ),
