@@ -8,7 +8,7 @@ export PYTHON
 
 environment := sh requirements/environment.sh
 # All optional parts, so that the tests leave none of them out.
-tools := dev huggingface mlflow notebooks ray tfds wandb
+tools := dev huggingface mlflow notebooks onnx ray tfds wandb
 run := .venv/bin/python -m
 # A module's tests stay in one process, because they share what its fixtures made. The slowest are told at the end.
 parallel := -n 2 --dist=loadfile --durations=30

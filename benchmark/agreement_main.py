@@ -25,7 +25,13 @@ from flair.terminal.progress import Progress, duration
 
 FLAGS: Table = (
     path("tfrecords_dir", None, "Folder that prepare_tfrecords.py wrote.", Role.DATA, required=True),
-    paths("models", None, "Saved models: .h5 files, run folders, folders of .h5 files.", Role.RESULT, required=True),
+    paths(
+        "models",
+        None,
+        "Saved models: .h5 or .keras files, run folders, folders of .h5 files.",
+        Role.RESULT,
+        required=True,
+    ),
     text("network", None, NETWORK_HELP, Role.RESULT),
     choice("partition", "test", [*PARTITIONS, HELDOUT], "Partition whose photos are scored.", Role.RESULT),
     path("output_file", None, "JSON file to write.", Role.PLACE, required=True),

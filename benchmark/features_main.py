@@ -133,7 +133,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if not flags.output_file.endswith(".npy"):
         parser.error(f"--output_file={flags.output_file}: expected a name that ends in .npy")
     if not Path(flags.model).is_file():
-        raise FlairError(f"--model={flags.model}: no such file; expected a .h5 file that training saved")
+        raise FlairError(f"--model={flags.model}: no such file; expected a .h5 or .keras file that training saved")
     return flags
 
 

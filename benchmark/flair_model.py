@@ -28,7 +28,6 @@ IMAGENET_MEAN = list(PixelStandardization.MEAN)
 IMAGENET_VARIANCE = [std**2 for std in PixelStandardization.STD]
 _CROP = 224  # pixels, both sides, whatever the input
 _SEEDS_PER_MODEL = 1000
-_APPLICATIONS = "keras.src.applications"
 
 
 class FrozenBatchNormalization(tf.keras.layers.BatchNormalization):
@@ -42,13 +41,9 @@ class FrozenBatchNormalization(tf.keras.layers.BatchNormalization):
         return super().call(inputs, training=False)
 
 
-for _module, _names in (
-    ("convnext", ("LayerScale", "StochasticDepth")),
-    ("inception_resnet_v2", ("CustomScaleLayer",)),
-):
-    for _name in _names:
-        _layer = getattr(importlib.import_module(f"{_APPLICATIONS}.{_module}"), _name)
-        tf.keras.utils.get_custom_objects()[_name] = _layer
+_convnext = importlib.import_module("keras.src.applications.convnext")
+for _name in ("LayerScale", "StochasticDepth"):
+    tf.keras.utils.get_custom_objects()[_name] = getattr(_convnext, _name)
 # By this name, without a package before it, as in the models that ml-flair has saved.
 tf.keras.utils.get_custom_objects()[FrozenBatchNormalization.__name__] = FrozenBatchNormalization
 

@@ -53,7 +53,7 @@ class SavedModel(NamedTuple):
 
 
 def find_models(names: Sequence[str], network: str | None = None) -> list[SavedModel]:
-    """The models of `--models`: .h5 files, run folders (their best.h5), folders of .h5 files or else of run folders.
+    """The models of `--models`: .h5 or .keras files, run folders (their best.h5), folders of .h5 files or of runs.
 
     Each has a short name of its own, made from where the paths differ. `network` is as for `describe`; several are
     separated by commas.
@@ -64,7 +64,7 @@ def find_models(names: Sequence[str], network: str | None = None) -> list[SavedM
     paths = [path for name in _rejoined(names) for path in _files(name)]
     found = distinct(paths)
     if not found:
-        raise FlairError("--models: names no model; expected .h5 files, run folders or folders of .h5 files")
+        raise FlairError("--models: names no model; expected .h5 or .keras files, run folders or folders of .h5 files")
     # A run's best model is named after its run folder.
     is_of_run = [path.name == BEST_FILE and run_folder_of(path) == path.parent for path in found]
     names = short_names([path.parent if of_run else path for path, of_run in zip(found, is_of_run, strict=True)])
@@ -83,7 +83,7 @@ def describe(path: Path, network: str | None = None) -> SavedModel:
         a file that somebody sent must not import a module that the file names.
 
     Raises:
-      FlairError: the file is not a Keras .h5 file, not a network of this toolkit, or of another network.
+      FlairError: the file is not a Keras model file, not a network of this toolkit, or of another network.
     """
     found = _describe(path, path.stem, network)
     if network is not None and found.network != network:

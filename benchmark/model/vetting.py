@@ -36,7 +36,7 @@ _KERAS = """
     Constant GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal LecunUniform Ones Orthogonal RandomNormal
     RandomUniform TruncatedNormal VarianceScaling Zeros
     L1 L1L2 L2 OrthogonalRegularizer MaxNorm MinMaxNorm NonNeg RadialConstraint UnitNorm
-    Policy TensorShape __tuple__ __numpy__ __tensor__
+    Custom>CustomScaleLayer Policy TensorShape __tuple__ __numpy__ __tensor__
 """
 _OF_ML_FLAIR = "Addons>GroupNormalization"  # of TensorFlow Addons, in the models that ml-flair saves
 _CLASSES = {*_KERAS.split(), *_OPERATIONS, *_OURS, *(f"flair>{name}" for name in _OURS), _OF_ML_FLAIR}

@@ -29,7 +29,7 @@ FLAGS: Table = (
         Role.DATA,
         required=True,
     ),
-    path("model", None, "Saved model (.h5) to start every episode from.", Role.DATA, required=True),
+    path("model", None, "Saved model (.h5 or .keras) to start every episode from.", Role.DATA, required=True),
     text("network", None, NETWORK_HELP, Role.RESULT),
     choice("partition", "test", PARTITIONS, "Partition whose users or photos make the episodes.", Role.RESULT),
     choice(
@@ -177,7 +177,7 @@ def check_flags(flags: Flags) -> None:
       FlairError: names the flag, what was given and what is possible.
     """
     if not Path(flags.model).is_file():
-        raise FlairError(f"--model={flags.model}: no such file; expected a saved model (.h5)")
+        raise FlairError(f"--model={flags.model}: no such file; expected a saved model (.h5 or .keras)")
     if flags.taxonomy is not None and not (taxonomy_folder(flags.taxonomy) / TAXONOMY_FILE).is_file():
         raise FlairError(f"--taxonomy={flags.taxonomy}: expected the dataset's {TAXONOMY_FILE}, or the folder it is in")
     for name in _FOR_USERS if flags.episodes == LABELS else _FOR_LABELS:

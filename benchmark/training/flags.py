@@ -43,14 +43,14 @@ MODEL_FLAGS: Table = (
     path(
         "restore_model_path",
         None,
-        "Start from the weights of this .h5 file (layers are matched by name); none: random.",
+        "Start from the weights of this .h5 or .keras file (layers are matched by name); none: random.",
         Role.START,
     ),
     path(
         "backbone_weights",
         None,
-        "Start all layers but the classifier from this .h5 or .safetensors file, from imagenet (Keras fetches it) or "
-        "from none; not given: imagenet for --model=keras:NAME without --restore_model_path, else none.",
+        "Start all layers but the classifier from this .h5, .keras or .safetensors file, from imagenet (Keras fetches "
+        "it) or from none; not given: imagenet for --model=keras:NAME without --restore_model_path, else none.",
         Role.START,
     ),
     path("save_model_dir", "./", "Folder for the trained model.", Role.PLACE),

@@ -27,7 +27,7 @@ def check(flags: Flags) -> None:
     if given not in (None, NO_WEIGHTS):
         _check_backbone(flags)
     if restore is not None and not Path(restore).is_file():
-        raise FlairError(f"--restore_model_path={restore}: no such file; expected a .h5 file of Keras weights")
+        raise FlairError(f"--restore_model_path={restore}: no such file; expected a .h5 or .keras file")
     if flags.normalization == "frozen_batch" and file(flags) is None and not flags.dry_run:
         raise FlairError(
             "--normalization=frozen_batch keeps the statistics of pretrained weights; give --restore_model_path "
@@ -104,5 +104,5 @@ def _check_backbone(flags: Flags) -> None:
             )
     elif not Path(given).is_file():
         raise FlairError(
-            f"--backbone_weights={given}: no such file; expected a .h5 or .safetensors file, imagenet or none"
+            f"--backbone_weights={given}: no such file; expected a .h5, .keras or .safetensors file, imagenet or none"
         )

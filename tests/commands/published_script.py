@@ -78,8 +78,9 @@ training_process = tff.simulation.compose_dataset_computation_with_learning_proc
         server_optimizer_fn=tff.learning.optimizers.build_adam(0.1, epsilon=0.01),
     ),
 )
+sample_clients = tff.simulation.build_uniform_sampling_fn(train_fed_data.client_ids, replace=False, random_seed=0)
 state = training_process.initialize()
-state, round_metrics = training_process.next(state, list(train_fed_data.client_ids[:2]))
+state, round_metrics = training_process.next(state, list(sample_clients(0, size=2)))
 flair_metrics.print_metrics(flair_metrics.flatten_metrics(round_metrics["client_work"]), iteration=0)
 
 eval_model = model_builder()

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmark.model import loading, networks, plain, trainable
+from benchmark.model import loading, networks, plain, specs, trainable, vision_transformer
 from benchmark.model import saved as saved_model
-from tests.support.commands import assert_equal_weights, read_weights, run_program
+from tests.support.commands import ROOT, assert_equal_weights, read_weights, run_program
 
 SIZE = (48, 40, 3)
 PHOTOS = np.random.default_rng(0).integers(0, 256, (3, *SIZE)).astype(np.float32)
@@ -117,6 +117,26 @@ def test_the_same_model_is_the_same_bytes(folder: Path, tmp_path: Path, name: st
     loading.save_archive(build(name), tmp_path / "again.keras")
     for suffix in (".h5", ".keras"):
         assert (tmp_path / f"again{suffix}").read_bytes() == (folder / f"{name}{suffix}").read_bytes()
+
+
+def patches(shape: tuple[int, int, int]) -> tf.keras.Model:
+    """A small ViT."""
+    return vision_transformer.vision_transformer(shape, patch=8, width=16, depth=1, heads=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["keras:ConvNeXtTiny", "keras:ResNet50", "keras:RegNetY002", f"{__name__}:patches"])
+def test_with_one_import_keras_loads_layers_that_are_not_its_own(network: str, tmp_path: Path) -> None:
+    model = networks.build_model(network, SIZE, 5)
+    np.save(tmp_path / "photos.npy", PHOTOS)
+    loading.save_model(model, tmp_path / "a.h5")
+    loading.save_archive(model, tmp_path / "a.keras")
+    program = LOAD.replace("import sys", f"import sys\nsys.path.append({str(ROOT)!r})\nimport benchmark.flair_model")
+    run_program(program.replace("\nassert not", "\n_ ="), "a.h5", "a.keras", cwd=tmp_path)
+    wanted = model(PHOTOS, training=False).numpy()
+    for suffix in (".h5", ".keras"):
+        np.testing.assert_allclose(np.load(tmp_path / f"a{suffix}.npy"), wanted, atol=1e-5 * np.abs(wanted).max())
+        saved_model.describe(tmp_path / f"a{suffix}", network if specs.is_function(network) else None)
 
 
 def test_old_files_of_weights_alone_are_read(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_resnet18_is_the_toolkits_network_behind_the_published_layers(tmp_path, 
     assert_equal_weights(tmp_path / "ours.h5", tmp_path / "again.h5")
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.parametrize("use_batch_norm", [False, True])
 def test_a_whole_model_that_a_script_saves_is_read_by_keras_and_by_the_commands(tmp_path, use_batch_norm):
     path = tmp_path / "script.h5"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.model import loading, networks
 from flair.records.hdf5.writer import write_hdf5
 from flair.records.tfrecord.writer import write_tfrecords
 from tests.support.commands import ROOT, run
@@ -57,6 +58,8 @@ def places(miniature, tmp_path_factory):
     write_hdf5(miniature, folder / "flair.h5")
     if importlib.util.find_spec("pyarrow") is not None:
         run("flair.export", f"--dataset_dir={miniature}", f"--output_dir={folder / 'parquet'}")
+    model = networks.build_model("cnn", (32, 32, 3), 17)
+    loading.save_archive(model, folder / "federated" / "cnn_federated_17labels.keras")
     if importlib.util.find_spec("tensorflow_datasets") is not None:
         run("benchmark.tfds_main", f"--dataset_dir={miniature}", f"--tfds_data_dir={folder / 'tfds'}")
     return folder
