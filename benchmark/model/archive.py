@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import re
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -79,7 +80,7 @@ class KerasArchive(WeightsFile):
                     while block := packed.read(_BYTES_AT_ONCE):
                         copy.write(block)
                 copy.flush()
-        except (zipfile.BadZipFile, EOFError) as error:
+        except (zipfile.BadZipFile, EOFError, struct.error) as error:
             raise BadObject(str(error)) from None
         file = self._opened(Path(copy.name))
         root = next((objects.group(file, name) for name in _LAYERS if objects.has(file, name)), None)

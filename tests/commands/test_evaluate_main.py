@@ -280,6 +280,9 @@ def test_a_saved_model_says_its_size_network_and_outputs(tmp_path, evaluated):
     assert (saved.network, saved.image_size, saved.num_outputs, saved.is_size_known) == ("cnn", (48, 64), 3, True)
     with h5py.File(path, "r+") as file:
         del file.attrs[weights.FACTS_ATTRIBUTE]
+    assert saved_model.describe(path).image_size == (48, 64)  # Keras's own description tells
+    with h5py.File(path, "r+") as file:
+        del file.attrs["model_config"]
     assert saved_model.describe(path).image_size == saved_model.PUBLISHED_SIZE
     assert not saved_model.describe(path).is_size_known
     whole = networks.build_model("cnn", (40, 24, 3), 3)
@@ -292,7 +295,7 @@ def test_a_saved_model_says_its_size_network_and_outputs(tmp_path, evaluated):
     (run,) = (path.parent for path in (evaluated[0] / "trained").glob("*/flags.txt"))
     copy = shutil.copytree(run, tmp_path / "run")
     with h5py.File(copy / "best.h5", "r+") as file:
-        del file.attrs[weights.FACTS_ATTRIBUTE]
+        del file.attrs[weights.FACTS_ATTRIBUTE], file.attrs["model_config"]
     assert saved_model.describe(copy / "best.h5").image_size == SIZE
 
 

@@ -13,9 +13,12 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmark.model import loading, networks
 from benchmark.model import saved as saved_model
+from benchmark.model.archive import open_model
 from flair.errors import FlairError
 from tests.support.bounded_memory import bounded_memory
 from tests.support.commands import run
@@ -216,6 +219,33 @@ def test_an_archive_that_is_damaged_or_a_bomb_is_refused(
     with bounded_memory(400_000_000), pytest.raises(FlairError, match=words) as caught:
         saved_model.describe(path)
     assert str(caught.value).startswith(f"{path}: ") and str(caught.value).isprintable()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_damaged_archive_is_refused_or_loads_what_was_saved(
+    good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    whole = (good / "good.keras").read_bytes()
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(
+            st.integers(0, len(whole) - 1) | st.integers(0, 200) | st.integers(len(whole) - 400, len(whole) - 1)
+        )
+        damaged[at] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.keras"
+    path.write_bytes(damaged)
+    found = []
+    for one in (path, good / "good.keras"):
+        try:
+            with bounded_memory(), open_model(one) as file:
+                assert file.keras_config() is not None and isinstance(file.facts(), dict)
+                fit = file.fit("conv1", {"kernel": (3, 3, 3, 32)})
+                found.append(fit if isinstance(fit, str) else fit.values["kernel"].tobytes())
+        except FlairError as error:
+            assert one == path and str(error).startswith(f"{path}: ") and str(error).isprintable()  # noqa: PT017
+            return
+    assert found[0] == found[1]
 
 
 def test_a_savedmodel_is_refused(tmp_path: Path) -> None:
