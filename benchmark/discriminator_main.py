@@ -53,15 +53,15 @@ def main(flags: Flags) -> None:
         atomic.destination(flags.output_file)  # refused before the work, not after it
     first, second = flags.sets
     records = load_records(flags.dataset_dir)
-    members = [_members(name, records, flags.testsets_dir) for name in flags.sets]
+    names, members = flags.sets, [_members(name, records, flags.testsets_dir) for name in flags.sets]
     if first == second:
-        members = _halves(members[0], flags.seed)
+        names, members = [f"a half of {first}"] * 2, _halves(members[0], flags.seed)
     else:
         members[0], shared = _without(*members)
         if shared:
             print(f"{counted(shared, 'photo')} of {first} that {second} has, too, count for {second} only", flush=True)
     users = [len({record.user_id for record in some}) for some in members]
-    for name, some, number in zip(flags.sets, members, users, strict=True):
+    for name, some, number in zip(names, members, users, strict=True):
         if number < discriminator.NUM_FOLDS:
             raise FlairError(
                 f"--sets: {name} has {counted(number, 'user')} to train and to test on; expected "

@@ -104,6 +104,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(miniature: Path, features:
         ((given, "--sets=train"), "expected two"),
         ((given, "--sets=train,nobody"), "there is no test set testsets/nobody.json"),
         ((given, "--sets=train,val"), "val has 4 users to train and to test on; expected 5 at least"),
+        ((given, "--sets=val,val"), "a half of val has 2 users"),
         (("--features=/nowhere.npy", "--sets=train,train"), "no such file; python -m benchmark.features_main"),
         ((f"--features={tmp_path / 'alone.npy'}", "--sets=train,train"), "has no alone.json beside it"),
         ((f"--features={tmp_path / 'few.npy'}", "--sets=train,train"), "lacks"),
