@@ -13,11 +13,11 @@ from pathlib import Path
 
 from benchmark.privacy import comparison, planner
 from benchmark.privacy.accounting import MAX_ROUNDS
-from benchmark.privacy.banded import MAX_BANDS
-from benchmark.privacy.banded import MAX_ROUNDS as BANDED_ROUNDS
 from benchmark.privacy.request import (
     AUTO,
     LEAST_NOISE,
+    MOST_BANDED_ROUNDS,
+    MOST_BANDS,
     MOST_NOISE,
     MOST_USERS,
     Mechanism,
@@ -39,7 +39,7 @@ FLAGS: Table = (
     integer(
         "total_rounds",
         5000,
-        f"rounds of training; with banded noise at most {BANDED_ROUNDS:,}",
+        f"rounds of training; with banded noise at most {MOST_BANDED_ROUNDS:,}",
         Role.RESULT,
         least=1,
         most=MAX_ROUNDS,
@@ -73,7 +73,7 @@ FLAGS: Table = (
     text(
         "bands",
         AUTO,
-        f"bands of --mechanism=banded (at least 1 and at most {MAX_BANDS:,}); auto: those with the least noise",
+        f"bands of --mechanism=banded (at least 1 and at most {MOST_BANDS:,}); auto: those with the least noise",
         Role.RESULT,
     ),
     boolean("published_noise", "the noise ml-flair would use for --epsilon: far too much", Role.RESULT),

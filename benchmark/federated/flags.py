@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from benchmark.privacy.accounting import ACCOUNTANTS
 from benchmark.privacy.audit import LEAST_CANARIES
-from benchmark.privacy.banded import MAX_BANDS, MAX_ROUNDS
-from benchmark.privacy.request import AUTO, LEAST_NOISE, MOST_NOISE, Mechanism, Sampling
+from benchmark.privacy.request import (
+    AUTO,
+    LEAST_NOISE,
+    MOST_BANDED_ROUNDS,
+    MOST_BANDS,
+    MOST_NOISE,
+    Mechanism,
+    Sampling,
+)
 from benchmark.rounds.config import AGGREGATORS, ALGORITHMS, FED_AVG, SERVER_OPTIMIZERS
 from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, paths, text
 from benchmark.run.schedules import SCHEDULES
@@ -181,7 +188,11 @@ _TRAINING_FLAGS: Table = (
         least=1,
     ),
     integer(
-        "total_rounds", 5000, f"Rounds of training; with banded noise at most {MAX_ROUNDS:,}.", Role.RESULT, least=1
+        "total_rounds",
+        5000,
+        f"Rounds of training; with banded noise at most {MOST_BANDED_ROUNDS:,}.",
+        Role.RESULT,
+        least=1,
     ),
     integer("rounds_per_eval", 10, "Rounds between evaluations on the val partition.", Role.RESULT, least=1),
     integer("rounds_per_checkpoint", 10, "Rounds between checkpoints.", Role.SAVING, least=1),
@@ -248,7 +259,7 @@ PRIVACY_FLAGS: Table = (
     text(
         "bands",
         AUTO,
-        f"Rounds over which --aggregator=banded takes noise back (at least 1 and at most {MAX_BANDS:,}), and groups "
+        f"Rounds over which --aggregator=banded takes noise back (at least 1 and at most {MOST_BANDS:,}), and groups "
         "that users are dealt into; auto: the number with the least noise for --epsilon.",
         Role.RESULT,
     ),

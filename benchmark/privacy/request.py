@@ -10,6 +10,7 @@ from benchmark.privacy import accounting, banded, tree
 from flair.errors import FlairError
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
+MOST_BANDS, MOST_BANDED_ROUNDS = banded.MAX_BANDS, banded.MAX_ROUNDS
 AUTO = "auto"  # of --bands
 MOST_USERS = 10**9
 

@@ -85,8 +85,6 @@ class Whole(Number):
 
 
 class _Fraction(Number):
-    what = "a number"
-
     def value(self, text: str) -> Any:
         return Fraction(text) if re.fullmatch(r"0|0?\.[0-9]{1,9}", text) else math.nan
 
