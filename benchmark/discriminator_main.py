@@ -41,7 +41,7 @@ FLAGS: Table = (
     integer("num_resamples", 1000, "Resamples of the bootstrap over users.", Role.RESULT, least=100),
     integer("seed", 0, "Seed of folds, halves and bootstrap.", Role.RESULT, least=0, most=2**48),
 )
-_HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output=FILE.npy makes it"
+_HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output_file=FILE.npy makes it"
 
 
 def main(flags: Flags) -> None:

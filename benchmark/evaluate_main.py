@@ -39,8 +39,8 @@ FLAGS: Table = (
     paths(
         "models",
         None,
-        "Saved models: .h5 or .keras files, run folders (their best.h5), folders of .h5 files or of run folders. Or what others "
-        "predict: .npy files of scores with ids.csv beside them, or MODULE:FUNCTION, which is imported.",
+        "Saved models: .h5 or .keras files, run folders (their best.h5), folders of .h5 files or of run folders. Or "
+        "what others predict: .npy files of scores with ids.csv beside them, or MODULE:FUNCTION, which is imported.",
         Role.RESULT,
         required=True,
     ),

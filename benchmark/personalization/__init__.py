@@ -6,8 +6,6 @@ intervals.
 
 __all__ = [
     "adaptation",
-    "dataset",
-    "dump",
     "flags",
     "log",
     "prototypical",
