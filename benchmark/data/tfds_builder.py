@@ -211,6 +211,11 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
           FlairError: no photo of the partition has such a label, or the file of places is damaged.
         """
         num_photos = max(stop for _, stop in self.users(partition).values())
+        if "label_slices" not in self.info.metadata:
+            raise FlairError(
+                f"{self.data_dir}: an earlier version built it, without the places of labels; build it again with "
+                "python -m benchmark.tfds_main --overwrite"
+            )
         try:
             slice_ = self.info.metadata["label_slices"][partition][feature][label]
         except KeyError:

@@ -168,7 +168,7 @@ def test_help_shows_every_flag_with_its_default():
     done = _run("--help")
     for flag, default in (("learning_rate", "0.0001"), ("train_batch_size", "512"), ("image_height", "224")):
         text = done.stdout.split(f"--{flag}=")[1]
-        assert f"(default: {default})" in " ".join(text.split())[:250]
+        assert f"default: {default})" in " ".join(text.split())[:250]
     for flag in ("clipnorm", "restore_model_path", "binary_label", "compute_dtype", "seed", "early_stopping"):
         assert f"--{flag}" in done.stdout
 

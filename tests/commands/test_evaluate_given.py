@@ -28,7 +28,7 @@ def made(tfrecords: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Predictions of a network of ours on val and test, and the same in one file, shuffled, as others have them."""
     root = tmp_path_factory.mktemp("given")
     num_labels = len(json.loads((tfrecords / "label_index.json").read_text())["labels"])
-    loading.save_weights(networks.build_model("cnn", (32, 32, 3), num_labels, seed=3), root / "ours.h5")
+    loading.save_model(networks.build_model("cnn", (32, 32, 3), num_labels, seed=3), root / "ours.h5")
     _evaluate(f"--tfrecords_dir={tfrecords}", f"--models={root / 'ours.h5'}", f"--output_dir={root / 'out'}")
     (root / "theirs").mkdir()
     parts = [np.load(root / "out" / name / "ours" / "predictions.npy") for name in ("val", "test")]

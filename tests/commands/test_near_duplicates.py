@@ -329,7 +329,7 @@ def test_the_help_tells_the_defaults_that_hold(capsys: pytest.CaptureFixture[str
     text = " ".join(capsys.readouterr().out.split())
     for name, value in Thresholds()._asdict().items():
         _, _, rest = text.partition(f" --{name} ")
-        assert value is None or f"(default: {value})" in rest.partition(" --")[0], name
+        assert value is None or f"default: {value})" in rest.partition(" --")[0], name
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_mistakes_end_in_one_line(miniature: Path, tmp_path: Path) -> None:
         ([f"--dataset_dir={tmp_path}"], 1, "has no labels_and_metadata.json"),
         ([f"--dataset_dir={broken}"], 1, "record 0: field 'image_id' is missing"),
         ([f"--dataset_dir={miniature}", f"--output_dir={file}"], 1, "is a file; expected a folder"),
-        ([f"--dataset_dir={miniature}", "--seed=-1"], 1, "--seed=-1: expected a number from 0"),
+        ([f"--dataset_dir={miniature}", "--seed=-1"], 2, "--seed: expected a whole number of at least 0"),
         ([], 2, "--dataset_dir"),
     ):
         ended = run("flair.stats", *flags, code=code)

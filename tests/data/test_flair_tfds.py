@@ -156,6 +156,13 @@ def test_the_photos_of_a_label_are_those_that_carry_it_in_order(built, feature):
         assert photos(built.as_dataset(split=f"train[{rows[-1]}:{rows[-1] + 1}]", decoders=JPEG)) == [stored[rows[-1]]]
 
 
+def test_a_build_of_before_labels_had_places_says_so(built, monkeypatch):
+    before = {name: value for name, value in built.info.metadata.items() if name != "label_slices"}
+    monkeypatch.setattr(type(built.info), "metadata", before)
+    with pytest.raises(FlairError, match="an earlier version built it, .* --overwrite"):
+        built.label_rows("train", "animal")
+
+
 def test_damaged_places_of_labels_are_named(built, tmp_path):
     shutil.copytree(built.data_dir, tmp_path / "flair" / "1.0.0")
     copy = Flair(data_dir=str(tmp_path))

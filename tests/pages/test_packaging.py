@@ -159,14 +159,16 @@ pins = st.builds(
 
 @given(st.lists(pins, max_size=5), st.sampled_from([None, "dev"]))
 def test_pinned_files_read_back_as_written(written: list, extra: str | None) -> None:
-    project = lock.Project([], {}, {pin.name for pin in written[:1]}, "0" * 64)
+    project = lock.Project([], {}, {}, {pin.name for pin in written[:1]}, {extra: "0" * 64})
     assert lock.parse_pins(lock.compose(extra, written, project), "text") == written
 
 
 def test_a_pinned_file_begins_with_what_to_type() -> None:
-    for path in (ROOT / "requirements.txt", *sorted((ROOT / "requirements").glob("*.txt"))):
-        extra = "" if path.parent == ROOT else f" -r requirements/{path.name}"
-        assert path.open().readline() == f"# python3 -m pip install --no-deps -r requirements.txt{extra}\n"
+    project = lock.read_project(ROOT)
+    for name in (None, *project.extras, *project.groups):
+        files = [path.relative_to(ROOT) for path in dict.fromkeys(lock.pinned_path(ROOT, one) for one in (None, name))]
+        typed = " ".join(f"-r {path}" for path in (files[-1:] if name in project.groups else files))
+        assert lock.pinned_path(ROOT, name).open().readline() == f"# python3 -m pip install --no-deps {typed}\n"
     assert "\npython3 -m pip install --no-deps -r requirements.txt\n" in (ROOT / "README.md").read_text()
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pinned = next(number for number, line in enumerate(lines) if line.startswith("sqlalchemy=="))  # which pip names
