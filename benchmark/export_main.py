@@ -73,6 +73,8 @@ def _output(flags: Flags) -> Path:
         raise FlairError(f"--{name}={output}: is a folder; give the name of a file")
     if not Path(flags.model).is_file():
         raise FlairError(f"--model={flags.model}: no such file; expected a .h5 or .keras file that training saved")
+    if output.exists() and output.samefile(flags.model):
+        raise FlairError(f"--{name}={output}: is the --model itself; give another name")
     if flags.format == "onnx" and importlib.util.find_spec("tf2onnx") is None:
         raise FlairError("--format=onnx: the package tf2onnx is not there; type make environment EXTRAS=onnx")
     return output

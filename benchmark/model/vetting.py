@@ -48,7 +48,7 @@ _FUNCTIONS = """
     clip_by_value linalg.matmul
 """
 _OF_OPERATIONS = set(_FUNCTIONS.split())
-_UNREAD = ("compile_config",)  # the optimizer, loss and metrics of a training
+_UNREAD = ("compile_config",)  # of a whole model: the optimizer, loss and metrics of its training
 
 
 def check(config: Any, own: Collection[str] = (), modules: Collection[str] = ()) -> None:
@@ -61,13 +61,13 @@ def check(config: Any, own: Collection[str] = (), modules: Collection[str] = ())
     Traceback (most recent call last):
     flair.records.hdf5.objects.BadObject: it has an object of the class Lambda, which is refused: ...
     """
-    left = [config]
+    left = [{key: item for key, item in config.items() if key not in _UNREAD} if isinstance(config, dict) else config]
     while left:
         value = left.pop()
         if isinstance(value, dict):
             if "class_name" in value:
                 _check_object(value, own, modules)
-            left += [item for key, item in value.items() if key not in _UNREAD]
+            left += value.values()
         elif isinstance(value, list):
             left += value
 

@@ -101,6 +101,13 @@ def test_what_differs_is_not_left(path: Path, tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_is_not_written_over_by_its_own_export(tmp_path: Path) -> None:
+    model = tmp_path / "model.keras"
+    model.touch()
+    (line,) = run("benchmark.export_main", f"--model={model}", f"--output_file={model}", code=1).stderr.splitlines()
+    assert "is the --model itself" in line and model.stat().st_size == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

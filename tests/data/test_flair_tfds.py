@@ -159,7 +159,7 @@ def test_the_photos_of_a_label_are_those_that_carry_it_in_order(built, feature):
 def test_a_build_of_before_labels_had_places_says_so(built, monkeypatch):
     before = {name: value for name, value in built.info.metadata.items() if name != "label_slices"}
     monkeypatch.setattr(type(built.info), "metadata", before)
-    with pytest.raises(FlairError, match="an earlier version built it, .* --overwrite"):
+    with pytest.raises(FlairError, match=r"an earlier version built it, .* --overwrite"):
         built.label_rows("train", "animal")
 
 
