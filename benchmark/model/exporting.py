@@ -56,9 +56,10 @@ def export(model: tf.keras.Model, saved: SavedModel, kind: str, output: Path, se
                 f"{saved.path}: written as {kind}, its logits differ by {difference:.3g} on random photos, where the "
                 f"largest is {largest:.3g}; nothing was left at {output}"
             )
-        if made.is_file():
-            with open(made, "rb") as file:
-                sync(file.fileno())
+        for path in [made, *made.rglob("*")]:
+            if path.is_file():
+                with open(path, "rb") as file:
+                    sync(file.fileno())
         os.replace(made, output)
     return difference, largest
 

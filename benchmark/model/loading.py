@@ -135,11 +135,13 @@ def save_model(model: tf.keras.Model, path: str | Path) -> None:
 
 
 def save_archive(model: tf.keras.Model, path: str | Path) -> bool:
-    """Writes the model as .keras, whole or not at all; False where `save_model` can save weights alone."""
+    """Writes the model as .keras, whole or not at all; False, and no file, where `save_model` saves weights alone."""
     found = plain.description(model)
-    if found is not None:
-        archive.write(path, found, plain.weights(model), _facts(model))
-    return found is not None
+    if found is None:
+        Path(path).unlink(missing_ok=True)  # of an earlier model
+        return False
+    archive.write(path, found, plain.weights(model), _facts(model))
+    return True
 
 
 def _facts(model: tf.keras.Model) -> dict[str, Any]:
