@@ -7,9 +7,7 @@ by chance, whose interval should hold 0.5. docs/testsets.md says what follows.
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -20,8 +18,9 @@ from benchmark.run.seeds import derive_generator
 from flair.curation.manifest import manifest_path, read_testset
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import Record, load_records
+from flair.duplicates.features import read_features
 from flair.errors import FlairError
-from flair.files import atomic, feature_file
+from flair.files import atomic
 from flair.terminal.counted import counted
 from flair.terminal.paths import command_line
 from flair.terminal.progress import duration
@@ -41,7 +40,6 @@ FLAGS: Table = (
     integer("num_resamples", 1000, "Resamples of the bootstrap over users.", Role.RESULT, least=100),
     integer("seed", 0, "Seed of folds, halves and bootstrap.", Role.RESULT, least=0, most=2**48),
 )
-_HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output_file=FILE.npy makes it"
 
 
 def main(flags: Flags) -> None:
@@ -119,22 +117,8 @@ def _without(first: list[Record], second: list[Record]) -> tuple[list[Record], i
 
 
 def _with_features(members: list[list[Record]], file: str) -> discriminator.TwoSets:
-    if not os.path.lexists(file):
-        raise FlairError(f"--features={file}: no such file; {_HOW}")
-    try:
-        values, about = feature_file.read(Path(file))
-    except FileNotFoundError:
-        raise FlairError(f"--features={file}: has no {feature_file.ids_path(file).name} beside it; {_HOW}") from None
     photos = [record for some in members for record in some]
-    row_of = {image_id: row for row, image_id in enumerate(about["image_ids"])}
-    missing = [record.image_id for record in photos if record.image_id not in row_of]
-    if missing:
-        raise FlairError(
-            f"--features={file}: lacks {len(missing):,} of {len(photos):,} photos, such as {missing[0]}; {_HOW}"
-        )
-    features = np.asarray(values[[row_of[record.image_id] for record in photos]], np.float32)
-    if not np.isfinite(features).all():
-        raise FlairError(f"--features={file}: holds values that are no finite numbers; {_HOW}")
+    features = read_features(file, [record.image_id for record in photos]).block(range(len(photos)))
     number_of = {user: number for number, user in enumerate(sorted({record.user_id for record in photos}))}
     users = np.array([number_of[record.user_id] for record in photos], np.int64)
     return discriminator.TwoSets(features, np.repeat([False, True], list(map(len, members))), users)

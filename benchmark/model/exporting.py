@@ -23,7 +23,7 @@ from benchmark.run.seeds import derive_generator
 from flair.errors import FlairError
 from flair.files.atomic import sync
 
-KERAS, SAVEDMODEL, SAFETENSORS, ONNX = FORMATS = ("keras", "savedmodel", "safetensors", "onnx")
+KERAS, SAVEDMODEL, SAFETENSORS, ONNX = ("keras", "savedmodel", "safetensors", "onnx")
 SUFFIXES = {KERAS: archive.SUFFIX, SAFETENSORS: ".safetensors", ONNX: ".onnx"}
 _OPSET = 17  # of ONNX, of 2022
 _PHOTOS = 4

@@ -16,8 +16,6 @@ from flair.errors import FlairError
 from flair.files import feature_file, npy_file
 
 _HOW = "python -m benchmark.features_main --model=MODEL.h5 --dataset_dir=DIR --output_file=features.npy makes it"
-
-
 PHOTOS_AT_ONCE, _COLUMNS_AT_ONCE = 4096, 2048
 
 
@@ -38,14 +36,14 @@ class FeatureTable(NamedTuple):
         All photos with which a pair counts are looked at, in float32: of two that are equally far but for its rounding
         either may be taken. Memory is that of a block of pairs, some 250 MB, whatever the number of photos.
         """
-        own = self._block(photos)
+        own = self.block(photos)
         distances = np.full((len(photos), count), np.inf, np.float32)
         found = np.full((len(photos), count), -1, np.int32)
         here = np.asarray(photos)[:, None]
         for start in range(0, len(self.rows), _COLUMNS_AT_ONCE):
             others = range(start, min(start + _COLUMNS_AT_ONCE, len(self.rows)))
             there = np.asarray(others, np.int32)[None]
-            block = self._block(others)
+            block = self.block(others)
             squared = np.square(block).sum(axis=1) - 2 * (own @ block.T)  # less the own norm, which orders nothing
             squared[~(scope.has(here, there) & (here != there))] = np.inf
             # Soon few photos have a nearer one in a block, and only theirs are sorted.
@@ -57,8 +55,8 @@ class FeatureTable(NamedTuple):
             found[rows] = np.take_along_axis(names, best, axis=1)
         return np.where(np.isfinite(distances), found, -1).astype(np.int32)
 
-    def _block(self, photos: range) -> NDArray[np.float32]:
-        """Features float32 [k, d] of some photos, in memory."""
+    def block(self, photos: range) -> NDArray[np.float32]:
+        """Features float32 [k, d] of some photos, in memory; a FlairError where they are not finite."""
         return np.asarray(_finite(self.values[self.rows[photos.start : photos.stop]]), np.float32)
 
     def squared_distances(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
