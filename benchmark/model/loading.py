@@ -128,20 +128,30 @@ def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = Fa
 def save_model(model: tf.keras.Model, path: str | Path) -> None:
     """Writes the model as Keras .h5, whole or not at all; `saved` reads what else the file says.
 
-    `tf.keras.models.load_model` loads it, unless somebody's layer has no configuration: then it holds weights alone.
+    `tf.keras.models.load_model` loads it, as a model of photos of any size, which it scales to `model`'s. Where
+    somebody's layer has no configuration, it holds weights alone.
     """
-    found = plain.description(model)
-    write(path, plain.weights(model), _facts(model), None if found is None else plain.legacy(found))
+    found, weights = _contents(model)
+    write(path, weights, _facts(model), None if found is None else plain.legacy(found))
 
 
 def save_archive(model: tf.keras.Model, path: str | Path) -> bool:
     """Writes the model as .keras, whole or not at all; False, and no file, where `save_model` saves weights alone."""
-    found = plain.description(model)
+    found, weights = _contents(model)
     if found is None:
         Path(path).unlink(missing_ok=True)  # of an earlier model
         return False
-    archive.write(path, found, plain.weights(model), _facts(model))
+    archive.write(path, found, weights, _facts(model))
     return True
+
+
+def _contents(model: tf.keras.Model) -> tuple[dict[str, Any] | None, dict[str, dict[str, np.ndarray]]]:
+    """What Keras builds the model from, as one of photos of any size, and the weights of each layer of it."""
+    found, weights = plain.description(model), plain.weights(model)
+    if found is None:
+        return None, weights
+    found = plain.of_any_size(found)
+    return found, {layer["name"]: weights.get(layer["name"], {}) for layer in found["config"]["layers"]}
 
 
 def _facts(model: tf.keras.Model) -> dict[str, Any]:

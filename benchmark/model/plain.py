@@ -27,6 +27,26 @@ def description(model: tf.keras.Model) -> _Config | None:
     return found
 
 
+def of_any_size(found: _Config) -> _Config:
+    """A `description` whose input has no size, and behind it a layer that scales photos as evaluation does."""
+    pixels, *others = found["config"]["layers"]
+    name, (_, height, width, channels) = pixels["name"], pixels["config"]["batch_input_shape"]
+    # The new layer takes the input's name, under which others refer to it.
+    unscaled = f"unscaled_{name}"
+    shape = [None, None, None, channels]
+    config = {**pixels["config"], "name": unscaled, "batch_input_shape": shape}
+    size = {"height": height, "width": width, "interpolation": "bilinear", "crop_to_aspect_ratio": True}
+    resizing = {
+        **pixels,
+        "class_name": "Resizing",
+        "config": {"name": name, "trainable": True, "dtype": "float32", **size},
+        "inbound_nodes": [[[unscaled, 0, 0, {}]]],
+    }
+    layers = [{**pixels, "name": unscaled, "config": config}, resizing, *others]
+    inputs = [[unscaled, *place[1:]] for place in found["config"]["input_layers"]]
+    return {**found, "config": {**found["config"], "layers": layers, "input_layers": inputs}}
+
+
 def legacy(found: Mapping[str, Any]) -> _Config:
     """A `description` as the attribute `model_config` of an .h5 file has it."""
     layers = [

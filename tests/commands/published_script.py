@@ -98,6 +98,5 @@ saved_model = tf.keras.models.load_model(
     saved_path, custom_objects={"FrozenBatchNormalization": flair_model.FrozenBatchNormalization}
 )
 saved_model.compile(loss=tf.keras.losses.BinaryCrossentropy(from_logits=True), metrics=metrics_builder())
-val_data = val_data.map(lambda images, labels: (tf.image.resize(images, saved_model.input_shape[1:3]), labels))
 metrics = flair_metrics.flatten_metrics(saved_model.evaluate(val_data, return_dict=True, verbose=0))
 flair_metrics.print_metrics({"model val " + name: value for name, value in metrics.items()})

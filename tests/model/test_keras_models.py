@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmark.data.augmentation import resize
 from benchmark.model import loading, networks, plain, specs, trainable, vision_transformer
 from benchmark.model import saved as saved_model
 from tests.support.commands import ROOT, assert_equal_weights, read_weights, run_program
@@ -68,7 +69,7 @@ def test_keras_loads_them_without_our_code_and_gives_the_same_logits(folder: Pat
     for file, line in zip(files, done.stdout.splitlines(), strict=True):
         model = build(file.partition(".")[0])
         wanted = model(PHOTOS, training=False).numpy()
-        assert line.split()[:2] == [model.name, str(len(model.layers))]
+        assert line.split()[:2] == [model.name, str(len(model.layers) + 1)]
         np.testing.assert_allclose(np.load(folder / f"{file}.npy"), wanted, atol=1e-5 * np.abs(wanted).max())
         # Batch normalization in the file is frozen: training mode computes the same.
         assert line.split()[2] == "True" or MODELS[file.partition(".")[0]][0] != "cnn"
@@ -76,7 +77,9 @@ def test_keras_loads_them_without_our_code_and_gives_the_same_logits(folder: Pat
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_file_is_what_keras_itself_writes_of_its_own_layers(folder: Path, tmp_path: Path, name: str) -> None:
-    again = plain.rebuilt(build(name))
+    config = plain.legacy(plain.of_any_size(plain.description(build(name)) or {}))["config"]
+    again = tf.keras.Model.from_config(config, custom_objects=plain.classes(build(name)))
+    again.set_weights(build(name).get_weights())
     again.save(folder / "keras_own.h5.tmp", save_format="h5", include_optimizer=False)
     again.save(tmp_path / "own.keras")
     with zipfile.ZipFile(tmp_path / "own.keras") as keras, zipfile.ZipFile(folder / f"{name}.keras") as ours:
@@ -98,6 +101,16 @@ def test_the_file_is_what_keras_itself_writes_of_its_own_layers(folder: Path, tm
     ]
     assert found[0].keys() == found[1].keys()
     assert all(np.array_equal(array, found[1][key]) for key, array in found[0].items())
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("name", ["frozen", "half", "keras"])
+def test_a_loaded_model_scales_photos_of_any_size_as_evaluation_does(folder: Path, name: str, suffix: str) -> None:
+    loaded, model = tf.keras.models.load_model(folder / f"{name}{suffix}"), build(name)
+    for size in ((64, 64), (31, 90), SIZE[:2]):
+        photos = np.random.default_rng(1).integers(0, 256, (2, *size, 3)).astype(np.float32)
+        wanted = model(resize(photos, SIZE[:2]), training=False).numpy()
+        np.testing.assert_allclose(loaded.predict(photos, verbose=0), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
