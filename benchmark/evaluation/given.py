@@ -78,7 +78,7 @@ class GivenPredictions:
             if missing:
                 raise FlairError(
                     f"{self.ids_path}: lacks {len(missing):,} of the {len(one.image_ids):,} photos of {one.name}, such "
-                    f"as {missing[0]}; predict them, or evaluate other --partitions"
+                    f"as {missing[0]!r:.60}; predict them, or evaluate other --partitions"
                 )
         surplus = [image_id for image_id in self.row_of if image_id not in known]
         if surplus:
