@@ -15,8 +15,9 @@ from sklearn import metrics as sklearn_metrics
 from benchmark.evaluation.given import GivenPredictions, find_models
 from benchmark.model import loading, networks
 from flair.errors import FlairError
-from tests.support.commands import read_csv, refused, run
+from tests.support.commands import ROOT, read_csv, refused, run
 from tests.support.given_functions import GIVEN
+from tests.support.markdown import blocks
 
 EVALUATE = "benchmark.evaluate_main"
 _evaluate, _refused = partial(run, EVALUATE), partial(refused, EVALUATE)
@@ -194,6 +195,16 @@ def test_whatever_the_files_hold_they_are_read_or_refused_in_one_line(
 )
 def test_what_cannot_predict_is_refused_before_the_records_are_read(models: str, words: str) -> None:
     assert words in _refused("--tfrecords_dir=/nowhere", f"--models={models}")
+
+
+def test_the_python_of_the_page_reads_what_was_written(made: Path) -> None:
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    (code,) = ("\n".join(block.lines) for block in blocks(page) if block.language == "python")
+    found: dict[str, np.ndarray] = {}
+    exec(
+        code.replace("evaluation/test/central/", f"{made}/out/test/ours/").replace("evaluation/", f"{made}/out/"), found
+    )
+    assert found["scores"].shape == found["labels"].shape and len(found["labels"]) > 0
 
 
 def test_predictions_named_from_their_own_folder_have_its_name_and_the_ids_above(
