@@ -78,8 +78,10 @@ def main(flags: Flags) -> None:
         atomic.write_json(flags.output_file, {**facts, **how})
         print(f"result: {flags.output_file}")
     print(f"compared {counted(sum(map(len, members)), 'photo')} in {duration(time.monotonic() - started)}")
-    control = {"dataset_dir": flags.dataset_dir, "features": flags.features, "sets": f"{first},{first}"}
-    evaluate = {"tfrecords_dir": "TFRECORDS", "models": "MODEL.h5", "partitions": ",".join(dict.fromkeys(flags.sets))}
+    place = {"testsets_dir": flags.testsets_dir} if flags.is_changed("testsets_dir") else {}
+    control = {"dataset_dir": flags.dataset_dir, "features": flags.features, "sets": f"{first},{first}", **place}
+    sets = ",".join(dict.fromkeys(flags.sets))
+    evaluate = {"tfrecords_dir": "TFRECORDS", "models": "MODEL.h5", "partitions": sets, **place}
     if first != second:
         print("next, the control:", command_line("python -m benchmark.discriminator_main", **control))
     else:
@@ -93,7 +95,10 @@ def _members(name: str, records: list[Record], testsets_dir: str) -> list[Record
         file = manifest_path(name, testsets_dir)
         if not file.is_file():
             raise FlairError(f"--sets={name}: is none of {', '.join(PARTITIONS)}, and there is no test set {file}")
-        chosen = set(read_testset(file).image_ids)
+        testset = read_testset(file)
+        if not testset.is_valid:
+            raise FlairError(f"{file}: the test set is marked as not valid; make its next revision")
+        chosen = set(testset.image_ids)
         found = [record for record in records if record.image_id in chosen]
         if len(found) < len(chosen):
             raise FlairError(f"{file}: {len(chosen) - len(found):,} of its photos are not in --dataset_dir")

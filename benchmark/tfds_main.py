@@ -107,7 +107,7 @@ def _heldout(flags: Flags) -> dict[str, str | int]:
 def _report(flags: Flags, builder: FlairBuilder, seconds: float) -> None:
     splits = builder.info.splits.values()
     photos, files = (sum(getattr(split, name) for split in splits) for name in ("num_examples", "num_shards"))
-    users = sum(len(builder.users(partition)) for partition in builder.info.splits)
+    users = len({user for partition in builder.info.splits for user in builder.users(partition)})  # heldout: of train
     amount = size(sum(split.num_bytes for split in splits))
     print(f"{builder.data_dir}: {photos:,} photos of {users:,} users, {amount} in {files:,} files")
     print(f"ready in {duration(seconds)}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flair.duplicates.rule import add_threshold_flags, thresholds_of
+from flair.duplicates.rule import add_threshold_flags, num_neighbors, thresholds_of
 from flair.terminal import command
 from flair.terminal.flags import make_parser, positive_int, seed_number
 from flair.terminal.paths import command_line, path_flag
@@ -73,7 +73,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--feature_neighbors",
-        type=positive_int,
+        type=num_neighbors,
         default=3,
         metavar="N",
         help="with --features: photos looked at by them, as in near_duplicates (default: 3)",

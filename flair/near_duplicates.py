@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flair.dataset.catalog import PARTITIONS
-from flair.duplicates.rule import METRICS, SCOPES, Thresholds, add_threshold_flags, thresholds_of
+from flair.duplicates.rule import (
+    METRICS,
+    SCOPES,
+    Thresholds,
+    add_threshold_flags,
+    correlation,
+    num_neighbors,
+    thresholds_of,
+)
 from flair.terminal import command
 from flair.terminal.flags import finite_number, make_parser, positive_int
 from flair.terminal.paths import command_line, path_flag
@@ -102,7 +110,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--feature_neighbors",
-        type=positive_int,
+        type=num_neighbors,
         metavar="N",
         help="also lay each photo over its N nearest by --features, whatever their pixels, to find crops down to half "
         "the width, and edits; they are listed for review (default: none)",
@@ -110,9 +118,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_threshold_flags(parser)
     add(
         "--review_alignment",
-        type=finite_number,
+        type=correlation,
         metavar="X",
-        help="least correlation of aligned detail to review, -1 to 1, of the nearest by features (default: "
+        help="least correlation of aligned detail to review, of the nearest by features (default: "
         f"{Thresholds().review_alignment})",
     )
     add(

@@ -57,7 +57,7 @@ def discriminate(sets: TwoSets, num_resamples: int, seed: int) -> Found:
         for start in range(0, num_resamples, _RESAMPLES_AT_ONCE)
     ]
     widened = value + _WIDENING * (np.concatenate(replicates) - value)
-    low, high = interval(widened, sets.num_users, value) or (np.nan, np.nan)
+    low, high = interval(widened, sets.num_users, value, (0.0, 1.0)) or (np.nan, np.nan)
     return Found(value, low, high)
 
 

@@ -78,7 +78,7 @@ class GivenPredictions:
             if missing:
                 raise FlairError(
                     f"{self.ids_path}: lacks {len(missing):,} of the {len(one.image_ids):,} photos of {one.name}, such "
-                    f"as {missing[0]}; predict them, or evaluate other --partitions"
+                    f"as {missing[0]!r:.60}; predict them, or evaluate other --partitions"
                 )
         surplus = [image_id for image_id in self.row_of if image_id not in known]
         if surplus:
@@ -126,7 +126,7 @@ class GivenFunction:
         """Scores float32 [b, outputs] of a batch; a FlairError where the function raises or returns anything else."""
         try:
             scores = np.asarray(self.score(pixels), np.float32)
-        except Exception as error:  # somebody else's code
+        except (Exception, SystemExit) as error:  # somebody else's code
             raise FlairError(f"--models={self.name}: what it returned raised {specs.one_line(error)}") from error
         if scores.ndim != 2 or len(scores) != len(pixels) or self.num_outputs not in (0, scores.shape[-1]):
             shape, photos = list(scores.shape), counted(len(pixels), "photo")
@@ -163,9 +163,7 @@ def find_models(names: Sequence[str], network: str | None, height: int | None, w
         raise FlairError(f"--network={network}: none of the models is a saved one; leave it out")
     models: list[Model] = [*(saved.find_models(others, network) if others or not names else ())]
     paths = distinct(map(Path, files))
-    # As our own evaluation has them: PARTITION/MODEL/predictions.npy.
-    short = short_names([path.parent if path.stem == "predictions" else path.with_suffix("") for path in paths])
-    models += [_read(path, name) for path, name in zip(paths, short, strict=True)]
+    models += [_read(path, name) for path, name in zip(paths, short_names(map(_named_by, paths)), strict=True)]
     size = height or saved.PUBLISHED_SIZE[0], width or saved.PUBLISHED_SIZE[1]
     models += [_build(name, size) for name in dict.fromkeys(functions)]
     twice = [model.name for model in models if [other.name for other in models].count(model.name) > 1]
@@ -197,6 +195,12 @@ def _is_function(name: str) -> bool:
     return specs.is_function(name) and not os.path.exists(name)
 
 
+def _named_by(path: Path) -> Path:
+    """The path that names predictions: of our own evaluation, PARTITION/MODEL/predictions.npy, the folder."""
+    folder = path.absolute().parent
+    return folder if path.stem == "predictions" and folder.name else path.with_suffix("")
+
+
 def _read(path: Path, name: str) -> GivenPredictions:
     try:
         scores = npy_file.map_array(path, [np.dtype("<f4")], 2)
@@ -204,7 +208,7 @@ def _read(path: Path, name: str) -> GivenPredictions:
         raise FlairError(f"--models={path}: no such file; {_FORM}") from None
     except npy_file.BadNpy as error:
         raise FlairError(f"{path}: is no file of predictions ({error}); {_FORM}") from None
-    beside = [folder / IDS_FILE for folder in (path.parent, path.parent.parent)]
+    beside = [folder / IDS_FILE for folder in (path.parent, path.absolute().parent.parent)]
     ids_path = next((place for place in beside if place.is_file()), None)
     if ids_path is None:
         raise FlairError(

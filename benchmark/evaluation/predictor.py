@@ -122,7 +122,7 @@ class Predictor:
             )
             data.select(photos.rows[start:])
             for pixels, labels in data:
-                scores = model.scores_of(np.asarray(pixels))
+                scores = model.scores_of(np.array(pixels))  # a copy: TensorFlow's own memory may not be written to
                 yield scores, losses_of(np.asarray(labels), scores)
         else:
             yield from self._predicted(model, image_size, photos, start)

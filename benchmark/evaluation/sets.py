@@ -15,6 +15,7 @@ from flair.curation.exclusion import Exclusion
 from flair.curation.manifest import Testset, manifest_path, read_testset
 from flair.dataset.catalog import HELDOUT, PARTITIONS
 from flair.errors import FlairError
+from flair.files import atomic
 from flair.records.tfrecord import example
 from flair.terminal.progress import Progress
 
@@ -58,8 +59,7 @@ class EvaluationSet:
 
     def ids_text(self) -> str:
         """The id file: `image_id,user_id` of each row of the predictions."""
-        lines = (f"{image},{user}" for image, user in zip(self.image_ids, self.user_ids, strict=True))
-        return "\n".join(["image_id,user_id", *lines]) + "\n"
+        return atomic.csv_text([("image_id", "user_id"), *zip(self.image_ids, self.user_ids, strict=True)])
 
     @property
     def digest(self) -> str:

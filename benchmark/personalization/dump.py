@@ -20,6 +20,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from benchmark.data.labels import check_columns
 from benchmark.personalization.sources import LabelEpisodeSource, SerializedEpisode, UserEpisodeSource
 from benchmark.run.files import read_json
 from flair.errors import FlairError
@@ -87,6 +88,8 @@ class DumpedEpisodes:
             self._read(name, shape) for name, shape in ((LABELS_FILE, _LABELS), (EPISODES_FILE, _EPISODES))
         )
         self.labels, self.fine_grained_labels = (columns[name] for name in _LABELS)
+        if any(sorted(of.values()) != list(range(len(of))) for of in (self.labels, self.fine_grained_labels)):
+            raise FlairError(f"{self.folder / LABELS_FILE}: its columns are not 0, 1, 2, ...; dump the episodes again")
         self.settings, self._listed = dump["settings"], dump["episodes"]
         self.has_classes = self.settings["episodes"] == "labels"
         self.num_episodes = len(self._listed)
@@ -120,6 +123,9 @@ class DumpedEpisodes:
         allowed = range(ways) if ways else [example.NO_CLASS]
         if [photo.image_id for photo, _ in photos] != ids or not all(place in allowed for place in places):
             raise FlairError(f"{path}: does not hold the photos that {EPISODES_FILE} lists; dump the episodes again")
+        for photo, _ in photos:
+            check_columns(photo.labels, len(self.labels), str(path))
+            check_columns(photo.fine_grained_labels, len(self.fine_grained_labels), str(path))
         return [example.encode(photo) for photo, _ in photos], places if ways else ()
 
     def _read(self, name: str, shape: Mapping[str, Any]) -> dict[str, Any]:

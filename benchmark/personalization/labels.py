@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmark.personalization.sizes import MIN_WAYS, Integers, draw_shots, draw_support_size, draw_ways, query_size
+from benchmark.personalization.sizes import (
+    MAX_SUPPORT,
+    MIN_WAYS,
+    Integers,
+    draw_shots,
+    draw_support_size,
+    draw_ways,
+    query_size,
+)
 from benchmark.run.seeds import derive_generator
 from flair.errors import FlairError
 
@@ -134,6 +142,11 @@ class LabelEpisodes:
         num_query: int | None = None,
     ) -> None:
         self._seed, self._ways, self._shots, self._num_query = seed, ways, shots, num_query
+        if shots is None and (ways or 0) > MAX_SUPPORT:
+            raise FlairError(
+                f"--ways={ways}: a support set of at most {MAX_SUPPORT} photos is drawn, and a class needs one; give "
+                "fewer, or --shots"
+            )
         # Half of a class may be queried where neither number is fixed.
         least = _MIN_CLASS_PHOTOS if shots is None and num_query is None else (shots or 1) + (num_query or 1)
         enough = [Alphabet(name, [one for one in classes if len(one.photos) >= least]) for name, classes in alphabets]

@@ -20,6 +20,7 @@ from benchmark.personalization.few_shot import Floats, centroids
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.interruption import SafePoints
 from flair.errors import FlairError
+from flair.terminal.counted import counted
 from flair.terminal.progress import Progress
 
 _DECAYS, _EPSILON = (0.9, 0.999), 1e-8  # of Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980)
@@ -94,11 +95,13 @@ def train(
         Progress(config.num_episodes, "training on episodes", "episode", done=done) as progress,
     ):
         for number in range(done, config.num_episodes):
-            loss = episode_loss(embedding, episode(number))
+            with np.errstate(over="ignore", invalid="ignore"):  # the next line tells
+                loss = episode_loss(embedding, episode(number))
             if not np.isfinite(loss.value):
+                done_so_far = counted(number, "episode")
                 raise FlairError(
-                    f"--training_learning_rate={config.learning_rate:g} is too large: after {number:,} episodes the "
-                    "loss is no longer a number; give a smaller one and --overwrite"
+                    f"--training_learning_rate={config.learning_rate:g} is too large: after {done_so_far} the loss is "
+                    "no longer a number; give a smaller one and --overwrite"
                 )
             mean = _DECAYS[0] * mean + (1 - _DECAYS[0]) * loss.gradient
             square = _DECAYS[1] * square + (1 - _DECAYS[1]) * loss.gradient**2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flair.dataset.catalog import METADATA_FILE
 from flair.dataset.images import decode, read_jpeg
 from flair.dataset.metadata import load_records
 from flair.duplicates.blocks import block_sums
@@ -19,6 +21,7 @@ from flair.duplicates.feature_calibration import ByFeatures, Planted, feature_li
 from flair.duplicates.planted import KINDS, even_sky, jpeg, night
 from flair.duplicates.rule import Thresholds, is_near_duplicate, may_be_duplicate
 from flair.duplicates.search import NEAR_PAIR
+from flair.errors import FlairError
 from flair.terminal.progress import Progress
 from flair.terminal.table import Columns
 
@@ -38,8 +41,10 @@ def calibrate(
       by_features: features of what an earlier call wrote to `output_dir`; the copies are the same.
 
     Raises:
-      FlairError: a photo cannot be read, or features of a photo are missing.
+      FlairError: a photo cannot be read, features of a photo are missing, or `output_dir` is a dataset already.
     """
+    if output_dir is not None and os.path.lexists(output_dir / METADATA_FILE):
+        raise FlairError(f"--output_dir={output_dir}: holds a dataset already; choose a new or empty folder")
     rng = np.random.default_rng(seed)
     records = load_records(dataset_dir)
     indices = rng.choice(len(records), min(num_photos, len(records)), replace=False)

@@ -57,7 +57,8 @@ class FeatureTable(NamedTuple):
 
     def block(self, photos: range) -> NDArray[np.float32]:
         """Features float32 [k, d] of some photos, in memory; a FlairError where they are not finite."""
-        return np.asarray(_finite(self.values[self.rows[photos.start : photos.stop]]), np.float32)
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused
+            return _finite(self.values[self.rows[photos.start : photos.stop]].astype(np.float32))
 
     def squared_distances(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
         """Squared Euclidean distances float64 [k] of pairs of photos; a FlairError where features are not finite."""

@@ -9,12 +9,14 @@ import argparse
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flair.terminal.flags import Number, finite_number, positive_int
+from flair.terminal.flags import Number, Whole, finite_number, positive_int
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+correlation = Number(least=-1, most=1)
+num_neighbors = Whole(least=1, most=1000)  # of each of some thousand photos at once, in memory
 METRICS = ("sha256", "l2", "dssim", "features")
 SCOPES = ("all", "cross_partition", "cross_user", "within_user")
 
@@ -55,7 +57,7 @@ def add_threshold_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--duplicate_correlation",
-        type=Number(least=-1, most=1),
+        type=correlation,
         metavar="X",
         help="a near duplicate's least correlation of detail finer than 16 pixels (default: "
         f"{usual.duplicate_correlation})",

@@ -83,7 +83,8 @@ def map_array(
             raise BadNpy(f"it holds something else than it should, {header.descr[:60]!r}")
         dtype = by_name[header.descr]
         if len(header.shape) != num_dimensions or header.is_fortran:
-            raise BadNpy(f"its array has the shape {header.shape}")
+            order = " in the order of Fortran" if header.is_fortran else ""
+            raise BadNpy(f"its array has the shape {header.shape}{order}")
         rest = length - header.size - math.prod(header.shape) * dtype.itemsize
         if not 0 <= rest <= trailer:
             raise BadNpy(f"it has {length:,} bytes, which is not what its shape {header.shape} takes")

@@ -15,8 +15,9 @@ from sklearn import metrics as sklearn_metrics
 from benchmark.evaluation.given import GivenPredictions, find_models
 from benchmark.model import loading, networks
 from flair.errors import FlairError
-from tests.support.commands import read_csv, refused, run
+from tests.support.commands import ROOT, read_csv, refused, run
 from tests.support.given_functions import GIVEN
+from tests.support.markdown import blocks
 
 EVALUATE = "benchmark.evaluate_main"
 _evaluate, _refused = partial(run, EVALUATE), partial(refused, EVALUATE)
@@ -87,11 +88,12 @@ def test_a_file_may_hold_more_of_a_partition_than_a_test_set_takes(made: Path, t
 
 
 def test_functions_are_called_with_photos_and_what_they_return_is_evaluated(tfrecords: Path, tmp_path: Path) -> None:
-    names = [f"{GIVEN}:by_color", f"{GIVEN}:in_keras"]
+    names = [f"{GIVEN}:by_color", f"{GIVEN}:in_keras", f"{GIVEN}:in_place"]
     flags = (f"--tfrecords_dir={tfrecords}", f"--models={','.join(names)}", "--partitions=test", *SIZE)
     _evaluate(*flags, f"--output_dir={tmp_path / 'out'}", "--num_resamples=100", "--eval_batch_size=5")
-    one, other = (np.load(tmp_path / "out" / "test" / name / "predictions.npy") for name in names)
-    np.testing.assert_allclose(one, other, atol=1e-5)
+    one, *others = (np.load(tmp_path / "out" / "test" / name / "predictions.npy") for name in names)
+    for other in others:
+        np.testing.assert_allclose(one, other, atol=1e-5)
     assert np.ptp(one[:, 0]) > 0
 
 
@@ -118,7 +120,7 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line(made: Path, tfrecor
         "logits": (logits, ids, f"photo {first} has the number 4.5 for output 1; expected scores, the sigmoid"),
         "rows": (theirs[:-1], ids, "rows, but"),
         "doubles": (theirs.astype(np.float64), ids, "it holds something else than it should, "),
-        "columns": (np.asfortranarray(theirs), ids, "numpy.ascontiguousarray"),
+        "columns": (np.asfortranarray(theirs), ids, "in the order of Fortran); expected float32"),
         "pickle": (np.array([{"a": 1}], object), ids, "is no file of predictions"),
         "outputs": (theirs[:, :-1].copy(), ids, f"has {theirs.shape[1] - 1} outputs, but"),
         "flat": (theirs[:, 0].copy(), ids, "is no file of predictions"),
@@ -183,6 +185,8 @@ def test_whatever_the_files_hold_they_are_read_or_refused_in_one_line(
         ("nowhere:scores", "there is no module nowhere"),
         (f"{GIVEN}:none", "none is not there"),
         (f"{GIVEN}:raising", "it raised OSError: no weights for (224, 224, 3)"),
+        (f"{GIVEN}:ending", "what it returned raised SystemExit: 3"),
+        ("/predictions.npy", "no such file; expected float32"),
         (f"{GIVEN}:logits", "has the number 3.5 for output 0; expected scores"),
         (f"{GIVEN}:one_for_all", "it gives an array of shape [15] for 1 photo"),
         (f"{GIVEN}:NOTHING", "NOTHING is no function"),
@@ -191,6 +195,28 @@ def test_whatever_the_files_hold_they_are_read_or_refused_in_one_line(
 )
 def test_what_cannot_predict_is_refused_before_the_records_are_read(models: str, words: str) -> None:
     assert words in _refused("--tfrecords_dir=/nowhere", f"--models={models}")
+
+
+def test_the_python_of_the_page_reads_what_was_written(made: Path) -> None:
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    (code,) = ("\n".join(block.lines) for block in blocks(page) if block.language == "python")
+    found: dict[str, np.ndarray] = {}
+    exec(
+        code.replace("evaluation/test/central/", f"{made}/out/test/ours/").replace("evaluation/", f"{made}/out/"), found
+    )
+    assert found["scores"].shape == found["labels"].shape and len(found["labels"]) > 0
+
+
+def test_predictions_named_from_their_own_folder_have_its_name_and_the_ids_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "test" / "ours"
+    folder.mkdir(parents=True)
+    np.save(folder / "predictions.npy", np.zeros((1, 3), np.float32))
+    (tmp_path / "test" / "ids.csv").write_text("image_id\n7\n")
+    monkeypatch.chdir(folder)
+    (found,) = find_models(["predictions.npy"], None, None, None)
+    assert isinstance(found, GivenPredictions) and (found.name, list(found.row_of)) == ("ours", ["7"])
 
 
 def test_the_files_that_are_evaluated_are_not_written_over(made: Path, tfrecords: Path) -> None:

@@ -35,6 +35,7 @@ DOORS = {
     "benchmark.central_main": ["--tfrecords_dir=/none"],
     "benchmark.convert_torchvision": ["--weights=/none --output_file=NEW"],
     "benchmark.demo_main": ["--output_dir=FILE"],
+    "benchmark.discriminator_main": ["--dataset_dir=/none --features=/none --sets=val,val"],
     "benchmark.evaluate_main": ["--tfrecords_dir=/none --models=/none --output_dir=NEW"],
     "benchmark.features_main": ["--dataset_dir=/none --model=/none --output_file=NEW.npy"],
     "benchmark.federated_main": [

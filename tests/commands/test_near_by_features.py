@@ -21,7 +21,7 @@ from flair.duplicates.planted import KINDS, cropped, jpeg, recoloured
 from flair.miniature.dataset import make_dataset
 from flair.reviewing.groups import read_groups
 from flair.reviewing.index import PhotoIndex
-from tests.support.commands import run
+from tests.support.commands import refused, run
 from tests.support.feature_files import write_features
 
 audit = partial(run, "flair.near_duplicates")
@@ -118,7 +118,9 @@ def test_a_stopped_search_continues_to_the_same_result(
     [
         (["--feature_neighbors=3"], 2, "--feature_neighbors needs --features=FILE.npy"),
         (["--review_alignment=0.3"], 2, "--review_alignment needs --feature_neighbors=N"),
-        (["--feature_neighbors=0"], 2, "expected a whole number of at least 1"),
+        (["--feature_neighbors=0"], 2, "expected a whole number of at least 1 and at most 1,000"),
+        (["--feature_neighbors=1000000000000"], 2, "expected a whole number of at least 1 and at most 1,000"),
+        (["--feature_neighbors=1", "--review_alignment=5"], 2, "expected a number of at least -1 and at most 1"),
     ],
 )
 def test_flags_that_need_others_are_told(miniature: Path, flags: list[str], code: int, message: str) -> None:
@@ -149,3 +151,12 @@ def test_the_calibration_says_which_copies_features_find(
     assert [cropped_by_half[name] for name in ("nearest", "aligned", "both")] == [1.0, 1.0, 1.0]
     assert [first[name] for name in ("nearest", "aligned", "both")] == [0.0, 1.0, 0.0]
     assert "found for review, %" in capsys.readouterr().out
+
+
+def test_the_calibration_does_not_write_over_a_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    make_dataset(folder, num_users=4, num_images=8, seed=4)
+    before = (folder / "labels_and_metadata.json").read_bytes()
+    flags = (f"--dataset_dir={folder}", "--num_photos=1", f"--output_dir={folder}")
+    assert f"--output_dir={folder}: holds a dataset already" in refused("flair.duplicate_calibration", *flags)
+    assert (folder / "labels_and_metadata.json").read_bytes() == before

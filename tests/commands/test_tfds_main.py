@@ -64,7 +64,7 @@ def test_photos_put_aside_are_those_of_prepare_tfrecords(miniature, tmp_path):
     flags = (f"--dataset_dir={miniature}", f"--tfds_data_dir={tmp_path / 'tfds'}")
     assert "no train user has enough photos" in refused("tfds_main", *flags, "--heldout_fraction=0.001")
     aside = ("--heldout_fraction=0.2", "--seed=3")
-    done("tfds_main", *flags, *aside)
+    assert ": 160 photos of 40 users, " in done("tfds_main", *flags, *aside)  # nobody counts twice
     run("prepare_tfrecords.py", flags[0], f"--tfrecords_dir={tmp_path / 'records'}", *aside)
     built, prepared = open_records(tmp_path / "tfds"), open_records(tmp_path / "records")
     for partition in ("train", "val", "test", "heldout"):

@@ -42,6 +42,11 @@ def test_a_planted_shift_is_told() -> None:
     assert discriminate(_sets(1, shift=3.0), 200, 0) == found
 
 
+def test_an_interval_ends_at_one() -> None:
+    found = [discriminate(_sets(seed, shift=2.5, users=8, own=0.5), 100, 0) for seed in range(8)]
+    assert all(one.high <= 1 for one in found) and any(one.high == 1 > one.low for one in found)
+
+
 def test_the_auc_is_that_of_pairs_within_folds() -> None:
     sets = _sets(2, 1.0)
     sets = sets._replace(features=np.round(sets.features))  # with ties
@@ -90,6 +95,8 @@ def test_the_command_tells_a_shifted_set_and_not_the_control(miniature: Path, fe
     assert found["auc"] > 0.9 and found["photos"] == [len(of_train) - len(even), len(even)]
     assert f"{len(even)} photos of train that even-0 has, too, count for even-0 only" in done.stdout
     assert "these features tell the sets apart" in done.stdout and "--sets=train,train" in done.stdout
+    own = run(DOOR, *flags, "--sets=even-0,even-0", "--num_resamples=100").stdout
+    assert f"--partitions=even-0 --testsets_dir={tmp_path}" in own  # as typed, it finds the set, too
     control = run(DOOR, *flags, "--sets=train,train", "--num_resamples=100")
     assert "The interval holds 0.5" in control.stdout
 
@@ -98,11 +105,14 @@ def test_what_cannot_be_compared_is_refused_in_a_line(miniature: Path, features:
     given = f"--features={features}"
     np.save(tmp_path / "alone.npy", np.zeros((2, 2), np.float32))
     names = [record.image_id for record in load_records(miniature)]
+    invalid = {"name": "no-0", "partition": "train", "is_valid": False, "image_ids": names[:1]}
+    (tmp_path / "no-0.json").write_text(json.dumps(invalid))
     write_features(tmp_path / "few.npy", np.zeros((3, 2), np.float32), names[:3], {})
     write_features(tmp_path / "nan.npy", np.full((len(names), 2), np.nan, np.float32), names, {})
     for flags, words in (
         ((given, "--sets=train"), "expected two"),
         ((given, "--sets=train,nobody"), "there is no test set testsets/nobody.json"),
+        ((given, "--sets=train,no-0", f"--testsets_dir={tmp_path}"), "the test set is marked as not valid"),
         ((given, "--sets=train,val"), "val has 4 users to train and to test on; expected 5 at least"),
         ((given, "--sets=val,val"), "a half of val has 2 users"),
         (("--features=/nowhere.npy", "--sets=train,train"), "no such file; python -m benchmark.features_main"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmark.data.opening import make_task, open_records
-from benchmark.evaluation.sets import choose_sets, load_sets
+from benchmark.evaluation.sets import EvaluationSet, choose_sets, load_sets
 from flair.curation.exclusion import Exclusion, read_exclusion
 from flair.dataset.metadata import load_records
 from flair.records.hdf5.writer import write_hdf5
@@ -19,6 +22,15 @@ def _photos(records: Path, exclusion: Exclusion | None) -> set[str]:
     opened = open_records(records)
     (found,) = load_sets(opened, make_task(opened, False, None), choose_sets(["test"], "none"), exclusion)
     return set(found.image_ids)
+
+
+def test_ids_of_other_peoples_records_stay_one_cell_each() -> None:
+    """Ids with commas, quotes and line ends made a file of ids that was of other photos, or could not be read."""
+    ids, users = ('a,b\n"c"', "7"), ("u,v", "9@N00")
+    photos = EvaluationSet("test", "test", np.arange(2), ids, users, np.zeros((2, 1), np.uint8), ids)
+    rows = list(csv.reader(io.StringIO(photos.ids_text(), newline="")))
+    assert rows == [["image_id", "user_id"], [ids[0], users[0]], [ids[1], users[1]]]
+    assert photos.ids_text().endswith("\n7,9@N00\n")
 
 
 @pytest.mark.parametrize("write", [write_tfrecords, write_hdf5])

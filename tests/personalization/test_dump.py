@@ -136,6 +136,14 @@ def _rewrite(name, change):
         (lambda folder: (folder / "label_index.json").unlink(), r"label_index\.json is missing"),
         (lambda folder: (folder / "episodes.json").write_text("["), r"episodes\.json: is not JSON"),
         (
+            _rewrite("label_index.json", lambda value: value["labels"].update({next(iter(value["labels"])): -5})),
+            r"label_index\.json: its columns are not 0, 1, 2, \.\.\.; dump the episodes again",
+        ),
+        (
+            _rewrite("label_index.json", lambda value: value["labels"].clear()),
+            r"train\.tfrecords has a label column outside 0 to -1",
+        ),
+        (
             _rewrite("episodes.json", lambda value: value.update(episodes=[3])),
             r"episodes\[0\]: expected dict, found int",
         ),

@@ -120,6 +120,14 @@ def test_too_few_classes_are_one_line():
         LabelEpisodes([_alphabet("a", [9] * 4), _alphabet("b", [1] * 9)], seed=0)
 
 
+def test_more_ways_than_a_drawn_support_set_holds_are_one_line():
+    alphabet = _alphabet("a", [4] * 510)
+    with pytest.raises(FlairError, match="--ways=501: a support set of at most 500 photos is drawn"):
+        LabelEpisodes([alphabet], seed=0, ways=501)
+    assert len(LabelEpisodes([alphabet], seed=0, ways=501, shots=1).episode(0).support) == 501
+    assert len(LabelEpisodes([alphabet], seed=0, ways=500).episode(0).support) == 500
+
+
 @given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.text(min_size=1, max_size=6), max_size=60)))
 def test_label_sets_are_disjoint_and_complete(alphabets):
     found = label_sets(alphabets)
