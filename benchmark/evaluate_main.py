@@ -18,7 +18,7 @@ from benchmark.data.records import Records, Task
 from benchmark.evaluation import text as evaluation_report
 from benchmark.evaluation.given import GivenPredictions, Model, find_models
 from benchmark.evaluation.sets import EvaluationSet, choose_sets, load_sets, prepared_with
-from benchmark.model.saved import MOST_PIXELS, NETWORK_HELP
+from benchmark.model.saved import MOST_PIXELS, NETWORK_HELP, SavedModel
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, boolean, integer, multi_paths, path, paths, text
 from benchmark.run.names import BEST_FILE, EVALUATION_FILE
@@ -98,6 +98,8 @@ def main(flags: Flags) -> None:
     """Checks flags, models and data; predicts; computes; writes and prints."""
     started = time.monotonic()
     models = find_models(flags.models, flags.network, flags.image_height, flags.image_width)
+    if flags.feature_dir is not None and not any(isinstance(model, SavedModel) for model in models):
+        raise FlairError(f"--feature_dir={flags.feature_dir}: none of the models is a saved one; leave it out")
     pairs = [_pair(text, models) for text in flags.compare]
     records = open_records(flags.tfrecords_dir)
     task = choose_task(flags, records, models)

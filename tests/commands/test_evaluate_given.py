@@ -197,6 +197,12 @@ def test_what_cannot_predict_is_refused_before_the_records_are_read(models: str,
     assert words in _refused("--tfrecords_dir=/nowhere", f"--models={models}")
 
 
+@pytest.mark.parametrize("flag", ["--network=a:b", "--feature_dir=features"])
+def test_what_only_saved_models_have_is_refused_where_none_is_one(flag: str) -> None:
+    words = f"{flag}: none of the models is a saved one; leave it out"
+    assert words in _refused("--tfrecords_dir=/nowhere", f"--models={GIVEN}:by_color", flag)
+
+
 def test_the_python_of_the_page_reads_what_was_written(made: Path) -> None:
     page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
     (code,) = ("\n".join(block.lines) for block in blocks(page) if block.language == "python")
