@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmark.model import archive, networks, plain, safetensors
+from benchmark.model import archive, networks, plain, safetensors, specs
 from benchmark.model.loading import load_by_name, save_archive
 from benchmark.model.saved import SavedModel
 from benchmark.model.weights import weight_name
@@ -47,7 +47,15 @@ def export(model: tf.keras.Model, saved: SavedModel, kind: str, output: Path, se
     wanted = model(photos, training=False).numpy()
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp") as folder:
         made = Path(folder, f"model{SUFFIXES.get(kind, '')}")
-        logits = _WRITERS[kind](model, saved, made)
+        try:
+            logits = _WRITERS[kind](model, saved, made)
+        except (LookupError, NotImplementedError, TypeError, ValueError) as error:
+            if not specs.is_function(saved.network):
+                raise
+            raise FlairError(
+                f"--network={saved.network}: cannot be written as {kind}: {specs.one_line(error)}; make its "
+                "layers and functions known to Keras (docs/networks.md), or take --format=safetensors"
+            ) from error
         difference = float(np.abs(np.asarray(logits(photos)) - wanted).max())
         largest = float(np.abs(wanted).max())
         # A difference that is not a number is not within the bound.
@@ -66,7 +74,7 @@ def export(model: tf.keras.Model, saved: SavedModel, kind: str, output: Path, se
 
 def _keras(model: tf.keras.Model, _saved: SavedModel, path: Path) -> _Logits:
     if not save_archive(model, path):
-        raise FlairError(f"{model.name}: a layer of it has no get_config, so that Keras cannot describe it; add one")
+        raise TypeError("it has a layer without get_config")
     loaded = tf.keras.models.load_model(path, custom_objects=plain.classes(model), compile=False)
     return lambda photos: loaded(photos, training=False)
 

@@ -94,6 +94,20 @@ def _file_operation(config: Config) -> None:
     relu1(config).update({"class_name": "TFOpLambda", "config": {"name": "relu1", "function": "io.write_file"}})
 
 
+def _hidden_operation(config: Config) -> None:
+    """Where a class of the first name is registered and its module lacks it, Keras takes the second one there."""
+    names = {"class_name": "LayerScale", "registered_name": "TFOpLambda", "module": "keras.src.layers.core.tf_op_layer"}
+    relu1(config).update({**names, "config": {"name": "relu1", "function": "io.write_file"}})
+
+
+def _module_that_is_a_list(config: Config) -> None:
+    relu1(config)["module"] = ["planted_module"]
+
+
+def _loss(config: Config) -> None:
+    config["compile_config"] = {"loss": {"module": "planted_module", "class_name": "Surprise", "config": {}}}
+
+
 def _lookup(config: Config) -> None:
     relu1(config).update({"class_name": "StringLookup", "config": {"name": "relu1", "vocabulary": "/etc/passwd"}})
 
@@ -110,6 +124,9 @@ ATTACKS = {
     _function: "function",
     _module_of_an_initializer: "planted_module",
     _file_operation: "io.write_file",
+    _hidden_operation: "io.write_file",
+    _module_that_is_a_list: "['planted_module']",
+    _loss: "planted_module",
     _lookup: "StringLookup",
     _registered: "Package>Surprise",
 }
@@ -146,6 +163,20 @@ def test_keras_itself_imports_what_a_file_names(good: Path, tmp_path: Path, cana
     with pytest.raises(TypeError):  # once it has been imported
         tf.keras.models.load_model(path, safe_mode=True)
     assert canary.exists()
+
+
+def test_a_loss_of_an_h5_file_is_looked_at_too_and_keras_own_are_not_refused(good: Path, tmp_path: Path) -> None:
+    model = networks.build_model("cnn", SIZE, 3)
+    model.compile(tf.keras.optimizers.Adam(), tf.keras.losses.BinaryCrossentropy(), tf.keras.metrics.AUC(name="a"))
+    model.fit(np.zeros((1, *SIZE)), np.zeros((1, 3)), verbose=0)
+    for suffix in (".h5", ".keras"):
+        model.save(tmp_path / f"trained{suffix}")
+        loading.load_by_name(model, tmp_path / f"trained{suffix}")
+    path = tampered(good, tmp_path / "sent.h5", lambda _config: None)
+    with h5py.File(path, "r+") as file:
+        file.attrs["training_config"] = json.dumps({"loss": {"module": "planted_module", "class_name": "Surprise"}})
+    with pytest.raises(FlairError, match="an object of the module planted_module, which is refused"):
+        saved_model.describe(path)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
