@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from benchmark.model.saved import SavedModel
 from benchmark.model.weights import weight_name
 from benchmark.run.seeds import derive_generator
 from flair.errors import FlairError
-from flair.files.atomic import sync
+from flair.files.atomic import beside, destination, sync
+from flair.records.preparation import discard, new_folder
 
 KERAS, SAVEDMODEL, SAFETENSORS, ONNX = ("keras", "savedmodel", "safetensors", "onnx")
 SUFFIXES = {KERAS: archive.SUFFIX, SAFETENSORS: ".safetensors", ONNX: ".onnx"}
@@ -41,12 +41,13 @@ def export(model: tf.keras.Model, saved: SavedModel, kind: str, output: Path, se
     Raises:
       FlairError: it differs by more than arithmetic in another order does, or a tool for the format is missing.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = output if kind == SAVEDMODEL else destination(output)
     pixels = derive_generator(seed, "export").integers(0, 256, (_PHOTOS, *model.input_shape[1:]))
     photos = pixels.astype(np.float32)
     wanted = model(photos, training=False).numpy()
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp") as folder:
-        made = Path(folder, f"model{SUFFIXES.get(kind, '')}")
+    unfinished = beside(output, "unfinished")
+    with new_folder(unfinished, output):
+        made = unfinished / f"model{SUFFIXES.get(kind, '')}"
         try:
             logits = _WRITERS[kind](model, saved, made)
         except (LookupError, NotImplementedError, TypeError, ValueError) as error:
@@ -69,6 +70,7 @@ def export(model: tf.keras.Model, saved: SavedModel, kind: str, output: Path, se
                 with open(path, "rb") as file:
                     sync(file.fileno())
         os.replace(made, output)
+        discard(unfinished)
     return difference, largest
 
 

@@ -101,6 +101,17 @@ def test_what_differs_is_not_left(path: Path, tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_export_left_goes_and_a_link_stays(path: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".out.keras.unfinished"
+    left.mkdir()
+    (left / "model.keras").write_bytes(b"half")
+    (tmp_path / "link.keras").symlink_to("out.keras")
+    saved = saved_model.describe(path)
+    exporting.export(saved_model.load(saved), saved, "keras", tmp_path / "link.keras", 0)
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["link.keras", "out.keras"]
+    assert (tmp_path / "link.keras").is_symlink()
+
+
 def test_a_model_is_not_written_over_by_its_own_export(tmp_path: Path) -> None:
     model = tmp_path / "model.keras"
     model.touch()
