@@ -5,7 +5,9 @@ Everything is written in Keras's own layers (`plain`), so that no tool needs our
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +84,12 @@ def _keras(model: tf.keras.Model, _saved: SavedModel, path: Path) -> _Logits:
 
 
 def _savedmodel(model: tf.keras.Model, _saved: SavedModel, path: Path) -> _Logits:
-    plain.rebuilt(model).export(str(path))
+    again = plain.rebuilt(model)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # which would name the hidden folder
+            again.export(str(path))
+    except tf.errors.OpError as error:
+        raise FlairError(f"{path.parent}: TensorFlow cannot write there ({specs.one_line(error)})") from None
     loaded = tf.saved_model.load(str(path))
     return lambda photos: loaded.serve(photos)  # which lives no longer than what was loaded
 

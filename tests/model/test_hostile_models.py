@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -250,6 +252,16 @@ def test_an_archive_that_is_damaged_or_a_bomb_is_refused(
     with bounded_memory(400_000_000), pytest.raises(FlairError, match=words) as caught:
         saved_model.describe(path)
     assert str(caught.value).startswith(f"{path}: ") and str(caught.value).isprintable()
+
+
+def test_a_full_disk_is_not_damage(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(FlairError, match=r"is unpacked to be read, and the disk of .* is full") as caught:
+        open_model(good / "good.keras")
+    assert "damaged" not in str(caught.value)
 
 
 @settings(max_examples=60, deadline=None)
