@@ -51,8 +51,8 @@ _OF_OPERATIONS = set(_FUNCTIONS.split())
 _WITH_FUNCTION = {*_OPERATIONS, "function"}  # objects that are what the function of that name is
 # What Keras names of the training of a whole model; ml-flair's metrics are in its models.
 _OF_TRAINING = (
-    *("keras.optimizers", "keras.losses", "keras.metrics", "keras.mixed_precision", "builtins"),
-    "benchmark.flair_metrics",
+    *("keras.optimizers", "keras.losses", "keras.metrics", "builtins"),
+    *("keras.src.mixed_precision.loss_scale_optimizer", "benchmark.flair_metrics"),
 )
 _TRAINING = "compile_config"
 

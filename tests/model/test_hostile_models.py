@@ -18,6 +18,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmark import flair_metrics
 from benchmark.model import loading, networks
 from benchmark.model import saved as saved_model
 from benchmark.model.archive import open_model
@@ -169,7 +170,8 @@ def test_keras_itself_imports_what_a_file_names(good: Path, tmp_path: Path, cana
 
 def test_a_loss_of_an_h5_file_is_looked_at_too_and_keras_own_are_not_refused(good: Path, tmp_path: Path) -> None:
     model = networks.build_model("cnn", SIZE, 3)
-    model.compile(tf.keras.optimizers.Adam(), tf.keras.losses.BinaryCrossentropy(), tf.keras.metrics.AUC(name="a"))
+    optimizer = tf.keras.mixed_precision.LossScaleOptimizer(tf.keras.optimizers.Adam())
+    model.compile(optimizer, tf.keras.losses.BinaryCrossentropy(), flair_metrics.metrics_builder(3))
     model.fit(np.zeros((1, *SIZE)), np.zeros((1, 3)), verbose=0)
     for suffix in (".h5", ".keras"):
         model.save(tmp_path / f"trained{suffix}")
