@@ -24,7 +24,7 @@ FLAGS: Table = (
     choice("format", "keras", ("keras", "savedmodel", "safetensors", "onnx"), "What to write.", Role.RESULT),
     path("output_file", None, "File to write, for all formats but savedmodel.", Role.PLACE),
     path("output_dir", None, "Folder to write, for savedmodel; must not exist yet.", Role.PLACE),
-    integer("seed", 0, "Seed of the photos that the check runs on.", Role.RESULT, least=0),
+    integer("seed", 0, "Seed of the photos that the check runs on.", Role.RESULT, least=0, most=2**48),
 )
 
 

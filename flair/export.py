@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from flair.terminal import command
-from flair.terminal.flags import add_heldout_flags, add_shared_flags
+from flair.terminal.flags import Parser, add_heldout_flags, add_shared_flags
 from flair.terminal.paths import command_line, path_flag
 
 DESCRIPTION = """\
@@ -82,9 +82,7 @@ def _describe(flags: argparse.Namespace) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m flair.export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m flair.export", DESCRIPTION)
     add = parser.add_argument
     add("--format", choices=("parquet", "croissant"), default="parquet", help="see above (default: parquet)")
     add("--dataset_dir", type=path_flag, help="folder with labels_and_metadata.json and small_images")

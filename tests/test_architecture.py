@@ -39,7 +39,7 @@ ARROWS = {
     "benchmark.metrics": "",
     "benchmark.run": "flair.files flair.parallel flair.records.tfrecord flair.terminal",
     "benchmark.privacy": "benchmark.run flair.files flair.statistics flair.terminal",
-    "benchmark.model": "benchmark.run flair.dataset flair.files flair.records.hdf5",
+    "benchmark.model": "benchmark.run flair.dataset flair.files flair.records flair.records.hdf5",
     "benchmark.data": (
         "benchmark.run flair.curation flair.dataset flair.files flair.records.hdf5 flair.records.tfrecord "
         "flair.terminal"

@@ -7,6 +7,7 @@ In model.weights.h5 the i-th weight of the n-th layer of a class, in the order o
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import re
@@ -75,11 +76,17 @@ class KerasArchive(WeightsFile):
             with regular_file.open_file(self.path) as opened, zipfile.ZipFile(opened) as archive:
                 found = _members(archive)
                 self._config, self._metadata = (_text(archive, found[name]) for name in (_CONFIG, _METADATA))
-                copy = self._after.enter_context(tempfile.NamedTemporaryFile(suffix=".h5"))  # noqa: SIM115
+                copy = self._after.enter_context(tempfile.NamedTemporaryFile(buffering=0, suffix=".h5"))  # noqa: SIM115
                 with archive.open(found[_WEIGHTS]) as packed:
                     while block := packed.read(_BYTES_AT_ONCE):
-                        copy.write(block)
-                copy.flush()
+                        atomic.write_all(copy.fileno(), block)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise FlairError(
+                f"{self.path}: is unpacked to be read, and the disk of {tempfile.gettempdir()} is full; free some "
+                "space there, or set TMPDIR to another folder"
+            ) from None
         except (zipfile.BadZipFile, EOFError, struct.error) as error:
             raise BadObject(str(error)) from None
         file = self._opened(Path(copy.name))

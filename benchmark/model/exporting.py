@@ -5,9 +5,10 @@ Everything is written in Keras's own layers (`plain`), so that no tool needs our
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmark.model import archive, networks, plain, safetensors
+from benchmark.model import archive, networks, plain, safetensors, specs
 from benchmark.model.loading import load_by_name, save_archive
 from benchmark.model.saved import SavedModel
 from benchmark.model.weights import weight_name
 from benchmark.run.seeds import derive_generator
 from flair.errors import FlairError
-from flair.files.atomic import sync
+from flair.files.atomic import beside, destination, sync
+from flair.records.preparation import discard, new_folder
 
 KERAS, SAVEDMODEL, SAFETENSORS, ONNX = ("keras", "savedmodel", "safetensors", "onnx")
 SUFFIXES = {KERAS: archive.SUFFIX, SAFETENSORS: ".safetensors", ONNX: ".onnx"}
@@ -41,13 +43,22 @@ def export(model: tf.keras.Model, saved: SavedModel, kind: str, output: Path, se
     Raises:
       FlairError: it differs by more than arithmetic in another order does, or a tool for the format is missing.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = output if kind == SAVEDMODEL else destination(output)
     pixels = derive_generator(seed, "export").integers(0, 256, (_PHOTOS, *model.input_shape[1:]))
     photos = pixels.astype(np.float32)
     wanted = model(photos, training=False).numpy()
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp") as folder:
-        made = Path(folder, f"model{SUFFIXES.get(kind, '')}")
-        logits = _WRITERS[kind](model, saved, made)
+    unfinished = beside(output, "unfinished")
+    with new_folder(unfinished, output):
+        made = unfinished / f"model{SUFFIXES.get(kind, '')}"
+        try:
+            logits = _WRITERS[kind](model, saved, made)
+        except (LookupError, NotImplementedError, TypeError, ValueError) as error:
+            if not specs.is_function(saved.network):
+                raise
+            raise FlairError(
+                f"--network={saved.network}: cannot be written as {kind}: {specs.one_line(error)}; make its "
+                "layers and functions known to Keras (docs/networks.md), or take --format=safetensors"
+            ) from error
         difference = float(np.abs(np.asarray(logits(photos)) - wanted).max())
         largest = float(np.abs(wanted).max())
         # A difference that is not a number is not within the bound.
@@ -61,18 +72,24 @@ def export(model: tf.keras.Model, saved: SavedModel, kind: str, output: Path, se
                 with open(path, "rb") as file:
                     sync(file.fileno())
         os.replace(made, output)
+        discard(unfinished)
     return difference, largest
 
 
 def _keras(model: tf.keras.Model, _saved: SavedModel, path: Path) -> _Logits:
     if not save_archive(model, path):
-        raise FlairError(f"{model.name}: a layer of it has no get_config, so that Keras cannot describe it; add one")
+        raise TypeError("it has a layer without get_config")
     loaded = tf.keras.models.load_model(path, custom_objects=plain.classes(model), compile=False)
     return lambda photos: loaded(photos, training=False)
 
 
 def _savedmodel(model: tf.keras.Model, _saved: SavedModel, path: Path) -> _Logits:
-    plain.rebuilt(model).export(str(path))
+    again = plain.rebuilt(model)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # which would name the hidden folder
+            again.export(str(path))
+    except tf.errors.OpError as error:
+        raise FlairError(f"{path.parent}: TensorFlow cannot write there ({specs.one_line(error)})") from None
     loaded = tf.saved_model.load(str(path))
     return lambda photos: loaded.serve(photos)  # which lives no longer than what was loaded
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from benchmark.model import archive, plain, specs
+from benchmark.model import archive, plain, specs, vetting
 from benchmark.model.tensors import TensorsFile
 from benchmark.model.trainable import CLASSIFIER
 from benchmark.model.weights import WeightsFile, weight_name, write
@@ -91,9 +91,7 @@ def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = Fa
     with _opened(path) as file:
         file.verify()
         if isinstance(file, WeightsFile):
-            own = plain.classes(model)
-            classes = {*own, *(kind.__name__ for kind in own.values())}
-            file.check_config(classes, {kind.__module__ for kind in own.values()})
+            file.check_config(*vetting.named(plain.description(model)))
         for layer in model.layers:
             variables = {weight_name(v.name): v for v in layer.trainable_weights + layer.non_trainable_weights}
             if not variables:

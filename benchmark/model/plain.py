@@ -23,6 +23,9 @@ def description(model: tf.keras.Model) -> _Config | None:
         found: _Config = json.loads(json.dumps(tf.keras.saving.serialize_keras_object(model)))
     except (NotImplementedError, TypeError, ValueError):
         return None
+    # Keras makes a configuration up for a layer without get_config, from its arguments, of which the name is none.
+    if any("name" not in layer["config"] for layer in found["config"]["layers"]):
+        return None
     found["config"]["layers"] = [_plain(layer) for layer in found["config"]["layers"]]
     return found
 
@@ -70,7 +73,7 @@ def rebuilt(model: tf.keras.Model) -> tf.keras.Model:
     """An equal model, with weights of its own, made of Keras's layers."""
     found = description(model)
     if found is None:
-        raise ValueError(f"{model.name} has a layer without a configuration")
+        raise TypeError("it has a layer without get_config")
     again = tf.keras.Model.from_config(legacy(found)["config"], custom_objects=classes(model))
     for layer in model.layers:
         again.get_layer(layer.name).set_weights(layer.get_weights())

@@ -20,7 +20,7 @@ from benchmark.model.weights import Fit, check_values
 from flair.errors import FlairError
 from flair.records.hdf5.objects import printable
 
-_NAME = re.compile(r"_*(.+)[./]([^./:]+)(:0)?")
+_NAME = re.compile(r"_*([^_].*)[./]([^./:]+)(:0)?")  # of which each part ends in one place only: names may be long
 _BARE_NAME = re.compile(r"([^./:]+)(:0)?")  # of a layer and its only weight
 _KERAS_NAMES = {
     "weight": ("kernel", "depthwise_kernel", "gamma"),

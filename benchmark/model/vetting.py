@@ -8,7 +8,7 @@ Our readers hold every configuration against it, though they build no layer from
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from flair.records.hdf5.objects import BadObject, printable
@@ -48,43 +48,81 @@ _FUNCTIONS = """
     clip_by_value linalg.matmul
 """
 _OF_OPERATIONS = set(_FUNCTIONS.split())
-_UNREAD = ("compile_config",)  # of a whole model: the optimizer, loss and metrics of its training
+_WITH_FUNCTION = {*_OPERATIONS, "function"}  # objects that are what the function of that name is
+# What Keras names of the training of a whole model; ml-flair's metrics are in its models.
+_OF_TRAINING = (
+    *("keras.optimizers", "keras.losses", "keras.metrics", "builtins"),
+    *("keras.src.mixed_precision.loss_scale_optimizer", "benchmark.flair_metrics"),
+)
+_TRAINING = "compile_config"
 
 
 def check(config: Any, own: Collection[str] = (), modules: Collection[str] = ()) -> None:
     """Raises BadObject at the first object of a Keras configuration that is not on the list.
 
     Args:
-      own, modules: classes and modules that may be named, too: those of a network that the user has imported.
+      own, modules: what may be named, too: see `named`, of a network that the user has imported.
 
     >>> check({"class_name": "Lambda", "config": {}})
     Traceback (most recent call last):
     flair.records.hdf5.objects.BadObject: it has an object of the class Lambda, which is refused: ...
     """
-    left = [{key: item for key, item in config.items() if key not in _UNREAD} if isinstance(config, dict) else config]
+    if isinstance(config, dict):
+        check_training(config.get(_TRAINING))
+        config = {key: item for key, item in config.items() if key != _TRAINING}
+    for value in _objects(config):
+        _check_object(value, own, modules)
+
+
+def check_training(config: Any) -> None:
+    """The same of the optimizer, loss and metrics of a whole model, which Keras builds, too, unless `compile=False`."""
+    for value in _objects(config):
+        module = value.get("module")
+        if not (module is None or any(_is_of(module, package) for package in _OF_TRAINING)):
+            _refuse(f"an object of the module {module}")
+
+
+def named(config: Any) -> tuple[set[str], set[str]]:
+    """The classes and functions that the description of a network names, and their modules."""
+    names, modules = set(), set()
+    for value in _objects(config):
+        names |= {one for one in (*_names(value), _function(value)) if isinstance(one, str)}
+        modules |= {one for one in (value.get("module"),) if isinstance(one, str)}
+    return names, modules
+
+
+def _objects(config: Any) -> Iterator[Mapping[str, Any]]:
+    left = [config]
     while left:
         value = left.pop()
         if isinstance(value, dict):
             if "class_name" in value:
-                _check_object(value, own, modules)
+                yield value
             left += value.values()
         elif isinstance(value, list):
             left += value
 
 
 def _check_object(value: Mapping[str, Any], own: Collection[str], modules: Collection[str]) -> None:
-    name, module = value["class_name"], value.get("module")
-    registered = value.get("registered_name")
-    for said in (name, name if registered is None else registered):
-        if not isinstance(said, str) or (said not in _CLASSES and said not in own):
-            _refuse(f"an object of the class {said}")
-    if not (module is None or _is_of(module, "keras") or _is_of(module, "benchmark.model") or module in modules):
+    names, module, function = _names(value), value.get("module"), _function(value)
+    for name in names:
+        if not isinstance(name, str) or (name not in _CLASSES and name not in own):
+            _refuse(f"an object of the class {name}")
+    if not (module is None or any(_is_of(module, package) for package in ("keras", "benchmark.model", *modules))):
         _refuse(f"an object of the module {module}")
-    if name in _OPERATIONS:
-        config = value.get("config")
-        function = config.get("function") if isinstance(config, dict) else None
-        if not isinstance(function, str) or function not in _OF_OPERATIONS:
-            _refuse(f"an operation {function}")
+    if {*names} & _WITH_FUNCTION and not (isinstance(function, str) and function in {*_OF_OPERATIONS, *own}):
+        _refuse(f"an operation {function}")
+
+
+def _names(value: Mapping[str, Any]) -> tuple[Any, ...]:
+    # Keras looks an object up by either, so that one may hide behind the other.
+    registered = value.get("registered_name")
+    return (value["class_name"],) if registered is None else (value["class_name"], registered)
+
+
+def _function(value: Mapping[str, Any]) -> Any:
+    config = value.get("config")
+    return config.get("function") if isinstance(config, dict) else config
 
 
 def _is_of(module: Any, package: str) -> bool:

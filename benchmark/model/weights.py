@@ -29,7 +29,7 @@ from flair.records.hdf5.objects import BadObject, printable
 FACTS_ATTRIBUTE = "flair_model"
 CHECKSUM = "crc32c"  # among the facts
 KERAS_VERSION = "2.14.0"  # whose format a file has
-_CONFIG_ATTRIBUTE, _MODEL_GROUP = "model_config", "model_weights"
+_CONFIG_ATTRIBUTE, _TRAINING_ATTRIBUTE, _MODEL_GROUP = "model_config", "training_config", "model_weights"
 _MOST_LIST_BYTES = 60_000  # of an attribute; the HDF5 library has room for 64 kB
 # What Keras calls the weights of layers such as ours: a weight of such a name is never taken for another one.
 _KERAS_NAMES = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
@@ -84,6 +84,7 @@ class WeightsFile(contextlib.AbstractContextManager["WeightsFile"]):
         """Refuses a file whose description could make whoever loads it as a model run code; see `vetting.check`."""
         try:
             vetting.check(self.keras_config(), own, modules)
+            vetting.check_training(self._parsed(_TRAINING_ATTRIBUTE))
         except BadObject as error:
             raise FlairError(f"{self.path}: {error}") from None
 
@@ -94,8 +95,11 @@ class WeightsFile(contextlib.AbstractContextManager["WeightsFile"]):
 
     def keras_config(self) -> Any:
         """Keras's own description of a whole saved model; empty in a file of weights alone."""
+        return self._parsed(_CONFIG_ATTRIBUTE)
+
+    def _parsed(self, attribute: str) -> Any:
         with self._guarded():
-            return json_text.parse(objects.text(self._file, _CONFIG_ATTRIBUTE) or "{}")
+            return json_text.parse(objects.text(self._file, attribute) or "{}")
 
     @property
     def has_batch_statistics(self) -> bool:

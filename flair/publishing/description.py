@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from flair.curation.manifest import read_testset
 from flair.dataset import catalog, images
 from flair.dataset.metadata import load_taxonomy, load_users, photo_path, records_of
+from flair.errors import FlairError
 from flair.files import atomic
 from flair.files.regular_file import file_sha256
 from flair.parallel.processes import batches, map_in_order
@@ -100,6 +101,8 @@ def describe_tfrecords(tfrecords_dir: str | Path, num_workers: int) -> Described
         partition: sorted({os.path.relpath(span.path, folder) for span in spans[partition].values()})
         for partition in partitions
     }
+    if not any(files.values()):
+        raise FlairError(f"{folder}: holds no records of photos; give a folder that prepare_tfrecords.py made")
     looked = _look(folder, [name for names in files.values() for name in names], num_workers, _look_at_records)
     counts = {
         partition: Count(len(spans[partition]), sum(looked[name].records for name in files[partition]))

@@ -192,7 +192,9 @@ def _is_complete(output_dir: Path, parameters: Mapping[str, Any]) -> bool:
 
 
 def _require_export(output_dir: Path) -> None:
-    if not (output_dir / preparation.PARAMETERS_FILE).is_file() or not (output_dir / croissant.FILE).is_file():
+    # A folder of TFRecords has both of these files, too, once it is described.
+    files = (output_dir / preparation.PARAMETERS_FILE, output_dir / croissant.FILE)
+    if not all(file.is_file() for file in files) or not any(output_dir.glob("data/*.parquet")):
         raise FlairError(
             f"--output_dir={output_dir}: is not empty and no export of FLAIR; give a new folder or an empty one"
         )

@@ -285,6 +285,13 @@ def test_what_is_no_export_is_never_replaced(miniature: Path, tmp_path: Path) ->
         "flair.export", f"--dataset_dir={miniature}", f"--output_dir={tmp_path / 'mine'}"
     )
     assert (tmp_path / "mine").read_text() == "a letter"
+    records = tmp_path / "records"  # once they are described, they have the files beside the photos that an export has
+    run("prepare_tfrecords.py", f"--dataset_dir={miniature}", f"--tfrecords_dir={records}", "--layout=sharded")
+    run("flair.export", "--format=croissant", f"--tfrecords_dir={records}")
+    for more in ([], ["--overwrite"]):
+        line = refused("flair.export", f"--dataset_dir={miniature}", f"--output_dir={records}", *more)
+        assert "is not empty and no export of FLAIR" in line
+    assert TFRecords(records).users("train")
     for place in (".", "/", "a/.."):
         line = refused("flair.export", f"--dataset_dir={miniature}", f"--output_dir={place}")
         assert f"--output_dir={place}: expected the name of a new folder" in line

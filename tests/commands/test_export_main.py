@@ -50,7 +50,8 @@ def test_keras_of_an_old_file_of_weights(model: tf.keras.Model, tmp_path: Path) 
 
 def test_savedmodel(model: tf.keras.Model, path: Path, tmp_path: Path) -> None:
     out = tmp_path / "folder"
-    run("benchmark.export_main", f"--model={path}", "--format=savedmodel", f"--output_dir={out}")
+    done = run("benchmark.export_main", f"--model={path}", "--format=savedmodel", f"--output_dir={out}")
+    assert "unfinished" not in done.stdout and len(done.stdout.splitlines()) == 3
     loaded = tf.saved_model.load(str(out))
     assert_logits(loaded.serve(PHOTOS), model)
     again = run("benchmark.export_main", f"--model={path}", "--format=savedmodel", f"--output_dir={out}", code=1)
@@ -99,6 +100,30 @@ def test_what_differs_is_not_left(path: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(FlairError, match="its logits differ by"):
         exporting.export(saved_model.load(saved), saved, "keras", tmp_path / "out.keras", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_which_tensorflow_cannot_write_is_refused_in_one_line(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.keras.Model, "export", full)
+    saved = saved_model.describe(path)
+    with pytest.raises(FlairError, match=r"cannot write there .*No space left on device"):
+        exporting.export(saved_model.load(saved), saved, "savedmodel", tmp_path / "out", 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_goes_and_a_link_stays(path: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".out.keras.unfinished"
+    left.mkdir()
+    (left / "model.keras").write_bytes(b"half")
+    (tmp_path / "link.keras").symlink_to("out.keras")
+    saved = saved_model.describe(path)
+    exporting.export(saved_model.load(saved), saved, "keras", tmp_path / "link.keras", 0)
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["link.keras", "out.keras"]
+    assert (tmp_path / "link.keras").is_symlink()
 
 
 def test_a_model_is_not_written_over_by_its_own_export(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ DOORS = {
     "prepare_dataset.py": ["--dataset_dir=/none --output_file=NEW"],
     "prepare_tfrecords.py": ["--dataset_dir=/none --tfrecords_dir=NEW"],
     "flair.duplicate_calibration": ["--dataset_dir=/none"],
+    "flair.export": ["--dataset_dir=/none --output_dir=NEW"],
     "flair.mirror": ["--archives_dir=/none"],
     "flair.near_duplicates": ["--dataset_dir=/none --output_dir=NEW"],
     "flair.review": ["--dataset_dir=/none"],
@@ -37,6 +38,7 @@ DOORS = {
     "benchmark.demo_main": ["--output_dir=FILE"],
     "benchmark.discriminator_main": ["--dataset_dir=/none --features=/none --sets=val,val"],
     "benchmark.evaluate_main": ["--tfrecords_dir=/none --models=/none --output_dir=NEW"],
+    "benchmark.export_main": ["--model=/none --output_file=NEW.keras"],
     "benchmark.features_main": ["--dataset_dir=/none --model=/none --output_file=NEW.npy"],
     "benchmark.federated_main": [
         f"--tfrecords_dir=/none {more}" for more in ("", "--epsilon=2", "--noise_multiplier=1")

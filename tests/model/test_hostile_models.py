@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmark import flair_metrics
 from benchmark.model import loading, networks
 from benchmark.model import saved as saved_model
 from benchmark.model.archive import open_model
@@ -94,6 +97,20 @@ def _file_operation(config: Config) -> None:
     relu1(config).update({"class_name": "TFOpLambda", "config": {"name": "relu1", "function": "io.write_file"}})
 
 
+def _hidden_operation(config: Config) -> None:
+    """Where a class of the first name is registered and its module lacks it, Keras takes the second one there."""
+    names = {"class_name": "LayerScale", "registered_name": "TFOpLambda", "module": "keras.src.layers.core.tf_op_layer"}
+    relu1(config).update({**names, "config": {"name": "relu1", "function": "io.write_file"}})
+
+
+def _module_that_is_a_list(config: Config) -> None:
+    relu1(config)["module"] = ["planted_module"]
+
+
+def _loss(config: Config) -> None:
+    config["compile_config"] = {"loss": {"module": "planted_module", "class_name": "Surprise", "config": {}}}
+
+
 def _lookup(config: Config) -> None:
     relu1(config).update({"class_name": "StringLookup", "config": {"name": "relu1", "vocabulary": "/etc/passwd"}})
 
@@ -110,6 +127,9 @@ ATTACKS = {
     _function: "function",
     _module_of_an_initializer: "planted_module",
     _file_operation: "io.write_file",
+    _hidden_operation: "io.write_file",
+    _module_that_is_a_list: "['planted_module']",
+    _loss: "planted_module",
     _lookup: "StringLookup",
     _registered: "Package>Surprise",
 }
@@ -146,6 +166,21 @@ def test_keras_itself_imports_what_a_file_names(good: Path, tmp_path: Path, cana
     with pytest.raises(TypeError):  # once it has been imported
         tf.keras.models.load_model(path, safe_mode=True)
     assert canary.exists()
+
+
+def test_a_loss_of_an_h5_file_is_looked_at_too_and_keras_own_are_not_refused(good: Path, tmp_path: Path) -> None:
+    model = networks.build_model("cnn", SIZE, 3)
+    optimizer = tf.keras.mixed_precision.LossScaleOptimizer(tf.keras.optimizers.Adam())
+    model.compile(optimizer, tf.keras.losses.BinaryCrossentropy(), flair_metrics.metrics_builder(3))
+    model.fit(np.zeros((1, *SIZE)), np.zeros((1, 3)), verbose=0)
+    for suffix in (".h5", ".keras"):
+        model.save(tmp_path / f"trained{suffix}")
+        loading.load_by_name(model, tmp_path / f"trained{suffix}")
+    path = tampered(good, tmp_path / "sent.h5", lambda _config: None)
+    with h5py.File(path, "r+") as file:
+        file.attrs["training_config"] = json.dumps({"loss": {"module": "planted_module", "class_name": "Surprise"}})
+    with pytest.raises(FlairError, match="an object of the module planted_module, which is refused"):
+        saved_model.describe(path)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
@@ -219,6 +254,16 @@ def test_an_archive_that_is_damaged_or_a_bomb_is_refused(
     with bounded_memory(400_000_000), pytest.raises(FlairError, match=words) as caught:
         saved_model.describe(path)
     assert str(caught.value).startswith(f"{path}: ") and str(caught.value).isprintable()
+
+
+def test_a_full_disk_is_not_damage(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(FlairError, match=r"is unpacked to be read, and the disk of .* is full") as caught:
+        open_model(good / "good.keras")
+    assert "damaged" not in str(caught.value)
 
 
 @settings(max_examples=60, deadline=None)

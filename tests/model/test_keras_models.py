@@ -13,8 +13,9 @@ import pytest
 import tensorflow as tf
 
 from benchmark.data.augmentation import resize
-from benchmark.model import loading, networks, plain, specs, trainable, vision_transformer
+from benchmark.model import exporting, loading, networks, plain, specs, trainable, vision_transformer
 from benchmark.model import saved as saved_model
+from flair.errors import FlairError
 from tests.support.commands import ROOT, assert_equal_weights, read_weights, run_program
 
 SIZE = (48, 40, 3)
@@ -168,9 +169,10 @@ class Mute(tf.keras.layers.Layer):
         self.made_of = made_of
 
 
-def test_a_network_that_cannot_be_described_is_saved_as_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made_of", [object(), 2])  # of arguments that JSON can say Keras makes up a configuration
+def test_a_network_that_cannot_be_described_is_saved_as_weights(made_of: object, tmp_path: Path) -> None:
     pixels = tf.keras.Input(SIZE)
-    x = tf.keras.layers.Conv2D(4, 3, name="conv")(Mute(object())(pixels))
+    x = tf.keras.layers.Conv2D(4, 3, name="conv")(Mute(made_of)(pixels))
     model = tf.keras.Model(pixels, tf.keras.layers.GlobalAveragePooling2D()(x), name="mute")
     loading.save_model(model, tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5") as file:
@@ -179,3 +181,32 @@ def test_a_network_that_cannot_be_described_is_saved_as_weights(tmp_path: Path) 
     (tmp_path / "a.keras").touch()  # of an earlier model, which nobody may take for this one
     assert not loading.save_archive(model, tmp_path / "a.keras")
     assert not (tmp_path / "a.keras").exists()
+
+
+def twice(x: tf.Tensor) -> tf.Tensor:
+    """An activation of somebody's."""
+    return 2 * x
+
+
+def of_functions(shape: tuple[int, int, int]) -> tf.keras.Model:
+    """A network of functions, one of TensorFlow's and one of somebody's, that no stranger's file may name."""
+    pixels = tf.keras.Input(shape)
+    x = tf.keras.layers.Conv2D(4, 3, activation=twice, name="conv")(pixels)
+    return tf.keras.Model(pixels, tf.keras.layers.GlobalAveragePooling2D()(tf.nn.leaky_relu(x)))
+
+
+def test_a_network_of_ones_own_functions_reads_what_it_saved(tmp_path: Path) -> None:
+    network = f"{__name__}:of_functions"
+    model, again = (networks.build_model(network, SIZE, 3, seed=seed) for seed in (0, 1))
+    loading.save_model(model, tmp_path / "a.h5")
+    loading.save_archive(model, tmp_path / "a.keras")
+    for suffix in (".h5", ".keras"):
+        again.set_weights([0 * array for array in again.get_weights()])
+        assert not loading.load_by_name(again, tmp_path / f"a{suffix}").skipped
+        np.testing.assert_array_equal(again(PHOTOS), model(PHOTOS))
+        with pytest.raises(FlairError, match=r"twice|leaky_relu|function"):
+            loading.load_by_name(build("frozen"), tmp_path / f"a{suffix}")
+    found = saved_model.describe(tmp_path / "a.h5", network)
+    with pytest.raises(FlairError, match=r"cannot be written as savedmodel: .* take --format=safetensors"):
+        exporting.export(model, found, "savedmodel", tmp_path / "folder", 0)  # Keras does not know `twice`
+    exporting.export(model, found, "safetensors", tmp_path / "a.safetensors", 0)

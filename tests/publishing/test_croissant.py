@@ -182,3 +182,10 @@ def test_a_damaged_record_and_a_missing_photo_are_one_line(
 def test_what_lies_beside_manifests_is_not_offered_as_a_test_set(places: Path, described: Described) -> None:
     line = refused("flair.export", "--format=croissant", "--testset=none-0", f"--testsets_dir={places}")
     assert "none-0.json: no such test set; " in line and line.endswith("has mine-0")
+
+
+def test_a_folder_without_records_keeps_the_description_it_has(tmp_path: Path) -> None:
+    (tmp_path / "croissant.json").write_text("of the photos")
+    line = refused("flair.export", "--format=croissant", f"--tfrecords_dir={tmp_path}")
+    assert f"{tmp_path}: holds no records of photos; give a folder that prepare_tfrecords.py made" in line
+    assert (tmp_path / "croissant.json").read_text() == "of the photos"
