@@ -231,11 +231,14 @@ def _compute_dtype(facts: Mapping[str, Any], flags: Mapping[str, str], path: Pat
 
 
 def _keras_size(config: Any, path: Path) -> tuple[int, int] | None:
-    """The input size in Keras's description of a whole model, whose layers have a `batch_input_shape`."""
+    """The input size in Keras's description of a whole model: of the input, or of what scales photos of any size."""
     for layer in _listed(_item(_item(config, "config"), "layers")):
-        shape = _listed(_item(_item(layer, "config"), "batch_input_shape"))
+        options = _item(layer, "config")
+        shape = _listed(_item(options, "batch_input_shape"))
         if len(shape) == 4 and shape[1] and shape[2]:
             return _checked_size(shape[1:3], path)
+        if _item(layer, "class_name") == "Resizing":
+            return _checked_size([_item(options, "height"), _item(options, "width")], path)
     return None
 
 

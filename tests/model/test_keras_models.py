@@ -115,6 +115,15 @@ def test_a_loaded_model_scales_photos_of_any_size_as_evaluation_does(folder: Pat
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_what_keras_loads_and_saves_again_is_read_at_its_size(folder: Path, tmp_path: Path, suffix: str) -> None:
+    tf.keras.models.load_model(folder / f"frozen{suffix}").save(tmp_path / f"again{suffix}")
+    found = saved_model.describe(tmp_path / f"again{suffix}")
+    assert (found.network, found.image_size, found.is_size_known) == ("cnn", SIZE[:2], True)
+    wanted = build("frozen")(PHOTOS, training=False)
+    np.testing.assert_array_equal(saved_model.load(found)(PHOTOS, training=False), wanted)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.parametrize("name", MODELS)
 def test_we_read_both_formats(folder: Path, name: str, suffix: str) -> None:
     found = saved_model.describe(folder / f"{name}{suffix}")
