@@ -146,8 +146,8 @@ def save_archive(model: tf.keras.Model, path: str | Path) -> bool:
 def _contents(model: tf.keras.Model) -> tuple[dict[str, Any] | None, dict[str, dict[str, np.ndarray]]]:
     """What Keras builds the model from, as one of photos of any size, and the weights of each layer of it."""
     found, weights = plain.description(model), plain.weights(model)
-    if found is None:
-        return None, weights
+    if found is None or len(model.input_shape) != 4:  # a head takes features
+        return found, weights
     found = plain.of_any_size(found)
     return found, {layer["name"]: weights.get(layer["name"], {}) for layer in found["config"]["layers"]}
 

@@ -18,10 +18,14 @@ from tests.support.feature_files import write_features
 DOOR = "benchmark.discriminator_main"
 
 
-def _sets(seed: int, shift: float = 0.0, users: int = 60, own: float = 2.0) -> TwoSets:
-    """Users of either set with five photos each; features have a part of the user's own, and a shift in the second."""
+def _sets(seed: int, shift: float = 0.0, users: int = 60, own: float = 2.0, heavy_tail: bool = False) -> TwoSets:
+    """Users of either set with five photos each; features have a part of the user's own, and a shift in the second.
+
+    With `heavy_tail` most users have few photos and some have 200.
+    """
     rng = np.random.default_rng(seed)
-    user = np.repeat(np.arange(2 * users), 5)
+    photos = np.minimum(1 + 3 * rng.pareto(1.2, 2 * users), 200).astype(int) if heavy_tail else 5
+    user = np.repeat(np.arange(2 * users), photos)
     is_second = user >= users
     features = own * rng.normal(size=(2 * users, 6))[user] + rng.normal(size=(len(user), 6))
     features[is_second, 2] += shift
@@ -72,6 +76,15 @@ def test_without_a_difference_intervals_hold_one_half_although_users_differ() ->
     sets = _sets(0, users=10)
     leaking = cross_fitted(sets, np.arange(len(sets.users)) % NUM_FOLDS)
     assert roc_auc_score(sets.is_second, leaking) > 0.6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("heavy_tail", [False, True])
+def test_what_share_of_controls_holds_one_half(heavy_tail: bool) -> None:
+    found = [discriminate(_sets(seed, users=150, own=1.0, heavy_tail=heavy_tail), 200, seed) for seed in range(400)]
+    share = sum(one.low <= 0.5 <= one.high for one in found) / len(found)
+    print(f"{'few users have most photos' if heavy_tail else 'five photos a user'}: {share:.1%} of 400 hold 0.5")
+    assert share >= 0.88
 
 
 @pytest.fixture(scope="module")

@@ -170,6 +170,13 @@ def test_old_files_of_weights_alone_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again(PHOTOS), model(PHOTOS))
 
 
+def test_a_head_alone_is_saved_too(tmp_path: Path) -> None:
+    _, head = trainable.body_and_head(build("frozen"))
+    loading.save_model(head, tmp_path / "head.h5")
+    features = np.ones((2, *head.input_shape[1:]), np.float32)
+    np.testing.assert_array_equal(tf.keras.models.load_model(tmp_path / "head.h5")(features), head(features))
+
+
 class Mute(tf.keras.layers.Layer):
     """A layer that cannot say how it was made."""
 
