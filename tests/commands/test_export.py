@@ -288,7 +288,10 @@ def test_what_is_no_export_is_never_replaced(miniature: Path, tmp_path: Path) ->
     records = tmp_path / "records"  # once they are described, they have the files beside the photos that an export has
     run("prepare_tfrecords.py", f"--dataset_dir={miniature}", f"--tfrecords_dir={records}", "--layout=sharded")
     run("flair.export", "--format=croissant", f"--tfrecords_dir={records}")
+    export(miniature, tmp_path / "parquet")
     for more in ([], ["--overwrite"]):
+        flags = f"--dataset_dir={miniature}", f"--tfrecords_dir={tmp_path / 'parquet'}", *more
+        assert "is not empty and holds no TFRecords of FLAIR" in refused("prepare_tfrecords.py", *flags)
         line = refused("flair.export", f"--dataset_dir={miniature}", f"--output_dir={records}", *more)
         assert "is not empty and no export of FLAIR" in line
     assert TFRecords(records).users("train")

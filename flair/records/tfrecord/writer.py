@@ -124,7 +124,8 @@ def write_tfrecords(
 
 def _check_place(folder: Path) -> None:
     names = set(os.listdir(folder)) if folder.is_dir() else set()
-    known = {preparation.PARAMETERS_FILE, LABEL_INDEX_FILE, *LINKS, UNFINISHED_FOLDER, *ALL_FOLDERS}
+    # An export of parquet files has the file of parameters, too.
+    known = {LABEL_INDEX_FILE, *LINKS, UNFINISHED_FOLDER, *ALL_FOLDERS}
     if names and not names & known:
         raise FlairError(
             f"--tfrecords_dir={folder}: is not empty and holds no TFRecords of FLAIR; give a new folder or an empty one"
