@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flair.dataset import catalog
-from flair.dataset.metadata import MAX_TAXONOMY_BYTES, Record, check_id, record_to_json
+from flair.dataset.metadata import MAX_TAXONOMY_BYTES, Record, check_id, parse_record, record_to_json
 from flair.download import transfer
 from flair.download.client import Client, NotThere, RangeIgnored
 from flair.download.source import Archive, LabelFile
@@ -80,14 +80,12 @@ class HuggingFaceSource:
         def extract(shard: Archive) -> None:
             if _records_text(folder / shard.name) is None:
                 with _open_shard(client, shard, work) as file:
-                    items = (
-                        json.dumps(record_to_json(record), indent=4, ensure_ascii=False)
-                        for record in read_records(file, shard.name)
-                    )
-                    text = "".join(textwrap.indent(item, "    ") + ",\n" for item in items)
+                    items = map(record_to_json, read_records(file, shard.name))
+                    text = "".join(_item_text(item, index, shard.name) for index, item in enumerate(items))
                 checked_json.write(folder / shard.name, {"text": text})
 
         for shard, error in threads.run(extract, shards, num_workers, client.stop):
+            transfer.discard(_part(shard, work))  # a server that is mended sends another one
             raise FlairError(f"{catalog.METADATA_FILE}: cannot read the labels of {shard.name}: {error}") from None
         with atomic.replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as output:
             output.write("[\n")
@@ -246,7 +244,7 @@ def _image_id(value: Any, where: str) -> str:
 
 def _open_shard(client: Client, shard: Archive, work: Path) -> io.RawIOBase | io.BufferedReader:
     """The shard on this disk if all of it is here, else behind Range requests, else fetched."""
-    part = work / f"{shard.name}.part"
+    part = _part(shard, work)
     if not transfer.is_whole(part, shard.url):
         try:
             return _RangeFile(client, shard.url)
@@ -254,6 +252,15 @@ def _open_shard(client: Client, shard: Archive, work: Path) -> io.RawIOBase | io
             client.log(f"{shard.name}: {error}; fetching all of it")
             transfer.fetch(client, shard.url, part, expect="parquet", size=shard.size, sha256=shard.sha256)
     return open(part, "rb")
+
+
+def _item_text(item: dict[str, Any], index: int, shard: str) -> str:
+    parse_record(item, index, Path(shard))  # refuses a bad one while its shard is known
+    return textwrap.indent(json.dumps(item, indent=4, ensure_ascii=False), "    ") + ",\n"
+
+
+def _part(shard: Archive, work: Path) -> Path:
+    return work / f"{shard.name}.part"
 
 
 class _RangeFile(io.RawIOBase):

@@ -269,6 +269,18 @@ def test_a_hub_that_ignores_range_sends_every_shard_once(hub: Hub, tmp_path: Pat
     assert len(whole_gets(hub)) == 4
 
 
+def test_a_hub_that_ignores_range_is_asked_again_once_its_labels_are_mended(hub: Hub, tmp_path: Path) -> None:
+    good = hub.server.files[hub.signed(0)]
+    hub.put(hub.paths[0], to_parquet([row | {"user_id": "../../x"} for row in hub.rows[:10]]))
+    for path in list(hub.server.files):
+        hub.server.faults[path] = [Fault(ignore_range=True)] * 9
+    with pytest.raises(FlairError, match="user_id"):
+        bring(hub, tmp_path)
+    hub.put(hub.paths[0], good)
+    assert bring(hub, tmp_path).failed == []
+    check_complete(hub, tmp_path)
+
+
 def test_a_hub_that_does_not_tell_sizes(hub: Hub, tmp_path: Path) -> None:
     hub.put(hub.paths[3], hub.server.files[hub.signed(3)], linked=False)
     assert bring(hub, tmp_path).failed == []
