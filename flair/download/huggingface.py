@@ -79,13 +79,18 @@ class HuggingFaceSource:
 
         def extract(shard: Archive) -> None:
             if _records_text(folder / shard.name) is None:
-                with _open_shard(client, shard, work) as file:
-                    items = map(record_to_json, read_records(file, shard.name))
-                    text = "".join(_item_text(item, index, shard.name) for index, item in enumerate(items))
+                try:
+                    with _open_shard(client, shard, work) as file:
+                        items = map(record_to_json, read_records(file, shard.name))
+                        text = "".join(_item_text(item, index, shard.name) for index, item in enumerate(items))
+                except FlairError:
+                    # All of it is here, so it was refused; a server that is mended sends another one.
+                    if transfer.is_whole(_part(shard, work), shard.url):
+                        transfer.discard(_part(shard, work))
+                    raise
                 checked_json.write(folder / shard.name, {"text": text})
 
         for shard, error in threads.run(extract, shards, num_workers, client.stop):
-            transfer.discard(_part(shard, work))  # a server that is mended sends another one
             raise FlairError(f"{catalog.METADATA_FILE}: cannot read the labels of {shard.name}: {error}") from None
         with atomic.replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as output:
             output.write("[\n")

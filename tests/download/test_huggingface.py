@@ -281,6 +281,17 @@ def test_a_hub_that_ignores_range_is_asked_again_once_its_labels_are_mended(hub:
     check_complete(hub, tmp_path)
 
 
+def test_a_shard_that_has_arrived_in_part_stays_where_labels_cannot_be_read(hub: Hub, tmp_path: Path) -> None:
+    bring(hub, tmp_path, only_metadata=True)
+    hub.server.faults[hub.signed(0)] = [Fault(drop_after=20_000), *[Fault(status=404)] * 99]
+    assert bring(hub, tmp_path).failed
+    (part,) = (tmp_path / ".download").glob("*.part")
+    (tmp_path / "labels_and_metadata.json").unlink()
+    with pytest.raises(FlairError, match="cannot read the labels of train-00000"):
+        bring(hub, tmp_path)
+    assert part.stat().st_size == 20_000
+
+
 def test_a_hub_that_does_not_tell_sizes(hub: Hub, tmp_path: Path) -> None:
     hub.put(hub.paths[3], hub.server.files[hub.signed(3)], linked=False)
     assert bring(hub, tmp_path).failed == []
