@@ -15,7 +15,7 @@ from benchmark.evaluation import discriminator
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, integer, path, paths
 from benchmark.run.seeds import derive_generator
-from flair.curation.manifest import manifest_path, read_testset
+from flair.curation.manifest import manifest_path, read_valid_testset
 from flair.dataset.catalog import PARTITIONS
 from flair.dataset.metadata import Record, load_records
 from flair.duplicates.features import read_features
@@ -95,10 +95,7 @@ def _members(name: str, records: list[Record], testsets_dir: str) -> list[Record
         file = manifest_path(name, testsets_dir)
         if not file.is_file():
             raise FlairError(f"--sets={name}: is none of {', '.join(PARTITIONS)}, and there is no test set {file}")
-        testset = read_testset(file)
-        if not testset.is_valid:
-            raise FlairError(f"{file}: the test set is marked as not valid; make its next revision")
-        chosen = set(testset.image_ids)
+        chosen = set(read_valid_testset(file).image_ids)
         found = [record for record in records if record.image_id in chosen]
         if len(found) < len(chosen):
             raise FlairError(f"{file}: {len(chosen) - len(found):,} of its photos are not in --dataset_dir")

@@ -12,7 +12,7 @@ import numpy as np
 from benchmark.data.labels import check_columns
 from benchmark.data.records import Records, Task
 from flair.curation.exclusion import Exclusion
-from flair.curation.manifest import Testset, manifest_path, read_testset
+from flair.curation.manifest import Testset, manifest_path, read_valid_testset
 from flair.dataset.catalog import HELDOUT, PARTITIONS
 from flair.errors import FlairError
 from flair.files import atomic
@@ -123,10 +123,7 @@ def _choose(name: str, testsets_dir: str) -> ChosenSet:
             f"--partitions={name}: no such partition ({', '.join(_KNOWN)}), and no test set {path}; "
             "--testsets_dir says where test sets are"
         )
-    testset = read_testset(path)
-    if not testset.is_valid:
-        reason = testset.problem or "its rule could not be fulfilled"
-        raise FlairError(f"{path}: the test set is marked as not valid ({reason}); make its next revision")
+    testset = read_valid_testset(path)
     return ChosenSet(testset.name, testset.partition, testset, path)
 
 

@@ -110,6 +110,15 @@ def read_testset(path: str | Path) -> Testset:
         ) from None
 
 
+def read_valid_testset(path: str | Path) -> Testset:
+    """As `read_testset`; a FlairError, too, where the set is invalid."""
+    testset = read_testset(path)
+    if not testset.is_valid:
+        reason = testset.problem or "its rule could not be fulfilled"
+        raise FlairError(f"{path}: the test set is marked as not valid ({reason}); make its next revision")
+    return testset
+
+
 def write_testset(testset: Testset, folder: str | Path = DEFAULT_FOLDER) -> Path:
     """Writes `<folder>/<name>.json`, whole or not at all, and never over an existing file; returns its path.
 
