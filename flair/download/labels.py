@@ -35,11 +35,7 @@ class Labels:
         shutil.rmtree(self._work, ignore_errors=True)  # what a killed run had not put in place
 
     def bring(self, files: Sequence[LabelFile], counter: Callable[[Path], Callable[[int], None]]) -> None:
-        """Fetches or makes the files; `counter` gives, for a part, what counts its bytes.
-
-        Raises:
-          FlairError: one that every source must have cannot be fetched.
-        """
+        """Fetches or makes the files, or raises a FlairError; `counter` gives what counts the bytes of a part."""
         self._work.mkdir(exist_ok=True)
         for file in files:
             try:

@@ -46,11 +46,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(source: Source, config: DownloadConfig, state: DownloadState, client: Client) -> Plan:
-    """Compares what the source has with what is here, photo by photo; asks the server for the sizes of the rest.
-
-    Raises:
-      FlairError: the source's list of archives cannot be read, or a file redirects from https to http.
-    """
+    """Compares what the source has with what is here, photo by photo; asks the server for the sizes of the rest."""
     found = source.archives(client, state.folder, config.raw)
     wanted = [] if config.only_metadata else _limited(found, config.limit_archives)
     labels = [file for file in source.label_files() if not _is_same_file(file, config.dataset_dir, state)]
@@ -77,11 +73,7 @@ def make_plan(source: Source, config: DownloadConfig, state: DownloadState, clie
 
 
 def require_disk(plan: Plan, config: DownloadConfig, state: DownloadState) -> None:
-    """Checks that the photos to come, and the archives they come in, fit on the disk.
-
-    Raises:
-      FlairError: they do not.
-    """
+    """Raises a FlairError unless the photos to come, and the archives they come in, fit on the disk."""
     sizes = {archive.name: plan.sizes.get(archive.name) or _usual_size(archive) for archive in plan.pending}
     needs: list[tuple[Path, float]] = [
         (config.dataset_dir / archive.folder, _ON_DISK * sizes[archive.name]) for archive in plan.pending

@@ -102,11 +102,7 @@ def scan_photos(folder: Path) -> dict[str, int]:
 
 
 def exclusive(dataset_dir: Path, log: Callable[[str], None]) -> contextlib.AbstractContextManager[int]:
-    """Makes `dataset_dir` and its work folder, and gives an open file that locks them against other downloads.
-
-    Raises:
-      FlairError: another download works in the same folder.
-    """
+    """Makes `dataset_dir` and its work folder; yields an open file that locks them, FlairError where another does."""
     folder = dataset_dir / WORK_DIR
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"--dataset_dir={dataset_dir}: another download is at work there; wait for it, or stop it"
