@@ -176,6 +176,11 @@ def photos(
     }
 
 
+def source(kind: str, name: str, **extract: str) -> dict[str, Any]:
+    """Where the values of a field are: in a "fileObject" or "fileSet", by its `@id`, and what to take out of it."""
+    return {"source": {kind: {"@id": name}, "extract": extract}}
+
+
 def reference(field: str) -> dict[str, Any]:
     """What a field of photos refers to: the field that has the same values, by its `@id`."""
     return {"references": {"field": {"@id": field}}}

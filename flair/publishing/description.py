@@ -65,14 +65,12 @@ def describe_dataset(dataset_dir: str | Path, num_workers: int) -> Described:
         _write_checksums(folder, looked),
         croissant.file_set(catalog.SMALL_IMAGES_DIR, f"{catalog.SMALL_IMAGES_DIR}/*.jpg", croissant.JPEG),
     ]
-    metadata = {"fileObject": {"@id": catalog.METADATA_FILE}}
-    records = {name: {"source": {**metadata, "extract": {"jsonPath": f"[*].{name}"}}} for name in _RECORD_FIELDS}
-    photo_files = {"fileSet": {"@id": catalog.SMALL_IMAGES_DIR}}
-    file_name = {"extract": {"fileProperty": "filename"}, "transform": {"regex": r"^(.+)\.jpg$"}}
-    files = {
-        "image_id": {"source": {**photo_files, **file_name}},
-        "image": {"source": {**photo_files, "extract": {"fileProperty": "content"}}},
-    }
+    metadata = "fileObject", catalog.METADATA_FILE
+    records = {name: croissant.source(*metadata, jsonPath=f"[*].{name}") for name in _RECORD_FIELDS}
+    photo_files = "fileSet", catalog.SMALL_IMAGES_DIR
+    properties = {"image_id": "filename", "image": "content"}
+    files = {name: croissant.source(*photo_files, fileProperty=what) for name, what in properties.items()}
+    files["image_id"]["source"]["transform"] = {"regex": r"^(.+)\.jpg$"}
     # mlcroissant joins two record sets, but not a file of JSON and a folder of photos.
     joined: dict[str, dict[str, Any]] = {name: {"source": {"field": {"@id": f"records/{name}"}}} for name in records}
     joined["image_id"] |= croissant.reference("files/image_id")
@@ -115,10 +113,7 @@ def describe_tfrecords(tfrecords_dir: str | Path, num_workers: int) -> Described
     for partition in partitions:
         name = records.partition_folder(partition).name
         distribution.append(croissant.file_set(name, f"{name}/*{layout.SUFFIX}", croissant.TFRECORD))
-        fields: dict[str, dict[str, Any]] = {
-            field: {"source": {"fileSet": {"@id": name}, "extract": {"column": feature}}}
-            for field, feature in features.items()
-        }
+        fields = {field: croissant.source("fileSet", name, column=feature) for field, feature in features.items()}
         fields["partition"] = {"value": partition}
         for labels in ("labels", "fine_grained_labels"):
             fields[labels]["data_type"] = "sc:Integer"
@@ -146,13 +141,9 @@ def describe_hdf5(hdf5_file: str | Path) -> Described:
     counts = {partition: Count(len(users[partition]), photos[partition]) for partition in users}
     looked = _look(path.parent, [path.name], 1, _look_at_files)
     distribution = [file_object(looked[path.name], croissant.HDF5)]
-    stored = {"fileObject": {"@id": path.name}}
-    fields = {field: {"source": {**stored, "extract": {"column": column}}} for field, column in columns.items()}
+    fields = {field: croissant.source("fileObject", path.name, column=column) for field, column in columns.items()}
     description = "A record a photo; columns are the paths of HDF5 data sets and groups, as docs/formats.md has them."
-    record_sets = [
-        croissant.splits(counts),
-        croissant.photos("photos", photos.total(), fields, description),
-    ]
+    record_sets = [croissant.splits(counts), croissant.photos("photos", photos.total(), fields, description)]
     return _write(path.with_suffix(f".{croissant.FILE}"), counts, distribution, record_sets, looked)
 
 
@@ -161,7 +152,7 @@ def describe_testset(testset_file: str | Path) -> Described:
     path = Path(testset_file)
     testset = read_testset(path)
     looked = _look(path.parent, [path.name], 1, _look_at_files)
-    manifest = {"fileObject": {"@id": path.name}, "extract": {"jsonPath": "image_ids[*]"}}
+    fields = {"image_id": croissant.source("fileObject", path.name, jsonPath="image_ids[*]")}
     number = len(testset.image_ids)
     description = (
         f"The photos of the test set {testset.name}, drawn from {testset.partition} by the rule {testset.rule}."
@@ -170,7 +161,7 @@ def describe_testset(testset_file: str | Path) -> Described:
         testset.name,
         f"{description} It names {number:,} photos of FLAIR and holds none.",
         [file_object(looked[path.name], croissant.JSON)],
-        [croissant.photos("photos", number, {"image_id": {"source": manifest}}, description)],
+        [croissant.photos("photos", number, fields, description)],
     )
     target = path.with_suffix(f".{croissant.FILE}")
     atomic.write_json(target, document)

@@ -310,9 +310,7 @@ def _write_beside(
 
 
 def _record_set(name: str, files: str, num_photos: int) -> dict[str, Any]:
-    fields: dict[str, dict[str, Any]] = {
-        column: {"source": {"fileSet": {"@id": files}, "extract": {"column": column}}} for column in _COLUMNS
-    }
+    fields = {column: croissant.source("fileSet", files, column=column) for column in _COLUMNS}
     fields["image"]["source"]["transform"] = {"jsonPath": "bytes"}
     fields["partition"] |= croissant.reference("splits/name")
     return croissant.photos(name, num_photos, fields)
