@@ -128,10 +128,8 @@ class GrowingArrays:
 class PartStore:
     """Rows of the first `done` tasks, in the tasks' order, in files `part-<first task>-<last task + 1>.npy`.
 
-    The tasks must be the same in every run: name the folder after everything that decides them.
-
-    Raises:
-      FlairError: a part is damaged.
+    The tasks must be the same in every run: name the folder after everything that decides them. A damaged part is a
+    FlairError.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
