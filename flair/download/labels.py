@@ -72,7 +72,7 @@ class Labels:
             return
         try:
             transfer.fetch(self._client, file.url, part, most=file.most, on_bytes=counter(part))
-            transfer.take(part, target, file.most or transfer.MOST_BYTES["text"])
+            transfer.take(part, target, file.most)
         except NotThere:
             raise
         except FlairError as error:

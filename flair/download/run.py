@@ -27,7 +27,6 @@ from flair.download.transfer import Fetched, WrongContent
 from flair.download.unpacking import Job, Unpackers
 from flair.errors import FlairError
 from flair.files import atomic
-from flair.files.regular_file import file_sha256
 from flair.parallel import threads
 from flair.terminal.paths import command_line
 from flair.terminal.progress import Progress, duration
@@ -141,7 +140,7 @@ class _Archives:
                 unpacked = self._unpack(archive, fetched)
                 break
             except (WrongContent, UnpackError) as error:
-                if part.exists():
+                if part.exists():  # its bytes are counted once more as they come again
                     count(-part.stat().st_size)
                 transfer.discard(part)
                 if isinstance(error, UnpackError) and not error.corrupt:
@@ -170,11 +169,10 @@ class _Archives:
 
     def _kept(self, archive: Archive) -> Fetched | None:
         """The archive as an earlier run kept it, if it is still the right one."""
-        path, entry = self.config.dataset_dir / archive.name, self.state.get(archive.name)
-        if entry is None or not path.is_file() or path.stat().st_size != entry.size:
+        entry = self.state.get(archive.name)
+        if entry is None or not self.state.is_kept(archive.name, archive.url, archive.sha256):
             return None
-        trusted = archive.sha256 or (entry.sha256 if entry.url == archive.url else None)
-        return Fetched(path, entry.size, entry.sha256) if file_sha256(path) == trusted else None
+        return Fetched(self.config.dataset_dir / archive.name, entry.size, entry.sha256)
 
 
 def _finish(archive: Archive, config: DownloadConfig, state: DownloadState) -> None:

@@ -40,7 +40,7 @@ class LabelFile(NamedTuple):
     name: str
     url: str
     optional: bool = False
-    most: int | None = None  # bytes that are taken at most
+    most: int = transfer.MOST_BYTES["text"]  # bytes that are taken at most
     make: Callable[[Client, Path, Path, int], None] | None = None
 
 
