@@ -52,7 +52,7 @@ class DownloadState:
         return entry is not None and (entry.sha256 == sha256 if sha256 else entry.url == url)
 
     def is_kept(self, name: str, url: str, sha256: str | None = None) -> bool:
-        """Whether, besides, the file lies in the dataset folder, byte for byte as it came."""
+        """Whether it is finished, and lies in the dataset folder byte for byte as it came."""
         path, entry = self._dataset_dir / name, self.get(name)
         if entry is None or not self.is_finished(name, url, sha256):
             return False
