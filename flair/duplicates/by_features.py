@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from flair.duplicates import compare
 from flair.duplicates.features import PHOTOS_AT_ONCE, FeatureTable
 from flair.duplicates.search import NearPairs, Work
+from flair.files.growing import PartStore
 from flair.files.npy_file import read_rows, write_rows
-from flair.files.parts import PartStore
 from flair.terminal.progress import Progress
 
 ALIGNED_PAIR = np.dtype([("first", "<i4"), ("second", "<i4"), ("correlation", "<f8")])

@@ -24,8 +24,8 @@ from flair.duplicates.scope import Scope
 from flair.duplicates.signatures import Signatures, SignatureTable, equal
 from flair.errors import FlairError
 from flair.files.atomic import remove_leftovers
+from flair.files.growing import PartStore
 from flair.files.npy_file import read_rows, write_rows
-from flair.files.parts import PartStore
 from flair.parallel.processes import map_in_order
 from flair.terminal.progress import Progress
 
