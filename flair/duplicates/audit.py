@@ -28,7 +28,7 @@ from flair.duplicates.report import (
     summary_text,
 )
 from flair.duplicates.rule import Thresholds, is_near_duplicate, may_be_duplicate
-from flair.duplicates.scope import Scope, make_scope
+from flair.duplicates.scope import Scope, make_scope, pair_codes
 from flair.duplicates.search import MAX_PAIRS, NEAR_PAIR, NearPairs, Work
 from flair.duplicates.signatures import Signatures, equal, read_signatures
 from flair.errors import FlairError
@@ -37,6 +37,7 @@ from flair.files import atomic, lock
 PAIRS_FILE = "duplicate_pairs.json"
 SUMMARY_FILE = "summary.json"
 SUMMARY_TEXT_FILE = "summary.txt"
+_DESCRIBED = ("pairs", "partitions", "metrics", "top_k", "feature_neighbors", "mirrored")  # settings in the summary
 OUTPUT_FILES = (NEIGHBORS_FILE, NEAR_DUPLICATES_FILE, PAIRS_FILE, SUMMARY_FILE, SUMMARY_TEXT_FILE)
 
 
@@ -180,24 +181,15 @@ def _kinds(
 def _to_review(aligned: NDArray[Any], duplicates: NDArray[Any], least: float) -> NDArray[Any]:
     """Those of aligned pairs whose detail agrees and that are not called duplicates anyhow."""
     aligned = aligned[aligned["correlation"] >= least]
-    called = set(zip(duplicates["first"].tolist(), duplicates["second"].tolist(), strict=True))
-    both = zip(aligned["first"].tolist(), aligned["second"].tolist(), strict=True)
-    return np.asarray(aligned[np.array([key not in called for key in both], bool)])
+    return np.asarray(aligned[~np.isin(pair_codes(aligned), pair_codes(duplicates))])
 
 
 def _write(found: Found, settings: Settings) -> str:
     """Writes all files; returns the summary as text."""
     listed = nearest(found.pairs, found.scope, settings.top_k)
     groups = components(found)
-    described = {
-        "pairs": settings.pairs,
-        "partitions": list(settings.partitions),
-        "metrics": list(settings.metrics),
-        "top_k": settings.top_k,
-        "feature_neighbors": settings.feature_neighbors,
-        "mirrored": settings.mirrored,
-        "thresholds": settings.thresholds._asdict(),
-    }
+    described = {name: getattr(settings, name) for name in _DESCRIBED}
+    described["thresholds"] = settings.thresholds._asdict()
     summary = {"settings": described, **summarize(found, groups, settings.thresholds.review_dssim)}
     text = summary_text(summary)
     folder = settings.output_dir

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from flair.duplicates import compare
 from flair.duplicates.features import PHOTOS_AT_ONCE, FeatureTable
-from flair.duplicates.search import NearPairs, Work
+from flair.duplicates.search import CANDIDATE, NearPairs, Work
 from flair.files.npy_file import read_rows, write_rows
 from flair.files.parts import PartStore
 from flair.terminal.progress import Progress
 
 ALIGNED_PAIR = np.dtype([("first", "<i4"), ("second", "<i4"), ("correlation", "<f8")])
-_CANDIDATE = np.dtype([("first", "<i4"), ("second", "<i4")])
 _VERSION = 1  # raised whenever the same photos would give other pairs or correlations than before
 
 
@@ -35,13 +34,11 @@ def aligned_pairs(search: NearPairs, features: FeatureTable, count: int) -> NDAr
         pairs = read_rows(path, ALIGNED_PAIR)
         search.aligned = Work(0, len(pairs))
         return pairs
-    candidates = _candidates(search, features, count, PartStore(search.folder / f"nearest-{key}", _CANDIDATE))
+    candidates = _candidates(search, features, count, PartStore(search.folder / f"nearest-{key}", CANDIDATE))
     store = PartStore(search.folder / f"alignment-{key}", np.dtype("<f8"))
-    before = store.num_rows
     pairs = np.empty(len(candidates), ALIGNED_PAIR)
     pairs["first"], pairs["second"] = candidates["first"], candidates["second"]
-    pairs["correlation"] = search.measured(compare.compare_alignment, candidates, store, "alignment")
-    search.aligned = Work(len(pairs) - before, before)
+    pairs["correlation"], search.aligned = search.measured(compare.compare_alignment, candidates, store, "alignment")
     write_rows(path, pairs)
     search.tidy(f"nearest-{key}", f"alignment-{key}")
     return pairs
@@ -56,7 +53,7 @@ def _candidates(search: NearPairs, features: FeatureTable, count: int, store: Pa
             for start in starts[store.done :]:
                 photos = range(start, min(start + PHOTOS_AT_ONCE, num_photos))
                 near = features.nearest(search.scope, photos, count)
-                found = np.empty(near.size, _CANDIDATE)
+                found = np.empty(near.size, CANDIDATE)
                 both = np.repeat(np.asarray(photos, np.int32), count), near.ravel()
                 found["first"], found["second"] = np.minimum(*both), np.maximum(*both)
                 store.add(found[found["first"] >= 0])

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,26 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flair.dataset.images import read_pixels
-from flair.duplicates import blocks, bound, compare
-from flair.duplicates.bound import Blocks
+from flair.duplicates import blocks, compare
 from flair.duplicates.compare import ComparedPair, Context
 from flair.duplicates.distance import detail_correlation
-from flair.duplicates.scope import Scope
+from flair.duplicates.scope import Scope, pair_codes
 from flair.duplicates.signatures import Signatures, SignatureTable, equal
 from flair.errors import FlairError
-from flair.files.atomic import remove_leftovers
+from flair.files import atomic
 from flair.files.npy_file import read_rows, write_rows
 from flair.files.parts import PartStore
 from flair.parallel.processes import map_in_order
 from flair.terminal.progress import Progress
 
+CANDIDATE = np.dtype([("first", "<i4"), ("second", "<i4")])
 NEAR_PAIR = np.dtype(
     [("first", "<i4"), ("second", "<i4"), ("l2", "<i8"), ("mirrored", "?"), ("correlation", "<f8"), ("dssim", "<f8")]
 )
 MAX_PAIRS = 30_000_000  # held in memory, about 2 GB
 MAX_BRUTE_FORCE_PHOTOS = 4000  # held in memory, 800 MB
 _VERSION = 1  # raised whenever the same photos would give other pairs than before
-_CANDIDATE = np.dtype([("first", "<i4"), ("second", "<i4")])
 _STRUCTURE = np.dtype([("first", "<i4"), ("second", "<i4"), ("dssim", "<f8")])
 _PAIRS_PER_TASK = 128
 _PAIRS_AT_ONCE = 4096  # of which signatures are read, 14 MB
@@ -121,7 +119,7 @@ class NearPairs:
                     distances.append((min(direct, turned), turned < direct))
                 progress.add()
         self.compared = Work(self.scope.num_pairs())
-        pairs = np.array(rows, _CANDIDATE)
+        pairs = np.array(rows, CANDIDATE)
         return near_pairs(pairs, np.array(distances, compare.DISTANCE), self._signatures.table)
 
     def add_structure(self, pairs: NDArray[Any], needed: NDArray[np.bool_], cached: bool = True) -> None:
@@ -133,7 +131,7 @@ class NearPairs:
             return
         path = self.folder / "structure.npy"
         known = read_rows(path, _STRUCTURE) if path.exists() else np.empty(0, _STRUCTURE)
-        pairs["dssim"][np.searchsorted(_order(pairs), _order(known))] = known["dssim"]
+        pairs["dssim"][np.searchsorted(pair_codes(pairs), pair_codes(known))] = known["dssim"]
         pairs["dssim"][needed & (pairs["l2"] == 0)] = 0.0
         missing = needed & np.isnan(pairs["dssim"])
         self.structured = Work(int(missing.sum()), int((needed & ~missing).sum()))
@@ -141,14 +139,16 @@ class NearPairs:
             todo = pairs[missing]
             # Which pairs are to be done depends on what is known, so the unfinished work is named after them.
             store = PartStore(self.folder / f"structure-{_digest(todo.tobytes())}", np.dtype("<f8"))
-            pairs["dssim"][missing] = self.measured(compare.compare_structure, todo, store, "dssim")
+            pairs["dssim"][missing], _ = self.measured(compare.compare_structure, todo, store, "dssim")
             done = pairs[~np.isnan(pairs["dssim"])]
             write_rows(path, done[list(_STRUCTURE.names or ())].astype(_STRUCTURE))
         self.tidy("structure-*")
         # Other runs may have asked for more; the result is the same without them.
         pairs["dssim"][~needed] = np.nan
 
-    def measured(self, measure: _Measure, pairs: NDArray[Any], store: PartStore, what: str) -> NDArray[Any]:
+    def measured(
+        self, measure: _Measure, pairs: NDArray[Any], store: PartStore, what: str
+    ) -> tuple[NDArray[Any], Work]:
         """What `measure` gives for the pairs, in their order; `store` keeps what is done, and has what was done."""
         done = min(store.done * _PAIRS_PER_TASK, len(pairs))
         with Progress(len(pairs), what, "pair", done=done) as progress:
@@ -160,16 +160,18 @@ class NearPairs:
             finally:
                 store.save()
         compare.forget_photos()
-        return store.rows()
+        return store.rows(), Work(len(pairs) - done, done)
 
     def _candidates(self) -> NDArray[Any]:
         """Pairs whose bound is within the limit, in the order in which they are compared."""
         path = self.folder / "candidates.npy"
         if path.exists():
             self.searched = Work(0, self.scope.num_pairs())
-            return read_rows(path, _CANDIDATE)
-        tiles = list(_tiles(self.scope, self._chunk_size))
-        store = PartStore(self.folder / f"tiles-{self._chunk_size}", _CANDIDATE)
+            return read_rows(path, CANDIDATE)
+        num_photos, size = len(self.scope.records), self._chunk_size
+        chunks = [range(start, min(start + size, num_photos)) for start in range(0, num_photos, size)]
+        tiles = [tile for tile in itertools.combinations_with_replacement(chunks, 2) if self.scope.may_have(*tile)]
+        store = PartStore(self.folder / f"tiles-{size}", CANDIDATE)
         context = _TileContext(
             self.scope._replace(records=()), self._signatures.table, self._limit, self._context.both_orientations
         )
@@ -203,21 +205,17 @@ class NearPairs:
         same = equal(self._signatures.pixel_sha256, candidates)
         todo = candidates[~same]
         store = PartStore(self.folder / "distances", compare.DISTANCE)
-        done = min(store.done * _PAIRS_PER_TASK, len(todo))
-        self.compared = Work(len(todo) - done, done)
         distances = np.zeros(len(candidates), compare.DISTANCE)
-        distances[~same] = self.measured(compare.compare, todo, store, "l2")
+        distances[~same], self.compared = self.measured(compare.compare, todo, store, "l2")
         near = distances["l2"] <= self._limit
         return near_pairs(candidates[near], distances[near], self._signatures.table)
 
     def tidy(self, *patterns: str) -> None:
         """Removes unfinished work that is finished now, and what a killed run left."""
-        remove_leftovers(self.folder)
-        for path in (path for pattern in patterns for path in self.folder.glob(pattern)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        atomic.remove_leftovers(self.folder)
+        for pattern in patterns:
+            for path in self.folder.glob(pattern):
+                atomic.remove(path)
 
     def _tasks(self, pairs: NDArray[Any]) -> Iterator[list[ComparedPair]]:
         records = [record._replace(labels=(), fine_grained_labels=()) for record in self.scope.records]
@@ -260,23 +258,13 @@ class _TileContext(NamedTuple):
     both_orientations: bool
 
 
-def _tiles(scope: Scope, chunk_size: int) -> Iterator[tuple[range, range]]:
-    count = len(scope.partition)
-    chunks = [range(start, min(start + chunk_size, count)) for start in range(0, count, chunk_size)]
-    return (
-        (rows, columns)
-        for rows, columns in itertools.combinations_with_replacement(chunks, 2)
-        if scope.may_have(rows, columns)
-    )
-
-
 def _search_tile(context: _TileContext, tile: tuple[range, range]) -> NDArray[Any]:
     rows, columns = tile
-    one, other = (Blocks(found["sums"], found["details"]) for found in map(context.table.read, tile))
-    first, second = bound.candidates(one, other, context.limit, context.both_orientations)
+    one, other = (blocks.Blocks(found["sums"], found["details"]) for found in map(context.table.read, tile))
+    first, second = blocks.candidates(one, other, context.limit, context.both_orientations)
     first, second = first + rows.start, second + columns.start
     keep = (first < second) & context.scope.has(first, second)
-    found = np.empty(int(keep.sum()), _CANDIDATE)
+    found = np.empty(int(keep.sum()), CANDIDATE)
     found["first"], found["second"] = first[keep], second[keep]
     return found
 
@@ -294,10 +282,6 @@ def _one_thread_per_worker() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _order(pairs: NDArray[Any]) -> NDArray[np.int64]:
-    return pairs["first"].astype(np.int64) << 32 | pairs["second"]
 
 
 def _digest(*parts: bytes) -> str:
