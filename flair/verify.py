@@ -85,8 +85,7 @@ def run_checks(
     Raises:
       FlairError: the file `exclude` cannot be used.
     """
-    from flair.checks.metadata import check_labels, check_published_numbers, check_records
-    from flair.checks.photos import check_photos
+    from flair.checks.dataset import check_labels, check_photos, check_published_numbers, check_records
     from flair.curation.exclusion import read_exclusion
     from flair.dataset.metadata import group_by_user
 
