@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Wrote the photos and their copies to {planted}.")
         made = {"model": "MODEL.h5", "dataset_dir": flags.output_dir, "output_file": "planted.npy"}
         print("Next:", command_line("python -m benchmark.features_main", **made))
-        return command.EXIT_OK
-    made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates"}
-    print("Next:", command_line("python -m flair.near_duplicates", **made))
+    else:
+        made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates"}
+        print("Next:", command_line("python -m flair.near_duplicates", **made))
     return command.EXIT_OK
 
 

@@ -52,6 +52,7 @@ def nearest(pairs: NDArray[Any], scope: Scope, top_k: int) -> NDArray[np.bool_]:
     photo = np.concatenate([pairs["first"], pairs["second"]])
     other = np.concatenate([pairs["second"], pairs["first"]])
     order = np.lexsort((_rank(scope)[other], np.tile(pairs["l2"], 2), photo))
+    # The place of each entry among those of its photo, which stand together now.
     starts = np.flatnonzero(np.diff(photo[order], prepend=-1))
     position = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     listed = np.empty(len(order), bool)

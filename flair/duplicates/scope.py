@@ -52,7 +52,7 @@ class Scope(NamedTuple):
 
     def num_pairs(self) -> int:
         """How many pairs count."""
-        every, equal = _pairs(np.array([len(self.records)])), _pairs(np.bincount(self._codes))
+        every, equal = pairs_within(np.array([len(self.records)])), pairs_within(np.bincount(self._codes))
         return {"all": every, "within_user": equal}.get(self.name, every - equal)
 
     def relation(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.int8]:
@@ -80,5 +80,6 @@ def pair_codes(pairs: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray(pairs["first"].astype(np.int64) << 32 | pairs["second"])
 
 
-def _pairs(sizes: NDArray[Any]) -> int:
+def pairs_within(sizes: NDArray[Any]) -> int:
+    """How many pairs there are within groups of these sizes."""
     return int((sizes * (sizes - 1) // 2).sum())
