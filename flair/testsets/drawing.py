@@ -242,12 +242,8 @@ def _draw_top(plan: Plan, inputs: _Inputs, eligible: Mapping[str, Record], total
 
 def _parameters(plan: Plan) -> dict[str, Any]:
     """What is the same for all rules; files by name and content."""
-    parameters: dict[str, Any] = {
-        "use_fine_grained_labels": plan.use_fine_grained_labels,
-        "min_annotations": plan.min_annotations,
-        "min_score": plan.min_score,
-        "require_reviewed": plan.require_reviewed,
-    }
+    plain = ("use_fine_grained_labels", "min_annotations", "min_score", "require_reviewed")
+    parameters: dict[str, Any] = {name: getattr(plan, name) for name in plain}
     for name in ("reviews", "exclude", "scores"):
         path = getattr(plan, name)
         parameters[name] = None if path is None else {"file": Path(path).name, "sha256": file_sha256(Path(path))}

@@ -77,11 +77,7 @@ def largest_remainder(counts: Sequence[int], total: int) -> list[int]:
 
 def stratum_by_labels(order: LabelOrder) -> Callable[[Record], Stratum | None]:
     """Class: the rarest label. Bin: the share this label has of the photo's labels, 1 / their number."""
-
-    def stratum(record: Record) -> Stratum:
-        return Stratum(order.rarest(record), bin_of(1 / len(order.labels(record))))
-
-    return stratum
+    return lambda record: Stratum(order.rarest(record), bin_of(1 / len(order.labels(record))))
 
 
 def stratum_by_score(order: LabelOrder, scores: Scores) -> Callable[[Record], Stratum | None]:
