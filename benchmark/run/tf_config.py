@@ -11,7 +11,6 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from flair.errors import FlairError
@@ -74,7 +73,8 @@ def wait_for_all(place: Place) -> None:
             _accept_all(server)
             if time.monotonic() - said >= _SECONDS_PER_LINE:
                 said = time.monotonic()
-                print(f"still waiting for {_named(missing, place)}", file=sys.stderr, flush=True)
+                named = ", ".join(f"worker {index} at {place.addresses[index]}" for index in missing[:5])
+                print(f"still waiting for {named}", file=sys.stderr, flush=True)
             time.sleep(_POLL_SECONDS)
 
 
@@ -117,7 +117,3 @@ def _answers(host: str, port: int) -> bool:
             return connection.getsockname() != connection.getpeername()
     except OSError:
         return False
-
-
-def _named(workers: Sequence[int], place: Place) -> str:
-    return ", ".join(f"worker {index} at {place.addresses[index]}" for index in workers[:5])
