@@ -24,9 +24,8 @@ from benchmark.data.inputs import Inputs, PixelInputs
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
 from benchmark.features.cache import FeatureCache, Network
-from benchmark.federated.client_eval import ClientEvalConfig, ClientEvaluation
+from benchmark.federated.client_eval import ClientEvalConfig, ClientEvaluation, LabelDistance
 from benchmark.federated.cohort import sample_cohort
-from benchmark.federated.label_distance import LabelDistance
 from benchmark.federated.scoring import LocalScorer
 from benchmark.model.identity import network_digest
 from benchmark.model.networks import build_model

@@ -11,9 +11,9 @@ import tensorflow as tf
 from benchmark.data.clients import BatchPlan
 from benchmark.data.records import Task
 from benchmark.privacy.local import LocalNoise
+from benchmark.rounds.client import Randomizer
 from benchmark.rounds.config import ClientConfig, FederatedConfig, LocalNoiseConfig, OptimizerConfig
 from benchmark.rounds.dp_metrics import PREFIX
-from benchmark.rounds.randomizer import Randomizer
 from tests.support.features import KEY, feature_clients, head_runtime
 
 TASK = Task("labels", ("a", "b", "c"), 3)
