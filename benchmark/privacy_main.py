@@ -150,7 +150,7 @@ def _compare(flags: Flags, request: PrivacyRequest) -> None:
     if not found:
         raise FlairError("--compare: no noise reaches the epsilon by any mechanism; ask for more, or a larger --delta")
     if flags.json:
-        print(json.dumps(comparison.as_json(found), indent=2))
+        print(json.dumps([one._asdict() for one in found], indent=2))
     else:
         print(comparison.comparison_text(flags.num_users, request, found, flags.num_weights))
     if flags.output_file is not None:

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from benchmark.privacy.rounding import finite
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ def rdp_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
     """
     if rounds == 0:
         return 0.0
-    orders, rdp = _one_round_rdp(noise_multiplier, sampling_probability)
-    # Where a round costs less than double precision resolves, dp_accounting says 0, which is true of no noise.
-    return _epsilon_of_rdp(orders, rounds * (rdp + RDP_ROUNDING / (orders - 1)), delta)
+    return _composed_rdp_epsilon([(noise_multiplier, sampling_probability, rounds)], delta)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -180,6 +179,11 @@ def rounds_affordable(cost: Callable[[int], float], target: float, guess: int = 
     return low
 
 
+def by_accountant(at: Callable[[int, str], float], rounds: dict[str, int]) -> dict[str, dict[str, float | None]]:
+    """What `at` says of each number of rounds by both accountants; None where it is not finite."""
+    return {part: {name: finite(at(count, name)) for name in ACCOUNTANTS} for part, count in rounds.items()}
+
+
 def described(accountant: str) -> dict[str, str]:
     """The accountant of a statement: its name and the library that it is from."""
     return {"name": accountant, "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}"}
@@ -265,6 +269,7 @@ def _composed_rdp_epsilon(releases: Iterable[tuple[float, float, int]], delta: f
     costs = []
     for noise_multiplier, sampling_probability, rounds in releases:
         orders, rdp = _one_round_rdp(noise_multiplier, sampling_probability)
+        # Where a round costs less than double precision resolves, dp_accounting says 0, which is true of no noise.
         costs.append(rounds * (rdp + RDP_ROUNDING / (orders - 1)))
     return _epsilon_of_rdp(orders, sum(costs[1:], costs[0]), delta)
 
