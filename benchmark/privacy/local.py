@@ -1,7 +1,7 @@
 """Local differential privacy: every client adds noise to its own update before it leaves the client.
 
-The server is not trusted: what is hidden from it is what an update says, not that a client took part. The statement has
-the form that `statement` gives to all of them.
+The server is not trusted: what is hidden from it is what an update says, not that a client took part. `statement` puts
+the statement into words.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any
 from benchmark.privacy import accounting
 from benchmark.privacy.accounting import ACCOUNTANTS
 from benchmark.privacy.caveats import CLIENTS_LOOKED_AT, FLOATING_POINT, WEAK_EPSILON, Caveat, KeyState, stopped_early
-from benchmark.privacy.request import LEAST_NOISE, MOST_NOISE, PrivacyRequest
+from benchmark.privacy.request import PrivacyRequest
 from benchmark.privacy.rounding import as_text, finite, rounded_up, spent_text
-from flair.errors import FlairError
 
 LOCAL = "local"
 
@@ -69,16 +68,6 @@ class LocalPlan:
 def make_local_plan(num_users: int, noise_multiplier: float, request: PrivacyRequest) -> LocalPlan:
     """The plan of a run whose clients add noise; delta is `request`'s, or users^-1.1."""
     return LocalPlan(num_users, num_users**-1.1 if request.delta is None else request.delta, noise_multiplier, request)
-
-
-def check_local(noise_multiplier: float, request: PrivacyRequest) -> None:
-    """Raises FlairError, one line naming the flag, on values that mean nothing; instant."""
-    if not LEAST_NOISE <= noise_multiplier <= MOST_NOISE:
-        raise FlairError(
-            f"--local_noise_multiplier={noise_multiplier:g}: expected {LEAST_NOISE:g} to {MOST_NOISE:g}, the deviation "
-            "of each client's noise in clip norms (say 2.0); leave it out to train without local privacy"
-        )
-    dataclasses.replace(request, noise_multiplier=1.0).check()
 
 
 def make_local_statement(
