@@ -17,7 +17,7 @@ import tensorflow as tf
 from benchmark.metrics.keras import ScoreHistogram
 from benchmark.metrics.loss import keras_loss
 from benchmark.model.clipping import clip_scales
-from benchmark.privacy.local import LocalNoise
+from benchmark.privacy.noise import client_normals
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.config import FED_AVG, FED_PROX, FED_SGD, MIME_LITE, SCAFFOLD, ClientConfig, LocalNoiseConfig
 from benchmark.rounds.graph import GraphFunction, GraphSpec
@@ -202,14 +202,15 @@ class Randomizer:
     def __init__(self, config: LocalNoiseConfig | None, key: NoiseKey | None) -> None:
         if config is not None and key is None:
             raise ValueError("local noise needs a key")
-        self._config, self._noise = config, None if config is None or key is None else LocalNoise(key)
+        self._config, self._key = config, key
 
     def normals(self, round_number: int, client_id: str, weights: Sequence[tf.Tensor]) -> list[np.ndarray]:
         """A client's normal numbers, float32 in the shapes of `weights`; empty where there is no noise."""
-        if self._noise is None:
+        if self._config is None:
             return []
+        assert self._key is not None
         sizes = [weight.shape.num_elements() for weight in weights]
-        parts = np.split(self._noise.normals(round_number, client_id, sum(sizes)), np.cumsum(sizes)[:-1])
+        parts = np.split(client_normals(self._key, round_number, client_id, sum(sizes)), np.cumsum(sizes)[:-1])
         return [part.reshape(weight.shape) for part, weight in zip(parts, weights, strict=True)]
 
     def apply(
