@@ -7,7 +7,6 @@ The score of a photo for a label that it carries is the mean probability that th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -44,7 +43,7 @@ _READ_AT_ONCE = 256
 
 def main(flags: Flags) -> None:
     """Checks the models against the records, scores, writes."""
-    start = time.monotonic()
+    started = time.monotonic()
     atomic.destination(flags.output_file)  # refused before hours of work, not after them
     models = find_models(flags.models, flags.network)
     records = open_records(flags.tfrecords_dir)
@@ -59,14 +58,18 @@ def main(flags: Flags) -> None:
     total = np.zeros((records.num_photos(flags.partition), task.num_outputs))
     for model in models:
         total += _predict(flags, model, records, task)
-    for row, (image_id, columns) in enumerate(_labels(flags, records, task)):
-        if image_id is None:
-            raise FlairError(f"{records.root}: its photos have no ids; prepare it again with prepare_tfrecords.py")
-        agreement[image_id] = {task.label_names[column]: total[row, column] / len(models) for column in columns}
+    for start in range(0, len(total), _READ_AT_ONCE):
+        rows = range(start, min(start + _READ_AT_ONCE, len(total)))
+        for row, serialized in zip(rows, records.read_photos(flags.partition, rows), strict=True):
+            photo = example.decode(serialized)
+            if photo.image_id is None:
+                raise FlairError(f"{records.root}: its photos have no ids; prepare it again with prepare_tfrecords.py")
+            columns = getattr(photo, task.feature)
+            agreement[photo.image_id] = {task.label_names[i]: total[row, i] / len(models) for i in columns}
     atomic.write_json(flags.output_file, agreement, indent=None)
     print(
         f"{flags.output_file}: {len(agreement):,} photos scored by {len(models)} models "
-        f"in {duration(time.monotonic() - start)}"
+        f"in {duration(time.monotonic() - started)}"
     )
     sample = command_line("python -m flair.sample_testset top", scores=flags.output_file)
     print(f"next: {sample} --dataset_dir=DATASET --name=NAME")
@@ -78,24 +81,14 @@ def _predict(flags: Flags, model: SavedModel, records: Records, task: Task) -> n
     from benchmark.evaluation import passes
     from benchmark.model import saved
 
-    keras_model = saved.load(model)  # the step itself does not keep it alive
-    step = passes.predict_step(keras_model)
+    keras_model = saved.load(model)
     data = evaluation_dataset(records, flags.partition, task, model.image_size, flags.eval_batch_size)
     scores = []
     with Progress(data.num_photos, f"{model.name} on {flags.partition}", "photo") as progress:
-        for batch in data:
-            scores.append(step([batch])[0][0].numpy())
-            progress.add(len(scores[-1]))
+        for found, _, _ in passes.predicted(keras_model, data):
+            scores.append(found)
+            progress.add(len(found))
     return np.concatenate(scores)
-
-
-def _labels(flags: Flags, records: Records, task: Task) -> Iterator[tuple[str | None, tuple[int, ...]]]:
-    """Image id and label columns of every photo, in the order of the records."""
-    count = records.num_photos(flags.partition)
-    for start in range(0, count, _READ_AT_ONCE):
-        for serialized in records.read_photos(flags.partition, range(start, min(start + _READ_AT_ONCE, count))):
-            photo = example.decode(serialized)
-            yield photo.image_id, getattr(photo, task.feature)
 
 
 if __name__ == "__main__":

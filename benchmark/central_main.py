@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from benchmark.central.flags import FLAGS
 from benchmark.data.records import Records, Task
@@ -26,18 +26,9 @@ from flair.terminal.progress import duration
 
 if TYPE_CHECKING:
     from benchmark.central.step import CentralTrainer
-    from benchmark.data.inputs import Evaluation, Training
+    from benchmark.data.inputs import Training
     from benchmark.run.devices import Devices
     from benchmark.training.inputs import Prepared
-
-
-class _Built(NamedTuple):
-    devices: Devices
-    trainer: CentralTrainer
-    training: Training
-    validation: Evaluation
-    test: Evaluation
-    prepared: Prepared
 
 
 def main(flags: Flags) -> None:
@@ -91,7 +82,9 @@ def _train(
     data = {**model_flags.data_facts(flags, records), "users": users, "photos": photos}
     restored = start.facts(flags)
     run.check_inputs(data, restored)  # before features are computed
-    devices, trainer, training, validation, test, _ = _build(flags, records, task)
+    devices, trainer, training, prepared = _build(flags, records, task)
+    workers = devices.worker, devices.num_workers
+    validation, test = (prepared.inputs.evaluation(partition, *workers) for partition in ("val", "test"))
     run.describe(
         data=data,
         labels=list(task.label_names),
@@ -146,7 +139,7 @@ def _train(
     }
 
 
-def _build(flags: Flags, records: Records, task: Task) -> _Built:
+def _build(flags: Flags, records: Records, task: Task) -> tuple[Devices, CentralTrainer, Training, Prepared]:
     from benchmark.central.step import CentralTrainer
     from benchmark.run.devices import Devices
     from benchmark.training.inputs import prepare
@@ -163,22 +156,19 @@ def _build(flags: Flags, records: Records, task: Task) -> _Built:
         network = model_flags.build_model(flags, task.num_outputs)
     start.restore(flags, network)
     prepared = prepare(flags, records, task, network)
-    inputs = prepared.inputs
     trainer = CentralTrainer(prepared.model, task, flags.clipnorm, devices, microbatch, network, loss)
-    training = inputs.training(flags.train_batch_size, flags.seed, devices.replicas, devices.num_replicas)
-    workers = (devices.worker, devices.num_workers)
-    validation, test = (inputs.evaluation(partition, *workers) for partition in ("val", "test"))
-    return _Built(devices, trainer, training, validation, test, prepared)
+    training = prepared.inputs.training(flags.train_batch_size, flags.seed, devices.replicas, devices.num_replicas)
+    return devices, trainer, training, prepared
 
 
 def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     if tf_config.place().num_workers > 1:
         raise FlairError("--dry_run measures one process: leave TF_CONFIG out")
-    built = _build(flags, records, task)
+    devices, trainer, _, prepared = _build(flags, records, task)
     from benchmark.central import dry_run
     from benchmark.training import plan as training_plan
 
-    lines = dry_run.plan_lines(flags, records, task, built.devices, built.trainer, built.prepared)
+    lines = dry_run.plan_lines(flags, records, task, devices, trainer, prepared)
     training_plan.print_plan("benchmark.central_main", lines)
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmark.model import safetensors
-from benchmark.model.tensors import float_array
 from benchmark.model.weights import check_values, write
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, path
@@ -83,7 +82,7 @@ class _Source(NamedTuple):
             raise FlairError(f"{self.path}: has no {name}, so it is no torchvision ResNet-18; it has {known}, ...")
         if self.tensors[name].shape != shape:
             raise FlairError(f"{self.path}: {name} has the shape {self.tensors[name].shape}; ResNet-18 has {shape}")
-        array = float_array(self.tensors[name], name, self.path)
+        array = safetensors.float_array(self.tensors[name], name, self.path)
         check_values(array, "moving_variance" if name.endswith(".running_var") else name, f"{self.path}: {name}")
         return array
 

@@ -55,7 +55,9 @@ def main(flags: Flags) -> None:
     if first == second:
         names, members = [f"a half of {first}"] * 2, _halves(members[0], flags.seed)
     else:
-        members[0], shared = _without(*members)
+        others = {record.image_id for record in members[1]}
+        rest = [record for record in members[0] if record.image_id not in others]
+        shared, members[0] = len(members[0]) - len(rest), rest
         if shared:
             print(f"{counted(shared, 'photo')} of {first} that {second} has, too, count for {second} only", flush=True)
     users = [len({record.user_id for record in some}) for some in members]
@@ -79,12 +81,11 @@ def main(flags: Flags) -> None:
         print(f"result: {flags.output_file}")
     print(f"compared {counted(sum(map(len, members)), 'photo')} in {duration(time.monotonic() - started)}")
     place = {"testsets_dir": flags.testsets_dir} if flags.is_changed("testsets_dir") else {}
-    control = {"dataset_dir": flags.dataset_dir, "features": flags.features, "sets": f"{first},{first}", **place}
-    sets = ",".join(dict.fromkeys(flags.sets))
-    evaluate = {"tfrecords_dir": "TFRECORDS", "models": "MODEL.h5", "partitions": sets, **place}
     if first != second:
+        control = {"dataset_dir": flags.dataset_dir, "features": flags.features, "sets": f"{first},{first}", **place}
         print("next, the control:", command_line("python -m benchmark.discriminator_main", **control))
     else:
+        evaluate = {"tfrecords_dir": "TFRECORDS", "models": "MODEL.h5", "partitions": first, **place}
         print("next:", command_line("python -m benchmark.evaluate_main", **evaluate))
 
 
@@ -109,13 +110,6 @@ def _halves(members: list[Record], seed: int) -> list[list[Record]]:
     chosen = derive_generator(seed, "halves").permutation(len(users))[: len(users) // 2]
     second = {users[user] for user in chosen}
     return [[record for record in members if (record.user_id in second) == side] for side in (False, True)]
-
-
-def _without(first: list[Record], second: list[Record]) -> tuple[list[Record], int]:
-    """The first set without the photos of the second, and how many those are."""
-    others = {record.image_id for record in second}
-    rest = [record for record in first if record.image_id not in others]
-    return rest, len(first) - len(rest)
 
 
 def _with_features(members: list[list[Record]], file: str) -> discriminator.TwoSets:

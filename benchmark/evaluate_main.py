@@ -202,6 +202,7 @@ def _evaluate(
             place, applied = folder / one.name / model.name, None if one.name == VAL else chosen
             result = evaluation_result.result_of(scored[model.name, one.name], place, applied)
             results.append({"model": model.name, **result, "rerun": reruns[one.name], "predictions": str(place)})
+    facts = [_model_facts(model, predictor.digest_of(model)) for model in models]
     content = {
         "format": evaluation_result.FORMAT_VERSION,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -213,8 +214,8 @@ def _evaluate(
         "task": {"feature": task.feature, "binary_label": task.label_names[0] if task.is_binary else None},
         "interval": evaluation_result.interval_facts(flags.num_resamples, flags.seed),
         "exclude": flags.exclude,
-        "models": [_model_facts(model, predictor.digest_of(model)) for model in models],
-        "partitions": [evaluation_report.set_facts(one) for one in sets],
+        "models": facts,
+        "partitions": [evaluation_result.set_facts(one) for one in sets],
         "results": results,
         "comparisons": [
             {"partition": one.name, "a": a, "b": b}
@@ -222,38 +223,26 @@ def _evaluate(
             for a, b in pairs
             for one in sets
         ],
-        "drops": _drops(models, [one.name for one in sets if one.manifest is not None], scored),
+        "drops": [
+            {"model": model.name, "from": "test", "partition": one.name}
+            | {"metrics": evaluation_result.drop(scored[model.name, "test"], scored[model.name, one.name])}
+            for model in models
+            for one in sets
+            if one.manifest is not None and (model.name, "test") in scored
+        ],
     }
     path = folder / EVALUATION_FILE
     evaluation_result.write_json(path, content)
     predictor.finish()
-    for model in models:
+    for model, about in zip(models, facts, strict=True):
         if _is_result_of_run(model):
             assert model.run_dir is not None
             own = [result for result in results if result["model"] == model.name]
-            facts = _model_facts(model, predictor.digest_of(model))
-            of_run = content | {"models": [facts], "results": own, "comparisons": [], "drops": []}
+            of_run = content | {"models": [about], "results": own, "comparisons": [], "drops": []}
             of_run["best_sha256"] = file_sha256(model.run_dir / BEST_FILE)
             evaluation_result.write_json(model.run_dir / EVALUATION_FILE, of_run)
     evaluation_report.print_results(content)
     print(f"result: {path}; predictions, per_label.csv and per_user.csv: {folder}/PARTITION/MODEL/", flush=True)
-
-
-def _drops(models: list[Model], testsets: list[str], scored: dict[tuple[str, str], Scored]) -> list[dict[str, Any]]:
-    from benchmark.evaluation import result as evaluation_result
-
-    if (models[0].name, "test") not in scored:
-        return []
-    return [
-        {
-            "model": model.name,
-            "from": "test",
-            "partition": name,
-            "metrics": evaluation_result.drop(scored[model.name, "test"], scored[model.name, name]),
-        }
-        for model in models
-        for name in testsets
-    ]
 
 
 def _model_facts(model: Model, sha256: str) -> dict[str, Any]:

@@ -18,10 +18,17 @@ from benchmark.run.flags import Flags, Role, Table, choice, integer, path, text
 from flair.errors import FlairError
 from flair.terminal.progress import duration
 
+# Format -> how to load what was written.
+_NEXT = {
+    "keras": 'tf.keras.models.load_model("{path}")',
+    "savedmodel": 'model = tf.saved_model.load("{path}"); model.serve(pixels)',
+    "safetensors": 'safetensors.numpy.load_file("{path}"), or --backbone_weights={path}',
+    "onnx": 'onnxruntime.InferenceSession("{path}").run(None, {{"pixels": pixels}})',
+}
 FLAGS: Table = (
     path("model", None, "Saved model: a .h5 or .keras file that training left.", Role.RESULT, required=True),
     text("network", None, NETWORK_HELP, Role.RESULT),
-    choice("format", "keras", ("keras", "savedmodel", "safetensors", "onnx"), "What to write.", Role.RESULT),
+    choice("format", "keras", _NEXT, "What to write.", Role.RESULT),
     path("output_file", None, "File to write, for all formats but savedmodel.", Role.PLACE),
     path("output_dir", None, "Folder to write, for savedmodel; must not exist yet.", Role.PLACE),
     integer("seed", 0, "Seed of the photos that the check runs on.", Role.RESULT, least=0, most=2**48),
@@ -45,14 +52,6 @@ def main(flags: Flags) -> None:
     )
     print(f"largest difference of a logit on random photos: {difference:.2g} (the largest logit is {largest:.2g})")
     print(f"next: {_NEXT[flags.format].format(path=str(output))}")
-
-
-_NEXT = {
-    "keras": 'tf.keras.models.load_model("{path}")',
-    "savedmodel": 'model = tf.saved_model.load("{path}"); model.serve(pixels)',
-    "safetensors": 'safetensors.numpy.load_file("{path}"), or --backbone_weights={path}',
-    "onnx": 'onnxruntime.InferenceSession("{path}").run(None, {{"pixels": pixels}})',
-}
 
 
 def _output(flags: Flags) -> Path:

@@ -6,7 +6,8 @@ from benchmark.run.flags import Role, Table, choice, integer, number
 from benchmark.run.schedules import SCHEDULES
 from benchmark.training.flags import BEST_METRIC, EARLY_STOPPING, LOGGERS, MODEL_FLAGS, OVERWRITE, RUN_DIR
 
-_CENTRAL_FLAGS: Table = (
+FLAGS: Table = (
+    *MODEL_FLAGS,
     number("learning_rate", 1e-4, "Learning rate of Adam.", Role.RESULT, least=0),
     number(
         "clipnorm",
@@ -36,5 +37,3 @@ _CENTRAL_FLAGS: Table = (
     OVERWRITE,
     number("minutes_per_checkpoint", 10.0, "Minutes between checkpoints inside an epoch.", Role.SAVING, least=0),
 )
-FLAGS: Table = (*MODEL_FLAGS, *_CENTRAL_FLAGS)
-"""All flags of `central_main`."""

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmark.data.records import Task
+from benchmark.evaluation.passes import Batch
 from benchmark.metrics.histogram import NUM_BUCKETS, finalize
 from benchmark.metrics.keras import histogram, losses_of, scores_of
 from benchmark.metrics.loss import CROSS_ENTROPY, LossConfig
@@ -15,8 +16,6 @@ from benchmark.metrics.loss import losses_of as losses_to_train
 from benchmark.model.clipping import clip_gradients
 from benchmark.run.devices import Devices, sum_over_replicas
 from flair.errors import FlairError
-
-Batch = tuple[tf.Tensor, tf.Tensor]
 
 
 class CentralTrainer:

@@ -41,6 +41,7 @@ class UserBootstrap:
         for start in range(0, num_resamples, at_once):
             size = min(at_once, num_resamples - start)
             drawn = generator.integers(num_users, size=(size, num_users)) + num_users * np.arange(size)[:, None]
+            # The bins of the i-th resample begin at i * num_users, so that one bincount counts many resamples.
             weights = np.bincount(drawn.ravel(), minlength=size * num_users).reshape(size, num_users)
             self.weights[:, start : start + size] = weights.T
 

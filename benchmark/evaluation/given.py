@@ -14,7 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,7 +241,6 @@ def _read_ids(path: Path) -> list[str]:
 def _build(spec: str, image_size: tuple[int, int]) -> GivenFunction:
     from benchmark.model import custom
 
-    specs.check(spec, "--models")
     found = custom.call(spec, (*image_size, 3), "--models")
     # predict_on_batch runs in inference mode and compiled, which calling a Keras model does not.
     score = getattr(found, "predict_on_batch", found)
@@ -250,5 +249,4 @@ def _build(spec: str, image_size: tuple[int, int]) -> GivenFunction:
     # Nobody can tell whether a function of that name scores as it did: no predictions of it are taken over.
     digest = f"{spec}, called at {time.time_ns()}"
     unknown = GivenFunction(spec, image_size, 0, score, digest)
-    num_outputs = unknown.scores_of(np.zeros((1, *image_size, 3), np.float32)).shape[1]
-    return GivenFunction(spec, image_size, num_outputs, score, digest)
+    return replace(unknown, num_outputs=unknown.scores_of(np.zeros((1, *image_size, 3), np.float32)).shape[1])

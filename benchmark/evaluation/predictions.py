@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmark.run.shapes import misfit
 from flair.errors import FlairError
-from flair.files import checked_json, growing, npy_file, regular_file
+from flair.files import checked_json, npy_file, regular_file
+from flair.files.growing import GrowingArrays
 from flair.files.json_text import BadJson
 
 SCORES_FILE, LOSSES_FILE, FACTS_FILE = "predictions.npy", "losses.npy", "made_from.json"
@@ -45,7 +46,8 @@ class Predictions:
             raise BadJson(f"{FACTS_FILE}: {reason}")
         checksums = facts.pop(_CHECKSUMS, None)  # None: of an older version
         self.facts: dict[str, Any] = facts
-        self.scores, self.losses = _map_arrays(folder)
+        self.scores = npy_file.map_array(folder / SCORES_FILE, [_FLOAT32], 2)
+        self.losses = npy_file.map_array(folder / LOSSES_FILE, [_FLOAT32], 1)
         if len(self.losses) != len(self.scores):
             raise npy_file.BadNpy("scores and losses are not of the same photos")
         if checksums not in (None, [npy_file.crc32c(self.scores), npy_file.crc32c(self.losses)]):
@@ -66,45 +68,23 @@ def open_predictions(folder: Path) -> Predictions | None:
         raise FlairError(f"{folder}: its predictions are damaged ({error}); delete the folder") from None
 
 
-class PredictionWriter:
-    """Predictions in the making, of shape (photos, outputs); see `GrowingArrays` for `facts` and what is continued.
-
-    Attributes:
-      num_done: photos that are written; start there.
-    """
+class PredictionWriter(GrowingArrays):
+    """Predictions for `folder` in the making, of shape (photos, outputs): `add` takes scores and losses."""
 
     def __init__(self, folder: Path, shape: tuple[int, int], facts: Mapping[str, Any]) -> None:
-        self._folder, self._facts = folder, dict(facts)
+        self._place = folder
         arrays = {SCORES_FILE: (_FLOAT32, shape), LOSSES_FILE: (_FLOAT32, shape[:1])}
-        self._growing = growing.GrowingArrays(folder / _UNFINISHED, arrays, facts)
+        super().__init__(folder / _UNFINISHED, arrays, facts)
 
-    @property
-    def num_done(self) -> int:
-        return self._growing.num_done
-
-    def add(self, scores: np.ndarray, losses: np.ndarray) -> None:
-        """Writes the next photos."""
-        self._growing.add(scores, losses)
-
-    def save(self) -> None:
-        """Makes what is written so far outlive this process."""
-        self._growing.save()
-
-    def finish(self) -> Predictions:
+    def publish(self) -> Predictions:
         """Puts the predictions in the place of the old ones."""
-        files = self._growing.finish()
-        (self._folder / FACTS_FILE).unlink(missing_ok=True)  # from here until the end, the folder holds nothing whole
+        files = self.finish()
+        (self._place / FACTS_FILE).unlink(missing_ok=True)  # from here until the end, the folder holds nothing whole
         for file in files:
-            os.replace(file, self._folder / file.name)
-        checked_json.write(self._folder / FACTS_FILE, {**self._facts, _CHECKSUMS: self._growing.checksums})
-        self._growing.taken()
-        return Predictions(self._folder)
-
-
-def _map_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The scores and the losses of a folder, memory-mapped."""
-    scores = npy_file.map_array(folder / SCORES_FILE, [_FLOAT32], 2)
-    return scores, npy_file.map_array(folder / LOSSES_FILE, [_FLOAT32], 1)
+            os.replace(file, self._place / file.name)
+        checked_json.write(self._place / FACTS_FILE, {**self._facts, _CHECKSUMS: self.checksums})
+        self.taken()
+        return Predictions(self._place)
 
 
 def compare(old: Predictions, new: Predictions) -> str:

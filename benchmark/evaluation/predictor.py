@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,11 +23,6 @@ from flair.files import atomic, regular_file
 from flair.files.regular_file import file_sha256
 from flair.parallel.stopping import Terminated
 from flair.terminal.progress import Progress
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-    from benchmark.data.inputs import Evaluation
 
 UNFINISHED_FILE, IDS_FILE, LABELS_FILE = "unfinished.json", "ids.csv", "labels.npy"
 _EVALUATION = re.compile(rb"([0-9]+-[0-9]+)\n")
@@ -69,7 +63,9 @@ class Predictor:
         self, model: Model, image_size: tuple[int, int], photos: EvaluationSet, place: Path
     ) -> tuple[Predictions, str]:
         """The predictions, and one line on how they compare with the last ones in `place`."""
-        self._write_set(photos, self._folder / photos.name)
+        atomic.write_text(self._folder / photos.name / IDS_FILE, photos.ids_text())
+        with atomic.replacing(self._folder / photos.name / LABELS_FILE) as temporary, open(temporary, "wb") as file:
+            np.save(file, photos.labels, allow_pickle=False)
         facts = {
             "model": self.digest_of(model),
             "image_size": list(image_size),
@@ -87,7 +83,7 @@ class Predictor:
             place, (len(photos.rows), self._task.num_outputs), facts | {"evaluation": self._evaluation}
         )
         self._fill(writer, model, image_size, photos)
-        new = writer.finish()
+        new = writer.publish()
         rerun = "first predictions" if old is None else compare(old, new)
         if old is not None:
             print(f"{photos.name}, {model.name}: {rerun}", flush=True)
@@ -117,9 +113,8 @@ class Predictor:
         elif isinstance(model, GivenFunction):
             from benchmark.data.inputs import PixelInputs
 
-            data: Evaluation = PixelInputs(self._records, self._task, image_size, self._batch_size).evaluation(
-                photos.partition
-            )
+            inputs = PixelInputs(self._records, self._task, image_size, self._batch_size)
+            data = inputs.evaluation(photos.partition)
             data.select(photos.rows[start:])
             for pixels, labels in data:
                 scores = model.scores_of(np.array(pixels))  # a copy: TensorFlow's own memory may not be written to
@@ -131,35 +126,21 @@ class Predictor:
         self, model: SavedModel, image_size: tuple[int, int], photos: EvaluationSet, start: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         from benchmark.evaluation import passes
+        from benchmark.features.cache import inputs_of
+        from benchmark.model.trainable import body_and_head
 
-        keras_model, data = self._open(model, image_size, photos.partition)
+        network, partition = self._load(model, image_size), photos.partition
+        of_partition = self._records, self._task, partition, self._batch_size
+        data = inputs_of(network, model, image_size, self._feature_dir, *of_partition).evaluation(partition)
         data.select(photos.rows[start:])
-        step = passes.predict_step(keras_model)
-        for batch in data:
-            scores, losses = step([batch])[0]
+        taking = network if self._feature_dir is None else body_and_head(network)[1]  # pixels, or features
+        for scores, _, losses in passes.predicted(taking, data):
             if not (np.isfinite(scores).all() and np.isfinite(losses).all()):
                 raise FlairError(
                     f"{model.path}: gives scores or losses that are no finite numbers, its training has "
                     "diverged; leave it out of --models"
                 )
-            yield scores.numpy(), losses.numpy()
-
-    def _open(
-        self, model: SavedModel, image_size: tuple[int, int], partition: str
-    ) -> tuple[tf.keras.Model, Evaluation]:
-        """The network and the photos of a partition, or its head and their features."""
-        from benchmark.features.cache import inputs_of
-        from benchmark.model.trainable import body_and_head
-
-        network = self._load(model, image_size)
-        of_partition = self._records, self._task, partition, self._batch_size
-        photos = inputs_of(network, model, image_size, self._feature_dir, *of_partition).evaluation(partition)
-        return network if self._feature_dir is None else body_and_head(network)[1], photos
-
-    def _write_set(self, photos: EvaluationSet, folder: Path) -> None:
-        atomic.write_text(folder / IDS_FILE, photos.ids_text())
-        with atomic.replacing(folder / LABELS_FILE) as temporary, open(temporary, "wb") as file:
-            np.save(file, photos.labels, allow_pickle=False)
+            yield scores, losses
 
 
 def _digest(model: Model) -> str:

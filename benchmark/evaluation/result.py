@@ -38,9 +38,8 @@ class Scored:
     def __init__(
         self, photos: EvaluationSet, predictions: Predictions, task: Task, num_resamples: int, seed: int
     ) -> None:
-        self.set, self.task = photos, task
-        self._scores, self._losses = predictions.scores, predictions.losses
-        self._num_resamples, self._seed = num_resamples, seed
+        self.set, self.task, self._predictions = photos, task, predictions
+        self._bootstrap = functools.partial(_shared_bootstrap, num_resamples=num_resamples, seed=seed)
         self.photos = self._number_users(photos.users)
         self.metrics = resampled.metrics(self.photos, task.is_binary)
 
@@ -78,12 +77,9 @@ class Scored:
             bootstrap = self._bootstrap(photos.num_users)
             return resampled.replicate(photos, bootstrap, self.task.is_binary, progress)
 
-    def _bootstrap(self, num_users: int) -> UserBootstrap:
-        return _shared_bootstrap(num_users, self._num_resamples, self._seed)
-
     def _number_users(self, users: Sequence[str]) -> ScoredPhotos:
         numbers = self.set.user_numbers(users)
-        return ScoredPhotos(self._scores, self.set.labels, self._losses, numbers, len(users))
+        return ScoredPhotos(self._predictions.scores, self.set.labels, self._predictions.losses, numbers, len(users))
 
 
 _shared_bootstrap = functools.lru_cache(maxsize=2)(UserBootstrap)
@@ -205,6 +201,19 @@ def user_table(scored: Scored) -> list[dict[str, Any]]:
         loss = float(np.mean(photos.losses[own], dtype=np.float64))
         rows.append({"user_id": user, "photos": len(own), "loss": loss, name: value})
     return rows
+
+
+def set_facts(photos: EvaluationSet) -> dict[str, Any]:
+    """The photos that were evaluated on."""
+    return {
+        "name": photos.name,
+        "partition": photos.partition,
+        "photos": len(photos.rows),
+        "users": len(photos.users),
+        "excluded": photos.num_excluded,
+        "manifest": None if photos.manifest is None else str(photos.manifest),
+        "ids_sha256": photos.digest,
+    }
 
 
 def interval_facts(num_resamples: int, seed: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -182,14 +182,13 @@ def _take(whole: EvaluationSet, chosen: ChosenSet, exclusion: Exclusion | None, 
     rows = np.array([row for row, image_id in enumerate(whole.image_ids) if image_id in kept], np.int64)
     if not len(rows):
         raise FlairError(f"{chosen.name}: no photo is left to evaluate on")
-    return EvaluationSet(
-        chosen.name,
-        chosen.partition,
-        rows,
-        tuple(whole.image_ids[row] for row in rows),
-        tuple(whole.user_ids[row] for row in rows),
-        whole.labels if len(rows) == len(whole.rows) else whole.labels[rows],
-        whole.image_ids,
-        len(leaving),
-        chosen.manifest,
+    return replace(
+        whole,
+        name=chosen.name,
+        rows=rows,
+        image_ids=tuple(whole.image_ids[row] for row in rows),
+        user_ids=tuple(whole.user_ids[row] for row in rows),
+        labels=whole.labels if len(rows) == len(whole.rows) else whole.labels[rows],
+        num_excluded=len(leaving),
+        manifest=chosen.manifest,
     )

@@ -17,27 +17,13 @@ _MAIN = ("macro_averaged_precision", "micro_averaged_precision", "averaged_preci
 _RARE_SHOWN = 5
 
 
-def set_facts(photos: EvaluationSet) -> dict[str, Any]:
-    """A set as the result file has it."""
-    return {
-        "name": photos.name,
-        "partition": photos.partition,
-        "photos": len(photos.rows),
-        "users": len(photos.users),
-        "excluded": photos.num_excluded,
-        "manifest": None if photos.manifest is None else str(photos.manifest),
-        "ids_sha256": photos.digest,
-    }
-
-
 def print_sets(sets: Sequence[EvaluationSet]) -> None:
     """One line per set."""
     for photos in sets:
-        facts = set_facts(photos)
         manifest = f", the test set {photos.manifest} of {photos.partition}" if photos.manifest else ""
-        excluded = f"; {facts['excluded']:,} photos are excluded" if facts["excluded"] else ""
-        users = counted(facts["users"], "user")
-        print(f"{photos.name}: {facts['photos']:,} photos of {users}{manifest}{excluded}", flush=True)
+        excluded = f"; {photos.num_excluded:,} photos are excluded" if photos.num_excluded else ""
+        users = counted(len(photos.users), "user")
+        print(f"{photos.name}: {len(photos.rows):,} photos of {users}{manifest}{excluded}", flush=True)
 
 
 def print_results(content: Mapping[str, Any]) -> None:

@@ -20,10 +20,11 @@ import numpy as np
 
 from benchmark.evaluation.bootstrap import UserBootstrap
 from benchmark.evaluation.resampled import ScoredPhotos, histogram
-from benchmark.metrics.histogram import FIRST_BUCKET_ABOVE_HALF, NUM_BUCKETS, NUM_THRESHOLDS
+from benchmark.metrics.histogram import FIRST_BUCKET_ABOVE_HALF, NUM_BUCKETS, NUM_THRESHOLDS, divide
 
 LEAST_USERS = 5
 HALF = 0.5
+# Lower edges of all buckets but the first.
 _EDGES = np.insert(np.arange(1, NUM_THRESHOLDS - 1) / (NUM_THRESHOLDS - 1), FIRST_BUCKET_ABOVE_HALF - 1, HALF)
 
 
@@ -94,6 +95,7 @@ def _best_together(counts: np.ndarray) -> float:
     """The published threshold with the highest F1 for a histogram [2, 200]."""
     above = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
     f1 = 2 * above[1] / np.maximum(above[0] + above[1] + above[1, 0], 1)
+    # From the highest threshold down: of several as good, argmax takes the one with the fewest positives.
     best = NUM_BUCKETS - 1 - int(np.argmax(f1[:0:-1]))
     return float(_EDGES[best - 1])
 
@@ -112,7 +114,7 @@ def _confusion(decided: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _rates(counts: np.ndarray) -> list[np.ndarray]:
     """Precision, recall and F1 of counts [labels, 4, ...] as `_confusion` has them: each [labels, ...]."""
     false, missed, hits = counts[:, 1], counts[:, 2], counts[:, 3]
-    return [_divide(hits, hits + false), _divide(hits, hits + missed), _divide(2 * hits, 2 * hits + false + missed)]
+    return [divide(hits, hits + false), divide(hits, hits + missed), divide(2 * hits, 2 * hits + false + missed)]
 
 
 def _summary(rates: list[np.ndarray], counts: np.ndarray, is_binary: bool) -> dict[str, np.ndarray]:
@@ -123,14 +125,9 @@ def _summary(rates: list[np.ndarray], counts: np.ndarray, is_binary: bool) -> di
     return {
         "macro_precision": macro[0],
         "macro_recall": macro[1],
-        "macro_f1": _divide(np.asarray(2 * macro[0] * macro[1]), np.asarray(macro[0] + macro[1])),
+        "macro_f1": divide(np.asarray(2 * macro[0] * macro[1]), np.asarray(macro[0] + macro[1])),
         "micro_precision": pooled[0],
         "micro_recall": pooled[1],
         "micro_f1": pooled[2],
         "mean_label_f1": macro[2],
     }
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    numerator = np.asarray(numerator, np.float64)
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=np.asarray(denominator) > 0)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from benchmark.metrics.histogram import divide
+
 NUM_BINS = 15
 _EDGES = np.linspace(0, 1, NUM_BINS + 1)[1:-1]
 
@@ -31,8 +33,7 @@ def error_of(excess: np.ndarray, decisions: np.ndarray | float) -> np.ndarray:
       excess: sum of (score - label) of each bin, [bins, ...].
       decisions: how many fall into all bins together, [...].
     """
-    total = np.abs(excess).sum(axis=0)
-    return np.asarray(np.divide(total, decisions, out=np.zeros_like(total), where=np.asarray(decisions) > 0))
+    return divide(np.abs(excess).sum(axis=0), np.asarray(decisions))
 
 
 def combine(of_label: np.ndarray, pooled: np.ndarray, is_binary: bool) -> dict[str, np.ndarray]:

@@ -86,7 +86,7 @@ def combine(
     macro, micro = {name: np.mean(values, axis=-1) for name, values in by_label.items()}, dict(pooled)
     for mean in (macro, micro):
         both = mean["precision"] + mean["recall"]
-        mean["f1"] = _divide(np.asarray(2 * mean["precision"] * mean["recall"]), np.asarray(both))
+        mean["f1"] = divide(np.asarray(2 * mean["precision"] * mean["recall"]), np.asarray(both))
     return published(macro, micro, is_binary)
 
 
@@ -159,8 +159,8 @@ def curves(counts: np.ndarray) -> dict[str, np.ndarray]:
     above = np.cumsum(counts[:, :, ::-1], axis=2)[:, :, ::-1]  # photos scored above the lower edge of each bucket
     negatives, positives = above[:, 0], above[:, 1]
     totals = positives[:, :1]
-    precision = _divide(positives, positives + negatives)
-    recall = _divide(positives, np.broadcast_to(totals, positives.shape))
+    precision = divide(positives, positives + negatives)
+    recall = divide(positives, np.broadcast_to(totals, positives.shape))
     # Averaged precision knows only Keras's thresholds, so the cut at 0.5 is left out again.
     kept = np.delete(np.arange(NUM_BUCKETS), FIRST_BUCKET_ABOVE_HALF)
     steps = recall[:, kept] - np.append(recall[:, kept[1:]], np.zeros_like(totals), axis=1)
@@ -171,5 +171,6 @@ def curves(counts: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient in the dtype of `numerator`, 0 where `denominator` is not above 0."""
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)

@@ -5,6 +5,7 @@ model, or such a file.
 """
 
 __all__ = [
+    "applications",
     "clipping",
     "custom",
     "exporting",
@@ -15,7 +16,6 @@ __all__ = [
     "safetensors",
     "saved",
     "specs",
-    "tensors",
     "trainable",
     "vision_transformer",
     "weights",

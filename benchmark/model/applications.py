@@ -8,7 +8,7 @@ import functools
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -72,7 +72,7 @@ def _described(spec: str, input_shape: tuple[int, int, int]) -> tuple[list[_Desc
             f"--model={spec}: takes no input of {input_shape[0]} x {input_shape[1]} pixels ({possible}); give another "
             "--image_height and --image_width"
         ) from None
-    layers = _renamed(_without(_spliced(original.get_config()["layers"]), _FIRST_LAYERS))
+    layers = _renamed(_without_preprocessing(_spliced(original.get_config()["layers"])))
     # Keras does not know the layers of its own ConvNeXt by name.
     kinds = {type(layer).__name__: type(layer) for layer in [*_leaves(original), PixelStandardization()]}
     # Not as input_tensor=..., of which ConvNeXt takes the input layer alone.
@@ -178,18 +178,17 @@ def _spliced(layers: Sequence[_Description]) -> list[_Description]:
                 found.append({**inner, "name": inner["config"]["name"], "inbound_nodes": nodes})
                 nodes = [[[inner["config"]["name"], 0, 0, {}]]]
         last[layer["config"]["name"]] = found[-1]["name"]
-    return [{**layer, "inbound_nodes": _with_names(layer["inbound_nodes"], last)} for layer in found]
+    return _linked(found, last)
 
 
-def _without(layers: Sequence[_Description], kinds: Sequence[str]) -> list[_Description]:
-    """Without the layers of these classes, each of which has one input."""
+def _without_preprocessing(layers: Sequence[_Description]) -> list[_Description]:
+    """Without `_FIRST_LAYERS`, each of which has one input."""
     before: dict[str, str] = {}
     for layer in layers:
-        if layer["class_name"] in kinds:
+        if layer["class_name"] in _FIRST_LAYERS:
             source = layer["inbound_nodes"][0][0][0]
             before[layer["config"]["name"]] = before.get(source, source)
-    kept = (layer for layer in layers if layer["class_name"] not in kinds)
-    return [{**layer, "inbound_nodes": _with_names(layer["inbound_nodes"], before)} for layer in kept]
+    return _linked((layer for layer in layers if layer["class_name"] not in _FIRST_LAYERS), before)
 
 
 def _standardized(layers: Sequence[_Description], about: specs.Pixels) -> list[_Description]:
@@ -205,7 +204,7 @@ def _standardized(layers: Sequence[_Description], about: specs.Pixels) -> list[_
             "config": preprocessing.get_config(),
             "inbound_nodes": [[[entry, 0, 0, {}]]],
         },
-        *({**layer, "inbound_nodes": _with_names(layer["inbound_nodes"], names)} for layer in others),
+        *_linked(others, names),
     ]
 
 
@@ -223,15 +222,18 @@ def _renamed(layers: Sequence[_Description]) -> list[_Description]:
         elif _NUMBERED_STEM.match(name):
             names[name] = _NUMBERED_STEM.sub("stem_1_", name)
     found = []
-    for layer in layers:
+    for layer in _linked(layers, names):
         name = names.get(layer["config"]["name"], layer["config"]["name"])
-        nodes = _with_names(layer["inbound_nodes"], names)
-        found.append({**layer, "name": name, "config": {**layer["config"], "name": name}, "inbound_nodes": nodes})
+        found.append({**layer, "name": name, "config": {**layer["config"], "name": name}})
     return found
 
 
+def _linked(layers: Iterable[_Description], names: Mapping[str, str]) -> list[_Description]:
+    """With connections to layers by their other names; also in the arguments of operations."""
+    return [{**layer, "inbound_nodes": _with_names(layer["inbound_nodes"], names)} for layer in layers]
+
+
 def _with_names(nodes: Any, names: Mapping[str, str]) -> Any:
-    """`inbound_nodes` with other names of layers; also in the arguments of operations."""
     if isinstance(nodes, dict):
         return {key: _with_names(value, names) for key, value in nodes.items()}
     if not isinstance(nodes, list | tuple):

@@ -94,27 +94,23 @@ class KerasArchive(WeightsFile):
         if root is None:
             raise BadObject(f"its {_WEIGHTS} has no group {_LAYERS[0]}")
         self._places = _places(self._config)
-        layers = {}
+        layers: dict[str, list[str]] = {}
         for layer, place in self._places.items():
             is_there = objects.has(root, place) and objects.has(objects.group(root, place), "vars")
-            names = sorted(objects.group(root, f"{place}/vars"), key=_number) if is_there else []
-            layers[layer] = names
+            layers[layer] = sorted(objects.group(root, f"{place}/vars"), key=_number) if is_there else []
         return file, root, layers
 
     def facts(self) -> dict[str, Any]:
-        """As `WeightsFile.facts`."""
         facts = self._metadata.get(FACTS_ATTRIBUTE, {}) if isinstance(self._metadata, dict) else {}
         if not isinstance(facts, dict):
             raise FlairError(f"{self.path}: is damaged: {FACTS_ATTRIBUTE} in its {_METADATA} is not a JSON object")
         return dict(facts)
 
     def keras_config(self) -> Any:
-        """Keras's description of the model."""
         return self._config
 
     @property
     def has_batch_statistics(self) -> bool:
-        """As `WeightsFile.has_batch_statistics`."""
         return any(place.startswith("batch_normalization") for place in self._places.values())
 
     def verify(self) -> None:

@@ -81,7 +81,7 @@ def _breach(model: Any, input_shape: tuple[int, int, int]) -> str | None:
                 f"its layer {layer.name} is a model itself, expected layers only (for Keras's models give input_tensor)"
             )
         names = [weight_name(variable.name) for variable in layer.weights]
-        if len(set(names)) < len(names) or any(inner.weights for inner in _inner(layer)):
+        if len(set(names)) < len(names) or _has_weights_inside(layer):
             return f"its layer {layer.name} has layers with weights inside, expected each as a layer of the model"
         if layer.name == CLASSIFIER:
             return f"it has a layer {CLASSIFIER}, a name that the layer added behind it takes"
@@ -93,8 +93,8 @@ def _breach(model: Any, input_shape: tuple[int, int, int]) -> str | None:
     return None
 
 
-def _inner(layer: tf.keras.layers.Layer) -> list[tf.keras.layers.Layer]:
-    return [inner for inner in layer.submodules if isinstance(inner, tf.keras.layers.Layer)]
+def _has_weights_inside(layer: tf.keras.layers.Layer) -> bool:
+    return any(isinstance(inner, tf.keras.layers.Layer) and inner.weights for inner in layer.submodules)
 
 
 def _is_numbered(layer: tf.keras.layers.Layer) -> bool:

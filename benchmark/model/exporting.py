@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmark.model import archive, networks, plain, safetensors, specs
+from benchmark.model import networks, plain, safetensors, specs
 from benchmark.model.loading import load_by_name, save_archive
 from benchmark.model.saved import SavedModel
 from benchmark.model.weights import weight_name
@@ -25,8 +25,6 @@ from flair.errors import FlairError
 from flair.files.atomic import beside, destination, sync
 from flair.records.preparation import discard, new_folder
 
-KERAS, SAVEDMODEL, SAFETENSORS, ONNX = ("keras", "savedmodel", "safetensors", "onnx")
-SUFFIXES = {KERAS: archive.SUFFIX, SAFETENSORS: ".safetensors", ONNX: ".onnx"}
 _OPSET = 17  # of ONNX, of 2022
 _PHOTOS = 4
 # Of the largest logit: one pass of float32 and of bfloat16 through a deep network in another order of operations.
@@ -43,13 +41,13 @@ def export(model: tf.keras.Model, saved: SavedModel, kind: str, output: Path, se
     Raises:
       FlairError: it differs by more than arithmetic in another order does, or a tool for the format is missing.
     """
-    output = output if kind == SAVEDMODEL else destination(output)
+    output = output if kind == "savedmodel" else destination(output)
     pixels = derive_generator(seed, "export").integers(0, 256, (_PHOTOS, *model.input_shape[1:]))
     photos = pixels.astype(np.float32)
     wanted = model(photos, training=False).numpy()
     unfinished = beside(output, "unfinished")
     with new_folder(unfinished, output):
-        made = unfinished / f"model{SUFFIXES.get(kind, '')}"
+        made = unfinished / f"model.{kind}"
         try:
             logits = _WRITERS[kind](model, saved, made)
         except (LookupError, NotImplementedError, TypeError, ValueError) as error:
@@ -116,8 +114,8 @@ def _onnx(model: tf.keras.Model, _saved: SavedModel, path: Path) -> _Logits:
 
 
 _WRITERS: dict[str, Callable[[tf.keras.Model, SavedModel, Path], _Logits]] = {
-    KERAS: _keras,
-    SAVEDMODEL: _savedmodel,
-    SAFETENSORS: _safetensors,
-    ONNX: _onnx,
+    "keras": _keras,
+    "savedmodel": _savedmodel,
+    "safetensors": _safetensors,
+    "onnx": _onnx,
 }

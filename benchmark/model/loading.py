@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from benchmark.model import archive, plain, specs, vetting
-from benchmark.model.tensors import TensorsFile
+from benchmark.model import applications, archive, plain, specs, vetting
+from benchmark.model.safetensors import TensorsFile
 from benchmark.model.trainable import CLASSIFIER
 from benchmark.model.weights import WeightsFile, weight_name, write
 from flair.errors import FlairError
@@ -58,17 +58,8 @@ def load_backbone(model: tf.keras.Model, weights: str) -> LoadReport:
       FlairError: as `load_by_name`, or a layer of the file has other weights or shapes than the model's of that name.
     """
     if weights == specs.IMAGENET:
-        from benchmark.model import applications
-
         return LoadReport(applications.load_imagenet(model, model.network), {}, {})
     return load_by_name(model, weights, is_backbone=True)
-
-
-def imagenet_file(network: str) -> Path:
-    """Keras's file of weights for ImageNet of `keras:NAME`, fetched if it is not there."""
-    from benchmark.model import applications
-
-    return applications.imagenet_file(network)
 
 
 def _opened(path: str | Path) -> WeightsFile | TensorsFile:
@@ -79,7 +70,7 @@ def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = Fa
     """Loads a file into the layers of equal name, weights of equal name and shapes.
 
     Args:
-      path: of Keras's .h5 (weights or whole model) or .keras, or of a .safetensors file (`benchmark.model.tensors`).
+      path: of Keras's .h5 (weights or whole model) or .keras, or of a .safetensors file (`TensorsFile`).
       is_backbone: leave the classifier as it is, and refuse a file in which one of the others has other shapes.
 
     Raises:
@@ -89,8 +80,8 @@ def load_by_name(model: tf.keras.Model, path: str | Path, is_backbone: bool = Fa
     values: list[tuple[tf.Variable, np.ndarray]] = []
     loaded, skipped, by_position = [], {}, {}
     with _opened(path) as file:
-        file.verify()
         if isinstance(file, WeightsFile):
+            file.verify()
             file.check_config(*vetting.named(plain.description(model)))
         for layer in model.layers:
             variables = {weight_name(v.name): v for v in layer.trainable_weights + layer.non_trainable_weights}

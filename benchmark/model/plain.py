@@ -8,7 +8,7 @@ place (`LayerScale` of ConvNeXt) is made known to Keras by `import benchmark.fla
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -86,33 +86,20 @@ def classes(model: tf.keras.Model) -> dict[str, type]:
 
 
 def _plain(layer: _Config) -> _Config:
-    change = _PLAIN.get(layer["registered_name"])
-    config = layer["config"]
-    if change is None or config.get("is_bgr"):
+    """One of our layers as Keras's that computes the same; any other as it is."""
+    kind, config = layer["registered_name"], layer["config"]
+    if kind == "flair>GroupNormalization":
+        # float32 also in a bfloat16 network, as our statistics are.
+        options = {"groups": config["groups"], "epsilon": config["epsilon"], "dtype": "float32"}
+        name = "GroupNormalization"
+    elif kind == "flair>FrozenBatchNormalization":
+        # Keras's layer moves its statistics in training unless it is frozen, with scale and shift.
+        name, options = "BatchNormalization", {"axis": [3], "epsilon": config["epsilon"], "trainable": False}
+    elif kind == "flair>PixelStandardization" and not config["is_bgr"]:
+        scale = [1 / (255 * std) for std in config["std"]]
+        offset = [-mean / std for mean, std in zip(config["mean"], config["std"], strict=True)]
+        name, options = "Rescaling", {"scale": scale, "offset": offset, "dtype": "float32"}
+    else:
         return layer
-    name, options = change(config)
     common = {key: config[key] for key in ("name", "trainable", "dtype")}
     return {**layer, "module": "keras.layers", "class_name": name, "config": common | options, "registered_name": None}
-
-
-def _group_normalization(config: _Config) -> tuple[str, _Config]:
-    # float32 also in a bfloat16 network, as our statistics are.
-    return "GroupNormalization", {"groups": config["groups"], "epsilon": config["epsilon"], "dtype": "float32"}
-
-
-def _batch_normalization(config: _Config) -> tuple[str, _Config]:
-    # Keras's layer moves its statistics in training unless it is frozen, with scale and shift.
-    return "BatchNormalization", {"axis": [3], "epsilon": config["epsilon"], "trainable": False}
-
-
-def _rescaling(config: _Config) -> tuple[str, _Config]:
-    mean, std = config["mean"], config["std"]
-    offset = [-m / s for m, s in zip(mean, std, strict=True)]
-    return "Rescaling", {"scale": [1 / (255 * s) for s in std], "offset": offset, "dtype": "float32"}
-
-
-_PLAIN: Mapping[str, Callable[[_Config], tuple[str, _Config]]] = {
-    "flair>GroupNormalization": _group_normalization,
-    "flair>FrozenBatchNormalization": _batch_normalization,
-    "flair>PixelStandardization": _rescaling,
-}

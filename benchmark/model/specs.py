@@ -17,7 +17,6 @@ NETWORK_FORMS = "resnet18, cnn, keras:NAME or MODULE:FUNCTION"
 _KERAS = "keras:"
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _NOT_IN_A_FILE_NAME = re.compile(r"[^A-Za-z0-9_.-]")
-_SHOWN = 3
 
 
 class Pixels(NamedTuple):
@@ -109,11 +108,8 @@ def check(spec: str, flag: str = "--model") -> None:
     """Refuses what is no network, by a FlairError that names close ones; does not look for a function."""
     if is_keras(spec):
         if keras_name(spec) not in KERAS_NETWORKS:
-            close = _closest(keras_name(spec), KERAS_NETWORKS)
-            raise FlairError(
-                f"{flag}={spec}: tf.keras.applications has no such network; close ones are "
-                f"{', '.join(f'{_KERAS}{name}' for name in close)}"
-            )
+            close = ", ".join(f"{_KERAS}{name}" for name in _closest(keras_name(spec)))
+            raise FlairError(f"{flag}={spec}: tf.keras.applications has no such network; close ones are {close}")
     elif ":" in spec:
         if not _FUNCTION.fullmatch(spec):
             raise FlairError(f"{flag}={spec}: expected MODULE:FUNCTION, such as my.networks:tiny")
@@ -139,7 +135,9 @@ def check_size(spec: str, height: int, width: int) -> None:
 def check_module(spec: str, flag: str = "--model") -> None:
     """Refuses a MODULE:FUNCTION whose module is not there; imports only the packages around it."""
     module = spec.partition(":")[0]
-    see_current_folder()
+    # Modules of the current folder can be imported also where the command was started by its path.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     try:
         found = importlib.util.find_spec(module) is not None
     except Exception as error:  # noqa: BLE001 whatever the packages around it do
@@ -151,18 +149,12 @@ def check_module(spec: str, flag: str = "--model") -> None:
         )
 
 
-def see_current_folder() -> None:
-    """Lets modules be imported from the current folder, also where the command was started by its path."""
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())
-
-
 def one_line(error: BaseException) -> str:
     """What somebody else's code raised, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
 
 
-def _closest(name: str, known: dict[str, Pixels]) -> list[str]:
-    by_lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, _SHOWN, 0.3) or ["convnexttiny", "resnet50v2"]
+def _closest(name: str) -> list[str]:
+    by_lower = {other.lower(): other for other in KERAS_NETWORKS}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.3) or ["convnexttiny", "resnet50v2"]
     return [by_lower[other] for other in close]

@@ -48,7 +48,6 @@ class ClassToken(tf.keras.layers.Layer):
         self.cls_token = self.add_weight("cls_token", (1, 1, input_shape[-1]), initializer=self.cls_token_initializer)
 
     def call(self, tokens: tf.Tensor) -> tf.Tensor:
-        """As the class says."""
         token = tf.cast(self.cls_token, tokens.dtype)
         return tf.concat([tf.tile(token, [tf.shape(tokens)[0], 1, 1]), tokens], axis=1)
 
@@ -63,7 +62,6 @@ class PositionEmbedding(tf.keras.layers.Layer):
         self.pos_embed = self.add_weight("pos_embed", (1, *input_shape[1:]), initializer=self.pos_embed_initializer)
 
     def call(self, tokens: tf.Tensor) -> tf.Tensor:
-        """As the class says."""
         return tokens + tf.cast(self.pos_embed, tokens.dtype)
 
 
@@ -76,7 +74,6 @@ class SelfAttention(tf.keras.layers.Layer):
         self.heads = heads
 
     def call(self, tokens: tf.Tensor) -> tf.Tensor:
-        """As the class says."""
         size = tokens.shape[-1] // 3 // self.heads
         shape = tf.concat([tf.shape(tokens)[:2], [3, self.heads, size]], axis=0)
         query, key, value = tf.unstack(tf.transpose(tf.reshape(tokens, shape), [2, 0, 3, 1, 4]))
@@ -85,7 +82,6 @@ class SelfAttention(tf.keras.layers.Layer):
         return tf.reshape(heads, tf.concat([tf.shape(tokens)[:2], [self.heads * size]], axis=0))
 
     def get_config(self) -> dict[str, Any]:
-        """The layer as plain data."""
         return {**super().get_config(), "heads": self.heads}
 
 
@@ -94,7 +90,6 @@ class FirstToken(tf.keras.layers.Layer):
     """Tokens `[b, n, d]` to the first one, `[b, d]`."""
 
     def call(self, tokens: tf.Tensor) -> tf.Tensor:
-        """As the class says."""
         return tokens[:, 0]
 
 

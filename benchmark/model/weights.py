@@ -115,9 +115,8 @@ class WeightsFile(contextlib.AbstractContextManager["WeightsFile"]):
     def fit(self, layer: str, wanted: Mapping[str, tuple[int, ...]]) -> Fit | str:
         """The weights of a layer, matched by name, or in words why they do not fit.
 
-        `wanted` is weight name -> shape as the network has it.
-
-        Weights under names that are not Keras's take, in their order, the places that no name has taken.
+        `wanted` is weight name -> shape as the network has it. Weights under names that are not Keras's take, in their
+        order, the places that no name has taken.
         """
         with self._guarded():
             paths = self._paths(layer, wanted) if layer in self.layers else {}

@@ -16,7 +16,6 @@ from benchmark.run.flags import Flags, Role, Table, boolean, choice, integer, on
 from benchmark.training import plan as training_plan
 from benchmark.training import start
 from benchmark.training.loss import LOSS_FLAGS, check_loss_flags
-from benchmark.training.loss import check_best_metric as check_loss_chooses
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
@@ -216,11 +215,15 @@ def caches_features(flags: Flags, can_cache: bool = True) -> bool:
 
 
 def check_best_metric(flags: Flags, task: Task) -> None:
-    """Refuses a `--best_metric` that evaluation does not give."""
+    """Refuses a `--best_metric` that evaluation does not give, or a loss for which logits are not trained."""
     known = metric_names(task.is_binary)
     if flags.best_metric not in known:
         raise FlairError(f"--best_metric={flags.best_metric}: no such metric; the metrics are {', '.join(known)}")
-    check_loss_chooses(flags)
+    if flags.logit_adjustment is not None and flags.best_metric == "loss":
+        raise FlairError(
+            f"--logit_adjustment={flags.logit_adjustment}: scores are at even odds for every label, which is a large "
+            "validation loss however good the model is; give --best_metric=macro_averaged_precision"
+        )
 
 
 def output_paths(flags: Flags, setting: str, num_outputs: int) -> tuple[Path, Path]:

@@ -84,15 +84,6 @@ def check_loss_flags(flags: Flags) -> None:
         _read(flags.logit_adjustment)
 
 
-def check_best_metric(flags: Flags) -> None:
-    """Refuses to choose the best model by a loss that its logits are not trained for."""
-    if flags.logit_adjustment is not None and flags.best_metric == "loss":
-        raise FlairError(
-            f"--logit_adjustment={flags.logit_adjustment}: scores are at even odds for every label, which is a large "
-            "validation loss however good the model is; give --best_metric=macro_averaged_precision"
-        )
-
-
 def check_frequencies_are_free(path: str, also_spent: Sequence[str] | None) -> None:
     """Refuses frequencies that a private run would give away without counting what they cost.
 

@@ -52,9 +52,9 @@ def file(flags: Flags) -> Path | None:
     """The file of weights that training starts from, None for random ones; that of `imagenet` is fetched."""
     given = backbone(flags)
     if given == specs.IMAGENET:
-        from benchmark.model import loading
+        from benchmark.model import applications
 
-        return loading.imagenet_file(flags.model)
+        return applications.imagenet_file(flags.model)
     found = flags.restore_model_path if given is None else given
     return None if found is None else Path(found)
 

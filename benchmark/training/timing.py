@@ -11,12 +11,12 @@ import tensorflow as tf
 from benchmark.data.inputs import Evaluation
 from benchmark.data.records import Task
 from benchmark.evaluation import passes
+from benchmark.evaluation.passes import Batch
 from benchmark.features.extraction import compiled
 from benchmark.run.machine import peak_bytes
 from benchmark.training.plan import Part, Population
 from flair.terminal.progress import size
 
-Batch = tuple[tf.Tensor, tf.Tensor]
 _CPU_BATCH = 64  # larger ones are split without a GPU
 
 

@@ -171,7 +171,7 @@ FACTS = {"model": "a" * 64, "image_size": [32, 32], "records": "b", "photos": "c
 def _make_predictions(folder: Path) -> None:
     writer = PredictionWriter(folder, SCORES.shape, FACTS)
     writer.add(SCORES, LOSSES)
-    writer.finish()
+    writer.publish()
 
 
 def _predictions(folder: Path) -> Any:
@@ -188,7 +188,7 @@ def _make_unfinished(folder: Path) -> None:
 def _finish(folder: Path) -> Any:
     writer = PredictionWriter(folder, SCORES.shape, FACTS)
     writer.add(SCORES[writer.num_done :], LOSSES[writer.num_done :])
-    found = writer.finish()
+    found = writer.publish()
     return [found.facts, found.scores, found.losses]
 
 

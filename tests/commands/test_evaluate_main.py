@@ -355,13 +355,13 @@ def test_predictions_are_continued_where_they_stopped(tmp_path):
     assert PredictionWriter(tmp_path / "p", (10, 3), {"model": "a"}).num_done == 4
     writer = PredictionWriter(tmp_path / "p", (10, 3), {"model": "a"})
     writer.add(scores[4:], losses[4:])
-    done = writer.finish()
+    done = writer.publish()
     np.testing.assert_array_equal(done.scores, scores)
     np.testing.assert_array_equal(done.losses, losses)
     other = PredictionWriter(tmp_path / "p", (10, 3), {"model": "b"})
     assert other.num_done == 0
     other.add(scores + np.eye(10, 3, dtype=np.float32) / 8, losses)
-    line = compare(done, other.finish())
+    line = compare(done, other.publish())
     assert line == (
         "old predictions != new predictions: 3 of 10 photos differ, by at most 0.125; the model file changed since"
     )
@@ -370,7 +370,7 @@ def test_predictions_are_continued_where_they_stopped(tmp_path):
 def test_damaged_predictions_are_named(tmp_path):
     writer = PredictionWriter(tmp_path / "p", (2, 1), {})
     writer.add(np.zeros((2, 1), np.float32), np.zeros(2, np.float32))
-    writer.finish()
+    writer.publish()
     (tmp_path / "p" / "predictions.npy").write_bytes(b"x")
     with pytest.raises(FlairError, match="predictions are damaged"):
         open_predictions(tmp_path / "p")
@@ -413,7 +413,7 @@ def test_damaged_unfinished_predictions_are_made_anew(tmp_path, capsys):
             line = capsys.readouterr().err
             assert line.startswith(f"{tfrecords / 'unfinished'}: is damaged (") and line.count("\n") == 1
             writer.add(scores, losses)
-            np.testing.assert_array_equal(writer.finish().scores, scores)
+            np.testing.assert_array_equal(writer.publish().scores, scores)
             (tfrecords / "unfinished").mkdir()
 
 
@@ -422,7 +422,7 @@ def _predicted(tmp_path, finish):
     writer = PredictionWriter(tmp_path / "p", (6, 2), {"model": "a"})
     writer.add(scores, losses)
     if finish:
-        writer.finish()
+        writer.publish()
     else:
         writer.save()
     return tmp_path / "p", scores, losses

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from benchmark.model import loading, networks, vision_transformer
 from benchmark.model.identity import network_digest
-from benchmark.model.tensors import TensorsFile
+from benchmark.model.safetensors import TensorsFile
 from benchmark.model.trainable import body_and_head, choose, num_weights
 from flair.errors import FlairError
 from tests.support.tensor_files import write_safetensors
