@@ -187,7 +187,7 @@ def _is_complete(output_dir: Path, parameters: Mapping[str, Any]) -> bool:
     found = checked_json.read(output_dir / preparation.PARAMETERS_FILE)
     preparation.check_same(parameters, found, f"--output_dir={output_dir}: the output there")
     for left in (output_dir / _FINISHED_FOLDER, *(atomic.beside(output_dir, mark) for mark in ("unfinished", "old"))):
-        preparation.discard(left)
+        atomic.remove(left)
     return True
 
 
@@ -328,5 +328,5 @@ def _publish(unfinished: Path, output_dir: Path) -> None:
         atomic.remove(old)
         os.rename(output_dir, old)
     os.rename(unfinished, output_dir)  # takes the place of an empty folder
-    preparation.discard(output_dir / _FINISHED_FOLDER)
+    atomic.remove(output_dir / _FINISHED_FOLDER)
     atomic.remove(old)
