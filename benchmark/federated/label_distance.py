@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmark.data.clients import Clients
 from benchmark.data.labels import read_photo_table
 from benchmark.data.records import Records
-from benchmark.data.source import Clients
 from flair.statistics import divergence
 
 
