@@ -6,9 +6,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flair.dataset import catalog
-from flair.download.headers import checked_address
 from flair.errors import FlairError
 from flair.terminal import command
 from flair.terminal.flags import Number, Parser, Whole, positive_int
@@ -53,12 +53,12 @@ def main(argv: Sequence[str]) -> int:
     if flags.source == "huggingface":
         huggingface.check_pyarrow("--source=huggingface")
         try:
-            endpoint = checked_address(os.environ.get("HF_ENDPOINT") or catalog.HUGGINGFACE_ENDPOINT)
-        except ValueError as error:
+            endpoint = _http_url(os.environ.get("HF_ENDPOINT") or catalog.HUGGINGFACE_ENDPOINT)
+        except argparse.ArgumentTypeError as error:
             raise FlairError(f"HF_ENDPOINT: {error}") from None
         source = huggingface.HuggingFaceSource(endpoint)
     else:
-        source = AppleSource(flags.base_url)
+        source = AppleSource(flags.base_url or catalog.APPLE_BASE_URL)
     config = DownloadConfig(
         Path(flags.dataset_dir),
         num_workers=flags.num_workers,
@@ -102,15 +102,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--base_url",
-        default=None,
         type=_http_url,
         help=f"address of a mirror of Apple's server (default: {catalog.APPLE_BASE_URL})",
     )
     add("--num_workers", default=4, type=positive_int, help="archives at a time (default: 4)")
-    add("--only", choices=("metadata",), default=None, help="labels and metadata, no photos (default: everything)")
+    add("--only", choices=("metadata",), help="labels and metadata, no photos (default: everything)")
     add(
         "--limit_archives",
-        default=None,
         type=positive_int,
         metavar="N",
         help="only the first N archives, for a first taste (default: all)",
@@ -136,15 +134,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             parser.error("--download_raw needs --source=apple: Hugging Face has the small photos only")
     if flags.only == "metadata" and (flags.limit_archives or flags.download_raw):
         parser.error("--only=metadata fetches no photos, so --limit_archives and --download_raw mean nothing with it")
-    flags.base_url = flags.base_url or catalog.APPLE_BASE_URL
     return flags
 
 
 def _http_url(text: str) -> str:
+    """The address as it is, if requests could be sent to it."""
     try:
-        return checked_address(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and text.isprintable()
+    except ValueError:
+        good = False
+    if not good or text != text.strip():
+        raise argparse.ArgumentTypeError(f"expected an http:// or https:// address, got {text!r:.200}")
+    return text
 
 
 def extract_tar(compressed_path: str, dataset_dir: str, keep_archive_after_decompress: bool) -> None:
@@ -155,9 +157,9 @@ def extract_tar(compressed_path: str, dataset_dir: str, keep_archive_after_decom
     Raises:
       FlairError: the archive is damaged, or holds what no archive of photos does, such as a path that leads elsewhere.
     """
-    from flair.download import published
+    from flair.download import archive
 
-    published.extract(Path(compressed_path), Path(dataset_dir), keep_archive_after_decompress)
+    archive.extract(Path(compressed_path), Path(dataset_dir), keep_archive_after_decompress)
 
 
 def decompress_images(dataset_dir: str, keep_archive_after_decompress: bool) -> None:

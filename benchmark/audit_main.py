@@ -21,12 +21,7 @@ CONTRADICTED = 3
 FLAGS: Table = (
     path("run_dir", None, "Run folder of federated_main --audit_canaries.", Role.PLACE, required=True),
     number(
-        "confidence",
-        audit.CONFIDENCE,
-        "With which all that is proved holds together.",
-        Role.RESULT,
-        above=0.5,
-        below=1,
+        "confidence", audit.CONFIDENCE, "With which all that is proved holds together.", Role.RESULT, above=0.5, below=1
     ),
 )
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from benchmark.data.artificial import visits
 from benchmark.data.records import Records, Task
@@ -91,9 +91,9 @@ def _dry_run(flags: Flags, records: Records, task: Task) -> None:
         if flags.algorithm == SCAFFOLD:
             size = trainable.num_weights(network)
             states = UserStates(Path(folder), Path(folder), setup.clients.client_ids, size)
-        runtime, model, _, prepared = _build(setup, network, states=states)
+        runtime, _, prepared = _build(setup, network, states=states)
         try:
-            lines = dry_run.plan_lines(setup, model, runtime, prepared, population)
+            lines = dry_run.plan_lines(setup, network, runtime, prepared, population)
         finally:
             runtime.close()
     training_plan.print_plan("benchmark.federated_main", lines)
@@ -118,8 +118,8 @@ def _train(
     data, restored = {**model_flags.data_facts(flags, records), "users": users}, start.facts(flags)
     run.check_inputs(data, restored)  # before the network is built, and features are computed
     check_same(run.path / PRIVACY_FILE, setup.spent_before)
-    network = _network(flags, task)
-    digest = start.network_digest(flags, network)
+    model = _network(flags, task)
+    digest = start.network_digest(flags, model)
     key = None
     if settings.has_noise(flags) or settings.is_local(flags):
         key = _noise_key(setup, run, None if restored is None else restored["sha256"], digest)
@@ -158,11 +158,11 @@ def _train(
 
     # Whoever never takes part would hold the mean of all control variates near zero.
     users_of_run = cohort_of(0) if flags.reuse_clients else client_ids
-    states = settings.user_states(flags, run.path, users_of_run, trainable.num_weights(network))
+    num_weights = trainable.num_weights(model)
+    states = settings.user_states(flags, run.path, users_of_run, num_weights)
     if states is not None and not run.has_begun:
         states.claim()  # before features are computed
-    runtime, model, scorer, _ = _build(setup, network, key, states)
-    num_weights = trainable.num_weights(model)
+    runtime, scorer, _ = _build(setup, model, key, states)
     try:
         stated = statements.Statements(setup, run.path, runtime, num_weights)
         stated.announce()
@@ -230,13 +230,6 @@ def _noise_key(setup: Setup, run: RunFolder, restored: str | None, network: str 
     return noise_key.key_of_run(run.path, flags.noise_key_file, list(map(repr, depends_on)), content, run.has_begun)
 
 
-class _Built(NamedTuple):
-    runtime: Runtime
-    network: tf.keras.Model
-    scorer: Scorer
-    prepared: Prepared
-
-
 def _network(flags: Flags, task: Task) -> tf.keras.Model:
     """The whole network with its starting weights."""
     if flags.runtime == RAY:
@@ -250,24 +243,23 @@ def _network(flags: Flags, task: Task) -> tf.keras.Model:
 
 
 def _build(
-    setup: Setup, model: tf.keras.Model, key: NoiseKey | None = None, states: UserStates | None = None
-) -> _Built:
+    setup: Setup, network: tf.keras.Model, key: NoiseKey | None = None, states: UserStates | None = None
+) -> tuple[Runtime, Scorer, Prepared]:
+    """What trains, what scores, and the model and photos as both take them."""
     from benchmark.federated.scoring import LocalScorer
     from benchmark.training.inputs import prepare
 
-    flags, outputs = setup.flags, setup.task.num_outputs
+    flags = setup.flags
     runtime: Runtime
-    scorer: Scorer
-    prepared = prepare(flags, setup.records, setup.task, model, can_cache=flags.runtime != TFF)
+    prepared = prepare(flags, setup.records, setup.task, network, can_cache=flags.runtime != TFF)
     if flags.runtime == RAY:
-        runtime, scorer = _build_ray(setup, prepared, key, states)
-        return _Built(runtime, model, scorer, prepared)
+        return *_build_ray(setup, prepared, key, states), prepared
     clients = prepared.inputs.clients(setup.clients)
     if flags.runtime == TFF:
         from benchmark.rounds.tff import TffRuntime
 
         def build() -> tf.keras.Model:
-            same = model_flags.build_model(flags, outputs)
+            same = model_flags.build_model(flags, setup.task.num_outputs)
             start.restore(flags, same, is_announced=False)
             return same
 
@@ -278,8 +270,7 @@ def _build(
         canaries = settings.canary_config(setup)
         of_run = setup.batch_plan, flags.seed, key, canaries, states
         runtime = InProcessRuntime(prepared.model, setup.config, clients, *of_run)
-    scorer = LocalScorer(prepared.model, setup.records, prepared.inputs, setup.batch_plan, clients)
-    return _Built(runtime, model, scorer, prepared)
+    return runtime, LocalScorer(prepared.model, setup.records, prepared.inputs, setup.batch_plan, clients), prepared
 
 
 def _build_ray(

@@ -20,14 +20,13 @@ from benchmark.model import saved as saved_model
 from benchmark.model.saved import SavedModel
 from benchmark.personalization import flags as personalize_flags
 from benchmark.personalization import run_labels, run_users
-from benchmark.personalization.adaptation import Adaptation
+from benchmark.personalization.few_shot import HeadConfig, TrainingConfig
 from benchmark.personalization.flags import LABELS, USERS
 from benchmark.personalization.log import EpisodeLog, LabelResult, UserResult
-from benchmark.personalization.prototypical import TrainingConfig
-from benchmark.personalization.run_labels import EMBEDDING_FILE, HeadConfig, Labels
-from benchmark.personalization.run_users import Users
-from benchmark.personalization.runner import RunConfig, Scoring, run_episodes
+from benchmark.personalization.run_labels import EMBEDDING_FILE
+from benchmark.personalization.runner import RunConfig
 from benchmark.personalization.sources import LabelEpisodeSource, UserEpisodeSource, taxonomy_folder
+from benchmark.personalization.users import Adaptation
 from benchmark.run import command
 from benchmark.run.files import read_json
 from benchmark.run.flags import CHANGEABLE, Flags, Table
@@ -105,7 +104,7 @@ def _run(
     places = flags.dump_dir, flags.feature_dir
     config = RunConfig(records, flags.partition, task, saved, size, flags.num_episodes, flags.seed, *places)
     steps, learning_rate = personalize_flags.steps_and_learning_rate(flags)
-    result = run_episodes(config, _scoring(flags, config), log, run.path)
+    result = _run_episodes(flags, config, log, run.path)
     summary = {
         "episodes": flags.num_episodes,
         "kind": flags.episodes,
@@ -122,7 +121,7 @@ def _run(
     return summary
 
 
-def _scoring(flags: Flags, config: RunConfig) -> Scoring:
+def _run_episodes(flags: Flags, config: RunConfig, log: EpisodeLog, folder: Path) -> dict[str, Any]:
     steps, learning_rate = personalize_flags.steps_and_learning_rate(flags)
     records, seed = config.records, flags.seed
     if flags.episodes == USERS:
@@ -130,14 +129,15 @@ def _scoring(flags: Flags, config: RunConfig) -> Scoring:
         sgd = steps, learning_rate, flags.batch_size, flags.proximal_strength, flags.clipnorm
         loss = loss_flags.loss_config(flags, loss_flags.logit_offsets(flags, records, config.task))
         of_users = UserEpisodeSource(records, flags.partition, seed, *division)
-        return Users(config, of_users, Adaptation(flags.trainable, *sgd, loss), flags.query_size_limit)
+        adaptation = Adaptation(flags.trainable, *sgd, loss)
+        return run_users.run(config, of_users, adaptation, flags.query_size_limit, log, folder)
     drawing = flags.ways, flags.shots, flags.num_query, flags.taxonomy
     of_labels = LabelEpisodeSource(records, flags.partition, seed, flags.label_set, *drawing)
-    head = HeadConfig(steps, learning_rate, flags.proximal_strength)
-    if not flags.training_episodes:
-        return Labels(config, of_labels, head)
-    training = TrainingConfig(flags.training_episodes, flags.training_learning_rate)
-    return Labels(config, of_labels, head, (LabelEpisodeSource(records, "train", seed, "train", *drawing), training))
+    head, training = HeadConfig(steps, learning_rate, flags.proximal_strength), None
+    if flags.training_episodes:
+        how = TrainingConfig(flags.training_episodes, flags.training_learning_rate)
+        training = LabelEpisodeSource(records, "train", seed, "train", *drawing), how
+    return run_labels.run(config, of_labels, head, training, log, folder)
 
 
 def _task(flags: Flags, records: Records, saved: SavedModel) -> Task:

@@ -150,7 +150,7 @@ def _compare(flags: Flags, request: PrivacyRequest) -> None:
     if not found:
         raise FlairError("--compare: no noise reaches the epsilon by any mechanism; ask for more, or a larger --delta")
     if flags.json:
-        print(json.dumps(comparison.as_json(found), indent=2))
+        print(json.dumps([one._asdict() for one in found], indent=2))
     else:
         print(comparison.comparison_text(flags.num_users, request, found, flags.num_weights))
     if flags.output_file is not None:
@@ -158,11 +158,10 @@ def _compare(flags: Flags, request: PrivacyRequest) -> None:
 
 
 def _print_table(num_users: int, request: PrivacyRequest, num_weights: int | None, as_json: bool) -> None:
-    cohorts = planner.table_cohorts(num_users, request.cohort)
+    asked = [dataclasses.replace(request, cohort=one) for one in planner.table_cohorts(num_users, request.cohort)]
     if request.bands is not None:
-        fits = (dataclasses.replace(request, cohort=one).most_bands(num_users) >= request.bands for one in cohorts)
-        cohorts = [one for one, fit in zip(cohorts, fits, strict=True) if fit or one == request.cohort]
-    answers = (planner.answer(num_users, dataclasses.replace(request, cohort=one), num_weights) for one in cohorts)
+        asked = [one for one in asked if one.cohort == request.cohort or one.most_bands(num_users) >= request.bands]
+    answers = (planner.answer(num_users, one, num_weights) for one in asked)
     if as_json:
         print(json.dumps(list(answers), indent=2))
         return

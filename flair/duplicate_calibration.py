@@ -27,16 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = _parse(argv)
 
     from flair.duplicates.calibration import calibrate, table
-    from flair.duplicates.feature_calibration import ByFeatures
     from flair.files import atomic
     from flair.terminal.progress import duration
 
     start = time.monotonic()
     if flags.output_file:
         atomic.destination(flags.output_file)  # refused before the work, not after it
-    by_features = ByFeatures(Path(flags.features), flags.feature_neighbors) if flags.features else None
-    planted = Path(flags.output_dir) if flags.output_dir else None
-    found = calibrate(Path(flags.dataset_dir), flags.num_photos, flags.seed, thresholds_of(flags), planted, by_features)
+    planted, features = (Path(path) if path else None for path in (flags.output_dir, flags.features))
+    chosen = (Path(flags.dataset_dir), flags.num_photos, flags.seed, thresholds_of(flags))
+    found = calibrate(*chosen, planted, features, flags.feature_neighbors)
     print(table(found))
     if flags.output_file:
         atomic.write_json(flags.output_file, found)
@@ -46,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Wrote the photos and their copies to {planted}.")
         made = {"model": "MODEL.h5", "dataset_dir": flags.output_dir, "output_file": "planted.npy"}
         print("Next:", command_line("python -m benchmark.features_main", **made))
-        return command.EXIT_OK
-    made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates"}
-    print("Next:", command_line("python -m flair.near_duplicates", **made))
+    else:
+        made = {"dataset_dir": flags.dataset_dir, "output_dir": "duplicates"}
+        print("Next:", command_line("python -m flair.near_duplicates", **made))
     return command.EXIT_OK
 
 

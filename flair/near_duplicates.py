@@ -6,12 +6,12 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flair.dataset.catalog import PARTITIONS
 from flair.duplicates.rule import (
     METRICS,
     SCOPES,
+    Settings,
     Thresholds,
     add_threshold_flags,
     correlation,
@@ -21,9 +21,6 @@ from flair.duplicates.rule import (
 from flair.terminal import command
 from flair.terminal.flags import finite_number, make_parser, positive_int
 from flair.terminal.paths import command_line, path_flag
-
-if TYPE_CHECKING:
-    from flair.duplicates.audit import Settings
 
 DESCRIPTION = """\
 Finds photos that occur twice, or nearly so: equal files, equal pixels, and copies that were re-encoded, resized,
@@ -42,11 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from flair.terminal.progress import duration
 
     start = time.monotonic()
-    outcome = audit(_settings(flags))
-    seconds = time.monotonic() - start
-    print(outcome.text)
-    print(*outcome.work_lines(seconds), sep="\n")
-    print(f"Wrote {', '.join(OUTPUT_FILES)} to {flags.output_dir} in {duration(seconds)}.")
+    print(audit(_settings(flags)))
+    print(f"Wrote {', '.join(OUTPUT_FILES)} to {flags.output_dir} in {duration(time.monotonic() - start)}.")
     folder, exclude = flags.dataset_dir, Path(flags.output_dir) / NEAR_DUPLICATES_FILE
     print("Next:", command_line("python -m flair.review", dataset_dir=folder, duplicates=flags.output_dir))
     prepare = {"dataset_dir": folder, "tfrecords_dir": "tfrecords", "exclude": exclude}
@@ -55,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _settings(flags: argparse.Namespace) -> Settings:
-    from flair.duplicates.audit import Settings
     from flair.parallel.processes import default_num_workers
 
     return Settings(
@@ -156,10 +149,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if flags.features and "features" not in flags.metrics:
         parser.error("--features is given, but features is not among --metrics; add it or leave the file out")
-    if flags.duplicate_features is not None and not flags.features:
-        parser.error("--duplicate_features needs --features=FILE.npy")
-    if flags.feature_neighbors and not flags.features:
-        parser.error("--feature_neighbors needs --features=FILE.npy")
+    for name in ("duplicate_features", "feature_neighbors"):
+        if getattr(flags, name) is not None and not flags.features:
+            parser.error(f"--{name} needs --features=FILE.npy")
     if flags.review_alignment is not None and not flags.feature_neighbors:
         parser.error("--review_alignment needs --feature_neighbors=N")
     usual = Thresholds()

@@ -51,16 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         server.server_close()
         print(f"Reviews: {review.reviews.path.absolute()} ({_count(review.reviews)})")
-        print(
-            "Next:",
-            command_line(
-                "python -m flair.sample_testset threshold",
-                dataset_dir=flags.dataset_dir,
-                name="NAME",
-                reviews=review.reviews.path,
-            ),
-            flush=True,
-        )
+        sample = {"dataset_dir": flags.dataset_dir, "name": "NAME", "reviews": review.reviews.path}
+        print("Next:", command_line("python -m flair.sample_testset threshold", **sample), flush=True)
     return command.EXIT_INTERRUPTED
 
 

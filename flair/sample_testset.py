@@ -6,15 +6,10 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flair.terminal import command
 from flair.terminal.flags import Parser, Whole, finite_number, positive_int, seed_number
 from flair.terminal.paths import command_line, path_flag
-from flair.terminal.table import Columns
-
-if TYPE_CHECKING:
-    from flair.testsets.drawing import Resampled
 
 DESCRIPTION = """\
 Draws a test set from a partition under a stated rule, and writes its manifest, testsets/<name>-<revision>.json: the
@@ -42,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     result = resample(Plan(**{name: value for name, value in vars(flags).items() if name in Plan._fields}))
     path = write_testset(result.testset, flags.testsets_dir)
-    print(*_summary(result), sep="\n")
+    print(*result.lines, sep="\n")
     testset = result.testset
     what = f"{len(testset.image_ids):,} photos of {result.num_users:,} users"
     if not testset.is_valid:
@@ -57,19 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("Next:", command_line("python -m benchmark.evaluate_main", **evaluate))
     print("  or:", command_line("python -m flair.review", dataset_dir=flags.dataset_dir, testset=path))
     return command.EXIT_OK
-
-
-def _summary(result: Resampled) -> list[str]:
-    testset = result.testset
-    counts = ", ".join(f"{count:,} {reason}" for reason, count in result.refused.items() if count) or "none"
-    lines = [f"Of {result.num_candidates:,} photos of {testset.partition}, refused: {counts}."]
-    if testset.starting_from is not None:
-        lines.append(f"Kept {result.num_kept:,} of the {result.num_previous:,} photos of {testset.starting_from}.")
-    if result.frequencies:
-        columns = Columns("<24", ">12,", ">9.1%", ">12.1%")
-        lines.append(columns.line("label", "in the set", "of it", f"of {result.reference}"))
-        lines += [columns.line(*row) for row in result.frequencies]
-    return [*lines, *(f"Warning: {warning}" for warning in result.warnings)]
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -32,8 +32,6 @@ def main(argv: Sequence[str]) -> int:
     """The command line of `python -m flair.stats`."""
     flags = _parse(argv)
     start = time.monotonic()
-    if flags.seed < 0:
-        raise FlairError(f"--seed={flags.seed}: expected a number from 0")
     output_dir = Path(flags.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise FlairError(f"--output_dir={output_dir}: is a file; expected a folder")
@@ -62,23 +60,22 @@ def _write_figures(
     annotations: Annotations, statistics: Statistics, taxonomy: Mapping[str, frozenset[str]] | None, output_dir: Path
 ) -> Iterator[str]:
     """Draws one figure after the other and yields the names of their files."""
-    from flair.statistics import label_figures, user_figures
-    from flair.statistics.figures import save
+    from flair.statistics import figures
 
-    draw: dict[str, Callable[[], Figure]] = {
-        "coarse_labels": lambda: label_figures.draw_coarse_labels(annotations),
-        "fine_labels": lambda: label_figures.draw_fine_labels(annotations),
-        "labels_per_photo": lambda: label_figures.draw_labels_per_photo(annotations),
-        "co_occurrence": lambda: label_figures.draw_co_occurrence(annotations),
-        "photos_per_user": lambda: user_figures.draw_photos_per_user(annotations),
-        "labels_per_user": lambda: user_figures.draw_labels_per_user(annotations),
-        "user_labels": lambda: user_figures.draw_user_labels(annotations, user_figures.spread_of_users(annotations)),
-        "user_divergence": lambda: user_figures.draw_divergence(statistics.divergence),
+    draw: dict[str, Callable[[Annotations], Figure]] = {
+        "coarse_labels": figures.draw_coarse_labels,
+        "fine_labels": figures.draw_fine_labels,
+        "labels_per_photo": figures.draw_labels_per_photo,
+        "co_occurrence": figures.draw_co_occurrence,
+        "photos_per_user": figures.draw_photos_per_user,
+        "labels_per_user": figures.draw_labels_per_user,
+        "user_labels": figures.draw_user_labels,
+        "user_divergence": lambda _: figures.draw_divergence(statistics.divergence),
     }
     if taxonomy is not None:
-        draw["label_hierarchy"] = lambda: label_figures.draw_hierarchy(annotations, taxonomy)
+        draw["label_hierarchy"] = lambda found: figures.draw_hierarchy(found, taxonomy)
     for name, figure in draw.items():
-        save(figure(), output_dir / f"{name}.png")
+        figures.save(figure(annotations), output_dir / f"{name}.png")
         yield f"{name}.png"
 
 

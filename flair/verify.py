@@ -42,15 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         checks.append(check)
     failed = sum(not check.ok for check in checks)
     if flags.output_file:
-        report = {
-            "dataset_dir": flags.dataset_dir,
-            "tfrecords_dir": flags.tfrecords_dir,
-            "hdf5_file": flags.hdf5_file,
-            "exclude": flags.exclude,
-            "expected": flags.expected,
-            "failed_checks": failed,
-            "checks": [check.to_json() for check in checks],
-        }
+        asked = ("dataset_dir", "tfrecords_dir", "hdf5_file", "exclude", "expected")
+        report = {name: getattr(flags, name) for name in asked}
+        report |= {"failed_checks": failed, "checks": [check.to_json() for check in checks]}
         atomic.write_json(flags.output_file, report)
         print(f"Report: {flags.output_file}")
     print(f"{failed} failed checks of {len(checks)}, in {duration(time.monotonic() - start)}")
@@ -85,8 +79,7 @@ def run_checks(
     Raises:
       FlairError: the file `exclude` cannot be used.
     """
-    from flair.checks.metadata import check_labels, check_published_numbers, check_records
-    from flair.checks.photos import check_photos
+    from flair.checks.dataset import check_labels, check_photos, check_published_numbers, check_records
     from flair.curation.exclusion import read_exclusion
     from flair.dataset.metadata import group_by_user
 

@@ -46,11 +46,10 @@ class WorkerPool:
 
         self._ray, self._cluster, self._cpus, self._gpus = ray, cluster, cpus, gpus
         self._keep_logs = False
-        self._slots: list[_Slot] = []
         room = cluster.room(cpus, gpus)
         if room < (num_workers or 1):
             has_cpus, has_gpus = cluster.resources()
-            self.close()
+            cluster.close()
             per_worker = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
             offered = f"{has_cpus:g} CPUs" + (f" and {has_gpus:g} GPUs" if gpus else "")
             raise FlairError(
@@ -123,10 +122,10 @@ class WorkerPool:
                 if isinstance(error.cause, FlairError):
                     raise FlairError(str(error.cause)) from None
                 raise
-            except self._lost as error:
+            except self._lost:
                 failures[number] += 1
                 waiting.appendleft(number)
-                self._lose(slot, failures[number], error)
+                self._lose(slot, failures[number])
             while following in early:
                 yield early.pop(following)
                 following += 1
@@ -150,7 +149,7 @@ class WorkerPool:
             for slot in empty[: max(0, room)]:
                 self._fill(slot)
 
-    def _lose(self, slot: _Slot, failures: int, error: Exception) -> None:
+    def _lose(self, slot: _Slot, failures: int) -> None:
         slot.losses += 1
         name, log = self._describe(slot)
         if max(slot.losses, failures) >= MOST_LOSSES:

@@ -25,7 +25,7 @@ from benchmark.rounds import drift
 from benchmark.rounds.config import CanaryConfig, FederatedConfig
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.server import RoundServer
-from benchmark.rounds.shard import Broadcast, ShardResult
+from benchmark.rounds.shard import Broadcast, ShardResult, in_arrays
 from benchmark.run.user_states import UserStates
 
 
@@ -136,7 +136,7 @@ class RayRuntime(RoundServer):
         """Who trains whom, and what each worker's shard comes to."""
         assignment = assign(self._costs(cohort), self.pool.num_workers)
         shards = [[cohort[place] for place in shard] for shard in assignment.shards if shard]
-        reference = self.pool.put(sent.arrays())
+        reference = self.pool.put(in_arrays(sent))
         return assignment, self.pool.run("train", [(reference, shard, self._states_of(shard)) for shard in shards])
 
     def _products(self, sent: Broadcast, clients: Sequence[str]) -> np.ndarray:

@@ -21,7 +21,7 @@ from benchmark.rounds.aggregation import Aggregation, RoundSpec
 from benchmark.rounds.client import LocalTrainer
 from benchmark.rounds.config import ClientConfig
 from benchmark.rounds.group import shard_trainer
-from benchmark.rounds.shard import Broadcast, ShardResult
+from benchmark.rounds.shard import Broadcast, ShardResult, in_arrays
 from flair.errors import FlairError
 
 
@@ -91,13 +91,9 @@ class Tasks:
     def train(self, sent: Broadcast, clients: Sequence[str], states: Mapping[str, np.ndarray]) -> ShardResult:
         """Trains these clients in a round, in SCAFFOLD with their control variates."""
         renewed = dict(states)
-        result = self._shard.train(sent, clients, renewed)
-        return result._replace(
-            aggregate=[tensor.numpy() for tensor in result.aggregate],
-            control_change=[tensor.numpy() for tensor in result.control_change],
-            update_sum=[tensor.numpy() for tensor in result.update_sum],
-            states=tuple((name, state) for name, state in renewed.items() if state is not states.get(name)),
-        )
+        result = in_arrays(self._shard.train(sent, clients, renewed))
+        changed = ((name, state) for name, state in renewed.items() if state is not states.get(name))
+        return result._replace(states=tuple(changed))
 
     def evaluate(self, weights: Sequence[np.ndarray], partition: str, shard: int, num_shards: int) -> Evaluation:
         """The sums behind the metrics over every `num_shards`-th photo of a partition, from `shard` on."""

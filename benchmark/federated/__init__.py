@@ -10,7 +10,6 @@ __all__ = [
     "cohort",
     "dry_run",
     "flags",
-    "label_distance",
     "loop",
     "scoring",
     "settings",

@@ -11,16 +11,7 @@ import importlib.util
 import re
 import sys
 
-from benchmark.federated.flags import (
-    CORRELATED,
-    EXAMPLES,
-    POISSON,
-    PRIVACY_FLAGS,
-    RAY,
-    RAY_FLAGS,
-    TFF,
-    TRAIN_LOSS,
-)
+from benchmark.federated.flags import CORRELATED, EXAMPLES, POISSON, PRIVACY_FLAGS, RAY, RAY_FLAGS, TFF, TRAIN_LOSS
 from benchmark.federated.privacy_checks import check_local_flags, check_privacy_flags
 from benchmark.federated.settings import has_noise, is_local, is_private, target_quantile
 from benchmark.privacy.request import Mechanism, Sampling
@@ -243,11 +234,7 @@ def _refuse_ineffective(flags: Flags) -> None:
         ),
         (algorithm == MIME_LITE and not trains_locally, clipping, "with --algorithm=mime_lite, which does not clip"),
         (algorithm != SCAFFOLD, ("user_state_dir",), f"with --algorithm={algorithm}, which keeps nothing of users"),
-        (
-            flags.proximal_adapts_to is None,
-            ("proximal_step", "proximal_patience"),
-            "without --proximal_adapts_to",
-        ),
+        (flags.proximal_adapts_to is None, ("proximal_step", "proximal_patience"), "without --proximal_adapts_to"),
         (flags.client_clipnorm == 0, ("global_clipnorm",), "with --client_clipnorm=0"),
         (optimizer != "momentum" and algorithm != MIME_LITE, ("server_momentum",), with_optimizer),
         (optimizer not in (*_WITH_SECOND_MOMENT, "adagrad"), ("server_epsilon",), with_optimizer),

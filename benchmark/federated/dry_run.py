@@ -18,7 +18,7 @@ from benchmark.federated.statements import audit_cost
 from benchmark.model.trainable import num_weights
 from benchmark.privacy import accounting
 from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
-from benchmark.privacy.local_statement import local_announcement
+from benchmark.privacy.local import local_announcement
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.request import Mechanism
 from benchmark.privacy.rounding import rounded_up

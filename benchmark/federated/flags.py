@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from benchmark.privacy.accounting import ACCOUNTANTS
 from benchmark.privacy.audit import LEAST_CANARIES
-from benchmark.privacy.request import (
-    AUTO,
-    LEAST_NOISE,
-    MOST_BANDED_ROUNDS,
-    MOST_BANDS,
-    MOST_NOISE,
-    Mechanism,
-    Sampling,
-)
+from benchmark.privacy.request import AUTO, LEAST_NOISE, MOST_BANDED_ROUNDS, MOST_BANDS, MOST_NOISE, Mechanism, Sampling
 from benchmark.rounds.config import AGGREGATORS, ALGORITHMS, FED_AVG, SERVER_OPTIMIZERS
 from benchmark.run.flags import Role, Table, boolean, choice, integer, number, path, paths, text
 from benchmark.run.schedules import SCHEDULES

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from benchmark.federated.average import WeightAverage, is_average
 from benchmark.federated.client_eval import ClientEvaluation
 from benchmark.federated.flags import TRAIN_LOSS
 from benchmark.federated.proximal import ProximalConfig, ProximalState
@@ -29,6 +28,8 @@ from benchmark.training.best import badness, is_over
 from flair.errors import FlairError
 from flair.terminal.counted import counted
 from flair.terminal.progress import Progress
+
+_AVERAGE = "ema/"  # begins the names of an average's arrays in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,43 @@ class TrainingState:
         """Whether there is no further round."""
         stops = is_over(self.round, self.best_round, config.early_stopping) and config.is_evaluated(self.round)
         return self.round == config.total_rounds or stops
+
+
+class WeightAverage:
+    """The mean of the weights after each round so far, that of a round counting `decay` times as much as the next's.
+
+    After round t that is (1 - decay) / (1 - decay^t) * sum over i of decay^(t - i) * weights_i: the average of Adam,
+    with its correction (Kingma and Ba 2015, section 3, https://arxiv.org/abs/1412.6980), in which the weights before
+    the first round have no part. It is a function of models that a private run releases, and costs no privacy.
+
+    >>> average = WeightAverage(0.5)
+    >>> for weight in (1.0, 4.0): average.add([np.float32([weight])])
+    >>> average.weights
+    [array([3.], dtype=float32)]
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.weights: list[np.ndarray] = []
+        self._decay, self._rounds = decay, 0
+
+    def add(self, weights: Sequence[np.ndarray]) -> None:
+        """Takes the weights after one more round into the average, float32 of any shapes."""
+        self._rounds += 1
+        if self._rounds == 1:
+            self.weights = [np.array(weight) for weight in weights]
+            return
+        share = np.float32((1 - self._decay) / (1 - self._decay**self._rounds))
+        for average, weight in zip(self.weights, weights, strict=True):
+            average += share * (weight - average)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The average, for a checkpoint."""
+        return {f"{_AVERAGE}{index:05d}": weight for index, weight in enumerate(self.weights)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], rounds: int) -> None:
+        """Continues from the arrays of a checkpoint after so many rounds."""
+        self.weights = [arrays[name] for name in sorted(arrays) if name.startswith(_AVERAGE)]
+        self._rounds = rounds
 
 
 def train(
@@ -236,7 +274,8 @@ def _resume(runtime: Runtime, average: WeightAverage | None, run: RunFolder, con
         run.start_at(0)
         print(f"round 1 of {config.total_rounds} begins", flush=True)
         return TrainingState(proximal=[] if config.proximal is None else [*ProximalState(config.proximal.start)])
-    runtime.restore([checkpoint.arrays[name] for name in sorted(checkpoint.arrays) if not is_average(name)])
+    names = sorted(name for name in checkpoint.arrays if not name.startswith(_AVERAGE))
+    runtime.restore([checkpoint.arrays[name] for name in names])
     state = TrainingState(**checkpoint.state)
     if average is not None:
         average.restore(checkpoint.arrays, state.round)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from benchmark.federated.flags import CORRELATED, EXAMPLES, TFF
 from benchmark.federated.settings import has_noise, is_private, mechanism, privacy_request, sampling
 from benchmark.privacy.audit import LEAST_CANARIES
-from benchmark.privacy.local import check_local
 from benchmark.privacy.request import Mechanism, Sampling
 from benchmark.privacy.spending import check_can_add, read_spending
 from benchmark.rounds.config import MIME_LITE
@@ -95,7 +96,7 @@ def check_local_flags(flags: Flags) -> None:
         )
     if flags.runtime == TFF:
         raise FlairError(f"--runtime=tff: TFF's own clients add no noise; use --runtime=inprocess or ray with {given}")
-    check_local(flags.local_noise_multiplier, privacy_request(flags))
+    dataclasses.replace(privacy_request(flags), noise_multiplier=1.0).check()  # but for the noise, which is local
 
 
 def _check_canaries(flags: Flags) -> None:

@@ -88,11 +88,6 @@ def mechanism(flags: Flags) -> Mechanism:
     return Mechanism(flags.aggregator) if flags.aggregator in CORRELATED else Mechanism.GAUSSIAN
 
 
-def bands(flags: Flags) -> int | None:
-    """--bands as a number; None: chosen, or no banded noise."""
-    return bands_from(flags.bands) if flags.aggregator == Mechanism.BANDED else None
-
-
 def target_quantile(flags: Flags) -> float:
     """Fraction of updates that the adaptive clip norm leaves unclipped; 0: fixed, as with correlated or no noise."""
     is_adaptive = mechanism(flags) is Mechanism.GAUSSIAN and has_noise(flags)
@@ -147,7 +142,7 @@ def privacy_request(flags: Flags) -> PrivacyRequest:
         accountant=flags.accountant,
         mechanism=mechanism(flags),
         published_noise=flags.published_noise,
-        bands=bands(flags),
+        bands=bands_from(flags.bands) if flags.aggregator == Mechanism.BANDED else None,
         server_momentum=flags.server_momentum if flags.server_optimizer == "momentum" else 0.0,
     )
 
@@ -168,9 +163,8 @@ def proximal_config(flags: Flags) -> ProximalConfig | None:
     """How FedProx's mu adapts, None where it stays."""
     if flags.proximal_adapts_to is None:
         return None
-    return ProximalConfig(
-        flags.proximal_adapts_to, flags.proximal_strength, flags.proximal_step, flags.proximal_patience
-    )
+    how = flags.proximal_step, flags.proximal_patience
+    return ProximalConfig(flags.proximal_adapts_to, flags.proximal_strength, *how)
 
 
 def user_state_dir(flags: Flags, run_dir: Path) -> Path:
@@ -182,13 +176,8 @@ def user_states(flags: Flags, run_dir: Path, user_ids: Sequence[str], num_weight
     """The store of the users' control variates, None without SCAFFOLD."""
     if flags.algorithm != SCAFFOLD:
         return None
-    return UserStates(
-        user_state_dir(flags, run_dir),
-        run_dir,
-        user_ids,
-        num_weights,
-        states_at_most(flags, len(user_ids), num_weights),
-    )
+    most = states_at_most(flags, len(user_ids), num_weights)
+    return UserStates(user_state_dir(flags, run_dir), run_dir, user_ids, num_weights, most)
 
 
 def states_at_most(flags: Flags, num_users: int, num_weights: int) -> int:

@@ -13,7 +13,7 @@ from benchmark.federated.settings import Setup
 from benchmark.privacy import audit, audit_text, noise_key
 from benchmark.privacy.adaptive import sum_noise_multiplier
 from benchmark.privacy.caveats import KeyState, RunRecord
-from benchmark.privacy.local_statement import local_announcement, make_local_statement
+from benchmark.privacy.local import local_announcement, make_local_statement
 from benchmark.privacy.plan import PrivacyPlan
 from benchmark.privacy.rounding import epsilon_text, finite, rounded_down, rounded_up
 from benchmark.privacy.statement import announcement, make_statement, write_statement

@@ -4,13 +4,4 @@ What enters is a saved model and records. What leaves is episodes, their scores 
 intervals.
 """
 
-__all__ = [
-    "adaptation",
-    "flags",
-    "log",
-    "prototypical",
-    "run_labels",
-    "run_users",
-    "runner",
-    "sources",
-]
+__all__ = ["few_shot", "flags", "log", "run_labels", "run_users", "runner", "sources", "users"]

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from benchmark.data.augmentation import decode_batch
 from benchmark.data.records import Task
-from benchmark.personalization.sources import EpisodeSource
+from benchmark.personalization.dump import DumpedEpisodes
+from benchmark.personalization.sources import LabelEpisodeSource, UserEpisodeSource
 from flair.errors import FlairError
 from flair.records.tfrecord import example
 
@@ -32,7 +33,7 @@ class Episode(NamedTuple):
 
 
 def episode_dataset(
-    episodes: EpisodeSource,
+    episodes: UserEpisodeSource | LabelEpisodeSource | DumpedEpisodes,
     image_size: tuple[int, int] = (224, 224),
     first: int = 0,
     use_fine_grained_labels: bool = False,
@@ -40,7 +41,6 @@ def episode_dataset(
     """The episodes `first`, `first` + 1, ... without an end, or to that of a dump; read and decoded one ahead.
 
     Args:
-      episodes: `UserEpisodeSource`, `LabelEpisodeSource` or `DumpedEpisodes`.
       first: number of the first episode, from 0; none before it is computed.
       image_size: (height, width) of the photos. An episode of labels has up to 1,000, 0.6 GB at 224 x 224.
       use_fine_grained_labels: of users' photos; of label episodes every label is one.

@@ -17,7 +17,7 @@ from benchmark.metrics import histogram, keras
 from benchmark.metrics.loss import losses_of
 from benchmark.model import trainable
 from benchmark.model.clipping import clip_gradients
-from benchmark.personalization.adaptation import Adaptation
+from benchmark.personalization.users import Adaptation
 from flair.errors import FlairError
 
 Rows = Sequence[int] | np.ndarray
@@ -46,11 +46,7 @@ class Personalizer:
     """
 
     def __init__(
-        self,
-        model: tf.keras.Model,
-        adaptation: Adaptation,
-        has_features: bool = False,
-        query_size_limit: int = 500,
+        self, model: tf.keras.Model, adaptation: Adaptation, has_features: bool = False, query_size_limit: int = 500
     ) -> None:
         self.adaptation = adaptation
         self._query_size_limit = query_size_limit
@@ -83,6 +79,7 @@ class Personalizer:
         Raises:
           FlairError: a photo cannot be decoded, or the loss is not a number, before or after.
         """
+        # Decoded once for both scores where they fit into memory.
         kept = list(self._query_blocks(photos, query)) if len(query) <= self._query_size_limit else None
         baseline = self._score(kept or self._query_blocks(photos, query))
         if not np.isfinite(baseline.loss):

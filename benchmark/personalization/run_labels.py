@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmark.model import saved as saved_model
-from benchmark.personalization import few_shot, prototypical
+from benchmark.personalization import few_shot
 from benchmark.personalization import summary as personalization_summary
-from benchmark.personalization.log import EpisodeResult, LabelResult
-from benchmark.personalization.prototypical import FeatureEpisode, TrainingConfig
+from benchmark.personalization.few_shot import FeatureEpisode, HeadConfig, TrainingConfig
+from benchmark.personalization.log import EpisodeLog, LabelResult
 from benchmark.personalization.run_users import span
-from benchmark.personalization.runner import RunConfig
+from benchmark.personalization.runner import RunConfig, run_episodes
 from benchmark.personalization.sources import LabelEpisodeSource
 from benchmark.personalization.summary import LEARNERS
 from benchmark.run.checkpoint import Checkpoints
@@ -41,50 +39,35 @@ _ROWS = {
 _PHOTOS_PER_BATCH = 64
 
 
-@dataclass(frozen=True)
-class HeadConfig:
-    """How `few_shot.fine_tune` trains the linear head."""
+def run(
+    config: RunConfig,
+    episodes: LabelEpisodeSource,
+    head: HeadConfig,
+    training: tuple[LabelEpisodeSource, TrainingConfig] | None,
+    log: EpisodeLog,
+    folder: Path,
+) -> dict[str, Any]:
+    """Few-shot tasks over the fine-grained labels of a partition, whose figure is drawn into the run's folder.
 
-    steps: int
-    learning_rate: float
-    proximal_strength: float
-
-
-class Labels:
-    """Few-shot tasks over the fine-grained labels of a partition; says over how many classes.
-
-    Args:
-      training: episodes to train prototypical networks on, and how; None: without them.
+    `training` is the episodes to train prototypical networks on, and how; None: without them. Returns the accuracy of
+    each learner and their paired differences.
     """
+    for one in (episodes, *((training[0],) if training else ())):
+        print(
+            f"{sum(len(alphabet.classes) for alphabet in one.drawn.alphabets):,} classes of the {one.label_set} "
+            f"labels in {one.partition}, alphabets: {len(one.drawn.alphabets)}"
+            + ("" if one.taxonomy else "; without --taxonomy all labels are one alphabet"),
+            flush=True,
+        )
 
-    def __init__(
-        self,
-        config: RunConfig,
-        episodes: LabelEpisodeSource,
-        head: HeadConfig,
-        training: tuple[LabelEpisodeSource, TrainingConfig] | None = None,
-    ) -> None:
-        self.episodes = episodes
-        self._config, self._head, self._training = config, head, training
-        for one in (episodes, *((training[0],) if training else ())):
-            print(
-                f"{sum(len(alphabet.classes) for alphabet in one.drawn.alphabets):,} classes of the {one.label_set} "
-                f"labels in {one.partition}, alphabets: {len(one.drawn.alphabets)}"
-                + ("" if one.taxonomy else "; without --taxonomy all labels are one alphabet"),
-                flush=True,
-            )
-
-    def prepare(self, folder: Path) -> Callable[[int], EpisodeResult]:
-        """Computes the features of all photos, and trains; returns what scores an episode."""
-        model, head = saved_model.load(self._config.model, self._config.image_size), self._head
-        embedding = None if self._training is None else self._train(model, folder, *self._training)
-        draw = _feature_episodes(self._config, model, self.episodes, folder / "features" / "features.npy")
+    def prepare() -> Callable[[int], LabelResult]:
+        model = saved_model.load(config.model, config.image_size)
+        embedding = None if training is None else _train(config, model, folder, *training)
+        draw = _feature_episodes(config, model, episodes, folder / "features" / "features.npy")
 
         def run_episode(number: int) -> LabelResult:
-            episode = draw(number)
-            support, support_class, query, truth, ways = episode
-            tuning = head.steps, head.learning_rate, head.proximal_strength
-            linear = few_shot.fine_tune(support, support_class, ways, *tuning)
+            support, support_class, query, truth, ways = draw(number)
+            linear = few_shot.fine_tune(support, support_class, ways, *head)
             if not np.isfinite(linear[0]).all():
                 raise FlairError(f"--learning_rate={head.learning_rate:g} is too large: the head is no longer a number")
             centres = few_shot.centroids(support, support_class, ways)
@@ -92,36 +75,22 @@ class Labels:
             if embedding is not None:
                 guesses.append(few_shot.nearest(query @ embedding, centres @ embedding))
             accuracies = [float(np.mean(guess == truth)) for guess in guesses]
-            alphabet = self.episodes.drawn.episode(number).alphabet
+            alphabet = episodes.drawn.episode(number).alphabet
             return LabelResult(number, alphabet, ways, len(support), len(query), *accuracies)
 
         return run_episode
 
-    def _train(
-        self, model: tf.keras.Model, folder: Path, episodes: LabelEpisodeSource, training: TrainingConfig
-    ) -> few_shot.Floats:
-        """The embedding, which is also written to the run's folder."""
-        draw = _feature_episodes(self._config, model, episodes, folder / "features" / "training.npy")
-        channels = draw(0).support.shape[1]
-        embedding = prototypical.train(draw, channels, training, Checkpoints(folder / CHECKPOINTS_DIR))
-        text = io.BytesIO()
-        np.save(text, embedding, allow_pickle=False)
-        atomic.write_bytes(folder / EMBEDDING_FILE, text.getvalue())
-        return embedding
+    results = [one for one in run_episodes(config, episodes, prepare, log) if isinstance(one, LabelResult)]
+    from benchmark.personalization.figures import draw_labels  # Matplotlib, which only the end needs
 
-    def summarize(self, results: Sequence[EpisodeResult], folder: Path) -> dict[str, Any]:
-        """Draws the figure; returns the accuracy of each learner and their paired differences."""
-        from benchmark.personalization.figures import draw_labels  # Matplotlib, which only the end needs
-
-        of_labels = [one for one in results if isinstance(one, LabelResult)]
-        draw_labels(folder / "figures", of_labels)
-        return {
-            "label_set": self.episodes.label_set,
-            "taxonomy": self.episodes.taxonomy,
-            "alphabets": {one.name: len(one.classes) for one in self.episodes.drawn.alphabets},
-            **({"training_episodes": self._training[1].num_episodes} if self._training else {}),
-            **personalization_summary.summarize_labels(of_labels),
-        }
+    draw_labels(folder / "figures", results)
+    return {
+        "label_set": episodes.label_set,
+        "taxonomy": episodes.taxonomy,
+        "alphabets": {one.name: len(one.classes) for one in episodes.drawn.alphabets},
+        **({"training_episodes": training[1].num_episodes} if training else {}),
+        **personalization_summary.summarize_labels(results),
+    }
 
 
 def describe(summary: dict[str, Any]) -> list[str]:
@@ -144,6 +113,18 @@ def describe(summary: dict[str, Any]) -> list[str]:
         which = f"  {group['ways'] + ' ways':<22}{group['episodes']:>6} episodes"
         lines.append("   ".join([which, f"chance {group['chance']:.3f}", *means]))
     return lines
+
+
+def _train(
+    config: RunConfig, model: tf.keras.Model, folder: Path, episodes: LabelEpisodeSource, training: TrainingConfig
+) -> few_shot.Floats:
+    """The embedding, which is also written to the run's folder."""
+    draw = _feature_episodes(config, model, episodes, folder / "features" / "training.npy")
+    channels = draw(0).support.shape[1]
+    embedding = few_shot.train(draw, channels, training, Checkpoints(folder / CHECKPOINTS_DIR))
+    with atomic.replacing(folder / EMBEDDING_FILE) as temporary, open(temporary, "wb") as file:
+        np.save(file, embedding, allow_pickle=False)
+    return embedding
 
 
 def _feature_episodes(

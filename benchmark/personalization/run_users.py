@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,10 @@ import numpy as np
 from benchmark.data.labels import PhotoTable
 from benchmark.model import saved as saved_model
 from benchmark.personalization import summary as personalization_summary
-from benchmark.personalization.adaptation import Adaptation, batch_positions
-from benchmark.personalization.log import EpisodeResult, UserResult
-from benchmark.personalization.runner import RunConfig
+from benchmark.personalization.log import EpisodeLog, UserResult
+from benchmark.personalization.runner import RunConfig, run_episodes
 from benchmark.personalization.sources import UserEpisodeSource
-from benchmark.personalization.users import CHRONOLOGICAL
+from benchmark.personalization.users import CHRONOLOGICAL, Adaptation, batch_positions
 from flair.files import atomic
 from flair.statistics.divergence import divergences
 from flair.terminal.table import Columns
@@ -23,71 +22,63 @@ from flair.terminal.table import Columns
 ASSUMPTION = "photos are in the order of their Flickr ids, assuming that Flickr numbers them as they arrive"
 
 
-class Users:
-    """The users of a partition as episodes, and how the model adapts to them; says how many can be.
+def run(
+    config: RunConfig,
+    episodes: UserEpisodeSource,
+    adaptation: Adaptation,
+    query_size_limit: int,
+    log: EpisodeLog,
+    folder: Path,
+) -> dict[str, Any]:
+    """Adapts the model to the users of a partition, and writes users.csv and the figures into the run's folder.
 
-    `query_size_limit` is as in `Personalizer`.
+    `query_size_limit` is as in `Personalizer`. Returns means over users, differences, and for whom adaptation helps.
     """
-
-    def __init__(
-        self, config: RunConfig, episodes: UserEpisodeSource, adaptation: Adaptation, query_size_limit: int
-    ) -> None:
-        self.episodes = episodes
-        self._config, self._adaptation, self._query_size_limit = config, adaptation, query_size_limit
+    table, drawn = episodes.table, episodes.drawn
+    print(
+        f"{len(drawn.eligible):,} of {len(table.users):,} users of {episodes.partition} can be episodes"
+        + (f"; {ASSUMPTION}" if episodes.split == CHRONOLOGICAL else ""),
+        flush=True,
+    )
+    if episodes.duplicates is not None:
+        known = sum(image_id in episodes.duplicates.ids for image_id in table.image_ids)
         print(
-            f"{len(episodes.drawn.eligible):,} of {len(episodes.table.users):,} users of {episodes.partition} can be "
-            "episodes" + (f"; {ASSUMPTION}" if episodes.split == CHRONOLOGICAL else ""),
-            flush=True,
+            f"{known:,} of {len(table.image_ids):,} photos have near duplicates in the file of --duplicates", flush=True
         )
-        if episodes.duplicates is not None:
-            ids = episodes.table.image_ids
-            known = sum(image_id in episodes.duplicates.ids for image_id in ids)
-            print(f"{known:,} of {len(ids):,} photos have near duplicates in the file of --duplicates", flush=True)
 
-    def prepare(self, folder: Path) -> Callable[[int], EpisodeResult]:
-        """Loads the model; returns what adapts it to the user of an episode and scores both on the same photos."""
+    def prepare() -> Callable[[int], UserResult]:
         # TensorFlow takes seconds to load; a run whose episodes are all in the log goes without.
         from benchmark.personalization.personalizer import Personalizer
 
-        config, adaptation, table = self._config, self._adaptation, self.episodes.table
         model = saved_model.load(config.model, config.image_size)
         inputs, has_features = config.inputs(model, config.partition), config.feature_dir is not None
-        personalizer = Personalizer(model, adaptation, has_features, self._query_size_limit)
+        personalizer = Personalizer(model, adaptation, has_features, query_size_limit)
         divergence = dict(zip(table.users, user_divergences(table, len(config.records.labels)).tolist(), strict=True))
-        photos = {user.user_id: len(user.image_ids) for user in self.episodes.drawn.eligible}
+        photos = {user.user_id: len(user.image_ids) for user in drawn.eligible}
 
         def run_episode(number: int) -> UserResult:
-            episode = self.episodes.drawn.episode(number)
-            user, sizes = episode.user_id, (len(episode.support), len(episode.query))
-            positions = batch_positions(sizes[0], adaptation.steps, adaptation.batch_size, config.seed, number)
-            baseline, adapted = personalizer.run(
-                inputs.user(config.partition, user), episode.support, episode.query, positions
-            )
+            user, support, query = drawn.episode(number)
+            positions = batch_positions(len(support), adaptation.steps, adaptation.batch_size, config.seed, number)
+            baseline, adapted = personalizer.run(inputs.user(config.partition, user), support, query, positions)
             scores = baseline.loss, adapted.loss, baseline.micro_ap, adapted.micro_ap
-            return UserResult(number, user, photos[user], *sizes, divergence[user], *scores)
+            return UserResult(number, user, photos[user], len(support), len(query), divergence[user], *scores)
 
         return run_episode
 
-    def summarize(self, results: Sequence[EpisodeResult], folder: Path) -> dict[str, Any]:
-        """Writes users.csv and the figures; returns means over users, differences, and for whom adaptation helps."""
-        from benchmark.personalization.figures import draw_users  # Matplotlib, which only the end needs
+    results = run_episodes(config, episodes, prepare, log)
+    from benchmark.personalization.figures import draw_users  # Matplotlib, which only the end needs
 
-        episodes = self.episodes
-        scores = personalization_summary.score_users([one for one in results if isinstance(one, UserResult)])
-        atomic.write_csv(folder / "users.csv", [personalization_summary.UserScore._fields, *scores])
-        draw_users(folder / "figures", scores)
-        return {
-            "split": episodes.split,
-            **({"assumption": ASSUMPTION} if episodes.split == CHRONOLOGICAL else {}),
-            "trainable": self._adaptation.trainable,
-            "proximal_strength": self._adaptation.proximal_strength,
-            "users": {
-                "partition": len(episodes.table.users),
-                "eligible": len(episodes.drawn.eligible),
-                "used": len(scores),
-            },
-            **personalization_summary.summarize_users(scores),
-        }
+    scores = personalization_summary.score_users([one for one in results if isinstance(one, UserResult)])
+    atomic.write_csv(folder / "users.csv", [personalization_summary.UserScore._fields, *scores])
+    draw_users(folder / "figures", scores)
+    return {
+        "split": episodes.split,
+        **({"assumption": ASSUMPTION} if episodes.split == CHRONOLOGICAL else {}),
+        "trainable": adaptation.trainable,
+        "proximal_strength": adaptation.proximal_strength,
+        "users": {"partition": len(table.users), "eligible": len(drawn.eligible), "used": len(scores)},
+        **personalization_summary.summarize_users(scores),
+    }
 
 
 def describe(summary: dict[str, Any]) -> list[str]:

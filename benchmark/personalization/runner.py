@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from benchmark.data.records import Records, Task
 from benchmark.model.saved import SavedModel
@@ -49,31 +48,22 @@ class RunConfig:
         return inputs_of(model, self.model, self.image_size, self.feature_dir, *of_partition)
 
 
-class Scoring(Protocol):
-    """What is done with the episodes: with users (`run_users.Users`), or few-shot tasks (`run_labels.Labels`)."""
+def run_episodes(
+    config: RunConfig,
+    episodes: UserEpisodeSource | LabelEpisodeSource,
+    prepare: Callable[[], Callable[[int], EpisodeResult]],
+    log: EpisodeLog,
+) -> Sequence[EpisodeResult]:
+    """Runs the episodes that are missing in `log`, and dumps all where that is asked for; returns all results.
 
-    @property
-    def episodes(self) -> UserEpisodeSource | LabelEpisodeSource:
-        """Which photos they are."""
-        ...
-
-    def prepare(self, folder: Path) -> Callable[[int], EpisodeResult]:
-        """Loads the model; returns what runs the episode of a number. `folder` is the run's own."""
-        ...
-
-    def summarize(self, results: Sequence[EpisodeResult], folder: Path) -> dict[str, Any]:
-        """Writes figures and tables into the run's folder; returns its own part of the summary."""
-        ...
-
-
-def run_episodes(config: RunConfig, scoring: Scoring, log: EpisodeLog, folder: Path) -> dict[str, Any]:
-    """Runs the episodes that are missing in `log`; returns what `scoring` has to say of all of them."""
+    `prepare` loads the model and returns what runs the episode of a number; it is called where one is missing.
+    """
     if config.dump_dir is not None:
-        dump_episodes(config.dump_dir, config.num_episodes, scoring.episodes)
+        dump_episodes(config.dump_dir, config.num_episodes, episodes)
         print(f"{config.dump_dir}: {config.num_episodes:,} episodes as TFRecords", flush=True)
     done = len(log.results)
     if done < config.num_episodes:
-        run_episode = scoring.prepare(folder)
+        run_episode = prepare()
         with (
             SafePoints("episode") as safe_points,
             Progress(config.num_episodes, "episodes", "episode", done=done) as progress,
@@ -83,4 +73,4 @@ def run_episodes(config: RunConfig, scoring: Scoring, log: EpisodeLog, folder: P
                 progress.add()
                 if safe_points.requested is not None:
                     safe_points.stop()
-    return scoring.summarize(log.results[: config.num_episodes], folder)
+    return log.results[: config.num_episodes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from benchmark.data.labels import read_photo_table
 from benchmark.data.records import Records
@@ -33,24 +33,10 @@ class SerializedEpisode(NamedTuple):
     query_class: Sequence[int] = ()
 
 
-class EpisodeSource(Protocol):
-    """Where episodes come from: users, labels, or a folder (`dump.DumpedEpisodes`)."""
-
-    labels: Mapping[str, int]
-    fine_grained_labels: Mapping[str, int]
-    image_format: str
-    num_episodes: int | None  # None: as many as one likes
-    has_classes: bool  # whether they are episodes of labels
-
-    def serialized(self, number: int) -> SerializedEpisode:
-        """The episode of this number, from 0; none before it is computed."""
-        ...
-
-
 class _OfRecords:
     """What episodes of users and of labels have in common."""
 
-    num_episodes = None
+    num_episodes = None  # as many as one likes
 
     def __init__(self, records: Records, partition: str, seed: int) -> None:
         self.records, self.partition, self._seed = records, partition, seed
@@ -112,6 +98,7 @@ class UserEpisodeSource(_OfRecords):
         return {"episodes": "users", **super().settings(), **self._drawing, "duplicates": digest}
 
     def serialized(self, number: int) -> SerializedEpisode:
+        """The episode of this number, from 0; none before it is computed."""
         episode = self.drawn.episode(number)
         photos = self.records.read_user(self.partition, episode.user_id)
         support, query = ([photos[row] for row in side] for side in (episode.support, episode.query))
@@ -164,6 +151,7 @@ class LabelEpisodeSource(_OfRecords):
         return {"episodes": "labels", **super().settings(), **self._drawing, "alphabets": alphabets}
 
     def serialized(self, number: int) -> SerializedEpisode:
+        """The episode of this number, from 0; none before it is computed."""
         episode = self.drawn.episode(number)
         sides = episode.support.tolist(), episode.query.tolist()
         support, query = (self.records.read_photos(self.partition, rows) for rows in sides)

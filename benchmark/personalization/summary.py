@@ -7,7 +7,7 @@ mean +- 1.96 sd / sqrt(users), as in Meta-Dataset. Pure NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,28 +130,26 @@ def _accuracies(results: Sequence[LabelResult]) -> dict[str, Any]:
 
 
 def _score_user(episodes: Sequence[UserResult]) -> UserScore:
-    def mean(of: Callable[[UserResult], float]) -> float:
-        return float(np.mean([of(episode) for episode in episodes]))
-
-    def mean_where_defined(of: Callable[[UserResult], float]) -> float:
-        values = [of(episode) for episode in episodes if not np.isnan(episode.baseline_micro_ap)]
-        return float(np.mean(values)) if values else float("nan")
-
     first = episodes[0]
+    labelled = [one for one in episodes if not np.isnan(one.baseline_micro_ap)]
     return UserScore(
         user_id=first.user_id,
         photos=first.photos,
         episodes=len(episodes),
-        mean_support=mean(lambda e: e.support),
-        mean_query=mean(lambda e: e.query),
+        mean_support=_mean([one.support for one in episodes]),
+        mean_query=_mean([one.query for one in episodes]),
         divergence=first.divergence,
-        baseline_loss=mean(lambda e: e.baseline_loss),
-        adapted_loss=mean(lambda e: e.adapted_loss),
-        loss_difference=mean(lambda e: e.baseline_loss - e.adapted_loss),
-        baseline_micro_ap=mean_where_defined(lambda e: e.baseline_micro_ap),
-        adapted_micro_ap=mean_where_defined(lambda e: e.adapted_micro_ap),
-        micro_ap_difference=mean_where_defined(lambda e: e.adapted_micro_ap - e.baseline_micro_ap),
+        baseline_loss=_mean([one.baseline_loss for one in episodes]),
+        adapted_loss=_mean([one.adapted_loss for one in episodes]),
+        loss_difference=_mean([one.baseline_loss - one.adapted_loss for one in episodes]),
+        baseline_micro_ap=_mean([one.baseline_micro_ap for one in labelled]),
+        adapted_micro_ap=_mean([one.adapted_micro_ap for one in labelled]),
+        micro_ap_difference=_mean([one.adapted_micro_ap - one.baseline_micro_ap for one in labelled]),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _summarize_metric(metric: str, scores: Sequence[UserScore]) -> dict[str, Any]:

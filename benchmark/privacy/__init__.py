@@ -12,7 +12,6 @@ __all__ = [
     "caveats",
     "comparison",
     "local",
-    "local_statement",
     "noise",
     "noise_key",
     "plan",

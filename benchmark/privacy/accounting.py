@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from benchmark.privacy.rounding import finite
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ def rdp_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
     """
     if rounds == 0:
         return 0.0
-    orders, rdp = _one_round_rdp(noise_multiplier, sampling_probability)
-    # Where a round costs less than double precision resolves, dp_accounting says 0, which is true of no noise.
-    return _epsilon_of_rdp(orders, rounds * (rdp + RDP_ROUNDING / (orders - 1)), delta)
+    return _composed_rdp_epsilon([(noise_multiplier, sampling_probability, rounds)], delta)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,14 +62,17 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
         return 0.0
     if sampling_probability == 1.0:
         noise_multiplier, rounds = noise_multiplier / math.sqrt(rounds), 1
+    by_rdp = rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
     if noise_multiplier < MIN_PLD_NOISE_MULTIPLIER:
         # The losses overflow. RDP bounds the same epsilon, which is too large to mean anything either way.
-        return rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
-    interval = _loss_interval(noise_multiplier, sampling_probability, rounds, delta)
+        return by_rdp
+    # Losses are rounded up, so that every width gives a valid bound: a wide one wastes epsilon, a narrow one memory,
+    # which is bounded where epsilon is huge.
+    interval = max(_fine_interval(noise_multiplier, sampling_probability), by_rdp / MAX_LOSS_BUCKETS)
     try:
         one_round = _one_round_pld(noise_multiplier, sampling_probability, interval)
     except OverflowError:  # as above, with many rounds
-        return rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
+        return by_rdp
     return float(_composed(one_round, rounds).get_epsilon_for_delta(delta))
 
 
@@ -180,6 +182,11 @@ def rounds_affordable(cost: Callable[[int], float], target: float, guess: int = 
     return low
 
 
+def by_accountant(at: Callable[[int, str], float], rounds: dict[str, int]) -> dict[str, dict[str, float | None]]:
+    """What `at` says of each number of rounds by both accountants; None where it is not finite."""
+    return {part: {name: finite(at(count, name)) for name in ACCOUNTANTS} for part, count in rounds.items()}
+
+
 def described(accountant: str) -> dict[str, str]:
     """The accountant of a statement: its name and the library that it is from."""
     return {"name": accountant, "library": f"dp-accounting {importlib.metadata.version('dp-accounting')}"}
@@ -265,6 +272,7 @@ def _composed_rdp_epsilon(releases: Iterable[tuple[float, float, int]], delta: f
     costs = []
     for noise_multiplier, sampling_probability, rounds in releases:
         orders, rdp = _one_round_rdp(noise_multiplier, sampling_probability)
+        # Where a round costs less than double precision resolves, dp_accounting says 0, which is true of no noise.
         costs.append(rounds * (rdp + RDP_ROUNDING / (orders - 1)))
     return _epsilon_of_rdp(orders, sum(costs[1:], costs[0]), delta)
 
@@ -314,14 +322,8 @@ def _composed(one_round: PrivacyLossDistribution, rounds: int) -> PrivacyLossDis
     return whole.compose(one_round.self_compose(rest)) if rest else whole
 
 
-def _loss_interval(noise_multiplier: float, sampling_probability: float, rounds: int, delta: float) -> float:
-    """Width of a bucket of privacy loss: 1e-3, finer where one round loses less, coarser where epsilon is huge."""
-    # Losses are rounded up, so that every width gives a valid bound: a wide one wastes epsilon, a narrow one memory.
-    fine = _fine_interval(noise_multiplier, sampling_probability)
-    return max(fine, rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta) / MAX_LOSS_BUCKETS)
-
-
 def _fine_interval(noise_multiplier: float, sampling_probability: float) -> float:
+    """Width of a bucket of privacy loss: 1e-3, finer where one round loses less."""
     spread = sampling_probability * math.sqrt(math.expm1(min(noise_multiplier**-2, 50.0)))
     halvings = min(0, math.floor(math.log2(spread / (5 * COARSEST_INTERVAL))))
     return max(COARSEST_INTERVAL * 2.0**halvings, FINEST_INTERVAL)

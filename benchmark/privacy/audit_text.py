@@ -15,7 +15,7 @@ def verdict(audit: Mapping[str, Any]) -> str:
         "noise": f"by the size of its noise, {rounded_down(audit['noise']['epsilon'])}",
         "influence": f"by how far a canary moves it, {rounded_down(audit['influence']['epsilon'])}",
     }
-    claimed, confidence = _claimed(audit), f"{100 * audit['confidence']:g}% confidence"
+    claimed, confidence = epsilon_text(audit["claimed"]), f"{100 * audit['confidence']:g}% confidence"
     found = audit["contradicted_by"]
     if not found:
         return (
@@ -32,7 +32,7 @@ def rows(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
     confidence = f"{100 * audit['confidence']:g}%"
     table = [
         ("audit: canaries", f"{audit['canaries']:,}, {audit['included']:,} of them in, {audit['rounds']:,} rounds"),
-        ("  epsilon claimed", f"{_claimed(audit)} (by {audit['accountant'].upper()})"),
+        ("  epsilon claimed", f"{epsilon_text(audit['claimed'])} (by {audit['accountant'].upper()})"),
         (f"  epsilon, at least ({confidence})", rounded_down(audit["bound"])),
     ]
     for attack in audit["attacks"]:
@@ -64,7 +64,3 @@ def cost_text(cost: Mapping[str, float]) -> str:
         f"{as_text(cost['canaries_on_running_sum'])} clip norms of them, beside "
         f"{as_text(cost['noise_on_running_sum'])} of noise"
     )
-
-
-def _claimed(audit: Mapping[str, Any]) -> str:
-    return epsilon_text(audit["claimed"])

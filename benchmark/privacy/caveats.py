@@ -41,8 +41,6 @@ FLOATING_POINT = Caveat(
     "The proof is about real numbers; the noise is rounded to float32. Attacks on low-order bits (Mironov 2012) are "
     "out of its scope.",
 )
-
-
 CLIENTS_LOOKED_AT = Caveat(
     "high",
     "clients looked at",

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from benchmark.privacy.banded import MAX_ROUNDS, rms_on_running_sum, square_root_coefficients
 from benchmark.privacy.plan import HARDLY_LESS, PrivacyPlan, make_plan
@@ -23,8 +23,7 @@ _MOST_SHOWN = 64
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """The noise of one mechanism.
 
     Attributes:
@@ -85,11 +84,6 @@ def comparison_text(num_users: int, request: PrivacyRequest, entries: Sequence[E
     if request.total_rounds > MAX_ROUNDS:
         lines.append(f"banded noise is left out: it is shaped for at most {MAX_ROUNDS:,} rounds")
     return "\n".join(lines)
-
-
-def as_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """The entries as JSON values."""
-    return [dataclasses.asdict(entry) for entry in entries]
 
 
 def draw(entries: Sequence[Entry], path: Path) -> Path:

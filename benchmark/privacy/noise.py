@@ -58,6 +58,7 @@ class BandedNoise:
     def normals(self, round_number: int, count: int) -> np.ndarray:
         """float32 [count]: the noise w of round `round_number`, counted from 0, with C w = z."""
         if self._next > round_number + 1 or len(self._last) != count:
+            # An earlier round, or other weights than before: from the first round on.
             self._next, self._past = 0, np.zeros((len(self._taken_back), count), np.float32)
         for number in range(self._next, round_number + 1):
             self._last = self._fresh.normals(number, count)
@@ -98,6 +99,7 @@ class TreeNoise:
         if self._next > round_number + 1 or len(self._sums[1]) != count:
             self._next, self._values, self._sums = 0, {}, [np.zeros(count, np.float32)] * 2
         while self._next <= round_number:
+            # Of the sums only the last two matter, before and after this round.
             self._enter(self._next, count, wanted=self._next >= round_number - 1)
         return self._sums[1] - self._sums[0]
 
@@ -122,6 +124,16 @@ def normals_of(mechanism: Mechanism, key: NoiseKey, column: Sequence[float]) -> 
     if mechanism is Mechanism.BANDED:
         return BandedNoise(key, column).normals
     return TreeNoise(key).normals if mechanism is Mechanism.TREE else FreshNoise(key).normals
+
+
+def client_normals(key: NoiseKey, round_number: int, client_id: str, count: int) -> np.ndarray:
+    """float32 [count]: what a client adds to its own update, independent between rounds and clients.
+
+    Those of a round and a client follow from the key and these two alone, so that a continued run, and any worker,
+    draws what an unbroken one does. The key is of this purpose alone, `NoiseKey.derive("local noise")`: the run's own
+    key does not follow from it, so that workers on other machines may have it.
+    """
+    return standard_normals(key.stream(round_number, client_id), count)
 
 
 def standard_normals(stream: KeyStream, count: int) -> np.ndarray:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 from benchmark.privacy import accounting, banded
 from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
-from benchmark.privacy.running_sum import column_of, rms_noise
 from flair.errors import FlairError
 
 HARDLY_LESS = 0.98  # times the noise of fresh noise, with which banded noise does not pay
@@ -28,10 +27,9 @@ class PrivacyPlan:
     `run_noise_multiplier` clip norms to their sum, and if cohorts are drawn as `request.sampling` says.
     Edge cases: where cohorts are not drawn at random (`Sampling.CYCLIC`, `Sampling.FIXED`; tree aggregation needs such
     ones) or users are dealt into groups (banded noise), it holds for replacing one user's contributions by zeros
-    instead (`is_zero_out`). Cohorts of a fixed size
-    (`Sampling.UNIFORM`) are accounted for as if they were Poisson samples, as published; `replace_one_epsilon_at` is
-    what is proved for them. With a simulated cohort these epsilons are those of a run with that cohort; the run itself
-    has `own_epsilon_at`. Without noise every epsilon is infinite.
+    instead (`is_zero_out`). Cohorts of a fixed size (`Sampling.UNIFORM`) are accounted for as if they were Poisson
+    samples, as published; `replace_one_epsilon_at` is what is proved for them. With a simulated cohort these epsilons
+    are those of a run with that cohort; the run itself has `own_epsilon_at`. Without noise every epsilon is infinite.
     """
 
     request: PrivacyRequest
@@ -68,13 +66,12 @@ class PrivacyPlan:
     @property
     def column(self) -> tuple[float, ...]:
         """The column of the matrix of banded noise; without banded noise none."""
-        return column_of(self.request) if self.request.mechanism is Mechanism.BANDED else ()
+        return _column(self.request) if self.request.mechanism is Mechanism.BANDED else ()
 
     @property
     def noise_on_running_sum(self) -> float:
         """Noise on the sum of the accounted cohorts' mean updates so far, in clip norms; RMS over all rounds."""
-        request = self.request
-        return rms_noise(request, self.noise_multiplier, request.accounted_cohort)
+        return rms_noise(self.request, self.noise_multiplier, self.request.accounted_cohort)
 
     def epsilon_at(self, rounds: int, accountant: str | None = None) -> float:
         """Epsilon spent after `rounds` rounds: about a millisecond by RDP, some 50 ms by PLD."""
@@ -102,6 +99,38 @@ class PrivacyPlan:
             return self.epsilon_at(rounds)
         own = self.run_noise_multiplier, self.num_users, self.request.cohort
         return accounting.replace_one_epsilon(*own, rounds, self.delta)
+
+
+def rms_noise(request: PrivacyRequest, noise_multiplier: float, cohort: int) -> float:
+    """Deviation of the noise on the sum of the mean updates so far, in clip norms: root mean square over the rounds.
+
+    A server adds up mean updates, so this is the number by which mechanisms compare, and which matrix factorization
+    minimizes (Choquette-Choo et al., 2023, https://arxiv.org/abs/2306.08153).
+
+    The sum of t rounds of fresh noise has t times the variance of one. Under tree aggregation it has that of the nodes
+    that make up [0, t), and Honaker's estimate of a node of 2^k rounds has 1 / (2 - 2^-k) of the variance of its own
+    vector (`noise.TreeNoise`). That of banded noise follows from its matrix (`banded.rms_on_running_sum`).
+
+    Args:
+      request: mechanism, bands and rounds.
+      noise_multiplier: on the sum over a cohort, on a node of the tree, or on the banded combination of rounds, in clip
+        norms.
+      cohort: clients a round.
+
+    >>> round(rms_noise(PrivacyRequest(cohort=200, total_rounds=5000), 0.9737, 200), 4)
+    0.2434
+    >>> round(rms_noise(PrivacyRequest(cohort=1, total_rounds=3, mechanism=Mechanism.TREE), 1.0, 1), 4)
+    1.0541
+    """
+    rounds = request.total_rounds
+    if request.mechanism is Mechanism.BANDED:
+        return noise_multiplier * banded.rms_on_running_sum(_column(request), rounds) / cohort
+    if request.mechanism is Mechanism.GAUSSIAN:
+        variance = (rounds + 1) / 2
+    else:
+        of_levels = ((_rounds_with_bit(level, rounds), 2 - 0.5**level) for level in range(rounds.bit_length()))
+        variance = sum(count / weight for count, weight in of_levels) / rounds
+    return noise_multiplier * math.sqrt(variance) / cohort
 
 
 def price(plan: PrivacyPlan) -> dict[str, float]:
@@ -175,3 +204,16 @@ def _fewest_bands(num_users: int, request: PrivacyRequest, accountant: str = "rd
     try_bands(math.ceil(best * times) for times in (2**-0.5, 2**0.5))
     least = min(noises.values())
     return min(bands for bands, noise in noises.items() if noise <= _AS_GOOD * least)
+
+
+def _column(request: PrivacyRequest) -> tuple[float, ...]:
+    """The column of the matrix of banded noise, once its bands are known."""
+    assert request.bands is not None
+    return banded.coefficients(request.bands, request.total_rounds, request.server_momentum)
+
+
+def _rounds_with_bit(bit: int, rounds: int) -> int:
+    """How many of 1, ..., `rounds` have this bit."""
+    width = 1 << bit
+    whole, rest = divmod(rounds + 1, 2 * width)
+    return whole * width + max(0, rest - width)

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.privacy import audit_text
-from benchmark.privacy.accounting import ACCOUNTANTS, described
+from benchmark.privacy.accounting import ACCOUNTANTS, by_accountant, described
 from benchmark.privacy.adaptive import noise_norm, sum_noise_multiplier
 from benchmark.privacy.caveats import SMALL_USERS_TIMES_DELTA, KeyState, RunRecord, caveats, price_text
-from benchmark.privacy.local_statement import LOCAL, local_headline, local_rows, spent_text
-from benchmark.privacy.plan import PrivacyPlan
+from benchmark.privacy.local import LOCAL, local_headline, local_rows
+from benchmark.privacy.plan import PrivacyPlan, rms_noise
 from benchmark.privacy.request import Mechanism, Sampling
-from benchmark.privacy.rounding import as_text, finite, rounded_up
-from benchmark.privacy.running_sum import rms_noise
+from benchmark.privacy.rounding import as_text, finite, rounded_up, spent_text
 from benchmark.privacy.spending import Release, as_json, can_add, release_of, total_epsilon
 from benchmark.run.names import PRIVACY_FILE
 from flair.files import atomic
@@ -42,8 +41,6 @@ _ASSUMED = {
     Sampling.CYCLIC: "no randomness: a user takes part at most once a pass",
     Sampling.FIXED: "no randomness: a user takes part in every round",
 }
-
-
 _WHERE = {
     Mechanism.GAUSSIAN: "fresh in every round",
     Mechanism.BANDED: "on banded combinations of rounds (matrix factorization)",
@@ -62,6 +59,11 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
     used = _SAMPLING[request.sampling] if request.groups == 1 else _FROM_GROUPS.format(request.groups)
     on_sum = sum_noise_multiplier(noise, stddev)
     norms = [float(norm) for norm in run.clip_norms]
+    counts = {"completed": rounds, "planned": request.total_rounds}
+
+    def total(count: int, accountant: str) -> float:
+        return total_epsilon(plan, count, run.spent_before, accountant)
+
     return {
         "format": FORMAT_VERSION,
         "unit": ARTIFICIAL if run.artificial_users else "user",
@@ -69,15 +71,11 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
             "one user's contributions replaced by zeros" if plan.is_zero_out else "one user added or removed"
         ),
         "users": plan.num_users,
-        "sampling": {
-            "used": used,
-            "assumed": _ASSUMED[request.sampling],
-            "probability": plan.sampling_probability,
-        },
+        "sampling": {"used": used, "assumed": _ASSUMED[request.sampling], "probability": plan.sampling_probability},
         "trainable_weights": run.num_weights,
         "clients_per_round": request.cohort,
         "simulated_clients_per_round": request.simulated_cohort,
-        "rounds": {"completed": rounds, "planned": request.total_rounds},
+        "rounds": counts,
         "noise": {
             "where": _WHERE[request.mechanism] if noise else "none",
             "bands": request.bands,
@@ -103,13 +101,10 @@ def make_statement(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any]:
         "users_times_delta": plan.num_users * plan.delta,
         "target_epsilon": request.epsilon,
         "accountant": described(request.accountant),
-        "epsilon": {
-            "completed": {name: finite(plan.epsilon_at(rounds, name)) for name in ACCOUNTANTS},
-            "planned": {name: finite(plan.epsilon_at(request.total_rounds, name)) for name in ACCOUNTANTS},
-        },
+        "epsilon": by_accountant(plan.epsilon_at, counts),
         "spending": _spending(plan, run),
         "spent_before": as_json(run.spent_before) or None,
-        "total_epsilon": _total_epsilon(plan, run),
+        "total_epsilon": by_accountant(total, counts) if run.spent_before else None,
         "own_epsilon": None if request.simulated_cohort is None else finite(plan.own_epsilon_at(rounds)),
         "replace_one_epsilon": finite(plan.replace_one_epsilon_at(rounds)),
         "audit": run.audit,
@@ -125,16 +120,6 @@ def _spending(plan: PrivacyPlan, run: RunRecord) -> list[dict[str, Any]] | None:
     # That of fewer rounds is proved only where nobody looked at the models to choose their number.
     rounds = plan.request.total_rounds if run.may_stop_early else run.rounds_completed
     return as_json([release_of(plan, rounds), *run.spent_before])
-
-
-def _total_epsilon(plan: PrivacyPlan, run: RunRecord) -> dict[str, Any] | None:
-    if not run.spent_before:
-        return None
-    rounds = {"completed": run.rounds_completed, "planned": plan.request.total_rounds}
-    return {
-        part: {name: finite(total_epsilon(plan, count, run.spent_before, name)) for name in ACCOUNTANTS}
-        for part, count in rounds.items()
-    }
 
 
 def announcement(
@@ -294,7 +279,7 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         return local_rows(statement)
     noise, clipping, epsilon = statement["noise"], statement["clipping"], statement["epsilon"]
     is_simulated = statement["simulated_clients_per_round"] is not None
-    before, total = statement.get("spent_before"), statement.get("total_epsilon")
+    before = statement.get("spent_before")
     return [
         ("unit of privacy", statement["unit"]),
         ("adjacency", statement["adjacency"]),
@@ -327,21 +312,23 @@ def statement_rows(statement: dict[str, Any]) -> list[tuple[str, str]]:
         ("users * delta", rounded_up(statement["users"] * statement["delta"])),
         ("accountant", f"{statement['accountant']['name']} ({statement['accountant']['library']})"),
         ("epsilon asked for", as_text(statement["target_epsilon"])),
-        ("epsilon, rounds completed, PLD", spent_text(epsilon["completed"]["pld"])),
-        ("epsilon, rounds completed, RDP", spent_text(epsilon["completed"]["rdp"])),
-        ("epsilon, rounds planned, PLD", spent_text(epsilon["planned"]["pld"])),
-        ("epsilon, rounds planned, RDP", spent_text(epsilon["planned"]["rdp"])),
+        *_epsilon_rows("epsilon", epsilon),
         ("spent before (--also_spent)", counted(len(before), "mechanism") if before else "-"),
-        ("  with it, rounds completed, PLD", spent_text(total["completed"]["pld"]) if total else "-"),
-        ("  with it, rounds completed, RDP", spent_text(total["completed"]["rdp"]) if total else "-"),
-        ("  with it, rounds planned, PLD", spent_text(total["planned"]["pld"]) if total else "-"),
-        ("  with it, rounds planned, RDP", spent_text(total["planned"]["rdp"]) if total else "-"),
+        *_epsilon_rows("  with it", statement.get("total_epsilon")),
         ("the run's own epsilon (simulated)", spent_text(statement["own_epsilon"]) if is_simulated else "-"),
         (
             "epsilon proved, one replaced, RDP",
             spent_text(statement["replace_one_epsilon"]) if _is_fixed_size(statement) else "-",
         ),
         *(audit_text.rows(statement["audit"]) if statement.get("audit") else []),
+    ]
+
+
+def _epsilon_rows(label: str, found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    return [
+        (f"{label}, rounds {part}, {name.upper()}", spent_text(found[part][name]) if found else "-")
+        for part in ("completed", "planned")
+        for name in ACCOUNTANTS
     ]
 
 

@@ -39,7 +39,8 @@ class _Drawer(Canvas):
         curves, medians = [], []
         label, worst = _SCORES[column]
         for run in runs:
-            spreads = {step: distribution(values) for step, values in _by(_val(run), lambda row: row.step, column)}
+            rows = [row for row in run.clients if row.kind == "val"]
+            spreads = {step: distribution(values) for step, values in _by(rows, lambda row: row.step, column)}
             curves.append((run, list(spreads), [spread[worst] for spread in spreads.values()]))
             medians.append((run, list(spreads), [spread["p50"] for spread in spreads.values()]))
 
@@ -111,10 +112,6 @@ class _Drawer(Canvas):
             ),
             self.figure(SECTION, "cosine_by_labels", labels, more, _alt(labels, by_labels), draw_labels, runs),
         ]
-
-
-def _val(run: Run) -> list[ClientRow]:
-    return [row for row in run.clients if row.kind == "val"]
 
 
 def _by(rows: Iterable[ClientRow], key: Callable[[ClientRow], int], column: str) -> list[tuple[int, list[float]]]:

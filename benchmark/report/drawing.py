@@ -24,7 +24,6 @@ class Drawn(NamedTuple):
 
     section: str
     name: str
-    title: str
     caption: str
     alt: str
     png: bytes
@@ -94,7 +93,7 @@ class Canvas:
             figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
-        return Drawn(section, name, title, caption, alt, png.getvalue())
+        return Drawn(section, name, caption, alt, png.getvalue())
 
 
 def dot(axes: Axes, estimate: dict[str, Any], position: float, style: Style, label: str = "") -> None:

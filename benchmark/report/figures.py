@@ -27,20 +27,36 @@ _METRICS = {
     "loss": "loss (cross-entropy, nats a label)",
 }
 _EVERY_ROUND = "In each round of training."
-_DP_METRICS = {
-    "fraction_clipped": "fraction of clients clipped (0 to 1)",
-    "update_norm": "update norm before clipping (mean, L2)",
-    "signal_to_noise": "signal to noise (norms of mean and noise)",
-    "cosine": "cosine of noised to clean mean (-1 to 1)",
-}
-_DRIFT = {
-    "gradient_diversity": "gradient diversity (1: orthogonal)",
-    "cosine_to_mean": "cosine to the mean update (-1 to 1)",
-}
-_UPDATE_NORMS = {
-    "average_client_norm": "mean norm of the clients' updates (L2)",
-    "server_update_norm": "norm of the aggregated update (L2)",
-}
+# Figures over rounds: ending of a column -> its name on an axis, with its unit; the caption; why they are left out.
+_OVER_ROUNDS: tuple[tuple[dict[str, str], str, str], ...] = (
+    ({"clip_norm": "clip norm (L2)"}, _EVERY_ROUND, "Clip norm: left out, no run clips updates."),
+    (
+        {
+            "fraction_clipped": "fraction of clients clipped (0 to 1)",
+            "update_norm": "update norm before clipping (mean, L2)",
+            "signal_to_noise": "signal to noise (norms of mean and noise)",
+            "cosine": "cosine of noised to clean mean (-1 to 1)",
+        },
+        "Made of clean updates, and so NOT PRIVATE of a private run.",
+        "Clipping and signal to noise: left out, no run is private and has recorded them.",
+    ),
+    (
+        {
+            "average_client_norm": "mean norm of the clients' updates (L2)",
+            "server_update_norm": "norm of the aggregated update (L2)",
+        },
+        _EVERY_ROUND,
+        "Update norms: left out, no run recorded them (train with --debug_measurements).",
+    ),
+)
+_DRIFT = (
+    {
+        "gradient_diversity": "gradient diversity (1: orthogonal)",
+        "cosine_to_mean": "cosine to the mean update (-1 to 1)",
+    },
+    "In each round whose clients were looked at. Made of clean updates: of a private run NOT PRIVATE.",
+    "Drift over rounds: left out, no run looked at updates (train with --rounds_per_client_eval).",
+)
 _NOT_EVALUATED = (
     Left(
         "results", "Intervals, labels and users: left out, no run has an evaluation.json (run benchmark.evaluate_main)."
@@ -60,10 +76,9 @@ def draw_all(runs: Sequence[Run]) -> list[Outcome]:
     if not outcomes:
         outcomes.append(Left("curves", "Learning curves: left out, no run has evaluated itself yet."))
     outcomes += drawer.against_epsilon()
-    outcomes.append(drawer.clip_norm())
-    outcomes += drawer.dp_metrics()
-    outcomes += drawer.update_norms()
-    outcomes += drawer.drift()
+    for figures in _OVER_ROUNDS:
+        outcomes += drawer.over_rounds("privacy", *figures)
+    outcomes += drawer.over_rounds(SECTION, *_DRIFT)
     outcomes += draw_clients(runs)
     partition, found = _evaluated(runs)
     if not found:
@@ -142,35 +157,12 @@ class _Drawer(Canvas):
         shown = [*(run for run, *_ in curves), *(run for run, _ in levels)]
         return self.figure("privacy", f"{metric}_against_epsilon", title, caption, alt, draw, shown)
 
-    def clip_norm(self) -> Outcome:
-        missing = Left("privacy", "Clip norm: left out, no run clips updates.")
-        return self._path("clip_norm", "Clip norm", "clip norm (L2)") or missing
-
-    def dp_metrics(self) -> list[Outcome]:
-        caption = "Made of clean updates, and so NOT PRIVATE of a private run."
-        missing = "Clipping and signal to noise: left out, no run is private and has recorded them."
-        return self._paths(_DP_METRICS, missing, caption)
-
-    def update_norms(self) -> list[Outcome]:
-        missing = "Update norms: left out, no run recorded them (train with --debug_measurements)."
-        return self._paths(_UPDATE_NORMS, missing, _EVERY_ROUND)
-
-    def drift(self) -> list[Outcome]:
-        caption = "In each round whose clients were looked at. Made of clean updates: of a private run NOT PRIVATE."
-        missing = "Drift over rounds: left out, no run looked at updates (train with --rounds_per_client_eval)."
-        return self._paths(_DRIFT, missing, caption, SECTION)
-
-    def _paths(self, labels: Mapping[str, str], missing: str, caption: str, section: str = "privacy") -> list[Outcome]:
+    def over_rounds(self, section: str, labels: Mapping[str, str], caption: str, missing: str) -> list[Outcome]:
         """A figure for each ending of a column that any run has, named by its label without what it is measured in."""
-        outcomes = [
-            self._path(ending, label[0].upper() + label[1:].partition(" (")[0], label, caption, section)
-            for ending, label in labels.items()
-        ]
+        outcomes = [self._path(section, ending, label, caption) for ending, label in labels.items()]
         return [one for one in outcomes if one is not None] or [Left(section, missing)]
 
-    def _path(
-        self, ending: str, title: str, label: str, caption: str = _EVERY_ROUND, section: str = "privacy"
-    ) -> Drawn | None:
+    def _path(self, section: str, ending: str, label: str, caption: str) -> Drawn | None:
         """The first column of each run whose name ends so, over rounds; None where no run has one."""
         found = []
         for run in self.runs:
@@ -185,8 +177,9 @@ class _Drawer(Canvas):
             axes.set(xlabel="round", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-        alt = f"{title} over rounds: " + _ends([(run.name, values[-1]) for run, _, values in found])
-        return self.figure(section, ending, f"{title} over rounds", caption, alt, draw, [run for run, *_ in found])
+        title = f"{_short(label.partition(' (')[0], start=True)} over rounds"
+        alt = f"{title}: " + _ends([(run.name, values[-1]) for run, _, values in found])
+        return self.figure(section, ending, title, caption, alt, draw, [run for run, *_ in found])
 
     def results(self, partition: str, found: _Evaluated) -> list[Outcome]:
         outcomes: list[Outcome] = []

@@ -50,22 +50,19 @@ def render(
     hidden: Collection[str] = (),
 ) -> str:
     """The page as HTML; everything that comes from a run folder is escaped."""
-    extra: list[dict[str, Any]] = [
-        {"name": f"{run.name}-{one.name}", "alt": f"{run.name}: {one.caption}", "caption": f"{run.name}: {one.caption}"}
-        | {"data": base64.b64encode(one.png).decode()}
+    more = [
+        Drawn("more", f"{run.name}-{one.name}", f"{run.name}: {one.caption}", f"{run.name}: {one.caption}", one.png)
         for run in runs
         for one in run.figures
     ]
-    headings = _TITLES | ({"more": "More figures of the runs"} if extra else {})
-    drawn = {
-        key: [
-            one._asdict() | {"data": base64.b64encode(one.png).decode()}
-            for one in outcomes
-            if isinstance(one, Drawn) and one.section == key
-        ]
-        for key in _TITLES
-    } | {"more": extra}
-    left = {key: [one.reason for one in outcomes if isinstance(one, Left) and one.section == key] for key in _TITLES}
+    headings = _TITLES | ({"more": "More figures of the runs"} if more else {})
+    drawn: dict[str, list[dict[str, Any]]] = {key: [] for key in headings}
+    left: dict[str, list[str]] = {key: [] for key in headings}
+    for one in (*outcomes, *more):
+        if isinstance(one, Left):
+            left[one.section].append(one.reason)
+        else:
+            drawn[one.section].append(one._asdict() | {"data": base64.b64encode(one.png).decode()})
     rows = [row for run in runs for row in _result_rows(run)]
     compared = [name for name in _METRICS if any(name in one["metrics"] for one in comparisons)]
     shown = [name for name in _METRICS if any(name in row["metrics"] for row in rows)]
@@ -82,7 +79,7 @@ def render(
         sections=[("table", "Table"), *headings.items(), ("settings", "Settings"), ("runs", "Runs")],
         figure_sections=list(headings.items()),
         drawn=drawn,
-        left=left | {"more": []},
+        left=left,
         metrics=shown,
         metric_names=_METRICS,
         results=[row | {"cells": _cells(row["metrics"], shown)} for row in rows],

@@ -152,9 +152,9 @@ class Aggregation:
         }
         return Finished(outputs[:num_state], scalars, update)
 
-    def load(self, *phases: str) -> None:
-        """Loads the graphs of these phases now, outside of any tf.function that will call them."""
-        for phase in phases:
+    def load_for_clients(self) -> None:
+        """Loads the graphs that clients need now, outside of any tf.function that will call them."""
+        for phase in ("zero", "work", "accumulate"):
             if getattr(self.spec, phase).outputs:
                 self._graph(phase)
 

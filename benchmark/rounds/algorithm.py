@@ -125,12 +125,9 @@ def build_aggregation_factory(config: FederatedConfig) -> AggregationFactory:
         factory = _private_factory(config.noise)
     elif config.aggregator == "mean":
         factory = tff.aggregators.MeanFactory() if weighted else tff.aggregators.UnweightedMeanFactory()
-    elif config.aggregator == "compression":
-        factory = learning.compression_aggregator(zeroing=False, clipping=False, weighted=weighted)
-    elif config.aggregator == SECURE:
-        factory = learning.secure_aggregator(zeroing=False, clipping=False, weighted=weighted)
     else:
-        factory = learning.robust_aggregator(
+        others = {"compression": learning.compression_aggregator, SECURE: learning.secure_aggregator}
+        factory = others.get(config.aggregator, learning.robust_aggregator)(
             zeroing=config.aggregator in ("zeroing", "robust"),
             clipping=config.aggregator in ("clipping", "robust"),
             weighted=weighted,

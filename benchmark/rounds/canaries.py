@@ -106,11 +106,7 @@ class Canaries:
         return aggregate
 
     def observe(
-        self,
-        round_number: int,
-        clip_norm: float,
-        update: Sequence[tf.Tensor],
-        moved: Sequence[tf.Tensor],
+        self, round_number: int, clip_norm: float, update: Sequence[tf.Tensor], moved: Sequence[tf.Tensor]
     ) -> None:
         """Scores all canaries by what a round released: its mean `update`, and how far the global weights `moved`.
 

@@ -1,4 +1,4 @@
-"""What a client does: from global weights to local ones, on one resident model per process.
+"""What a client does: from global weights to local ones, on one resident model per process, and to what it sends.
 
 The steps are the ones `tff.learning.algorithms` defines (FedAvg: McMahan et al. 2017, https://arxiv.org/abs/1602.05629;
 FedProx: Li et al. 2020, https://arxiv.org/abs/1812.06127; FedSGD and MimeLite as in TFF 0.87), and SCAFFOLD's
@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from benchmark.metrics.keras import ScoreHistogram
 from benchmark.metrics.loss import keras_loss
 from benchmark.model.clipping import clip_scales
-from benchmark.rounds.config import FED_AVG, FED_PROX, FED_SGD, MIME_LITE, SCAFFOLD, ClientConfig
+from benchmark.privacy.noise import client_normals
+from benchmark.privacy.noise_key import NoiseKey
+from benchmark.rounds.config import FED_AVG, FED_PROX, FED_SGD, MIME_LITE, SCAFFOLD, ClientConfig, LocalNoiseConfig
 from benchmark.rounds.graph import GraphFunction, GraphSpec
 
 Batch = tuple[tf.Tensor, tf.Tensor]
@@ -191,3 +194,42 @@ class LocalTrainer:
         weight = tf.cast(tf.shape(labels)[0], tf.float32)
         for gradient_sum, gradient in zip(self.gradient_sum, self._gradients(pixels, labels, score), strict=True):
             gradient_sum.assign_add(weight * gradient)
+
+
+class Randomizer:
+    """Makes updates locally private: clips each and adds the client's own noise; `config` None leaves them alone."""
+
+    def __init__(self, config: LocalNoiseConfig | None, key: NoiseKey | None) -> None:
+        if config is not None and key is None:
+            raise ValueError("local noise needs a key")
+        self._config, self._key = config, key
+
+    def normals(self, round_number: int, client_id: str, weights: Sequence[tf.Tensor]) -> list[np.ndarray]:
+        """A client's normal numbers, float32 in the shapes of `weights`; empty where there is no noise."""
+        if self._config is None:
+            return []
+        assert self._key is not None
+        sizes = [weight.shape.num_elements() for weight in weights]
+        parts = np.split(client_normals(self._key, round_number, client_id, sum(sizes)), np.cumsum(sizes)[:-1])
+        return [part.reshape(weight.shape) for part, weight in zip(parts, weights, strict=True)]
+
+    def apply(
+        self, update: Sequence[tf.Tensor], square: tf.Tensor, normals: Sequence[tf.Tensor]
+    ) -> Sequence[tf.Tensor]:
+        """What a client sends in place of `update`, or several clients, one each in the first dimension.
+
+        Args:
+          square: the update's squared norm, a scalar, or [clients].
+          normals: of `normals`, in the shapes of `update`.
+        """
+        if self._config is None:
+            return update
+        clip = self._config.l2_norm_clip
+        scale = clip / tf.maximum(tf.sqrt(square), clip)
+        deviation = clip * self._config.noise_multiplier
+
+        def sent(one: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
+            dimensions = len(one.shape) - len(scale.shape)
+            return one * tf.reshape(scale, tf.concat([tf.shape(scale), [1] * dimensions], 0)) + deviation * normal
+
+        return [sent(one, normal) for one, normal in zip(update, normals, strict=True)]

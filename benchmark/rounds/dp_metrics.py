@@ -32,8 +32,8 @@ def clipping_metrics(clip_norm: float, norms: np.ndarray) -> dict[str, float]:
     usable = norms[norms <= MAX_UPDATE_NORM]  # false for NaN
     if not len(usable):
         return {}
-    means = {"fraction_clipped": float(np.mean(usable > clip_norm)), "update_norm": float(np.mean(usable))}
-    return {PREFIX + name: value for name, value in means.items()}
+    means = {"fraction_clipped": np.mean(usable > clip_norm), "update_norm": np.mean(usable)}
+    return {PREFIX + name: float(value) for name, value in means.items()}
 
 
 def noise_metrics(

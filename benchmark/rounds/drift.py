@@ -65,11 +65,6 @@ def measure(
     norms[~(norms <= MAX_UPDATE_NORM)] = np.nan
     length = float(tf.linalg.global_norm(update_sum))
     again = products(sent._replace(direction=update_sum), [cohort[place] for place in places])
-    squares = np.square(norms[np.isfinite(norms)])
+    squares = np.square(norms[np.isfinite(norms)]).sum()
     with np.errstate(divide="ignore", invalid="ignore"):
-        return Drift(
-            norms,
-            places,
-            again / (norms[places] * length),
-            float(np.float64(squares.sum()) / length**2),
-        )
+        return Drift(norms, places, again / (norms[places] * length), float(squares / length**2))

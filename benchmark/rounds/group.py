@@ -19,16 +19,14 @@ import tensorflow as tf
 from benchmark.data.clients import BatchPlan, ClientData, client_seed, prefetched
 from benchmark.data.features import FeatureClients, Features
 from benchmark.data.group_orders import training_orders
-from benchmark.metrics.histogram import NUM_BUCKETS
 from benchmark.metrics.keras import histogram, losses_of, scores_of
 from benchmark.metrics.loss import gradients_of
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
-from benchmark.rounds.client import LocalTrainer
+from benchmark.rounds.client import LocalTrainer, Randomizer
 from benchmark.rounds.config import FED_AVG, FED_PROX, MAX_UPDATE_NORM, ClientConfig
 from benchmark.rounds.control import States
-from benchmark.rounds.randomizer import Randomizer
-from benchmark.rounds.shard import Broadcast, ShardResult, ShardTrainer
+from benchmark.rounds.shard import Broadcast, ShardResult, ShardTrainer, no_metrics
 from benchmark.run.seeds import derive_seed
 from flair.errors import FlairError
 
@@ -53,12 +51,7 @@ class Group(NamedTuple):
 
 
 class GroupTrainer:
-    """Trains shards of cohorts by FedAvg or FedProx, with the results of `shard.ShardTrainer` up to rounding.
-
-    Args:
-      config: of the clients.
-      data: their features.
-    """
+    """Trains shards of cohorts by FedAvg or FedProx, with the results of `shard.ShardTrainer` up to rounding."""
 
     def __init__(
         self,
@@ -72,7 +65,7 @@ class GroupTrainer:
         self._randomizer = Randomizer(config.local_noise, local_key)
         self._config, self._aggregation, self._data = config, aggregation, data
         self._plan, self._seed = batch_plan, seed
-        aggregation.load("zero", "work", "accumulate")
+        aggregation.load_for_clients()
 
     def train(self, sent: Broadcast, clients: Sequence[str], _states: States | None = None) -> ShardResult:
         """Trains each client from the weights that were sent, which no order or grouping of the clients changes."""
@@ -80,11 +73,7 @@ class GroupTrainer:
         learning_rate = tf.constant(sent.learning_rate, tf.float32)
         strength = self._config.proximal_strength if sent.proximal_strength is None else sent.proximal_strength
         aggregate = self._aggregation.zero()
-        sums: list[Any] = [
-            np.zeros((self._plan.task.num_outputs, 2, NUM_BUCKETS), np.int64),
-            np.float32(0),
-            np.int64(0),
-        ]
+        sums = no_metrics(self._plan.task.num_outputs)
         num_examples, refused = 0, []
         seconds, norms = np.zeros(len(clients)), np.zeros(len(clients), np.float32)
         update_sum = [tf.zeros_like(one) for one in sent.direction]

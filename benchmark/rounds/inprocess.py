@@ -35,8 +35,7 @@ class InProcessRuntime(RoundServer):
       data: the training clients.
       batch_plan: how a client goes through its photos.
       seed: of the run; order and augmentation of a round follow from it and the round's number.
-      noise_key, canaries: of a private run, see `RoundServer`.
-      user_states: of SCAFFOLD, see `RoundServer`.
+      noise_key, canaries, user_states: see `RoundServer`.
     """
 
     def __init__(

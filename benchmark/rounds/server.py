@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +20,7 @@ from benchmark.rounds.compilation import compile_round
 from benchmark.rounds.config import SCAFFOLD, CanaryConfig, FederatedConfig
 from benchmark.rounds.dp_metrics import clipping_metrics, noise_metrics
 from benchmark.rounds.runtime import RoundResult
-from benchmark.rounds.shard import Broadcast, ShardResult
+from benchmark.rounds.shard import Broadcast, ShardResult, no_metrics
 from benchmark.run.seeds import derive_seed
 from benchmark.run.user_states import UserStates
 from flair.errors import FlairError
@@ -102,9 +101,7 @@ class RoundServer:
     def finish(self, round_number: int, results: Iterable[ShardResult]) -> RoundResult:
         """Merges the shards in the order given, adds the noise and takes the server optimizer's step."""
         aggregate: list[tf.Tensor] | None = None
-        counts = np.zeros((self._num_outputs, 2, histogram.NUM_BUCKETS), np.int64)
-        # In the type in which a shard sums, because the order and precision of additions decide the last bit.
-        sums: list[Any] = [counts, np.float32(0), np.int64(0)]
+        sums = no_metrics(self._num_outputs)
         num_examples = 0
         refused: tuple[str, ...] = ()
         norms = [np.zeros(0, np.float32)]

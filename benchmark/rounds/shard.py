@@ -9,20 +9,22 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan, ClientBatch, ClientData, client_batches
+from benchmark.metrics.histogram import NUM_BUCKETS
 from benchmark.metrics.keras import ScoreHistogram
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
-from benchmark.rounds.client import Batch, LocalTrainer
+from benchmark.rounds.client import Batch, LocalTrainer, Randomizer
 from benchmark.rounds.config import FED_SGD, MAX_UPDATE_NORM, MIME_LITE, SCAFFOLD
 from benchmark.rounds.control import ControlVariates, States
-from benchmark.rounds.randomizer import Randomizer
 from benchmark.run.seeds import derive_seed
+
+_Sent = TypeVar("_Sent", "Broadcast", "ShardResult")
 
 
 class Broadcast(NamedTuple):
@@ -47,10 +49,6 @@ class Broadcast(NamedTuple):
     control: Sequence[tf.Tensor] = ()
     proximal_strength: float | None = None
     direction: Sequence[tf.Tensor] = ()
-
-    def arrays(self) -> Broadcast:
-        """The same with NumPy arrays, to be sent to another process."""
-        return tf.nest.map_structure(lambda part: part.numpy() if tf.is_tensor(part) else part, self)
 
     def tensors(self) -> Broadcast:
         """The same with tensors; the numbers stay what they are, since seeds follow from how one is written."""
@@ -87,6 +85,16 @@ class ShardResult(NamedTuple):
     states: tuple[tuple[str, np.ndarray], ...] = ()
     update_sum: Sequence[tf.Tensor] = ()
     update_products: np.ndarray = np.zeros(0)
+
+
+def in_arrays(sent: _Sent) -> _Sent:
+    """A `Broadcast` or `ShardResult` with NumPy arrays in place of tensors, for another process."""
+    return tf.nest.map_structure(lambda part: part.numpy() if tf.is_tensor(part) else part, sent)
+
+
+def no_metrics(num_outputs: int) -> list[Any]:
+    """`ShardResult.metric_sums` of nobody, in the types of `ScoreHistogram`: they decide the last bit of a sum."""
+    return [np.zeros((num_outputs, 2, NUM_BUCKETS), np.int64), np.float32(0), np.int64(0)]
 
 
 class _Added(NamedTuple):
@@ -138,7 +146,7 @@ class ShardTrainer:
         self._data, self._batch_plan, self._seed = data, batch_plan, seed
         self._metrics = ScoreHistogram(trainer.metrics.num_labels)
         self._control = ControlVariates(trainer) if trainer.config.algorithm == SCAFFOLD else None
-        aggregation.load("zero", "work", "accumulate")
+        aggregation.load_for_clients()
 
     def train(self, sent: Broadcast, clients: Sequence[str], states: States | None = None) -> ShardResult:
         """Trains each client from the weights that were sent, which no order or grouping of the clients changes.

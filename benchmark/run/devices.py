@@ -15,15 +15,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmark.run import meeting, tf_config
+from benchmark.run import tf_config
 from flair.errors import FlairError
 
-_LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-)
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 _LOST_MESSAGE = (
     "another machine of TF_CONFIG has failed or cannot be reached; see what it printed, then start all of them again "
     "with the same command, and training goes on from its newest checkpoint"
@@ -121,7 +116,7 @@ class Devices:
 
 
 def _join_machines(place: tf_config.Place) -> tf.distribute.Strategy:
-    meeting.wait_for_all(place)
+    tf_config.wait_for_all(place)
     # A machine that is lost right now would be waited for without returning to Python, whose handler would not run.
     previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

@@ -139,21 +139,21 @@ class RunFolder:
     def describe(self, **facts: Any) -> None:
         """Writes flags.txt and run.json: versions, machine, `facts`; a continued run keeps its start, adds a time."""
         self.check_inputs(facts.get("data", {}), facts.get("restored_model"))
-        if self._described().get("network_sha256", facts.get("network_sha256")) != facts.get("network_sha256"):
+        known, network = self._described(), facts.get("network_sha256")
+        if known.get("network_sha256", network) != network:
             raise FlairError(
                 f"{self.path}: the run was begun with another network than --model builds now: its function, or what "
                 "that reads, was changed; bring it back to continue, or give another --run_dir, or --overwrite"
             )
-        if self.has_begun and self._described().get("logit_adjustment") != facts.get("logit_adjustment"):
+        if self.has_begun and known.get("logit_adjustment") != facts.get("logit_adjustment"):
             raise FlairError(
                 f"{self.path}: the run was begun with other frequencies than the file of --logit_adjustment holds now; "
                 "give the same file to continue it, another --run_dir, or --overwrite"
             )
         self._write_flags()  # of which some may have changed; not before it is known that this is the same run
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        known = self._described() or {"started": now}
         continued = [*known.get("continued", []), now] if self.has_begun else []
-        begun = {"started": known["started"], "continued": continued}
+        begun = {"started": known.get("started", now), "continued": continued}
         checked_json.write(self.path / names.RUN_FILE, {**begun, **environment(), **facts})
 
     def check_inputs(self, data: Mapping[str, Any], restored_model: Mapping[str, Any] | None) -> None:
@@ -217,7 +217,7 @@ class RunFolder:
             self._forget_user_states()
             of_loggers = [name for logger in KNOWN.values() for name in logger.leaves]
             for path in [found for pattern in (*_OUTPUTS, *of_loggers) for found in self.path.glob(pattern)]:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                atomic.remove(path)
             shutil.rmtree(self.path / names.CHECKPOINTS_DIR, ignore_errors=True)
         atomic.remove_leftovers(self.path)
         self._check_flags()

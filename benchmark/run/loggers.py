@@ -6,17 +6,21 @@ Who adds a place writes a class with the methods of `Logger` and the attributes 
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmark.run import names
-from benchmark.run.events import TensorBoardLogger
 from benchmark.run.mlflow_run import MlflowLogger
 from benchmark.run.wandb_run import WandbLogger
 from flair.errors import FlairError
 from flair.files import atomic
+from flair.records.tfrecord import frames
 from flair.terminal.paths import command_line
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
 
 DEFAULT = ("csv", "tensorboard")
 
@@ -78,6 +82,34 @@ class CsvLogger(CsvTable):
         super().__init__(folder / names.METRICS_FILE, step_name)
 
 
+class TensorBoardLogger:
+    """One event file. TensorFlow's own writer only appends, so that a resumed run would show steps it repeats twice."""
+
+    package: str | None = None
+    leaves = (names.TENSORBOARD_DIR,)
+
+    def __init__(self, folder: Path, step_name: str, flags: Mapping[str, str]) -> None:
+        # TensorBoard reads the files whose names hold "tfevents".
+        self._path = folder / names.TENSORBOARD_DIR / "events.out.tfevents.run"
+
+    def start(self, rows: Mapping[int, Mapping[str, float]]) -> None:
+        """Writes the event file anew."""
+        from tensorboard.compat.proto.event_pb2 import Event  # protobuf would slow every --help down
+
+        self._path.parent.mkdir(exist_ok=True)
+        atomic.remove_leftovers(self._path.parent)
+        events = [Event(wall_time=time.time(), file_version="brain.Event:2"), *map(_event, rows, rows.values())]
+        atomic.write_bytes(self._path, b"".join(frames.frame(event.SerializeToString()) for event in events))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one step to the event file."""
+        with open(self._path, "ab") as file:
+            file.write(frames.frame(_event(step, values).SerializeToString()))
+
+    def close(self, is_complete: bool) -> None:
+        """Nothing is left to do."""
+
+
 # The class of each. It says which package has to be installed for it, and what it leaves in the run folder.
 KNOWN: dict[str, Any] = {
     "csv": CsvLogger,
@@ -114,6 +146,14 @@ def command_to_watch(folder: Path) -> str:
     if (folder / names.TENSORBOARD_DIR).is_dir():
         return command_line("tensorboard", logdir=folder)
     return command_line("python -m benchmark.report_main", folder)
+
+
+def _event(step: int, values: Mapping[str, float]) -> Event:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
 
 
 def _is_installed(package: str) -> bool:

@@ -62,14 +62,17 @@ def header() -> str:
 def peak_bytes(process: int | None = None) -> int:
     """The largest resident memory so far of this process, or of the one with a number."""
     # Not `ru_maxrss`, which a process inherits from the one that started it.
-    with open(f"/proc/{process or 'self'}/status", encoding="utf-8") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+    return _status_bytes("VmHWM", process)
 
 
 def anonymous_bytes() -> int:
     """Resident memory of this process that is no file's."""
-    with open("/proc/self/status", encoding="utf-8") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon:"))
+    return _status_bytes("RssAnon")
+
+
+def _status_bytes(key: str, process: int | None = None) -> int:
+    with open(f"/proc/{process or 'self'}/status", encoding="utf-8") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{key}:"))
 
 
 def _cpu(key: str) -> str:

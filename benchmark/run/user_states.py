@@ -111,8 +111,8 @@ class UserStates:
           FlairError: its file is gone, damaged, or another run's.
         """
         index = self._index[user]
-        path = self._path(index, int(self._newest[index]))
-        return None if self._newest[index] == 0 else self._read(path)
+        version = int(self._newest[index])
+        return self._read(self._path(index, version)) if version else None
 
     def __setitem__(self, user: str, vector: np.ndarray) -> None:
         """Writes the user's new vector, whole or not at all; the one before stays where a checkpoint means it."""
@@ -166,9 +166,9 @@ class UserStates:
         self._token, self._newest = token.tobytes(), np.array(newest, np.int32)
         self._saved = self._round = int(newest.max(initial=0))
         versions = _versions(self._folder)
-        for index in np.flatnonzero(self._newest):
-            if self._newest[index] not in versions.get(int(index), ()):
-                path = self._path(int(index), int(self._newest[index]))
+        for index, version in enumerate(self._newest.tolist()):
+            if version and version not in versions.get(index, ()):
+                path = self._path(index, version)
                 raise FlairError(f"{path}: is missing, and the checkpoint needs it; restore it, or add --overwrite")
         for index, rounds in versions.items():
             newest_round = int(self._newest[index]) if index < len(self._newest) else 0
@@ -211,7 +211,7 @@ class UserStates:
         return int(google_crc32c.extend(google_crc32c.value(data), self._token + path.name.encode()))
 
     def _path(self, index: int, round_number: int) -> Path:
-        return _path(self._folder, index, round_number)
+        return self._folder / f"{index:08d}-{round_number:010d}.npy"
 
 
 def remove(folder: Path, run_dir: Path) -> None:
@@ -250,10 +250,6 @@ def _name_of(run_dir: Path, folder: Path) -> str:
     return os.path.relpath(os.path.realpath(run_dir), os.path.realpath(folder))
 
 
-def _path(folder: Path, index: int, round_number: int) -> Path:
-    return folder / f"{index:08d}-{round_number:010d}.npy"
-
-
 def _versions(folder: Path) -> dict[int, list[int]]:
     """The rounds of each user's vectors that are there, in order."""
     found: dict[int, list[int]] = {}
@@ -265,9 +261,9 @@ def _versions(folder: Path) -> dict[int, list[int]]:
 
 
 def _remove_vectors(folder: Path) -> None:
-    for index, rounds in _versions(folder).items():
-        for version in rounds:
-            _path(folder, index, version).unlink()
+    for path in list(folder.iterdir()):
+        if _NAME.fullmatch(path.name):
+            path.unlink()
 
 
 def _read_facts(folder: Path) -> dict[str, object]:

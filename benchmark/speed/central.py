@@ -11,8 +11,6 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +25,18 @@ from benchmark.metrics import histogram
 from benchmark.model import networks
 from benchmark.run.devices import Devices
 from benchmark.run.machine import peak_bytes
-from benchmark.speed.harness import memory_of, ratio, take_turns
-from flair.miniature.dataset import make_dataset
-from flair.records.tfrecord.writer import write_tfrecords
+from benchmark.speed.harness import made_up_records, memory_of, ratio, take_turns
 
 COARSE, FINE = 17, 1628
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Prints a table of training and evaluation; returns its numbers."""
-    with _records(flags) as records:
+    with tempfile.TemporaryDirectory() as folder:
+        if flags.tfrecords_dir:
+            records = open_records(flags.tfrecords_dir)
+        else:
+            records = made_up_records(Path(folder), num_images=flags.num_images)
         training = _Training(records, flags)
         settings = {"bare": training.bare, "training": training.train, "pipeline": training.read}
         for labels in (COARSE, FINE):
@@ -68,18 +68,6 @@ def memory(flags: argparse.Namespace) -> int:
     for _ in _training_data(open_records(flags.tfrecords_dir), flags, flags.memory_batch_size).batches(0):
         pass
     return peak_bytes() - before
-
-
-@contextmanager
-def _records(flags: argparse.Namespace) -> Iterator[Records]:
-    """The records of --tfrecords_dir, or those of a synthetic dataset that is gone afterwards."""
-    if flags.tfrecords_dir:
-        yield open_records(flags.tfrecords_dir)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        make_dataset(Path(folder) / "dataset", num_images=flags.num_images, seed=0)
-        write_tfrecords(Path(folder) / "dataset", Path(folder) / "records")
-        yield open_records(Path(folder) / "records")
 
 
 def _training_data(records: Records, flags: argparse.Namespace, batch_size: int) -> TrainingData:

@@ -7,12 +7,11 @@ trained again, and the scores of clients with all that is written, without and w
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +23,15 @@ from benchmark.data.inputs import Inputs, PixelInputs
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import Records, Task
 from benchmark.features.cache import FeatureCache, Network
-from benchmark.federated.client_eval import ClientEvalConfig, ClientEvaluation
+from benchmark.federated.client_eval import ClientEvalConfig, ClientEvaluation, LabelDistance
 from benchmark.federated.cohort import sample_cohort
-from benchmark.federated.label_distance import LabelDistance
 from benchmark.federated.scoring import LocalScorer
 from benchmark.model.identity import network_digest
 from benchmark.model.networks import build_model
 from benchmark.model.trainable import body_and_head
 from benchmark.rounds.config import ClientConfig, FederatedConfig
 from benchmark.run.folder import RunFolder
-from benchmark.speed.harness import take_turns
-from flair.miniature.dataset import make_dataset
-from flair.records.tfrecord.writer import write_tfrecords
+from benchmark.speed.harness import made_up_records, take_turns
 from flair.terminal.table import Columns
 
 if TYPE_CHECKING:
@@ -46,8 +42,8 @@ _EVAL_BATCH_SIZE = 512
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Prints the parts and what share of the rounds between two looks they are; returns both."""
-    with tempfile.TemporaryDirectory() as name, _records(flags, Path(name)) as records:
-        seconds = _seconds(flags, records, Path(name))
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = _seconds(flags, Path(folder))
     median = {part: statistics.median(times) for part, times in seconds.items()}
     between = flags.rounds * median["round"]
     # Of times measured side by side, so that a busy machine slows both alike.
@@ -72,18 +68,14 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     return {"cores": os.cpu_count(), "seconds": median, "between": between, "shares": shares, "total": total}
 
 
-@contextlib.contextmanager
-def _records(flags: argparse.Namespace, folder: Path) -> Iterator[Records]:
-    if not flags.tfrecords_dir:
-        make_dataset(folder / "dataset", num_users=flags.num_users, num_images=flags.num_images, seed=0)
-        write_tfrecords(folder / "dataset", folder / "records")
-    yield open_records(flags.tfrecords_dir or folder / "records")
-
-
-def _seconds(flags: argparse.Namespace, records: Records, folder: Path) -> dict[str, list[float]]:
+def _seconds(flags: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     # Loads TensorFlow Federated.
     from benchmark.rounds.inprocess import InProcessRuntime
 
+    if flags.tfrecords_dir:
+        records = open_records(flags.tfrecords_dir)
+    else:
+        records = made_up_records(folder, num_users=flags.num_users, num_images=flags.num_images)
     task, size = make_task(records, False, None), (flags.image_size, flags.image_size)
     users, plan = UserClients(records, "train"), BatchPlan(task, size, 16, 2, 512)
     model, inputs = _model(flags, records, task, folder)

@@ -2,30 +2,35 @@
 
 Users have FLAIR's numbers of photos; features are normal numbers, and labels depend on them, so that there is something
 to learn. All of `federated_main` runs but its flags and the network: cohorts, orders, groups of clients, clipping,
-noise, the server's optimizer, validation, checkpoints.
+noise, the server's optimizer, validation, checkpoints. How fast features are computed from photos is measured before.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from benchmark.data.clients import BatchPlan
 from benchmark.data.features import FeatureClients, FeatureEvaluation, Features, LabelColumns
+from benchmark.data.opening import make_task
+from benchmark.data.pipeline import EvaluationData
 from benchmark.data.records import Task
 from benchmark.evaluation import passes
+from benchmark.features.extraction import compiled, fill
 from benchmark.federated import loop
 from benchmark.federated.cohort import sample_cohort
-from benchmark.model.trainable import new_head, num_weights
+from benchmark.model.networks import build_model
+from benchmark.model.trainable import body_and_head, new_head, num_weights
 from benchmark.privacy.adaptive import clipped_count_stddev, noise_norm
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.plan import PrivacyPlan, make_plan
@@ -35,14 +40,16 @@ from benchmark.rounds.inprocess import InProcessRuntime
 from benchmark.run.folder import RunFolder
 from benchmark.run.interruption import SafePoints
 from benchmark.run.machine import anonymous_bytes
-from benchmark.speed.extraction import measure_extraction
+from benchmark.speed.harness import made_up_records, ratio, take_turns
 from flair.dataset.catalog import NUM_IMAGES, NUM_USERS
+from flair.files import feature_file
 from flair.miniature.population import user_sizes
 from flair.terminal.progress import duration
 
 NUM_LABELS = 17
 _LABEL_FREQUENCY = 2.785 / NUM_LABELS  # FLAIR's coarse labels per photo
 _ROWS_AT_ONCE = 8192
+_PHOTOS_PER_BATCH = 64
 _TASK = Task("labels", tuple(f"label{number:02d}" for number in range(NUM_LABELS)), NUM_LABELS)
 
 
@@ -79,7 +86,7 @@ class _Scorer:
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Prints how fast features are computed, how long all rounds took for each number of them, and what memory."""
-    extraction = measure_extraction(flags)
+    extraction = _extraction(flags)
     print(
         f"{flags.num_users:,} users, {flags.rounds:,} rounds of {flags.clients} clients, 2 epochs, batch 16, epsilon "
         f"{flags.epsilon:g}, adaptive clipping and noise, a validation every {flags.rounds_per_eval} rounds",
@@ -91,6 +98,43 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
             found.append(_train(flags, num_features, Path(folder)))
         print(_line(found[-1]), flush=True)
     return {"cores": os.cpu_count(), "extraction": extraction, "few_weights": found}
+
+
+def _extraction(flags: argparse.Namespace) -> dict[str, Any]:
+    """Prints how fast features are computed from records to the file, beside the bare forward pass; both take turns."""
+    with tempfile.TemporaryDirectory(dir=flags.work_dir) as name:
+        folder = Path(name)
+        records = made_up_records(folder, num_images=flags.photos)
+        task, size = make_task(records, False, None), (flags.image_size, flags.image_size)
+        count = len(records.photo_index("train").offset) // _PHOTOS_PER_BATCH * _PHOTOS_PER_BATCH
+        body, _ = body_and_head(build_model(flags.model, (*size, 3), task.num_outputs))
+        photos = EvaluationData(records, "train", task, size, _PHOTOS_PER_BATCH, range(count))
+        batch, _ = next(iter(photos))
+        forward = compiled(body)
+        numbers = itertools.count()
+
+        def bare(_repetition: int) -> float:
+            started = time.perf_counter()
+            for _ in range(count // _PHOTOS_PER_BATCH):
+                forward(batch).numpy()
+            return (time.perf_counter() - started) / count
+
+        def extract(_repetition: int) -> float:
+            path = folder / f"{next(numbers)}.npy"
+            growing = feature_file.growing(path, (count, int(body.output_shape[-1])), np.dtype(np.float32), {})
+            started = time.perf_counter()
+            fill(growing, forward, (pixels for pixels, _ in photos), np.dtype(np.float32), "features")
+            return (time.perf_counter() - started) / count
+
+        seconds = take_turns({"bare": bare, "features": extract}, flags.repeats)
+    found = {name: 1 / statistics.median(of) for name, of in seconds.items()}
+    found["of_bare"] = ratio(seconds["features"], seconds["bare"])
+    print(
+        f"{flags.model} at {flags.image_size}: {found['features']:.1f} photos/s from records to the file of features, "
+        f"{found['bare']:.1f} the bare forward pass: {found['of_bare']:.2f} of it, median of {flags.repeats} ratios",
+        flush=True,
+    )
+    return found
 
 
 def _train(flags: argparse.Namespace, num_features: int, folder: Path) -> dict[str, Any]:
@@ -151,7 +195,7 @@ def _features(path: Path, photos: int, num_features: int, seed: int) -> Features
     values = np.lib.format.open_memmap(path, "w+", np.float32, (photos, num_features))
     directions = np.random.default_rng(0).normal(size=(num_features, NUM_LABELS)).astype(np.float32)
     rng, columns, counts = np.random.default_rng([1, seed]), [], []
-    threshold = NormalDist(0, math.sqrt(2)).inv_cdf(1 - _LABEL_FREQUENCY)
+    threshold = statistics.NormalDist(0, math.sqrt(2)).inv_cdf(1 - _LABEL_FREQUENCY)
     for start in range(0, photos, _ROWS_AT_ONCE):
         block = values[start : start + _ROWS_AT_ONCE]
         block[:] = rng.standard_normal(block.shape, np.float32)

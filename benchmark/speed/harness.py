@@ -11,10 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flair.errors import FlairError
 from flair.files import atomic
+
+if TYPE_CHECKING:
+    from benchmark.data.records import Records
 
 ROOT = Path(__file__).resolve().parents[2]
 _SAMPLE_SECONDS = 0.05
@@ -49,6 +52,20 @@ def ratio(seconds: Sequence[float], baseline: Sequence[float]) -> float:
     2.0
     """
     return statistics.median(b / s for s, b in zip(seconds, baseline, strict=True))
+
+
+def made_up_records(
+    folder: Path, num_users: int | None = None, num_images: int | None = None, distinct_photos: int | None = None
+) -> Records:
+    """Records in `folder` of a synthetic dataset of these sizes (`make_dataset`)."""
+    # Here, because commands that are measured import this file.
+    from benchmark.data.opening import open_records
+    from flair.miniature.dataset import make_dataset
+    from flair.records.tfrecord.writer import write_tfrecords
+
+    make_dataset(folder / "dataset", num_users=num_users, num_images=num_images, distinct_photos=distinct_photos)
+    write_tfrecords(folder / "dataset", folder / "records")
+    return open_records(folder / "records")
 
 
 def memory_of(subject: str, flags: argparse.Namespace, part: object) -> int:

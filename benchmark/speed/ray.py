@@ -21,7 +21,7 @@ from benchmark.cluster.cluster import Cluster
 from benchmark.cluster.pool import WorkerPool
 from benchmark.cluster.runtime import RayRuntime, RoundTiming
 from benchmark.data.clients import BatchPlan, ClientSource
-from benchmark.data.opening import make_task, open_records
+from benchmark.data.opening import make_task
 from benchmark.data.records import Records
 from benchmark.model.networks import build_model
 from benchmark.model.trainable import ALL
@@ -29,10 +29,8 @@ from benchmark.rounds.inprocess import InProcessRuntime
 from benchmark.run.machine import peak_bytes
 from benchmark.speed import sizing
 from benchmark.speed.federated import private_config, round_of
-from benchmark.speed.harness import ratio, take_turns
+from benchmark.speed.harness import made_up_records, ratio, take_turns
 from flair.errors import FlairError
-from flair.miniature.dataset import make_dataset
-from flair.records.tfrecord.writer import write_tfrecords
 from flair.terminal.table import Columns
 
 COHORTS, MACHINES = (200, 5000), (1, 10, 100)
@@ -147,9 +145,7 @@ def _merge(runtime: RayRuntime) -> tuple[float, int]:
 
 def _make_records(flags: argparse.Namespace, folder: Path) -> tuple[Records, BatchPlan]:
     # Four of five users train.
-    make_dataset(folder / "dataset", num_users=max(5, -(-flags.clients * 5 // 4) + 1), distinct_photos=64)
-    write_tfrecords(folder / "dataset", folder / "records")
-    records = open_records(folder / "records")
+    records = made_up_records(folder, num_users=max(5, -(-flags.clients * 5 // 4) + 1), distinct_photos=64)
     if len(records.users("train")) < flags.clients:
         raise FlairError(f"--clients={flags.clients}: only {len(records.users('train'))} were made; give fewer")
     size = (flags.image_size, flags.image_size)

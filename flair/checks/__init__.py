@@ -4,4 +4,4 @@ What enters is a dataset directory, a folder of TFRecords, an HDF5 file. What le
 problems or remarks.
 """
 
-__all__ = ["findings", "hdf5", "metadata", "photos", "tfrecords"]
+__all__ = ["dataset", "findings", "hdf5", "tfrecords"]

@@ -47,8 +47,9 @@ def check_tfrecords(
         records = TFRecords(folder)
         check_exclusion(records.parameters, exclusion, str(folder))
         users = subset(all_users, records.parameters.get("limit_users"), exclusion)
-        partitions = [*PARTITIONS, *([HELDOUT] if "heldout_fraction" in records.parameters else [])]
-        if HELDOUT in partitions:
+        partitions: tuple[str, ...] = PARTITIONS
+        if "heldout_fraction" in records.parameters:
+            partitions = (*PARTITIONS, HELDOUT)
             fraction = Fraction(records.parameters["heldout_fraction"])
             split = hold_out(users, fraction, records.parameters["heldout_seed"], exclusion)
             users = [*split.users, *split.heldout]
@@ -60,8 +61,8 @@ def check_tfrecords(
         readable.fail(str(error))
         return [readable]
     expected = [(user.partition, user.user_id) for user in users]
-    there = [(partition, user_id) for partition in spans for user_id in spans[partition]]
-    compare_names(expected, frozenset(there), "user {1} of {0}", same_users)
+    there = {(partition, user_id) for partition in spans for user_id in spans[partition]}
+    compare_names(expected, there, "user {1} of {0}", same_users)
     pairs = [(user, spans[user.partition][user.user_id]) for user in users if user.user_id in spans[user.partition]]
     context, checks = _Context(dataset_dir, folder, columns), (intact, same, same_bytes)
     compare_photos("TFRecords", _compare, context, pairs, lambda pair: len(pair[0].records), checks, num_workers)

@@ -4,4 +4,4 @@ What enters is an address and a folder. What leaves is a dataset directory, ever
 anything is published to verify it by; an interrupted download continues at the byte.
 """
 
-__all__ = ["archive", "client", "headers", "huggingface", "plan", "published", "run", "server", "source"]
+__all__ = ["archive", "client", "huggingface", "plan", "run", "server", "source"]

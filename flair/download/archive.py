@@ -14,8 +14,10 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from flair.dataset import catalog
 from flair.dataset.metadata import check_id
-from flair.download.staging import Staging, Unpacked, UnpackError
+from flair.download.staging import LISTING_SUFFIX, MAX_PHOTO_BYTES, Staging, Unpacked, UnpackError
+from flair.download.state import WORK_DIR
 
 # JPEG hardly shrinks: FLAIR's archives unpack to about their own size.
 MAX_EXPANSION = 20
@@ -36,17 +38,27 @@ _KINDS = {
 def unpack(
     archive: Path, photos_dir: Path, name: str, listing: Path, max_photo_bytes: int, num_photos: int | None = None
 ) -> Unpacked:
-    """Unpacks `archive` into `photos_dir`, all of its photos or none, then writes `listing` (see `staging`).
-
-    Raises:
-      UnpackError: the archive is damaged (`corrupt`) or refused; nothing of it is in `photos_dir`.
-    """
+    """Unpacks `archive` into `photos_dir`, all of its photos or none, then writes `listing`; errors as of `staging`."""
     with Staging(photos_dir, name, max_photo_bytes, num_photos) as staging, open(archive, "rb") as file:
         limit = max(MIN_UNPACKED_LIMIT, MAX_EXPANSION * archive.stat().st_size)
         ignored, first_ignored = _stage_members(_Inflater(file, limit), staging)
         if not staging.sizes:
             raise UnpackError("holds no photo; refused")
         return staging.commit(listing)._replace(ignored=ignored, first_ignored=first_ignored)
+
+
+def extract(archive: Path, dataset_dir: Path, keep: bool) -> None:
+    """Unpacks an archive that somebody else fetched, where its name says; then deletes it unless it is to be kept."""
+    is_raw = archive.name.startswith("images-")  # see catalog.raw_archive_url_path
+    folder = catalog.RAW_IMAGES_DIR if is_raw else catalog.SMALL_IMAGES_DIR
+    listing = dataset_dir / WORK_DIR / f"{archive.name}{LISTING_SUFFIX}"
+    listing.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        unpack(archive, dataset_dir / folder, archive.name, listing, MAX_PHOTO_BYTES[folder])
+    except UnpackError as error:
+        raise UnpackError(f"{archive}: {error}") from None
+    if not keep:
+        archive.unlink()
 
 
 def _stage_members(inflater: _Inflater, staging: Staging) -> tuple[int, str]:

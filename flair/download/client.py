@@ -104,11 +104,7 @@ class Client:
         self._local = threading.local()
 
     def ask(self, url: str) -> Remote:
-        """Size and, where the hub publishes it, sha256 of `url` by HEAD; Nones when the server does not say.
-
-        Raises:
-          TransferError: it redirects from https to http.
-        """
+        """Size and, where the hub publishes it, sha256 of `url` by HEAD; TransferError where https leads to http."""
         try:
             hops, response = self._send("HEAD", url, {})
         except NotEncrypted as error:

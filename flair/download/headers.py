@@ -1,4 +1,4 @@
-"""Addresses that users give and headers that servers send, read strictly; imports nothing heavy."""
+"""Headers that servers send, read strictly."""
 
 from __future__ import annotations
 
@@ -6,29 +6,10 @@ import datetime
 import email.utils
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    import requests
+import requests
 
 _A_MONTH = 30 * 86_400.0
-
-
-def checked_address(text: str) -> str:
-    """The address as it is, if requests could be sent to it.
-
-    Raises:
-      ValueError: no request could be sent there; one line.
-    """
-    try:
-        parts = urlsplit(text)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and text.isprintable()
-    except ValueError:
-        good = False
-    if not good or text != text.strip():
-        raise ValueError(f"expected an http:// or https:// address, got {text!r:.200}")
-    return text
 
 
 def plain(text: str) -> str:

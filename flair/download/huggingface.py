@@ -56,21 +56,18 @@ class HuggingFaceSource:
 
     def archives(self, client: Client, work: Path, raw: bool) -> list[Archive]:
         """The 14 shards, train first; the hub publishes sizes and checksums when asked."""
-        shards = []
-        for partition, count in catalog.HUGGINGFACE_SHARDS.items():
-            for path in (catalog.huggingface_shard(partition, index) for index in range(count)):
-                name = path.rpartition("/")[2]
-                shards.append(Archive(name, f"{self.place}/{path}", catalog.SMALL_IMAGES_DIR, "parquet"))
-        return shards
+        shards = catalog.HUGGINGFACE_SHARDS.items()
+        paths = [catalog.huggingface_shard(partition, index) for partition, count in shards for index in range(count)]
+        return [
+            Archive(path.rpartition("/")[2], f"{self.place}/{path}", catalog.SMALL_IMAGES_DIR, "parquet")
+            for path in paths
+        ]
 
     def _write_metadata(self, client: Client, work: Path, target: Path, num_workers: int) -> None:
         """Writes `labels_and_metadata.json` in the official schema, records in the order of the shards.
 
         The records of each shard wait in a folder below `work`, so that a killed run asks for no shard again. A server
         that ignores Range sends the whole shard, which stays in `work` as a finished part for its photos.
-
-        Raises:
-          FlairError: a shard cannot be read, or one of its records is not FLAIR's.
         """
         client.log(f"{target.name}: reading the labels out of the shards")
         shards = self.archives(client, work, raw=False)
@@ -134,11 +131,7 @@ def _records_text(path: Path) -> str | None:
 
 
 def read_records(file: io.RawIOBase | io.BufferedReader, name: str) -> Iterator[Record]:
-    """The records of one shard, read without its photos.
-
-    Raises:
-      FlairError: it is not a parquet file, or a column is missing or of another type.
-    """
+    """The records of one shard, read without its photos; FlairError where a column is missing or of another type."""
     for number, row in enumerate(_rows(file, name, _RECORD_COLUMNS, _RECORDS_PER_BATCH)):
         where = f"{name}, row {number}"
         for column in ("labels", "fine_grained_labels"):
@@ -159,11 +152,7 @@ def read_records(file: io.RawIOBase | io.BufferedReader, name: str) -> Iterator[
 def unpack(
     archive: Path, photos_dir: Path, name: str, listing: Path, max_photo_bytes: int, num_photos: int | None = None
 ) -> Unpacked:
-    """Writes the photos of one shard to `photos_dir`, all or none, then `listing` (see `flair.download.staging`).
-
-    Raises:
-      UnpackError: the shard is damaged (`corrupt`) or refused; nothing of it is in `photos_dir`.
-    """
+    """Writes the photos of one shard to `photos_dir`, all or none, then `listing`; errors as of `staging`."""
     with Staging(photos_dir, name, max_photo_bytes, num_photos) as staging, open(archive, "rb") as file:
         for number, row in enumerate(_rows(file, name, ["image_id", "image"], _PHOTOS_PER_BATCH)):
             image = row["image"]

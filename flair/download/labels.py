@@ -35,11 +35,7 @@ class Labels:
         shutil.rmtree(self._work, ignore_errors=True)  # what a killed run had not put in place
 
     def bring(self, files: Sequence[LabelFile], counter: Callable[[Path], Callable[[int], None]]) -> None:
-        """Fetches or makes the files; `counter` gives, for a part, what counts its bytes.
-
-        Raises:
-          FlairError: one that every source must have cannot be fetched.
-        """
+        """Fetches or makes the files, or raises a FlairError; `counter` gives what counts the bytes of a part."""
         self._work.mkdir(exist_ok=True)
         for file in files:
             try:
@@ -76,7 +72,7 @@ class Labels:
             return
         try:
             transfer.fetch(self._client, file.url, part, most=file.most, on_bytes=counter(part))
-            transfer.take(part, target, file.most or transfer.MOST_BYTES["text"])
+            transfer.take(part, target, file.most)
         except NotThere:
             raise
         except FlairError as error:

@@ -15,7 +15,6 @@ from flair.download.client import Client, Patience, Remote
 from flair.download.source import Archive, LabelFile, Source
 from flair.download.state import DownloadState, scan_photos
 from flair.errors import FlairError
-from flair.files.regular_file import file_sha256
 from flair.parallel import threads
 from flair.terminal.progress import size as say_size
 
@@ -46,20 +45,21 @@ class Plan(NamedTuple):
 
 
 def make_plan(source: Source, config: DownloadConfig, state: DownloadState, client: Client) -> Plan:
-    """Compares what the source has with what is here, photo by photo; asks the server for the sizes of the rest.
-
-    Raises:
-      FlairError: the source's list of archives cannot be read, or a file redirects from https to http.
-    """
+    """Compares what the source has with what is here, photo by photo; asks the server for the sizes of the rest."""
     found = source.archives(client, state.folder, config.raw)
     wanted = [] if config.only_metadata else _limited(found, config.limit_archives)
-    labels = [file for file in source.label_files() if not _is_same_file(file, config.dataset_dir, state)]
+    labels = [file for file in source.label_files() if not state.is_kept(file.name, file.url)]
     gone = _gone(wanted, config.dataset_dir, state, client)
-    open_archives = [archive for archive in wanted if archive.name in gone or not _is_same(archive, state)]
+    open_archives = [
+        archive
+        for archive in wanted
+        if archive.name in gone or not state.is_finished(archive.name, archive.url, archive.sha256)
+    ]
     unsized = [file.url for file in labels if file.make is None]
     unsized += [archive.url for archive in open_archives if archive.size is None]
     answers = _ask(unsized, client, config.num_workers)
     pending = []
+    # The labels are small beside the photos: where nobody tells their size they count as nothing.
     sizes = {file.name: answers[file.url].size or 0 if file.make is None else 0 for file in labels}
     for archive in open_archives:
         answer = answers.get(archive.url, Remote(None, None, archive.url))
@@ -77,11 +77,7 @@ def make_plan(source: Source, config: DownloadConfig, state: DownloadState, clie
 
 
 def require_disk(plan: Plan, config: DownloadConfig, state: DownloadState) -> None:
-    """Checks that the photos to come, and the archives they come in, fit on the disk.
-
-    Raises:
-      FlairError: they do not.
-    """
+    """Raises a FlairError unless the photos to come, and the archives they come in, fit on the disk."""
     sizes = {archive.name: plan.sizes.get(archive.name) or _usual_size(archive) for archive in plan.pending}
     needs: list[tuple[Path, float]] = [
         (config.dataset_dir / archive.folder, _ON_DISK * sizes[archive.name]) for archive in plan.pending
@@ -107,14 +103,6 @@ def require_disk(plan: Plan, config: DownloadConfig, state: DownloadState) -> No
             )
 
 
-def _is_same_file(file: LabelFile, dataset_dir: Path, state: DownloadState) -> bool:
-    """Whether the file is here, byte for byte, as an earlier run fetched it from the same address."""
-    path, entry = dataset_dir / file.name, state.get(file.name)
-    if entry is None or entry.url != file.url or not path.is_file() or path.stat().st_size != entry.size:
-        return False
-    return file_sha256(path) == entry.sha256
-
-
 def _limited(archives: list[Archive], limit: int | None) -> list[Archive]:
     """The first `limit` archives of each folder."""
     by_folder = itertools.groupby(archives, lambda archive: archive.folder)
@@ -131,13 +119,6 @@ def _gone(archives: list[Archive], dataset_dir: Path, state: DownloadState, clie
             client.log(f"{archive.name}: {count:,} of its photos are gone or changed since; unpacking it again")
             gone.add(archive.name)
     return gone
-
-
-def _is_same(archive: Archive, state: DownloadState) -> bool:
-    entry = state.get(archive.name)
-    if entry is None:
-        return False
-    return entry.sha256 == archive.sha256 if archive.sha256 else entry.url == archive.url
 
 
 def _ask(urls: list[str], client: Client, num_workers: int) -> dict[str, Remote]:

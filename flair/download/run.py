@@ -20,14 +20,13 @@ from flair.download import huggingface, transfer
 from flair.download.client import Client
 from flair.download.labels import Labels
 from flair.download.plan import DownloadConfig, Plan, make_plan, require_disk
-from flair.download.source import MAX_PHOTO_BYTES, Archive, Source
-from flair.download.staging import Unpacked, UnpackError
+from flair.download.source import Archive, Source
+from flair.download.staging import MAX_PHOTO_BYTES, Unpacked, UnpackError
 from flair.download.state import DownloadState, Entry, exclusive
 from flair.download.transfer import Fetched, WrongContent
 from flair.download.unpacking import Job, Unpackers
 from flair.errors import FlairError
 from flair.files import atomic
-from flair.files.regular_file import file_sha256
 from flair.parallel import threads
 from flair.terminal.paths import command_line
 from flair.terminal.progress import Progress, duration
@@ -88,8 +87,8 @@ def _download(source: Source, config: DownloadConfig, lock: int) -> Outcome:
     for item, error in broken:
         if item is None:
             raise error
-        failures[item.name] = error
-    failed = [f"{name}: {error}" for name, error in failures.items()]
+        failures[item.name] = f"{item.name}: {error}"
+    failed = list(failures.values())
     if not failed and not config.only_metadata and config.limit_archives is None:
         for part in state.folder.glob("*.part"):  # worth nothing now, not even one of another source
             transfer.discard(part)
@@ -141,11 +140,11 @@ class _Archives:
                 unpacked = self._unpack(archive, fetched)
                 break
             except (WrongContent, UnpackError) as error:
-                if part.exists():
+                if part.exists():  # its bytes are counted once more as they come again
                     count(-part.stat().st_size)
                 transfer.discard(part)
                 if isinstance(error, UnpackError) and not error.corrupt:
-                    self.disputed.update([error.rival] * bool(error.rival))
+                    self.disputed.add(error.rival)  # "" where there is none
                     raise
                 if last_try:
                     raise FlairError(f"{error}; fetched twice, wrong both times, so the server's copy is bad") from None
@@ -157,12 +156,9 @@ class _Archives:
             _finish(archive, self.config, self.state)
 
     def _unpack(self, archive: Archive, fetched: Fetched) -> Unpacked:
-        photos_dir = self.config.dataset_dir / archive.folder
-        listing = self.state.listing(archive.name)
-        job = Job(
-            archive.kind, str(fetched.path), archive.name, str(photos_dir), str(listing),
-            MAX_PHOTO_BYTES[archive.folder], archive.photos,
-        )  # fmt: skip
+        photos_dir, listing = self.config.dataset_dir / archive.folder, self.state.listing(archive.name)
+        most = MAX_PHOTO_BYTES[archive.folder]
+        job = Job(archive.kind, fetched.path, archive.name, photos_dir, listing, most, archive.photos)
         unpacked = self.unpackers.unpack(job)
         if unpacked.ignored:
             self.notes.append(
@@ -173,11 +169,10 @@ class _Archives:
 
     def _kept(self, archive: Archive) -> Fetched | None:
         """The archive as an earlier run kept it, if it is still the right one."""
-        path, entry = self.config.dataset_dir / archive.name, self.state.get(archive.name)
-        if entry is None or not path.is_file() or path.stat().st_size != entry.size:
+        entry = self.state.get(archive.name)
+        if entry is None or not self.state.is_kept(archive.name, archive.url, archive.sha256):
             return None
-        trusted = archive.sha256 or (entry.sha256 if entry.url == archive.url else None)
-        return Fetched(path, entry.size, entry.sha256) if file_sha256(path) == trusted else None
+        return Fetched(self.config.dataset_dir / archive.name, entry.size, entry.sha256)
 
 
 def _finish(archive: Archive, config: DownloadConfig, state: DownloadState) -> None:
@@ -225,8 +220,8 @@ def _remove_leftovers(source: Source, config: DownloadConfig, state: DownloadSta
                 shutil.rmtree(leftover)
 
 
-class _ByteProgress:
-    """One progress line, in bytes, of all files; safe to share among threads."""
+class _ByteProgress(Progress):
+    """One progress line, in bytes, of all files; its counters are for a thread each."""
 
     def __init__(self, plan: Plan, state: DownloadState) -> None:
         self.fetched = 0
@@ -234,10 +229,8 @@ class _ByteProgress:
         names = [file.name for file in plan.labels] + [archive.name for archive in plan.pending]
         parts = [state.part(name) for name in names]
         self._here = {part: transfer.arrived_bytes(part) for part in parts}
-        known = len(plan.sizes) == len(parts)
-        self._progress = Progress(
-            sum(plan.sizes.values()) if known else None, "downloading", "B", scale=True, done=sum(self._here.values())
-        )
+        total = sum(plan.sizes.values()) if len(plan.sizes) == len(parts) else None
+        super().__init__(total, "downloading", "B", scale=True, done=sum(self._here.values()))
 
     def counter(self, part: Path) -> Callable[[int], None]:
         """What counts the bytes of one file; those of an earlier run, counted at the start, are not counted again."""
@@ -249,13 +242,9 @@ class _ByteProgress:
             here -= known
             with self._lock:
                 self.fetched += max(0, new - known)
-                self._progress.add(new - known)
+                self.add(new - known)
 
         return count
-
-    def close(self) -> None:
-        """Takes the line off the screen."""
-        self._progress.close()
 
 
 def _log(message: str) -> None:

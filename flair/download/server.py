@@ -65,11 +65,7 @@ class Mirror(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serve(folder: str | Path, port: int = 0) -> Iterator[Mirror]:
-    """Serves `folder` on the loopback interface from a thread, until the block ends; port 0 is any free one.
-
-    Raises:
-      FlairError: no such folder, or the port is taken.
-    """
+    """A `Mirror` that serves from a thread until the block ends; port 0 is any free one, FlairError a taken one."""
     with Mirror(folder, port) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()

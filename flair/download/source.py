@@ -15,8 +15,6 @@ from flair.errors import FlairError
 from flair.files import json_text
 
 _MAX_MANIFEST_BYTES = 4 << 20  # ten thousand archives take half of it
-# Generous bounds of one photo: small photos have 3 to 22 kB, Flickr takes originals up to 200 MB.
-MAX_PHOTO_BYTES = {catalog.SMALL_IMAGES_DIR: 4 << 20, catalog.RAW_IMAGES_DIR: 256 << 20}
 _MAX_ARCHIVES = 10_000
 
 
@@ -42,7 +40,7 @@ class LabelFile(NamedTuple):
     name: str
     url: str
     optional: bool = False
-    most: int | None = None  # bytes that are taken at most
+    most: int = transfer.MOST_BYTES["text"]  # bytes that are taken at most
     make: Callable[[Client, Path, Path, int], None] | None = None
 
 
@@ -107,11 +105,7 @@ class AppleSource:
 
 
 def read_manifest(content: bytes, url: str, prefix: str, folder: str) -> list[Archive]:
-    """The archives of a mirror's manifest.
-
-    Raises:
-      FlairError: it is not of the documented form; the names of its archives become file names, so they are checked.
-    """
+    """The archives of a mirror's manifest, of which everything is checked: the names become file names."""
     try:
         items = json_text.parse(content)["archives"]
         archives = [_manifest_archive(item, url, prefix, folder) for item in items[:_MAX_ARCHIVES]]

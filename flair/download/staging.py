@@ -5,14 +5,16 @@ from __future__ import annotations
 import filecmp
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from flair.dataset import catalog
 from flair.errors import FlairError
 from flair.files import atomic, lock, regular_file
 
 MAX_PHOTOS = 1_000_000  # in one archive; FLAIR's hold about 10,000
+# Generous bounds of one photo: small photos have 3 to 22 kB, Flickr takes originals up to 200 MB.
+MAX_PHOTO_BYTES = {catalog.SMALL_IMAGES_DIR: 4 << 20, catalog.RAW_IMAGES_DIR: 256 << 20}
 LISTING_SUFFIX = ".photos"
 _LISTED = re.compile(r"(\S+) ([0-9]{1,15})")
 _LOCK_SECONDS = 600.0  # for the photos of all other archives at work to move into place
@@ -39,13 +41,8 @@ class Staging:
     """A hidden folder inside `photos_dir` (so on the same file system) that `commit` empties into it.
 
     It goes at the end of `with`; a leftover of a killed process, of the same name, is removed first. A FlairError that
-    ends the block, such as that of an unsafe id, leaves it as an UnpackError.
-
-    Args:
-      photos_dir: where the photos go; made when missing.
-      name: of the archive.
-      max_photo_bytes: more than the largest photo has.
-      num_photos: the published number, or None.
+    ends the block, such as that of an unsafe id, leaves it as an UnpackError, and nothing of the archive, whose name is
+    `name`, is in `photos_dir`. `num_photos` is the published number, or None.
     """
 
     def __init__(self, photos_dir: Path, name: str, max_photo_bytes: int, num_photos: int | None = None) -> None:
@@ -140,8 +137,7 @@ class Staging:
 
     def discard(self) -> None:
         """Removes the hidden folder and what is in it."""
-        if self.folder.is_dir():
-            shutil.rmtree(self.folder)
+        atomic.remove(self.folder)
 
 
 def staging_folder(photos_dir: Path, name: str) -> Path:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from flair.download.staging import LISTING_SUFFIX, read_listing
 from flair.errors import FlairError
-from flair.files import checked_json, lock, regular_file
+from flair.files import checked_json, lock
+from flair.files.regular_file import file_sha256, read_bytes
 
 WORK_DIR = ".download"
 _VERSION = 1
@@ -36,7 +37,7 @@ class DownloadState:
     """The finished files of one dataset folder; safe to share among threads, written at every change."""
 
     def __init__(self, dataset_dir: Path) -> None:
-        self.folder = dataset_dir / WORK_DIR
+        self._dataset_dir, self.folder = dataset_dir, dataset_dir / WORK_DIR
         self._path = self.folder / "state.json"
         self._lock = threading.Lock()
         self._entries = self._read()
@@ -44,6 +45,18 @@ class DownloadState:
     def get(self, name: str) -> Entry | None:
         """The entry of a finished file."""
         return self._entries.get(name)
+
+    def is_finished(self, name: str, url: str, sha256: str | None = None) -> bool:
+        """Whether `name` is finished: with the published checksum, or where none is published from this address."""
+        entry = self.get(name)
+        return entry is not None and (entry.sha256 == sha256 if sha256 else entry.url == url)
+
+    def is_kept(self, name: str, url: str, sha256: str | None = None) -> bool:
+        """Whether it is finished, and lies in the dataset folder byte for byte as it came."""
+        path, entry = self._dataset_dir / name, self.get(name)
+        if entry is None or not self.is_finished(name, url, sha256):
+            return False
+        return path.is_file() and path.stat().st_size == entry.size and file_sha256(path) == entry.sha256
 
     def record(self, name: str, entry: Entry) -> None:
         """Notes that `name` is finished."""
@@ -75,7 +88,7 @@ class DownloadState:
 
     def _read(self) -> dict[str, Entry]:
         try:
-            content = checked_json.parse(regular_file.read_bytes(self._path))
+            content = checked_json.parse(read_bytes(self._path))
             if content["version"] != _VERSION:
                 raise FlairError(
                     f"{self._path}: written by another version of this toolkit (format {content['version']!r}, "
@@ -102,11 +115,7 @@ def scan_photos(folder: Path) -> dict[str, int]:
 
 
 def exclusive(dataset_dir: Path, log: Callable[[str], None]) -> contextlib.AbstractContextManager[int]:
-    """Makes `dataset_dir` and its work folder, and gives an open file that locks them against other downloads.
-
-    Raises:
-      FlairError: another download works in the same folder.
-    """
+    """Makes `dataset_dir` and its work folder; yields an open file that locks them, FlairError where another does."""
     folder = dataset_dir / WORK_DIR
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"--dataset_dir={dataset_dir}: another download is at work there; wait for it, or stop it"

@@ -69,8 +69,6 @@ def fetch(
     """Brings all of `url` to `part`, continuing what is already there.
 
     Args:
-      client: sends the requests.
-      url: http or https address.
       part: the growing file; its name ends in `.part`.
       expect: "gzip", "parquet" or "text"; another start than theirs, or a web page, is refused.
       size: published size in bytes, checked; None when nobody publishes it.
@@ -112,8 +110,7 @@ def is_whole(part: Path, url: str | None = None) -> bool:
 def take(part: Path, final: Path, most: int = MOST_BYTES["text"]) -> None:
     """Gives a finished part its final name, and unpacks it where the server had packed it for the way.
 
-    Raises:
-      TransferError: it cannot be unpacked, or to more than `most` bytes; the part is gone.
+    A part that unpacks to more than `most` bytes, or not at all, is a TransferError, and gone.
     """
     if _read_version(part).get("encoding") == "gzip":
         _unpack(part, final, most)

@@ -32,10 +32,10 @@ class Job(NamedTuple):
     """What to unpack and where to; `kind` is "gzip" (a tar.gz) or "parquet"; `num_photos` is None if not published."""
 
     kind: str
-    archive: str
+    archive: Path
     name: str
-    photos_dir: str
-    listing: str
+    photos_dir: Path
+    listing: Path
     max_photo_bytes: int
     num_photos: int | None = None
 
@@ -61,13 +61,13 @@ class Unpackers:
             process = self._start()
         assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it has died, as the missing reply will tell
-            process.stdin.write(json.dumps(job._asdict()) + "\n")
+            process.stdin.write(json.dumps(job._asdict(), default=str) + "\n")
             process.stdin.flush()
         while not select.select([process.stdout], [], [], 0.1)[0]:
             if self._stop.is_set():
                 process.kill()
                 process.communicate()
-                shutil.rmtree(staging_folder(Path(job.photos_dir), job.name), ignore_errors=True)
+                shutil.rmtree(staging_folder(job.photos_dir, job.name), ignore_errors=True)
                 raise Stopped
         reply = process.stdout.readline()
         if not reply:

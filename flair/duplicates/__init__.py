@@ -4,4 +4,4 @@ What enters is the photos of a dataset directory, and optionally features of the
 `near_duplicates.json`: the pairs, the groups they make, and what was searched.
 """
 
-__all__ = ["audit", "calibration", "feature_calibration", "features", "rule"]
+__all__ = ["audit", "calibration", "features", "rule"]

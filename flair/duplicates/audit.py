@@ -6,16 +6,16 @@ import contextlib
 import itertools
 import json
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flair.curation.exclusion import NEAR_DUPLICATES_FILE, NEIGHBORS_FILE
 from flair.dataset.metadata import load_records
-from flair.duplicates.by_features import aligned_pairs
 from flair.duplicates.features import read_features
 from flair.duplicates.report import (
     Found,
@@ -27,8 +27,8 @@ from flair.duplicates.report import (
     summarize,
     summary_text,
 )
-from flair.duplicates.rule import Thresholds, is_near_duplicate, may_be_duplicate
-from flair.duplicates.scope import Scope, make_scope
+from flair.duplicates.rule import Settings, is_near_duplicate, may_be_duplicate
+from flair.duplicates.scope import Scope, make_scope, pair_codes, pairs_within
 from flair.duplicates.search import MAX_PAIRS, NEAR_PAIR, NearPairs, Work
 from flair.duplicates.signatures import Signatures, equal, read_signatures
 from flair.errors import FlairError
@@ -37,56 +37,12 @@ from flair.files import atomic, lock
 PAIRS_FILE = "duplicate_pairs.json"
 SUMMARY_FILE = "summary.json"
 SUMMARY_TEXT_FILE = "summary.txt"
+_DESCRIBED = ("pairs", "partitions", "metrics", "top_k", "feature_neighbors", "mirrored")  # settings in the summary
 OUTPUT_FILES = (NEIGHBORS_FILE, NEAR_DUPLICATES_FILE, PAIRS_FILE, SUMMARY_FILE, SUMMARY_TEXT_FILE)
 
 
-class Settings(NamedTuple):
-    """What is audited and how; the flags of the command by their names."""
-
-    dataset_dir: Path
-    output_dir: Path
-    cache_dir: Path
-    pairs: str
-    partitions: tuple[str, ...]
-    metrics: tuple[str, ...]
-    top_k: int
-    thresholds: Thresholds
-    features: Path | None
-    feature_neighbors: int
-    mirrored: bool
-    brute_force: bool
-    chunk_size: int
-    num_workers: int
-
-
-class Outcome(NamedTuple):
-    """The summary as text, and the work it took: photos, pairs searched, compared in full and so on."""
-
-    text: str
-    photos: Work
-    searched: Work
-    compared: Work
-    structured: Work
-    aligned: Work
-
-    def work_lines(self, seconds: float) -> list[str]:
-        """How much was computed, how much an earlier run had done, and how fast it went."""
-        named = {
-            "photos decoded": self.photos,
-            "pairs searched by their block means": self.searched,
-            "pairs compared in full": self.compared,
-            "pairs compared by structure": self.structured,
-        }
-        if any(self.aligned):
-            named["pairs aligned"] = self.aligned
-        lines = [f"{name}: {work.computed:,} computed, {work.reused:,} reused" for name, work in named.items()]
-        if self.searched.computed:
-            lines.append(f"Rate: {self.searched.computed / max(seconds, 1e-9):,.0f} pairs/s, decoding included")
-        return lines
-
-
-def audit(settings: Settings) -> Outcome:
-    """Runs the audit and writes its files.
+def audit(settings: Settings) -> str:
+    """Runs the audit and writes its files; returns its summary as text, and the work that it took.
 
     Raises:
       FlairError: bad metadata, a bad photo or file of features, more pairs than can be held, or a second run at work.
@@ -99,8 +55,8 @@ def audit(settings: Settings) -> Outcome:
         for folder in folders:
             busy = f"{folder}: another process is preparing this output; wait for it or stop it"
             held.enter_context(lock.exclusive(folder, busy))
-        outcome = _audit(settings)
-    return outcome
+        text = _audit(settings)
+    return text
 
 
 def exact_pairs(digests: NDArray[np.uint8], scope: Scope) -> NDArray[Any]:
@@ -111,7 +67,7 @@ def exact_pairs(digests: NDArray[np.uint8], scope: Scope) -> NDArray[Any]:
     """
     names = np.ascontiguousarray(digests).view("S32")[:, 0]
     _, group, sizes = np.unique(names, return_inverse=True, return_counts=True)
-    num_pairs = int((sizes.astype(np.int64) * (sizes - 1) // 2).sum())
+    num_pairs = pairs_within(sizes)
     if num_pairs > MAX_PAIRS:
         raise FlairError(f"{num_pairs:,} pairs of photos are equal; at most {MAX_PAIRS:,} can be listed")
     order = np.argsort(group, kind="stable")
@@ -125,7 +81,8 @@ def exact_pairs(digests: NDArray[np.uint8], scope: Scope) -> NDArray[Any]:
     return found
 
 
-def _audit(settings: Settings) -> Outcome:
+def _audit(settings: Settings) -> str:
+    start = time.monotonic()
     for name in OUTPUT_FILES:
         atomic.remove_leftovers(settings.output_dir, f".{name}.*.tmp")
     records = [record for record in load_records(settings.dataset_dir) if record.partition in settings.partitions]
@@ -137,22 +94,13 @@ def _audit(settings: Settings) -> Outcome:
     signatures = read_signatures(settings.dataset_dir, scope.records, settings.cache_dir, settings.num_workers)
     work, aligned = [Work(), Work(), Work(), Work()], None
     if {"l2", "dssim", "features"} & set(settings.metrics):
-        search = NearPairs(
-            settings.dataset_dir,
-            scope,
-            signatures,
-            settings.thresholds.review_l2,
-            settings.mirrored,
-            settings.cache_dir,
-            settings.num_workers,
-            settings.chunk_size,
-        )
-        pairs = search.brute_force() if settings.brute_force else search.find()
+        search = NearPairs(settings, scope, signatures)
+        pairs = search.find()
         if "dssim" in settings.metrics:
             needed = nearest(pairs, scope, settings.top_k).any(axis=0) | may_be_duplicate(pairs, settings.thresholds)
-            search.add_structure(pairs, needed, cached=not settings.brute_force)
+            search.add_structure(pairs, needed)
         if features is not None and settings.feature_neighbors:
-            aligned = aligned_pairs(search, features, settings.feature_neighbors)
+            aligned = search.find_aligned(features)
         work = [search.searched, search.compared, search.structured, search.aligned]
     else:
         pairs = exact_pairs(signatures.pixel_sha256, scope)
@@ -161,9 +109,29 @@ def _audit(settings: Settings) -> Outcome:
         distances = features.squared_distances(pairs["first"], pairs["second"])
     found = Found(scope, pairs, distances, _kinds(pairs, distances, signatures, settings))
     if aligned is not None:
-        found = found._replace(aligned=_to_review(aligned, found.duplicates, settings.thresholds.review_alignment))
+        # Pairs that are called duplicates anyhow need no review.
+        aligned = aligned[aligned["correlation"] >= settings.thresholds.review_alignment]
+        found = found._replace(aligned=aligned[~np.isin(pair_codes(aligned), pair_codes(found.duplicates))])
     text = _write(found, settings)
-    return Outcome(text, Work(signatures.num_computed, len(records) - signatures.num_computed), *work)
+    photos = Work(signatures.num_computed, len(records) - signatures.num_computed)
+    return "\n".join([text, *_work_lines(time.monotonic() - start, photos, *work)])
+
+
+def _work_lines(
+    seconds: float, photos: Work, searched: Work, compared: Work, structured: Work, aligned: Work
+) -> list[str]:
+    """How much was computed, how much an earlier run had done, and how fast it went."""
+    named = {
+        "photos decoded": photos,
+        "pairs searched by their block means": searched,
+        "pairs compared in full": compared,
+        "pairs compared by structure": structured,
+        **({"pairs aligned": aligned} if any(aligned) else {}),
+    }
+    lines = [f"{name}: {work.computed:,} computed, {work.reused:,} reused" for name, work in named.items()]
+    if searched.computed:
+        lines.append(f"Rate: {searched.computed / max(seconds, 1e-9):,.0f} pairs/s, decoding included")
+    return lines
 
 
 def _kinds(
@@ -177,27 +145,12 @@ def _kinds(
     return kind
 
 
-def _to_review(aligned: NDArray[Any], duplicates: NDArray[Any], least: float) -> NDArray[Any]:
-    """Those of aligned pairs whose detail agrees and that are not called duplicates anyhow."""
-    aligned = aligned[aligned["correlation"] >= least]
-    called = set(zip(duplicates["first"].tolist(), duplicates["second"].tolist(), strict=True))
-    both = zip(aligned["first"].tolist(), aligned["second"].tolist(), strict=True)
-    return np.asarray(aligned[np.array([key not in called for key in both], bool)])
-
-
 def _write(found: Found, settings: Settings) -> str:
     """Writes all files; returns the summary as text."""
     listed = nearest(found.pairs, found.scope, settings.top_k)
     groups = components(found)
-    described = {
-        "pairs": settings.pairs,
-        "partitions": list(settings.partitions),
-        "metrics": list(settings.metrics),
-        "top_k": settings.top_k,
-        "feature_neighbors": settings.feature_neighbors,
-        "mirrored": settings.mirrored,
-        "thresholds": settings.thresholds._asdict(),
-    }
+    described = {name: getattr(settings, name) for name in _DESCRIBED}
+    described["thresholds"] = settings.thresholds._asdict()
     summary = {"settings": described, **summarize(found, groups, settings.thresholds.review_dssim)}
     text = summary_text(summary)
     folder = settings.output_dir

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from flair.dataset.catalog import METADATA_FILE
 from flair.dataset.images import decode, read_jpeg
 from flair.dataset.metadata import load_records
+from flair.duplicates.alignment import align, detail_of
 from flair.duplicates.blocks import block_sums
 from flair.duplicates.compare import least_distance
-from flair.duplicates.distance import detail_correlation, energy, mirror
-from flair.duplicates.dssim import dssim
-from flair.duplicates.feature_calibration import ByFeatures, Planted, feature_lines
-from flair.duplicates.planted import KINDS, even_sky, jpeg, night
+from flair.duplicates.distance import detail_correlation, dssim, energy, mirror
+from flair.duplicates.features import FeatureTable, read_features
+from flair.duplicates.planted import KINDS, Planted, even_sky, jpeg, night
 from flair.duplicates.rule import Thresholds, is_near_duplicate, may_be_duplicate
+from flair.duplicates.scope import Scope
 from flair.duplicates.search import NEAR_PAIR
 from flair.errors import FlairError
 from flair.terminal.progress import Progress
@@ -32,13 +33,15 @@ def calibrate(
     seed: int,
     thresholds: Thresholds,
     output_dir: Path | None = None,
-    by_features: ByFeatures | None = None,
+    features: Path | None = None,
+    neighbors: int = 3,
 ) -> dict[str, Any]:
     """Measures with `num_photos` photos of each of three sets; returns thresholds, recall and false pairs by set.
 
     Args:
       output_dir: folder for the dataset's photos and their copies, as a dataset directory of its own.
-      by_features: features of what an earlier call wrote to `output_dir`; the copies are the same.
+      features: of what an earlier call wrote to `output_dir`, where the copies are the same; None: do not use any.
+      neighbors: photos nearest by `features` among which each copy is looked for.
 
     Raises:
       FlairError: a photo cannot be read, features of a photo are missing, or `output_dir` is a dataset already.
@@ -51,7 +54,7 @@ def calibrate(
     chosen = Planted(
         {records[index]: read_jpeg(dataset_dir, records[index]).data for index in sorted(indices.tolist())}
     )
-    of_features = None if by_features is None else by_features.open(chosen)
+    table_of_features = None if features is None else read_features(features, chosen.image_ids())
     photos = {
         "photos": chosen.pixels(),
         "even skies": [decode(jpeg(even_sky(rng)), "sky").data for _ in range(num_photos)],
@@ -76,15 +79,17 @@ def calibrate(
             progress.add(len(strangers))
     if output_dir is not None:
         chosen.write(output_dir)
-    reviewed = {kind: by_set["photos"]["reviewed"] for kind, by_set in recall.items()}
-    return {
+    found = {
         "num_photos": {name: len(some) for name, some in photos.items()},
         "seed": seed,
         "thresholds": thresholds._asdict(),
         "recall": recall,
         "false_pairs": false_pairs,
-        **({} if of_features is None else {"by_features": of_features.measure(chosen, thresholds, reviewed)}),
     }
+    if table_of_features is not None:
+        reviewed = {kind: by_set["photos"]["reviewed"] for kind, by_set in recall.items()}
+        found["by_features"] = _by_features(chosen, table_of_features, neighbors, thresholds.review_alignment, reviewed)
+    return found
 
 
 def measure(
@@ -121,8 +126,65 @@ def table(found: dict[str, Any]) -> str:
     for what in ("pairs", "reviewed", "duplicates"):
         lines.append(columns.line(what, *(found["false_pairs"][name][what] for name in sets)))
     if "by_features" in found:
-        lines += ["", *feature_lines(found["by_features"])]
+        lines += ["", *_feature_lines(found["by_features"])]
     return "\n".join(lines)
+
+
+def _by_features(
+    planted: Planted, table: FeatureTable, neighbors: int, least: float, reviewed: dict[str, float]
+) -> dict[str, Any]:
+    """Shares of the copies of each kind, and what is found of pairs of different photos.
+
+    A copy is found if it and its photo are among each other's nearest, where all photos have one copy, of this kind;
+    and if the correlation of their detail is `least` or more. `reviewed` is the share that pixels find.
+    """
+    details = [detail_of(photo) for photo in planted.pixels()]
+    count = len(details)
+    recall = {}
+    for number, (kind, copies) in enumerate(planted.copies.items(), start=1):
+        pairs = zip(details, (detail_of(decode(data, kind).data) for data in copies), strict=True)
+        aligned = np.array([align(one, other) for one, other in pairs]) >= least
+        near = _are_near(table, neighbors, number, count)
+        shares = {"nearest": near, "aligned": aligned, "both": near & aligned}
+        recall[kind] = {"by pixels": reviewed[kind], **{name: float(one.mean()) for name, one in shares.items()}}
+    nearest = _nearest(table, neighbors, np.arange(count)).tolist()
+    strangers = {(min(one, other), max(one, other)) for one in range(count) for other in nearest[one]}
+    strangers = {pair for pair in strangers if pair[0] >= 0}
+    correlations = np.array([align(details[one], details[other]) for one, other in sorted(strangers)])
+    return {
+        "neighbors": neighbors,
+        "recall": recall,
+        "pairs of different photos": len(strangers),
+        "of these aligned": int((correlations >= least).sum()),
+    }
+
+
+def _are_near(table: FeatureTable, neighbors: int, kind: int, count: int) -> NDArray[np.bool_]:
+    rows = np.arange(count)
+    near = _nearest(table, neighbors, np.concatenate([rows, kind * count + rows]))
+    of_photo, of_copy = near[:count] == rows[:, None] + count, near[count:] == rows[:, None]
+    return np.asarray((of_photo | of_copy).any(axis=1))
+
+
+def _nearest(table: FeatureTable, neighbors: int, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    codes = np.zeros(len(rows), np.int32)
+    some = table._replace(rows=table.rows[rows])
+    return some.nearest(Scope("all", (), codes, codes), range(len(rows)), neighbors)
+
+
+def _feature_lines(found: dict[str, Any]) -> list[str]:
+    """The measurements as text, in percent of the copies."""
+    names = ("by pixels", "nearest", "aligned", "both")
+    columns = Columns("<36", *[">14"] * len(names))
+    lines = [columns.line("found for review, %", names[0], f"{found['neighbors']} nearest", *names[2:])]
+    for kind, shares in found["recall"].items():
+        lines.append(columns.line(kind, *(f"{100 * shares[name]:.1f}" for name in names)))
+    strangers, aligned = found["pairs of different photos"], found["of these aligned"]
+    return [
+        *lines,
+        "",
+        f"Of {strangers:,} pairs of different photos that are nearest by features, {aligned:,} are aligned.",
+    ]
 
 
 def _counts(measured: NDArray[Any], thresholds: Thresholds) -> dict[str, int]:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from flair.dataset import images
 from flair.dataset.metadata import Record
-from flair.duplicates import alignment, dssim
-from flair.duplicates.distance import mirror, squared_distance
+from flair.duplicates import alignment
+from flair.duplicates.distance import Moments, dssim_of, mirror, moments, squared_distance
 
 DISTANCE = np.dtype([("l2", "<i8"), ("mirrored", "?")])
 _MAX_PHOTOS = 1024  # kept decoded by each worker, 200 MB
@@ -51,8 +51,8 @@ def compare_structure(context: Context, pairs: list[ComparedPair]) -> NDArray[np
         one, other = _pixels(context, pair.first), _pixels(context, pair.second)
         own, theirs = _moments_of(context, pair.first), _moments_of(context, pair.second)
         if pair.mirrored:
-            other, theirs = mirror(other), dssim.mirrored(theirs)
-        found[row] = dssim.dssim_of(one, own, other, theirs)
+            other, theirs = mirror(other), theirs.mirrored()
+        found[row] = dssim_of(one, own, other, theirs)
     return found
 
 
@@ -84,8 +84,8 @@ def _pixels(context: Context, record: Record) -> NDArray[np.uint8]:
 
 
 @functools.lru_cache(_MAX_MOMENTS)
-def _moments_of(context: Context, record: Record) -> dssim.Moments:
-    return dssim.moments(_pixels(context, record))
+def _moments_of(context: Context, record: Record) -> Moments:
+    return moments(_pixels(context, record))
 
 
 @functools.lru_cache(_MAX_DETAILS)

@@ -1,16 +1,20 @@
-"""Copies of a photo as people make them, to measure which of them an audit finds."""
+"""Copies of photos as people make them, to measure which of them an audit finds; skies and nights for strangers."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flair.dataset.catalog import IMAGE_SIZE
+from flair.dataset.catalog import IMAGE_SIZE, METADATA_FILE
+from flair.dataset.images import decode
+from flair.dataset.metadata import Record, photo_path, record_to_json
 from flair.duplicates.distance import mirror
+from flair.files import atomic
 
 Pixels = NDArray[np.uint8]
 _QUALITY = 85  # of the JPEG that every altered copy ends in
@@ -85,6 +89,36 @@ KINDS: dict[str, Callable[[Pixels, np.random.Generator], bytes]] = {
     "mirrored": lambda pixels, _rng: jpeg(mirror(pixels)),
     "mirrored, resized, noise of 3": lambda pixels, rng: jpeg(noised(resized(mirror(pixels), 192), 3, rng)),
 }
+
+
+class Planted:
+    """Photos of a dataset as JPEG, and copies of each by kind."""
+
+    def __init__(self, files: dict[Record, bytes]) -> None:
+        self.files = files
+        self.copies: dict[str, list[bytes]] = {}
+
+    def pixels(self) -> list[Pixels]:
+        """The photos, decoded."""
+        return [decode(data, record.image_id).data for record, data in self.files.items()]
+
+    def image_ids(self) -> list[str]:
+        """Of the photos, then of their copies, kind after kind."""
+        photos = [record.image_id for record in self.files]
+        return [*photos, *(f"{name}-{number}" for number in range(1, len(KINDS) + 1) for name in photos)]
+
+    def write(self, folder: Path) -> None:
+        """Writes all as a dataset directory, copies under the user and with the labels of their photo."""
+        names = iter(self.image_ids())
+        written = []
+        for group in (self.files.values(), *self.copies.values()):
+            for record, data in zip(self.files, group, strict=True):
+                own = record._replace(image_id=next(names))
+                path = photo_path(folder, own.image_id)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                atomic.write_bytes(path, data)
+                written.append(record_to_json(own))
+        atomic.write_json(folder / METADATA_FILE, written)
 
 
 def even_sky(rng: np.random.Generator) -> Pixels:

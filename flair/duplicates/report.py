@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flair.curation.exclusion import Exclusion, connected_components
 from flair.dataset.catalog import PARTITIONS
 from flair.duplicates.rule import METRICS
-from flair.duplicates.scope import COMPARED, RELATIONS, Scope
+from flair.duplicates.scope import COMPARED, RELATIONS, Scope, pair_codes
 from flair.terminal.table import Columns
 
 ALIGNMENT = "alignment"  # among the metrics of neighbors.json: 1 - the correlation of aligned detail
@@ -52,6 +52,7 @@ def nearest(pairs: NDArray[Any], scope: Scope, top_k: int) -> NDArray[np.bool_]:
     photo = np.concatenate([pairs["first"], pairs["second"]])
     other = np.concatenate([pairs["second"], pairs["first"]])
     order = np.lexsort((_rank(scope)[other], np.tile(pairs["l2"], 2), photo))
+    # The place of each entry among those of its photo, which stand together now.
     starts = np.flatnonzero(np.diff(photo[order], prepend=-1))
     position = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     listed = np.empty(len(order), bool)
@@ -229,17 +230,8 @@ def summary_text(summary: dict[str, Any]) -> str:
 def _aligned_counts(found: Found) -> dict[str, Any]:
     if found.aligned is None:
         return {}
-    near = _codes(found.aligned)
-    return {
-        "aligned_pairs": {
-            "total": len(near),
-            "not within review_l2": len(near) - int(np.isin(near, _codes(found.pairs)).sum()),
-        }
-    }
-
-
-def _codes(pairs: NDArray[Any]) -> NDArray[np.int64]:
-    return np.asarray(pairs["first"].astype(np.int64) << 32 | pairs["second"])
+    far = ~np.isin(pair_codes(found.aligned), pair_codes(found.pairs))
+    return {"aligned_pairs": {"total": len(far), "not within review_l2": int(far.sum())}}
 
 
 def _aligned_lines(summary: dict[str, Any]) -> list[str]:

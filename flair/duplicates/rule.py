@@ -1,4 +1,4 @@
-"""When a pair is looked at, and when it is called a duplicate: the thresholds, their flags and the rule.
+"""What is audited, when a pair is looked at, and when it is called a duplicate: settings, thresholds and the rule.
 
 Imports nothing heavy, so that --help is quick.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flair.terminal.flags import Number, Whole, finite_number, positive_int
@@ -37,6 +38,25 @@ class Thresholds(NamedTuple):
     duplicate_correlation: float = 0.6
     duplicate_features: float | None = None
     review_alignment: float = 0.5
+
+
+class Settings(NamedTuple):
+    """What is audited and how; the flags of the command by their names."""
+
+    dataset_dir: Path
+    output_dir: Path
+    cache_dir: Path
+    pairs: str
+    partitions: tuple[str, ...]
+    metrics: tuple[str, ...]
+    top_k: int
+    thresholds: Thresholds
+    features: Path | None
+    feature_neighbors: int
+    mirrored: bool
+    brute_force: bool
+    chunk_size: int
+    num_workers: int
 
 
 def add_threshold_flags(parser: argparse.ArgumentParser) -> None:

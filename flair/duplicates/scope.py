@@ -32,36 +32,28 @@ class Scope(NamedTuple):
     partition: NDArray[np.int32]
     user: NDArray[np.int32]
 
+    @property
+    def _codes(self) -> NDArray[np.int32]:
+        """What decides whether a pair counts: whether it is equal, or whether it differs."""
+        return self.partition if self.name == "cross_partition" else self.user
+
     def has(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether pairs of rows count."""
-        if self.name == "cross_partition":
-            return np.asarray(self.partition[first] != self.partition[second])
-        if self.name == "cross_user":
-            return np.asarray(self.user[first] != self.user[second])
-        if self.name == "within_user":
-            return np.asarray(self.user[first] == self.user[second])
-        return np.ones(np.broadcast(first, second).shape, bool)
+        if self.name == "all":
+            return np.ones(np.broadcast(first, second).shape, bool)
+        one, other = self._codes[first], self._codes[second]
+        return np.asarray(one == other if self.name == "within_user" else one != other)
 
     def may_have(self, rows: range, columns: range) -> bool:
         """Whether any pair of one of `rows` and one of `columns` can count; no column comes before the first row."""
-        if self.name == "cross_partition":
-            return bool(self.partition[rows[0]] != self.partition[columns[-1]])
-        if self.name == "cross_user":
-            return bool(self.user[rows[0]] != self.user[columns[-1]])
         if self.name == "within_user":
             return bool(self.user[rows[-1]] >= self.user[columns[0]])
-        return True
+        return self.name == "all" or bool(self._codes[rows[0]] != self._codes[columns[-1]])
 
     def num_pairs(self) -> int:
         """How many pairs count."""
-        photos = _pairs(np.array([len(self.records)]))
-        of_users, of_partitions = _pairs(np.bincount(self.user)), _pairs(np.bincount(self.partition))
-        return {
-            "all": photos,
-            "cross_partition": photos - of_partitions,
-            "cross_user": photos - of_users,
-            "within_user": of_users,
-        }[self.name]
+        every, equal = pairs_within(np.array([len(self.records)])), pairs_within(np.bincount(self._codes))
+        return {"all": every, "within_user": equal}.get(self.name, every - equal)
 
     def relation(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.int8]:
         """Indices into RELATIONS of pairs of rows."""
@@ -83,5 +75,11 @@ def make_scope(name: str, records: Sequence[Record]) -> Scope:
     return Scope(name, tuple(ordered), partition, np.array([user_of[record.user_id] for record in ordered], np.int32))
 
 
-def _pairs(sizes: NDArray[Any]) -> int:
-    return int((sizes.astype(np.int64) * (sizes.astype(np.int64) - 1) // 2).sum())
+def pair_codes(pairs: NDArray[Any]) -> NDArray[np.int64]:
+    """A number for each pair (`first`, `second`): equal for equal pairs, and in their order."""
+    return np.asarray(pairs["first"].astype(np.int64) << 32 | pairs["second"])
+
+
+def pairs_within(sizes: NDArray[Any]) -> int:
+    """How many pairs there are within groups of these sizes."""
+    return int((sizes * (sizes - 1) // 2).sum())

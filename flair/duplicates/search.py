@@ -1,4 +1,8 @@
-"""All pairs of photos nearer than a limit: found by their block sums, compared in full, saved as the search goes."""
+"""All pairs of photos nearer than a limit, and those nearest by features; what is done is saved as the search goes.
+
+Near pairs are found by their block sums and compared in full. Crops and edits are not near: there each photo is laid
+over its nearest by features, however far apart their pixels are.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +11,35 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flair.dataset.images import read_pixels
-from flair.duplicates import blocks, bound, compare
-from flair.duplicates.bound import Blocks
+from flair.duplicates import blocks, compare
 from flair.duplicates.compare import ComparedPair, Context
 from flair.duplicates.distance import detail_correlation
-from flair.duplicates.scope import Scope
+from flair.duplicates.features import PHOTOS_AT_ONCE, FeatureTable
+from flair.duplicates.rule import Settings
+from flair.duplicates.scope import Scope, pair_codes
 from flair.duplicates.signatures import Signatures, SignatureTable, equal
 from flair.errors import FlairError
-from flair.files.atomic import remove_leftovers
+from flair.files import atomic
+from flair.files.growing import PartStore
 from flair.files.npy_file import read_rows, write_rows
-from flair.files.parts import PartStore
 from flair.parallel.processes import map_in_order
 from flair.terminal.progress import Progress
 
+CANDIDATE = np.dtype([("first", "<i4"), ("second", "<i4")])
 NEAR_PAIR = np.dtype(
     [("first", "<i4"), ("second", "<i4"), ("l2", "<i8"), ("mirrored", "?"), ("correlation", "<f8"), ("dssim", "<f8")]
 )
+ALIGNED_PAIR = np.dtype([("first", "<i4"), ("second", "<i4"), ("correlation", "<f8")])
 MAX_PAIRS = 30_000_000  # held in memory, about 2 GB
 MAX_BRUTE_FORCE_PHOTOS = 4000  # held in memory, 800 MB
-_VERSION = 1  # raised whenever the same photos would give other pairs than before
-_CANDIDATE = np.dtype([("first", "<i4"), ("second", "<i4")])
+_VERSION = 1  # raised whenever the same photos would give other pairs or correlations than before
 _STRUCTURE = np.dtype([("first", "<i4"), ("second", "<i4"), ("dssim", "<f8")])
 _PAIRS_PER_TASK = 128
 _PAIRS_AT_ONCE = 4096  # of which signatures are read, 14 MB
@@ -52,27 +56,17 @@ class Work(NamedTuple):
 
 
 class NearPairs:
-    """The search of one set of photos for pairs within `limit`, in a folder of its own below `cache_dir`.
+    """The search of one set of photos for pairs within `review_l2`, in a folder of its own below `cache_dir`.
 
     The folder is named after the content of the photos, their users and partitions, the scope and the limit: whatever
     else changes, what is there holds.
     """
 
-    def __init__(
-        self,
-        dataset_dir: Path,
-        scope: Scope,
-        signatures: Signatures,
-        limit: int,
-        both_orientations: bool,
-        cache_dir: Path,
-        num_workers: int,
-        chunk_size: int,
-    ) -> None:
-        self._context = Context(dataset_dir, both_orientations)
-        self.scope, self._signatures, self._limit = scope, signatures, limit
-        self._num_workers, self._chunk_size = num_workers, chunk_size
-        self.folder = cache_dir / f"search-{self._key()[:24]}"
+    def __init__(self, settings: Settings, scope: Scope, signatures: Signatures) -> None:
+        self._settings, self._scope, self._signatures = settings, scope, signatures
+        self._limit = settings.thresholds.review_l2
+        self._context = Context(settings.dataset_dir, settings.mirrored)
+        self._folder = settings.cache_dir / f"search-{self._key()[:24]}"
         self.searched = self.compared = self.structured = self.aligned = Work()
 
     def find(self) -> NDArray[Any]:
@@ -80,103 +74,105 @@ class NearPairs:
 
         Raises:
           FlairError: there are more than MAX_PAIRS of them, a photo cannot be read any more, or a file of the cache is
-            damaged.
+            damaged; or --brute_force is given with more than MAX_BRUTE_FORCE_PHOTOS photos.
         """
-        path = self.folder / "pairs.npy"
+        if self._settings.brute_force:
+            return self._brute_force()
+        path = self._folder / "pairs.npy"
         if path.exists():
             pairs = read_rows(path, NEAR_PAIR)
-            self.searched = Work(0, self.scope.num_pairs())
+            self.searched = Work(0, self._scope.num_pairs())
             self.compared = Work(0, len(pairs))
         else:
             pairs = self._compare(self._candidates())
             write_rows(path, pairs)
-        self.tidy("candidates.npy", "tiles-*", "distances")
+        self._tidy("candidates.npy", "tiles-*", "distances")
         return pairs
 
-    def brute_force(self) -> NDArray[Any]:
-        """What `find` finds, by comparing every pair in full, with no bound, cache or worker.
-
-        Raises:
-          FlairError: there are more than MAX_BRUTE_FORCE_PHOTOS photos.
-        """
-        records = self.scope.records
-        if len(records) > MAX_BRUTE_FORCE_PHOTOS:
-            raise FlairError(
-                f"--brute_force with {len(records):,} photos: expected at most {MAX_BRUTE_FORCE_PHOTOS:,}; "
-                "it is there to check the search on small sets"
-            )
-        photos = [read_pixels(self._context.dataset_dir, record).data for record in records]
-        rows, distances = [], []
-        with Progress(self.scope.num_pairs(), "every pair in full", "pair") as progress:
-            for first, second in itertools.combinations(range(len(photos)), 2):
-                if not self.scope.has(np.array([first]), np.array([second]))[0]:
-                    continue
-                # Sums of whole numbers below 2^53, which float64 adds without an error.
-                one, other = photos[first].astype(np.float64), photos[second]
-                direct = turned = int(np.square(one - other).sum())
-                if self._context.both_orientations:
-                    turned = int(np.square(one - other[:, ::-1]).sum())
-                if min(direct, turned) <= self._limit:
-                    rows.append((first, second))
-                    distances.append((min(direct, turned), turned < direct))
-                progress.add()
-        self.compared = Work(self.scope.num_pairs())
-        pairs = np.array(rows, _CANDIDATE)
-        return near_pairs(pairs, np.array(distances, compare.DISTANCE), self._signatures.table)
-
-    def add_structure(self, pairs: NDArray[Any], needed: NDArray[np.bool_], cached: bool = True) -> None:
-        """Fills in the dssim of the pairs that are `needed`, bool [k]; `cached` uses and saves what is known."""
-        if not cached:
+    def add_structure(self, pairs: NDArray[Any], needed: NDArray[np.bool_]) -> None:
+        """Fills in the dssim of the pairs that are `needed`, bool [k]; uses and saves what is known."""
+        if self._settings.brute_force:
             self.structured = Work(int(needed.sum()))
             found = [compare.compare_structure(self._context, task) for task in self._tasks(pairs[needed])]
             pairs["dssim"][needed] = np.concatenate([np.empty(0), *found])
             return
-        path = self.folder / "structure.npy"
+        path = self._folder / "structure.npy"
         known = read_rows(path, _STRUCTURE) if path.exists() else np.empty(0, _STRUCTURE)
-        pairs["dssim"][np.searchsorted(_order(pairs), _order(known))] = known["dssim"]
+        pairs["dssim"][np.searchsorted(pair_codes(pairs), pair_codes(known))] = known["dssim"]
         pairs["dssim"][needed & (pairs["l2"] == 0)] = 0.0
         missing = needed & np.isnan(pairs["dssim"])
         self.structured = Work(int(missing.sum()), int((needed & ~missing).sum()))
         if missing.any():
             todo = pairs[missing]
             # Which pairs are to be done depends on what is known, so the unfinished work is named after them.
-            store = PartStore(self.folder / f"structure-{_digest(todo.tobytes())}", np.dtype("<f8"))
-            pairs["dssim"][missing] = self.measured(compare.compare_structure, todo, store, "dssim")
+            store = PartStore(self._folder / f"structure-{_digest(todo.tobytes())}", np.dtype("<f8"))
+            pairs["dssim"][missing], _ = self._measured(compare.compare_structure, todo, store, "dssim")
             done = pairs[~np.isnan(pairs["dssim"])]
             write_rows(path, done[list(_STRUCTURE.names or ())].astype(_STRUCTURE))
-        self.tidy("structure-*")
+        self._tidy("structure-*")
         # Other runs may have asked for more; the result is the same without them.
         pairs["dssim"][~needed] = np.nan
 
-    def measured(self, measure: _Measure, pairs: NDArray[Any], store: PartStore, what: str) -> NDArray[Any]:
+    def find_aligned(self, features: FeatureTable) -> NDArray[Any]:
+        """Each photo and its `feature_neighbors` nearest by features, with the correlation of their aligned detail.
+
+        Returns:
+          ALIGNED_PAIR [k], sorted by rows, each pair once.
+
+        Raises:
+          FlairError: a photo cannot be read any more, features are not finite, or a file of the cache is damaged.
+        """
+        count = self._settings.feature_neighbors
+        key = hashlib.sha256(f"{_VERSION} {count} {features.digest}".encode()).hexdigest()[:24]
+        path = self._folder / f"aligned-{key}.npy"
+        if path.exists():
+            pairs = read_rows(path, ALIGNED_PAIR)
+            self.aligned = Work(0, len(pairs))
+            return pairs
+        candidates = self._nearest(features, count, PartStore(self._folder / f"nearest-{key}", CANDIDATE))
+        store = PartStore(self._folder / f"alignment-{key}", np.dtype("<f8"))
+        pairs = np.empty(len(candidates), ALIGNED_PAIR)
+        pairs["first"], pairs["second"] = candidates["first"], candidates["second"]
+        pairs["correlation"], self.aligned = self._measured(compare.compare_alignment, candidates, store, "alignment")
+        write_rows(path, pairs)
+        self._tidy(f"nearest-{key}", f"alignment-{key}")
+        return pairs
+
+    def _measured(
+        self, measure: _Measure, pairs: NDArray[Any], store: PartStore, what: str
+    ) -> tuple[NDArray[Any], Work]:
         """What `measure` gives for the pairs, in their order; `store` keeps what is done, and has what was done."""
         done = min(store.done * _PAIRS_PER_TASK, len(pairs))
         with Progress(len(pairs), what, "pair", done=done) as progress:
             tasks = itertools.islice(self._tasks(pairs), store.done, None)
             try:
-                for found in map_in_order(measure, self._context, tasks, self._num_workers):
+                for found in map_in_order(measure, self._context, tasks, self._settings.num_workers):
                     store.add(found)
                     progress.add(len(found))
             finally:
                 store.save()
         compare.forget_photos()
-        return store.rows()
+        return store.rows(), Work(len(pairs) - done, done)
 
     def _candidates(self) -> NDArray[Any]:
         """Pairs whose bound is within the limit, in the order in which they are compared."""
-        path = self.folder / "candidates.npy"
+        path = self._folder / "candidates.npy"
         if path.exists():
-            self.searched = Work(0, self.scope.num_pairs())
-            return read_rows(path, _CANDIDATE)
-        tiles = list(_tiles(self.scope, self._chunk_size))
-        store = PartStore(self.folder / f"tiles-{self._chunk_size}", _CANDIDATE)
+            self.searched = Work(0, self._scope.num_pairs())
+            return read_rows(path, CANDIDATE)
+        num_photos, size = len(self._scope.records), self._settings.chunk_size
+        chunks = [range(start, min(start + size, num_photos)) for start in range(0, num_photos, size)]
+        tiles = [tile for tile in itertools.combinations_with_replacement(chunks, 2) if self._scope.may_have(*tile)]
+        store = PartStore(self._folder / f"tiles-{size}", CANDIDATE)
         context = _TileContext(
-            self.scope._replace(records=()), self._signatures.table, self._limit, self._context.both_orientations
+            self._scope._replace(records=()), self._signatures.table, self._limit, self._context.both_orientations
         )
         num_pairs = [len(rows) * len(columns) for rows, columns in tiles]
         done = sum(num_pairs[: store.done])
         with _one_thread_per_worker(), Progress(sum(num_pairs), "search", "pair", scale=True, done=done) as progress:
-            results = map_in_order(_search_tile, context, tiles[store.done :], min(self._num_workers, len(tiles)))
+            results = map_in_order(
+                _search_tile, context, tiles[store.done :], min(self._settings.num_workers, len(tiles))
+            )
             try:
                 for rows in results:
                     count = num_pairs[store.done]
@@ -195,32 +191,73 @@ class NearPairs:
         ]
         write_rows(path, found)
         # Pairs of the tiles that an earlier run had searched are the share of the tiles' pairs.
-        reused = round(self.scope.num_pairs() * done / max(sum(num_pairs), 1))
-        self.searched = Work(self.scope.num_pairs() - reused, reused)
+        reused = round(self._scope.num_pairs() * done / max(sum(num_pairs), 1))
+        self.searched = Work(self._scope.num_pairs() - reused, reused)
         return found
 
     def _compare(self, candidates: NDArray[Any]) -> NDArray[Any]:
         same = equal(self._signatures.pixel_sha256, candidates)
         todo = candidates[~same]
-        store = PartStore(self.folder / "distances", compare.DISTANCE)
-        done = min(store.done * _PAIRS_PER_TASK, len(todo))
-        self.compared = Work(len(todo) - done, done)
+        store = PartStore(self._folder / "distances", compare.DISTANCE)
         distances = np.zeros(len(candidates), compare.DISTANCE)
-        distances[~same] = self.measured(compare.compare, todo, store, "l2")
+        distances[~same], self.compared = self._measured(compare.compare, todo, store, "l2")
         near = distances["l2"] <= self._limit
         return near_pairs(candidates[near], distances[near], self._signatures.table)
 
-    def tidy(self, *patterns: str) -> None:
+    def _nearest(self, features: FeatureTable, count: int, store: PartStore) -> NDArray[Any]:
+        num_photos = len(self._scope.records)
+        starts = range(0, num_photos, PHOTOS_AT_ONCE)
+        done = min(store.done * PHOTOS_AT_ONCE, num_photos)
+        with Progress(num_photos, "nearest by features", "photo", done=done) as progress:
+            try:
+                for start in starts[store.done :]:
+                    photos = range(start, min(start + PHOTOS_AT_ONCE, num_photos))
+                    near = features.nearest(self._scope, photos, count)
+                    found = np.empty(near.size, CANDIDATE)
+                    both = np.repeat(np.asarray(photos, np.int32), count), near.ravel()
+                    found["first"], found["second"] = np.minimum(*both), np.maximum(*both)
+                    store.add(found[found["first"] >= 0])
+                    progress.add(len(photos))
+            finally:
+                store.save()
+        return np.unique(store.rows())
+
+    def _brute_force(self) -> NDArray[Any]:
+        """What `find` finds, by comparing every pair in full, with no bound, cache or worker."""
+        records = self._scope.records
+        if len(records) > MAX_BRUTE_FORCE_PHOTOS:
+            raise FlairError(
+                f"--brute_force with {len(records):,} photos: expected at most {MAX_BRUTE_FORCE_PHOTOS:,}; "
+                "it is there to check the search on small sets"
+            )
+        photos = [read_pixels(self._context.dataset_dir, record).data for record in records]
+        rows, distances = [], []
+        with Progress(self._scope.num_pairs(), "every pair in full", "pair") as progress:
+            for first, second in itertools.combinations(range(len(photos)), 2):
+                if not self._scope.has(np.array([first]), np.array([second]))[0]:
+                    continue
+                # Sums of whole numbers below 2^53, which float64 adds without an error.
+                one, other = photos[first].astype(np.float64), photos[second]
+                direct = turned = int(np.square(one - other).sum())
+                if self._context.both_orientations:
+                    turned = int(np.square(one - other[:, ::-1]).sum())
+                if min(direct, turned) <= self._limit:
+                    rows.append((first, second))
+                    distances.append((min(direct, turned), turned < direct))
+                progress.add()
+        self.compared = Work(self._scope.num_pairs())
+        pairs = np.array(rows, CANDIDATE)
+        return near_pairs(pairs, np.array(distances, compare.DISTANCE), self._signatures.table)
+
+    def _tidy(self, *patterns: str) -> None:
         """Removes unfinished work that is finished now, and what a killed run left."""
-        remove_leftovers(self.folder)
-        for path in (path for pattern in patterns for path in self.folder.glob(pattern)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        atomic.remove_leftovers(self._folder)
+        for pattern in patterns:
+            for path in self._folder.glob(pattern):
+                atomic.remove(path)
 
     def _tasks(self, pairs: NDArray[Any]) -> Iterator[list[ComparedPair]]:
-        records = [record._replace(labels=(), fine_grained_labels=()) for record in self.scope.records]
+        records = [record._replace(labels=(), fine_grained_labels=()) for record in self._scope.records]
         mirrored = pairs["mirrored"] if "mirrored" in (pairs.dtype.names or ()) else np.zeros(len(pairs), bool)
         for start in range(0, len(pairs), _PAIRS_PER_TASK):
             part = slice(start, start + _PAIRS_PER_TASK)
@@ -230,8 +267,8 @@ class NearPairs:
             ]
 
     def _key(self) -> str:
-        names = [[record.image_id, record.user_id, record.partition] for record in self.scope.records]
-        what = [_VERSION, self.scope.name, self._limit, self._context.both_orientations, names]
+        names = [[record.image_id, record.user_id, record.partition] for record in self._scope.records]
+        what = [_VERSION, self._scope.name, self._limit, self._context.both_orientations, names]
         return _digest(json.dumps(what).encode(), self._signatures.pixel_sha256.tobytes())
 
 
@@ -260,23 +297,13 @@ class _TileContext(NamedTuple):
     both_orientations: bool
 
 
-def _tiles(scope: Scope, chunk_size: int) -> Iterator[tuple[range, range]]:
-    count = len(scope.partition)
-    chunks = [range(start, min(start + chunk_size, count)) for start in range(0, count, chunk_size)]
-    return (
-        (rows, columns)
-        for rows, columns in itertools.combinations_with_replacement(chunks, 2)
-        if scope.may_have(rows, columns)
-    )
-
-
 def _search_tile(context: _TileContext, tile: tuple[range, range]) -> NDArray[Any]:
     rows, columns = tile
-    one, other = (Blocks(found["sums"], found["details"]) for found in map(context.table.read, tile))
-    first, second = bound.candidates(one, other, context.limit, context.both_orientations)
+    one, other = (blocks.Blocks(found["sums"], found["details"]) for found in map(context.table.read, tile))
+    first, second = blocks.candidates(one, other, context.limit, context.both_orientations)
     first, second = first + rows.start, second + columns.start
     keep = (first < second) & context.scope.has(first, second)
-    found = np.empty(int(keep.sum()), _CANDIDATE)
+    found = np.empty(int(keep.sum()), CANDIDATE)
     found["first"], found["second"] = first[keep], second[keep]
     return found
 
@@ -294,10 +321,6 @@ def _one_thread_per_worker() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _order(pairs: NDArray[Any]) -> NDArray[np.int64]:
-    return pairs["first"].astype(np.int64) << 32 | pairs["second"]
 
 
 def _digest(*parts: bytes) -> str:

@@ -15,8 +15,8 @@ from flair.dataset.metadata import Record
 from flair.duplicates.blocks import NUM_SUMS, block_details, block_sums
 from flair.duplicates.distance import energy
 from flair.files.atomic import remove_leftovers
+from flair.files.growing import PartStore
 from flair.files.npy_file import map_rows, read_rows, write_chunks
-from flair.files.parts import PartStore
 from flair.parallel.processes import batches, map_in_order
 from flair.terminal.progress import Progress
 

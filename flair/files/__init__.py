@@ -12,7 +12,6 @@ __all__ = [
     "json_text",
     "lock",
     "npy_file",
-    "parts",
     "regular_file",
     "text_file",
 ]

@@ -1,9 +1,10 @@
-"""Arrays on disk that are filled row by row, which a later process continues where a killed one stopped."""
+"""Arrays on disk in the making, which a later process continues where a killed one stopped."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -18,8 +19,9 @@ from flair.errors import FlairError
 from flair.files import atomic, checked_json, npy_file, regular_file
 from flair.files.json_text import BadJson
 
+SAVE_INTERVAL_SECONDS = 5.0
 _DONE_FILE = "done.json"
-_SECONDS_PER_SAVE = 5.0
+_PART = re.compile(r"part-([0-9]{9})-([0-9]{9})\.npy")
 
 
 class GrowingArrays:
@@ -64,7 +66,7 @@ class GrowingArrays:
         written = zip(self._arrays, self.checksums, strict=True)
         self.checksums = [npy_file.crc32c(array[part], before) for array, before in written]
         self.num_done = part.stop
-        if time.monotonic() - self._saved >= _SECONDS_PER_SAVE:
+        if time.monotonic() - self._saved >= SAVE_INTERVAL_SECONDS:
             self.save()
 
     def save(self) -> None:
@@ -121,3 +123,57 @@ class GrowingArrays:
         if state.get("crc32c_of_files") != checksums:
             raise npy_file.BadNpy("its checksums differ")
         self.num_done, self.checksums = count, checksums
+
+
+class PartStore:
+    """Rows of the first `done` tasks, in the tasks' order, in files `part-<first task>-<last task + 1>.npy`.
+
+    The tasks must be the same in every run: name the folder after everything that decides them. A damaged part is a
+    FlairError.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
+        self._folder, self._dtype = folder, dtype
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic.remove_leftovers(folder)
+        self._parts: list[Path] = []
+        self.done = self.num_rows = 0
+        found = ((path, _PART.fullmatch(path.name)) for path in folder.iterdir())
+        for start, stop, path in sorted((int(match[1]), int(match[2]), path) for path, match in found if match):
+            if start == self.done:
+                self._parts.append(path)
+                self.done = stop
+                self.num_rows += len(npy_file.map_rows(path, dtype))
+        self._waiting: list[NDArray[Any]] = []
+        self._first = self.done
+        self._last_save = time.monotonic()
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Appends the rows of the next task."""
+        self._waiting.append(rows)
+        self.done += 1
+        self.num_rows += len(rows)
+        if time.monotonic() - self._last_save > SAVE_INTERVAL_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Puts on disk what is only in memory."""
+        if self.done > self._first:
+            path = self._folder / f"part-{self._first:09d}-{self.done:09d}.npy"
+            npy_file.write_rows(path, np.concatenate(self._waiting).astype(self._dtype, copy=False))
+            self._parts.append(path)
+            self._waiting, self._first = [], self.done
+        self._last_save = time.monotonic()
+
+    def parts(self) -> list[NDArray[Any]]:
+        """The rows, in the order of the tasks, as some arrays that are checked and stay on disk."""
+        self.save()
+        return [npy_file.read_rows(path, self._dtype, mmap_mode="r") for path in self._parts]
+
+    def rows(self) -> NDArray[Any]:
+        """All rows, in the order of the tasks."""
+        return np.concatenate([np.empty(0, self._dtype), *self.parts()])
+
+    def discard(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self._folder)

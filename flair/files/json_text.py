@@ -8,11 +8,12 @@ number, and dies for lack of memory of a hundred thousand brackets.
 from __future__ import annotations
 
 import collections
+import gc
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from flair.files import regular_file
 from flair.files.text_file import NotText, decode
@@ -24,6 +25,8 @@ _LONGEST = 12_000_000
 _MOST_BRACKETS = 100_000  # each of them a list or an object of sixty bytes and more
 _END_OR_NUMBER = ("", *"0123456789.eE+-")
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
+
+_T = TypeVar("_T")
 
 
 class BadJson(ValueError):
@@ -55,7 +58,7 @@ def parse(text: str | bytes) -> Any:
     try:
         if isinstance(text, bytes):
             text = decode(text)
-        value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_distinct, parse_int=_whole_number)
+        value = _uncollected(_DECODER.decode, text.removeprefix("\ufeff"))
         if "\\u" in text:
             _refuse_half_pairs(value)
     except BadJson:
@@ -67,6 +70,19 @@ def parse(text: str | bytes) -> Any:
     except RecursionError:
         raise BadJson("lists and objects are nested too deep") from None
     return value
+
+
+def _uncollected(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Calls a function of json's without collecting garbage meanwhile."""
+    # Brackets by the thousand lead to the end of the stack. An object of h5py that is freed there cannot give back the
+    # lock that it takes for it, and whoever reads HDF5 in another thread then waits forever.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return function(*arguments)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -89,7 +105,7 @@ def _whole_number(digits: str) -> int:
 def _refuse_half_pairs(value: Any) -> None:
     """BadJson if a string in `value` cannot be written as UTF-8, as JSON's escape of half a surrogate pair cannot."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        _uncollected(_ENCODER.encode, value).encode()
     except UnicodeEncodeError as error:
         raise BadJson(f"\\u{ord(error.object[error.start]):04x} is half of a surrogate pair, no character") from None
 
@@ -100,6 +116,7 @@ def shown(text: str, most: int = 40) -> str:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_distinct, parse_int=_whole_number)
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class JsonList:
@@ -140,7 +157,7 @@ class JsonList:
             self._next_character()
             start = self._position
             try:
-                item, end = _DECODER.raw_decode(self._text, self._position)
+                item, end = _uncollected(_DECODER.raw_decode, self._text, self._position)
             except json.JSONDecodeError as error:
                 if self._is_no_record(start) or not self._read_more():
                     self._position = error.pos - start

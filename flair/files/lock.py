@@ -24,12 +24,9 @@ def exclusive(
 ) -> Iterator[int]:
     """Locks a folder, or what the file `path` (made when missing) stands for, against others; yields its descriptor.
 
-    Another process is waited for, `patience` seconds at most; `on_wait` is called when that begins. Where the file
-    system has no locks, which is told once, two processes that come at the same time both go on. A process that is
-    started with the descriptor holds the lock too, until it ends.
-
-    Raises:
-      FlairError: `busy`, another process has the lock.
+    Another process is waited for, `patience` seconds at most, then a FlairError says `busy`; `on_wait` is called when
+    that begins. Where the file system has no locks, which is told once, two processes that come at the same time both
+    go on. A process that is started with the descriptor holds the lock too, until it ends.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags, 0o666)

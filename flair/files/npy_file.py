@@ -60,12 +60,7 @@ def parse_header(data: bytes) -> Header:
 def map_array(
     path: Path, dtypes: Sequence[np.dtype[Any]], num_dimensions: int, trailer: int = 0
 ) -> np.memmap[Any, Any]:
-    """The array of a file, which stays on disk.
-
-    Args:
-      dtypes: the kinds of numbers that are expected.
-      num_dimensions: of the array.
-      trailer: bytes that may follow the array.
+    """The array of a file, of one of `dtypes`, which stays on disk; at most `trailer` bytes may follow it.
 
     Raises:
       BadNpy: the file was cut off, or holds anything else.

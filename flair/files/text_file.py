@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-import select
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from flair.files import regular_file
@@ -31,24 +29,13 @@ def read(path: str | Path, most_bytes: int = 1 << 30) -> str:
         found = os.fstat(file.fileno())
         if not (regular_file.is_file(found) or stat.S_ISFIFO(found.st_mode)):
             raise NotText("a device, not a file of text")
-        data = b"".join(_chunks(file.fileno(), most_bytes))
+        os.set_blocking(file.fileno(), True)  # now for the writer of a pipe; one without a writer is at its end
+        data = bytearray()
+        while len(data) <= most_bytes and (chunk := file.read1(1 << 20)):
+            data += chunk
     if len(data) > most_bytes:
         raise NotText(f"larger than {most_bytes:,} bytes, which no such text is")
-    return decode(data)
-
-
-def _chunks(descriptor: int, most_bytes: int) -> Iterator[bytes]:
-    size = 0
-    while size <= most_bytes:
-        try:
-            chunk = os.read(descriptor, 1 << 20)
-        except BlockingIOError:
-            select.select([descriptor], [], [])
-            continue
-        if not chunk:
-            return
-        size += len(chunk)
-        yield chunk
+    return decode(bytes(data))
 
 
 def decode(data: bytes) -> str:

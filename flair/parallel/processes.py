@@ -46,12 +46,10 @@ def map_in_order(
 
     The result does not depend on `num_workers`. `context` is sent to each process once. An error of a task is raised
     when its turn comes; after it, or after Ctrl-C, tasks at work are finished and the others dropped. Where the system
-    refuses a process, or the shared memory for it, one line says so, and the work goes on without it.
-
-    Raises:
-      FlairError: a process died (killed for memory, or by a crash in a library).
+    refuses a process, or the shared memory for it, one line says so, and the work goes on without it. A process that
+    died (killed for memory, or by a crash in a library) is a FlairError.
     """
-    if num_workers > 1 and not _can_start_threads(_THREADS_OF_EXECUTOR):
+    if num_workers > 1 and not _can_start_threads():
         _tell_refused(RuntimeError(threads.REFUSED))
         num_workers = 1
     if num_workers <= 1:
@@ -117,12 +115,12 @@ def batches(items: Iterable[Item], size: int, weight: Callable[[Item], int]) -> 
         yield batch
 
 
-def _can_start_threads(count: int) -> bool:
-    """Whether the system allows `count` more threads; one refused to the executor would leave its workers waiting."""
+def _can_start_threads() -> bool:
+    """Whether the system allows the executor's threads; one that is refused would leave its workers waiting."""
     done = threading.Event()
     started: list[threading.Thread] = []
     try:
-        for _ in range(count):
+        for _ in range(_THREADS_OF_EXECUTOR):
             thread = threading.Thread(target=done.wait, daemon=True)
             thread.start()
             started.append(thread)

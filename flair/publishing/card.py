@@ -8,21 +8,15 @@ from collections.abc import Mapping, Sequence
 from flair.publishing.croissant import Count, Distributed, describe
 
 DEFAULT_CONFIG = "default"  # of the partitions; each test set has one of its own name
-_FEATURES = """\
-  features:
-  - name: user_id
-    dtype: string
-  - name: image_id
-    dtype: int64
-  - name: labels
-    sequence: string
-  - name: partition
-    dtype: string
-  - name: fine_grained_labels
-    sequence: string
-  - name: image
-    dtype: image
-"""
+COLUMNS = {  # of the parquet files
+    "user_id": "string",
+    "image_id": "int64",
+    "labels": "strings",
+    "partition": "string",
+    "fine_grained_labels": "strings",
+    "image": "image",
+}
+_TYPES = {"string": "dtype: string", "int64": "dtype: int64", "strings": "sequence: string", "image": "dtype: image"}
 _TEXT = """\
 # FLAIR
 
@@ -52,9 +46,10 @@ def dataset_card(counts: Mapping[str, Count], testsets: Mapping[str, int], files
         lines += [f"- config_name: {json.dumps(config)}", "  data_files:"]
         for split, (path, _) in parts.items():
             lines += [f"  - split: {split}", f"    path: {json.dumps(path)}"]
+    features = [line for name, kind in COLUMNS.items() for line in (f"  - name: {name}", f"    {_TYPES[kind]}")]
     lines.append("dataset_info:")
     for config, parts in configs.items():
-        lines += [f"- config_name: {json.dumps(config)}", _FEATURES.rstrip("\n"), "  splits:"]
+        lines += [f"- config_name: {json.dumps(config)}", "  features:", *features, "  splits:"]
         for split, (path, number) in parts.items():
             size = sum(file.size for file in files if file.name.startswith(path.partition("*")[0]))
             lines += [f"  - name: {split}", f"    num_bytes: {size}", f"    num_examples: {number}"]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flair.dataset import catalog
-from flair.dataset.metadata import User
+from flair.dataset.metadata import User, records_of
+from flair.files.regular_file import file_sha256
 from flair.terminal.counted import counted
 
 FILE = "croissant.json"
@@ -63,19 +65,19 @@ class Distributed(NamedTuple):
     name: str
     size: int
     sha256: str
-    encoding: str
+
+
+def distributed(folder: Path, name: str) -> Distributed:
+    """The file `name` below `folder`, all of which is read."""
+    return Distributed(name, (folder / name).stat().st_size, file_sha256(folder / name))
 
 
 def count(users: Sequence[User]) -> dict[str, Count]:
     """Partition -> its users and photos, in the usual order."""
     num_users = Counter(user.partition for user in users)
-    num_photos: Counter[str] = Counter()
-    for user in users:
-        num_photos[user.partition] += len(user.records)
+    num_photos = Counter(record.partition for record in records_of(users))
     known = (*catalog.PARTITIONS, catalog.HELDOUT)
-    return {
-        partition: Count(num_users[partition], num_photos[partition]) for partition in known if num_users[partition]
-    }
+    return {name: Count(num_users[name], num_photos[name]) for name in known if num_users[name]}
 
 
 def total(counts: Mapping[str, Count]) -> Count:
@@ -87,8 +89,7 @@ def total(counts: Mapping[str, Count]) -> Count:
 def describe(counts: Mapping[str, Count], more: str = "") -> str:
     """What the data set is, in a few sentences; `counts` by partition."""
     both = total(counts)
-    photos = {partition: count.photos for partition, count in counts.items()}
-    whole = photos == catalog.NUM_IMAGES
+    whole = {name: part.photos for name, part in counts.items()} == catalog.NUM_IMAGES
     parts = [f"{name} {counted(part.photos, 'photo')} of {part.users:,}" for name, part in counts.items()]
     sentences = [
         f"{counted(both.photos, 'photo')} of {counted(both.users, 'user')}, split by user: {', '.join(parts)}.",
@@ -124,15 +125,15 @@ def document(
     }
 
 
-def file_object(file: Distributed) -> dict[str, Any]:
-    """One file of the distribution."""
+def file_object(file: Distributed, encoding: str) -> dict[str, Any]:
+    """One file of the distribution; `encoding` is its type."""
     return {
         "@type": "cr:FileObject",
         "@id": file.name,
         "name": file.name,
         "contentUrl": file.name,
         "contentSize": f"{file.size} B",
-        "encodingFormat": file.encoding,
+        "encodingFormat": encoding,
         "sha256": file.sha256,
     }
 
@@ -144,16 +145,9 @@ def file_set(name: str, includes: str, encoding: str) -> dict[str, Any]:
 
 def splits(counts: Mapping[str, Count]) -> dict[str, Any]:
     """The partitions: that they are a split, and how many users and photos each has."""
-    types: dict[str, str | list[str]] = {
-        "name": "sc:Text",
-        "url": ["sc:URL", "cr:Split"],
-        "num_users": "sc:Integer",
-        "num_photos": "sc:Integer",
-    }
-    rows = [
-        (partition, _SPLIT_TYPES.get(partition, "cr:TestSplit"), count.users, count.photos)
-        for partition, count in counts.items()
-    ]
+    types: dict[str, str | list[str]] = {"name": "sc:Text", "url": ["sc:URL", "cr:Split"]}
+    types |= dict.fromkeys(("num_users", "num_photos"), "sc:Integer")
+    rows = [(name, _SPLIT_TYPES.get(name, "cr:TestSplit"), *part) for name, part in counts.items()]
     return {
         "@type": "cr:RecordSet",
         "@id": "splits",
@@ -180,6 +174,11 @@ def photos(
         "annotation": _field(name, "count", "sc:Integer", value=num_photos, description="number of photos"),
         "field": [_field(name, field, **{**_FIELDS[field], **properties}) for field, properties in fields.items()],
     }
+
+
+def source(kind: str, name: str, **extract: str) -> dict[str, Any]:
+    """Where the values of a field are: in a "fileObject" or "fileSet", by its `@id`, and what to take out of it."""
+    return {"source": {kind: {"@id": name}, "extract": extract}}
 
 
 def reference(field: str) -> dict[str, Any]:

@@ -10,17 +10,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from flair.curation.manifest import read_testset
 from flair.dataset import catalog, images
 from flair.dataset.metadata import load_taxonomy, load_users, photo_path, records_of
 from flair.errors import FlairError
 from flair.files import atomic
-from flair.files.regular_file import file_sha256
 from flair.parallel.processes import batches, map_in_order
 from flair.publishing import croissant
-from flair.publishing.croissant import Count, Distributed
+from flair.publishing.croissant import Count, Distributed, distributed, file_object
 from flair.records.hdf5.reader import HDF5File
 from flair.records.preparation import PARAMETERS_FILE
 from flair.records.tfrecord import layout
@@ -28,6 +27,8 @@ from flair.records.tfrecord.example import FEATURE_NAMES
 from flair.records.tfrecord.frames import read_payloads
 from flair.records.tfrecord.reader import TFRecords
 from flair.terminal.progress import Progress
+
+Found = TypeVar("Found")
 
 CHECKSUMS_FILE = "SHA256SUMS"
 _FILES_PER_TASK = 256
@@ -49,12 +50,6 @@ class Described(NamedTuple):
     users: int | None
 
 
-class _Looked(NamedTuple):
-    size: int
-    sha256: str
-    records: int  # in it, where it is a file of records
-
-
 def describe_dataset(dataset_dir: str | Path, num_workers: int) -> Described:
     """Writes `dataset_dir/croissant.json`; reads every photo. FlairError where metadata or a photo is missing."""
     folder = Path(dataset_dir)
@@ -64,20 +59,18 @@ def describe_dataset(dataset_dir: str | Path, num_workers: int) -> Described:
     counts = croissant.count(users)
     labels = [name for name in _LABEL_FILES if os.path.lexists(folder / name)]
     names = [os.path.relpath(photo_path(folder, record.image_id), folder) for record in records_of(users)]
-    looked = _look(folder, [*labels, *names], num_workers, _look_at_file)
-    distribution = [croissant.file_object(_distributed(name, looked[name], _LABEL_FILES[name])) for name in labels]
+    looked = _look(folder, [*labels, *names], num_workers, _look_at_files)
+    distribution = [file_object(looked[name], _LABEL_FILES[name]) for name in labels]
     distribution += [
-        croissant.file_object(_write_checksums(folder, looked)),
+        _write_checksums(folder, looked),
         croissant.file_set(catalog.SMALL_IMAGES_DIR, f"{catalog.SMALL_IMAGES_DIR}/*.jpg", croissant.JPEG),
     ]
-    metadata = {"fileObject": {"@id": catalog.METADATA_FILE}}
-    records = {name: {"source": {**metadata, "extract": {"jsonPath": f"[*].{name}"}}} for name in _RECORD_FIELDS}
-    photo_files = {"fileSet": {"@id": catalog.SMALL_IMAGES_DIR}}
-    file_name = {"extract": {"fileProperty": "filename"}, "transform": {"regex": r"^(.+)\.jpg$"}}
-    files = {
-        "image_id": {"source": {**photo_files, **file_name}},
-        "image": {"source": {**photo_files, "extract": {"fileProperty": "content"}}},
-    }
+    metadata = "fileObject", catalog.METADATA_FILE
+    records = {name: croissant.source(*metadata, jsonPath=f"[*].{name}") for name in _RECORD_FIELDS}
+    photo_files = "fileSet", catalog.SMALL_IMAGES_DIR
+    properties = {"image_id": "filename", "image": "content"}
+    files = {name: croissant.source(*photo_files, fileProperty=what) for name, what in properties.items()}
+    files["image_id"]["source"]["transform"] = {"regex": r"^(.+)\.jpg$"}
     # mlcroissant joins two record sets, but not a file of JSON and a folder of photos.
     joined: dict[str, dict[str, Any]] = {name: {"source": {"field": {"@id": f"records/{name}"}}} for name in records}
     joined["image_id"] |= croissant.reference("files/image_id")
@@ -103,18 +96,16 @@ def describe_tfrecords(tfrecords_dir: str | Path, num_workers: int) -> Described
     }
     if not any(files.values()):
         raise FlairError(f"{folder}: holds no records of photos; give a folder that prepare_tfrecords.py made")
-    looked = _look(folder, [name for names in files.values() for name in names], num_workers, _look_at_records)
+    found = _look(folder, [name for names in files.values() for name in names], num_workers, _look_at_records)
     counts = {
-        partition: Count(len(spans[partition]), sum(looked[name].records for name in files[partition]))
+        partition: Count(len(spans[partition]), sum(found[name][1] for name in files[partition]))
         for partition in partitions
     }
     indexes = [layout.LABEL_INDEX_FILE, PARAMETERS_FILE]
     indexes += [f"{records.partition_folder(partition).name}/{layout.USER_INDEX_FILE}" for partition in partitions]
-    looked |= _look(folder, [name for name in indexes if os.path.isfile(folder / name)], 1, _look_at_file)
-    distribution = [
-        croissant.file_object(_distributed(name, looked[name], croissant.JSON)) for name in indexes if name in looked
-    ]
-    distribution.append(croissant.file_object(_write_checksums(folder, looked)))
+    indexes = [name for name in indexes if os.path.isfile(folder / name)]
+    looked = {name: file for name, (file, _) in found.items()} | _look(folder, indexes, 1, _look_at_files)
+    distribution = [*(file_object(looked[name], croissant.JSON) for name in indexes), _write_checksums(folder, looked)]
     record_sets = [croissant.splits(counts)]
     keys = FEATURE_NAMES[records.parameters.get("feature_names", "flair")]
     features = dict(zip(("image", "labels", "fine_grained_labels"), keys, strict=True))
@@ -122,10 +113,7 @@ def describe_tfrecords(tfrecords_dir: str | Path, num_workers: int) -> Described
     for partition in partitions:
         name = records.partition_folder(partition).name
         distribution.append(croissant.file_set(name, f"{name}/*{layout.SUFFIX}", croissant.TFRECORD))
-        fields: dict[str, dict[str, Any]] = {
-            field: {"source": {"fileSet": {"@id": name}, "extract": {"column": feature}}}
-            for field, feature in features.items()
-        }
+        fields = {field: croissant.source("fileSet", name, column=feature) for field, feature in features.items()}
         fields["partition"] = {"value": partition}
         for labels in ("labels", "fine_grained_labels"):
             fields[labels]["data_type"] = "sc:Integer"
@@ -151,15 +139,11 @@ def describe_hdf5(hdf5_file: str | Path) -> Described:
                     photos[partition] += 1
                     progress.add()
     counts = {partition: Count(len(users[partition]), photos[partition]) for partition in users}
-    looked = _look(path.parent, [path.name], 1, _look_at_file)
-    distribution = [croissant.file_object(_distributed(path.name, looked[path.name], croissant.HDF5))]
-    stored = {"fileObject": {"@id": path.name}}
-    fields = {field: {"source": {**stored, "extract": {"column": column}}} for field, column in columns.items()}
+    looked = _look(path.parent, [path.name], 1, _look_at_files)
+    distribution = [file_object(looked[path.name], croissant.HDF5)]
+    fields = {field: croissant.source("fileObject", path.name, column=column) for field, column in columns.items()}
     description = "A record a photo; columns are the paths of HDF5 data sets and groups, as docs/formats.md has them."
-    record_sets = [
-        croissant.splits(counts),
-        croissant.photos("photos", photos.total(), fields, description),
-    ]
+    record_sets = [croissant.splits(counts), croissant.photos("photos", photos.total(), fields, description)]
     return _write(path.with_suffix(f".{croissant.FILE}"), counts, distribution, record_sets, looked)
 
 
@@ -167,8 +151,8 @@ def describe_testset(testset_file: str | Path) -> Described:
     """Writes `<name>.croissant.json` beside the manifest; FlairError where it is none."""
     path = Path(testset_file)
     testset = read_testset(path)
-    looked = _look(path.parent, [path.name], 1, _look_at_file)
-    manifest = {"fileObject": {"@id": path.name}, "extract": {"jsonPath": "image_ids[*]"}}
+    looked = _look(path.parent, [path.name], 1, _look_at_files)
+    fields = {"image_id": croissant.source("fileObject", path.name, jsonPath="image_ids[*]")}
     number = len(testset.image_ids)
     description = (
         f"The photos of the test set {testset.name}, drawn from {testset.partition} by the rule {testset.rule}."
@@ -176,8 +160,8 @@ def describe_testset(testset_file: str | Path) -> Described:
     document = croissant.document(
         testset.name,
         f"{description} It names {number:,} photos of FLAIR and holds none.",
-        [croissant.file_object(_distributed(path.name, looked[path.name], croissant.JSON))],
-        [croissant.photos("photos", number, {"image_id": {"source": manifest}}, description)],
+        [file_object(looked[path.name], croissant.JSON)],
+        [croissant.photos("photos", number, fields, description)],
     )
     target = path.with_suffix(f".{croissant.FILE}")
     atomic.write_json(target, document)
@@ -185,10 +169,11 @@ def describe_testset(testset_file: str | Path) -> Described:
 
 
 def _look(
-    folder: Path, names: Sequence[str], num_workers: int, look: Callable[[Path, list[str]], list[_Looked]]
-) -> dict[str, _Looked]:
+    folder: Path, names: Sequence[str], num_workers: int, look: Callable[[Path, list[str]], list[Found]]
+) -> dict[str, Found]:
+    """File name -> what `look` found of it."""
     tasks = list(batches(names, _FILES_PER_TASK, lambda name: 1))
-    found: list[_Looked] = []
+    found: list[Found] = []
     with Progress(len(names), "checksums", "file") as progress:
         for results in map_in_order(look, folder, tasks, min(num_workers, len(tasks))):
             found += results
@@ -196,14 +181,13 @@ def _look(
     return dict(zip(names, found, strict=True))
 
 
-def _look_at_file(folder: Path, names: list[str]) -> list[_Looked]:
-    return [_Looked((folder / name).stat().st_size, file_sha256(folder / name), 0) for name in names]
+def _look_at_files(folder: Path, names: list[str]) -> list[Distributed]:
+    return [distributed(folder, name) for name in names]
 
 
-def _look_at_records(folder: Path, names: list[str]) -> list[_Looked]:
+def _look_at_records(folder: Path, names: list[str]) -> list[tuple[Distributed, int]]:
     counted = [sum(1 for _ in read_payloads(folder / name)) for name in names]
-    looked = _look_at_file(folder, names)
-    return [file._replace(records=number) for file, number in zip(looked, counted, strict=True)]
+    return list(zip(_look_at_files(folder, names), counted, strict=True))
 
 
 def _hdf5_columns(file: HDF5File) -> dict[str, str]:
@@ -217,15 +201,10 @@ def _hdf5_columns(file: HDF5File) -> dict[str, str]:
     return columns
 
 
-def _distributed(name: str, looked: _Looked, encoding: str) -> Distributed:
-    return Distributed(name, looked.size, looked.sha256, encoding)
-
-
-def _write_checksums(folder: Path, looked: Mapping[str, _Looked]) -> Distributed:
+def _write_checksums(folder: Path, looked: Mapping[str, Distributed]) -> dict[str, Any]:
     text = "".join(f"{file.sha256}  {name}\n" for name, file in looked.items())
     atomic.write_text(folder / CHECKSUMS_FILE, text)
-    (itself,) = _look_at_file(folder, [CHECKSUMS_FILE])
-    return _distributed(CHECKSUMS_FILE, itself, croissant.TEXT)
+    return file_object(distributed(folder, CHECKSUMS_FILE), croissant.TEXT)
 
 
 def _write(
@@ -233,7 +212,7 @@ def _write(
     counts: Mapping[str, Count],
     distribution: Sequence[dict[str, Any]],
     record_sets: Sequence[dict[str, Any]],
-    looked: Mapping[str, _Looked],
+    looked: Mapping[str, Distributed],
 ) -> Described:
     atomic.write_json(path, croissant.document("flair", croissant.describe(counts), distribution, record_sets))
     total = croissant.total(counts)

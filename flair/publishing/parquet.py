@@ -23,20 +23,19 @@ from flair.files import atomic, checked_json
 from flair.files.regular_file import file_sha256, read_bytes
 from flair.parallel.processes import default_num_workers, map_in_order
 from flair.publishing import croissant
-from flair.publishing.card import DEFAULT_CONFIG, dataset_card
-from flair.publishing.croissant import Count, Distributed
+from flair.publishing.card import COLUMNS, DEFAULT_CONFIG, dataset_card
+from flair.publishing.croissant import Count, Distributed, distributed, file_object
 from flair.records import preparation
 from flair.terminal.progress import Progress
 
 _PHOTOS_PER_ROW_GROUP = 250  # some 3.5 MB, of which a few for each process are in memory
 _OVERHEAD_BYTES = 300  # of a row beside its photo, generously
 _FINISHED_FOLDER = ".finished"
-_LABEL_COLUMNS = ("labels", "fine_grained_labels")
-_COLUMNS = ("user_id", "image_id", "labels", "partition", "fine_grained_labels", "image")
+# As the `datasets` library spells the types of columns, so that it knows of the photos without the card.
 _FEATURES: dict[str, Any] = {
-    **{name: {"dtype": "string", "_type": "Value"} for name in _COLUMNS},
-    "image_id": {"dtype": "int64", "_type": "Value"},
-    **{name: {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"} for name in _LABEL_COLUMNS},
+    "string": {"dtype": "string", "_type": "Value"},
+    "int64": {"dtype": "int64", "_type": "Value"},
+    "strings": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
     "image": {"_type": "Image"},
 }
 
@@ -230,16 +229,17 @@ def _write_shard(folder: Path, shard: Shard, photos: Iterator[list[bytes]], prog
     import pyarrow
     import pyarrow.parquet
 
-    texts = pyarrow.list_(pyarrow.string())
     types = {
-        **dict.fromkeys(_COLUMNS, pyarrow.string()),
-        "image_id": pyarrow.int64(),
-        **dict.fromkeys(_LABEL_COLUMNS, texts),
+        "string": pyarrow.string(),
+        "int64": pyarrow.int64(),
+        "strings": pyarrow.list_(pyarrow.string()),
         "image": pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]),
     }
-    features = {"info": {"features": _FEATURES}}  # so that the `datasets` library knows of the photos without the card
-    schema = pyarrow.schema(list(types.items()), {"huggingface": json.dumps(features)})
-    leaves = [*(name if name not in _LABEL_COLUMNS else f"{name}.list.element" for name in _COLUMNS[:-1]), "image.path"]
+    features = {"info": {"features": {name: _FEATURES[kind] for name, kind in COLUMNS.items()}}}
+    columns = [(name, types[kind]) for name, kind in COLUMNS.items()]
+    schema = pyarrow.schema(columns, {"huggingface": json.dumps(features)})
+    ends = {"strings": ".list.element", "image": ".path"}
+    leaves = [f"{name}{ends.get(kind, '')}" for name, kind in COLUMNS.items()]
     options = {
         "compression": {**dict.fromkeys(leaves, "snappy"), "image.bytes": "none"},  # a JPEG does not get smaller
         "use_dictionary": [name for name in leaves if name not in ("image_id", "image.path")],
@@ -257,7 +257,7 @@ def _write_shard(folder: Path, shard: Shard, photos: Iterator[list[bytes]], prog
             rows = [_row(record, data) for record, data in zip(records, next(photos), strict=True)]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))
             progress.add(len(records))
-    written = Distributed(shard.name, path.stat().st_size, file_sha256(path), croissant.PARQUET)
+    written = distributed(folder, shard.name)
     checked_json.write(_note(folder, shard), written._asdict())
     return written
 
@@ -270,12 +270,11 @@ def _row(record: Record, data: bytes) -> dict[str, Any]:
 def _finished(folder: Path, shard: Shard) -> Distributed | None:
     """The file as it was finished; None where it is missing, or has changed since."""
     try:
-        file = Distributed(**checked_json.read(_note(folder, shard)))
-        if file_sha256(folder / shard.name) == file.sha256:
-            return file
+        noted = checked_json.read(_note(folder, shard))
+        file = distributed(folder, shard.name)
     except (FileNotFoundError, checked_json.DamagedIndex):
-        pass
-    return None
+        return None
+    return file if noted["sha256"] == file.sha256 else None
 
 
 def _note(folder: Path, shard: Shard) -> Path:
@@ -297,8 +296,7 @@ def _write_beside(
         if os.path.lexists(source):
             atomic.write_bytes(folder / name, read_bytes(source))
             encoding = croissant.JSON if name.endswith(".json") else croissant.TEXT
-            sha256 = file_sha256(folder / name)
-            beside.append(Distributed(name, (folder / name).stat().st_size, sha256, encoding))
+            beside.append(file_object(distributed(folder, name), encoding))
     sizes = {testset.name: len(testset.image_ids) for testset in testsets.values()}
     atomic.write_text(folder / "README.md", dataset_card(counts, sizes, files))
     record_sets = [croissant.splits(counts), _record_set("photos", "data", croissant.total(counts).photos)]
@@ -306,15 +304,13 @@ def _write_beside(
     for name, number in sizes.items():
         distribution.append(croissant.file_set(f"testsets/{name}", f"testsets/{name}.parquet", croissant.PARQUET))
         record_sets.append(_record_set(f"testset-{name}", f"testsets/{name}", number))
-    distribution += map(croissant.file_object, [*files, *beside])
+    distribution += [file_object(file, croissant.PARQUET) for file in files] + beside
     description = croissant.describe(counts, f"Test sets: {', '.join(sizes)}." if sizes else "")
     atomic.write_json(folder / croissant.FILE, croissant.document("flair", description, distribution, record_sets))
 
 
 def _record_set(name: str, files: str, num_photos: int) -> dict[str, Any]:
-    fields: dict[str, dict[str, Any]] = {
-        column: {"source": {"fileSet": {"@id": files}, "extract": {"column": column}}} for column in _COLUMNS
-    }
+    fields = {column: croissant.source("fileSet", files, column=column) for column in COLUMNS}
     fields["image"]["source"]["transform"] = {"jsonPath": "bytes"}
     fields["partition"] |= croissant.reference("splits/name")
     return croissant.photos(name, num_photos, fields)

@@ -20,16 +20,16 @@ from flair.dataset.images import MAX_JPEG_BYTES
 from flair.dataset.metadata import Record, photo_path
 from flair.errors import FlairError
 from flair.reviewing.groups import NO_GROUPS, Group, Groups, anchor, decide, decisions, is_decided
-from flair.reviewing.guard import Guard
-from flair.reviewing.histograms import SERIES, histograms
+from flair.reviewing.guard import Guard, open_photo
 from flair.reviewing.index import MARK_FILTERS, Filters, PhotoIndex
-from flair.reviewing.photo import open_photo
 from flair.reviewing.view import (
     MAX_GROUP_SHOWN,
     NEIGHBORS_SHOWN,
+    SERIES,
     card,
     distances,
     group_view,
+    histograms,
     mark_counts,
     page_of,
     span,

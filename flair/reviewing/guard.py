@@ -1,4 +1,4 @@
-"""Refuses requests to the review page that come from other web pages or other machines.
+"""Refuses requests to the review page from other web pages or other machines, and links in the place of photos.
 
 The server listens on loopback only, but any page open in the same browser can send requests there. So a request must
 name this server as its host (a foreign name that resolves to 127.0.0.1 does not: DNS rebinding), a change must come
@@ -7,8 +7,13 @@ from a page of this server (Origin), and carry the token that only such a page c
 
 from __future__ import annotations
 
+import errno
 import hmac
+import os
 import secrets
+import stat
+from pathlib import Path
+from typing import BinaryIO
 
 from flask import Flask, Response, abort, request
 
@@ -20,6 +25,8 @@ _HTTP_PORT = 80
 _CONTENT_SECURITY_POLICY = (
     "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe would wait for its other end
 
 
 class Guard:
@@ -68,3 +75,29 @@ class Guard:
         if response.mimetype == "text/html" and request.cookies.get(self._cookie) != self.token:
             response.set_cookie(self._cookie, self.token, httponly=True, samesite="Strict")
         return response
+
+
+def open_photo(path: Path) -> BinaryIO | None:
+    """Opens the file to read; None if it is missing or not a regular file, or if it or its folder is a symbolic link.
+
+    Raises:
+      OSError: it cannot be opened for another reason, such as its permissions.
+    """
+    try:
+        folder = os.open(path.parent, _READ | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):  # the latter also for a link
+        return None
+    try:
+        file = open(os.open(path.name, _READ, dir_fd=folder), "rb")  # noqa: SIM115 - the caller closes it
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a socket, a folder
+            return None
+        raise
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        return None
+    return file

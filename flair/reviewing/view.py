@@ -1,13 +1,14 @@
-"""What the templates of the review page show of a photo, a group and a list."""
+"""What the templates of the review page show of a photo, a group, a list and a histogram."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from flair.curation.manifest import Testset
 from flair.curation.reviews import NO_MARK, PHOTO_MARKS, Reviews
 from flair.dataset.images import PIXELS_BYTES
 from flair.reviewing.groups import Group, Groups, anchor, decisions
@@ -15,6 +16,9 @@ from flair.reviewing.index import PhotoIndex
 
 MAX_GROUP_SHOWN = 24  # photos of a component side by side; the rest are a click away
 NEIGHBORS_SHOWN = 30
+SERIES = ("candidates", "reference", "wanted", "chosen")  # histograms of a label, five bins each
+_NUM_BINS = 5
+_MOST = 1 << 40  # photos in a bin
 
 
 class Page(NamedTuple):
@@ -112,3 +116,35 @@ def distances(values: Mapping[str, float]) -> list[tuple[str, str, str]]:
             meaning = f"as a crop, detail correlates {1 - value:.3f}"
         rows.append((metric, f"{value:.3g}", meaning))
     return rows
+
+
+class Bars(NamedTuple):
+    """Photos of one label in five bins, and each as a height from 0 to 100, 100 being all of them."""
+
+    counts: list[int]
+    heights: list[float]
+
+
+def histograms(testset: Testset | None) -> list[tuple[str, dict[str, Bars]]]:
+    """Label and bars by series, in the order of the manifest; what is no histogram in it is left out.
+
+    >>> testset = Testset("b-0", "test", (), histogram={"cat": {"wanted": [0, 1, 0, 0, 3]}})
+    >>> histograms(testset)[0][1]["wanted"].heights
+    [0.0, 25.0, 0.0, 0.0, 75.0]
+    """
+    found = []
+    for label, series in ({} if testset is None else testset.histogram).items():
+        bars = {name: _bars(series[name]) for name in SERIES if name in series} if isinstance(series, Mapping) else {}
+        known = {name: one for name, one in bars.items() if one is not None}
+        if known:
+            found.append((label, known))
+    return found
+
+
+def _bars(counts: Any) -> Bars | None:
+    if not isinstance(counts, Sequence) or len(counts) != _NUM_BINS:
+        return None
+    if not all(type(count) is int and 0 <= count < _MOST for count in counts):
+        return None
+    total = max(sum(counts), 1)
+    return Bars(list(counts), [round(100 * count / total, 1) for count in counts])

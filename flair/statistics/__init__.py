@@ -3,4 +3,4 @@
 What enters is the metadata. What leaves is tables and PNG files.
 """
 
-__all__ = ["divergence", "figures", "label_figures", "labels", "table", "user_figures"]
+__all__ = ["divergence", "figures", "labels", "table"]

@@ -15,6 +15,7 @@ from flair.dataset.catalog import HELDOUT
 from flair.dataset.metadata import Record, load_records, metadata_path
 from flair.errors import FlairError
 from flair.files.regular_file import file_sha256
+from flair.terminal.table import Columns
 from flair.testsets import samplers, strata
 from flair.testsets.eligibility import REASONS, Criteria, heldout_image_ids, refusals
 from flair.testsets.samplers import Draw
@@ -24,47 +25,38 @@ _MAX_LABELS_PRINTED = 40
 
 
 class Plan(NamedTuple):
-    """What is asked for; the fields are the flags of `flair.sample_testset`."""
+    """What is asked for; the fields are the flags of `flair.sample_testset`, checked and with their defaults."""
 
     rule: str
     dataset_dir: str
     name: str
-    testsets_dir: str = "testsets"
-    starting_from: str | None = None
-    revision: int | None = None
-    seed: int = 0
-    partition: str = "test"
-    num_images: int | None = None
-    use_fine_grained_labels: bool = False
-    reviews: str | None = None
-    exclude: str | None = None
-    min_annotations: int = 1
-    require_reviewed: bool = False
-    min_positives: int = 5
-    reference: str = "test"
-    match: str = "labels"
-    borrow: bool = False
-    images_per_label: int | None = None
-    scores: str | None = None
-    min_score: float | None = None
-    tfrecords_dir: str | None = None
+    testsets_dir: str
+    starting_from: str | None
+    revision: int | None
+    seed: int
+    partition: str
+    num_images: int | None
+    use_fine_grained_labels: bool
+    reviews: str | None
+    exclude: str | None
+    min_annotations: int
+    require_reviewed: bool
+    min_positives: int
+    reference: str
+    match: str
+    borrow: bool
+    images_per_label: int | None
+    scores: str | None
+    min_score: float | None
+    tfrecords_dir: str | None
 
 
 class Resampled(NamedTuple):
-    """A set, and what there is to say about its making.
-
-    `frequencies` has for each label: its name, photos in the set, share of the set, share of `reference`.
-    """
+    """A set, the users that its photos are of, and lines that say how it was made and what is in it."""
 
     testset: Testset
     num_users: int
-    num_candidates: int
-    refused: dict[str, int]
-    num_kept: int
-    num_previous: int
-    reference: str
-    frequencies: list[tuple[str, int, float, float]]
-    warnings: list[str]
+    lines: list[str]
 
 
 class _Inputs(NamedTuple):
@@ -175,9 +167,8 @@ def _frequent_labels(plan: Plan, inputs: _Inputs, total: int) -> frozenset[str]:
 def _draw(
     plan: Plan, inputs: _Inputs, eligible: Mapping[str, Record], total: int, labels: frozenset[str] | None
 ) -> _Rule:
-    previous = inputs.previous_ids
     if plan.rule == "seen_users":
-        return _Rule(samplers.draw_uniform(eligible, total, plan.seed, previous), {"num_images": total}, {})
+        return _Rule(samplers.draw_uniform(eligible, total, plan.seed, inputs.previous_ids), {"num_images": total}, {})
     if labels is not None:
         kept = [label for label in inputs.order.order if label in labels]
         parameters = {"num_images": total, "min_positives": plan.min_positives, "labels": kept}
@@ -185,36 +176,32 @@ def _draw(
             problem = f"no label would have {plan.min_positives} positives among {total:,} photos"
             return _Rule(Draw(frozenset(), problem), parameters, {})
         draw = samplers.draw_with_positives(
-            eligible, labels, inputs.order, plan.min_positives, total, plan.seed, previous
+            eligible, kept, inputs.order, plan.min_positives, total, plan.seed, inputs.previous_ids
         )
         return _Rule(draw, parameters, {})
     if plan.rule == "matched":
-        return _draw_matched(plan, inputs, eligible, total, previous)
-    return _draw_top(plan, inputs, eligible, total, previous)
+        return _draw_matched(plan, inputs, eligible, total)
+    return _draw_top(plan, inputs, eligible, total)
 
 
-def _draw_matched(
-    plan: Plan, inputs: _Inputs, eligible: Mapping[str, Record], total: int, previous: frozenset[str]
-) -> _Rule:
+def _draw_matched(plan: Plan, inputs: _Inputs, eligible: Mapping[str, Record], total: int) -> _Rule:
     if plan.match == "user_size":
         stratum_of = strata.stratum_by_user_size(inputs.records, inputs.reference)
     elif plan.match == "score" and inputs.scores is not None:
         stratum_of = strata.stratum_by_score(inputs.order, inputs.scores)
     else:
         stratum_of = strata.stratum_by_labels(inputs.order)
-    of_reference = {record.image_id: stratum_of(record) for record in inputs.reference}
+    of_reference = strata.in_strata(inputs.reference, stratum_of)
     reference = strata.histogram(of_reference.values())
     classes = [label for label in (*inputs.order.order, strata.ALL_PHOTOS) if label in reference]
     if plan.images_per_label is None:
         wanted = strata.targets(reference, classes, total)
     else:
         wanted = {label: strata.largest_remainder(reference[label], plan.images_per_label) for label in classes}
-    found = {image_id: stratum_of(record) for image_id, record in eligible.items()}
-    of_photo = {image_id: stratum for image_id, stratum in found.items() if stratum is not None}
-    records = {record.image_id: record for record in (*inputs.reference, *eligible.values())}
-    groups = samplers.grouped({name: stratum for name, stratum in of_reference.items() if stratum is not None})
-    balance = samplers.LabelBalance(lambda name: inputs.order.labels(records[name]), groups)
-    draw = samplers.draw_matched(of_photo, wanted, balance, plan.seed, previous, plan.borrow)
+    of_photo = strata.in_strata(eligible.values(), stratum_of)
+    labels = {record.image_id: inputs.order.labels(record) for record in (*inputs.reference, *eligible.values())}
+    balance = samplers.LabelBalance(labels, samplers.grouped(of_reference))
+    draw = samplers.draw_matched(of_photo, wanted, balance, plan.seed, inputs.previous_ids, plan.borrow)
     chosen = strata.histogram(of_photo[image_id] for image_id in draw.image_ids)
     candidates, none = strata.histogram(of_photo.values()), [0] * strata.NUM_BINS
     table = {
@@ -236,9 +223,7 @@ def _draw_matched(
     return _Rule(draw, parameters, table)
 
 
-def _draw_top(
-    plan: Plan, inputs: _Inputs, eligible: Mapping[str, Record], total: int, previous: frozenset[str]
-) -> _Rule:
+def _draw_top(plan: Plan, inputs: _Inputs, eligible: Mapping[str, Record], total: int) -> _Rule:
     counts = Counter(inputs.order.rarest(record) for record in inputs.reference)
     classes = [label for label in inputs.order.order if label in counts]
     shares = strata.largest_remainder([counts[label] for label in classes], total)
@@ -247,24 +232,18 @@ def _draw_top(
     wanted = dict(zip(classes, shares, strict=True))
     label_of = {image_id: inputs.order.rarest(record) for image_id, record in eligible.items()}
 
-    def score(image_id: str) -> float:
-        value = None if inputs.scores is None else inputs.scores.get(image_id, label_of[image_id])
-        assert value is not None  # photos without one are refused
-        return value
-
-    draw = samplers.draw_top(label_of, score, wanted, plan.seed, previous)
+    assert inputs.scores is not None
+    found = ((image_id, inputs.scores.get(image_id, label)) for image_id, label in label_of.items())
+    scores = {image_id: score for image_id, score in found if score is not None}  # those without one are refused
+    draw = samplers.draw_top(label_of, scores, wanted, plan.seed, inputs.previous_ids)
     parameters = {"num_images": sum(wanted.values()), "images_per_label": plan.images_per_label, "wanted": wanted}
     return _Rule(draw, parameters, {})
 
 
 def _parameters(plan: Plan) -> dict[str, Any]:
     """What is the same for all rules; files by name and content."""
-    parameters: dict[str, Any] = {
-        "use_fine_grained_labels": plan.use_fine_grained_labels,
-        "min_annotations": plan.min_annotations,
-        "min_score": plan.min_score,
-        "require_reviewed": plan.require_reviewed,
-    }
+    plain = ("use_fine_grained_labels", "min_annotations", "min_score", "require_reviewed")
+    parameters: dict[str, Any] = {name: getattr(plan, name) for name in plain}
     for name in ("reviews", "exclude", "scores"):
         path = getattr(plan, name)
         parameters[name] = None if path is None else {"file": Path(path).name, "sha256": file_sha256(Path(path))}
@@ -274,26 +253,24 @@ def _parameters(plan: Plan) -> dict[str, Any]:
 def _describe(plan: Plan, inputs: _Inputs, testset: Testset) -> Resampled:
     chosen = frozenset(testset.image_ids)
     records = [record for record in inputs.candidates if record.image_id in chosen]
+    reasons = Counter(testset.refusals.values())
+    refused = ", ".join(f"{reasons[reason]:,} {reason}" for reason in REASONS if reasons[reason]) or "none"
+    lines = [f"Of {len(inputs.candidates):,} photos of {testset.partition}, refused: {refused}."]
+    if testset.starting_from is not None:
+        before = inputs.previous_ids
+        lines.append(f"Kept {len(chosen & before):,} of the {len(before):,} photos of {testset.starting_from}.")
     in_set, in_reference = (
         Counter(label for record in group for label in inputs.order.labels(record))
         for group in (records, inputs.reference)
     )
-    names = [label for label in reversed(inputs.order.order) if in_reference[label]][:_MAX_LABELS_PRINTED]
-    reasons = Counter(testset.refusals.values())
-    return Resampled(
-        testset=testset,
-        num_users=len({record.user_id for record in records}),
-        num_candidates=len(inputs.candidates),
-        refused={reason: reasons[reason] for reason in REASONS},
-        num_kept=len(chosen & inputs.previous_ids),
-        num_previous=len(inputs.previous_ids),
-        reference=plan.reference if plan.rule == "matched" else plan.partition,
-        frequencies=[
-            (label, in_set[label], in_set[label] / max(1, len(records)), in_reference[label] / len(inputs.reference))
-            for label in names
-        ],
-        warnings=_warnings(plan, inputs, testset),
-    )
+    columns = Columns("<24", ">12,", ">9.1%", ">12.1%")
+    reference = plan.reference if plan.rule == "matched" else plan.partition
+    lines.append(columns.line("label", "in the set", "of it", f"of {reference}"))
+    for label in [label for label in reversed(inputs.order.order) if in_reference[label]][:_MAX_LABELS_PRINTED]:
+        shares = in_set[label] / max(1, len(records)), in_reference[label] / len(inputs.reference)
+        lines.append(columns.line(label, in_set[label], *shares))
+    lines += (f"Warning: {warning}" for warning in _warnings(plan, inputs, testset))
+    return Resampled(testset, len({record.user_id for record in records}), lines)
 
 
 def _warnings(plan: Plan, inputs: _Inputs, testset: Testset) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from flair.dataset.metadata import Record
@@ -26,7 +26,7 @@ class Draw(NamedTuple):
     problem: str | None
 
 
-def draw_uniform(eligible: Collection[str], num_images: int, seed: int, previous: Collection[str] = ()) -> Draw:
+def draw_uniform(eligible: Collection[str], num_images: int, seed: int, previous: Collection[str]) -> Draw:
     """`num_images` of the eligible photos: those of the previous set first, the others uniformly."""
     ranked = _ranked(eligible, random.Random(seed), previous)
     problem = None if len(ranked) >= num_images else f"{num_images:,} photos wanted, {len(ranked):,} eligible"
@@ -35,30 +35,29 @@ def draw_uniform(eligible: Collection[str], num_images: int, seed: int, previous
 
 def draw_with_positives(
     eligible: Mapping[str, Record],
-    labels: Collection[str],
+    labels: Sequence[str],
     order: LabelOrder,
     min_positives: int,
     num_images: int,
     seed: int,
-    previous: Collection[str] = (),
+    previous: Collection[str],
 ) -> Draw:
-    """`num_images` photos in which each of `labels` occurs `min_positives` times at least.
+    """`num_images` photos in which each of `labels`, the rarest first, occurs `min_positives` times at least.
 
     Photos of the previous set come first; then, from the rarest label on, those that the label still lacks (of them the
     ones that help the most labels); the rest uniformly.
     """
     rng = random.Random(seed)
-    kept = [label for label in order.order if label in labels]
-    chosen = dict.fromkeys(_ranked(eligible.keys() & set(previous), rng, ())[:num_images])
+    chosen = set(_ranked(eligible.keys() & set(previous), rng, ())[:num_images])
     have = Counter(label for image_id in chosen for label in order.labels(eligible[image_id]))
     ranked = _ranked(eligible, rng, ())
     problems = []
-    for label in kept:
-        short = frozenset(name for name in kept if have[name] < min_positives)
+    for label in labels:
+        short = frozenset(name for name in labels if have[name] < min_positives)
         free = [eligible[name] for name in ranked if name not in chosen and label in order.labels(eligible[name])]
         free.sort(key=lambda record: -len(short.intersection(order.labels(record))))
         for record in free[: max(0, min_positives - have[label])]:
-            chosen[record.image_id] = None
+            chosen.add(record.image_id)
             have.update(order.labels(record))
         if have[label] < min_positives:
             problems.append(f"label {label}: {min_positives} photos wanted, {have[label]} eligible")
@@ -67,7 +66,7 @@ def draw_with_positives(
     for image_id in ranked:
         if len(chosen) >= num_images:
             break
-        chosen.setdefault(image_id)
+        chosen.add(image_id)
     if len(chosen) < num_images:
         problems.append(f"{num_images:,} photos wanted, {len(chosen):,} eligible")
     return Draw(frozenset(chosen), "; ".join(problems) or None)
@@ -80,11 +79,11 @@ class LabelBalance:
     that brings the frequencies of all labels closest to those of the reference.
     """
 
-    def __init__(self, labels_of: Callable[[str], Sequence[str]], reference: Mapping[Stratum, Sequence[str]]) -> None:
-        self._labels_of = labels_of
+    def __init__(self, labels: Mapping[str, Sequence[str]], reference: Mapping[Stratum, Sequence[str]]) -> None:
+        self._labels = labels
         self._shares: dict[Stratum, dict[str, float]] = {}
         for stratum, image_ids in reference.items():
-            counts = Counter(label for image_id in image_ids for label in labels_of(image_id))
+            counts = Counter(label for image_id in image_ids for label in labels[image_id])
             self._shares[stratum] = {label: count / len(image_ids) for label, count in counts.items()}
         self._excess: defaultdict[str, float] = defaultdict(float)
 
@@ -109,13 +108,13 @@ class LabelBalance:
             self._excess[label] -= share
 
     def _add(self, image_id: str) -> str:
-        for label in self._labels_of(image_id):
+        for label in self._labels[image_id]:
             self._excess[label] += 1
         return image_id
 
     def _cost(self, image_id: str) -> float:
         # By how much the sum of the squared excesses would grow.
-        return sum(2 * self._excess[label] + 1 for label in self._labels_of(image_id))
+        return sum(2 * self._excess[label] + 1 for label in self._labels[image_id])
 
 
 def draw_matched(
@@ -123,8 +122,8 @@ def draw_matched(
     wanted: Histogram,
     balance: LabelBalance,
     seed: int,
-    previous: Collection[str] = (),
-    borrow: bool = False,
+    previous: Collection[str],
+    borrow: bool,
 ) -> Draw:
     """As many photos of each class and bin as are wanted, classes in the order of `wanted`, bins from the lowest.
 
@@ -150,10 +149,10 @@ def draw_matched(
 
 def draw_top(
     labels: Mapping[str, str],
-    score: Callable[[str], float],
+    scores: Mapping[str, float],
     wanted: Mapping[str, int],
     seed: int,
-    previous: Collection[str] = (),
+    previous: Collection[str],
 ) -> Draw:
     """The highest scores of each label, as many as are wanted; of equals those of the previous set, then any.
 
@@ -164,7 +163,7 @@ def draw_top(
     chosen: set[str] = set()
     problems = []
     for label, want in wanted.items():
-        ranked = sorted(_ranked(by_label.get(label, ()), rng, previous), key=score, reverse=True)
+        ranked = sorted(_ranked(by_label.get(label, ()), rng, previous), key=scores.__getitem__, reverse=True)
         chosen.update(ranked[:want])
         if len(ranked) < want:
             problems.append(f"label {label}: {want:,} photos wanted, {len(ranked):,} eligible")

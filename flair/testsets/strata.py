@@ -34,8 +34,8 @@ class LabelOrder:
 
     def __init__(self, records: Iterable[Record], fine_grained: bool = False) -> None:
         self._fine_grained = fine_grained
-        self.counts = Counter(label for record in records for label in self.labels(record))
-        self.order = tuple(sorted(self.counts, key=lambda label: (self.counts[label], label)))
+        counts = Counter(label for record in records for label in self.labels(record))
+        self.order = tuple(sorted(counts, key=lambda label: (counts[label], label)))
         self._rank = {label: rank for rank, label in enumerate(self.order)}
 
     def labels(self, record: Record) -> tuple[str, ...]:
@@ -77,11 +77,7 @@ def largest_remainder(counts: Sequence[int], total: int) -> list[int]:
 
 def stratum_by_labels(order: LabelOrder) -> Callable[[Record], Stratum | None]:
     """Class: the rarest label. Bin: the share this label has of the photo's labels, 1 / their number."""
-
-    def stratum(record: Record) -> Stratum:
-        return Stratum(order.rarest(record), bin_of(1 / len(order.labels(record))))
-
-    return stratum
+    return lambda record: Stratum(order.rarest(record), bin_of(1 / len(order.labels(record))))
 
 
 def stratum_by_score(order: LabelOrder, scores: Scores) -> Callable[[Record], Stratum | None]:
@@ -110,12 +106,17 @@ def stratum_by_user_size(records: Iterable[Record], reference: Sequence[Record])
     return stratum
 
 
-def histogram(strata: Iterable[Stratum | None]) -> Histogram:
+def in_strata(records: Iterable[Record], stratum_of: Callable[[Record], Stratum | None]) -> dict[str, Stratum]:
+    """The stratum of each photo that has one."""
+    found = ((record.image_id, stratum_of(record)) for record in records)
+    return {image_id: stratum for image_id, stratum in found if stratum is not None}
+
+
+def histogram(strata: Iterable[Stratum]) -> Histogram:
     """Photos of each class in each of the five bins."""
     result: Histogram = {}
     for stratum in strata:
-        if stratum is not None:
-            result.setdefault(stratum.label, [0] * NUM_BINS)[stratum.bin] += 1
+        result.setdefault(stratum.label, [0] * NUM_BINS)[stratum.bin] += 1
     return result
 
 

@@ -37,7 +37,7 @@ from flair.dataset.metadata import load_records, load_taxonomy
 from flair.download.state import DownloadState, Entry
 from flair.duplicates.features import read_features
 from flair.files.atomic import write_json
-from flair.files.parts import PartStore
+from flair.files.growing import PartStore
 from flair.miniature.dataset import make_dataset
 from flair.records.hdf5.writer import write_hdf5
 from flair.records.tfrecord.writer import write_tfrecords

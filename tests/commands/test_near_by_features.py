@@ -14,7 +14,7 @@ from PIL import Image
 
 from flair.dataset.metadata import load_records
 from flair.duplicate_calibration import main as calibrate
-from flair.duplicates import by_features, compare, search
+from flair.duplicates import compare, search
 from flair.duplicates.distance import mirror
 from flair.duplicates.features import FeatureTable
 from flair.duplicates.planted import KINDS, cropped, jpeg, recoloured
@@ -93,7 +93,7 @@ def test_a_stopped_search_continues_to_the_same_result(
     flags = (f"--dataset_dir={folder}", f"--features={folder / 'features.npy'}", "--feature_neighbors=2", LEAST)
     flags = (*flags, "--num_workers=1")
     audit(*flags, f"--output_dir={tmp_path / 'whole'}")
-    monkeypatch.setattr(by_features, "PHOTOS_AT_ONCE", 4)
+    monkeypatch.setattr(search, "PHOTOS_AT_ONCE", 4)
     monkeypatch.setattr(search, "_PAIRS_PER_TASK", 5)
     where = (FeatureTable, place) if place == "nearest" else (compare, place)
     original, calls = getattr(*where), 0

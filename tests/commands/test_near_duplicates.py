@@ -237,8 +237,8 @@ def test_a_killed_run_continues_to_the_same_result(planted: Planted, audited: Pa
     script = tmp_path / "audit.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "import flair.files.parts\nfrom flair import near_duplicates\nfrom flair.terminal import command\n"
-        "flair.files.parts.SAVE_INTERVAL_SECONDS = 0.0\ncommand.run(near_duplicates.main)\n"
+        "import flair.files.growing\nfrom flair import near_duplicates\nfrom flair.terminal import command\n"
+        "flair.files.growing.SAVE_INTERVAL_SECONDS = 0.0\ncommand.run(near_duplicates.main)\n"
     )
     counted = subprocess.run(
         [*driver, "SIGKILL", "0", str(script), *flags[2:]], capture_output=True, text=True, timeout=60

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmark.personalization import prototypical
+from benchmark.personalization import few_shot
 from benchmark.personalization.dump import DumpedEpisodes
 from flair.dataset.metadata import load_users
 from flair.records.tfrecord import example
@@ -192,7 +192,7 @@ def test_a_training_stopped_by_ctrl_c_goes_on_to_the_result_of_an_unbroken_one(
     tfrecords, model, miniature, trained, tmp_path, monkeypatch
 ):
     unbroken, broken = trained[0], tmp_path / "run"
-    episode_loss, calls = prototypical.episode_loss, []
+    episode_loss, calls = few_shot.episode_loss, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -200,7 +200,7 @@ def test_a_training_stopped_by_ctrl_c_goes_on_to_the_result_of_an_unbroken_one(
             os.kill(os.getpid(), signal.SIGINT)
         return episode_loss(*arguments)
 
-    monkeypatch.setattr(prototypical, "episode_loss", interrupted)
+    monkeypatch.setattr(few_shot, "episode_loss", interrupted)
     flags = _flags(tfrecords, model, *_training_flags(miniature, broken))
     stopped = run(PERSONALIZE, *flags, code=130)
     assert stopped.stderr.endswith("interrupted; the same command continues where it stopped\n")

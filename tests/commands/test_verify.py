@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flair.checks.metadata import check_published_numbers
+from flair.checks.dataset import check_published_numbers
 from flair.dataset import catalog
 from flair.dataset.metadata import Record
 from flair.records.hdf5.writer import write_hdf5
@@ -237,7 +237,7 @@ def test_a_part_that_breaks_off_is_a_finding_and_the_others_are_checked(
         raise OSError(errno.EIO, os.strerror(errno.EIO), "disk")
 
     write_tfrecords(miniature, tmp_path / "records", num_workers=1)
-    monkeypatch.setattr("flair.checks.photos.check_photos", broken)
+    monkeypatch.setattr("flair.checks.dataset.check_photos", broken)
     _code, failed, output = verify(capsys, f"--dataset_dir={miniature}", f"--tfrecords_dir={tmp_path / 'records'}")
     assert failed == {"photos: checked to the end": 1}
     assert "OK    TFRecords: records pass their checksums" in output

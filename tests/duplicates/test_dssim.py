@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from flair.duplicates import dssim
+from flair.duplicates.distance import dssim, dssim_of, moments
 from flair.duplicates.planted import cropped, even_sky, night, noised
 
 
@@ -34,11 +34,11 @@ def test_it_is_what_scikit_image_computes(miniature: Path) -> None:
     found = pairs(miniature / "small_images")
     assert len(found) == 50
     for one, other in found:
-        assert dssim.dssim(one, other) == pytest.approx(expected(one, other), abs=1e-6)
+        assert dssim(one, other) == pytest.approx(expected(one, other), abs=1e-6)
 
 
 def test_moments_can_be_mirrored(miniature: Path) -> None:
     one, other = pairs(miniature / "small_images")[0]
-    turned = dssim.mirrored(dssim.moments(other))
-    found = dssim.dssim_of(one, dssim.moments(one), other[:, ::-1], turned)
+    turned = moments(other).mirrored()
+    found = dssim_of(one, moments(one), other[:, ::-1], turned)
     assert found == pytest.approx(expected(one, other[:, ::-1]), abs=1e-6)

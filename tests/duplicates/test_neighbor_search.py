@@ -7,8 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flair.duplicates.blocks import MAX_SUM, NUM_SUMS, block_details, block_sums, detail_bound, lower_bound, mirrored
-from flair.duplicates.bound import Blocks, candidates, make_tile, margin
+from flair.duplicates.blocks import (
+    MAX_SUM,
+    NUM_SUMS,
+    Blocks,
+    block_details,
+    block_sums,
+    candidates,
+    detail_bound,
+    lower_bound,
+    make_tile,
+    margin,
+    mirrored,
+)
 from flair.duplicates.distance import detail_correlation, energy, mirror, squared_distance
 
 SEEDS = st.integers(0, 2**32 - 1)

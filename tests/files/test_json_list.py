@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from flair.files.json_text import BadJson, JsonList, NotJsonList, parse
 from tests.support.bounded_memory import bounded_memory
+from tests.support.commands import run_program
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -77,3 +79,35 @@ def test_a_number_that_a_block_cuts_is_read_whole() -> None:
     text = "[123456789012345678901234.5, 1]"
     for block in range(1, len(text)):
         assert list(JsonList(io.StringIO(text), block)) == json.loads(text)
+
+
+_DEEP_WHILE_HDF5_IS_GARBAGE = """
+import contextlib, gc, io, sys, threading
+import h5py
+from flair.files.json_text import BadJson, JsonList, NotJsonList, parse
+
+file = h5py.File(sys.argv[1], "w")
+for allocations in range(950, 1050):  # after which garbage is collected: somewhere here the stack ends
+    for read in (parse, lambda text: list(JsonList(io.StringIO(text)))):
+        gc.collect()
+        knot = [file["/"]]
+        knot.append(knot)
+        gc.set_threshold(allocations)
+        del knot
+        with contextlib.suppress(BadJson, NotJsonList):
+            read("[" * 5000)
+        gc.set_threshold(1_000_000)
+
+def try_the_lock():
+    if free := h5py._objects.phil.acquire(blocking=False):
+        h5py._objects.phil.release()
+    print(free)
+
+other = threading.Thread(target=try_the_lock)
+other.start()
+other.join()
+"""
+
+
+def test_brackets_by_the_thousand_leave_no_lock_of_hdf5_held(tmp_path: Path) -> None:
+    assert run_program(_DEEP_WHILE_HDF5_IS_GARBAGE, tmp_path / "some.hdf5").stdout == "True\n"

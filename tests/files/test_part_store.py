@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flair.errors import FlairError
-from flair.files.parts import PartStore
+from flair.files.growing import PartStore
 
 
 @settings(deadline=None)  # each save waits for the disk, which others may keep busy

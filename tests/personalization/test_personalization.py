@@ -16,8 +16,8 @@ from benchmark.metrics.loss import LossConfig
 from benchmark.model import networks
 from benchmark.model.trainable import TRAINABLE
 from benchmark.personalization import personalizer as personalization
-from benchmark.personalization.adaptation import Adaptation, batch_positions
 from benchmark.personalization.personalizer import Personalizer
+from benchmark.personalization.users import Adaptation, batch_positions
 from flair.dataset.images import read_jpeg
 from flair.dataset.metadata import load_users
 from flair.errors import FlairError

@@ -13,9 +13,8 @@ from benchmark.data.clients import StoredPhotos
 from benchmark.data.labels import read_photo_table
 from benchmark.data.opening import make_task, open_records
 from benchmark.model import networks
-from benchmark.personalization.adaptation import Adaptation, batch_positions
 from benchmark.personalization.personalizer import Personalizer
-from benchmark.personalization.users import UserEpisodes, UserPhotos
+from benchmark.personalization.users import Adaptation, UserEpisodes, UserPhotos, batch_positions
 from flair.records.tfrecord import example
 from tests.support.tiny_network import TINY
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from benchmark.personalization import few_shot
-from benchmark.personalization.prototypical import FeatureEpisode, TrainingConfig, episode_loss, train
+from benchmark.personalization.few_shot import FeatureEpisode, TrainingConfig, episode_loss, train
 from benchmark.run.checkpoint import Checkpoints
 from flair.errors import FlairError
 

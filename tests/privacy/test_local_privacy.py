@@ -10,8 +10,8 @@ import pytest
 from scipy import optimize, stats
 
 from benchmark.privacy.caveats import KeyState
-from benchmark.privacy.local import LocalNoise, LocalPlan, make_local_plan
-from benchmark.privacy.local_statement import make_local_statement
+from benchmark.privacy.local import LocalPlan, make_local_plan, make_local_statement
+from benchmark.privacy.noise import client_normals
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.privacy.request import PrivacyRequest, Sampling
 from benchmark.privacy.statement import statement_rows, statement_text
@@ -97,8 +97,10 @@ def test_that_clients_were_looked_at_is_said_where_they_were():
 
 
 def test_noise_of_clients_and_rounds_is_unrelated_and_can_be_drawn_again():
-    noise, size = LocalNoise(NoiseKey(bytes(32))), 20_000
-    drawn = [noise.normals(round_number, client, size) for round_number in (0, 1) for client in ("ann", "bo", "1")]
+    key, size = NoiseKey(bytes(32)), 20_000
+    drawn = [
+        client_normals(key, round_number, client, size) for round_number in (0, 1) for client in ("ann", "bo", "1")
+    ]
     assert np.abs(np.corrcoef(drawn)[np.triu_indices(6, 1)]).max() < 5 / math.sqrt(size)
     assert np.std(drawn) == pytest.approx(1, abs=4 * math.sqrt(0.5 / (6 * size)))
-    np.testing.assert_array_equal(noise.normals(1, "bo", size), drawn[4])
+    np.testing.assert_array_equal(client_normals(key, 1, "bo", size), drawn[4])

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.privacy import accounting
-from benchmark.privacy.request import Mechanism, Sampling
-from benchmark.privacy.tree import squared_sensitivity
+from benchmark.privacy.request import Mechanism, Sampling, squared_sensitivity
 from flair.errors import FlairError
 from tests.support.privacy import answer_to, plan_of
 

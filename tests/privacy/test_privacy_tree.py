@@ -8,9 +8,8 @@ import pytest
 
 from benchmark.privacy.noise import FreshNoise, TreeNoise
 from benchmark.privacy.noise_key import NoiseKey
-from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling
-from benchmark.privacy.running_sum import rms_noise
-from benchmark.privacy.tree import squared_sensitivity
+from benchmark.privacy.plan import rms_noise
+from benchmark.privacy.request import Mechanism, PrivacyRequest, Sampling, squared_sensitivity
 from tests.support.privacy import plan_of
 
 

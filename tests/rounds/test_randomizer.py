@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from benchmark.data.clients import BatchPlan
 from benchmark.data.records import Task
-from benchmark.privacy.local import LocalNoise
+from benchmark.privacy.noise import client_normals
+from benchmark.rounds.client import Randomizer
 from benchmark.rounds.config import ClientConfig, FederatedConfig, LocalNoiseConfig, OptimizerConfig
 from benchmark.rounds.dp_metrics import PREFIX
-from benchmark.rounds.randomizer import Randomizer
 from tests.support.features import KEY, feature_clients, head_runtime
 
 TASK = Task("labels", ("a", "b", "c"), 3)
@@ -37,7 +37,7 @@ def _moved(runtime, round_number, cohort):
 
 
 def _normals(round_number, client_id):
-    return LocalNoise(KEY.derive("local noise")).normals(round_number, client_id, 21)
+    return client_normals(KEY.derive("local noise"), round_number, client_id, 21)
 
 
 @pytest.mark.parametrize("one_by_one", [pytest.param(False, marks=pytest.mark.slow), True])

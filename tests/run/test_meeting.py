@@ -8,9 +8,8 @@ import threading
 
 import pytest
 
-from benchmark.run import meeting
-from benchmark.run.meeting import wait_for_all
-from benchmark.run.tf_config import Place
+from benchmark.run import tf_config
+from benchmark.run.tf_config import Place, wait_for_all
 from flair.errors import FlairError
 from tests.support.ports import free_port
 
@@ -41,7 +40,7 @@ def test_three_machines_meet_in_any_order():
 
 
 def test_many_who_only_look_do_not_fill_the_queue(monkeypatch):
-    monkeypatch.setattr(meeting, "_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(tf_config, "_POLL_SECONDS", 0.001)
     addresses = _free_address(), _free_address()
     waiting = threading.Thread(target=wait_for_all, args=(Place(0, 2, addresses),), daemon=True)
     waiting.start()
@@ -58,7 +57,7 @@ def test_many_who_only_look_do_not_fill_the_queue(monkeypatch):
 
 
 def test_who_is_missing_is_named_again(monkeypatch, capsys):
-    monkeypatch.setattr(meeting, "_SECONDS_PER_LINE", 0.0)
+    monkeypatch.setattr(tf_config, "_SECONDS_PER_LINE", 0.0)
     addresses = _free_address(), _free_address()
     waiting = threading.Thread(target=wait_for_all, args=(Place(0, 2, addresses),), daemon=True)
     waiting.start()

@@ -196,6 +196,9 @@ def _as_before() -> Iterator[None]:
 @contextlib.contextmanager
 def _modules_of(folder: Path) -> Iterator[None]:
     """`python -m` finds what lies in the folder it is started in; another command finds its own there."""
+    if folder == ROOT:
+        yield
+        return
     before = list(sys.path)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
@@ -204,7 +207,7 @@ def _modules_of(folder: Path) -> Iterator[None]:
     finally:
         sys.path[:] = before
         for name, module in list(sys.modules.items()):
-            if folder != ROOT and str(getattr(module, "__file__", None)).startswith(f"{folder}{os.sep}"):
+            if str(getattr(module, "__file__", None)).startswith(f"{folder}{os.sep}"):
                 del sys.modules[name]
 
 

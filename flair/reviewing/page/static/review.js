@@ -133,7 +133,7 @@ function press(event) {
     if (event.key === "Escape") event.target.blur();
     return;
   }
-  const card = document.activeElement.closest(".card") || undefined;
+  const card = document.activeElement.closest(".card");
   const marks = { o: "ok", p: "problematic", b: "blacklist" };
   if (event.key.startsWith("Arrow")) {
     const next = card ? neighbour(card, event.key) : cards()[0];
@@ -147,7 +147,7 @@ function press(event) {
     const link = document.querySelector(`.pager a[rel=${event.key === "[" ? "prev" : "next"}]`);
     if (link) link.click();
   } else if ("opbdnu".includes(event.key) && event.key.length === 1) {
-    const chosen = card || (document.querySelector(".card.large") ?? undefined);
+    const chosen = card || document.querySelector(".card.large");
     if (!chosen) return say("Choose a photo first: arrow keys, or a click.");
     if (!chosen.querySelector("[data-photo-mark]")) return say("Open this photo to mark it.");
     if (event.key in marks) markPhotos([chosen], marks[event.key]);

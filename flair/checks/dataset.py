@@ -1,18 +1,35 @@
-"""Checks of the metadata: every record, the labels against the taxonomy, the published numbers."""
+"""Checks of a dataset directory: every record, the labels against the taxonomy, the published numbers, the photos."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flair.checks.comparison import compare_photos
 from flair.checks.findings import Check
-from flair.dataset import catalog
-from flair.dataset.metadata import Record, count_labels, load_taxonomy, metadata_path, parse_record, read_items
+from flair.dataset import catalog, images
+from flair.dataset.metadata import (
+    Record,
+    count_labels,
+    load_taxonomy,
+    metadata_path,
+    parse_record,
+    photo_path,
+    read_items,
+)
 from flair.errors import FlairError
 
 _LABELS_NAMED = 3  # of an image with labels that are not in the taxonomy
+
+_OF_PHOTOS: dict[type[images.PhotoError], str] = {
+    images.MissingPhoto: "photos exist",
+    images.BrokenPhoto: "photos are JPEG and decode in full",
+    images.WrongSize: "photos are 256x256",
+    images.WrongColors: "photos are RGB",
+}
 
 
 class Metadata(NamedTuple):
@@ -99,6 +116,13 @@ def check_published_numbers(dataset_dir: Path, records: Sequence[Record]) -> lis
     return [check]
 
 
+def check_photos(dataset_dir: Path, metadata: Metadata, num_workers: int) -> list[Check]:
+    """Decodes every photo; a photo fails at most one of the checks."""
+    checks = [Check(name, "photos") for name in _OF_PHOTOS.values()]
+    compare_photos("Photos", _inspect, dataset_dir, metadata.records, lambda _: 1, checks, num_workers)
+    return [*checks, _check_orphans(dataset_dir, metadata)]
+
+
 def _numbers(dataset_dir: Path, records: Sequence[Record]) -> Iterator[tuple[str, int, int]]:
     users = Counter({record.user_id: record.partition for record in records}.values())
     photos = Counter(record.partition for record in records)
@@ -129,3 +153,30 @@ def _is_mapped(record: Record, taxonomy: Mapping[str, frozenset[str]]) -> bool:
     possible = [taxonomy[name] for name in record.fine_grained_labels]
     labels = frozenset(record.labels)
     return labels <= frozenset().union(*possible) and all(labels & coarse for coarse in possible)
+
+
+def _inspect(dataset_dir: Path, records: Sequence[Record]) -> list[list[str]]:
+    """The photos that fail each of `_OF_PHOTOS`."""
+    failed: dict[type[images.PhotoError], list[str]] = {kind: [] for kind in _OF_PHOTOS}
+    for record in records:
+        where = f"image {record.image_id} of user {record.user_id}"
+        try:
+            if images.read_jpeg(dataset_dir, record).converted:
+                failed[images.WrongColors].append(where)  # it is grayscale
+        except images.PhotoError as error:
+            failed[type(error)].append(where)
+    return list(failed.values())
+
+
+def _check_orphans(dataset_dir: Path, metadata: Metadata) -> Check:
+    check = Check("no photo lacks a record", "files")
+    expected = {photo_path(dataset_dir, image_id).name for image_id in metadata.image_ids}
+    folder = dataset_dir / catalog.SMALL_IMAGES_DIR
+    try:
+        for name in os.listdir(folder) if folder.is_dir() else ():
+            check.checked += 1
+            if name not in expected:
+                check.fail(f"{catalog.SMALL_IMAGES_DIR}/{name}")
+    except OSError as error:
+        check.fail(f"{catalog.SMALL_IMAGES_DIR} cannot be listed ({error.strerror})")
+    return check
