@@ -64,9 +64,9 @@ def load_user_metadata(labels_file: str) -> dict[str, list[dict[str, Any]]]:
     Raises:
       FlairError: a record is not as published; one line names it.
     """
-    from flair.records import published
+    from flair.records.preparation import user_metadata
 
-    return published.user_metadata(labels_file)
+    return user_metadata(labels_file)
 
 
 def preprocess_federated_dataset(image_dir: str, labels_file: str, output_file: str) -> None:
@@ -84,11 +84,11 @@ def preprocess_central_dataset(image_dir: str, labels_file: str, output_file: st
 
 
 def _preprocess(image_dir: str, labels_file: str, output_file: str, by_user: bool) -> None:
-    from flair.records import published
     from flair.records.hdf5.writer import write_hdf5
+    from flair.records.preparation import PUBLISHED_NUM_WORKERS, link_dataset_dir
 
-    with published.dataset_dir(image_dir, labels_file) as folder:
-        write_hdf5(folder, output_file, by_user=by_user, num_workers=published.NUM_WORKERS, overwrite=True)
+    with link_dataset_dir(image_dir, labels_file) as folder:
+        write_hdf5(folder, output_file, by_user=by_user, num_workers=PUBLISHED_NUM_WORKERS, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -74,9 +74,9 @@ def load_user_metadata_and_label_counters(
     Raises:
       FlairError: a record is not as published; one line names it.
     """
-    from flair.records import published
+    from flair.records.preparation import user_metadata
 
-    users = published.user_metadata(labels_file)
+    users = user_metadata(labels_file)
     records = [record for of_user in users.values() for record in of_user]
     coarse, fine = (
         Counter(label for record in records for label in record[kind]) for kind in (KEY_LABELS, KEY_FINE_GRAINED_LABELS)
@@ -99,11 +99,11 @@ def preprocess_federated_dataset(image_dir: str, labels_file: str, tfrecords_dir
     Raises:
       FlairError: bad metadata, a bad photo, a partition without photos, another kind of folder, too little disk space.
     """
-    from flair.records import published
+    from flair.records.preparation import PUBLISHED_NUM_WORKERS, link_dataset_dir
     from flair.records.tfrecord.writer import write_tfrecords
 
-    with published.dataset_dir(image_dir, labels_file) as folder:
-        write_tfrecords(folder, tfrecords_dir, num_workers=published.NUM_WORKERS, overwrite=True)
+    with link_dataset_dir(image_dir, labels_file) as folder:
+        write_tfrecords(folder, tfrecords_dir, num_workers=PUBLISHED_NUM_WORKERS, overwrite=True)
 
 
 if __name__ == "__main__":

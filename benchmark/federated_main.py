@@ -279,7 +279,7 @@ def _build_ray(
     from benchmark.cluster.pool import start_workers
     from benchmark.cluster.runtime import RayRuntime
     from benchmark.cluster.scorer import RayScorer
-    from benchmark.data.source import ClientSource
+    from benchmark.data.clients import ClientSource
 
     flags = setup.flags
     place = os.path.abspath(*model_flags.data_place(flags).values())

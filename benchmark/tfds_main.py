@@ -81,23 +81,22 @@ def _build(flags: Flags, data_dir: Path) -> None:
         manual_dir=os.path.abspath(flags.dataset_dir), num_shards=flags.num_shards, try_download_gcs=False
     )
     data_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        lock.exclusive(data_dir, f"--tfds_data_dir={data_dir}: another build is writing there; wait for it"),
-        contextlib.ExitStack() as stack,
-    ):
-        unfinished = data_dir / _UNFINISHED
+    unfinished = data_dir / _UNFINISHED
+    with lock.exclusive(data_dir, f"--tfds_data_dir={data_dir}: another build is writing there; wait for it"):
         shutil.rmtree(unfinished, ignore_errors=True)  # which a killed build has left
-        stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        builder = FlairBuilder(data_dir=str(unfinished))
-        builder.shows_progress, builder.heldout = True, _heldout(flags)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would tell where the unfinished one is
-            builder.download_and_prepare(download_config=config)
-        final = data_dir / Path(builder.data_dir).relative_to(unfinished)
-        final.parent.mkdir(exist_ok=True)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(builder.data_dir, final)
+        try:
+            unfinished.mkdir()
+            builder = FlairBuilder(data_dir=str(unfinished))
+            builder.shows_progress, builder.heldout = True, _heldout(flags)
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS would tell where the unfinished one is
+                builder.download_and_prepare(download_config=config)
+            final = data_dir / Path(builder.data_dir).relative_to(unfinished)
+            final.parent.mkdir(exist_ok=True)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(builder.data_dir, final)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _heldout(flags: Flags) -> dict[str, str | int]:

@@ -11,7 +11,6 @@ from flair.terminal.table import fitted
 
 _WIDTH = 100
 _MOST_ROWS = 30
-_INTERVAL = ["95% from", "to"]
 
 
 def result_text(result: dict[str, Any]) -> str:
@@ -64,7 +63,8 @@ def _table(name: str, found: dict[str, Any]) -> str:
     rows = found["quantiles"] if name == PHOTOS else found["labels"][:_MOST_ROWS]
     exact = ["exact"] if rows and "exact" in rows[0] else []
     cells = [[str(row[key]), *(f"{row[one]:,.0f}" for one in (value, "low", "high", *exact))] for row in rows]
-    return fitted([["share of users" if name == PHOTOS else "label", value, *_INTERVAL, *exact], *cells])
+    header = ["share of users" if name == PHOTOS else "label", value, "95% from", "to", *exact]
+    return fitted([header, *cells])
 
 
 def _remarks(result: dict[str, Any]) -> list[str]:

@@ -18,8 +18,7 @@ import tensorflow as tf
 from benchmark.cluster.assignment import CLIENT_OVERHEAD, Assignment, assign, client_cost
 from benchmark.cluster.pool import WorkerPool
 from benchmark.cluster.tasks import Job
-from benchmark.data.clients import BatchPlan
-from benchmark.data.source import Clients, ClientSource
+from benchmark.data.clients import BatchPlan, Clients, ClientSource
 from benchmark.features.cache import FeatureSource
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds import drift

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from benchmark.data.clients import BatchPlan
+from benchmark.data.clients import BatchPlan, ClientSource
 from benchmark.data.inputs import Inputs, PixelInputs
-from benchmark.data.source import ClientSource
 from benchmark.evaluation.passes import Evaluation, accumulate
 from benchmark.features.cache import FeatureSource
 from benchmark.federated.scoring import ClientScore, LocalComparison, LocalScorer

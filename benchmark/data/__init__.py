@@ -15,7 +15,6 @@ __all__ = [
     "opening",
     "pipeline",
     "records",
-    "source",
     "tfds",
     "tfds_builder",
     "tff_clients",

@@ -39,18 +39,22 @@ class FreshClients:
     def __init__(self, records: Records, partition: str, artificial: Artificial) -> None:
         assert artificial.photos_per_client is not None
         self._records, self._partition, self._artificial = records, partition, artificial
+        self._mean = artificial.photos_per_client
         self._num_photos = len(records.photo_index(partition).offset)
-        count = -(-self._num_photos // artificial.photos_per_client)
+        count = -(-self._num_photos // self._mean)
         width = len(str(count))
         self.client_ids: Sequence[str] = [f"iid{number:0{width}d}" for number in range(count)]
 
     def rows(self, client_id: str) -> np.ndarray:
         """The rows of `Records.photo_index` that a visit draws; some may be there twice."""
         generator = derive_generator(self._artificial.seed, "iid visit", self._partition, client_id)
-        return generator.integers(self._num_photos, size=self._draw_size(generator))
+        size = self._mean
+        if self._artificial.is_poisson:
+            while (size := int(generator.poisson(self._mean))) < self._artificial.least:
+                pass
+        return generator.integers(self._num_photos, size=size)
 
     def read(self, client_id: str) -> list[bytes]:
-        """The serialized examples of a visit."""
         return self._records.read_photos(self._partition, self.rows(client_id))
 
     def all_photos(self) -> Iterator[bytes]:
@@ -60,17 +64,7 @@ class FreshClients:
             yield from self._records.read_photos(self._partition, rows)
 
     def num_photos(self, client_id: str) -> int:
-        """How many examples a visit has."""
         return len(self.rows(client_id))
-
-    def _draw_size(self, generator: np.random.Generator) -> int:
-        mean = self._artificial.photos_per_client
-        assert mean is not None
-        if not self._artificial.is_poisson:
-            return mean
-        while (size := int(generator.poisson(mean))) < self._artificial.least:
-            pass
-        return size
 
 
 def visits(client_ids: Sequence[str], round_number: int) -> list[str]:

@@ -33,6 +33,16 @@ def parse(serialized: tf.Tensor, task: Task) -> tuple[tf.Tensor, tf.Tensor]:
     return photo, tf.minimum(hits, 1.0)
 
 
+def parse_and_decode(
+    serialized: tf.Tensor, seed: tf.Tensor, task: Task, image_size: tuple[int, int], augment: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One serialized example to its photo, by `decode_training` if `augment`, else `decode_evaluation`, and labels."""
+    photo, labels = parse(serialized, task)
+    if augment:
+        return decode_training(photo, seed, image_size, task.image_format), labels
+    return decode_evaluation(photo, image_size, task.image_format), labels
+
+
 def decode_training(
     photo: tf.Tensor, seed: tf.Tensor, image_size: tuple[int, int], image_format: str = "jpeg"
 ) -> tf.Tensor:
@@ -75,23 +85,20 @@ def decode_batch(
     Args:
       serialized: string [batch].
       seeds: int64 [batch, 2], one per photo.
-      augment: `decode_training` of the photos, else `decode_evaluation`.
+      augment: as of `parse_and_decode`.
 
     Returns:
       [batch, height, width, 3], uint8 with `augment`, else float32; and labels float32 [batch, num_outputs].
     """
-    dtype = tf.uint8 if augment else tf.float32
-
-    def one(element: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        photo, labels = parse(element[0], task)
-        if not augment:
-            return decode_evaluation(photo, image_size, task.image_format), labels
-        return decode_training(photo, element[1], image_size, task.image_format), labels
-
-    images = tf.TensorSpec((*image_size, 3), dtype)
+    images = tf.TensorSpec((*image_size, 3), tf.uint8 if augment else tf.float32)
     labels = tf.TensorSpec((task.num_outputs,), tf.float32)
     with tf.device("CPU:0"):
-        return tf.map_fn(one, (serialized, seeds), fn_output_signature=(images, labels), parallel_iterations=16)
+        return tf.map_fn(
+            lambda element: parse_and_decode(element[0], element[1], task, image_size, augment),
+            (serialized, seeds),
+            fn_output_signature=(images, labels),
+            parallel_iterations=16,
+        )
 
 
 def _random_window(

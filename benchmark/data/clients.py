@@ -17,8 +17,9 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import tensorflow as tf
 
-from benchmark.data.artificial import FreshClients
+from benchmark.data.artificial import Artificial, FreshClients
 from benchmark.data.augmentation import decode_batch
+from benchmark.data.opening import open_records
 from benchmark.data.records import Records, Task
 from benchmark.run.seeds import derive_generator, derive_seed
 from flair.errors import FlairError
@@ -40,6 +41,18 @@ class ClientData(Protocol):
 
     def read(self, client_id: str) -> list[bytes]:
         """The client's serialized examples, in a fixed order."""
+        ...
+
+
+class Clients(ClientData, Protocol):
+    """Clients of whom it is known how many photos each has."""
+
+    def num_photos(self, client_id: str) -> int:
+        """How many examples the client has, found without reading them."""
+        ...
+
+    def rows(self, client_id: str) -> np.ndarray:
+        """The client's rows of `Records.photo_index`."""
         ...
 
 
@@ -103,19 +116,16 @@ class UserClients:
 
     def __init__(self, records: Records, partition: str) -> None:
         self._records, self._partition = records, partition
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, int] = {}  # found so far: it takes a look into the user's file
         self.client_ids: Sequence[str] = records.users(partition)
 
     def rows(self, client_id: str) -> np.ndarray:
-        """The user's rows of `Records.photo_index`."""
         return self._records.rows_of(self._partition, client_id)
 
     def read(self, client_id: str) -> list[bytes]:
-        """The user's serialized examples, in file order."""
         return self._records.read_user(self._partition, client_id)
 
     def num_photos(self, client_id: str) -> int:
-        """How many examples the user has, found without reading them and remembered."""
         if client_id not in self._counts:
             self._counts[client_id] = self._records.num_photos_of(self._partition, client_id)
         return self._counts[client_id]
@@ -141,16 +151,49 @@ class IidClients:
         self.client_ids: Sequence[str] = list(self._rows)
 
     def read(self, client_id: str) -> list[bytes]:
-        """The artificial client's serialized examples."""
         return self._records.read_photos(self._partition, self._rows[client_id])
 
     def rows(self, client_id: str) -> np.ndarray:
-        """The client's rows of `Records.photo_index`."""
         return self._rows[client_id]
 
     def num_photos(self, client_id: str) -> int:
-        """How many examples the artificial client has."""
         return len(self._rows[client_id])
+
+
+class ClientSource(NamedTuple):
+    """Training clients of a place with records, as plain data: another process, perhaps elsewhere, opens them with it.
+
+    Attributes:
+      place: absolute path of what `open_records` opens, the same on every machine.
+      digest: `Records.digest()` of the data that is meant.
+      artificial: how the clients are made; None: they are users.
+    """
+
+    place: str
+    digest: str
+    artificial: Artificial | None = None
+
+    def open(self) -> tuple[Records, Clients]:
+        """The records and their training clients.
+
+        Raises:
+          FlairError: there are no records at this path, or others than these.
+        """
+        records = open_records(self.place)
+        if records.digest() != self.digest:
+            raise FlairError(
+                f"{self.place}: holds other data than on the machine that started the run; copy its files here"
+            )
+        return records, training_clients(records, self.artificial)
+
+
+def training_clients(records: Records, artificial: Artificial | None) -> Clients:
+    """The clients of the train partition: its users, or artificial ones."""
+    if artificial is None:
+        return UserClients(records, "train")
+    if artificial.is_fresh:
+        return FreshClients(records, "train", artificial)
+    return IidClients(records, "train", artificial.seed, artificial.photos_per_client)
 
 
 def content_digest(data: ClientData) -> str:

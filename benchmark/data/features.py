@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from benchmark.data.clients import Batch, ClientPhotos
+from benchmark.data.clients import Batch, ClientPhotos, Clients
 from benchmark.data.pipeline import EpochOrder
 from benchmark.data.records import Task
-from benchmark.data.source import Clients
 
 _EVALUATED_AT_ONCE = 4096  # photos: their features are small
 
@@ -72,12 +71,10 @@ class Features:
         is_photo = rows >= 0
         if is_photo.all():
             return tf.constant(self.inputs(rows, draws)), tf.constant(self.labels(rows))
-        inputs, labels = (
-            np.zeros((len(rows), self.size), np.float32),
-            np.full((len(rows), self._task.num_outputs), -1.0),
-        )
+        inputs = np.zeros((len(rows), self.size), np.float32)
+        labels = np.full((len(rows), self._task.num_outputs), -1, np.float32)
         inputs[is_photo], labels[is_photo] = self.inputs(rows[is_photo], draws[is_photo]), self.labels(rows[is_photo])
-        return tf.constant(inputs), tf.constant(labels, tf.float32)
+        return tf.constant(inputs), tf.constant(labels)
 
 
 class PhotosOfClient:

@@ -40,14 +40,16 @@ def training_orders(sizes: Sequence[int], seeds: np.ndarray, plan: BatchPlan) ->
     numbers = _uniforms(seeds, photos * plan.epochs)
     passes = np.repeat(photos, plan.epochs)  # of every pass of every client, how many photos
     of_pass = np.repeat(np.arange(len(passes)), passes)
-    first = np.cumsum(passes) - passes
     order = np.lexsort((numbers, of_pass))  # within each pass by number; of equal ones the first comes first
-    place = np.arange(len(order)) - first[of_pass]
-    is_shown = place < plan.max_elements
-    shown = (order - first[of_pass])[is_shown]
+    is_shown = _places(passes) < plan.max_elements
+    shown = (order - (np.cumsum(passes) - passes)[of_pass])[is_shown]
     counts = np.minimum(photos, plan.max_elements) * plan.epochs
-    position = np.arange(len(shown)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return Orders(shown, np.repeat(seeds[:, 0], counts) + position + 1, counts)
+    return Orders(shown, np.repeat(seeds[:, 0], counts) + _places(counts) + 1, counts)
+
+
+def _places(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ..., counts[k] - 1 of every k, one after the other."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _uniforms(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -57,12 +59,10 @@ def _uniforms(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
     made = _philox(seed_words, np.broadcast_to(_SEED_KEY, (2, len(seeds))))
     blocks = -(-counts // 4)
     of_seed = np.repeat(np.arange(len(seeds)), blocks)
-    block = np.arange(len(of_seed)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
-    counter = np.stack([block.astype(np.uint64), np.zeros(len(block), np.uint64), made[2][of_seed], made[3][of_seed]])
+    block = _places(blocks).astype(np.uint64)
+    counter = np.stack([block, np.zeros(len(block), np.uint64), made[2][of_seed], made[3][of_seed]])
     bits = _philox(counter, made[:2, of_seed]).T.ravel().astype(np.uint32)
-    is_wanted = np.arange(4 * len(block)) - 4 * np.repeat(np.cumsum(blocks) - blocks, 4 * blocks) < np.repeat(
-        counts, 4 * blocks
-    )
+    is_wanted = _places(4 * blocks) < np.repeat(counts, 4 * blocks)
     # As TensorFlow makes a float of 32 bits: 23 of them behind the point of a number from 1 to 2.
     mantissas = (bits[is_wanted] & np.uint32(0x7FFFFF)) | np.uint32(0x3F800000)
     return mantissas.view(np.float32) - np.float32(1)

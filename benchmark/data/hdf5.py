@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +15,7 @@ from flair.dataset.catalog import PARTITIONS
 from flair.dataset.images import PIXELS_SHAPE
 from flair.dataset.metadata import Record
 from flair.errors import FlairError
-from flair.records.hdf5 import objects
-from flair.records.hdf5.objects import BadObject
-from flair.records.hdf5.reader import HDF5File, record_checksum, stored_checksums, stored_images
+from flair.records.hdf5.reader import HDF5File, record_checksum
 from flair.records.tfrecord import example
 from flair.records.tfrecord.layout import LabelColumns
 from flair.terminal.progress import Progress
@@ -41,10 +38,10 @@ class HDF5Records(Records[None]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = _File(Path(path))
         super().__init__(path)
+        self._file = HDF5File(self.root)
         self.labels, self.fine_grained_labels = (self._columns(name) for name in ("label", "fine_grained_label"))
-        self.image_format = self._file.image_format()
+        self.image_format = self._find_image_format()
         self.exclude_digest = self._file.parameters.get("exclude_sha256")
         self._by_user: dict[str, dict[str, list[_StoredPhoto]]] = {}
 
@@ -94,11 +91,18 @@ class HDF5Records(Records[None]):
             by_user: dict[str, list[_StoredPhoto]] = {}
             with Progress(len(groups), f"reading the labels of {partition}", "group") as progress:
                 for group in groups:
-                    for photo in self._file.stored_photos(partition, group):
-                        by_user.setdefault(photo.record.user_id, []).append(photo)
+                    for row, (record, checksum) in enumerate(self._file.records(partition, group)):
+                        by_user.setdefault(record.user_id, []).append(_StoredPhoto(record, group, row, checksum))
                     progress.add()
             self._by_user[partition] = by_user
         return self._by_user[partition]
+
+    def _find_image_format(self) -> str:
+        """`raw` or `jpeg`, as the first photo is stored."""
+        for partition in PARTITIONS:
+            for group in self._file.groups(partition)[:1]:
+                return "raw" if self._file.image(partition, group, 0).shape == PIXELS_SHAPE else "jpeg"
+        raise FlairError(f"{self.root}: holds no photo; prepare it again with prepare_dataset.py")
 
     def _columns(self, kind: str) -> dict[str, int]:
         columns = self._file.columns(kind)
@@ -121,42 +125,3 @@ class HDF5Records(Records[None]):
                 f"{self.root}: image {record.image_id} has the label {error}, which /metadata does not count"
             ) from None
         return example.encode(example.Example(image.tobytes(), coarse, fine, record.image_id, record.user_id))
-
-
-class _File(HDF5File):
-    """Random access to single photos."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._checked: set[tuple[str, str]] = set()  # groups whose photos can be read without harm
-
-    def image_format(self) -> str:
-        """`raw` or `jpeg`, as the first photo is stored."""
-        for partition in PARTITIONS:
-            for group in self.groups(partition)[:1]:
-                return "raw" if self.image(partition, group, 0).shape == PIXELS_SHAPE else "jpeg"
-        raise FlairError(f"{self.path}: holds no photo; prepare it again with prepare_dataset.py")
-
-    def stored_photos(self, partition: str, group: str) -> list[_StoredPhoto]:
-        """Ids, labels and checksums of a group's photos."""
-        with self._guarded(f"{partition}/{group}"):
-            entry = objects.group(self._file, f"{partition}/{group}")
-            columns = self._ids_and_labels(entry, group)
-            checksums = stored_checksums(entry, self.by_user)
-            numbers = [None] * len(columns[0]) if checksums is None else checksums.tolist()
-            if len({len(column) for column in (*columns, numbers)}) != 1:
-                raise BadObject("its arrays have different lengths")
-            return [
-                _StoredPhoto(Record(user_id, image_id, labels, fine, partition), group, row, checksum)
-                for row, (image_id, user_id, labels, fine, checksum) in enumerate(zip(*columns, numbers, strict=True))
-            ]
-
-    def image(self, partition: str, group: str, row: int) -> np.ndarray:
-        """One photo as stored: uint8 [256, 256, 3], or the bytes of a JPEG as uint8 [n]."""
-        with self._guarded(f"{partition}/{group}"):
-            entry = objects.group(self._file, f"{partition}/{group}")
-            if (partition, group) not in self._checked:
-                stored_images(entry, self.by_user)
-                self._checked.add((partition, group))
-            stored = entry["images"][row] if self.by_user else entry["image"][()]
-            return np.asarray(stored, np.uint8)

@@ -7,6 +7,7 @@ and nothing is dropped; only positions are permuted, so no buffer of photos exis
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -46,20 +47,16 @@ class TrainingData:
         self._order = EpochOrder(len(records.photo_index(partition).offset), batch_size, seed, replicas, num_replicas)
         self.num_photos, self.steps_per_epoch = self._order.num_photos, self._order.steps_per_epoch
         self._reader = _Reader(records, partition)
-        dtype = tf.uint8 if augment else tf.float32
 
-        def decode(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            photo, labels = augmentation.parse(serialized, task)
-            if not augment:
-                return augmentation.decode_evaluation(photo, image_size, task.image_format), labels
-            return augmentation.decode_training(photo, seeds, image_size, task.image_format), labels
+        def decode(serialized: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return augmentation.parse_and_decode(serialized, seed, task, image_size, augment)
 
-        def decode_or_fill(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            filler = (tf.zeros((*image_size, 3), dtype), tf.fill([task.num_outputs], -1.0))
-            return tf.cond(tf.strings.length(serialized) > 0, lambda: decode(serialized, seeds), lambda: filler)
+        def decode_or_fill(serialized: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            black = tf.zeros((*image_size, 3), tf.uint8 if augment else tf.float32)
+            filler = black, tf.fill([task.num_outputs], -1.0)
+            return tf.cond(tf.strings.length(serialized) > 0, lambda: decode(serialized, seed), lambda: filler)
 
-        decode_one = decode if num_replicas == 1 else decode_or_fill
-        photos = self._reader.photos(decode_one)
+        photos = self._reader.photos(decode if num_replicas == 1 else decode_or_fill)
         self._dataset = photos.batch(self._order.batch_size).prefetch(_BATCHES_AHEAD)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
@@ -134,13 +131,8 @@ class EvaluationData:
         self.select(rows)
         if view is not None:
             self._reader.stream = int(derive_seed(0, "view", view)[0])
-
-        def decode(serialized: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            photo, labels = augmentation.parse(serialized, task)
-            if view is not None:
-                return augmentation.decode_training(photo, seeds, image_size, task.image_format), labels
-            return augmentation.decode_evaluation(photo, image_size, task.image_format), labels
-
+        augment = view is not None
+        decode = functools.partial(augmentation.parse_and_decode, task=task, image_size=image_size, augment=augment)
         self._dataset = self._reader.photos(decode).batch(min(batch_size, _largest_batch())).prefetch(1)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> None:

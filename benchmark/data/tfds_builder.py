@@ -3,8 +3,8 @@
 Splits are the partitions. Within one, photos lie user after user, users in the order of their ids and photos of a user
 in that of the metadata, so that one user, one partition or everything is a slice (`train[3:8]`, `train`, `all`);
 `info.metadata["users"][partition][user_id]` is the slice [start, stop). A photo has several labels, so that a label is
-no slice of the photos; `label_rows` has the places of its photos. A photo is the JPEG that prepare_tfrecords.py stores,
-byte for byte. Nothing is downloaded. The API is that of https://www.tensorflow.org/datasets/add_dataset.
+no slice of the photos; a file beside them has the places of its photos. A photo is the JPEG that prepare_tfrecords.py
+stores, byte for byte. Nothing is downloaded. The API is that of https://www.tensorflow.org/datasets/add_dataset.
 
 Needs the optional package tensorflow-datasets; nothing else imports this module before it is known to be there.
 """
@@ -23,9 +23,17 @@ from typing import TYPE_CHECKING, Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from benchmark.data import label_rows
 from benchmark.data.records import photo_places
-from benchmark.data.slices import LABEL_FEATURES, Shard, StreamTable, equal_streams, interleaved
+from benchmark.data.slices import (
+    LABEL_FEATURES,
+    Shard,
+    StreamTable,
+    equal_streams,
+    interleaved,
+    label_rows_path,
+    read_label_rows,
+    write_label_rows,
+)
 from flair.curation.heldout import hold_out
 from flair.dataset import images
 from flair.dataset.catalog import HELDOUT, IMAGE_SIZE, METADATA_FILE, PARTITIONS, TAXONOMY_FILE
@@ -113,7 +121,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             )
         super()._download_and_prepare(dl_manager, download_config, **options)
         files = [Path(path) for split in self.info.splits.values() for path in split.filepaths]
-        files += [label_rows.path_of(self.data_dir, partition) for partition in self.info.splits]
+        files += [label_rows_path(self.data_dir, partition) for partition in self.info.splits]
         self.info.metadata["shard_sha256"] = {path.name: file_sha256(path) for path in files}
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
@@ -133,7 +141,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         self.info.metadata.update(
             users={name: _slices(members) for name, members in by_partition.items()},
             label_slices={
-                name: label_rows.write(label_rows.path_of(self.data_dir, name), records_of(members))
+                name: write_label_rows(label_rows_path(self.data_dir, name), records_of(members))
                 for name, members in by_partition.items()
             },
             heldout=dict(self.heldout),
@@ -180,18 +188,9 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         return users[partition]
 
     def as_user_dataset(self, partition: str, user_id: str, **options: Any) -> tf.data.Dataset:
-        """One user's photos, in order.
+        """One user's photos, in order, as dictionaries of the features; FlairError where there is no such user.
 
-        Args:
-          partition: `train`, `val` or `test`.
-          user_id: one of `users(partition)`.
-          **options: of TFDS's `as_dataset`, as `decoders={"image": tfds.decode.SkipDecoding()}` for JPEG bytes.
-
-        Returns:
-          A dataset of dictionaries of the features.
-
-        Raises:
-          FlairError: there is no such user.
+        `options` are those of TFDS's `as_dataset`, as `decoders={"image": tfds.decode.SkipDecoding()}` for JPEG bytes.
         """
         try:
             start, stop = self.users(partition)[user_id]
@@ -202,10 +201,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     def label_rows(self, partition: str, label: str, feature: str = "labels") -> np.ndarray:
         """Places int64 [photos] of the photos with a label, ascending: the one at `row` is the slice `[row:row + 1]`.
 
-        Args:
-          partition: as of `users`.
-          label: its name.
-          feature: `labels` or `fine_grained_labels`.
+        `feature` is `labels` or `fine_grained_labels`.
 
         Raises:
           FlairError: no photo of the partition has such a label, or the file of places is damaged.
@@ -220,19 +216,14 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
             slice_ = self.info.metadata["label_slices"][partition][feature][label]
         except KeyError:
             raise FlairError(f"{self.data_dir}: no photo of {partition!r} has {label!r} among its {feature}") from None
-        return label_rows.read(label_rows.path_of(self.data_dir, partition), slice_, num_photos)
+        return read_label_rows(label_rows_path(self.data_dir, partition), slice_, num_photos)
 
     def as_label_dataset(
         self, partition: str, label: str, feature: str = "labels", decoders: Any = None
     ) -> tf.data.Dataset:
-        """The photos with a label, in order, each read at its place: none of the others is read.
+        """The photos with a label, in order, as dictionaries of the features; only these are read, each at its place.
 
-        Args:
-          partition, label, feature: as of `label_rows`, which says what is refused, too.
-          decoders: as of TFDS's `as_dataset`.
-
-        Returns:
-          A dataset of dictionaries of the features.
+        What is given and refused is as of `label_rows`; `decoders` are those of TFDS's `as_dataset`.
         """
         import tensorflow as tf
 
@@ -267,11 +258,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         (some 14 KB each) are shuffled. The order is a function of (seed, epoch) alone.
 
         Args:
-          partition: `train`, `val` or `test`.
-          seed: of the order.
-          first_epoch, num_epochs: the epochs to give; another epoch has another order.
           batch_size: photos per batch, labels as ragged tensors; None: single photos.
-          cycle_length, shuffle_buffer: see above.
           decoders: as of TFDS's `as_dataset`.
 
         Raises:
@@ -291,8 +278,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     def shards(self, partition: str) -> list[Shard]:
         """The partition's files and how many photos each has.
 
-        Raises:
-          FlairError: they are no TFRecord files, or lie outside of the data set's folder.
+        Raises FlairError where they are no TFRecord files, or lie outside of the data set's folder.
         """
         split, folder = self.info.splits[partition], Path(self.data_dir).resolve()
         if self.info.file_format.value != "tfrecord":
@@ -306,11 +292,7 @@ class FlairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         return shards
 
     def verify_checksums(self) -> None:
-        """Compares every file of photos to its SHA-256 in `info.metadata`.
-
-        Raises:
-          FlairError: one is missing or was changed.
-        """
+        """Compares every file to its SHA-256 in `info.metadata`; FlairError where one is missing or was changed."""
         for name, sha256 in self.info.metadata["shard_sha256"].items():
             path = Path(self.data_dir) / Path(name).name
             if not path.is_file() or file_sha256(path) != sha256:

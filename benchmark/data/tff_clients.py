@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from benchmark.data.clients import UserClients
 from benchmark.data.slices import StreamTable, slices_of
 from benchmark.data.tfds import TFDSRecords
 
@@ -19,7 +19,7 @@ class FlairClientData(tff.simulation.datasets.ClientData):
 
     For TFF, a client's data are a `tf.data.Dataset` of dictionaries: `image` uint8 [256, 256, 3], `image_id` and
     `user_id` strings, `labels` and `fine_grained_labels` int64 [any number], columns as `records.labels` has them.
-    For this toolkit's training it is a `benchmark.data.source.Clients`: serialized photos, read without TensorFlow.
+    For this toolkit's training it is a `benchmark.data.clients.Clients`: serialized photos, read without TensorFlow.
 
     Args:
       records: the data set; `TFDSRecords(tfds_data_dir)`.
@@ -30,25 +30,14 @@ class FlairClientData(tff.simulation.datasets.ClientData):
     """
 
     def __init__(self, records: TFDSRecords, partition: str = "train") -> None:
-        self._records, self._partition = records, partition
-        self._client_ids = records.users(partition)
+        self._records, self._partition, self._client_ids = records, partition, records.users(partition)
+        users = UserClients(records, partition)
+        self.read, self.num_photos, self.rows = users.read, users.num_photos, users.rows
 
     @property
     def client_ids(self) -> list[str]:
         """Ids of the users, sorted."""
         return self._client_ids
-
-    def read(self, client_id: str) -> list[bytes]:
-        """The user's serialized examples, in order."""
-        return self._records.read_user(self._partition, client_id)
-
-    def num_photos(self, client_id: str) -> int:
-        """How many examples the user has, found without reading them."""
-        return self._records.num_photos_of(self._partition, client_id)
-
-    def rows(self, client_id: str) -> np.ndarray:
-        """The user's rows of `Records.photo_index`."""
-        return self._records.rows_of(self._partition, client_id)
 
     @property
     def serializable_dataset_fn(self) -> Callable[[Any], tf.data.Dataset]:

@@ -113,17 +113,14 @@ class FeatureCache:
     def _array(self, partition: str, view: int | None = None) -> np.ndarray:
         name = partition if view is None else f"{partition}.view{view}"
         path = self.folder / f"{name}.npy"
-        if self._body is None:
-            try:
-                return self._open(path, partition)
-            except FileNotFoundError:
-                raise self._missing(path) from None
         with self._alone(path):
             try:
                 return self._open(path, partition)
             except FileNotFoundError:
                 pass
             except feature_file.DamagedFeatures as error:
+                if self._body is None:
+                    raise
                 print(f"{error}; its features are made anew", file=sys.stderr, flush=True)
             self._make(path, partition, view)
             return self._open(path, partition)
@@ -143,18 +140,20 @@ class FeatureCache:
         from benchmark.data.opening import make_task
         from benchmark.data.pipeline import EvaluationData
 
-        assert self._forward is not None
+        if self._forward is None:
+            raise self._missing(path)
         dtype, count = np.dtype(self._network.dtype), self._count(partition)
         facts = {**self._facts, "partition": partition, "view": view, "changed": self._changed(partition)}
         growing = feature_file.growing(path, (count, self._network.size), dtype, facts)
         photos = self._records, partition, make_task(self._records, False, None), self._network.image_size, _BATCH_SIZE
         batches = (pixels for pixels, _ in EvaluationData(*photos, range(growing.num_done, count), view))
         fill(growing, self._forward, batches, dtype, f"features of {path.stem}")
-        feature_file.finish(growing, path, self._image_ids(partition), facts)
+        ids = enumerate(self._table(partition).image_ids)
+        feature_file.finish(growing, path, [name or f"{partition}/{row}" for row, name in ids], facts)
 
     def _labels(self, partition: str, task: Task) -> LabelColumns:
         path = self.folder / f"{partition}.labels.npy"
-        with self._alone(path) if self._body is not None else contextlib.nullcontext():
+        with self._alone(path):
             try:
                 rows = self._open_labels(path, partition)
             except FileNotFoundError:
@@ -168,8 +167,7 @@ class FeatureCache:
 
     def _open_labels(self, path: Path, partition: str) -> np.ndarray:
         rows = npy_file.read_rows(path, _LABEL)
-        about = checked_json.read(feature_file.ids_path(path))
-        expected = {"records": self._facts["records"], "rows": len(rows), "rows_crc32c": npy_file.crc32c(rows)}
+        about, expected = checked_json.read(feature_file.ids_path(path)), self._about_labels(rows)
         if {name: about.get(name) for name in expected} != expected:
             raise FlairError(f"{path}: does not belong to {feature_file.ids_path(path).name}")
         self._check_age(path, partition, about)
@@ -186,10 +184,13 @@ class FeatureCache:
             for column in columns
         ]
         rows = np.array(found, _LABEL)
-        about = {"records": self._facts["records"], "rows": len(rows), "rows_crc32c": npy_file.crc32c(rows)}
-        checked_json.write(feature_file.ids_path(path), {**about, "changed": self._changed(partition)})
+        about = {**self._about_labels(rows), "changed": self._changed(partition)}
+        checked_json.write(feature_file.ids_path(path), about)
         npy_file.write_rows(path, rows)
         return rows
+
+    def _about_labels(self, rows: np.ndarray) -> dict[str, Any]:
+        return {"records": self._facts["records"], "rows": len(rows), "rows_crc32c": npy_file.crc32c(rows)}
 
     def _changed(self, partition: str) -> int:
         """When the partition's files were changed last, in nanoseconds: their digest is over names and sizes alone."""
@@ -201,17 +202,16 @@ class FeatureCache:
                 f"{path}: {self._records.root} was changed since, or copied without its times (cp -a)"
             )
 
-    def _image_ids(self, partition: str) -> list[str]:
-        ids = self._table(partition).image_ids
-        return [f"{partition}/{row}" if name is None else name for row, name in enumerate(ids)]
-
     def _count(self, partition: str) -> int:
         return len(self._records.photo_index(partition).offset)
 
     def _missing(self, path: Path) -> FlairError:
         return FlairError(f"{path}: no such file; copy this folder of features from the machine that started the run")
 
-    def _alone(self, path: Path) -> Any:
+    def _alone(self, path: Path) -> contextlib.AbstractContextManager[Any]:
+        if self._body is None:  # nothing is written
+            return contextlib.nullcontext()
+
         def say() -> None:
             print(f"{path}: waiting for another run that computes it", flush=True)
 

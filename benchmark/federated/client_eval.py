@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmark.data.clients import Clients
 from benchmark.data.labels import read_photo_table
 from benchmark.data.records import Records
-from benchmark.data.source import Clients
 from benchmark.federated.scoring import ClientScore, Scorer, sample_clients
 from benchmark.federated.settings import Setup, is_local, is_private
 from benchmark.rounds.config import ClientConfig

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from benchmark.data.clients import Batch, BatchPlan, photos_of, prefetched
+from benchmark.data.clients import Batch, BatchPlan, Clients, photos_of, prefetched
 from benchmark.data.group_orders import training_orders
 from benchmark.data.inputs import Evaluation, FeatureInputs, Inputs
 from benchmark.data.records import Records
-from benchmark.data.source import Clients
 from benchmark.evaluation import passes
 from benchmark.metrics import histogram, keras
 from benchmark.metrics.spread import distribution

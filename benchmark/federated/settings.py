@@ -34,8 +34,7 @@ from benchmark.training.loss import logit_offsets, loss_config
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
-    from benchmark.data.clients import BatchPlan
-    from benchmark.data.source import Clients
+    from benchmark.data.clients import BatchPlan, Clients
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ def _rates(flags: Flags, side: str, final: float = 0.0) -> tuple[float, ...]:
 
 
 def _open_clients(flags: Flags, records: Records) -> Clients:
-    from benchmark.data.source import training_clients
+    from benchmark.data.clients import training_clients
 
     if flags.tfds_data_dir is not None and not flags.iid:
         from benchmark.data.tfds import TFDSRecords

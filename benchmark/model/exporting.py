@@ -22,8 +22,8 @@ from benchmark.model.saved import SavedModel
 from benchmark.model.weights import weight_name
 from benchmark.run.seeds import derive_generator
 from flair.errors import FlairError
-from flair.files.atomic import beside, destination, sync
-from flair.records.preparation import discard, new_folder
+from flair.files.atomic import beside, destination, remove, sync
+from flair.records.preparation import new_folder
 
 _OPSET = 17  # of ONNX, of 2022
 _PHOTOS = 4
@@ -70,7 +70,7 @@ def export(model: tf.keras.Model, saved: SavedModel, kind: str, output: Path, se
                 with open(path, "rb") as file:
                     sync(file.fileno())
         os.replace(made, output)
-        discard(unfinished)
+        remove(unfinished)
     return difference, largest
 
 

@@ -20,10 +20,9 @@ import numpy as np
 from benchmark.cluster.cluster import Cluster
 from benchmark.cluster.pool import WorkerPool
 from benchmark.cluster.runtime import RayRuntime, RoundTiming
-from benchmark.data.clients import BatchPlan
+from benchmark.data.clients import BatchPlan, ClientSource
 from benchmark.data.opening import make_task
 from benchmark.data.records import Records
-from benchmark.data.source import ClientSource
 from benchmark.model.networks import build_model
 from benchmark.model.trainable import ALL
 from benchmark.rounds.inprocess import InProcessRuntime

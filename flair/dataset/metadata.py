@@ -257,7 +257,7 @@ def parse_record(item: Any, index: int, path: Path) -> Record:
                 f"found {type(item[field]).__name__} {item[field]!r:.60}"
             )
     for field in ("user_id", "image_id"):
-        if not _SAFE_ID.fullmatch(item[field]):
+        if not _SAFE_ID.fullmatch(item[field]):  # first, to put the place into words only where it is needed
             check_id(item[field], field, f"{path}, record {index}")
     if partition not in PARTITIONS:
         raise FlairError(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO, cast
 
 from flair.dataset import catalog
-from flair.dataset.catalog import MANIFEST_FILE
 from flair.dataset.metadata import load_records, photo_path
 from flair.errors import FlairError
 from flair.files import atomic
@@ -22,26 +21,21 @@ _GZIP_LEVEL = 1  # JPEG does not get smaller
 def pack(dataset_dir: str | Path, archives_dir: str | Path, num_archives: int, *, raw: bool = False) -> list[Path]:
     """Lays out `archives_dir` as the folder behind `catalog.APPLE_BASE_URL`; returns the files written.
 
-    Two label files, and `num_archives` of the form `images/small/small_images-00.tar.gz`, whose members are
-    `small_images/<image_id>.jpg`, with a manifest that names them all, their sizes and sha256. The photos are dealt out
-    in file order, as evenly as can be. With `raw`, the same photos once more as `images/raw/images-00.tar.gz` with
-    members `raw_images/<image_id>.jpg`. The same dataset gives the same bytes.
+    Two label files, and `num_archives` (1 or more, at most one a photo) of the form
+    `images/small/small_images-00.tar.gz`, whose members are `small_images/<image_id>.jpg`, with a manifest that names
+    them all, their sizes and sha256. The photos are dealt out in file order, as evenly as can be. With `raw`, the same
+    photos once more as `images/raw/images-00.tar.gz` with members `raw_images/<image_id>.jpg`. The same dataset gives
+    the same bytes.
 
     Raises:
-      FlairError: fewer than 1 archive, or more archives than photos, or a photo is missing.
+      FlairError: a photo is missing.
     """
+    dataset_dir, archives = Path(dataset_dir), Path(archives_dir)
     image_ids = [record.image_id for record in load_records(dataset_dir)]
-    if not 1 <= num_archives <= len(image_ids):
-        raise FlairError(f"--num_archives={num_archives}: expected 1 to {len(image_ids)}, one photo in each at least")
-    archives = Path(archives_dir)
-    written = []
-    for name, url_path in (
-        (catalog.METADATA_FILE, catalog.METADATA_URL_PATH),
-        (catalog.TAXONOMY_FILE, catalog.TAXONOMY_URL_PATH),
-    ):
-        with atomic.replacing(archives / url_path) as temporary:
-            shutil.copyfile(Path(dataset_dir) / name, temporary)
-        written.append(archives / url_path)
+    written = [archives / url_path for url_path in (catalog.METADATA_URL_PATH, catalog.TAXONOMY_URL_PATH)]
+    for path in written:
+        with atomic.replacing(path) as temporary:
+            shutil.copyfile(dataset_dir / path.name, temporary)
     kinds = [(catalog.SMALL_IMAGES_DIR, catalog.small_archive_url_path)]
     if raw:
         kinds.append((catalog.RAW_IMAGES_DIR, catalog.raw_archive_url_path))
@@ -52,12 +46,12 @@ def pack(dataset_dir: str | Path, archives_dir: str | Path, num_archives: int, *
                 start, stop = (len(image_ids) * i // num_archives for i in (index, index + 1))
                 path = archives / url_path_of(index)
                 with atomic.replacing(path) as temporary:
-                    _write_archive(temporary, Path(dataset_dir), top, image_ids[start:stop])
+                    _write_archive(temporary, dataset_dir, top, image_ids[start:stop])
                 written.append(path)
-                measured: dict[str, int | str] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
-                listed.append({"name": path.name, **measured, "photos": stop - start})
+                size, sha256 = path.stat().st_size, file_sha256(path)
+                listed.append({"name": path.name, "size": size, "sha256": sha256, "photos": stop - start})
                 progress.add(stop - start)
-            manifest = archives / Path(url_path_of(0)).parent / MANIFEST_FILE
+            manifest = archives / Path(url_path_of(0)).parent / catalog.MANIFEST_FILE
             atomic.write_json(manifest, {"archives": listed})
             written.append(manifest)
     return written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,21 +34,6 @@ class Made(NamedTuple):
     was_there: bool
 
 
-class _Recipe(NamedTuple):
-    """All that decides the content of a dataset; kept beside it."""
-
-    version: int
-    seed: int
-    num_users: int
-    num_images: int
-    num_fine_labels: int
-    taste_concentration: float
-    style_strength: float
-    dialect: float
-    metadata_only: bool
-    distinct_photos: int | None
-
-
 def make_dataset(
     dataset_dir: str | Path,
     *,
@@ -73,7 +59,7 @@ def make_dataset(
         Pillow and libjpeg, whatever the machine.
       num_fine_labels: at least 17.
       taste_concentration: of the Dirichlet distribution of users' tastes, above 0; at 1e6 all want the same labels.
-      style_strength: how far users' styles differ, from 0 (all look alike); well above 1 colours mislead
+      style_strength: how far users' styles differ, from 0 (all look alike); well above 1 colours mislead.
       dialect: probability, from 0 to 1, that a user swaps the motifs of two labels, for each of five pairs: a reason to
         personalize that is not in the label frequencies.
       metadata_only: draw no photos.
@@ -82,26 +68,26 @@ def make_dataset(
       num_workers: processes that draw; by default one per core, and this one alone for fewer than 500 photos.
 
     Raises:
-      FlairError: a number out of range, or a folder that holds anything else.
+      FlairError: fewer than 3 users or photos, fewer photos than users, or a folder that holds anything else.
     """
     from flair.miniature.population import make_users, user_sizes
 
     start = time.monotonic()
-    _check_numbers(seed, taste_concentration, style_strength, dialect, distinct_photos, num_workers)
     sizes = user_sizes(num_users, num_images)
     taxonomy = make_taxonomy(num_fine_labels)
-    recipe = _Recipe(
-        version=_RECIPE_VERSION,
-        seed=seed,
-        num_users=len(sizes),
-        num_images=int(sizes.sum()),
-        num_fine_labels=num_fine_labels,
-        taste_concentration=float(taste_concentration),
-        style_strength=float(style_strength),
-        dialect=float(dialect),
-        metadata_only=metadata_only,
-        distinct_photos=distinct_photos,
-    )
+    # All that decides the content of the dataset; kept beside it.
+    recipe = {
+        "version": _RECIPE_VERSION,
+        "seed": seed,
+        "num_users": len(sizes),
+        "num_images": int(sizes.sum()),
+        "num_fine_labels": num_fine_labels,
+        "taste_concentration": float(taste_concentration),
+        "style_strength": float(style_strength),
+        "dialect": float(dialect),
+        "metadata_only": metadata_only,
+        "distinct_photos": distinct_photos,
+    }
     folder = Path(dataset_dir)
     was_there = _claim(folder, recipe)
     if not was_there:
@@ -121,32 +107,10 @@ def make_dataset(
             painter = Painter(taxonomy, seed, style_strength, dialect)
             write_photos(folder, records, painter, distinct_photos, num_workers)
         write_metadata(folder / METADATA_FILE, records)
-    return Made(folder, recipe.num_users, recipe.num_images, time.monotonic() - start, was_there)
+    return Made(folder, len(sizes), int(sizes.sum()), time.monotonic() - start, was_there)
 
 
-def _check_numbers(
-    seed: int,
-    taste_concentration: float,
-    style_strength: float,
-    dialect: float,
-    distinct_photos: int | None,
-    num_workers: int | None,
-) -> None:
-    for name, number, least in (
-        ("--seed", seed, 0),
-        ("--style_strength", style_strength, 0),
-        ("--distinct_photos", distinct_photos, 1),
-        ("--num_workers", num_workers, 1),
-    ):
-        if number is not None and not least <= number < math.inf:
-            raise FlairError(f"{name}={number}: expected a number from {least}")
-    if not 0 < taste_concentration < math.inf:
-        raise FlairError(f"--taste_concentration={taste_concentration}: expected a number above 0")
-    if not 0 <= dialect <= 1:
-        raise FlairError(f"--dialect={dialect}: expected a probability, from 0 to 1")
-
-
-def _claim(folder: Path, recipe: _Recipe) -> bool:
+def _claim(folder: Path, recipe: Mapping[str, object]) -> bool:
     """Makes `folder` ours for `recipe`, or raises; True when the dataset is there already."""
     path = folder / RECIPE_FILE
     if folder.exists() and not folder.is_dir():
@@ -156,7 +120,7 @@ def _claim(folder: Path, recipe: _Recipe) -> bool:
             raise FlairError(
                 f"--dataset_dir={folder}: holds files that this command did not make; choose a new or empty folder"
             )
-        atomic.write_json(path, recipe._asdict())
+        atomic.write_json(path, recipe)
         return False
     try:
         found = json_text.read(path)
@@ -164,7 +128,7 @@ def _claim(folder: Path, recipe: _Recipe) -> bool:
         found = None
     if not isinstance(found, dict):
         raise FlairError(f"{path}: is damaged; choose a new folder, or delete this one and run the same command again")
-    others = [f"{name} {found.get(name)}" for name, value in recipe._asdict().items() if found.get(name) != value]
+    others = [f"{name} {found.get(name)}" for name, value in recipe.items() if found.get(name) != value]
     if others:
         raise FlairError(
             f"--dataset_dir={folder}: holds a synthetic dataset of other settings ({', '.join(others)}); "

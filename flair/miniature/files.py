@@ -43,7 +43,7 @@ def write_metadata(path: Path, records: Sequence[Record]) -> None:
 def write_photos(
     dataset_dir: Path, records: Sequence[Record], painter: Painter, distinct: int | None, num_workers: int
 ) -> None:
-    """Draws the photo of every record that is not there yet; see `synthetic.make_dataset` for `distinct`."""
+    """Draws the photo of every record that is not there yet; see `dataset.make_dataset` for `distinct`."""
     folder = dataset_dir / SMALL_IMAGES_DIR
     folder.mkdir(exist_ok=True)
     atomic.remove_leftovers(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from flair.dataset.catalog import COARSE_LABELS
-from flair.errors import FlairError
 
 # Common nouns, the plainest first. As in FLAIR every coarse name is a fine label too; it is put in front by code.
 _WORDS: Final = {
@@ -73,21 +72,13 @@ DEFAULT_NUM_FINE_LABELS: Final = len(COARSE_LABELS) + sum(len(words.split()) for
 def make_taxonomy(num_fine_labels: int = DEFAULT_NUM_FINE_LABELS) -> list[FineLabel]:
     """`num_fine_labels` labels in name order, shared out over the 17 coarse ones like the word lists of this file.
 
-    The 17 coarse names are always among them. Below the default the rarest words are left out; above it, further
-    ones are numbered (`animal_037`).
-
-    Raises:
-      FlairError: fewer than 17.
+    There are 17 or more: the coarse names are always among them. Below the default the rarest words are left out; above
+    it, further ones are numbered (`animal_037`).
 
     >>> labels = make_taxonomy(40)
     >>> len(labels), labels[0]
     (40, FineLabel(name='animal', parent='animal', rank=0, second_parent=None))
     """
-    if num_fine_labels < len(COARSE_LABELS):
-        raise FlairError(
-            f"--num_fine_labels={num_fine_labels}: expected at least {len(COARSE_LABELS)}, "
-            "because every coarse label is a fine-grained one too"
-        )
     words = {coarse: [coarse, *_WORDS[coarse].split()] for coarse in COARSE_LABELS}
     labels = []
     for coarse, count in _share_out(num_fine_labels, {coarse: len(names) for coarse, names in words.items()}).items():

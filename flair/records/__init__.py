@@ -4,4 +4,4 @@ What enters is a dataset directory, and which users and photos to leave out. Wha
 depend on the photos and the flags alone, and readers for them.
 """
 
-__all__ = ["preparation", "published"]
+__all__ = ["preparation"]

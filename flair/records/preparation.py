@@ -1,8 +1,9 @@
-"""What both commands that prepare records share: which photos, how the result was made, where unfinished work lies.
+"""What the commands that prepare records share: which photos, how the result was made, where unfinished work lies.
 
 Work goes on in a hidden folder, `.unfinished`, beside or inside the final place, and only finished work gets its final
 name. For TFRecords the folder also holds the parameters of the run, so that the same command continues it and a
-different one is told so; an HDF5 file is begun again.
+different one is told so; an HDF5 file is begun again. The published functions of both scripts of ml-flair share
+`user_metadata`, `link_dataset_dir` and `PUBLISHED_NUM_WORKERS`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -18,13 +20,17 @@ from typing import Any, NamedTuple
 
 from flair.curation.exclusion import Exclusion, read_exclusion, remaining_users
 from flair.curation.heldout import HeldOut, hold_out
-from flair.dataset.metadata import User, limit_users, load_users, metadata_path, records_of
+from flair.dataset import metadata
+from flair.dataset.catalog import METADATA_FILE, SMALL_IMAGES_DIR
+from flair.dataset.metadata import User, records_of
 from flair.errors import FlairError
-from flair.files import checked_json, lock
+from flair.files import atomic, checked_json, lock
 from flair.files.regular_file import file_sha256
 from flair.terminal.progress import duration, size
 
 PARAMETERS_FILE = "prepare_info.json"
+# A script that calls a published function at its top level cannot start processes, which would import it.
+PUBLISHED_NUM_WORKERS = 1
 
 
 class Selection(NamedTuple):
@@ -75,8 +81,8 @@ class Outcome(NamedTuple):
 
 def select(dataset_dir: Path, limit: int | None, exclude: str | Path | None) -> Selection:
     """Reads the metadata and takes the users that `subset` leaves; `exclude` is the file of an exclusion."""
-    metadata_sha256 = file_sha256(metadata_path(dataset_dir))
-    all_users = load_users(dataset_dir)
+    metadata_sha256 = file_sha256(metadata.metadata_path(dataset_dir))
+    all_users = metadata.load_users(dataset_dir)
     exclusion = None if exclude is None else read_exclusion(exclude)
     remaining = subset(all_users, None, exclusion)
     users = subset(remaining, limit)
@@ -105,7 +111,7 @@ def put_aside(selection: Selection, fraction: Fraction, seed: int) -> tuple[Held
 def subset(users: Sequence[User], limit: int | None, exclusion: Exclusion | None = None) -> list[User]:
     """The users that `--exclude` and then `--limit_users` leave (see `metadata.limit_users`)."""
     remaining = list(users) if exclusion is None else remaining_users(users, exclusion)
-    return remaining if limit is None else limit_users(remaining, limit)
+    return remaining if limit is None else metadata.limit_users(remaining, limit)
 
 
 def check_exclusion(parameters: Mapping[str, Any], exclusion: Exclusion | None, what: str) -> None:
@@ -148,14 +154,8 @@ def new_folder(folder: Path, output: Path) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            discard(folder)  # it may be 85 GB, and would not be used
+            atomic.remove(folder)  # it may be 85 GB, and would not be used
             raise
-
-
-def discard(folder: Path) -> None:
-    """Removes a folder of unfinished work, if it is there."""
-    if folder.is_dir():
-        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -176,6 +176,25 @@ def require_free_space(folder: Path, needed: int) -> None:
         raise FlairError(
             f"{folder}: {size(needed)} are needed and {size(free)} free; free some space or choose another disk"
         )
+
+
+def user_metadata(labels_file: str) -> dict[str, list[dict[str, Any]]]:
+    """User id -> their checked records as dicts in the published form; FlairError as `metadata.load_records`."""
+    users = metadata.group_by_user(metadata.read_records(Path(labels_file)))
+    return {user.user_id: [metadata.record_to_json(record) for record in user.records] for user in users}
+
+
+@contextlib.contextmanager
+def link_dataset_dir(image_dir: str, labels_file: str) -> Iterator[Path]:
+    """A dataset directory of these photos and this metadata file, wherever they lie."""
+    photos, labels = Path(image_dir).resolve(), Path(labels_file).resolve()
+    if photos == labels.parent / SMALL_IMAGES_DIR and labels.name == METADATA_FILE:
+        yield labels.parent
+        return
+    with tempfile.TemporaryDirectory(prefix="flair-") as folder:
+        (Path(folder) / SMALL_IMAGES_DIR).symlink_to(photos)
+        (Path(folder) / METADATA_FILE).symlink_to(labels)
+        yield Path(folder)
 
 
 def _continues(folder: Path, parameters: Mapping[str, Any], overwrite: bool) -> bool:
@@ -205,10 +224,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _clear(folder: Path) -> None:
     for entry in list(folder.iterdir()):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        atomic.remove(entry)
 
 
 def _short(value: object) -> str:

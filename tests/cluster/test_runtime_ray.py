@@ -21,9 +21,8 @@ from benchmark.cluster.cluster import Cluster
 from benchmark.cluster.pool import WorkerPool
 from benchmark.cluster.runtime import RayRuntime
 from benchmark.cluster.scorer import RayScorer
-from benchmark.data.clients import BatchPlan
+from benchmark.data.clients import BatchPlan, ClientSource
 from benchmark.data.inputs import PixelInputs
-from benchmark.data.source import ClientSource
 from benchmark.features.cache import FeatureCache, FeatureSource, Network
 from benchmark.federated.cohort import sample_cohort
 from benchmark.federated.scoring import LocalScorer

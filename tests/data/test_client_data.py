@@ -13,6 +13,7 @@ import tensorflow as tf
 from benchmark.data.artificial import Artificial, FreshClients, visits
 from benchmark.data.clients import (
     BatchPlan,
+    ClientSource,
     IidClients,
     UserClients,
     client_batches,
@@ -20,9 +21,9 @@ from benchmark.data.clients import (
     client_seed,
     content_digest,
     prefetched,
+    training_clients,
     training_order,
 )
-from benchmark.data.source import ClientSource, training_clients
 
 
 def _plan(task, **changes):

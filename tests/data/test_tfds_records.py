@@ -13,10 +13,9 @@ pytest.importorskip("tensorflow_datasets", reason="the extra 'tfds' is not insta
 
 import tensorflow_datasets as tfds
 
-from benchmark.data.clients import IidClients, UserClients
+from benchmark.data.clients import ClientSource, IidClients, UserClients
 from benchmark.data.opening import make_task, open_records
 from benchmark.data.records import TFRecordRecords
-from benchmark.data.source import ClientSource
 from benchmark.data.tfds import TFDSRecords
 from benchmark.flair_tfds import Flair
 from flair.dataset.catalog import PARTITIONS

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flair.dataset import images
-from flair.dataset.jpeg_coding import require_filled
 from flair.dataset.jpeg_markers import BadJpeg, read_markers
-from flair.dataset.jpeg_whole import require_whole
+from flair.dataset.jpeg_whole import require_filled, require_whole
 from tests.support.damage import time_limit
 
 END = b"\xff\xd9"

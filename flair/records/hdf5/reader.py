@@ -69,6 +69,7 @@ class HDF5File(contextlib.AbstractContextManager["HDF5File"]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._checked: set[tuple[str, str]] = set()  # groups of which `image` may read any photo
         if not self.path.is_file():
             raise FlairError(f"{path}: no such file; make it with prepare_dataset.py")
         try:
@@ -109,21 +110,42 @@ class HDF5File(contextlib.AbstractContextManager["HDF5File"]):
 
     def photos(self, partition: str, group: str) -> Iterator[Photo]:
         """Yields the photos of one group, each checked against its checksum where there is one."""
+        records = self.records(partition, group)
+        with self._guarded(f"{partition}/{group}"):
+            dataset = self._stored_images(objects.group(self._file, f"{partition}/{group}"))
+            images = dataset if self.by_user else [dataset[()]]
+            if len(images) != len(records):
+                raise BadObject("its arrays have different lengths")
+            for stored, (record, checksum) in zip(images, records, strict=True):
+                image = np.asarray(stored, np.uint8)
+                if checksum is not None and checksum != record_checksum(record, image.tobytes()):
+                    raise BadObject(f"the checksum of image {record.image_id} is wrong")
+                yield Photo(record, image)
+
+    def records(self, partition: str, group: str) -> list[tuple[Record, int | None]]:
+        """Ids and labels of a group's photos, and the checksum of each where there is one; reads no photo."""
         with self._guarded(f"{partition}/{group}"):
             entry = objects.group(self._file, f"{partition}/{group}")
-            image_ids, user_ids, labels, fine = self._ids_and_labels(entry, group)
-            dataset = stored_images(entry, self.by_user)
-            images = dataset if self.by_user else [dataset[()]]
-            checksums = stored_checksums(entry, self.by_user)
-            lengths = [len(images), len(image_ids), len(labels), len(fine)]
-            if len({*lengths, *(() if checksums is None else (len(checksums),))}) != 1:
+            columns = self._ids_and_labels(entry, group)
+            name = "checksums" if self.by_user else "checksum"
+            has_checksums = objects.has(entry, name)
+            checksums = _numbers(entry, name).tolist() if has_checksums else [None] * len(columns[0])
+            if len({len(column) for column in (*columns, checksums)}) != 1:
                 raise BadObject("its arrays have different lengths")
-            for row, image_id in enumerate(image_ids):
-                record = Record(user_ids[row], image_id, labels[row], fine[row], partition)
-                image = np.asarray(images[row], np.uint8)
-                if checksums is not None and checksums[row] != record_checksum(record, image.tobytes()):
-                    raise BadObject(f"the checksum of image {image_id} is wrong")
-                yield Photo(record, image)
+            return [
+                (Record(user_id, image_id, labels, fine, partition), checksum)
+                for image_id, user_id, labels, fine, checksum in zip(*columns, checksums, strict=True)
+            ]
+
+    def image(self, partition: str, group: str, row: int) -> NDArray[np.uint8]:
+        """One photo of a group as stored, not held against its checksum."""
+        with self._guarded(f"{partition}/{group}"):
+            entry = objects.group(self._file, f"{partition}/{group}")
+            if (partition, group) not in self._checked:
+                self._stored_images(entry)
+                self._checked.add((partition, group))
+            stored = entry["images"][row] if self.by_user else entry["image"][()]
+            return np.asarray(stored, np.uint8)
 
     def images(self, partition: str, group: str) -> NDArray[np.uint8]:
         """The photos of one group as uint8 [n, 256, 256, 3], whatever the image format."""
@@ -211,22 +233,15 @@ class HDF5File(contextlib.AbstractContextManager["HDF5File"]):
             names[row].append(self._names[key][column])
         return [tuple(row) for row in names]
 
-
-def stored_images(entry: h5py.Group, by_user: bool) -> h5py.Dataset:
-    """The photos of a group: uint8 [n, 256, 256, 3] or n values of uint8 [length], without n where it is one photo."""
-    dataset = objects.stored(entry, "images" if by_user else "image")
-    item = h5py.check_vlen_dtype(dataset.dtype)
-    if (dataset.dtype if item is None else item) != np.uint8:
-        raise BadObject(f"its photos have the type {dataset.dtype}, expected uint8")
-    if dataset.shape[1 if by_user else 0 :] != (PIXELS_SHAPE if item is None else ()):
-        raise BadObject(f"its photos have the shape {dataset.shape}")
-    return dataset
-
-
-def stored_checksums(entry: h5py.Group, by_user: bool) -> NDArray[np.int64] | None:
-    """The checksum of each photo of a group; None in files of other writers."""
-    name = "checksums" if by_user else "checksum"
-    return _numbers(entry, name) if objects.has(entry, name) else None
+    def _stored_images(self, entry: h5py.Group) -> h5py.Dataset:
+        """The photos of a group: uint8 [n, 256, 256, 3] or n values of uint8 [length]; no n where it is one photo."""
+        dataset = objects.stored(entry, "images" if self.by_user else "image")
+        item = h5py.check_vlen_dtype(dataset.dtype)
+        if (dataset.dtype if item is None else item) != np.uint8:
+            raise BadObject(f"its photos have the type {dataset.dtype}, expected uint8")
+        if dataset.shape[1 if self.by_user else 0 :] != (PIXELS_SHAPE if item is None else ()):
+            raise BadObject(f"its photos have the shape {dataset.shape}")
+        return dataset
 
 
 def _numbers(entry: h5py.Group, name: str) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ import h5py
 from flair.dataset import images
 from flair.dataset.metadata import Record, records_of
 from flair.errors import FlairError
-from flair.files.atomic import beside, destination
+from flair.files.atomic import beside, destination, remove
 from flair.parallel.processes import batches, default_num_workers, map_in_order
 from flair.records import preparation
 from flair.records.hdf5.groups import Format, GroupWriter, Place, StoredJpeg, groups_of
@@ -81,7 +81,7 @@ def write_hdf5(
     parameters = {"format": "flair-hdf5", "format_version": 1, **layout._asdict(), **selection.parameters}
     unfinished = beside(final, "unfinished")
     if not overwrite and _is_complete(final, parameters):
-        preparation.discard(unfinished)
+        remove(unfinished)
         return preparation.Outcome(selection, final.stat().st_size, already_complete=True)
     num_bytes = images.total_size(dataset_dir, records_of(selection.users))  # refuses where a photo is missing
     if image_format == "raw":
@@ -91,7 +91,7 @@ def write_hdf5(
         context = _Context(dataset_dir, unfinished / _DATA_FILE)
         converted = _write(context, selection, layout, parameters, num_workers or default_num_workers())
         os.replace(context.file, final)
-        preparation.discard(unfinished)
+        remove(unfinished)
     return preparation.Outcome(selection, final.stat().st_size, converted=converted)
 
 

@@ -8,7 +8,7 @@ earlier one reads them to their end and keeps those that are intact.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import google_crc32c
 
 from flair.dataset import images
+from flair.dataset.catalog import HELDOUT
 from flair.dataset.metadata import count_labels, label_index, records_of
 from flair.errors import FlairError
 from flair.files import checked_json
-from flair.files.atomic import beside, remove_leftovers, sync, write_bytes
+from flair.files.atomic import beside, remove, remove_leftovers, sync, write_bytes
 from flair.parallel.processes import batches, default_num_workers, map_in_order
 from flair.records import preparation
+from flair.records.preparation import PARAMETERS_FILE
 from flair.records.tfrecord.example import Example, MalformedExample, decode, encode
 from flair.records.tfrecord.frames import FRAME_BYTES, DamagedRecord, frame, read_payloads
 from flair.records.tfrecord.layout import (
@@ -30,6 +32,7 @@ from flair.records.tfrecord.layout import (
     LABEL_INDEX_FILE,
     LINKS,
     PARTITION_FOLDERS,
+    SUFFIX,
     USER_INDEX_FILE,
     LabelColumns,
     RecordFile,
@@ -37,12 +40,15 @@ from flair.records.tfrecord.layout import (
     plan_files,
     user_index_text,
 )
-from flair.records.tfrecord.output import FINISHED_FILE, UNFINISHED_FOLDER, TFRecordOutput
 from flair.terminal.progress import Progress
 
 _IMAGES_PER_TASK = 256
 _OVERHEAD_BYTES = 300  # of a record beside its JPEG, generously
 _MAX_SYNCED_FILES = 1000
+_UNFINISHED_FOLDER = ".unfinished"
+_FINISHED_FILE = "finished.json"  # becomes PARAMETERS_FILE of the published folder
+_NAMES = (*PARTITION_FOLDERS.values(), *LINKS, LABEL_INDEX_FILE)
+_ALL_NAMES = (*_NAMES, HELDOUT)
 
 
 class _Context(NamedTuple):
@@ -96,7 +102,7 @@ def write_tfrecords(
     split, aside = preparation.put_aside(selection, heldout_fraction, seed)
     parameters |= {**selection.parameters, **aside}
     num_heldout = sum(1 for _ in records_of(split.heldout))
-    output = TFRecordOutput(Path(tfrecords_dir), with_heldout=bool(split.heldout))
+    output = _Output(Path(tfrecords_dir), with_heldout=bool(split.heldout))
     if not overwrite and output.is_complete(parameters):
         return preparation.Outcome(selection, output.num_bytes(), already_complete=True, heldout_images=num_heldout)
     num_bytes = images.total_size(dataset_dir, records_of(selection.users))
@@ -125,7 +131,7 @@ def write_tfrecords(
 def _check_place(folder: Path) -> None:
     names = set(os.listdir(folder)) if folder.is_dir() else set()
     # An export of parquet files has the file of parameters, too.
-    known = {LABEL_INDEX_FILE, *LINKS, UNFINISHED_FOLDER, *ALL_FOLDERS}
+    known = {LABEL_INDEX_FILE, *LINKS, _UNFINISHED_FOLDER, *ALL_FOLDERS}
     if names and not names & known:
         raise FlairError(
             f"--tfrecords_dir={folder}: is not empty and holds no TFRecords of FLAIR; give a new folder or an empty one"
@@ -206,7 +212,7 @@ def _write_indexes(
     for link, target in LINKS.items():
         (context.folder / link).unlink(missing_ok=True)
         (context.folder / link).symlink_to(target)
-    checked_json.write(context.folder / FINISHED_FILE, {**parameters, "index_crc32c": checksums})
+    checked_json.write(context.folder / _FINISHED_FILE, {**parameters, "index_crc32c": checksums})
 
 
 def _folders(files: Sequence[RecordFile]) -> list[str]:
@@ -221,6 +227,72 @@ def _sync(paths: Sequence[Path]) -> None:
         os.sync()
         return
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        sync(descriptor)
-        os.close(descriptor)
+        with open(path, "rb") as file:
+            sync(file.fileno())
+
+
+class _Output:
+    """The folder `final`, and `final/.unfinished` where the records are made.
+
+    Publishing moves a handful of names. PARAMETERS_FILE leaves first and comes last, so a folder that has it is whole;
+    a publication that was interrupted is taken back and done again. `with_heldout` says whether photos are put aside.
+    """
+
+    def __init__(self, final: Path, with_heldout: bool) -> None:
+        self.final, self.unfinished = final, final / _UNFINISHED_FOLDER
+        self._names = _ALL_NAMES if with_heldout else _NAMES
+
+    def is_complete(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether the output is there already, made with these parameters; FlairError if other output is there."""
+        if self.final.exists() and not self.final.is_dir():
+            raise FlairError(f"--tfrecords_dir={self.final}: is a file; expected a directory")
+        if (self.final / PARAMETERS_FILE).exists():
+            found = checked_json.read(self.final / PARAMETERS_FILE)
+            found.pop("index_crc32c", None)
+            preparation.check_same(parameters, found, f"--tfrecords_dir={self.final}: the output there")
+            remove(self.unfinished)
+            return True
+        in_the_way = [name for name in _ALL_NAMES if os.path.lexists(self.final / name)]
+        if in_the_way and not self._was_publishing():
+            raise FlairError(
+                f"--tfrecords_dir={self.final}: already has {in_the_way[0]}, not made by this version of this command; "
+                "choose another directory, or add --overwrite to replace it"
+            )
+        return False
+
+    def num_bytes(self) -> int:
+        """Size of all published files of records."""
+        folders = [self.final / name for name in ALL_FOLDERS.values() if name in self._names]
+        return sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
+
+    def publish(self) -> None:
+        """Replaces what is published by what is in the unfinished folder, and removes that."""
+        for name in (PARAMETERS_FILE, *_ALL_NAMES):
+            _remove_output(self.final / name)
+        for name in self._names:
+            os.replace(self.unfinished / name, self.final / name)
+        os.replace(self.unfinished / _FINISHED_FILE, self.final / PARAMETERS_FILE)
+        remove(self.unfinished)
+
+    def take_back(self) -> None:
+        """Undoes a publication that was interrupted."""
+        if self._was_publishing():
+            for name in self._names:
+                if os.path.lexists(self.final / name) and not os.path.lexists(self.unfinished / name):
+                    os.replace(self.final / name, self.unfinished / name)
+
+    def _was_publishing(self) -> bool:
+        return (self.unfinished / _FINISHED_FILE).exists()
+
+
+def _remove_output(path: Path) -> None:
+    """Removes what this command, or ml-flair's, may have written there, and nothing else."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        for pattern in (f"*{SUFFIX}", USER_INDEX_FILE):
+            for file in path.glob(pattern):
+                file.unlink()
+        if any(path.iterdir()):
+            raise FlairError(f"{path}: holds other files than records, so it is not replaced; move them away")
+        path.rmdir()
