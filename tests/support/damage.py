@@ -149,19 +149,21 @@ class Hangs(BaseException):
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises `Hangs` in what takes longer."""
+def time_limit(busy: float, waiting: float = 60) -> Iterator[None]:
+    """Raises `Hangs` in what takes so many seconds of processor time, or waits for so long."""
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
         raise Hangs
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    limits = ((signal.ITIMER_PROF, signal.SIGPROF, busy), (signal.ITIMER_REAL, signal.SIGALRM, waiting))
+    handlers = [signal.signal(number, stop) for _, number, _ in limits]
+    timers = [signal.setitimer(timer, seconds) for timer, _, seconds in limits]
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (timer, number, _), before, handler in zip(limits, timers, handlers, strict=True):
+            signal.setitimer(timer, *before)
+            signal.signal(number, handler)
 
 
 def outcome(read: Callable[[Path], Any], folder: Path, accepts: Callable[[Any], bool]) -> str | None:
