@@ -107,7 +107,7 @@ def remove(path: Path) -> None:
     """Removes a folder with all that is in it, or a file; nothing where nothing is."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
+    elif os.path.lexists(path):  # a file system that is read-only refuses to remove even what is not there
         path.unlink(missing_ok=True)
 
 

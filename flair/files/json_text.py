@@ -76,13 +76,13 @@ def _uncollected(function: Callable[..., _T], *arguments: Any) -> _T:
     """Calls a function of json's without collecting garbage meanwhile."""
     # Brackets by the thousand lead to the end of the stack. An object of h5py that is freed there cannot give back the
     # lock that it takes for it, and whoever reads HDF5 in another thread then waits forever.
-    collecting = gc.isenabled()
+    if not gc.isenabled():  # another thread is here, and will enable it
+        return function(*arguments)
     gc.disable()
     try:
         return function(*arguments)
     finally:
-        if collecting:
-            gc.enable()
+        gc.enable()
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

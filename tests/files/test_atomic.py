@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -157,6 +158,16 @@ def test_what_no_file_can_replace_is_refused_before_the_work(
     text = explain_os_error(refused.value) if isinstance(refused.value, OSError) else str(refused.value)
     assert str(path) in text and "\n" not in text and ".tmp" not in text
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_what_is_not_there_is_not_removed_from_a_file_system_that_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    atomic.remove(tmp_path / ".unfinished")
 
 
 def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from pathlib import Path
@@ -111,3 +112,10 @@ other.join()
 
 def test_brackets_by_the_thousand_leave_no_lock_of_hdf5_held(tmp_path: Path) -> None:
     assert run_program(_DEEP_WHILE_HDF5_IS_GARBAGE, tmp_path / "some.hdf5").stdout == "True\n"
+
+
+def test_the_collector_stays_on_where_a_thread_finds_it_off_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(gc, "isenabled", lambda: False)  # seen just before the other thread enables it
+        assert parse("[1]") == [1]
+    assert gc.isenabled()
