@@ -165,6 +165,7 @@ def _dry_run(flags: Flags, records: Records, task: Task) -> None:
     if tf_config.place().num_workers > 1:
         raise FlairError("--dry_run measures one process: leave TF_CONFIG out")
     devices, trainer, _, prepared = _build(flags, records, task)
+    records.photo_index("test")  # of which no photo is read, but a training would refuse damaged files
     from benchmark.central import dry_run
     from benchmark.training import plan as training_plan
 

@@ -19,7 +19,7 @@ from benchmark.evaluation.sets import EvaluationSet
 from benchmark.model import saved
 from benchmark.model.saved import SavedModel
 from flair.errors import FlairError
-from flair.files import atomic, regular_file
+from flair.files import atomic, npy_file, regular_file
 from flair.files.regular_file import file_sha256
 from flair.parallel.stopping import Terminated
 from flair.terminal.progress import Progress
@@ -64,8 +64,7 @@ class Predictor:
     ) -> tuple[Predictions, str]:
         """The predictions, and one line on how they compare with the last ones in `place`."""
         atomic.write_text(self._folder / photos.name / IDS_FILE, photos.ids_text())
-        with atomic.replacing(self._folder / photos.name / LABELS_FILE) as temporary, open(temporary, "wb") as file:
-            np.save(file, photos.labels, allow_pickle=False)
+        npy_file.write_array(self._folder / photos.name / LABELS_FILE, photos.labels)
         facts = {
             "model": self.digest_of(model),
             "image_size": list(image_size),

@@ -22,7 +22,7 @@ from benchmark.personalization.summary import LEARNERS
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.names import CHECKPOINTS_DIR
 from flair.errors import FlairError
-from flair.files import atomic, feature_file
+from flair.files import feature_file, npy_file
 from flair.terminal.table import Columns
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ def _train(
     draw = _feature_episodes(config, model, episodes, folder / "features" / "training.npy")
     channels = draw(0).support.shape[1]
     embedding = few_shot.train(draw, channels, training, Checkpoints(folder / CHECKPOINTS_DIR))
-    with atomic.replacing(folder / EMBEDDING_FILE) as temporary, open(temporary, "wb") as file:
-        np.save(file, embedding, allow_pickle=False)
+    npy_file.write_array(folder / EMBEDDING_FILE, embedding)
     return embedding
 
 

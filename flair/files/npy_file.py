@@ -13,7 +13,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -104,6 +104,13 @@ def pieces(rows: NDArray[Any]) -> Iterator[bytes]:
         yield rows[start : start + at_once].tobytes()
 
 
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Writes an array [k, ...] to `path` as `np.save` does, which on a full disk says neither that nor which file."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        _write_header(file, array.dtype, array.shape)
+        file.writelines(pieces(array))
+
+
 def write_rows(path: Path, rows: NDArray[Any]) -> None:
     """Writes rows [k] to `path`."""
     write_chunks(path, rows.dtype, len(rows), [rows])
@@ -112,8 +119,7 @@ def write_rows(path: Path, rows: NDArray[Any]) -> None:
 def write_chunks(path: Path, dtype: np.dtype[Any], count: int, chunks: Iterable[NDArray[Any]]) -> None:
     """Writes `count` rows of `dtype` to `path`, which come in chunks."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
-        np.lib.format.write_array_header_1_0(file, header)
+        _write_header(file, dtype, (count,))
         checksum = 0
         for chunk in chunks:
             for data in pieces(chunk):
@@ -145,3 +151,8 @@ def map_rows(path: Path, dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
         return map_array(path, [dtype], 1, _CHECKSUM.size)
     except BadNpy as error:
         raise FlairError(f"{path}: is damaged ({error}); delete it and run the same command again") from None
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from flair.records.tfrecord.writer import write_tfrecords
 from tests.support.commands import ROOT, only_line, refused, run
 
 CONFIGS = ROOT / "benchmark" / "configs"
@@ -204,6 +205,14 @@ def _seconds(text):
 )
 def test_a_plan_that_cannot_be_is_refused(tfrecords, tmp_path, module, flags, message):
     assert message in only_line(_dry_run(module, tfrecords, tmp_path / "out", *SMALL, *flags, code=1))
+
+
+def test_a_dry_run_of_central_training_refuses_damaged_test_photos(miniature, tmp_path):
+    write_tfrecords(miniature, tmp_path / "records", layout="sharded", num_workers=1)
+    (shard,) = (tmp_path / "records" / "test").glob("*.tfrecords")
+    os.truncate(shard, shard.stat().st_size - 1)
+    line = only_line(_dry_run("central", tmp_path / "records", tmp_path / "out", *SMALL, code=1))
+    assert f"{shard}: has " in line and "where the index says" in line
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flair.errors import FlairError
-from flair.files.npy_file import map_rows, read_rows, write_chunks, write_rows
+from flair.files.npy_file import map_rows, read_rows, write_array, write_chunks, write_rows
 
 DTYPE = np.dtype([("first", "<i4"), ("mirrored", "?"), ("distance", "<f8")])
 
@@ -35,6 +36,22 @@ def test_what_is_written_is_read_here_and_by_numpy(tmp_path: Path, count: int) -
 def test_a_file_that_numpy_wrote_is_read(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", _rows(5))
     assert read_rows(tmp_path / "rows.npy", DTYPE).tolist() == _rows(5).tolist()
+
+
+def test_an_array_has_the_bytes_of_numpy_and_a_full_disk_is_named(tmp_path: Path) -> None:
+    for array in (np.zeros((0, 3), np.uint8), np.arange(6, dtype=np.float32).reshape(2, 3).T, np.eye(300)):
+        write_array(tmp_path / "ours.npy", array)
+        np.save(tmp_path / "numpy.npy", np.ascontiguousarray(array))
+        assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as full:
+            write_array(tmp_path / "new.npy", np.eye(300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert full.value.filename == str(tmp_path / "new.npy")
+    assert {path.name for path in tmp_path.iterdir()} == {"ours.npy", "numpy.npy"}
 
 
 def test_no_changed_byte_is_trusted(tmp_path: Path) -> None:
