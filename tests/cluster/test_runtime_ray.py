@@ -261,7 +261,7 @@ def test_fewer_clients_than_workers_and_none_at_all(source, plan, pools):
 
 def test_workers_import_no_tff_and_keep_to_their_threads(source, plan, pools):
     pool = pools(2)
-    runtime = _ray(CONFIGS["fed_avg"], source, plan, pool)
+    runtime = _ray(CONFIGS["adaptive_dp"], source, plan, pool)
     runtime.run_round(0, _cohort(source, 0))
     places = pool.places()
     assert "tensorflow_federated" in sys.modules, "it is needed here"
@@ -279,7 +279,7 @@ def _imports_tff(pool):
 
 
 def test_diverged_clients_are_named_in_the_cohorts_order(source, plan, pools):
-    config = FederatedConfig(client=ClientConfig(learning_rates=(float("inf"),)))
+    config = FederatedConfig(client=ClientConfig(learning_rates=(float("inf"),), weighted=False), noise=_ADAPTIVE)
     cohort = _cohort(source, 0)
     result = _ray(config, source, plan, pools(2)).run_round(0, cohort)
     assert result.refused_clients == tuple(cohort)
@@ -335,7 +335,7 @@ def test_other_data_on_a_machine_is_refused(source, plan, pools):
     arguments = _model_arguments(plan.task)
     with pytest.raises(FlairError, match="other data"):
         RayRuntime(
-            build_model(*arguments), (arguments, ALL), CONFIGS["fed_avg"], data, other, plan, SEED, KEY, pools(2)
+            build_model(*arguments), (arguments, ALL), CONFIGS["adaptive_dp"], data, other, plan, SEED, KEY, pools(2)
         )
 
 

@@ -26,11 +26,13 @@ def published_layer_names(stages=4):
 
 
 @pytest.fixture(scope="module")
-def resnet():
-    return networks.build_model("resnet18", (224, 224, 3), 17)
+def exact():
+    """Both networks. Read only."""
+    return {name: networks.build_model(name, SHAPE, 17) for name in ("cnn", "resnet18")}
 
 
-def test_resnet18_has_the_published_size_and_names(resnet):
+def test_resnet18_has_the_published_size_and_names(exact):
+    resnet = exact["resnet18"]
     assert resnet.count_params() == 11_185_233
     assert {layer.name for layer in resnet.layers if layer.weights} == published_layer_names()
     names = {layer.name for layer in resnet.layers}
@@ -93,19 +95,20 @@ def test_equal_seeds_give_equal_weights_and_layers_differ():
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet18"])
-def test_bfloat16_computes_nearly_the_same_and_keeps_float32_variables(name):
+def test_bfloat16_computes_nearly_the_same_and_keeps_float32_variables(name, exact):
     pixels = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype(np.uint8)
-    exact, rounded = (networks.build_model(name, SHAPE, 4, compute_dtype=d) for d in ("float32", "bfloat16"))
+    rounded = networks.build_model(name, SHAPE, 17, compute_dtype="bfloat16")
     assert {v.dtype for v in rounded.variables} == {tf.float32}
     assert rounded(pixels).dtype == tf.float32
     assert rounded.get_layer("global_pooling").compute_dtype == "bfloat16"
-    error = np.max(np.abs(exact(pixels) - rounded(pixels))) / np.std(exact(pixels))
+    wanted = exact[name](pixels)
+    error = np.max(np.abs(wanted - rounded(pixels))) / np.std(wanted)
     assert 0 < error < 0.2
     assert tf.keras.mixed_precision.global_policy().name == "float32"
 
 
-def test_uint8_and_float_pixels_are_the_same():
-    model = networks.build_model("cnn", SHAPE, 4)
+def test_uint8_and_float_pixels_are_the_same(exact):
+    model = exact["cnn"]
     pixels = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype(np.uint8)
     np.testing.assert_array_equal(model(pixels), model(pixels.astype(np.float32)))
 
@@ -150,15 +153,14 @@ def test_a_published_file_loads_by_name_and_reports_what_it_skipped(tmp_path):
     assert not any("moving" in v.name for v in model.trainable_variables)
 
 
-def test_a_file_of_which_nothing_fits_is_an_error(tmp_path):
+def test_a_file_of_which_nothing_fits_is_an_error(exact, tmp_path):
     _pretrained_file(tmp_path / "resnet18.h5")
-    model = networks.build_model("cnn", SHAPE, 3)
     with pytest.raises(FlairError, match=r"none of its layers .initial_conv, .* fits the model cnn"):
-        loading.load_by_name(model, tmp_path / "resnet18.h5")
+        loading.load_by_name(exact["cnn"], tmp_path / "resnet18.h5")
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5 at all", None])
-def test_a_file_that_is_no_weights_file_is_an_error(tmp_path, content):
+def test_a_file_that_is_no_weights_file_is_an_error(exact, tmp_path, content):
     path = tmp_path / "weights.h5"
     if content is None:
         with h5py.File(path, "w") as file:
@@ -166,7 +168,7 @@ def test_a_file_that_is_no_weights_file_is_an_error(tmp_path, content):
     else:
         path.write_bytes(content)
     with pytest.raises(FlairError, match=r"weights\.h5"):
-        loading.load_by_name(networks.build_model("cnn", SHAPE, 3), path)
+        loading.load_by_name(exact["cnn"], path)
 
 
 @pytest.mark.parametrize("pretrained_norm", [False, True])

@@ -32,10 +32,15 @@ Config = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`good.h5` and `good.keras`, a model of ours."""
+def model() -> tf.keras.Model:
+    """A model of ours. Read only."""
+    return networks.build_model("cnn", SIZE, 3)
+
+
+@pytest.fixture(scope="module")
+def good(model: tf.keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`good.h5` and `good.keras`, the model saved."""
     folder = tmp_path_factory.mktemp("good")
-    model = networks.build_model("cnn", SIZE, 3)
     loading.save_model(model, folder / "good.h5")
     loading.save_archive(model, folder / "good.keras")
     return folder
@@ -146,10 +151,9 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_description_that_could_run_code_is_refused(
-    good: Path, tmp_path: Path, canary: Path, attack: Callable[[Config], None], suffix: str
+    good: Path, model: tf.keras.Model, tmp_path: Path, canary: Path, attack: Callable[[Config], None], suffix: str
 ) -> None:
     path = tampered(good, tmp_path / f"sent{suffix}", attack)
-    model = networks.build_model("cnn", SIZE, 3)
     before = [array.copy() for array in model.get_weights()]
     for read in (lambda: saved_model.describe(path), lambda: loading.load_by_name(model, path)):
         with pytest.raises(FlairError) as caught:
@@ -171,7 +175,7 @@ def test_keras_itself_imports_what_a_file_names(good: Path, tmp_path: Path, cana
 def test_a_loss_of_an_h5_file_is_looked_at_too_and_keras_own_are_not_refused(good: Path, tmp_path: Path) -> None:
     model = networks.build_model("cnn", SIZE, 3)
     optimizer = tf.keras.mixed_precision.LossScaleOptimizer(tf.keras.optimizers.Adam())
-    model.compile(optimizer, tf.keras.losses.BinaryCrossentropy(), flair_metrics.metrics_builder(3))
+    model.compile(optimizer, tf.keras.losses.BinaryCrossentropy(), flair_metrics.metrics_builder(3), run_eagerly=True)
     model.fit(np.zeros((1, *SIZE)), np.zeros((1, 3)), verbose=0)
     for suffix in (".h5", ".keras"):
         model.save(tmp_path / f"trained{suffix}")

@@ -53,22 +53,29 @@ def build(name: str, seed: int = 3) -> tf.keras.Model:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models() -> dict[str, tf.keras.Model]:
+    """Every network of `MODELS`. Read only."""
+    return {name: build(name) for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def folder(models: dict[str, tf.keras.Model], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every model, saved, and the photos."""
     folder = tmp_path_factory.mktemp("models")
     np.save(folder / "photos.npy", PHOTOS)
-    for name in MODELS:
-        model = build(name)
+    for name, model in models.items():
         loading.save_model(model, folder / f"{name}.h5")
         assert loading.save_archive(model, folder / f"{name}.keras")
     return folder
 
 
-def test_keras_loads_them_without_our_code_and_gives_the_same_logits(folder: Path) -> None:
+def test_keras_loads_them_without_our_code_and_gives_the_same_logits(
+    folder: Path, models: dict[str, tf.keras.Model]
+) -> None:
     files = sorted(path.name for path in folder.glob("*") if path.suffix in (".h5", ".keras"))
     done = run_program(LOAD, *files, cwd=folder)
     for file, line in zip(files, done.stdout.splitlines(), strict=True):
-        model = build(file.partition(".")[0])
+        model = models[file.partition(".")[0]]
         wanted = model(PHOTOS, training=False).numpy()
         assert line.split()[:2] == [model.name, str(len(model.layers) + 1)]
         np.testing.assert_allclose(np.load(folder / f"{file}.npy"), wanted, atol=1e-5 * np.abs(wanted).max())
@@ -77,10 +84,12 @@ def test_keras_loads_them_without_our_code_and_gives_the_same_logits(folder: Pat
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_file_is_what_keras_itself_writes_of_its_own_layers(folder: Path, tmp_path: Path, name: str) -> None:
-    config = plain.legacy(plain.of_any_size(plain.description(build(name)) or {}))["config"]
-    again = tf.keras.Model.from_config(config, custom_objects=plain.classes(build(name)))
-    again.set_weights(build(name).get_weights())
+def test_the_file_is_what_keras_itself_writes_of_its_own_layers(
+    folder: Path, models: dict[str, tf.keras.Model], tmp_path: Path, name: str
+) -> None:
+    config = plain.legacy(plain.of_any_size(plain.description(models[name]) or {}))["config"]
+    again = tf.keras.Model.from_config(config, custom_objects=plain.classes(models[name]))
+    again.set_weights(models[name].get_weights())
     again.save(folder / "keras_own.h5.tmp", save_format="h5", include_optimizer=False)
     again.save(tmp_path / "own.keras")
     with zipfile.ZipFile(tmp_path / "own.keras") as keras, zipfile.ZipFile(folder / f"{name}.keras") as ours:
@@ -106,38 +115,43 @@ def test_the_file_is_what_keras_itself_writes_of_its_own_layers(folder: Path, tm
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.parametrize("name", ["frozen", "half", "keras"])
-def test_a_loaded_model_scales_photos_of_any_size_as_evaluation_does(folder: Path, name: str, suffix: str) -> None:
-    loaded, model = tf.keras.models.load_model(folder / f"{name}{suffix}"), build(name)
+def test_a_loaded_model_scales_photos_of_any_size_as_evaluation_does(
+    folder: Path, models: dict[str, tf.keras.Model], name: str, suffix: str
+) -> None:
+    loaded, model = tf.keras.models.load_model(folder / f"{name}{suffix}"), models[name]
     for size in ((64, 64), (31, 90), SIZE[:2]):
         photos = np.random.default_rng(1).integers(0, 256, (2, *size, 3)).astype(np.float32)
         wanted = model(resize(photos, SIZE[:2]), training=False).numpy()
-        np.testing.assert_allclose(loaded.predict(photos, verbose=0), wanted, atol=1e-5 * np.abs(wanted).max())
+        np.testing.assert_allclose(loaded(photos, training=False), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
-def test_what_keras_loads_and_saves_again_is_read_at_its_size(folder: Path, tmp_path: Path, suffix: str) -> None:
+def test_what_keras_loads_and_saves_again_is_read_at_its_size(
+    folder: Path, models: dict[str, tf.keras.Model], tmp_path: Path, suffix: str
+) -> None:
     tf.keras.models.load_model(folder / f"frozen{suffix}").save(tmp_path / f"again{suffix}")
     found = saved_model.describe(tmp_path / f"again{suffix}")
     assert (found.network, found.image_size, found.is_size_known) == ("cnn", SIZE[:2], True)
-    wanted = build("frozen")(PHOTOS, training=False)
+    wanted = models["frozen"](PHOTOS, training=False)
     np.testing.assert_array_equal(saved_model.load(found)(PHOTOS, training=False), wanted)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.parametrize("name", MODELS)
-def test_we_read_both_formats(folder: Path, name: str, suffix: str) -> None:
+def test_we_read_both_formats(folder: Path, models: dict[str, tf.keras.Model], name: str, suffix: str) -> None:
     found = saved_model.describe(folder / f"{name}{suffix}")
     network, is_frozen, dtype, _ = MODELS[name]
     assert (found.network, found.image_size, found.compute_dtype) == (network, SIZE[:2], dtype)
     assert found.has_batch_statistics == is_frozen or network != "cnn"
-    wanted = build(name)(PHOTOS, training=False).numpy()
+    wanted = models[name](PHOTOS, training=False).numpy()
     np.testing.assert_array_equal(saved_model.load(found)(PHOTOS, training=False).numpy(), wanted)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_model_is_the_same_bytes(folder: Path, tmp_path: Path, name: str) -> None:
-    loading.save_model(build(name), tmp_path / "again.h5")
-    loading.save_archive(build(name), tmp_path / "again.keras")
+    model = build(name)
+    loading.save_model(model, tmp_path / "again.h5")
+    loading.save_archive(model, tmp_path / "again.keras")
     for suffix in (".h5", ".keras"):
         assert (tmp_path / f"again{suffix}").read_bytes() == (folder / f"{name}{suffix}").read_bytes()
 
@@ -162,16 +176,16 @@ def test_with_one_import_keras_loads_layers_that_are_not_its_own(network: str, t
         saved_model.describe(tmp_path / f"a{suffix}", network if specs.is_function(network) else None)
 
 
-def test_old_files_of_weights_alone_are_read(tmp_path: Path) -> None:
-    model = build("frozen")
+def test_old_files_of_weights_alone_are_read(models: dict[str, tf.keras.Model], tmp_path: Path) -> None:
+    model = models["frozen"]
     model.save_weights(tmp_path / "old.h5", save_format="h5")
     again = build("frozen", seed=4)
     assert not loading.load_by_name(again, tmp_path / "old.h5").skipped
     np.testing.assert_array_equal(again(PHOTOS), model(PHOTOS))
 
 
-def test_a_head_alone_is_saved_too(tmp_path: Path) -> None:
-    _, head = trainable.body_and_head(build("frozen"))
+def test_a_head_alone_is_saved_too(models: dict[str, tf.keras.Model], tmp_path: Path) -> None:
+    _, head = trainable.body_and_head(models["frozen"])
     loading.save_model(head, tmp_path / "head.h5")
     features = np.ones((2, *head.input_shape[1:]), np.float32)
     np.testing.assert_array_equal(tf.keras.models.load_model(tmp_path / "head.h5")(features), head(features))
@@ -211,7 +225,7 @@ def of_functions(shape: tuple[int, int, int]) -> tf.keras.Model:
     return tf.keras.Model(pixels, tf.keras.layers.GlobalAveragePooling2D()(tf.nn.leaky_relu(x)))
 
 
-def test_a_network_of_ones_own_functions_reads_what_it_saved(tmp_path: Path) -> None:
+def test_a_network_of_ones_own_functions_reads_what_it_saved(models: dict[str, tf.keras.Model], tmp_path: Path) -> None:
     network = f"{__name__}:of_functions"
     model, again = (networks.build_model(network, SIZE, 3, seed=seed) for seed in (0, 1))
     loading.save_model(model, tmp_path / "a.h5")
@@ -221,7 +235,7 @@ def test_a_network_of_ones_own_functions_reads_what_it_saved(tmp_path: Path) -> 
         assert not loading.load_by_name(again, tmp_path / f"a{suffix}").skipped
         np.testing.assert_array_equal(again(PHOTOS), model(PHOTOS))
         with pytest.raises(FlairError, match=r"twice|leaky_relu|function"):
-            loading.load_by_name(build("frozen"), tmp_path / f"a{suffix}")
+            loading.load_by_name(models["frozen"], tmp_path / f"a{suffix}")
     found = saved_model.describe(tmp_path / "a.h5", network)
     with pytest.raises(FlairError, match=r"cannot be written as savedmodel: .* take --format=safetensors"):
         exporting.export(model, found, "savedmodel", tmp_path / "folder", 0)  # Keras does not know `twice`

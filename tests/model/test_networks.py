@@ -63,8 +63,18 @@ def test_features_are_those_of_keras_with_its_own_preprocessing(name):
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_weights_names_and_numbers_follow_from_the_seed():
-    one, same, other = (networks.build_model(SMALL, SHAPE, 3, seed=seed) for seed in (1, 1, 2))
+@pytest.fixture(scope="module")
+def exact():
+    return networks.build_model(SMALL, SHAPE, 3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def rounded():
+    return networks.build_model(SMALL, SHAPE, 3, seed=1, compute_dtype="bfloat16")
+
+
+def test_weights_names_and_numbers_follow_from_the_seed(exact):
+    one, same, other = exact, *(networks.build_model(SMALL, SHAPE, 3, seed=seed) for seed in (1, 2))
     assert [v.name for v in one.variables] == [v.name for v in same.variables]
     for a, b in zip(one.get_weights(), same.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -74,8 +84,7 @@ def test_weights_names_and_numbers_follow_from_the_seed():
     assert one.network == SMALL and one.name == "keras_MobileNetV3Small"
 
 
-def test_bfloat16_computes_nearly_the_same_and_keeps_float32_variables():
-    exact, rounded = (networks.build_model(SMALL, SHAPE, 4, compute_dtype=d) for d in ("float32", "bfloat16"))
+def test_bfloat16_computes_nearly_the_same_and_keeps_float32_variables(exact, rounded):
     photos = PHOTOS[:, :32, :32]
     assert {v.dtype for v in rounded.variables} == {tf.float32}
     assert rounded(photos).dtype == tf.float32
@@ -84,9 +93,8 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_variables():
     assert 0 < error < 0.2
 
 
-def test_a_model_in_inference_mode_does_not_hear_training():
-    model = networks.build_model(SMALL, SHAPE, 3)
-    wrapped = networks.in_inference_mode(model)
+def test_a_model_in_inference_mode_does_not_hear_training(exact):
+    model, wrapped = exact, networks.in_inference_mode(exact)
     before = [variable.numpy() for variable in model.non_trainable_variables]
     with tf.GradientTape() as tape:
         logits = wrapped(PHOTOS[:, :32, :32], training=True)
@@ -98,12 +106,11 @@ def test_a_model_in_inference_mode_does_not_hear_training():
     assert [v.shape for v in wrapped.trainable_variables] == [v.shape for v in model.trainable_variables]
 
 
-def test_a_saved_network_is_built_again_from_its_file(tmp_path):
-    model = networks.build_model(SMALL, SHAPE, 3, seed=5, compute_dtype="bfloat16")
-    loading.save_model(model, tmp_path / "a.h5")
+def test_a_saved_network_is_built_again_from_its_file(tmp_path, rounded):
+    loading.save_model(rounded, tmp_path / "a.h5")
     found = saved.describe(tmp_path / "a.h5")
     assert (found.network, found.image_size, found.compute_dtype) == (SMALL, (32, 32), "bfloat16")
-    np.testing.assert_array_equal(saved.load(found)(PHOTOS[:, :32, :32]), model(PHOTOS[:, :32, :32]))
+    np.testing.assert_array_equal(saved.load(found)(PHOTOS[:, :32, :32]), rounded(PHOTOS[:, :32, :32]))
     with pytest.raises(FlairError, match=r"--network=a:b: .*a\.h5 is of the network keras:MobileNetV3Small; leave it"):
         saved.describe(tmp_path / "a.h5", "a:b")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import h5py
 import numpy as np
 import pytest
@@ -19,9 +21,21 @@ def _input(channels: int = 64) -> tf.Tensor:
     return tf.keras.Input((16, 16, channels))
 
 
+@functools.cache
+def _ours(use_batch_norm):
+    """The toolkit's network, into which tests load what they like."""
+    return networks.build_model("resnet18", (224, 224, 3), 17, pretrained_norm=use_batch_norm)
+
+
+@functools.cache
+def _of_a_script(use_batch_norm):
+    """A small network of the published functions. Read only."""
+    return flair_model.create_resnet((256, 256, 3), 5, use_batch_norm, [1, 1, 1, 1], initial_filters=32)
+
+
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_resnet18_is_the_toolkits_network_behind_the_published_layers(tmp_path, pretrained):
-    ours = networks.build_model("resnet18", (224, 224, 3), 17, pretrained_norm=pretrained, seed=1)
+    ours = _ours(pretrained)
     rng = np.random.default_rng(1)
     ours.set_weights([rng.uniform(0.5, 1, w.shape) * w + 0.01 for w in ours.get_weights()])
     loading.save_model(ours, tmp_path / "ours.h5")
@@ -32,9 +46,9 @@ def test_resnet18_is_the_toolkits_network_behind_the_published_layers(tmp_path, 
     assert np.abs(model(PHOTOS, training=True) - expected).max() > 1e-3  # a random window, flipped at random
     # And back: what a script saves as the published one does is a file of weights for the commands.
     model.save_weights(str(tmp_path / "theirs.h5"))
-    again = networks.build_model("resnet18", (224, 224, 3), 17, pretrained_norm=pretrained, seed=2)
-    assert not loading.load_by_name(again, tmp_path / "theirs.h5").skipped
-    loading.save_model(again, tmp_path / "again.h5")
+    ours.set_weights([np.zeros_like(w) for w in ours.get_weights()])
+    assert not loading.load_by_name(ours, tmp_path / "theirs.h5").skipped
+    loading.save_model(ours, tmp_path / "again.h5")
     assert_equal_weights(tmp_path / "ours.h5", tmp_path / "again.h5")
 
 
@@ -42,19 +56,18 @@ def test_resnet18_is_the_toolkits_network_behind_the_published_layers(tmp_path, 
 @pytest.mark.parametrize("use_batch_norm", [False, True])
 def test_a_whole_model_that_a_script_saves_is_read_by_keras_and_by_the_commands(tmp_path, use_batch_norm):
     path = tmp_path / "script.h5"
-    model = flair_model.create_resnet((256, 256, 3), 5, use_batch_norm, [1, 1, 1, 1], initial_filters=32)
+    model = _of_a_script(use_batch_norm)
     model.save(path)
     again = tf.keras.models.load_model(path)
     np.testing.assert_array_equal(again(PHOTOS, training=False), model(PHOTOS, training=False))
     assert [type(layer) for layer in again.layers] == [type(layer) for layer in model.layers]
     with h5py.File(path, "r+") as file:  # ml-flair's models name the layer of TensorFlow Addons
         file.attrs["model_config"] = file.attrs["model_config"].replace("flair>GroupN", "Addons>GroupN")
-    ours = networks.build_model("resnet18", (224, 224, 3), 5, pretrained_norm=use_batch_norm)
-    assert "layer4_block1_norm2" in loading.load_by_name(ours, path).loaded
+    assert "layer4_block1_norm2" in loading.load_by_name(_ours(use_batch_norm), path).loaded
 
 
 def test_layers_have_the_published_names_and_kinds():
-    model = flair_model.create_resnet((256, 256, 3), 5, True, [1, 1, 1, 1], initial_filters=32)
+    model = _of_a_script(True)
     kinds = {type(layer) for layer in model.layers if "norm" in layer.name}
     assert kinds == {flair_model.FrozenBatchNormalization}
     assert [type(layer).__name__ for layer in model.layers[:3]] == ["InputLayer", "RandomCrop", "RandomFlip"]

@@ -233,18 +233,16 @@ def _gzip_bomb(file: h5py.File) -> None:
     group, name = _replaced(file)
     shape = (3, 3, 3, 4)
     dataset = group.create_dataset(name, shape, "f4", chunks=shape, compression="gzip")
-    packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(bytes(1 << 24)) for _ in range(64))
-    dataset.id.write_direct_chunk((0,) * 4, (packed + packer.flush())[:850])
+    dataset.id.write_direct_chunk((0,) * 4, zlib.compress(bytes(1 << 24), 9)[:850])
 
 
 def _large_bomb(file: h5py.File) -> None:
-    """Half of the bytes that the chunk has unpacked, but they unpack to hundreds of times as much."""
+    """An eighth of the bytes that the chunk has unpacked, but they unpack to more than a hundred times as much."""
     kernel = np.ones((4, 150_000), np.float32)
     group, name = _replaced(file, "classifier/classifier/kernel:0")
     dataset = group.create_dataset(name, kernel.shape, "f4", chunks=kernel.shape, compression="gzip")
     packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(bytes(1 << 24)) for _ in range(64)) + packer.flush()
+    packed = b"".join(packer.compress(bytes(1 << 24)) for _ in range(18)) + packer.flush()
     dataset.id.write_direct_chunk((0, 0), packed)
 
 
