@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import tensorflow as tf
@@ -18,21 +17,13 @@ from benchmark.rounds.aggregation import Aggregation
 from benchmark.rounds.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
 from benchmark.rounds.canaries import Canaries
 from benchmark.rounds.compilation import compile_round
-from benchmark.rounds.config import MIME_LITE, SCAFFOLD, CanaryConfig, ClientConfig, FederatedConfig
+from benchmark.rounds.config import SCAFFOLD, CanaryConfig, FederatedConfig
 from benchmark.rounds.dp_metrics import clipping_metrics, noise_metrics
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.shard import Broadcast, ShardResult, no_metrics
 from benchmark.run.seeds import derive_seed
 from benchmark.run.user_states import UserStates
 from flair.errors import FlairError
-
-
-def _aggregation(config: FederatedConfig, weights: tuple[tf.TensorSpec, ...]) -> Aggregation:
-    """The graphs of a round. Of what clients do, only MimeLite's part and how much each counts matter to them."""
-    client = config.client
-    if client.algorithm != MIME_LITE:
-        client = ClientConfig(weighted=client.weighted)
-    return _compiled(replace(config, client=client), weights)
 
 
 @functools.lru_cache(maxsize=32)
@@ -89,7 +80,7 @@ class RoundServer:
         self.local_key = None if self._local is None else (noise_key or NoiseKey.draw()).derive("local noise")
         self._num_outputs = model.output_shape[-1]
         specs = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
-        self.aggregation = _aggregation(config, specs)
+        self.aggregation = _compiled(config, specs)
         self._state = self.aggregation.initialize([v.read_value() for v in model.trainable_variables])
         self._control = [] if user_states is None else [tf.zeros(spec.shape, spec.dtype) for spec in specs]
 
