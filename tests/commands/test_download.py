@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -36,7 +37,7 @@ from flair.miniature import archives as synthetic_archives
 from flair.parallel import threads
 from tests.download.test_archive import member, pack
 from tests.support import fault_server
-from tests.support.commands import run_interrupted
+from tests.support.commands import run, run_interrupted
 from tests.support.fault_server import Fault, FaultServer, Request
 from tests.support.tiny_flair import make_photos, make_tar_gz, publish, tree
 
@@ -56,7 +57,7 @@ def server() -> Iterator[FaultServer]:
 
 
 def bring(server: FaultServer, folder: Path, **options: object) -> Outcome:
-    defaults: dict[str, object] = {"patience": IMPATIENT}
+    defaults: dict[str, object] = {"patience": IMPATIENT, "num_workers": 2}
     return download(AppleSource(server.url), DownloadConfig(folder, **{**defaults, **options}))  # type: ignore[arg-type]
 
 
@@ -623,6 +624,43 @@ def test_a_folder_named_flair_in_the_current_directory_is_not_run(server: FaultS
     check_complete(tmp_path / "d")
 
 
+class Mirror(NamedTuple):
+    """A server of photos, and what an unbroken run makes of it."""
+
+    server: FaultServer
+    photos: dict[str, bytes]
+    unbroken: dict[str, bytes]
+
+
+@contextlib.contextmanager
+def a_mirror(folder: Path, photos: dict[str, bytes], num_archives: int) -> Iterator[Mirror]:
+    with fault_server.serve() as server:
+        publish(server, photos, num_archives)
+        bring(server, folder)
+        yield Mirror(server, photos, tree(folder))
+
+
+@pytest.fixture(scope="module")
+def shared_mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
+    with a_mirror(tmp_path_factory.mktemp("unbroken"), PHOTOS, NUM_ARCHIVES) as made:
+        yield made
+
+
+@pytest.fixture
+def mirror(shared_mirror: Mirror) -> Mirror:
+    """The photos of `server`, with nothing asked for yet."""
+    shared_mirror.server.release()
+    shared_mirror.server.requests.clear()
+    return shared_mirror
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
+    """One whose archives take long enough to unpack."""
+    with a_mirror(tmp_path_factory.mktemp("unbroken"), make_photos(2400), 2) as made:
+        yield made
+
+
 @pytest.mark.parametrize(
     ("number", "share"),
     [
@@ -631,7 +669,8 @@ def test_a_folder_named_flair_in_the_current_directory_is_not_run(server: FaultS
         (signal.SIGTERM, 0.6),
     ],
 )
-def test_killed_while_bytes_arrive(server: FaultServer, tmp_path: Path, number: signal.Signals, share: float) -> None:
+def test_killed_while_bytes_arrive(mirror: Mirror, tmp_path: Path, number: signal.Signals, share: float) -> None:
+    server = mirror.server
     work = tmp_path / "killed" / ".download"
     server.hold_after(int(share * sum(len(content) for content in server.files.values())))
     process = start(server, tmp_path / "killed")
@@ -650,10 +689,9 @@ def test_killed_while_bytes_arrive(server: FaultServer, tmp_path: Path, number: 
     partial = {name: size for name, size in partial.items() if size and name not in finished}
     assert partial
     server.requests.clear()
-    code, _, errors = finish(start(server, tmp_path / "killed"))
+    continued = run(SCRIPT, f"--dataset_dir={tmp_path / 'killed'}", f"--base_url={server.url}")
     # What unpacks outlives a SIGKILL for a moment, and nothing starts beside it.
-    errors = re.sub(r"\Awaiting for another download into .* to end\n", "", errors)
-    assert (code, errors) == (0, "")
+    assert re.sub(r"\Awaiting for another download into .* to end\n", "", continued.stderr) == ""
     asked = {request.path.rpartition("/")[2]: request for request in server.gets()}
     assert not finished & set(asked)
     for name, size in partial.items():
@@ -663,8 +701,7 @@ def test_killed_while_bytes_arrive(server: FaultServer, tmp_path: Path, number: 
         else:
             assert (asked[name].range, asked[name].status) == (f"bytes={size}-", 206)
 
-    bring(server, tmp_path / "unbroken")
-    assert tree(tmp_path / "killed") == tree(tmp_path / "unbroken")
+    assert tree(tmp_path / "killed") == mirror.unbroken
     check_complete(tmp_path / "killed")
 
 
@@ -687,27 +724,9 @@ def recorded(work: Path) -> set[str]:
     return set(json.loads(state.read_text())["files"]) if state.exists() else set()
 
 
-class Large(NamedTuple):
-    """A mirror whose archives take long enough to unpack, and what an unbroken run makes of it."""
-
-    server: FaultServer
-    photos: dict[str, bytes]
-    unbroken: dict[str, bytes]
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Large]:
-    photos = make_photos(2400)
-    folder = tmp_path_factory.mktemp("unbroken")
-    with fault_server.serve() as server:
-        publish(server, photos, 2)
-        bring(server, folder)
-        yield Large(server, photos, tree(folder))
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("moment", ["small_images/.*.tmp/*.jpg", "small_images/*.jpg"], ids=["staging", "moving"])
-def test_killed_while_unpacking(large: Large, tmp_path: Path, number: signal.Signals, moment: str) -> None:
+def test_killed_while_unpacking(large: Mirror, tmp_path: Path, number: signal.Signals, moment: str) -> None:
     process = start(large.server, tmp_path)
     wait_until(lambda: any(tmp_path.glob(moment)))
     os.killpg(process.pid, number)
@@ -718,15 +737,14 @@ def test_killed_while_unpacking(large: Large, tmp_path: Path, number: signal.Sig
     arrived = {part.name.removesuffix(".part") for part in work.glob("*.part") if is_whole(part)} | recorded(work)
     assert any(name.endswith(".tar.gz") for name in arrived)
     large.server.requests.clear()
-    code, _, errors = finish(start(large.server, tmp_path))
-    assert code == 0, errors
+    run(SCRIPT, f"--dataset_dir={tmp_path}", f"--base_url={large.server.url}")
     asked = {request.path.rpartition("/")[2] for request in large.server.gets()}
     assert not arrived & asked, "what has arrived is unpacked, not fetched"
     assert tree(tmp_path) == large.unbroken
     check_complete(tmp_path, large.photos)
 
 
-def test_the_unpacking_process_dies_with_its_parent(large: Large, tmp_path: Path) -> None:
+def test_the_unpacking_process_dies_with_its_parent(large: Mirror, tmp_path: Path) -> None:
     process = start(large.server, tmp_path, "--num_workers=1")
     wait_until(lambda: any(tmp_path.glob("small_images/.*.tmp/*.jpg")))
     process.kill()
@@ -737,7 +755,8 @@ def test_the_unpacking_process_dies_with_its_parent(large: Large, tmp_path: Path
         assert not (tmp_path / ".download" / "small_images-00.tar.gz.photos").exists()
 
 
-def test_killed_again_and_again(server: FaultServer, tmp_path: Path) -> None:
+def test_killed_again_and_again(mirror: Mirror, tmp_path: Path) -> None:
+    server = mirror.server
     generator = random.Random(11)
     folder = tmp_path / "killed"
     resumed = kills = 0
@@ -757,8 +776,7 @@ def test_killed_again_and_again(server: FaultServer, tmp_path: Path) -> None:
     assert finish(process)[0] == 0
     assert kills >= 4
     assert resumed >= 4
-    bring(server, tmp_path / "unbroken")
-    assert tree(folder) == tree(tmp_path / "unbroken")
+    assert tree(folder) == mirror.unbroken
 
 
 @pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGINT"])

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +22,7 @@ from flair.duplicates.distance import mirror
 from flair.duplicates.planted import jpeg, noised, resized
 from flair.duplicates.rule import Thresholds
 from flair.miniature.dataset import make_dataset
-from tests.support.commands import ROOT, Result, run
+from tests.support.commands import Result, run, run_interrupted
 
 OUTPUTS = ("neighbors.json", "near_duplicates.json", "duplicate_pairs.json", "summary.json", "summary.txt")
 
@@ -226,23 +224,17 @@ def test_the_result_does_not_depend_on_what_other_runs_asked_for(
 
 def test_a_killed_run_continues_to_the_same_result(planted: Planted, audited: Path, tmp_path: Path) -> None:
     flags = [
-        "-m",
-        "flair.near_duplicates",
         f"--dataset_dir={planted.dataset_dir}",
         f"--output_dir={tmp_path}",
         "--num_workers=1",
         "--chunk_size=40",
     ]
-    driver = [sys.executable, str(ROOT / "tests/support/interrupted.py")]
     script = tmp_path / "audit.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         "import flair.files.growing\nfrom flair import near_duplicates\nfrom flair.terminal import command\n"
         "flair.files.growing.SAVE_INTERVAL_SECONDS = 0.0\ncommand.run(near_duplicates.main)\n"
     )
-    counted = subprocess.run(
-        [*driver, "SIGKILL", "0", str(script), *flags[2:]], capture_output=True, text=True, timeout=60
-    )
+    counted = run_interrupted("SIGKILL", 0, str(script), *flags)
     assert counted.returncode == 0, counted.stderr
     operations = int(counted.stderr.split()[-1])
     assert outputs(tmp_path) == outputs(audited)
@@ -251,13 +243,11 @@ def test_a_killed_run_continues_to_the_same_result(planted: Planted, audited: Pa
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     kills = 0
     for step in (3, operations // 3, operations // 4, operations // 4):
-        result = subprocess.run(
-            [*driver, "SIGKILL", str(step), str(script), *flags[2:]], capture_output=True, timeout=60
-        )
+        result = run_interrupted("SIGKILL", step, str(script), *flags)
         kills += result.returncode == -signal.SIGKILL
     assert kills >= 3
     assert not (tmp_path / "summary.json").exists() or kills < 4
-    result = subprocess.run([sys.executable, str(script), *flags[2:]], capture_output=True, text=True, timeout=60)
+    result = run_interrupted("SIGKILL", 0, str(script), *flags)
     assert result.returncode == 0, result.stderr
     assert "photos decoded: 90 computed" not in result.stdout
     assert outputs(tmp_path) == outputs(audited)

@@ -40,12 +40,14 @@ def plans():
         "published": plan_of(**SMALL, epsilon=4.0, published_noise=True),
         "fixed cohort": plan_of(**SMALL, noise_multiplier=9.0, sampling=Sampling.FIXED),
         "tree": plan_of(**SMALL, epsilon=4.0, sampling=Sampling.CYCLIC, mechanism=Mechanism.TREE),
-        "banded": plan_of(**SMALL, epsilon=4.0, mechanism=Mechanism.BANDED, bands=4),
-        "banded cyclic": plan_of(**SMALL, epsilon=4.0, mechanism=Mechanism.BANDED, bands=4, sampling=Sampling.CYCLIC),
+        "banded": plan_of(**SMALL, noise_multiplier=2.0, mechanism=Mechanism.BANDED, bands=4),
+        "banded cyclic": plan_of(
+            **SMALL, noise_multiplier=4.0, mechanism=Mechanism.BANDED, bands=4, sampling=Sampling.CYCLIC
+        ),
         "simulated uniform": plan_of(**SMALL, epsilon=4.0, simulated_cohort=100, sampling=Sampling.UNIFORM),
         "weak": plan_of(**SMALL, noise_multiplier=0.4),
-        "large delta": plan_of(**SMALL, epsilon=4.0, delta=0.01),
-        "small delta": plan_of(**SMALL, epsilon=4.0, delta=1e-6),
+        "large delta": plan_of(**SMALL, noise_multiplier=1.0, delta=0.01),
+        "small delta": plan_of(**SMALL, noise_multiplier=1.0, delta=1e-6),
     }
 
 

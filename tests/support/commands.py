@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import csv
+import functools
 import importlib
+import json
 import os
 import runpy
 import signal
@@ -81,9 +83,13 @@ def run_interrupted(
     signal_name: str, stop_at: int, script: str, *flags: object, env: Mapping[str, str] | None = None
 ) -> Result:
     """Runs a script that sends itself a signal at an operation on files, or with 0 counts these: see interrupted.py."""
-    driver = ROOT / "tests" / "support" / "interrupted.py"
-    words = [sys.executable, driver, signal_name, str(stop_at), ROOT / script, *flags]
-    result = _ended(list(map(str, words)), None, env, {})
+    interrupted = _interrupted()
+    assert interrupted.stdin is not None and interrupted.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        words = list(map(str, (ROOT / script, *flags)))
+        print(json.dumps([signal_name, stop_at, words, _environment(env), folder]), file=interrupted.stdin, flush=True)
+        returncode = int(interrupted.stdout.readline())
+        result = Result(returncode, *((Path(folder) / name).read_text() for name in ("stdout", "stderr")))
     assert "Traceback" not in result.stderr
     return result
 
@@ -140,6 +146,19 @@ def assert_equal_weights(one: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
+
+
+@functools.cache
+def _interrupted() -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "support" / "interrupted.py"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_environment({"PYTHONPATH": str(ROOT)}),
+    )
+    atexit.register(process.communicate)  # it ends when nothing more can be asked of it
+    return process
 
 
 def _ended(words: Sequence[str], code: int | None, env: Mapping[str, str] | None, options: dict[str, Any]) -> Result:

@@ -1,12 +1,16 @@
-"""Runs a script in this process and sends itself a signal at its n-th operation on files.
+"""Runs scripts, each in a process that sends itself a signal at its n-th operation on files.
 
-Usage: python interrupted.py SIGNAL N script.py [flags...]. N=0 only counts: the number goes to stderr's last line.
+A line of JSON on standard input asks for a run: signal, n, words of the command, environment, folder. n=0 only counts:
+the number goes to the last line of stderr. The answer is a line with the exit code, as subprocess tells it; what was
+printed is in the folder. The processes are forks of this one, which has imported what most of the scripts need.
 Counted are opening, renaming, linking, truncating and removing files, making and removing folders, and positioned
 writes, half of whose bytes are written before the signal comes.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import runpy
 import signal
@@ -14,7 +18,8 @@ import sys
 from typing import Any
 
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink"}
-counted = 0
+signal_name, stop_at, counted = "", 0, 0
+real_pwrite = os.pwrite
 
 
 def count() -> bool:
@@ -45,10 +50,32 @@ def pwrite(descriptor: int, data: bytes, offset: int) -> int:
     return real_pwrite(descriptor, data, offset)
 
 
-signal_name, stop_at, sys.argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
-real_pwrite, os.pwrite = os.pwrite, pwrite
-sys.addaudithook(hook)
+def begin() -> None:
+    """Starts the processes, one after another; comes back in each of them only."""
+    for line in sys.stdin:
+        if not (process := os.fork()):
+            become(*json.loads(line))
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+    sys.exit()
+
+
+def become(name: str, number: int, words: list[str], environment: dict[str, str], folder: str) -> None:
+    """Makes this process that of the script, up to its first line."""
+    global signal_name, stop_at
+    signal_name, stop_at, sys.argv = name, number, words
+    os.environ.clear()
+    os.environ.update(environment)
+    for descriptor, path in enumerate((os.devnull, f"{folder}/stdout", f"{folder}/stderr")):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
+    sys.path.insert(0, os.path.dirname(os.path.abspath(words[0])))
+    os.pwrite = pwrite  # type: ignore[assignment]
+    sys.addaudithook(hook)
+
+
+for module in ("flair.download.run", "flair.records.hdf5.writer", "flair.records.tfrecord.writer"):
+    importlib.import_module(module)
+begin()
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,13 @@ class Arrow(NamedTuple):
     imported: str
 
 
+class File(NamedTuple):
+    """What the text of a file says: the names in its `__all__`, and its imports."""
+
+    front: list[str]
+    imports: list[ast.Import | ast.ImportFrom]
+
+
 class House:
     """The modules below a root folder.
 
@@ -31,14 +39,14 @@ class House:
     def __init__(self, root: Path) -> None:
         found = [path for package in PACKAGES for path in sorted(root.glob(f"{package}/**/*.py"))]
         paths = {_name(path.relative_to(root)): path for path in (*found, *sorted(root.glob("*.py")))}
-        trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in paths.items()}
-        self.modules = set(trees)
+        files = {name: _read(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+        self.modules = set(files)
         self.rooms = {name for name, path in paths.items() if path.name == "__init__.py" and name not in PACKAGES}
-        self.fronts = {room: set(_all(trees[room])) for room in self.rooms}
+        self.fronts = {room: set(files[room].front) for room in self.rooms}
         self.arrows = {
             Arrow(name, imported)
-            for name, tree in trees.items()
-            for imported in _imports(tree, self.modules)
+            for name, file in files.items()
+            for imported in _imports(file.imports, self.modules)
             if imported != name
         }
 
@@ -89,6 +97,12 @@ def _name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache  # houses with a planted fault differ in a file or two
+def _read(text: str) -> File:
+    tree = ast.parse(text)
+    return File(_all(tree), [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)])
+
+
 def _all(tree: ast.Module) -> list[str]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
@@ -96,13 +110,13 @@ def _all(tree: ast.Module) -> list[str]:
     return []
 
 
-def _imports(tree: ast.Module, modules: set[str]) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _imports(nodes: Iterable[ast.Import | ast.ImportFrom], modules: set[str]) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (name for alias in node.names if (name := alias.name) in modules)
-        elif isinstance(node, ast.ImportFrom) and node.level > 0:
+        elif node.level > 0:
             raise ValueError("a relative import, which this reader of arrows does not follow; write the whole name")
-        elif isinstance(node, ast.ImportFrom) and node.module in modules:
+        elif node.module in modules:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 yield inner if inner in modules else str(node.module)
