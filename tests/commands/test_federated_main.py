@@ -80,7 +80,7 @@ def _assert_same_run(one, other):
 
 ROUNDS = (*SMALL, "--total_rounds=4", "--rounds_per_eval=2", "--rounds_per_checkpoint=1")
 PRIVATE = (*ROUNDS, "--epsilon=8")
-GIVEN_NOISE = (*ROUNDS, "--noise_multiplier=1")  # for processes of their own: to find it for an epsilon takes seconds
+GIVEN_NOISE = (*ROUNDS, "--noise_multiplier=1")  # to find it for an epsilon takes seconds
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def _kill_after(flags, run_dir, round_number, number):
     return process.returncode
 
 
-# Killed five times: test_kills_change_nothing; by SIGTERM: test_a_private_run_draws_a_secret_key.
+# Killed five times: test_kills_change_nothing; by SIGTERM, in this process: test_a_private_run_draws_a_secret_key.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
