@@ -32,6 +32,7 @@ MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 0.05, 1e4  # of the search for nois
 MIN_PLD_NOISE_MULTIPLIER = 5e-3
 FINEST_INTERVAL, COARSEST_INTERVAL = 1e-9, 1e-3  # widths of a bucket of privacy loss
 MAX_LOSS_BUCKETS = 200_000
+FEW_ORDERS = (2, 4, 8, 16, 32, 64)  # of RDP: whole numbers take a hundredth of the time of fractions
 MAX_ROUNDS = 10**9
 MAX_ROUNDS_OF_A_STAGE = 10**6
 RDP_ROUNDING = 3e-14
@@ -62,17 +63,19 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
         return 0.0
     if sampling_probability == 1.0:
         noise_multiplier, rounds = noise_multiplier / math.sqrt(rounds), 1
-    by_rdp = rdp_epsilon(noise_multiplier, sampling_probability, rounds, delta)
+    release = noise_multiplier, sampling_probability, rounds
     if noise_multiplier < MIN_PLD_NOISE_MULTIPLIER:
         # The losses overflow. RDP bounds the same epsilon, which is too large to mean anything either way.
-        return by_rdp
+        return rdp_epsilon(*release, delta)
     # Losses are rounded up, so that every width gives a valid bound: a wide one wastes epsilon, a narrow one memory,
-    # which is bounded where epsilon is huge.
-    interval = max(_fine_interval(noise_multiplier, sampling_probability), by_rdp / MAX_LOSS_BUCKETS)
+    # which is bounded where epsilon is huge. Few orders bound RDP's epsilon, and nearly always show that it is not.
+    interval = _fine_interval(noise_multiplier, sampling_probability)
+    if _composed_rdp_epsilon([release], delta, FEW_ORDERS) > interval * MAX_LOSS_BUCKETS:
+        interval = max(interval, rdp_epsilon(*release, delta) / MAX_LOSS_BUCKETS)
     try:
         one_round = _one_round_pld(noise_multiplier, sampling_probability, interval)
     except OverflowError:  # as above, with many rounds
-        return by_rdp
+        return rdp_epsilon(*release, delta)
     return float(_composed(one_round, rounds).get_epsilon_for_delta(delta))
 
 
@@ -268,10 +271,12 @@ def _epsilon_of_rdp(orders: np.ndarray, rdp: np.ndarray, delta: float) -> float:
     return float(dp_accounting.rdp.compute_epsilon(orders, rdp, delta)[0])
 
 
-def _composed_rdp_epsilon(releases: Iterable[tuple[float, float, int]], delta: float) -> float:
+def _composed_rdp_epsilon(
+    releases: Iterable[tuple[float, float, int]], delta: float, of_orders: tuple[float, ...] | None = None
+) -> float:
     costs = []
     for noise_multiplier, sampling_probability, rounds in releases:
-        orders, rdp = _one_round_rdp(noise_multiplier, sampling_probability)
+        orders, rdp = _one_round_rdp(noise_multiplier, sampling_probability, of_orders)
         # Where a round costs less than double precision resolves, dp_accounting says 0, which is true of no noise.
         costs.append(rounds * (rdp + RDP_ROUNDING / (orders - 1)))
     return _epsilon_of_rdp(orders, sum(costs[1:], costs[0]), delta)

@@ -26,8 +26,9 @@ from flair.errors import FlairError
 from flair.files.growing import GrowingArrays
 from flair.records.tfrecord import example, frames
 from tests.support.commands import assert_equal_weights, read_csv, refused, run
+from tests.support.tiny_network import TINY
 
-SMALL = ("--model=cnn", "--image_height=32", "--image_width=32")
+SMALL = (f"--model={TINY}", "--image_height=32", "--image_width=32")
 ROUNDS = (*SMALL, "--trainable=head", "--total_rounds=3", "--rounds_per_eval=1", "--clients_per_round=4")
 EPOCHS = (*SMALL, "--trainable=head", "--num_epochs=2", "--train_batch_size=16")
 FEDERATED, CENTRAL = "benchmark.federated_main", "benchmark.central_main"
@@ -38,7 +39,7 @@ _refused = partial(refused, FEDERATED)
 def start(task, tmp_path_factory):
     """Weights to start from."""
     path = tmp_path_factory.mktemp("start") / "start.h5"
-    loading.save_model(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9), path)
+    loading.save_model(networks.build_model(TINY, (32, 32, 3), task.num_outputs, seed=9), path)
     return path
 
 
@@ -57,8 +58,17 @@ def places(tfrecords, start, tmp_path):
     return flags
 
 
+@pytest.fixture(scope="module")
+def trained(tfrecords, start, tmp_path_factory):
+    """A federated training on cached features, which lie beside its run folder; and what it printed."""
+    root = tmp_path_factory.mktemp("trained")
+    flags = (f"--tfrecords_dir={tfrecords}", f"--restore_model_path={start}", f"--save_model_dir={root}")
+    done = run(FEDERATED, *flags, f"--run_dir={root / 'run'}", *ROUNDS, f"--feature_dir={root / 'features'}")
+    return root, done
+
+
 def _classifier(path: Path, task) -> np.ndarray:
-    model = networks.build_model("cnn", (32, 32, 3), task.num_outputs)
+    model = networks.build_model(TINY, (32, 32, 3), task.num_outputs)
     loading.load_by_name(model, path)
     return np.concatenate([np.ravel(variable) for variable in model.get_layer("classifier").variables])
 
@@ -69,7 +79,7 @@ def _classifier(path: Path, task) -> np.ndarray:
 def test_cached_features_give_the_weights_that_photos_give(places, task, tmp_path, door, flags):
     cache = tmp_path / "features"
     done = run(door, *places("cached"), *flags, f"--feature_dir={cache}")
-    assert "features: 128 per photo in" in done.stdout
+    assert "features: 64 per photo in" in done.stdout
     run(door, *places("photos"), *flags, "--nocache_features", "--noaugment")
     found, expected = (_classifier(tmp_path / name / "run" / "last.h5", task) for name in ("cached", "photos"))
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -93,11 +103,11 @@ def test_cached_features_give_the_weights_that_photos_give(places, task, tmp_pat
 @pytest.fixture(scope="module")
 def body(task):
     """A network up to its classifier."""
-    return body_and_head(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=9))[0]
+    return body_and_head(networks.build_model(TINY, (32, 32, 3), task.num_outputs, seed=9))[0]
 
 
 def _cache(folder, records, body, dtype="float32"):
-    return FeatureCache(folder, records, Network("cnn", network_digest(body), (32, 32), 128, "float32", dtype), body)
+    return FeatureCache(folder, records, Network(TINY, network_digest(body), (32, 32), 64, "float32", dtype), body)
 
 
 def test_views_are_augmented_and_shared_by_runs_with_more_of_them(records, task, body, tmp_path):
@@ -150,9 +160,9 @@ def test_damaged_features_are_made_anew_and_foreign_ones_refused(records, task, 
     with pytest.raises(FlairError, match="holds features of other photos or of another network"):
         cache.inputs(task)
     # Other weights have a folder of their own, and who cannot compute says what is missing.
-    other = body_and_head(networks.build_model("cnn", (32, 32, 3), task.num_outputs, seed=4))[0]
+    other = body_and_head(networks.build_model(TINY, (32, 32, 3), task.num_outputs, seed=4))[0]
     assert _cache(tmp_path, records, other).folder != cache.folder
-    network = Network("cnn", network_digest(other), (32, 32), 128, "float32", "float32")
+    network = Network(TINY, network_digest(other), (32, 32), 64, "float32", "float32")
     with pytest.raises(FlairError, match="no such file; copy this folder of features"):
         FeatureCache(tmp_path, records, network, None).inputs(task)
 
@@ -213,10 +223,15 @@ def test_a_folder_that_cannot_be_written(places, tmp_path):
 
 
 @pytest.mark.parametrize("episodes", ["users", pytest.param("labels", marks=pytest.mark.slow)])
-def test_personalization_reads_the_features_of_a_training(places, tfrecords, tmp_path, episodes):
-    cache, model = tmp_path / "features", tmp_path / "trained" / "run" / "best.h5"
-    run(FEDERATED, *places("trained"), *ROUNDS, f"--feature_dir={cache}")
-    flags = [f"--tfrecords_dir={tfrecords}", f"--model={model}", "--num_episodes=3", f"--episodes={episodes}"]
+def test_personalization_reads_the_features_of_a_training(trained, tfrecords, tmp_path, episodes):
+    cache, model = trained[0] / "features", trained[0] / "run" / "best.h5"
+    flags = [
+        f"--tfrecords_dir={tfrecords}",
+        f"--model={model}",
+        f"--network={TINY}",
+        "--num_episodes=3",
+        f"--episodes={episodes}",
+    ]
     flags += ["--partition=train", *(["--ways=2", "--shots=1"] if episodes == "labels" else [])]
     for name, more in (("cached", [f"--feature_dir={cache}"]), ("photos", [])):
         run("benchmark.personalize_main", *flags, *more, f"--run_dir={tmp_path / name}")
@@ -232,10 +247,15 @@ def test_personalization_reads_the_features_of_a_training(places, tfrecords, tmp
     assert f"--feature_dir={other}: has no features of" in line
 
 
-def test_an_evaluation_reads_the_features_of_a_training(places, tfrecords, tmp_path):
-    cache, model = tmp_path / "features", tmp_path / "trained" / "run" / "best.h5"
-    run(FEDERATED, *places("trained"), *ROUNDS, f"--feature_dir={cache}")
-    flags = [f"--tfrecords_dir={tfrecords}", f"--models={model}", "--partitions=val,test", "--num_resamples=100"]
+def test_an_evaluation_reads_the_features_of_a_training(trained, tfrecords, tmp_path):
+    cache, model = trained[0] / "features", trained[0] / "run" / "best.h5"
+    flags = [
+        f"--tfrecords_dir={tfrecords}",
+        f"--models={model}",
+        "--partitions=val,test",
+        "--num_resamples=100",
+        f"--network={TINY}",
+    ]
     for name, more in (("cached", [f"--feature_dir={cache}"]), ("photos", [])):
         run("benchmark.evaluate_main", *flags, *more, f"--output_dir={tmp_path / name}")
     scores, others = (

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from benchmark.privacy.noise import standard_normals
 from benchmark.privacy.noise_key import NoiseKey
+from benchmark.rounds.inprocess import InProcessRuntime
 from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.seeds import derive_seed
 from flair.records.tfrecord import example, frames
@@ -79,7 +80,7 @@ def _assert_same_run(one, other):
 
 ROUNDS = (*SMALL, "--total_rounds=4", "--rounds_per_eval=2", "--rounds_per_checkpoint=1")
 PRIVATE = (*ROUNDS, "--epsilon=8")
-GIVEN_NOISE = (*ROUNDS, "--noise_multiplier=1")  # for processes of their own: to find it for an epsilon takes seconds
+GIVEN_NOISE = (*ROUNDS, "--noise_multiplier=1")  # to find it for an epsilon takes seconds
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def _kill_after(flags, run_dir, round_number, number):
     return process.returncode
 
 
-# Killed five times: test_kills_change_nothing; by SIGTERM: test_a_private_run_draws_a_secret_key.
+# Killed five times: test_kills_change_nothing; by SIGTERM, in this process: test_a_private_run_draws_a_secret_key.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
@@ -227,9 +228,18 @@ def _every_byte(run_dir):
     return b"".join(path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file())
 
 
-def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(tfrecords, tmp_path):
-    flags, key = (*_places(tfrecords, tmp_path), *GIVEN_NOISE), tmp_path / "run" / "noise.key"
-    assert _kill_after(flags, tmp_path / "run", 1, signal.SIGTERM) == 143
+def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(tfrecords, tmp_path, monkeypatch):
+    flags, key = (*_places(tfrecords, tmp_path), *GIVEN_NOISE, "--total_rounds=2"), tmp_path / "run" / "noise.key"
+    run_round = InProcessRuntime.run_round
+
+    def terminated(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return run_round(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(InProcessRuntime, "run_round", terminated)
+        _run(*flags, code=143)
+    assert newest_checkpoint(tmp_path / "run") == 1
     assert key.stat().st_mode & 0o777 == 0o600
     run_key = _key_in(tmp_path / "run")
     secrets = [bytes.fromhex(text) for text in (NoiseKey.read(key).hex(), run_key.hex())]
@@ -246,7 +256,7 @@ def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(tf
     _run(*flags)
     assert not key.exists()
     statement = " ".join((tmp_path / "run" / "privacy.txt").read_text().split())
-    assert statement.startswith("PRIVACY STATEMENT After 4 of 4 rounds the models have (")
+    assert statement.startswith("PRIVACY STATEMENT After 2 of 2 rounds the models have (")
     published = _every_byte(tmp_path / "run")
     for secret in secrets:
         assert secret not in published and secret.hex().encode() not in published
@@ -530,7 +540,8 @@ def test_a_run_is_not_continued_on_other_data(tfrecords, repeatable, finished, t
     flags.write_text(flags.read_text().replace(str(tfrecords), str(copied)).replace(str(finished[0]), str(tmp_path)))
     if not complete:
         (run_dir / "summary.json").unlink()
-    sorted((copied / "train").iterdir())[0].unlink()
+    user = sorted((copied / "train").iterdir())[0]
+    user.write_bytes(2 * user.read_bytes())  # as many users, so that the plan of `finished` is found again
     assert "other data" in _refused(*_places(copied, tmp_path), *repeatable)
 
 
@@ -596,14 +607,19 @@ def test_a_network_of_keras_trains_alike_on_both_runtimes(tfrecords, tmp_path):
             assert len(set(array.tolist())) == 1, name
 
 
-def test_runs_that_start_from_one_file_in_two_ways_share_no_noise(tfrecords, task, tmp_path, repeatable):
+def test_runs_that_start_from_one_file_in_two_ways_share_no_noise(tfrecords, task, tmp_path, repeatable, monkeypatch):
+    from benchmark.federated import loop
     from benchmark.model import loading, networks
 
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", interrupted)  # the key is there before the first round
     path = tmp_path / "start.h5"
     loading.save_model(networks.build_model(TINY, (32, 32, 3), task.num_outputs, seed=9), path)
     keys = []
     for name in ("restore_model_path", "backbone_weights"):
         out = tmp_path / name
-        _run(*_places(tfrecords, out), *repeatable, "--total_rounds=1", f"--{name}={path}")
+        _run(*_places(tfrecords, out), *GIVEN_NOISE, repeatable[-1], f"--{name}={path}", code=130)
         keys.append(json.loads((out / "run" / "run.json").read_text())["noise_key_sha256"])
     assert keys[0] != keys[1]
