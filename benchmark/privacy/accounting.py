@@ -310,9 +310,13 @@ def _one_round_replace_one_rdp(noise_multiplier: float, num_users: int, cohort: 
 def _one_round_pld(noise_multiplier: float, sampling_probability: float, interval: float) -> PrivacyLossDistribution:
     from dp_accounting.pld import privacy_loss_distribution
 
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_probability
-    )
+    try:
+        return privacy_loss_distribution.from_gaussian_mechanism(
+            noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_probability
+        )
+    except ValueError as error:
+        # dp_accounting finds its own deltas out of order, where losses are so large that a double rounds them so.
+        raise OverflowError(str(error)) from error
 
 
 def _composed(one_round: PrivacyLossDistribution, rounds: int) -> PrivacyLossDistribution:

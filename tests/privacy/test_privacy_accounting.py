@@ -207,3 +207,8 @@ def test_published_noise_is_tensorflow_privacys_compute_noise(cohort):
     theirs = lib.compute_noise(USERS, cohort, 2.0, epochs=5000, delta=DELTA, noise_lbd=1e-5)
     ours = accounting.published_noise_multiplier(2.0, USERS, cohort, 5000, DELTA)
     assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_where_tiny_noise_puts_the_deltas_of_pld_out_of_order_rdp_answers() -> None:
+    tiny = 0.059711164603804094, 0.05, 40, 5.599434155321836e-09
+    assert accounting.pld_epsilon(*tiny) == accounting.rdp_epsilon(*tiny) > 1000
