@@ -130,10 +130,10 @@ def test_help_tells_every_bound_that_is_enforced(door: str, tmp_path: Path) -> N
             if is_whole and value != int(value):
                 continue
             text = f"{value:.0f}" if is_whole else f"{value:.7f}"
-            bases = [[*given(base, tmp_path), f"--{name}={text}"] for base in DOORS[door]]
-            lines = [line for flags in bases if (line := refusal(door, flags, name, tmp_path))]
-            if bool(lines) == is_told(float(value), told, paragraph):
-                wrong.append(f"--{name}={text}: {lines or 'taken'}, and --help says: {paragraph}")
+            bases = ([*given(base, tmp_path), f"--{name}={text}"] for base in DOORS[door])
+            line = next(filter(None, (refusal(door, flags, name, tmp_path) for flags in bases)), None)
+            if bool(line) == is_told(float(value), told, paragraph):
+                wrong.append(f"--{name}={text}: {line or 'taken'}, and --help says: {paragraph}")
     assert wrong == []
     assert numbers or door in ("benchmark.convert_torchvision", "benchmark.report_main")
 
