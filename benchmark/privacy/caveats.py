@@ -109,7 +109,13 @@ def caveats(plan: PrivacyPlan, run: RunRecord) -> list[Caveat]:
                 "cohorts follow from --seed.",
             )
         ]
-    found = [*_about_accounting(plan, run), *_about_noise(plan, run), *_about_release(run), *_about_audit(run)]
+    return gravest_first(
+        [*_about_accounting(plan, run), *_about_noise(plan, run), *_about_release(run), *_about_audit(run)]
+    )
+
+
+def gravest_first(found: Sequence[Caveat]) -> list[Caveat]:
+    """Caveats by their severity; those of one severity stay in their order."""
     order = ("critical", "high", "medium", "note")
     return sorted(found, key=lambda caveat: order.index(caveat.severity))
 

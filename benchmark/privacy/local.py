@@ -12,7 +12,15 @@ from typing import Any
 
 from benchmark.privacy import accounting
 from benchmark.privacy.accounting import ACCOUNTANTS
-from benchmark.privacy.caveats import CLIENTS_LOOKED_AT, FLOATING_POINT, WEAK_EPSILON, Caveat, KeyState, stopped_early
+from benchmark.privacy.caveats import (
+    CLIENTS_LOOKED_AT,
+    FLOATING_POINT,
+    WEAK_EPSILON,
+    Caveat,
+    KeyState,
+    gravest_first,
+    stopped_early,
+)
 from benchmark.privacy.request import PrivacyRequest
 from benchmark.privacy.rounding import as_text, finite, rounded_up, spent_text
 
@@ -194,24 +202,24 @@ def _caveats(
         ),
         FLOATING_POINT,
     ]
+    if key is not KeyState.DELETED:
+        text = "Every client's noise follows from a key that still exists: whoever reads it can take the noise away."
+        found.append(Caveat("critical", "noise key", text))
+    if artificial_users:
+        text = "Clients were drawn across the split (--iid): the photos of one person lie in many of them."
+        found.append(Caveat("critical", "artificial users", text))
     if plan.epsilon_at(rounds) > WEAK_EPSILON:
         text = (
             f"An epsilon above {WEAK_EPSILON:g} promises little: use more noise, or let clients take part less often."
         )
-        found.insert(1, Caveat("high", "weak guarantee", text))
+        found.append(Caveat("high", "weak guarantee", text))
+    planned = plan.request.total_rounds
+    if may_stop_early and rounds < planned:
+        found.append(stopped_early(plan.epsilon_at(planned), of_local=True))
     if plan.request.separation(plan.num_users) is None:
         text = (
             "With random cohorts nothing bounds how often a client takes part, so that every round is counted; most "
             "take part far less often. --client_sampling=cyclic bounds it."
         )
-        found.insert(2, Caveat("medium", "participations", text))
-    if artificial_users:
-        text = "Clients were drawn across the split (--iid): the photos of one person lie in many of them."
-        found.insert(1, Caveat("critical", "artificial users", text))
-    if key is not KeyState.DELETED:
-        text = "Every client's noise follows from a key that still exists: whoever reads it can take the noise away."
-        found.insert(1, Caveat("critical", "noise key", text))
-    planned = plan.request.total_rounds
-    if may_stop_early and rounds < planned:
-        found.append(stopped_early(plan.epsilon_at(planned), of_local=True))
-    return found
+        found.append(Caveat("medium", "participations", text))
+    return gravest_first(found)

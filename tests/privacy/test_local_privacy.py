@@ -90,6 +90,14 @@ def test_a_weak_guarantee_and_artificial_clients_are_named():
     assert [caveat["name"] for caveat in artificial["caveats"]][:2] == ["simulation", "artificial users"]
 
 
+def test_the_gravest_caveat_comes_first_also_where_the_guarantee_is_strong():
+    looked_at = {"clients_looked_at": True, "artificial_users": True, "may_stop_early": True}
+    statement = make_local_statement(_plan(20.0), 30, 0.1, KeyState.PRESENT, **looked_at)
+    found = [caveat["severity"] for caveat in statement["caveats"]]
+    assert found == sorted(found, key=["critical", "high", "medium", "note"].index)
+    assert set(found) == {"critical", "high", "medium", "note"}
+
+
 def test_that_clients_were_looked_at_is_said_where_they_were():
     for looked_at in (False, True):
         statement = make_local_statement(_plan(20.0), 30, 0.1, KeyState.DELETED, clients_looked_at=looked_at)
