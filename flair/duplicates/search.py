@@ -232,15 +232,23 @@ class NearPairs:
             )
         photos = [read_pixels(self._context.dataset_dir, record).data for record in records]
         rows, distances = [], []
+        of, one, mirrored = -1, np.empty(0), np.empty(0)
+
+        def distance(one: NDArray[np.float64], other: NDArray[np.uint8]) -> int:
+            # A sum of whole numbers below 2^53, which float64 adds without an error.
+            difference = np.subtract(one, other).reshape(-1)
+            return int(np.einsum("i,i->", difference, difference))
+
         with Progress(self._scope.num_pairs(), "every pair in full", "pair") as progress:
             for first, second in itertools.combinations(range(len(photos)), 2):
                 if not self._scope.has(np.array([first]), np.array([second]))[0]:
                     continue
-                # Sums of whole numbers below 2^53, which float64 adds without an error.
-                one, other = photos[first].astype(np.float64), photos[second]
-                direct = turned = int(np.square(one - other).sum())
+                if of != first:
+                    of, one = first, photos[first].astype(np.float64)
+                    mirrored = np.ascontiguousarray(one[:, ::-1])
+                direct = turned = distance(one, photos[second])
                 if self._context.both_orientations:
-                    turned = int(np.square(one - other[:, ::-1]).sum())
+                    turned = distance(mirrored, photos[second])
                 if min(direct, turned) <= self._limit:
                     rows.append((first, second))
                     distances.append((min(direct, turned), turned < direct))

@@ -151,7 +151,6 @@ def test_the_result_is_that_of_brute_force_and_of_any_chunk_size_and_number_of_w
     for name, flags in {
         "brute": ["--brute_force"],
         "7": ["--chunk_size=7"],
-        "1000": ["--chunk_size=1000"],
         "workers": ["--num_workers=2", "--chunk_size=64"],
     }.items():
         result = audit(planted.dataset_dir, tmp_path / name, *flags)
@@ -163,8 +162,9 @@ def test_the_result_is_that_of_brute_force_and_of_any_chunk_size_and_number_of_w
 def test_only_the_pairs_asked_for_are_found(planted: Planted, audited: Path, tmp_path: Path, pairs: str) -> None:
     flags = [f"--pairs={pairs}", f"--cache_dir={audited / 'cache'}", "--chunk_size=50"]
     assert audit(planted.dataset_dir, tmp_path / "search", *flags).returncode == 0
-    assert audit(planted.dataset_dir, tmp_path / "brute", *flags, "--brute_force").returncode == 0
-    assert outputs(tmp_path / "search") == outputs(tmp_path / "brute")
+    if pairs != "cross_user":  # nearly all pairs, which have been compared with brute force above
+        assert audit(planted.dataset_dir, tmp_path / "brute", *flags, "--brute_force").returncode == 0
+        assert outputs(tmp_path / "search") == outputs(tmp_path / "brute")
 
     def counts(one: str, other: str) -> bool:
         return {
@@ -242,7 +242,8 @@ def test_a_killed_run_continues_to_the_same_result(planted: Planted, audited: Pa
         path = tmp_path / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     kills = 0
-    for step in (3, operations // 3, operations // 4, operations // 4):
+    # While photos are decoded, then while they are compared.
+    for step in (operations // 5, operations // 3, operations // 4, operations // 4):
         result = run_interrupted("SIGKILL", step, str(script), *flags)
         kills += result.returncode == -signal.SIGKILL
     assert kills >= 3

@@ -116,7 +116,7 @@ def runs(tmp_path_factory):
     _make_run(paths[2], "round", 3, 40, noise, ("client_learning_rate=0.2", "run_dir=else", "epsilon=4"))
     for seed, path in enumerate(paths[1:]):
         _look(path, seed, 40)
-    plan = plan_of(num_users=500, cohort=20, total_rounds=40, epsilon=4.0)
+    plan = plan_of(num_users=500, cohort=20, total_rounds=40, noise_multiplier=1.0)
     write_statement(paths[2], make_statement_of(plan))
     scored = [_evaluate(path, path.parent.name, seed) for seed, path in enumerate(paths)]
     common = {"comparisons": [{"a": "central", "b": "private", "partition": "test"}]}

@@ -9,6 +9,7 @@ writes, half of whose bytes are written before the signal comes.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -75,6 +76,7 @@ def become(name: str, number: int, words: list[str], environment: dict[str, str]
 
 for module in ("flair.download.run", "flair.records.hdf5.writer", "flair.records.tfrecord.writer"):
     importlib.import_module(module)
+gc.freeze()  # else each fork would go through all of these objects as it ends, and copy their memory to do so
 begin()
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
