@@ -159,6 +159,7 @@ def _train(
     # Whoever never takes part would hold the mean of all control variates near zero.
     users_of_run = cohort_of(0) if flags.reuse_clients else client_ids
     num_weights = trainable.num_weights(model)
+    statements.check(setup, num_weights)
     states = settings.user_states(flags, run.path, users_of_run, num_weights)
     if states is not None and not run.has_begun:
         states.claim()  # before features are computed

@@ -42,7 +42,7 @@ class Statements:
         self._audited: dict[str, Any] | None = None  # what the canaries showed when the statement was last written
 
     def announce(self) -> None:
-        """Prints what holds before the first round; refuses noise that does not fit into memory."""
+        """Prints what holds before the first round."""
         setup, plan = self._setup, self._setup.privacy_plan
         if self._secure is not None:
             print(
@@ -54,7 +54,6 @@ class Statements:
         if setup.local_plan is not None:
             print(local_announcement(setup.local_plan), flush=True)
         if plan is not None:
-            check_noise_memory(plan, self._num_weights)
             stddev = None if setup.config.noise is None else setup.config.noise.clipped_count_stddev
             print("\n".join(announcement(plan, self._num_weights, stddev, setup.spent_before)), flush=True)
             if setup.flags.audit_canaries:
@@ -115,6 +114,14 @@ def report(summary: dict[str, Any], run_dir: Path) -> None:
         local = summary["local_epsilon"]
         of_round, in_all = epsilon_text(local["of_a_round"]), epsilon_text(local["of_all_rounds"])
         print(f"local epsilon: {of_round} a round, {in_all} in all; {read}")
+
+
+def check(setup: Setup, num_weights: int) -> None:
+    """Refuses noise that has no room in memory, and too many canaries, before features are computed."""
+    if setup.privacy_plan is not None:
+        check_noise_memory(setup.privacy_plan, num_weights)
+        if setup.flags.audit_canaries:
+            audit_cost(setup, setup.privacy_plan, num_weights)
 
 
 def audit_cost(setup: Setup, plan: PrivacyPlan, num_weights: int) -> list[str]:

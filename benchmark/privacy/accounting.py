@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from benchmark.privacy.rounding import finite
@@ -32,10 +32,11 @@ MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 0.05, 1e4  # of the search for nois
 MIN_PLD_NOISE_MULTIPLIER = 5e-3
 FINEST_INTERVAL, COARSEST_INTERVAL = 1e-9, 1e-3  # widths of a bucket of privacy loss
 MAX_LOSS_BUCKETS = 200_000
-FEW_ORDERS = (2, 4, 8, 16, 32, 63)  # some of RDP's own: whole numbers take a hundredth of the time of fractions
+FIRST_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0, 63.0)  # of RDP's: whole numbers take a hundredth of the time of fractions
 MAX_ROUNDS = 10**9
 MAX_ROUNDS_OF_A_STAGE = 10**6
 RDP_ROUNDING = 3e-14
+ROUNDING_OF_A_ROUND, RELATIVE_ROUNDING = 1e-11, 1e-9  # far more than dp_accounting's
 RELATIVE_TOLERANCE = 1e-4
 PUBLISHED_TOLERANCE = 1e-7
 PUBLISHED_ORDERS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 4.5, *map(float, range(5, 64)), 128.0, 256.0, 512.0)
@@ -68,10 +69,9 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
         # The losses overflow. RDP bounds the same epsilon, which is too large to mean anything either way.
         return rdp_epsilon(*release, delta)
     # Losses are rounded up, so that every width gives a valid bound: a wide one wastes epsilon, a narrow one memory,
-    # which is bounded where epsilon is huge. Few orders bound RDP's epsilon, and nearly always show that it is not.
+    # which is bounded where epsilon is huge.
     interval = _fine_interval(noise_multiplier, sampling_probability)
-    if _composed_rdp_epsilon([release], delta, FEW_ORDERS) > interval * MAX_LOSS_BUCKETS:
-        interval = max(interval, rdp_epsilon(*release, delta) / MAX_LOSS_BUCKETS)
+    interval = max(interval, rdp_epsilon(*release, delta) / MAX_LOSS_BUCKETS)
     try:
         one_round = _one_round_pld(noise_multiplier, sampling_probability, interval)
     except OverflowError:  # as above, with many rounds
@@ -211,8 +211,8 @@ def published_noise_multiplier(target: float, num_users: int, cohort: int, total
     compositions = math.ceil(total_rounds * num_users / cohort)
 
     def cost(noise_multiplier: float) -> float:
-        orders, rdp = _one_round_rdp(noise_multiplier, cohort / num_users, PUBLISHED_ORDERS)
-        return _epsilon_of_rdp(orders, compositions * rdp, delta)
+        rdp = _one_round_rdp(noise_multiplier, cohort / num_users, PUBLISHED_ORDERS)
+        return _epsilon_of_rdp(PUBLISHED_ORDERS, compositions * rdp, delta)
 
     found = _least_noise(cost, target, start=10.0, step=2.0, tolerance=PUBLISHED_TOLERANCE)
     if found is None:
@@ -265,33 +265,70 @@ def _least_noise(
     return math.exp(root)
 
 
-def _epsilon_of_rdp(orders: np.ndarray, rdp: np.ndarray, delta: float) -> float:
+def _epsilon_of_rdp(orders: Sequence[float] | np.ndarray, rdp: np.ndarray, delta: float) -> float:
     import dp_accounting
 
     return float(dp_accounting.rdp.compute_epsilon(orders, rdp, delta)[0])
 
 
-def _composed_rdp_epsilon(
-    releases: Iterable[tuple[float, float, int]], delta: float, of_orders: tuple[float, ...] | None = None
-) -> float:
-    costs = []
-    for noise_multiplier, sampling_probability, rounds in releases:
-        orders, rdp = _one_round_rdp(noise_multiplier, sampling_probability, of_orders)
+def _composed_rdp_epsilon(releases: Sequence[tuple[float, float, int]], delta: float) -> float:
+    """The least epsilon of all orders of dp_accounting, of which those are asked that can have less than was found."""
+    import numpy as np
+
+    orders, rounds = _orders(), sum(one[2] for one in releases)
+    log_moments, least = {1.0: 0.0}, math.inf
+    asked: tuple[float, ...] = FIRST_ORDERS
+    while True:
         # Where a round costs less than double precision resolves, dp_accounting says 0, which is true of no noise.
-        costs.append(rounds * (rdp + RDP_ROUNDING / (orders - 1)))
-    return _epsilon_of_rdp(orders, sum(costs[1:], costs[0]), delta)
+        rounding = RDP_ROUNDING / (np.array(asked) - 1)
+        rdp = sum(count * (_one_round_rdp(noise, q, asked) + rounding) for noise, q, count in releases)
+        least = min(least, _epsilon_of_rdp(asked, rdp, delta))
+        if math.isinf(least):  # without noise
+            return least
+        log_moments |= {order: (order - 1) * divergence for order, divergence in zip(asked, rdp, strict=True)}
+        at_least = _least_log_moments(orders, log_moments) * (1 - RELATIVE_ROUNDING) - rounds * ROUNDING_OF_A_ROUND
+        at_least = at_least.clip(min=0) / (orders - 1)
+        # As `compute_epsilon` of dp_accounting.
+        epsilons = at_least + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+        epsilons[delta**2 + np.expm1(-at_least) > 0] = 0
+        epsilons[np.isin(orders, list(log_moments))] = math.inf
+        if epsilons.min() * (1 - RELATIVE_ROUNDING) >= least:
+            return least
+        asked = (float(orders[epsilons.argmin()]),)
 
 
-@functools.lru_cache(maxsize=256)
-def _one_round_rdp(
-    noise_multiplier: float, sampling_probability: float, orders: tuple[float, ...] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def _least_log_moments(orders: np.ndarray, known: dict[float, float]) -> np.ndarray:
+    """The least that (order - 1) * rdp can be at `orders`, from what it is at some: it is convex, and 0 at order 1.
+
+    Between two known ones it lies above the lines through the two before and through the two after.
+    """
+    import numpy as np
+
+    at = np.array(sorted(known))
+    value = np.array([known[order] for order in at])
+    slope = np.diff(value) / np.diff(at)
+    place = np.searchsorted(at, orders)  # of the first known order that is not smaller
+    before = value[place - 1] + np.r_[0.0, slope][place - 1] * (orders - at[place - 1])
+    first = np.minimum(place, len(at) - 2)
+    after = value[first] - slope[first] * (at[first] - orders)
+    return np.where(place < len(at) - 1, np.maximum(before, after), before)
+
+
+@functools.cache
+def _orders() -> np.ndarray:
+    import dp_accounting
+
+    return dp_accounting.rdp.RdpAccountant().orders
+
+
+@functools.lru_cache(maxsize=1024)
+def _one_round_rdp(noise_multiplier: float, sampling_probability: float, orders: tuple[float, ...]) -> np.ndarray:
     import dp_accounting
 
     accountant = dp_accounting.rdp.RdpAccountant(orders)
     gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
     accountant.compose(dp_accounting.PoissonSampledDpEvent(sampling_probability, gaussian))
-    return accountant.orders, accountant.rdp.clip(min=0)
+    return accountant.rdp.clip(min=0)
 
 
 @functools.lru_cache(maxsize=64)

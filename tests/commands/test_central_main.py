@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ from tests.support.tiny_network import TINY
 
 SIZE = (32, 32)
 CENTRAL = "benchmark.central_main"
-_run = partial(run, CENTRAL)
+_run = functools.partial(run, CENTRAL)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,10 @@ def test_a_batch_in_parts_is_the_same_step(task):
     assert split.arrays().keys() == whole.arrays().keys()
 
 
+# One graph serves all runs, as it does all epochs.
+_training_data, _validation_data = functools.cache(TrainingData), functools.cache(evaluation_dataset)
+
+
 def _train(
     records,
     task,
@@ -224,8 +228,8 @@ def _train(
     with devices.scope():
         model = networks.build_model(TINY, shape, task.num_outputs, seed=seed)
     trainer = CentralTrainer(model, task, 10.0, devices)
-    training = TrainingData(records, "train", task, 16, size, seed, devices.replicas, devices.num_replicas)
-    validation = evaluation_dataset(records, "val", task, size, 16)
+    training = _training_data(records, "train", task, 16, size, seed, devices.replicas, devices.num_replicas)
+    validation = _validation_data(records, "val", task, size, 16)
     rates = np.full(num_epochs * training.steps_per_epoch, learning_rate, np.float32)
     with RunFolder(run_dir, [], "epoch") as run:
         state = train(
@@ -249,13 +253,21 @@ def test_the_same_seed_twice_gives_the_same_weights(records, task, tmp_path):
     assert not np.array_equal(one.get_weights()[0], other.get_weights()[0])
 
 
-def test_ctrl_c_saves_after_the_running_step_and_the_run_goes_on(records, task, tmp_path):
-    unbroken, _ = _train(records, task, tmp_path / "unbroken")
+@pytest.fixture(scope="module")
+def interrupted(records, task, tmp_path_factory):
+    """The folder of a run that Ctrl-C stopped in its first step."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
     with SafePoints("step") as safe_points:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            _train(records, task, tmp_path / "run", safe_points=safe_points)
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+            _train(records, task, folder, safe_points=safe_points)
+    return folder
+
+
+def test_ctrl_c_saves_after_the_running_step_and_the_run_goes_on(records, task, interrupted, tmp_path):
+    unbroken, _ = _train(records, task, tmp_path / "unbroken")
+    assert len(list((interrupted / "checkpoints").iterdir())) == 1
+    shutil.copytree(interrupted, tmp_path / "run")
     continued, state = _train(records, task, tmp_path / "run")
     assert state.epoch == 2
     for a, b in zip(unbroken.get_weights(), continued.get_weights(), strict=True):
@@ -275,11 +287,8 @@ def test_scores_that_are_no_numbers_give_a_loss_that_is_none(records, task):
     assert np.isnan(metrics["loss"])
 
 
-def test_a_run_past_fewer_epochs_is_not_ended_in_the_middle_of_one(records, task, tmp_path):
-    with SafePoints("step") as safe_points:
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            _train(records, task, tmp_path / "run", safe_points=safe_points)
+def test_a_run_past_fewer_epochs_is_not_ended_in_the_middle_of_one(records, task, interrupted, tmp_path):
+    shutil.copytree(interrupted, tmp_path / "run")
     with pytest.raises(FlairError, match=r"--num_epochs=0: .* is past that already, 1 steps into epoch 1"):
         _train(records, task, tmp_path / "run", num_epochs=0)
 

@@ -43,6 +43,7 @@ from flair.records.hdf5.writer import write_hdf5
 from flair.records.tfrecord.writer import write_tfrecords
 from tests.support.damage import damages, outcome, plain, restored
 from tests.support.feature_files import write_features
+from tests.support.tiny_network import TINY
 
 FLAGS = ["--clipnorm=10.0", "--learning_rate=0.1", "--num_epochs=3", "--seed=7"]
 METRICS = {"loss": 0.25, "macro_averaged_precision": 0.5}
@@ -141,11 +142,11 @@ def _sweep_table(folder: Path) -> Any:
 
 
 def _make_weights(folder: Path) -> None:
-    loading.save_model(networks.build_model("cnn", (32, 48, 3), 3, seed=1), folder / "best.h5")
+    loading.save_model(networks.build_model(TINY, (32, 48, 3), 3, seed=1), folder / "best.h5")
 
 
 def _weights(folder: Path) -> Any:
-    saved = saved_model.describe(folder / "best.h5")
+    saved = saved_model.describe(folder / "best.h5", TINY)
     numbers = [array.tobytes() for array in saved_model.load(saved).get_weights()]
     return [saved.network, saved.image_size, saved.compute_dtype, hashlib.sha256(b"".join(numbers)).digest()]
 

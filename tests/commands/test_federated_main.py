@@ -229,7 +229,8 @@ def _every_byte(run_dir):
 
 
 def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(tfrecords, tmp_path, monkeypatch):
-    flags, key = (*_places(tfrecords, tmp_path), *GIVEN_NOISE, "--total_rounds=2"), tmp_path / "run" / "noise.key"
+    # With the noise of `finished`, whose round this process has compiled.
+    flags, key = (*_places(tfrecords, tmp_path), *PRIVATE), tmp_path / "run" / "noise.key"
     run_round = InProcessRuntime.run_round
 
     def terminated(*arguments):
@@ -256,7 +257,7 @@ def test_a_private_run_draws_a_secret_key_needs_it_to_continue_and_deletes_it(tf
     _run(*flags)
     assert not key.exists()
     statement = " ".join((tmp_path / "run" / "privacy.txt").read_text().split())
-    assert statement.startswith("PRIVACY STATEMENT After 2 of 2 rounds the models have (")
+    assert statement.startswith("PRIVACY STATEMENT After 4 of 4 rounds the models have (")
     published = _every_byte(tmp_path / "run")
     for secret in secrets:
         assert secret not in published and secret.hex().encode() not in published

@@ -12,6 +12,7 @@ import pytest
 
 from flair.records.tfrecord.writer import write_tfrecords
 from tests.support.commands import ROOT, only_line, refused, run
+from tests.support.tiny_network import TINY
 
 CONFIGS = ROOT / "benchmark" / "configs"
 TASKS = [f"{labels}_{start}" for labels in ("coarse", "fine") for start in ("scratch", "pretrained")]
@@ -131,7 +132,7 @@ def test_every_preset_parses_and_says_its_settings():
         assert flags.get("simulated_clients_per_round") == (5000 if preset.endswith("dp") else None)
 
 
-SMALL = ("--image_height=32", "--image_width=32", "--model=cnn")
+SMALL = ("--image_height=32", "--image_width=32", f"--model={TINY}", "--normalization=auto")
 
 
 def _dry_run(module, tfrecords, out, *flags, code=0):

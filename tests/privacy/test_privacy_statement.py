@@ -98,6 +98,8 @@ def test_statement_has_every_fact_of_the_run(plans):
     noise = statement["noise"]
     composed = noise["sum_noise_multiplier"] ** -2 + (2 * noise["clipped_count_stddev"]) ** -2
     assert composed**-0.5 == pytest.approx(noise["run_noise_multiplier"])
+    assert noise["bands"] is None
+    assert make_statement(plans["banded"], RunRecord(30, CLIPS))["noise"]["bands"] == 4
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,7 @@ def test_text_has_every_number_and_every_caveat_of_the_json(plans, name):
     assert rows["epsilon, rounds completed, PLD"] == _shown(("epsilon",), statement["epsilon"]["completed"]["pld"])
     assert rows["cohorts drawn"] == statement["sampling"]["used"]
     assert rows["adjacency"] == statement["adjacency"]
+    assert rows["delta"] == _shown(("delta",), statement["delta"])
     assert rows["accountant"] == "pld (" + statement["accountant"]["library"] + ")"
 
 
