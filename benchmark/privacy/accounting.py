@@ -17,14 +17,14 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from benchmark.privacy import renyi
 from benchmark.privacy.rounding import finite
 from flair.errors import FlairError
 
 if TYPE_CHECKING:
-    import numpy as np
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 ACCOUNTANTS = ("pld", "rdp")
@@ -32,11 +32,8 @@ MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER = 0.05, 1e4  # of the search for nois
 MIN_PLD_NOISE_MULTIPLIER = 5e-3
 FINEST_INTERVAL, COARSEST_INTERVAL = 1e-9, 1e-3  # widths of a bucket of privacy loss
 MAX_LOSS_BUCKETS = 200_000
-FIRST_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0, 63.0)  # of RDP's: whole numbers take a hundredth of the time of fractions
 MAX_ROUNDS = 10**9
 MAX_ROUNDS_OF_A_STAGE = 10**6
-RDP_ROUNDING = 3e-14
-ROUNDING_OF_A_ROUND, RELATIVE_ROUNDING = 1e-11, 1e-9  # far more than dp_accounting's
 RELATIVE_TOLERANCE = 1e-4
 PUBLISHED_TOLERANCE = 1e-7
 PUBLISHED_ORDERS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 4.5, *map(float, range(5, 64)), 128.0, 256.0, 512.0)
@@ -50,7 +47,7 @@ def rdp_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
     """
     if rounds == 0:
         return 0.0
-    return _composed_rdp_epsilon([(noise_multiplier, sampling_probability, rounds)], delta)
+    return renyi.composed_epsilon([(noise_multiplier, sampling_probability, rounds)], delta)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -100,7 +97,7 @@ def composed_epsilon(accountant: str, releases: tuple[tuple[float, float, int], 
     releases = tuple(one for one in releases if one[2] > 0)
     if len(releases) < 2:
         return sum(epsilon(accountant, *one, delta) for one in releases)
-    by_rdp = _composed_rdp_epsilon(releases, delta)
+    by_rdp = renyi.composed_epsilon(releases, delta)
     if accountant != "pld":
         return by_rdp
     single = [(noise / math.sqrt(rounds), q, 1) if q == 1.0 else (noise, q, rounds) for noise, q, rounds in releases]
@@ -211,8 +208,8 @@ def published_noise_multiplier(target: float, num_users: int, cohort: int, total
     compositions = math.ceil(total_rounds * num_users / cohort)
 
     def cost(noise_multiplier: float) -> float:
-        rdp = _one_round_rdp(noise_multiplier, cohort / num_users, PUBLISHED_ORDERS)
-        return _epsilon_of_rdp(PUBLISHED_ORDERS, compositions * rdp, delta)
+        rdp = renyi.of_a_round(noise_multiplier, cohort / num_users, PUBLISHED_ORDERS)
+        return renyi.epsilon_of(PUBLISHED_ORDERS, compositions * rdp, delta)
 
     found = _least_noise(cost, target, start=10.0, step=2.0, tolerance=PUBLISHED_TOLERANCE)
     if found is None:
@@ -235,8 +232,8 @@ def replace_one_epsilon(noise_multiplier: float, num_users: int, cohort: int, ro
     """
     if rounds == 0:
         return 0.0
-    orders, rdp = _one_round_replace_one_rdp(noise_multiplier / 2, num_users, cohort)
-    return _epsilon_of_rdp(orders, rounds * rdp, delta)
+    orders, rdp = renyi.of_a_fixed_cohort(noise_multiplier / 2, num_users, cohort)
+    return renyi.epsilon_of(orders, rounds * rdp, delta)
 
 
 def _least_noise(
@@ -263,84 +260,6 @@ def _least_noise(
     while excess(root) > 0:
         root += tolerance
     return math.exp(root)
-
-
-def _epsilon_of_rdp(orders: Sequence[float] | np.ndarray, rdp: np.ndarray, delta: float) -> float:
-    import dp_accounting
-
-    return float(dp_accounting.rdp.compute_epsilon(orders, rdp, delta)[0])
-
-
-def _composed_rdp_epsilon(releases: Sequence[tuple[float, float, int]], delta: float) -> float:
-    """The least epsilon of all orders of dp_accounting, of which those are asked that can have less than was found."""
-    import numpy as np
-
-    orders, rounds = _orders(), sum(one[2] for one in releases)
-    log_moments, least = {1.0: 0.0}, math.inf
-    asked: tuple[float, ...] = FIRST_ORDERS
-    while True:
-        # Where a round costs less than double precision resolves, dp_accounting says 0, which is true of no noise.
-        rounding = RDP_ROUNDING / (np.array(asked) - 1)
-        rdp = sum(count * (_one_round_rdp(noise, q, asked) + rounding) for noise, q, count in releases)
-        least = min(least, _epsilon_of_rdp(asked, rdp, delta))
-        if math.isinf(least):  # without noise
-            return least
-        log_moments |= {order: (order - 1) * divergence for order, divergence in zip(asked, rdp, strict=True)}
-        at_least = _least_log_moments(orders, log_moments) * (1 - RELATIVE_ROUNDING) - rounds * ROUNDING_OF_A_ROUND
-        at_least = at_least.clip(min=0) / (orders - 1)
-        # As `compute_epsilon` of dp_accounting.
-        epsilons = at_least + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
-        epsilons[delta**2 + np.expm1(-at_least) > 0] = 0
-        epsilons[np.isin(orders, list(log_moments))] = math.inf
-        if epsilons.min() * (1 - RELATIVE_ROUNDING) >= least:
-            return least
-        asked = (float(orders[epsilons.argmin()]),)
-
-
-def _least_log_moments(orders: np.ndarray, known: dict[float, float]) -> np.ndarray:
-    """The least that (order - 1) * rdp can be at `orders`, from what it is at some: it is convex, and 0 at order 1.
-
-    Between two known ones it lies above the lines through the two before and through the two after.
-    """
-    import numpy as np
-
-    at = np.array(sorted(known))
-    value = np.array([known[order] for order in at])
-    slope = np.diff(value) / np.diff(at)
-    place = np.searchsorted(at, orders)  # of the first known order that is not smaller
-    before = value[place - 1] + np.r_[0.0, slope][place - 1] * (orders - at[place - 1])
-    first = np.minimum(place, len(at) - 2)
-    after = value[first] - slope[first] * (at[first] - orders)
-    return np.where(place < len(at) - 1, np.maximum(before, after), before)
-
-
-@functools.cache
-def _orders() -> np.ndarray:
-    import dp_accounting
-
-    return dp_accounting.rdp.RdpAccountant().orders
-
-
-@functools.lru_cache(maxsize=1024)
-def _one_round_rdp(noise_multiplier: float, sampling_probability: float, orders: tuple[float, ...]) -> np.ndarray:
-    import dp_accounting
-
-    accountant = dp_accounting.rdp.RdpAccountant(orders)
-    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
-    accountant.compose(dp_accounting.PoissonSampledDpEvent(sampling_probability, gaussian))
-    return accountant.rdp.clip(min=0)
-
-
-@functools.lru_cache(maxsize=64)
-def _one_round_replace_one_rdp(noise_multiplier: float, num_users: int, cohort: int) -> tuple[np.ndarray, np.ndarray]:
-    import dp_accounting
-
-    replace_one = dp_accounting.NeighboringRelation.REPLACE_ONE
-    # Order 1.5 is interpolated. Orders beyond 64 take seconds by theorem 27, and never give the least epsilon.
-    accountant = dp_accounting.rdp.RdpAccountant([1.25, 1.5, *range(2, 33), 48, 64], replace_one)
-    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
-    accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(num_users, cohort, gaussian))
-    return accountant.orders, accountant.rdp
 
 
 @functools.lru_cache(maxsize=8)
