@@ -13,6 +13,7 @@ from tests.support.commands import Result, refused, run
 
 AUDIT, FEDERATED = "benchmark.audit_main", "benchmark.federated_main"
 SMALL = ("--model=cnn", "--image_height=32", "--image_width=32", "--trainable=head", "--clients_per_round=4")
+POISSON = "--client_sampling=poisson"
 PRIVATE = ("--epsilon=4", "--delta=1e-5", "--rounds_per_eval=30", "--rounds_per_checkpoint=30")
 
 
@@ -81,8 +82,8 @@ def test_a_fault_is_said_aloud_everywhere(train):
         (("--epsilon=2", "--audit_canaries=20", "--runtime=tff"), "TFF's own runtime takes no canaries"),
         (("--epsilon=2", "--audit_canaries=20", "--client_sampling=uniform"), "use --client_sampling=poisson"),
         (("--epsilon=2", "--audit_canaries=20", "--reuse_clients"), "use --client_sampling=poisson"),
-        (("--epsilon=2", "--audit_canaries=20", "--aggregator=tree"), "and --aggregator=mean"),
-        (("--epsilon=2", "--audit_canaries=20", "--aggregator=banded"), "and --aggregator=mean"),
+        (("--epsilon=2", "--audit_canaries=20", "--aggregator=tree", POISSON), "and --aggregator=mean"),
+        (("--epsilon=2", "--audit_canaries=20", "--aggregator=banded", POISSON), "and --aggregator=mean"),
     ],
 )
 def test_canaries_where_they_prove_nothing_are_refused_in_one_line(tfrecords, tmp_path, flags, named):

@@ -76,14 +76,18 @@ def _classifier(path: Path, task) -> np.ndarray:
 @pytest.mark.parametrize(
     ("door", "flags"), [(FEDERATED, ROUNDS), pytest.param(CENTRAL, EPOCHS, marks=pytest.mark.slow)]
 )
-def test_cached_features_give_the_weights_that_photos_give(places, task, tmp_path, door, flags):
-    cache = tmp_path / "features"
-    done = run(door, *places("cached"), *flags, f"--feature_dir={cache}")
+def test_cached_features_give_the_weights_that_photos_give(places, request, task, tmp_path, door, flags):
+    if door == FEDERATED:
+        root, done = request.getfixturevalue("trained")
+    else:
+        root = tmp_path / "cached"
+        done = run(door, *places("cached"), *flags, f"--feature_dir={root / 'features'}")
+    cached, photos, cache = root / "run", tmp_path / "photos" / "run", root / "features"
     assert "features: 64 per photo in" in done.stdout
     run(door, *places("photos"), *flags, "--nocache_features", "--noaugment")
-    found, expected = (_classifier(tmp_path / name / "run" / "last.h5", task) for name in ("cached", "photos"))
+    found, expected = (_classifier(folder / "last.h5", task) for folder in (cached, photos))
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    rows, others = (read_csv(tmp_path / name / "run" / "metrics.csv") for name in ("cached", "photos"))
+    rows, others = (read_csv(folder / "metrics.csv") for folder in (cached, photos))
     for row, other in zip(rows, others, strict=True):
         assert {k: float(v) for k, v in row.items() if v} == pytest.approx(
             {k: float(v) for k, v in other.items() if v}, abs=1e-4
@@ -97,7 +101,7 @@ def test_cached_features_give_the_weights_that_photos_give(places, task, tmp_pat
     again = run(door, *places("again"), *flags, f"--feature_dir={cache}")
     assert "features of" not in again.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    assert_equal_weights(tmp_path / "again" / "run" / "last.h5", tmp_path / "cached" / "run" / "last.h5")
+    assert_equal_weights(tmp_path / "again" / "run" / "last.h5", cached / "last.h5")
 
 
 @pytest.fixture(scope="module")

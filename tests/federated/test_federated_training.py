@@ -19,6 +19,7 @@ from benchmark.run.checkpoint import Checkpoints
 from benchmark.run.folder import RunFolder
 from benchmark.run.interruption import SafePoints
 from tests.support.commands import assert_equal_weights, read_csv
+from tests.support.tiny_network import TINY
 
 _LOSSES = (1.0, 0.9, 0.8, 0.7, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
@@ -66,7 +67,7 @@ def test_a_statement_covers_a_round_before_a_model_of_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed run had best.h5 of round 16 beside a statement about 10 rounds."""
-    model = networks.build_model("cnn", (8, 8, 3), 2)
+    model = networks.build_model(TINY, (8, 8, 3), 2)
     shapes = [tuple(weight.shape) for weight in [*model.trainable_variables, *model.non_trainable_variables]]
     stated, written = [0], []
 
@@ -123,14 +124,14 @@ def _flat(weights: Sequence[np.ndarray]) -> np.ndarray:
 def _train(
     path: Path, config: LoopConfig, fails_at: int = -1, of: Callable[[np.ndarray], float] = lambda x: float(abs(x[0]))
 ) -> Any:
-    model = networks.build_model("cnn", (8, 8, 3), 2)
+    model = networks.build_model(TINY, (8, 8, 3), 2)
     runtime = _Drifting([tuple(variable.shape) for variable in model.trainable_variables], fails_at)
     with RunFolder(path, [], "round") as run, SafePoints("round") as safe_points:
         return loop.train(runtime, model, _Measured(model, of), lambda _: ["a"], None, run, config, safe_points)
 
 
 def _saved(path: Path) -> np.ndarray:
-    model = networks.build_model("cnn", (8, 8, 3), 2)
+    model = networks.build_model(TINY, (8, 8, 3), 2)
     loading.load_by_name(model, path)
     return _flat(model.get_weights())
 
@@ -143,7 +144,7 @@ def test_the_average_of_weights_is_numpys_is_scored_and_saved_and_survives_a_sto
         _train(tmp_path / "broken", config, fails_at=5)
     continued = _train(tmp_path / "broken", config)
 
-    shapes = [variable.shape for variable in networks.build_model("cnn", (8, 8, 3), 2).trainable_variables]
+    shapes = [variable.shape for variable in networks.build_model(TINY, (8, 8, 3), 2).trainable_variables]
     drifting = _Drifting([tuple(shape) for shape in shapes])
     after = []
     for number in range(rounds):
@@ -210,7 +211,7 @@ def test_training_stops_after_an_evaluation_that_found_no_better_model_for_so_ma
 def test_mu_follows_the_loss_and_a_continued_run_goes_on_from_it(
     tmp_path: Path, metric: str, expected: list[float]
 ) -> None:
-    model = networks.build_model("cnn", (8, 8, 3), 2)
+    model = networks.build_model(TINY, (8, 8, 3), 2)
     shapes = [tuple(weight.shape) for weight in model.trainable_variables]
     proximal, used, scorer = ProximalConfig(metric, 0.5, step=0.4, patience=2), [], _Scorer()
     for total in (4, 10):

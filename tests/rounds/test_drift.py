@@ -79,13 +79,15 @@ def test_norms_cosines_and_diversity_are_those_of_numpy(config, one_by_one):
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["groups", "one by one"])
 def test_looking_changes_nothing_of_the_round(one_by_one):
     data = feature_clients(SIZES, TASK)
-    plain, looked_at = (_runtime(PRIVATE, data, one_by_one) for _ in range(2))
-    for number in range(2):
-        one = plain.run_round(number, data.client_ids)
-        other = looked_at.run_round(number, data.client_ids, [1, 2])
+    runtime = _runtime(PRIVATE, data, one_by_one)
+    start = runtime.state()
+    plain, after = [runtime.run_round(number, data.client_ids) for number in range(2)], runtime.state()
+    runtime.restore(start)
+    for number, one in enumerate(plain):
+        other = runtime.run_round(number, data.client_ids, [1, 2])
         assert one.drift is None
         assert dataclasses.replace(other, drift=None) == one
-    for one, other in zip(plain.state(), looked_at.state(), strict=True):
+    for one, other in zip(after, runtime.state(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -93,9 +95,12 @@ def test_looking_changes_nothing_of_the_round(one_by_one):
 def test_a_client_that_is_left_out_has_no_norm_and_no_part_in_the_sum(one_by_one):
     data = feature_clients((2, 3, 5), TASK)
     others = [data.client_ids[place] for place in (0, 2)]
-    expected = _runtime(PLAIN, data, one_by_one).run_round(0, others, [0, 1]).drift
+    runtime = _runtime(PLAIN, data, one_by_one)
+    start = runtime.state()
+    expected = runtime.run_round(0, others, [0, 1]).drift
+    runtime.restore(start)
     data.features.views[0][data.rows(data.client_ids[1])[0]] = np.nan
-    result = _runtime(PLAIN, data, one_by_one).run_round(0, data.client_ids, [0, 1, 2])
+    result = runtime.run_round(0, data.client_ids, [0, 1, 2])
     assert result.refused_clients == (data.client_ids[1],)
     np.testing.assert_allclose(result.drift.norms[[0, 2]], expected.norms, rtol=1e-6)
     assert np.isnan([result.drift.norms[1], result.drift.cosines[1]]).all()

@@ -44,8 +44,11 @@ def _normals(round_number, client_id):
 def test_every_client_sends_its_clipped_update_with_noise_of_its_own(one_by_one):
     data = feature_clients(SIZES, TASK)
     cohort, expected, norms = data.client_ids[1:5], [], []
+    unprotected = _runtime(PLAIN, data)
+    start = unprotected.state()
     for client_id in cohort:
-        update, _ = _moved(_runtime(PLAIN, data), 2, [client_id])  # of unprotected training
+        unprotected.restore(start)
+        update, _ = _moved(unprotected, 2, [client_id])
         norms.append(np.linalg.norm(update))
         expected.append(update * min(1, CLIP / norms[-1]) + SIGMA * CLIP * _normals(2, client_id))
     assert min(norms) < CLIP < max(norms)
