@@ -248,7 +248,7 @@ def test_hostile_labels_and_names_are_shown_as_text(page: Page, server: Server, 
     assert HOSTILE[:80] in page.locator(".history").inner_text()
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
 def test_the_page_fits_its_window(page: Page, server: Server, width: int, tmp_path: Path) -> None:
     page.set_viewport_size({"width": width, "height": 844})
     for path in ("/", "/groups", f"/photo/{photo_ids(page)[0]}", "/?user=nobody"):

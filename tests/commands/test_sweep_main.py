@@ -35,6 +35,7 @@ def _results(sweep_dir):
     return read_csv(sweep_dir / "results.csv")
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_listed_and_the_rest_goes_on(flagfile, tmp_path):
     flags = (f"--flagfile={flagfile}", "--grid", "best_metric=accuracy,loss", f"--output_dir={tmp_path / 's'}")
     done = _sweep(*flags, code=1)

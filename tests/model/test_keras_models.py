@@ -71,6 +71,7 @@ def folder(models: dict[str, tf.keras.Model], tmp_path_factory: pytest.TempPathF
     return folder
 
 
+@pytest.mark.slow
 def test_keras_loads_them_without_our_code_and_gives_the_same_logits(
     folder: Path, models: dict[str, tf.keras.Model]
 ) -> None:

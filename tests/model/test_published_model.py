@@ -33,7 +33,7 @@ def _of_a_script(use_batch_norm):
     return flair_model.create_resnet((256, 256, 3), 5, use_batch_norm, [1, 1, 1, 1], initial_filters=32)
 
 
-@pytest.mark.parametrize("pretrained", [False, True])
+@pytest.mark.parametrize("pretrained", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_resnet18_is_the_toolkits_network_behind_the_published_layers(tmp_path, pretrained):
     ours = _ours(pretrained)
     rng = np.random.default_rng(1)

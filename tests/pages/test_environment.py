@@ -197,6 +197,7 @@ def test_a_broken_venv_is_made_anew(machine: Machine, broken: str) -> None:
     assert len(machine.installed()) == 1
 
 
+@pytest.mark.slow
 def test_pip_installs_the_pinned_bytes_and_no_others_where_there_is_no_uv(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

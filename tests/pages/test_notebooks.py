@@ -139,7 +139,7 @@ def check_exploration(name: str, dataset_dir: Path, monkeypatch: pytest.MonkeyPa
         assert pictures(notebook) == 5 + 1 + bool(both) + 1 + 1 + 1
 
 
-@pytest.mark.parametrize("name", EXPLORE)
+@pytest.mark.parametrize("name", [EXPLORE[0], pytest.param(EXPLORE[1], marks=pytest.mark.slow)])
 def test_exploration_of_a_miniature(
     name: str, miniature: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

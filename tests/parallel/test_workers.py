@@ -107,6 +107,7 @@ def test_threads_that_the_system_refuses_stop_nothing_for_ever(
 
     really_start = threading._start_new_thread  # type: ignore[attr-defined]
     monkeypatch.setattr(threading, "_start_new_thread", start)
+    monkeypatch.setattr("flair.parallel.processes._LOOK_SECONDS", 0.1)
     done: list[int] | str
     try:
         done = list(map_in_order(multiply, 10, range(20), 2))

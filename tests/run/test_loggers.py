@@ -108,6 +108,7 @@ with RunFolder(Path(sys.argv[1]), FLAGS, "round", loggers=("csv", sys.argv[2])) 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_what_is_stored_is_metrics_csv_and_nothing_is_doubled_after_kills(tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
