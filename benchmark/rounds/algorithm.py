@@ -25,6 +25,7 @@ from benchmark.rounds.config import (
     FederatedConfig,
     NoiseConfig,
     OptimizerConfig,
+    ServerConfig,
 )
 
 AggregationFactory: TypeAlias = (
@@ -108,18 +109,9 @@ def build_client_optimizer(config: ClientConfig, learning_rate: Any) -> tff.lear
     return ProximalOptimizer(clipped, config.proximal_strength) if config.algorithm == FED_PROX else clipped
 
 
-def build_base_optimizer(config: FederatedConfig) -> tff.learning.optimizers.Optimizer | None:
-    """MimeLite's global optimizer, whose step the clients take with a frozen state; None for the other algorithms."""
-    if config.client.algorithm != MIME_LITE:
-        return None
-    return tff.learning.optimizers.build_sgdm(
-        config.client.learning_rates[0], momentum=config.server_optimizer.momentum
-    )
-
-
-def build_aggregation_factory(config: FederatedConfig) -> AggregationFactory:
+def build_aggregation_factory(config: ServerConfig) -> AggregationFactory:
     """Mean, robust or, with noise, private aggregation of client updates, as TFF defines it."""
-    weighted, learning = config.client.weighted, tff.learning
+    weighted, learning = config.weighted, tff.learning
     factory: AggregationFactory
     if config.noise is not None:
         factory = _private_factory(config.noise)
@@ -144,7 +136,7 @@ def build_learning_process(
     if config.noise is not None and config.noise.mechanism is not Mechanism.GAUSSIAN:
         raise ValueError(f"TFF's own runtime cannot be given {config.noise.mechanism} noise")
     # TFF leaves out updates that are not finite, but not those whose norm is not.
-    factory = tff.aggregators.zeroing_factory(MAX_UPDATE_NORM, build_aggregation_factory(config), norm_order=2.0)
+    factory = tff.aggregators.zeroing_factory(MAX_UPDATE_NORM, build_aggregation_factory(config.server), norm_order=2.0)
     if isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
         factory = tff.aggregators.as_weighted_aggregator(factory)
     common: dict[str, Any] = {
@@ -163,8 +155,8 @@ def build_learning_process(
         )
     weighting = tff.learning.ClientWeighting.NUM_EXAMPLES if client.weighted else tff.learning.ClientWeighting.UNIFORM
     common["client_weighting"] = weighting
-    if client.algorithm == MIME_LITE:
-        return algorithms.build_weighted_mime_lite(model_fn, build_base_optimizer(config), server_optimizer, **common)
+    if (base := config.server.base_optimizer) is not None:
+        return algorithms.build_weighted_mime_lite(model_fn, build_optimizer(base), server_optimizer, **common)
     optimizer = build_client_optimizer(client, client.learning_rates[0])
     return algorithms.build_weighted_fed_avg(model_fn, optimizer, server_optimizer, **common)
 

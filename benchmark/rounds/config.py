@@ -97,6 +97,23 @@ class NoiseConfig:
 
 
 @dataclass(frozen=True)
+class ServerConfig:
+    """What the server does with the clients' updates: all that the graphs of a round depend on.
+
+    Attributes:
+      weighted: as of the clients.
+      base_optimizer: MimeLite's global optimizer, whose step the clients take with a frozen state; None: no MimeLite.
+    """
+
+    optimizer: OptimizerConfig
+    aggregator: str
+    noise: NoiseConfig | None
+    weighted: bool
+    debug_measurements: bool
+    base_optimizer: OptimizerConfig | None
+
+
+@dataclass(frozen=True)
 class FederatedConfig:
     """A federated algorithm: client work, aggregation, server step."""
 
@@ -105,6 +122,20 @@ class FederatedConfig:
     aggregator: str = "mean"
     noise: NoiseConfig | None = None
     debug_measurements: bool = False
+
+    @property
+    def server(self) -> ServerConfig:
+        """The server's part, which runs may share whose clients differ."""
+        client, optimizer = self.client, self.server_optimizer
+        base = OptimizerConfig("momentum", client.learning_rates[:1], momentum=optimizer.momentum)
+        return ServerConfig(
+            optimizer,
+            self.aggregator,
+            self.noise,
+            client.weighted,
+            self.debug_measurements,
+            base if client.algorithm == MIME_LITE else None,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from benchmark.privacy.audit import CanaryScores
 from benchmark.privacy.noise import normals_of
 from benchmark.privacy.noise_key import NoiseKey
 from benchmark.rounds.aggregation import Aggregation
-from benchmark.rounds.algorithm import build_aggregation_factory, build_base_optimizer, build_optimizer
+from benchmark.rounds.algorithm import build_aggregation_factory, build_optimizer
 from benchmark.rounds.canaries import Canaries
 from benchmark.rounds.compilation import compile_round
-from benchmark.rounds.config import SCAFFOLD, CanaryConfig, FederatedConfig
+from benchmark.rounds.config import SCAFFOLD, CanaryConfig, FederatedConfig, ServerConfig
 from benchmark.rounds.dp_metrics import clipping_metrics, noise_metrics
 from benchmark.rounds.runtime import RoundResult
 from benchmark.rounds.shard import Broadcast, ShardResult, no_metrics
@@ -27,10 +27,12 @@ from flair.errors import FlairError
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(config: FederatedConfig, weights: tuple[tf.TensorSpec, ...]) -> Aggregation:
+def _compiled(config: ServerConfig, weights: tuple[tf.TensorSpec, ...]) -> Aggregation:
     """Kept, because TFF takes seconds to make the graphs, and TensorFlow to load them; nothing changes them."""
-    aggregator, optimizer = build_aggregation_factory(config), build_optimizer(config.server_optimizer)
-    return Aggregation(compile_round(weights, aggregator, optimizer, build_base_optimizer(config)))
+    base = None if config.base_optimizer is None else build_optimizer(config.base_optimizer)
+    return Aggregation(
+        compile_round(weights, build_aggregation_factory(config), build_optimizer(config.optimizer), base)
+    )
 
 
 class RoundServer:
@@ -80,7 +82,7 @@ class RoundServer:
         self.local_key = None if self._local is None else (noise_key or NoiseKey.draw()).derive("local noise")
         self._num_outputs = model.output_shape[-1]
         specs = tuple(tf.TensorSpec(v.shape, v.dtype) for v in model.trainable_variables)
-        self.aggregation = _compiled(config, specs)
+        self.aggregation = _compiled(config.server, specs)
         self._state = self.aggregation.initialize([v.read_value() for v in model.trainable_variables])
         self._control = [] if user_states is None else [tf.zeros(spec.shape, spec.dtype) for spec in specs]
 

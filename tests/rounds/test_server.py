@@ -40,7 +40,7 @@ def private():
 @functools.cache
 def _of(name, weighted):
     """The aggregation of a name that users give. Read only."""
-    return _parts(build_aggregation_factory(FederatedConfig(ClientConfig(weighted=weighted), aggregator=name)))
+    return _parts(build_aggregation_factory(FederatedConfig(ClientConfig(weighted=weighted), aggregator=name).server))
 
 
 def _seed(*numbers):
