@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmark.privacy import audit, audit_text
+from benchmark.privacy import audit, audit_file, audit_text
 from benchmark.run import command
 from benchmark.run.flags import Flags, Role, Table, number, path
 from benchmark.run.names import AUDIT_FILE
@@ -29,7 +29,7 @@ FLAGS: Table = (
 def main(flags: Flags) -> int:
     """Answers on stdout."""
     run_dir = Path(flags.run_dir)
-    found = audit.read(run_dir / AUDIT_FILE)
+    found = audit_file.read(run_dir / AUDIT_FILE)
     if found is None:
         raise FlairError(
             f"--run_dir={run_dir}: has no {AUDIT_FILE}; scores are taken in training, so train with "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.federated.flags import TFF
 from benchmark.federated.settings import Setup
-from benchmark.privacy import audit, audit_text, noise_key
+from benchmark.privacy import audit, audit_file, audit_text, noise_key
 from benchmark.privacy.adaptive import sum_noise_multiplier
 from benchmark.privacy.caveats import KeyState, RunRecord
 from benchmark.privacy.local import local_announcement, make_local_statement
@@ -98,7 +98,7 @@ class Statements:
         if scores is None:
             return None
         claim = _audited_claim(plan, self._setup.config, rounds)
-        audit.write(self._run_dir / AUDIT_FILE, claim, scores)
+        audit_file.write(self._run_dir / AUDIT_FILE, claim, scores)
         return audit.audit(claim, scores)
 
 

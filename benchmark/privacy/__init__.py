@@ -8,6 +8,7 @@ __all__ = [
     "accounting",
     "adaptive",
     "audit",
+    "audit_file",
     "audit_text",
     "caveats",
     "comparison",

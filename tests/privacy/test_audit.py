@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from benchmark.privacy import accounting, audit, audit_text
+from benchmark.privacy import accounting, audit, audit_file, audit_text
 from benchmark.privacy.audit import CanaryScores, Claim, Influence, Noise
 from benchmark.privacy.rounding import rounded_down
 from flair.errors import FlairError
@@ -157,12 +157,12 @@ def test_what_noise_and_influence_prove_is_no_looser_number_of_another_accountan
 @pytest.mark.parametrize(("place", "value"), [("included", [1]), ("released", [0.5]), ("final", []), ("noise", [])])
 def test_scores_that_do_not_fit_together_are_refused_in_one_line(tmp_path, place, value):
     path = tmp_path / "audit.json"
-    audit.write(path, CLAIM, _scores(0.0))
+    audit_file.write(path, CLAIM, _scores(0.0))
     content = checked_json.read(path)
     (content["scores"] if place in content["scores"] else content)[place] = value
     checked_json.write(path, content)
     with pytest.raises(FlairError, match=r"audit.json: expected 10 canaries or more, each with two scores"):
-        audit.read(path)
+        audit_file.read(path)
 
 
 @pytest.mark.parametrize(
@@ -182,19 +182,19 @@ def test_scores_that_do_not_fit_together_are_refused_in_one_line(tmp_path, place
 )
 def test_numbers_that_no_run_has_are_refused_in_one_line(tmp_path, place, name, values):
     path = tmp_path / "audit.json"
-    audit.write(path, CLAIM, _scores(0.0))
+    audit_file.write(path, CLAIM, _scores(0.0))
     content = {key: value for key, value in checked_json.read(path).items() if key != "crc32c"}
     for value in values:
         content[place][name] = value
         path.write_text(json.dumps(content))
         with pytest.raises(FlairError, match="numbers that a run can have"):
-            audit.read(path)
+            audit_file.read(path)
 
 
 def test_another_file_with_a_checksum_is_no_audit(tmp_path):
     checked_json.write(tmp_path / "audit.json", {"setting": "federated"})
     with pytest.raises(FlairError, match=r"audit.json: is no audit"):
-        audit.read(tmp_path / "audit.json")
+        audit_file.read(tmp_path / "audit.json")
 
 
 @pytest.mark.parametrize(("canaries", "delta"), [(10, 1e-6), (100, 1e-4), (100, 1e-3)])
@@ -226,10 +226,10 @@ def test_the_text_has_the_numbers_and_rounds_bounds_down():
 
 def test_what_was_written_is_read_and_damage_is_refused(tmp_path):
     path, scores = tmp_path / "audit.json", _scores(1.0)
-    assert audit.read(path) is None
+    assert audit_file.read(path) is None
     for claim in (CLAIM, CLAIM._replace(epsilon=math.inf)):
-        audit.write(path, claim, scores)
-        read_claim, read_scores = audit.read(path)
+        audit_file.write(path, claim, scores)
+        read_claim, read_scores = audit_file.read(path)
         assert read_claim == claim
         assert audit.audit(read_claim, read_scores) == audit.audit(claim, scores)
     json.dumps(audit.audit(claim, scores), allow_nan=False)
@@ -237,7 +237,7 @@ def test_what_was_written_is_read_and_damage_is_refused(tmp_path):
     path.write_bytes(data.replace(b'"canaries":200', b'"canaries":201'))
     assert path.read_bytes() != data
     with pytest.raises(FlairError, match="checksum"):
-        audit.read(path)
+        audit_file.read(path)
     path.write_text('{"format": 1}')
     with pytest.raises(FlairError, match="claim: is missing"):
-        audit.read(path)
+        audit_file.read(path)
