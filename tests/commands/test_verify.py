@@ -308,6 +308,21 @@ def test_records_of_other_data_are_told(
     }, output
 
 
+def test_what_is_told_does_not_depend_on_the_number_of_workers(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tfrecords(copied, tmp_path / "records", num_workers=1)
+    for index in (3, 70, 150):
+        replace_photo(copied, index, lambda data, path: path.write_bytes(data[:-200]))
+    # Several tasks for each of them; where all photos are one task, no worker is started.
+    monkeypatch.setattr("flair.checks.comparison._PHOTOS_PER_TASK", 20)
+    told = []
+    for workers in (1, 2):
+        assert main([f"--dataset_dir={copied}", f"--tfrecords_dir={tmp_path / 'records'}", f"--num_workers={workers}"])
+        told.append(re.sub(r"[\d.]+ s\b", "", capsys.readouterr().out))
+    assert told[0] == told[1] and "3 of 160" in told[0]
+
+
 def test_missing_and_foreign_users_are_told(
     miniature: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,14 +43,15 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
     return list(json.loads((folder / "labels_and_metadata.json").read_text(encoding="utf-8")))
 
 
-def describe(place: Path) -> tuple[Path, dict[str, Any]]:
+def describe(place: Path, num_workers: int = 1) -> tuple[Path, dict[str, Any]]:
     """Where the description is, and what is in it."""
     flags = {
         ".hdf5": "hdf5_file",
         ".json": "testset",
         "": "dataset_dir" if place.name == "dataset" else "tfrecords_dir",
     }
-    output = run("flair.export", "--format=croissant", f"--{flags[place.suffix]}={place}", "--num_workers=1").stdout
+    place_flag, workers = f"--{flags[place.suffix]}={place}", f"--num_workers={num_workers}"
+    output = run("flair.export", "--format=croissant", place_flag, workers).stdout
     path = place / "croissant.json" if place.is_dir() else place.with_suffix(".croissant.json")
     assert output.startswith(f"Wrote {path}: ") and f"Next: mlcroissant.Dataset('{path}') in Python" in output
     return path, json.loads(path.read_text(encoding="utf-8"))
@@ -84,6 +85,18 @@ def mentions(value: Any) -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
             yield from mentions(item)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "tfrecords"])
+def test_the_description_does_not_depend_on_the_number_of_workers(
+    places: Path, described: Described, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Several tasks for each of them; where all files are one task, no worker is started.
+    monkeypatch.setattr("flair.publishing.description._FILES_PER_TASK", 10)
+    path, expected = described[kind]
+    checksums = (places / kind / "SHA256SUMS").read_text()
+    assert describe(places / kind, num_workers=2) == (path, expected)
+    assert (places / kind / "SHA256SUMS").read_text() == checksums
 
 
 @pytest.mark.parametrize("kind", KINDS)
