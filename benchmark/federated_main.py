@@ -86,6 +86,7 @@ def _dry_run(flags: Flags, records: Records, task: Task) -> None:
 
     setup = Setup.of(flags, records, task, dry_run.num_clients(flags, population))
     network = _network(flags, task)
+    statements.check(setup, trainable.num_weights(network))
     with tempfile.TemporaryDirectory() as folder:
         states = None
         if flags.algorithm == SCAFFOLD:
@@ -119,6 +120,8 @@ def _train(
     run.check_inputs(data, restored)  # before the network is built, and features are computed
     check_same(run.path / PRIVACY_FILE, setup.spent_before)
     model = _network(flags, task)
+    num_weights = trainable.num_weights(model)
+    statements.check(setup, num_weights)  # before a key is drawn
     digest = start.network_digest(flags, model)
     key = None
     if settings.has_noise(flags) or settings.is_local(flags):
@@ -158,8 +161,6 @@ def _train(
 
     # Whoever never takes part would hold the mean of all control variates near zero.
     users_of_run = cohort_of(0) if flags.reuse_clients else client_ids
-    num_weights = trainable.num_weights(model)
-    statements.check(setup, num_weights)
     states = settings.user_states(flags, run.path, users_of_run, num_weights)
     if states is not None and not run.has_begun:
         states.claim()  # before features are computed

@@ -47,7 +47,7 @@ def rdp_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
     """
     if rounds == 0:
         return 0.0
-    return renyi.composed_epsilon([(noise_multiplier, sampling_probability, rounds)], delta)
+    return renyi.epsilon_of_releases([(noise_multiplier, sampling_probability, rounds)], delta)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -97,7 +97,7 @@ def composed_epsilon(accountant: str, releases: tuple[tuple[float, float, int], 
     releases = tuple(one for one in releases if one[2] > 0)
     if len(releases) < 2:
         return sum(epsilon(accountant, *one, delta) for one in releases)
-    by_rdp = renyi.composed_epsilon(releases, delta)
+    by_rdp = renyi.epsilon_of_releases(releases, delta)
     if accountant != "pld":
         return by_rdp
     single = [(noise / math.sqrt(rounds), q, 1) if q == 1.0 else (noise, q, rounds) for noise, q, rounds in releases]

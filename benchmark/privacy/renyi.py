@@ -5,8 +5,9 @@ Renyi divergences of rounds add up at every order, and each order gives a bound 
 milliseconds each. Few need to be asked: (order - 1) times the divergence is convex in the order, so that what is known
 at some orders bounds it from below at the others, and those that cannot have the least epsilon are left out.
 
-Guarantee: the epsilon is that of one of dp_accounting's orders, so it is an upper bound whichever are asked; and it is
-the least of all of them.
+Guarantee: the epsilon is that of one of dp_accounting's orders, so it is an upper bound whichever are asked. It is the
+least of all of them as far as what dp_accounting computes is convex, too: between random orders it was by 2e-13 a
+round, of which `_CONVEX` allows fifty times as much.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 _FIRST_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0, 63.0)  # whole numbers, which take a hundredth of the time of fractions
-_LEAST_LOG_MOMENT = 3e-14  # of a round
-_BOUND_ROUNDING, _RELATIVE_ROUNDING = 1e-11, 1e-9  # of a round, and of all: far more than dp_accounting's
+_UNRESOLVED = 3e-14  # added to the log moment of every round: what a double does not tell from nothing
+_CONVEX = 1e-11  # how far the log moment of a round, as it is computed, may lie below a convex function
+_RELATIVE_ROUNDING = 1e-9  # of log moments and epsilons of all rounds
 
 
 def epsilon_of(orders: Sequence[float] | np.ndarray, rdp: np.ndarray, delta: float) -> float:
@@ -31,22 +33,22 @@ def epsilon_of(orders: Sequence[float] | np.ndarray, rdp: np.ndarray, delta: flo
     return float(dp_accounting.rdp.compute_epsilon(orders, rdp, delta)[0])
 
 
-def composed_epsilon(releases: Sequence[tuple[float, float, int]], delta: float) -> float:
+def epsilon_of_releases(releases: Sequence[tuple[float, float, int]], delta: float) -> float:
     """The epsilon of all of `releases` together: noise multiplier, sampling probability and how often, of each."""
     import numpy as np
 
     orders, rounds = _orders(), sum(one[2] for one in releases)
     log_moments, least = {1.0: 0.0}, math.inf
     asked: tuple[float, ...] = _FIRST_ORDERS
-    while True:  # until no order is left that can have less than the least found
+    while True:  # until no order can have less than the least found; every turn asks another one
         # Where a round costs less than double precision resolves, dp_accounting says 0, which is true of no noise.
-        least_rdp = _LEAST_LOG_MOMENT / (np.array(asked) - 1)
-        rdp = sum(count * (of_a_round(noise, q, asked) + least_rdp) for noise, q, count in releases)
+        unresolved = _UNRESOLVED / (np.array(asked) - 1)
+        rdp = sum(count * (of_a_round(noise, q, asked) + unresolved) for noise, q, count in releases)
         least = min(least, epsilon_of(asked, rdp, delta))
         if least == 0 or math.isinf(least):
             return least
         log_moments |= {order: (order - 1) * divergence for order, divergence in zip(asked, rdp, strict=True)}
-        at_least = _least_log_moments(orders, log_moments) * (1 - _RELATIVE_ROUNDING) - rounds * _BOUND_ROUNDING
+        at_least = _least_log_moments(orders, log_moments) * (1 - _RELATIVE_ROUNDING) - rounds * _CONVEX
         at_least = at_least.clip(min=0) / (orders - 1)
         # As `compute_epsilon` of dp_accounting.
         epsilons = at_least + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
@@ -60,7 +62,8 @@ def composed_epsilon(releases: Sequence[tuple[float, float, int]], delta: float)
 def _least_log_moments(orders: np.ndarray, known: dict[float, float]) -> np.ndarray:
     """The least that (order - 1) * rdp can be at `orders`, from what it is at some: it is convex, and 0 at order 1.
 
-    Between two known ones it lies above the lines through the two before and through the two after.
+    It lies above the line through the two known orders below and above that through the two above, where there are two;
+    between order 1 and the next, 0 is what is known from below.
     """
     import numpy as np
 

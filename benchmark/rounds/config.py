@@ -98,7 +98,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What the server does with the clients' updates: all that the graphs of a round depend on.
+    """What the server does with the clients' updates: all that the graphs of a round depend on, beside the weights.
 
     Attributes:
       weighted: as of the clients.

@@ -232,11 +232,11 @@ class NearPairs:
             )
         photos = [read_pixels(self._context.dataset_dir, record).data for record in records]
         rows, distances = [], []
-        of, one, mirrored = -1, np.empty(0), np.empty(0)
+        of, one = -1, np.empty(0)
 
-        def distance(one: NDArray[np.float64], other: NDArray[np.uint8]) -> int:
+        def distance(photo: NDArray[np.float64], other: NDArray[np.uint8]) -> int:
             # A sum of whole numbers below 2^53, which float64 adds without an error.
-            difference = np.subtract(one, other).reshape(-1)
+            difference = np.subtract(photo, other).reshape(-1)
             return int(np.einsum("i,i->", difference, difference))
 
         with Progress(self._scope.num_pairs(), "every pair in full", "pair") as progress:
@@ -245,10 +245,9 @@ class NearPairs:
                     continue
                 if of != first:
                     of, one = first, photos[first].astype(np.float64)
-                    mirrored = np.ascontiguousarray(one[:, ::-1])
                 direct = turned = distance(one, photos[second])
                 if self._context.both_orientations:
-                    turned = distance(mirrored, photos[second])
+                    turned = distance(one[:, ::-1], photos[second])
                 if min(direct, turned) <= self._limit:
                     rows.append((first, second))
                     distances.append((min(direct, turned), turned < direct))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,7 +90,23 @@ def test_a_fault_is_said_aloud_everywhere(train):
 def test_canaries_where_they_prove_nothing_are_refused_in_one_line(tfrecords, tmp_path, flags, named):
     places = f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", f"--feature_dir={tmp_path / 'features'}"
     assert named in refused(FEDERATED, *places, *SMALL, *flags)
-    assert not (tmp_path / "features").exists()  # of a large data set they take hours
+    _assert_nothing_was_begun(tmp_path)
+    assert named in refused(FEDERATED, *places, *SMALL, *flags, "--dry_run")
+
+
+def _assert_nothing_was_begun(folder):
+    assert not (folder / "features").exists()  # of a large data set they take hours
+    assert not list(folder.rglob("noise.key"))
+
+
+def test_noise_without_room_in_memory_is_refused_before_anything_is_begun(tfrecords, tmp_path, monkeypatch):
+    asked = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: 5 if name == "SC_PHYS_PAGES" else asked(name))
+    flags = (*SMALL, "--noise_multiplier=1", "--aggregator=banded", "--bands=3", "--total_rounds=6")
+    places = f"--tfrecords_dir={tfrecords}", f"--save_model_dir={tmp_path}", f"--feature_dir={tmp_path / 'features'}"
+    for more in ((), ("--dry_run",)):
+        assert "3 bands: the noise of 2 rounds" in refused(FEDERATED, *places, *flags, *more)
+    _assert_nothing_was_begun(tmp_path)
 
 
 def test_what_cannot_be_audited_is_refused_in_one_line(tmp_path):

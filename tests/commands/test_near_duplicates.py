@@ -179,6 +179,18 @@ def test_only_the_pairs_asked_for_are_found(planted: Planted, audited: Path, tmp
     assert found
 
 
+def test_mirrored_copies_are_left_out_on_request(planted: Planted, audited: Path, tmp_path: Path) -> None:
+    flags = ["--no_mirrored", f"--cache_dir={audited / 'cache'}"]
+    for name, more in {"search": [], "brute": ["--brute_force"]}.items():
+        assert audit(planted.dataset_dir, tmp_path / name, *flags, *more).returncode == 0
+    assert outputs(tmp_path / "search") == outputs(tmp_path / "brute")
+    everything, found = (
+        {tuple(pair["image_ids"]) for pair in read(folder, "duplicate_pairs.json")}
+        for folder in (audited, tmp_path / "search")
+    )
+    assert everything - found == {tuple(planted.groups["mirrored"])} and found < everything
+
+
 def test_a_second_run_computes_nothing_and_a_changed_photo_is_seen(planted: Planted, tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     shutil.copytree(planted.dataset_dir, dataset)

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from benchmark.privacy import accounting
+from benchmark.privacy import accounting, renyi
 from flair.errors import FlairError
 
 USERS = 41_131
@@ -78,6 +78,25 @@ def test_rdp_epsilon_is_what_dp_accounting_composes(noise_multiplier, q, rounds,
     accountant = dp_accounting.rdp.RdpAccountant().compose(_event(noise_multiplier, q, rounds))
     ours = accounting.rdp_epsilon(noise_multiplier, q, rounds, delta)
     assert ours == pytest.approx(accountant.get_epsilon(delta), rel=1e-6)
+
+
+def _logarithmic(least, most):
+    return st.floats(math.log(least), math.log(most)).map(math.exp)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    noises=st.lists(st.tuples(_logarithmic(0.03, 1e3), _logarithmic(1e-8, 1.0)), min_size=1, max_size=2),
+    asked=st.lists(st.tuples(_logarithmic(1, 1e9), _logarithmic(1e-300, 0.5)), min_size=10, max_size=10),
+)
+def test_the_orders_that_rdp_does_not_ask_have_no_smaller_epsilon(noises, asked):
+    orders = dp_accounting.rdp.RdpAccountant().orders
+    assert set(renyi._FIRST_ORDERS) <= set(orders)
+    rounds = [renyi.of_a_round(*one, tuple(orders)) + renyi._UNRESOLVED / (orders - 1) for one in noises]
+    for count, delta in asked:
+        releases = [(*one, int(count)) for one in noises]
+        of_all = renyi.epsilon_of(orders, sum(int(count) * one for one in rounds), delta)
+        assert renyi.epsilon_of_releases(releases, delta) == of_all
 
 
 def test_rdp_never_rounds_a_round_down_to_nothing():
