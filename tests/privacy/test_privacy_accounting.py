@@ -87,7 +87,7 @@ def _logarithmic(least, most):
 @settings(max_examples=12, deadline=None)
 @given(
     noises=st.lists(st.tuples(_logarithmic(0.03, 1e3), _logarithmic(1e-8, 1.0)), min_size=1, max_size=2),
-    asked=st.lists(st.tuples(_logarithmic(1, 1e9), _logarithmic(1e-300, 0.5)), min_size=10, max_size=10),
+    asked=st.lists(st.tuples(_logarithmic(1, 1e9), _logarithmic(1e-300, 0.5)), min_size=60, max_size=60),
 )
 def test_the_orders_that_rdp_does_not_ask_have_no_smaller_epsilon(noises, asked):
     orders = dp_accounting.rdp.RdpAccountant().orders
