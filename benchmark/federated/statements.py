@@ -117,18 +117,21 @@ def report(summary: dict[str, Any], run_dir: Path) -> None:
 
 
 def check(setup: Setup, num_weights: int) -> None:
-    """Refuses noise that has no room in memory, and too many canaries, before features are computed."""
-    if setup.privacy_plan is not None:
-        check_noise_memory(setup.privacy_plan, num_weights)
-        if setup.flags.audit_canaries:
-            audit_cost(setup, setup.privacy_plan, num_weights)
+    """Refuses noise that has no room in memory, and so many canaries that an adaptive clip norm follows them."""
+    plan, canaries = setup.privacy_plan, setup.flags.audit_canaries
+    if plan is None:
+        return
+    check_noise_memory(plan, num_weights)
+    if canaries and _settled_quantile(setup, _canaries_cost(setup, plan, num_weights)) >= 1:
+        raise FlairError(
+            f"--audit_canaries={canaries}: so many, beside {plan.num_users:,} users, would raise an adaptive clip "
+            "norm for ever, since canaries are always clipped; give fewer, or --target_unclipped_quantile=0"
+        )
 
 
 def audit_cost(setup: Setup, plan: PrivacyPlan, num_weights: int) -> list[str]:
-    """What the canaries will cost and can show, in words; refuses so many that an adaptive clip norm follows them."""
-    claim, canaries = _audited_claim(plan, setup.config, plan.request.total_rounds), setup.flags.audit_canaries
-    assert setup.config.noise is not None
-    cost = audit.cost(claim, canaries / 2, num_weights)
+    """What the canaries will cost and can show, in words."""
+    canaries, cost = setup.flags.audit_canaries, _canaries_cost(setup, plan, num_weights)
     provable, delta = audit.most_provable(canaries, plan.delta), rounded_up(plan.delta)
     lines = [
         f"{canaries:,} canaries, half of them in: {audit_text.cost_text(cost)}",
@@ -136,17 +139,24 @@ def audit_cost(setup: Setup, plan: PrivacyPlan, num_weights: int) -> list[str]:
         if provable > 0
         else f"at delta {delta} guesses can prove no epsilon (--delta=1e-6 would let them); noise and influence can",
     ]
-    target = setup.config.noise.target_unclipped_quantile
-    if target:
-        # A canary is always clipped, and TFF's count is of the expected users: it is off by a half for each canary.
-        settled = target + cost["part_of_cohort"] / 2
-        if settled >= 1:
-            raise FlairError(
-                f"--audit_canaries={canaries}: so many, beside {plan.num_users:,} users, would raise an adaptive clip "
-                "norm for ever, since canaries are always clipped; give fewer, or --target_unclipped_quantile=0"
-            )
+    if settled := _settled_quantile(setup, cost):
+        target = setup.flags.target_unclipped_quantile
         lines.append(f"the clip norm settles where {settled:.3g} of the users' updates are not clipped, not {target:g}")
     return lines
+
+
+def _canaries_cost(setup: Setup, plan: PrivacyPlan, num_weights: int) -> dict[str, float]:
+    claim = _audited_claim(plan, setup.config, plan.request.total_rounds)
+    return audit.cost(claim, setup.flags.audit_canaries / 2, num_weights)
+
+
+def _settled_quantile(setup: Setup, cost: dict[str, float]) -> float:
+    """The part of users' updates that an adaptive clip norm comes to leave unclipped; 0 where it is fixed."""
+    noise = setup.config.noise
+    if noise is None or not noise.target_unclipped_quantile:
+        return 0.0
+    # A canary is always clipped, and TFF's count is of the expected users: it is off by a half for each canary.
+    return noise.target_unclipped_quantile + cost["part_of_cohort"] / 2
 
 
 def check_noise_memory(plan: PrivacyPlan, num_weights: int) -> None:
