@@ -67,8 +67,8 @@ def pld_epsilon(noise_multiplier: float, sampling_probability: float, rounds: in
         return rdp_epsilon(*release, delta)
     # Losses are rounded up, so that every width gives a valid bound: a wide one wastes epsilon, a narrow one memory,
     # which is bounded where epsilon is huge.
-    interval = _fine_interval(noise_multiplier, sampling_probability)
-    interval = max(interval, rdp_epsilon(*release, delta) / MAX_LOSS_BUCKETS)
+    fine = _fine_interval(noise_multiplier, sampling_probability)
+    interval = max(fine, rdp_epsilon(*release, delta) / MAX_LOSS_BUCKETS)
     try:
         one_round = _one_round_pld(noise_multiplier, sampling_probability, interval)
     except OverflowError:  # as above, with many rounds

@@ -6,8 +6,8 @@ milliseconds each. Few need to be asked: (order - 1) times the divergence is con
 at some orders bounds it from below at the others, and those that cannot have the least epsilon are left out.
 
 Guarantee: the epsilon is that of one of dp_accounting's orders, so it is an upper bound whichever are asked. It is the
-least of all of them as far as what dp_accounting computes is convex, too: between random orders it was by 2e-13 a
-round, of which `_CONVEX` allows fifty times as much.
+least of all of them as far as what dp_accounting computes is convex, too: between random orders it fell short of that
+by 2e-13 a round at most, and `_CONVEX` allows fifty times as much.
 """
 
 from __future__ import annotations

@@ -232,7 +232,6 @@ class NearPairs:
             )
         photos = [read_pixels(self._context.dataset_dir, record).data for record in records]
         rows, distances = [], []
-        of, one = -1, np.empty(0)
 
         def distance(photo: NDArray[np.float64], other: NDArray[np.uint8]) -> int:
             # A sum of whole numbers below 2^53, which float64 adds without an error.
@@ -240,18 +239,18 @@ class NearPairs:
             return int(np.einsum("i,i->", difference, difference))
 
         with Progress(self._scope.num_pairs(), "every pair in full", "pair") as progress:
-            for first, second in itertools.combinations(range(len(photos)), 2):
-                if not self._scope.has(np.array([first]), np.array([second]))[0]:
-                    continue
-                if of != first:
-                    of, one = first, photos[first].astype(np.float64)
-                direct = turned = distance(one, photos[second])
-                if self._context.both_orientations:
-                    turned = distance(one[:, ::-1], photos[second])
-                if min(direct, turned) <= self._limit:
-                    rows.append((first, second))
-                    distances.append((min(direct, turned), turned < direct))
-                progress.add()
+            for first, photo in enumerate(photos):
+                one = photo.astype(np.float64)  # once for all of its pairs
+                for second in range(first + 1, len(photos)):
+                    if not self._scope.has(np.array([first]), np.array([second]))[0]:
+                        continue
+                    direct = turned = distance(one, photos[second])
+                    if self._context.both_orientations:
+                        turned = distance(one[:, ::-1], photos[second])
+                    if min(direct, turned) <= self._limit:
+                        rows.append((first, second))
+                        distances.append((min(direct, turned), turned < direct))
+                    progress.add()
         self.compared = Work(self._scope.num_pairs())
         pairs = np.array(rows, CANDIDATE)
         return near_pairs(pairs, np.array(distances, compare.DISTANCE), self._signatures.table)
